@@ -1,0 +1,58 @@
+//! Where inference runs.
+
+use std::{fmt, str::FromStr};
+
+use crate::{Error, Result};
+
+/// The device that inference runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best that is there.
+    #[default]
+    Auto,
+    Cpu,
+    /// A CUDA device by its index.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The device that will really run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a CUDA device is asked for: this build has no CUDA engine.
+    pub fn resolve(self) -> Result<Self> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(Self::Cpu),
+            Self::Cuda(_) => Err(Error::Device(format!(
+                "device '{self}' cannot be used: this build has no CUDA engine; use device=cpu or device=auto"
+            ))),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`.
+    fn from_str(s: &str) -> Result<Self> {
+        match s.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(index)) => Ok(Self::Cuda(index)),
+            None if s == "auto" => Ok(Self::Auto),
+            None if s == "cpu" => Ok(Self::Cpu),
+            None if s == "cuda" => Ok(Self::Cuda(0)),
+            _ => Err(Error::Device(format!(
+                "'{s}' is no device: use auto, cpu, cuda or cuda:N"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A trained student compiled to a plan.

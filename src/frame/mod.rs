@@ -1,0 +1,226 @@
+//! What a video frame is: planes with strides, pixel formats, colour matrices and ranges, resampling.
+//!
+//! Everything here works on samples normalised to f32: luma and R, G, B, A 0 (black) to 1 (white), chroma
+//! -0.5 to 0.5. Excursions beyond the nominal range (super-white in limited-range video) are kept.
+
+mod color;
+mod format;
+pub mod resample;
+mod samples;
+
+pub use color::{ChromaSite, Colorimetry, Matrix, Range};
+pub use format::{Component, ComponentLayout, PixelFormat};
+
+use crate::{Error, Result};
+
+/// Largest width or height of a frame, in pixels.
+pub const MAX_SIDE: usize = 32768;
+
+/// What a frame holds, without its samples.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FrameInfo {
+    pub format: PixelFormat,
+    /// In pixels, 1 to [`MAX_SIDE`].
+    pub width: usize,
+    /// In pixels, 1 to [`MAX_SIDE`].
+    pub height: usize,
+    pub colorimetry: Colorimetry,
+    pub chroma_site: ChromaSite,
+}
+
+/// One plane of a borrowed frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Plane<'a> {
+    pub data: &'a [u8],
+    /// Bytes from one row to the next, at least the row's bytes.
+    pub stride: usize,
+}
+
+/// One plane of a mutably borrowed frame.
+#[derive(Debug)]
+pub struct PlaneMut<'a> {
+    pub data: &'a mut [u8],
+    /// Bytes from one row to the next, at least the row's bytes.
+    pub stride: usize,
+}
+
+/// A frame that is read: borrowed planes, checked to hold what `info` says.
+#[derive(Debug)]
+pub struct FrameRef<'a> {
+    info: FrameInfo,
+    planes: Vec<Plane<'a>>,
+}
+
+/// A frame that is written: borrowed planes, checked to hold what `info` says.
+#[derive(Debug)]
+pub struct FrameMut<'a> {
+    info: FrameInfo,
+    planes: Vec<PlaneMut<'a>>,
+}
+
+/// A frame that owns its samples, planes without padding.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    info: FrameInfo,
+    planes: Vec<Vec<u8>>,
+}
+
+impl FrameInfo {
+    /// A frame of `width` x `height` in `format`, with the colorimetry that video of this size has by default.
+    pub fn new(format: PixelFormat, width: usize, height: usize) -> Self {
+        Self {
+            format,
+            width,
+            height,
+            colorimetry: Colorimetry::default_for(format, height),
+            chroma_site: ChromaSite::default(),
+        }
+    }
+
+    /// The same kind of frame in another size; colorimetry and chroma site stay as they are.
+    pub fn with_size(self, width: usize, height: usize) -> Self {
+        Self {
+            width,
+            height,
+            ..self
+        }
+    }
+
+    fn check(&self, planes: &[(usize, usize)]) -> Result<()> {
+        let (w, h) = (self.width, self.height);
+        if !(1..=MAX_SIDE).contains(&w) || !(1..=MAX_SIDE).contains(&h) {
+            return Err(Error::Frame(format!(
+                "a frame of {w}x{h} pixels: sides must be 1 to {MAX_SIDE}"
+            )));
+        }
+        if planes.len() != self.format.planes() {
+            return Err(Error::Frame(format!(
+                "{} has {} planes, {} given",
+                self.format.name(),
+                self.format.planes(),
+                planes.len()
+            )));
+        }
+        for (i, &(len, stride)) in planes.iter().enumerate() {
+            let (row, rows) = self.format.plane_size(i, w, h);
+            let need = (rows - 1)
+                .checked_mul(stride)
+                .and_then(|n| n.checked_add(row));
+            if stride < row || need.is_none_or(|n| len < n) {
+                return Err(Error::Frame(format!(
+                    "plane {i} of a {w}x{h} {} frame holds {len} bytes with stride {stride}: \
+                     {rows} rows of {row} bytes do not fit",
+                    self.format.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> FrameRef<'a> {
+    /// # Errors
+    /// [`Error::Frame`] when a side is out of range, the number of planes is not the format's, or a plane is
+    /// too short for its stride and rows.
+    pub fn new(info: FrameInfo, planes: Vec<Plane<'a>>) -> Result<Self> {
+        info.check(
+            &planes
+                .iter()
+                .map(|p| (p.data.len(), p.stride))
+                .collect::<Vec<_>>(),
+        )?;
+        Ok(Self { info, planes })
+    }
+
+    pub fn info(&self) -> &FrameInfo {
+        &self.info
+    }
+
+    pub fn planes(&self) -> &[Plane<'a>] {
+        &self.planes
+    }
+}
+
+impl<'a> FrameMut<'a> {
+    /// # Errors
+    /// As [`FrameRef::new`].
+    pub fn new(info: FrameInfo, planes: Vec<PlaneMut<'a>>) -> Result<Self> {
+        info.check(
+            &planes
+                .iter()
+                .map(|p| (p.data.len(), p.stride))
+                .collect::<Vec<_>>(),
+        )?;
+        Ok(Self { info, planes })
+    }
+
+    pub fn info(&self) -> &FrameInfo {
+        &self.info
+    }
+
+    pub fn planes_mut(&mut self) -> &mut [PlaneMut<'a>] {
+        &mut self.planes
+    }
+}
+
+impl Frame {
+    /// A frame of zero bytes.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side is out of range.
+    pub fn new(info: FrameInfo) -> Result<Self> {
+        let sizes: Vec<_> = (0..info.format.planes())
+            .map(|p| info.format.plane_size(p, info.width, info.height))
+            .collect();
+        info.check(
+            &sizes
+                .iter()
+                .map(|&(row, rows)| (row * rows, row))
+                .collect::<Vec<_>>(),
+        )?;
+        Ok(Self {
+            info,
+            planes: sizes
+                .iter()
+                .map(|&(row, rows)| vec![0; row * rows])
+                .collect(),
+        })
+    }
+
+    pub fn info(&self) -> &FrameInfo {
+        &self.info
+    }
+
+    /// The bytes of plane `i`, rows without padding.
+    pub fn plane(&self, i: usize) -> &[u8] {
+        &self.planes[i]
+    }
+
+    pub fn plane_mut(&mut self, i: usize) -> &mut [u8] {
+        &mut self.planes[i]
+    }
+
+    pub fn as_ref(&self) -> FrameRef<'_> {
+        let info = self.info;
+        let planes = self.planes.iter().enumerate().map(|(i, data)| Plane {
+            data,
+            stride: info.format.plane_size(i, info.width, info.height).0,
+        });
+        FrameRef {
+            info,
+            planes: planes.collect(),
+        }
+    }
+
+    pub fn as_mut(&mut self) -> FrameMut<'_> {
+        let info = self.info;
+        let planes = self.planes.iter_mut().enumerate().map(|(i, data)| PlaneMut {
+            data,
+            stride: info.format.plane_size(i, info.width, info.height).0,
+        });
+        FrameMut {
+            info,
+            planes: planes.collect(),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Separable resampling of f32 planes.

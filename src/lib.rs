@@ -1,0 +1,32 @@
+//! Video super-resolution with one-step diffusion students.
+//!
+//! The front door is [`Upscaler`]: it loads a model file and upscales frames.
+//!
+//! ```no_run
+//! use tadsr::{Device, Upscaler, frame::{Frame, FrameInfo, PixelFormat}};
+//!
+//! let frame = Frame::new(FrameInfo::new(PixelFormat::I420, 640, 360))?;
+//! let large = Upscaler::load("tiny", Device::Auto)?.upscale(&frame)?;
+//! assert_eq!((large.info().width, large.info().height), (1280, 720));
+//! # Ok::<(), tadsr::Error>(())
+//! ```
+//!
+//! The rooms of the house, from the bottom up: [`frame`] (video frames), [`ops`] (operators with fast kernels),
+//! [`nn`] (networks), [`model`] (model files), [`engine`] (a trained student compiled to a plan), [`metrics`],
+//! and behind the `train` feature `train` (data, losses, loops).
+
+mod device;
+pub mod engine;
+mod error;
+pub mod frame;
+pub mod metrics;
+pub mod model;
+pub mod nn;
+pub mod ops;
+#[cfg(feature = "train")]
+pub mod train;
+mod upscaler;
+
+pub use device::Device;
+pub use error::{Error, Result};
+pub use upscaler::Upscaler;

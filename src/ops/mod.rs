@@ -1,0 +1,1 @@
+//! candle custom operators with fast kernels.
