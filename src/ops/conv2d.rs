@@ -1,0 +1,279 @@
+//! 2-d convolution as a candle operator.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::cpu::{
+    Isa,
+    conv::{self, Activation, ConvShape, PackedConv},
+};
+
+/// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
+/// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. All f32.
+///
+/// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a positive slope (the
+/// sign of the output is then the sign of the input). With another activation it is for inference: its backward
+/// is an error.
+///
+/// # Errors
+/// When shapes do not fit, the kernel is larger than the padded input, or the padding as large as the kernel.
+pub fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: usize,
+    pad: usize,
+    activation: Activation,
+) -> Result<Tensor> {
+    let op = Conv2d {
+        stride,
+        pad,
+        activation,
+    };
+    x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+}
+
+#[derive(Clone, Copy)]
+struct Conv2d {
+    stride: usize,
+    pad: usize,
+    activation: Activation,
+}
+
+impl Conv2d {
+    fn shape(&self, x: &Shape, weight: &Shape, bias: &Shape) -> Result<ConvShape> {
+        let (n, h, w, channels) = x.dims4()?;
+        let (co, ci, kh, kw) = weight.dims4()?;
+        if ci != channels || bias.dims1()? != co {
+            bail!("conv2d: input {x:?}, weight {weight:?} and bias {bias:?} do not fit together");
+        }
+        let shape = ConvShape {
+            n,
+            h,
+            w,
+            ci,
+            co,
+            kh,
+            kw,
+            stride: self.stride,
+            pad: self.pad,
+        };
+        if self.stride == 0 || kh == 0 || kw == 0 || self.pad >= kh.min(kw) {
+            bail!(
+                "conv2d: no convolution with stride 0 or padding as large as the kernel: {shape:?}"
+            );
+        }
+        if shape.output().0 == 0 || shape.output().1 == 0 {
+            bail!("conv2d: the kernel is larger than the padded input: {shape:?}");
+        }
+        Ok(shape)
+    }
+
+    /// The gradient before the activation.
+    fn before_activation(&self, res: &Tensor, grad: &Tensor) -> Result<Vec<f32>> {
+        let mut grad = to_vec(grad)?;
+        match self.activation {
+            Activation::None => {}
+            Activation::LeakyRelu(slope) if slope > 0.0 => {
+                with_slice(res, |y| {
+                    for (g, &y) in grad.iter_mut().zip(y) {
+                        *g *= if y > 0.0 { 1.0 } else { slope };
+                    }
+                })?;
+            }
+            other => bail!("conv2d: no gradient through the fused activation {other:?}"),
+        }
+        Ok(grad)
+    }
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d-nhwc"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let shape = self.shape(x_layout.shape(), w_layout.shape(), b_layout.shape())?;
+        let (oh, ow) = shape.output();
+        let packed = PackedConv::new(
+            &shape,
+            slice(w, w_layout)?,
+            Some(slice(b, b_layout)?),
+            Isa::best(),
+        );
+        let mut y = vec![0.0f32; shape.n * oh * ow * shape.co];
+        packed.forward(&shape, slice(x, x_layout)?, self.activation, &mut y);
+        Ok((CpuStorage::F32(y), (shape.n, oh, ow, shape.co).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let shape = self.shape(x.shape(), w.shape(), b.shape())?;
+        let gy = self.before_activation(res, &grad.contiguous()?)?;
+        let (device, isa) = (x.device(), Isa::best());
+        let gx = if x.track_op() {
+            let mut gx = vec![0.0f32; x.elem_count()];
+            with_slice(w, |w| conv::grad_input(&shape, &gy, w, isa, &mut gx))?;
+            Some(Tensor::from_vec(gx, x.shape(), device)?)
+        } else {
+            None
+        };
+        let gw = if w.track_op() {
+            let mut gw = vec![0.0f32; w.elem_count()];
+            with_slice(x, |x| conv::grad_weight(&shape, x, &gy, isa, &mut gw))?;
+            Some(Tensor::from_vec(gw, w.shape(), device)?)
+        } else {
+            None
+        };
+        let gb = if b.track_op() {
+            let gb = conv::grad_bias(shape.co, &gy);
+            Some(Tensor::from_vec(gb, b.shape(), device)?)
+        } else {
+            None
+        };
+        Ok((gx, gw, gb))
+    }
+}
+
+/// The values of a contiguous f32 tensor's storage.
+pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let values: &[f32] = storage.as_slice()?;
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&values[from..to]),
+        None => bail!("a contiguous tensor is needed, not {layout:?}"),
+    }
+}
+
+/// Runs `f` on the values of a contiguous f32 tensor in CPU memory.
+pub(super) fn with_slice<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        candle_core::Storage::Cpu(cpu) => Ok(f(slice(cpu, layout)?)),
+        _ => bail!("this operator has no kernel for {:?}", t.device()),
+    }
+}
+
+pub(super) fn to_vec(t: &Tensor) -> Result<Vec<f32>> {
+    with_slice(t, <[f32]>::to_vec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    fn random(shape: impl Into<Shape>) -> Var {
+        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    /// candle's own convolution on the same layout.
+    fn candle(x: &Tensor, w: &Tensor, b: &Tensor, stride: usize, pad: usize) -> Tensor {
+        let y = x
+            .permute((0, 3, 1, 2))
+            .unwrap()
+            .conv2d(w, pad, stride, 1, 1)
+            .unwrap();
+        y.permute((0, 2, 3, 1)).unwrap().broadcast_add(b).unwrap()
+    }
+
+    fn assert_close(a: &Tensor, b: &Tensor, what: &str) {
+        let (a, b) = (
+            a.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            b.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+        );
+        assert_eq!(a.len(), b.len(), "{what}");
+        for (a, b) in a.iter().zip(&b) {
+            assert!(
+                (a - b).abs() <= 2e-4 * (1.0 + b.abs()),
+                "{what}: {a}, not {b}"
+            );
+        }
+    }
+
+    #[test]
+    fn values_and_gradients_are_candles() {
+        for (stride, pad, k) in [(1, 1, 3), (2, 1, 3), (1, 0, 1), (1, 2, 5)] {
+            let (x, w, b) = (random((2, 9, 10, 5)), random((7, 5, k, k)), random(7));
+            let ours = conv2d(&x, &w, &b, stride, pad, Activation::None).unwrap();
+            let theirs = candle(&x, &w, &b, stride, pad);
+            assert_close(&ours, &theirs, "values");
+            let ours = ours.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let theirs = theirs.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            for (name, var) in [("x", &x), ("weight", &w), ("bias", &b)] {
+                let (a, b) = (ours.get(var).unwrap(), theirs.get(var).unwrap());
+                assert_close(
+                    a,
+                    b,
+                    &format!("gradient of {name}, stride {stride}, pad {pad}"),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_through_leaky_relu_are_finite_differences() {
+        let (x, w, b) = (random((1, 5, 6, 3)), random((4, 3, 3, 3)), random(4));
+        let target = random((1, 5, 6, 4));
+        let loss = |x: &Tensor, w: &Tensor, b: &Tensor| {
+            let y = conv2d(x, w, b, 1, 1, Activation::LeakyRelu(0.2)).unwrap();
+            (y * target.as_tensor()).unwrap().sum_all().unwrap()
+        };
+        let grads = loss(&x, &w, &b).backward().unwrap();
+        for var in [&x, &w, &b] {
+            let grad = grads.get(var).unwrap();
+            let direction = Tensor::randn(0f32, 1.0, var.shape(), &Device::Cpu).unwrap();
+            let step = 1e-3;
+            let moved = |sign: f64| {
+                let to = (var.as_tensor() + (&direction * (sign * step)).unwrap()).unwrap();
+                let pick = |v: &Var| {
+                    if v.id() == var.id() {
+                        to.clone()
+                    } else {
+                        v.as_tensor().clone()
+                    }
+                };
+                f64::from(
+                    loss(&pick(&x), &pick(&w), &pick(&b))
+                        .to_scalar::<f32>()
+                        .unwrap(),
+                )
+            };
+            let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+            let predicted = (grad * &direction).unwrap().sum_all().unwrap();
+            let predicted = f64::from(predicted.to_scalar::<f32>().unwrap());
+            // A kink of the activation inside the step shifts the difference a little.
+            assert!(
+                (slope - predicted).abs() < 0.03 * (10.0 + predicted.abs()),
+                "{slope} {predicted}"
+            );
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let (x, b) = (random((1, 4, 4, 3)), random(2));
+        for w in [
+            random((2, 4, 3, 3)),
+            random((3, 3, 3, 3)),
+            random((2, 3, 7, 7)),
+        ] {
+            assert!(conv2d(&x, &w, &b, 1, 1, Activation::None).is_err());
+        }
+        let silu = conv2d(&x, &random((2, 3, 3, 3)), &b, 1, 1, Activation::Silu).unwrap();
+        assert!(silu.sum_all().unwrap().backward().is_err());
+    }
+}

@@ -1,0 +1,832 @@
+//! Direct 2-d convolution, NHWC f32, forward and both gradients.
+//!
+//! In NHWC the window of one output pixel is, for every kernel row, one run of `kw * ci` contiguous floats, at any
+//! stride. A tile of neighbouring output pixels times a few vectors of output channels lives in registers; the
+//! inner loop broadcasts one input value per pixel against the packed weights. Nothing is rearranged in memory but
+//! the weights and, at the left and right borders, the few input columns of one tile (to pad them with zeros).
+//!
+//! The weight gradient is the same product with other roles: input channels take the place of pixels, and the
+//! sum runs over pixels. The data gradient is a forward convolution with flipped weights.
+//!
+//! Results do not depend on the number of threads: the order of every sum is fixed.
+
+use rayon::prelude::*;
+
+use super::{Isa, conv_portable};
+
+/// Shape of a 2-d convolution on NHWC tensors with the same padding and stride in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Images in the batch.
+    pub n: usize,
+    /// Input height and width, in pixels.
+    pub h: usize,
+    pub w: usize,
+    /// Input and output channels.
+    pub ci: usize,
+    pub co: usize,
+    /// Kernel height and width.
+    pub kh: usize,
+    pub kw: usize,
+    /// Distance of output pixels on the input grid.
+    pub stride: usize,
+    /// Rows and columns of zeros around the input.
+    pub pad: usize,
+}
+
+/// What happens to an output value before it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Activation {
+    #[default]
+    None,
+    /// `max(x, slope * x)`, 0 <= slope <= 1 (0 is the ReLU).
+    LeakyRelu(f32),
+    /// `x / (1 + exp(-x))`.
+    Silu,
+}
+
+impl Activation {
+    /// The value of the activation at `x`.
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::None => x,
+            Self::LeakyRelu(slope) => x.max(slope * x),
+            Self::Silu => x / (1.0 + (-x).exp()),
+        }
+    }
+}
+
+impl ConvShape {
+    /// Output (height, width); (0, 0) when the kernel is larger than the padded input.
+    pub fn output(&self) -> (usize, usize) {
+        let side = |len: usize, k: usize| {
+            (len + 2 * self.pad)
+                .checked_sub(k)
+                .map_or(0, |d| d / self.stride + 1)
+        };
+        (side(self.h, self.kh), side(self.w, self.kw))
+    }
+
+    fn input_len(&self) -> usize {
+        self.n * self.h * self.w * self.ci
+    }
+
+    fn output_len(&self) -> usize {
+        let (oh, ow) = self.output();
+        self.n * oh * ow * self.co
+    }
+
+    fn weight_len(&self) -> usize {
+        self.co * self.ci * self.kh * self.kw
+    }
+}
+
+/// One register tile of the forward product; pointers are valid for what the counts say.
+pub(super) struct Tile {
+    /// First input value of the first pixel's window.
+    pub x: *const f32,
+    /// Floats from one kernel row's run to the next.
+    pub row_stride: usize,
+    /// Floats from one pixel's window to the next pixel's.
+    pub px_step: usize,
+    /// Kernel rows, each a run of `len` floats.
+    pub rows: usize,
+    pub len: usize,
+    /// Packed weights: `rows * len` groups of one block of output channels.
+    pub w: *const f32,
+    /// One block of biases.
+    pub bias: *const f32,
+    pub y: *mut f32,
+    /// Floats from one output pixel to the next.
+    pub y_step: usize,
+    /// Output channels stored from the block's last vector, 1 to the number of lanes.
+    pub tail: usize,
+    /// Slope of the leaky ReLU (1 for no activation).
+    pub slope: f32,
+}
+
+/// One register tile of the weight gradient: `out[q][..] += sum over p of a[p * a_step + q] * b[p * b_step ..]`.
+pub(super) struct GradTile {
+    pub a: *const f32,
+    pub a_step: usize,
+    pub b: *const f32,
+    pub b_step: usize,
+    /// Pixels to sum over.
+    pub pixels: usize,
+    pub out: *mut f32,
+    /// Floats from one row of `out` to the next.
+    pub out_step: usize,
+    /// Channels of `b` that may be read for the block's last vector.
+    pub tail: usize,
+}
+
+pub(super) type TileFn = unsafe fn(&Tile);
+pub(super) type GradFn = unsafe fn(&GradTile);
+
+/// The kernels of one instruction set.
+pub(super) struct Kernels {
+    /// f32 values in a vector.
+    pub lanes: usize,
+    /// By (vectors in a block - 1): tiles from wide to narrow as (pixels, without SiLU, with SiLU).
+    pub tiles: &'static [&'static [(usize, TileFn, TileFn)]],
+    /// By (vectors in a block - 1): tiles from tall to low as (rows of `out`, kernel). The last has one row.
+    pub grads: &'static [&'static [(usize, GradFn)]],
+}
+
+fn kernels(isa: Isa) -> &'static Kernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &super::conv_x86::AVX512,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => &super::conv_x86::AVX2,
+        _ => &conv_portable::PORTABLE,
+    }
+}
+
+/// Splits `vectors` into blocks of at most `most` vectors, as even as they come.
+fn blocks(vectors: usize, most: usize) -> Vec<usize> {
+    let count = vectors.div_ceil(most);
+    (0..count)
+        .map(|i| vectors / count + usize::from(i < vectors % count))
+        .collect()
+}
+
+/// Weights and bias rearranged for the forward kernels of one instruction set.
+#[derive(Clone, Debug)]
+pub struct PackedConv {
+    isa: Isa,
+    co: usize,
+    ci: usize,
+    kh: usize,
+    kw: usize,
+    /// Vectors in each block of output channels.
+    blocks: Vec<usize>,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl PackedConv {
+    /// Packs `weights`, laid out `[co, ci, kh, kw]`, and `bias`, `[co]` (zero if none).
+    ///
+    /// # Panics
+    /// When a slice's length does not fit the shape.
+    pub fn new(shape: &ConvShape, weights: &[f32], bias: Option<&[f32]>, isa: Isa) -> Self {
+        assert_eq!(weights.len(), shape.weight_len(), "weights of {shape:?}");
+        let (ci, kh, kw) = (shape.ci, shape.kh, shape.kw);
+        let at = |o: usize, i: usize, y: usize, x: usize| weights[((o * ci + i) * kh + y) * kw + x];
+        Self::pack(shape.co, ci, kh, kw, bias, isa, at)
+    }
+
+    /// The packed weights of the data gradient: the roles of the channels exchanged, the kernel flipped.
+    fn transposed(shape: &ConvShape, weights: &[f32], isa: Isa) -> Self {
+        assert_eq!(weights.len(), shape.weight_len(), "weights of {shape:?}");
+        let (ci, kh, kw) = (shape.ci, shape.kh, shape.kw);
+        let at = |o: usize, i: usize, y: usize, x: usize| {
+            weights[((i * ci + o) * kh + (kh - 1 - y)) * kw + (kw - 1 - x)]
+        };
+        Self::pack(ci, shape.co, kh, kw, None, isa, at)
+    }
+
+    fn pack(
+        co: usize,
+        ci: usize,
+        kh: usize,
+        kw: usize,
+        bias: Option<&[f32]>,
+        isa: Isa,
+        at: impl Fn(usize, usize, usize, usize) -> f32,
+    ) -> Self {
+        let k = kernels(isa);
+        let vectors = co.div_ceil(k.lanes);
+        let blocks = blocks(vectors, k.tiles.len());
+        let mut packed_bias = vec![0.0; vectors * k.lanes];
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), co, "bias of {co} channels");
+            packed_bias[..co].copy_from_slice(bias);
+        }
+        let mut weights = Vec::with_capacity(vectors * k.lanes * kh * kw * ci);
+        let mut first = 0;
+        for &nv in &blocks {
+            let width = nv * k.lanes;
+            for (y, x) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
+                for i in 0..ci {
+                    weights.extend(
+                        (first..first + width).map(|o| if o < co { at(o, i, y, x) } else { 0.0 }),
+                    );
+                }
+            }
+            first += width;
+        }
+        Self {
+            isa,
+            co,
+            ci,
+            kh,
+            kw,
+            blocks,
+            weights,
+            bias: packed_bias,
+        }
+    }
+
+    /// Convolves `x` `[n, h, w, ci]` into `y` `[n, oh, ow, co]`, spread over the current rayon pool.
+    ///
+    /// # Panics
+    /// When a slice's length or the packed weights do not fit the shape.
+    pub fn forward(&self, shape: &ConvShape, x: &[f32], activation: Activation, y: &mut [f32]) {
+        let (oh, ow) = shape.output();
+        assert_eq!(
+            (self.co, self.ci, self.kh, self.kw),
+            (shape.co, shape.ci, shape.kh, shape.kw),
+            "packed weights of another shape than {shape:?}"
+        );
+        assert_eq!(x.len(), shape.input_len(), "input of {shape:?}");
+        assert_eq!(y.len(), shape.output_len(), "output of {shape:?}");
+        let placed = Placed {
+            shape,
+            oh,
+            ow,
+            top: shape.pad,
+            left: shape.pad,
+        };
+        self.run(&placed, x, activation, y);
+    }
+
+    fn run(&self, p: &Placed, x: &[f32], activation: Activation, y: &mut [f32]) {
+        if p.oh == 0 || p.ow == 0 {
+            return;
+        }
+        let row = p.ow * self.co;
+        // Bands of rows: few enough tasks to be cheap, enough of them to even out the threads.
+        let rows = p.shape.n * p.oh;
+        let band = (rows / (rayon::current_num_threads() * 8)).clamp(1, 16);
+        y.par_chunks_mut(band * row)
+            .enumerate()
+            .for_each_init(Vec::new, |scratch, (i, out)| {
+                self.band(p, x, activation, i * band, out, scratch)
+            });
+    }
+
+    /// Computes the output rows from `first` (counted through the batch) into `out`.
+    fn band(
+        &self,
+        p: &Placed,
+        x: &[f32],
+        activation: Activation,
+        first: usize,
+        out: &mut [f32],
+        scratch: &mut Vec<f32>,
+    ) {
+        let k = kernels(self.isa);
+        let (mut weights, mut channel) = (0, 0);
+        for &nv in &self.blocks {
+            let width = nv * k.lanes;
+            let block = Block {
+                weights: &self.weights[weights..][..width * self.kh * self.kw * self.ci],
+                bias: &self.bias[channel..channel + width],
+                channel,
+                width,
+                tail: (self.co - channel).min(width) - (width - k.lanes),
+                tiles: k.tiles[nv - 1],
+                activation,
+            };
+            for (r, out) in out.chunks_exact_mut(p.ow * self.co).enumerate() {
+                block.row(p, x, first + r, out, scratch);
+            }
+            weights += block.weights.len();
+            channel += width;
+        }
+    }
+}
+
+/// A convolution whose output size and upper left padding are given, so that the data gradient fits too.
+struct Placed<'a> {
+    shape: &'a ConvShape,
+    oh: usize,
+    ow: usize,
+    top: usize,
+    left: usize,
+}
+
+/// A block of output channels.
+struct Block<'a> {
+    weights: &'a [f32],
+    bias: &'a [f32],
+    /// First output channel.
+    channel: usize,
+    /// Channels in the block, padded to whole vectors.
+    width: usize,
+    tail: usize,
+    tiles: &'static [(usize, TileFn, TileFn)],
+    activation: Activation,
+}
+
+impl Block<'_> {
+    /// Computes this block's channels of output row `r` (counted through the batch) into `out`.
+    fn row(&self, p: &Placed, x: &[f32], r: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
+        let s = p.shape;
+        let (image, oy) = (r / p.oh, r % p.oh);
+        // Kernel rows inside the input.
+        let y0 = (oy * s.stride) as isize - p.top as isize;
+        let k0 = (-y0).clamp(0, s.kh as isize) as usize;
+        let k1 = (s.h as isize - y0).clamp(k0 as isize, s.kh as isize) as usize;
+        let len = s.kw * s.ci;
+        let first_row = image * s.h + (y0 + k0 as isize).max(0) as usize;
+        let mut tile = Tile {
+            x: x.as_ptr(),
+            row_stride: s.w * s.ci,
+            px_step: s.stride * s.ci,
+            rows: k1 - k0,
+            len,
+            w: self.weights[k0 * len * self.width..].as_ptr(),
+            bias: self.bias.as_ptr(),
+            y: out.as_mut_ptr(),
+            y_step: s.co,
+            tail: self.tail,
+            slope: match self.activation {
+                Activation::LeakyRelu(slope) => slope,
+                _ => 1.0,
+            },
+        };
+        let input = &x[(first_row * s.w * s.ci).min(x.len())..];
+        let mut col = 0;
+        while col < p.ow {
+            let left = p.ow - col;
+            // The widest tile that fits, or the narrowest that covers the rest.
+            let &(px, plain, silu) = self
+                .tiles
+                .iter()
+                .find(|t| t.0 <= left)
+                .or(self.tiles.iter().rfind(|t| t.0 >= left))
+                .expect("the tables are not empty");
+            let kernel = if self.activation == Activation::Silu {
+                silu
+            } else {
+                plain
+            };
+            let x0 = (col * s.stride) as isize - p.left as isize;
+            let columns = (px - 1) * s.stride + s.kw;
+            let inside = x0 >= 0 && x0 as usize + columns <= s.w;
+            if inside {
+                tile.x = input[x0 as usize * s.ci..].as_ptr();
+                tile.row_stride = s.w * s.ci;
+            } else {
+                let patch = patch(s, input, tile.rows, x0, columns, scratch);
+                tile.x = patch.as_ptr();
+                tile.row_stride = columns * s.ci;
+            }
+            if px <= left {
+                tile.y = out[col * s.co + self.channel..].as_mut_ptr();
+                tile.y_step = s.co;
+                // SAFETY: the input rows (or the patch) hold `rows` runs for `px` pixels, the packed weights
+                // `rows * len` groups, the output `px` pixels of which the block's channels are written.
+                unsafe { kernel(&tile) };
+            } else {
+                self.overhang(kernel, px, left, &mut tile, &mut out[col * s.co..], s.co);
+            }
+            col += px;
+        }
+    }
+
+    /// Runs a tile of `px` pixels of which only `keep` exist.
+    fn overhang(
+        &self,
+        kernel: TileFn,
+        px: usize,
+        keep: usize,
+        tile: &mut Tile,
+        out: &mut [f32],
+        co: usize,
+    ) {
+        let mut buffer = vec![0.0f32; px * self.width];
+        tile.y = buffer.as_mut_ptr();
+        tile.y_step = self.width;
+        // SAFETY: as in `row`; the buffer holds `px` pixels of the block.
+        unsafe { kernel(tile) };
+        let channels = (co - self.channel).min(self.width);
+        for (to, from) in out
+            .chunks_mut(co)
+            .zip(buffer.chunks_exact(self.width))
+            .take(keep)
+        {
+            to[self.channel..self.channel + channels].copy_from_slice(&from[..channels]);
+        }
+    }
+}
+
+/// Copies `columns` input columns from `x0` of `rows` rows, zeros where the input ends.
+fn patch<'s>(
+    s: &ConvShape,
+    input: &[f32],
+    rows: usize,
+    x0: isize,
+    columns: usize,
+    scratch: &'s mut Vec<f32>,
+) -> &'s [f32] {
+    let row = columns * s.ci;
+    scratch.clear();
+    scratch.resize(rows * row, 0.0);
+    let from = x0.clamp(0, s.w as isize) as usize;
+    let to = (x0 + columns as isize).clamp(from as isize, s.w as isize) as usize;
+    if to > from {
+        let skip = (from as isize - x0) as usize * s.ci;
+        for (r, line) in scratch.chunks_exact_mut(row).enumerate() {
+            let source = &input[(r * s.w + from) * s.ci..(r * s.w + to) * s.ci];
+            line[skip..skip + source.len()].copy_from_slice(source);
+        }
+    }
+    scratch
+}
+
+/// Gradient with respect to the input: `gy` `[n, oh, ow, co]` and weights `[co, ci, kh, kw]` give `gx`
+/// `[n, h, w, ci]`.
+///
+/// # Panics
+/// When a slice's length does not fit the shape or the padding is as large as the kernel.
+pub fn grad_input(shape: &ConvShape, gy: &[f32], weights: &[f32], isa: Isa, gx: &mut [f32]) {
+    assert!(shape.pad < shape.kh.min(shape.kw), "padding of {shape:?}");
+    assert_eq!(gy.len(), shape.output_len(), "output gradient of {shape:?}");
+    assert_eq!(gx.len(), shape.input_len(), "input gradient of {shape:?}");
+    let (oh, ow) = shape.output();
+    let spread;
+    let (gy, h, w) = if shape.stride == 1 {
+        (gy, oh, ow)
+    } else {
+        spread = insert_zeros(shape, gy);
+        let side = |o: usize| (o.max(1) - 1) * shape.stride + 1;
+        (&spread[..], side(oh), side(ow))
+    };
+    let back = ConvShape {
+        h,
+        w,
+        ci: shape.co,
+        co: shape.ci,
+        stride: 1,
+        pad: 0,
+        ..*shape
+    };
+    let placed = Placed {
+        shape: &back,
+        oh: shape.h,
+        ow: shape.w,
+        top: shape.kh - 1 - shape.pad,
+        left: shape.kw - 1 - shape.pad,
+    };
+    PackedConv::transposed(shape, weights, isa).run(&placed, gy, Activation::None, gx);
+}
+
+/// `gy` with `stride - 1` zeros between neighbours, so that a strided convolution's data gradient is a plain one.
+fn insert_zeros(shape: &ConvShape, gy: &[f32]) -> Vec<f32> {
+    let (oh, ow) = shape.output();
+    let side = |o: usize| (o.max(1) - 1) * shape.stride + 1;
+    let (h, w, c) = (side(oh), side(ow), shape.co);
+    let mut out = vec![0.0; shape.n * h * w * c];
+    for (i, pixel) in gy.chunks_exact(c).enumerate() {
+        let (n, y, x) = (i / (oh * ow), i / ow % oh, i % ow);
+        let at = ((n * h + y * shape.stride) * w + x * shape.stride) * c;
+        out[at..at + c].copy_from_slice(pixel);
+    }
+    out
+}
+
+/// Gradient with respect to the weights: `x` `[n, h, w, ci]` and `gy` `[n, oh, ow, co]` give `gw`
+/// `[co, ci, kh, kw]`.
+///
+/// # Panics
+/// When a slice's length does not fit the shape.
+pub fn grad_weight(shape: &ConvShape, x: &[f32], gy: &[f32], isa: Isa, gw: &mut [f32]) {
+    assert_eq!(x.len(), shape.input_len(), "input of {shape:?}");
+    assert_eq!(gy.len(), shape.output_len(), "output gradient of {shape:?}");
+    assert_eq!(gw.len(), shape.weight_len(), "weight gradient of {shape:?}");
+    let lanes = kernels(isa).lanes;
+    // The channels that fill vectors better take the vector's side.
+    let fill = |c: usize| c as f64 / c.next_multiple_of(lanes) as f64;
+    let swapped = fill(shape.ci) > fill(shape.co);
+    let (rows, cols) = if swapped {
+        (shape.co, shape.ci)
+    } else {
+        (shape.ci, shape.co)
+    };
+    let padded = cols.next_multiple_of(lanes);
+    let mut sums = vec![0.0f32; shape.kh * shape.kw * rows * padded];
+    WeightGrad {
+        shape,
+        isa,
+        swapped,
+        rows,
+        cols,
+    }
+    .run(x, gy, &mut sums);
+    for (k, sums) in sums.chunks_exact(rows * padded).enumerate() {
+        for (r, line) in sums.chunks_exact(padded).enumerate() {
+            for (c, &sum) in line[..cols].iter().enumerate() {
+                let (o, i) = if swapped { (r, c) } else { (c, r) };
+                gw[(o * shape.ci + i) * shape.kh * shape.kw + k] = sum;
+            }
+        }
+    }
+}
+
+/// The weight gradient as a product of a matrix of `rows` channels with one of `cols`, summed over pixels.
+struct WeightGrad<'a> {
+    shape: &'a ConvShape,
+    isa: Isa,
+    /// Whether rows are output channels (and columns input channels).
+    swapped: bool,
+    rows: usize,
+    cols: usize,
+}
+
+/// One tile of the weight gradient: a kernel position, some rows, a block of columns.
+#[derive(Clone, Copy)]
+struct GradPlace {
+    ky: usize,
+    kx: usize,
+    row: usize,
+    col: usize,
+    tail: usize,
+    kernel: GradFn,
+    out: usize,
+}
+
+impl WeightGrad<'_> {
+    fn run(&self, x: &[f32], gy: &[f32], sums: &mut [f32]) {
+        let (oh, _) = self.shape.output();
+        let tiles = self.tiles();
+        let out = SendPtr(sums.as_mut_ptr());
+        // Every thread takes some tiles through all bands; a band of rows stays in the second-level cache while
+        // the tiles pass over it.
+        let share = tiles.len().div_ceil(rayon::current_num_threads()).max(1);
+        let row_bytes = 4 * (self.shape.w * self.shape.ci + self.shape.w * self.shape.co);
+        let band = (384 * 1024 / row_bytes.max(1)).max(1);
+        tiles.par_chunks(share).for_each(|tiles| {
+            let out = &out;
+            for n in 0..self.shape.n {
+                for first in (0..oh).step_by(band) {
+                    for tile in tiles {
+                        for oy in first..(first + band).min(oh) {
+                            self.tile_row(tile, n, oy, x, gy, out);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// All tiles; they write disjoint parts of the sums.
+    fn tiles(&self) -> Vec<GradPlace> {
+        let k = kernels(self.isa);
+        let padded = self.cols.next_multiple_of(k.lanes);
+        let mut tiles = Vec::new();
+        for (ky, kx) in (0..self.shape.kh).flat_map(|y| (0..self.shape.kw).map(move |x| (y, x))) {
+            let mut col = 0;
+            for nv in blocks(padded / k.lanes, k.grads.len()) {
+                let width = nv * k.lanes;
+                let mut row = 0;
+                while row < self.rows {
+                    let &(height, kernel) = k.grads[nv - 1]
+                        .iter()
+                        .find(|t| t.0 <= self.rows - row)
+                        .expect("the last kernel has one row");
+                    tiles.push(GradPlace {
+                        ky,
+                        kx,
+                        row,
+                        col,
+                        tail: (self.cols - col).min(width) - (width - k.lanes),
+                        kernel,
+                        out: ((ky * self.shape.kw + kx) * self.rows + row) * padded + col,
+                    });
+                    row += height;
+                }
+                col += width;
+            }
+        }
+        tiles
+    }
+
+    /// Adds output row `oy` of image `n` to a tile.
+    fn tile_row(&self, t: &GradPlace, n: usize, oy: usize, x: &[f32], gy: &[f32], out: &SendPtr) {
+        let s = self.shape;
+        let (oh, ow) = s.output();
+        let Some(iy) = (oy * s.stride + t.ky)
+            .checked_sub(s.pad)
+            .filter(|&y| y < s.h)
+        else {
+            return;
+        };
+        // Output columns whose input column `ox * stride + kx - pad` exists.
+        let lo = s.pad.saturating_sub(t.kx).div_ceil(s.stride);
+        let hi = ow.min((s.w + s.pad).saturating_sub(t.kx).div_ceil(s.stride));
+        if lo >= hi {
+            return;
+        }
+        let xs = &x[((n * s.h + iy) * s.w + lo * s.stride + t.kx - s.pad) * s.ci..];
+        let gs = &gy[((n * oh + oy) * ow + lo) * s.co..];
+        let (a, a_step, b, b_step) = if self.swapped {
+            (gs, s.co, xs, s.stride * s.ci)
+        } else {
+            (xs, s.stride * s.ci, gs, s.co)
+        };
+        let tile = GradTile {
+            a: a[t.row..].as_ptr(),
+            a_step,
+            b: b[t.col..].as_ptr(),
+            b_step,
+            pixels: hi - lo,
+            // SAFETY: the offset lies inside the sums.
+            out: unsafe { out.0.add(t.out) },
+            out_step: self.cols.next_multiple_of(kernels(self.isa).lanes),
+            tail: t.tail,
+        };
+        // SAFETY: for each of the pixels the slices hold the tile's rows of `a` and its columns of `b` (the last
+        // vector masked to `tail`); tiles write disjoint parts of the sums.
+        unsafe { (t.kernel)(&tile) };
+    }
+}
+
+/// A pointer that threads share; they write disjoint parts.
+struct SendPtr(*mut f32);
+// SAFETY: see the type's promise.
+unsafe impl Sync for SendPtr {}
+
+/// Gradient with respect to the bias: `gy` `[.., co]` summed over all pixels, in f32 by bands of f64 sums.
+pub fn grad_bias(co: usize, gy: &[f32]) -> Vec<f32> {
+    let mut total = vec![0.0f64; co];
+    let mut band = vec![0.0f32; co];
+    for pixels in gy.chunks(co * 256) {
+        band.fill(0.0);
+        for pixel in pixels.chunks_exact(co) {
+            for (sum, g) in band.iter_mut().zip(pixel) {
+                *sum += g;
+            }
+        }
+        for (sum, g) in total.iter_mut().zip(&band) {
+            *sum += f64::from(*g);
+        }
+    }
+    total.into_iter().map(|s| s as f32).collect()
+}
+
+/// The convolution as its formula says it, for tests: `x` `[n, h, w, ci]`, `weights` `[co, ci, kh, kw]`.
+pub fn reference(
+    s: &ConvShape,
+    x: &[f32],
+    weights: &[f32],
+    bias: Option<&[f32]>,
+    activation: Activation,
+) -> Vec<f32> {
+    let (oh, ow) = s.output();
+    let mut y = Vec::with_capacity(s.output_len());
+    for i in 0..s.n * oh * ow {
+        let (n, oy, ox) = (i / (oh * ow), i / ow % oh, i % ow);
+        for o in 0..s.co {
+            let mut sum = bias.map_or(0.0, |b| f64::from(b[o]));
+            for (ky, kx) in (0..s.kh).flat_map(|ky| (0..s.kw).map(move |kx| (ky, kx))) {
+                let iy = (oy * s.stride + ky).wrapping_sub(s.pad);
+                let ix = (ox * s.stride + kx).wrapping_sub(s.pad);
+                if iy >= s.h || ix >= s.w {
+                    continue;
+                }
+                for c in 0..s.ci {
+                    let value = x[((n * s.h + iy) * s.w + ix) * s.ci + c];
+                    let weight = weights[((o * s.ci + c) * s.kh + ky) * s.kw + kx];
+                    sum += f64::from(value) * f64::from(weight);
+                }
+            }
+            y.push(activation.apply(sum as f32));
+        }
+    }
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(&a, &b)| f64::from(a) * f64::from(b))
+            .sum()
+    }
+
+    fn norm(a: &[f32]) -> f64 {
+        dot(a, a).sqrt()
+    }
+
+    prop_compose! {
+        fn shapes()(
+            n in 1usize..3, h in 1usize..12, w in 1usize..40, ci in 1usize..20, co in 1usize..70,
+            kh in 1usize..6, kw in 1usize..6, stride in 1usize..3, pad in 0usize..3,
+        ) -> ConvShape {
+            let pad = pad.min(kh - 1).min(kw - 1);
+            ConvShape { n, h: h.max(kh), w: w.max(kw), ci, co, kh, kw, stride, pad }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn every_kernel_agrees_with_the_formula(s in shapes(), seed: u32) {
+            let (x, w) = (values(s.input_len(), seed), values(s.weight_len(), seed ^ 1));
+            let bias = values(s.co, seed ^ 2);
+            for activation in [Activation::None, Activation::LeakyRelu(0.1), Activation::Silu] {
+                let expected = reference(&s, &x, &w, Some(&bias), activation);
+                for &isa in Isa::available() {
+                    let mut y = vec![f32::NAN; expected.len()];
+                    PackedConv::new(&s, &w, Some(&bias), isa).forward(&s, &x, activation, &mut y);
+                    for (i, (got, want)) in y.iter().zip(&expected).enumerate() {
+                        prop_assert!(
+                            (got - want).abs() <= 1e-4 * (1.0 + want.abs()),
+                            "{isa:?} {activation:?} {s:?} at {i}: {got}, not {want}"
+                        );
+                    }
+                }
+            }
+        }
+
+        // The convolution is linear in input and weights, so its gradients are its adjoints:
+        // <conv(x, w), g> = <x, grad_input(g, w)> = <w, grad_weight(x, g)> for any x, w, g.
+        #[test]
+        fn gradients_are_the_adjoints(s in shapes(), seed: u32) {
+            let (x, w) = (values(s.input_len(), seed), values(s.weight_len(), seed ^ 1));
+            let g = values(s.output_len(), seed ^ 2);
+            let y = reference(&s, &x, &w, None, Activation::None);
+            let product = dot(&y, &g);
+            let tolerance = 1e-5 * norm(&y) * norm(&g) + 1e-5;
+            for &isa in Isa::available() {
+                let mut gx = vec![f32::NAN; x.len()];
+                grad_input(&s, &g, &w, isa, &mut gx);
+                prop_assert!((dot(&x, &gx) - product).abs() < tolerance, "{isa:?} input of {s:?}");
+                let mut gw = vec![f32::NAN; w.len()];
+                grad_weight(&s, &x, &g, isa, &mut gw);
+                prop_assert!((dot(&w, &gw) - product).abs() < tolerance, "{isa:?} weights of {s:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let s = ConvShape {
+            n: 2,
+            h: 37,
+            w: 53,
+            ci: 5,
+            co: 19,
+            kh: 3,
+            kw: 3,
+            stride: 1,
+            pad: 1,
+        };
+        let (x, w) = (values(s.input_len(), 1), values(s.weight_len(), 2));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                let mut y = vec![0.0; s.output_len()];
+                PackedConv::new(&s, &w, None, Isa::best()).forward(
+                    &s,
+                    &x,
+                    Activation::Silu,
+                    &mut y,
+                );
+                let (mut gx, mut gw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+                grad_input(&s, &y, &w, Isa::best(), &mut gx);
+                grad_weight(&s, &x, &y, Isa::best(), &mut gw);
+                [y, gx, gw]
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == one, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn the_bias_gradient_is_the_sum_over_pixels() {
+        let g = values(3 * 1000, 7);
+        let sums = grad_bias(3, &g);
+        for c in 0..3 {
+            let want: f64 = g.iter().skip(c).step_by(3).map(|&v| f64::from(v)).sum();
+            assert!(
+                (f64::from(sums[c]) - want).abs() < 1e-3,
+                "{} {want}",
+                sums[c]
+            );
+        }
+    }
+}
