@@ -1,6 +1,9 @@
 //! Colour: luma coefficients, quantisation range, chroma siting.
 
-use super::PixelFormat;
+use super::{Component, PixelFormat};
+
+/// The last picture height that GStreamer takes for standard definition.
+const LAST_SD_LINE: usize = 576;
 
 /// The matrix between R'G'B' and Y'CbCr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,18 +48,63 @@ impl Matrix {
         };
         (kr, 1.0 - kr - kb, kb)
     }
+
+    /// Luma of R', G', B' samples.
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    pub fn luma(self, [r, g, b]: [&[f32]; 3], y: &mut [f32]) {
+        let (kr, kg, kb) = self.luma_weights();
+        let n = y.len();
+        assert!(r.len() == n && g.len() == n && b.len() == n);
+        for (((y, r), g), b) in y.iter_mut().zip(r).zip(g).zip(b) {
+            *y = kr * r + kg * g + kb * b;
+        }
+    }
+
+    /// Turns R', G', B' samples into Y', Cb, Cr in place: Cb = (B' - Y') / (2 (1 - Kb)),
+    /// Cr = (R' - Y') / (2 (1 - Kr)) (BT.601-7 section 2.5.2, BT.709-6 section 3.3).
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    pub fn rgb_to_ycbcr(self, [r, g, b]: [&mut [f32]; 3]) {
+        let (kr, kg, kb) = self.luma_weights();
+        let (cb_scale, cr_scale) = (0.5 / (1.0 - kb), 0.5 / (1.0 - kr));
+        assert!(r.len() == g.len() && r.len() == b.len());
+        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+            let y = kr * *r + kg * *g + kb * *b;
+            (*r, *g, *b) = (y, (*b - y) * cb_scale, (*r - y) * cr_scale);
+        }
+    }
+
+    /// Turns Y', Cb, Cr samples into R', G', B' in place: the inverse of [`Matrix::rgb_to_ycbcr`].
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    pub fn ycbcr_to_rgb(self, [y, cb, cr]: [&mut [f32]; 3]) {
+        let (kr, kg, kb) = self.luma_weights();
+        let (b_scale, r_scale) = (2.0 * (1.0 - kb), 2.0 * (1.0 - kr));
+        let (g_cb, g_cr) = (b_scale * kb / kg, r_scale * kr / kg);
+        assert!(y.len() == cb.len() && y.len() == cr.len());
+        for ((y, cb), cr) in y.iter_mut().zip(cb).zip(cr) {
+            let g = *y - g_cb * *cb - g_cr * *cr;
+            (*y, *cb, *cr) = (*y + r_scale * *cr, g, *y + b_scale * *cb);
+        }
+    }
 }
 
 impl Colorimetry {
-    /// What GStreamer assumes of video that does not say: BT.601 below 720 lines, BT.709 from there, limited
-    /// range; full range for RGB and grey.
+    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say: BT.601 up to 576 lines,
+    /// BT.709 above, limited range; grey is full-range BT.601 at any size, RGB full range. RGB has no matrix of
+    /// its own: it gets the one that Y'CbCr of the same height has, for its luma.
     pub fn default_for(format: PixelFormat, height: usize) -> Self {
-        let matrix = if height >= 720 {
-            Matrix::Bt709
-        } else {
+        let grey = format == PixelFormat::Gray8;
+        let matrix = if grey || height <= LAST_SD_LINE {
             Matrix::Bt601
+        } else {
+            Matrix::Bt709
         };
-        let range = if format.is_rgb() {
+        let range = if grey || format.is_rgb() {
             Range::Full
         } else {
             Range::Limited
@@ -65,12 +113,117 @@ impl Colorimetry {
     }
 }
 
+impl ChromaSite {
+    /// Horizontally cosited, vertically centred: MPEG-2, H.264, HEVC. GStreamer's `mpeg2`.
+    pub const MPEG2: Self = Self {
+        horizontal_cosited: true,
+        vertical_cosited: false,
+    };
+    /// Centred in both directions: JPEG, MPEG-1. GStreamer's `jpeg`, also its `none`.
+    pub const JPEG: Self = Self {
+        horizontal_cosited: false,
+        vertical_cosited: false,
+    };
+
+    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say: [`ChromaSite::JPEG`] up
+    /// to 576 lines, [`ChromaSite::MPEG2`] above; formats without chroma have [`ChromaSite::JPEG`].
+    pub fn default_for(format: PixelFormat, height: usize) -> Self {
+        if height <= LAST_SD_LINE || format.component(Component::U).is_none() {
+            Self::JPEG
+        } else {
+            Self::MPEG2
+        }
+    }
+}
+
 impl Default for ChromaSite {
-    /// MPEG-2 siting: horizontally cosited, vertically centred.
+    /// [`ChromaSite::MPEG2`].
     fn default() -> Self {
-        Self {
-            horizontal_cosited: true,
-            vertical_cosited: false,
+        Self::MPEG2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Matrix; 3] = [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020];
+
+    fn sweep(n: usize) -> [Vec<f32>; 3] {
+        let plane = |step: usize| (0..n).map(|i| (i * step % 256) as f32 / 255.0).collect();
+        [plane(7), plane(31), plane(101)]
+    }
+
+    #[test]
+    fn defaults_are_those_of_gstreamer() {
+        use {Matrix::*, Range::*};
+        // Printed by gst_video_info_set_format of GStreamer 1.22; the matrix of RGB is ours.
+        let cases = [
+            (PixelFormat::I420, 1, Bt601, Limited, ChromaSite::JPEG),
+            (PixelFormat::Nv12, 576, Bt601, Limited, ChromaSite::JPEG),
+            (PixelFormat::Nv12, 577, Bt709, Limited, ChromaSite::MPEG2),
+            (PixelFormat::Y444, 720, Bt709, Limited, ChromaSite::MPEG2),
+            (PixelFormat::P010Le, 2160, Bt709, Limited, ChromaSite::MPEG2),
+            (PixelFormat::Gray8, 240, Bt601, Full, ChromaSite::JPEG),
+            (PixelFormat::Gray8, 2160, Bt601, Full, ChromaSite::JPEG),
+            (PixelFormat::Bgra, 240, Bt601, Full, ChromaSite::JPEG),
+            (PixelFormat::Rgbx, 1080, Bt709, Full, ChromaSite::JPEG),
+        ];
+        for (format, height, matrix, range, site) in cases {
+            assert_eq!(
+                Colorimetry::default_for(format, height),
+                Colorimetry { matrix, range },
+                "{format:?} {height}"
+            );
+            assert_eq!(
+                ChromaSite::default_for(format, height),
+                site,
+                "{format:?} {height}"
+            );
+        }
+    }
+
+    #[test]
+    fn primaries_have_the_textbook_ycbcr() {
+        let [mut r, mut g, mut b] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+        Matrix::Bt601.rgb_to_ycbcr([&mut r, &mut g, &mut b]);
+        let expected = [
+            [0.299, 0.587, 0.114],
+            [-0.168_736, -0.331_264, 0.5],
+            [0.5, -0.418_688, -0.081_312],
+        ];
+        for (plane, expected) in [r, g, b].iter().zip(expected) {
+            for (value, expected) in plane.iter().zip(expected) {
+                assert!((value - expected).abs() < 1e-6, "{value} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn rgb_survives_the_way_through_ycbcr() {
+        for matrix in ALL {
+            let [mut r, mut g, mut b] = sweep(1000);
+            matrix.rgb_to_ycbcr([&mut r, &mut g, &mut b]);
+            matrix.ycbcr_to_rgb([&mut r, &mut g, &mut b]);
+            for (got, expected) in [r, g, b].iter().zip(sweep(1000)) {
+                for (got, expected) in got.iter().zip(expected) {
+                    assert!(
+                        (got - expected).abs() < 1e-6,
+                        "{matrix:?}: {got} {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn luma_alone_equals_the_luma_of_the_full_conversion() {
+        for matrix in ALL {
+            let [mut r, mut g, mut b] = sweep(100);
+            let mut y = vec![0.0; 100];
+            matrix.luma([&r, &g, &b], &mut y);
+            matrix.rgb_to_ycbcr([&mut r, &mut g, &mut b]);
+            assert_eq!(y, r);
         }
     }
 }

@@ -148,10 +148,18 @@ impl PixelFormat {
         const BGR: &[ComponentLayout] = &[at(R, 0, 2, 3), at(G, 0, 1, 3), at(B, 0, 0, 3)];
         const RGBX: &[ComponentLayout] = &[at(R, 0, 0, 4), at(G, 0, 1, 4), at(B, 0, 2, 4)];
         const BGRX: &[ComponentLayout] = &[at(R, 0, 2, 4), at(G, 0, 1, 4), at(B, 0, 0, 4)];
-        const RGBA: &[ComponentLayout] =
-            &[at(R, 0, 0, 4), at(G, 0, 1, 4), at(B, 0, 2, 4), at(A, 0, 3, 4)];
-        const BGRA: &[ComponentLayout] =
-            &[at(R, 0, 2, 4), at(G, 0, 1, 4), at(B, 0, 0, 4), at(A, 0, 3, 4)];
+        const RGBA: &[ComponentLayout] = &[
+            at(R, 0, 0, 4),
+            at(G, 0, 1, 4),
+            at(B, 0, 2, 4),
+            at(A, 0, 3, 4),
+        ];
+        const BGRA: &[ComponentLayout] = &[
+            at(R, 0, 2, 4),
+            at(G, 0, 1, 4),
+            at(B, 0, 0, 4),
+            at(A, 0, 3, 4),
+        ];
         const GRAY: &[ComponentLayout] = &[at(Y, 0, 0, 1)];
         match self {
             Self::Nv12 => NV12,

@@ -6,7 +6,9 @@
 mod color;
 mod format;
 pub mod resample;
+mod rgb8;
 mod samples;
+mod simd;
 
 pub use color::{ChromaSite, Colorimetry, Matrix, Range};
 pub use format::{Component, ComponentLayout, PixelFormat};
@@ -66,14 +68,15 @@ pub struct Frame {
 }
 
 impl FrameInfo {
-    /// A frame of `width` x `height` in `format`, with the colorimetry that video of this size has by default.
+    /// A frame of `width` x `height` in `format`, with the colorimetry and chroma site that GStreamer assumes of
+    /// video of this size.
     pub fn new(format: PixelFormat, width: usize, height: usize) -> Self {
         Self {
             format,
             width,
             height,
             colorimetry: Colorimetry::default_for(format, height),
-            chroma_site: ChromaSite::default(),
+            chroma_site: ChromaSite::default_for(format, height),
         }
     }
 
@@ -86,13 +89,20 @@ impl FrameInfo {
         }
     }
 
-    fn check(&self, planes: &[(usize, usize)]) -> Result<()> {
+    fn check_sides(&self) -> Result<()> {
         let (w, h) = (self.width, self.height);
         if !(1..=MAX_SIDE).contains(&w) || !(1..=MAX_SIDE).contains(&h) {
             return Err(Error::Frame(format!(
                 "a frame of {w}x{h} pixels: sides must be 1 to {MAX_SIDE}"
             )));
         }
+        Ok(())
+    }
+
+    /// Checks planes of the given (bytes, stride).
+    fn check(&self, planes: &[(usize, usize)]) -> Result<()> {
+        self.check_sides()?;
+        let (w, h) = (self.width, self.height);
         if planes.len() != self.format.planes() {
             return Err(Error::Frame(format!(
                 "{} has {} planes, {} given",
@@ -169,21 +179,14 @@ impl Frame {
     /// # Errors
     /// [`Error::Frame`] when a side is out of range.
     pub fn new(info: FrameInfo) -> Result<Self> {
-        let sizes: Vec<_> = (0..info.format.planes())
-            .map(|p| info.format.plane_size(p, info.width, info.height))
-            .collect();
-        info.check(
-            &sizes
-                .iter()
-                .map(|&(row, rows)| (row * rows, row))
-                .collect::<Vec<_>>(),
-        )?;
+        info.check_sides()?;
+        let planes = (0..info.format.planes()).map(|p| {
+            let (row, rows) = info.format.plane_size(p, info.width, info.height);
+            vec![0; row * rows]
+        });
         Ok(Self {
             info,
-            planes: sizes
-                .iter()
-                .map(|&(row, rows)| vec![0; row * rows])
-                .collect(),
+            planes: planes.collect(),
         })
     }
 
@@ -214,10 +217,14 @@ impl Frame {
 
     pub fn as_mut(&mut self) -> FrameMut<'_> {
         let info = self.info;
-        let planes = self.planes.iter_mut().enumerate().map(|(i, data)| PlaneMut {
-            data,
-            stride: info.format.plane_size(i, info.width, info.height).0,
-        });
+        let planes = self
+            .planes
+            .iter_mut()
+            .enumerate()
+            .map(|(i, data)| PlaneMut {
+                data,
+                stride: info.format.plane_size(i, info.width, info.height).0,
+            });
         FrameMut {
             info,
             planes: planes.collect(),

@@ -1,1 +1,466 @@
-//! Reading and writing the samples of a frame as normalised f32 rows.
+//! Reading and writing a frame's components as normalised f32 samples.
+//!
+//! Formulas (BT.601-7 section 2.5.3, BT.709-6 section 4, BT.2100 table 9 for full range), with b bits and
+//! u = 2^(b-8): limited-range luma, R, G, B is (code - 16u) / 219u and chroma (code - 128u) / 224u; full-range
+//! luma is code / (2^b - 1) and chroma (code - 2^(b-1)) / (2^b - 1). Alpha is always full range.
+
+use std::ops::Range as Rows;
+
+use rayon::prelude::*;
+
+use super::{
+    Component, ComponentLayout, FrameInfo, FrameMut, FrameRef, PixelFormat, PlaneMut, Range,
+    simd::{Level, per_level},
+};
+use crate::{Error, Result};
+
+/// Samples that make a task worth handing to another thread.
+const SAMPLES_PER_TASK: usize = 1 << 16;
+
+impl FrameRef<'_> {
+    /// Reads all samples of `component` into `dst`: rows without padding, as many as
+    /// [`PixelFormat::component_size`] says. Runs on the current rayon pool.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when the format lacks the component or `dst` has another length.
+    pub fn read(&self, component: Component, dst: &mut [f32]) -> Result<()> {
+        let access = Access::new(&self.info, component)?;
+        self.read_rows(component, 0..access.height, dst)
+    }
+
+    /// Reads the samples of rows `rows` of `component`, counted in the component's own rows.
+    ///
+    /// # Errors
+    /// As [`FrameRef::read`], and when the rows do not exist.
+    pub fn read_rows(
+        &self,
+        component: Component,
+        rows: Rows<usize>,
+        dst: &mut [f32],
+    ) -> Result<()> {
+        let access = Access::new(&self.info, component)?;
+        access.check(&rows, dst.len())?;
+        let plane = &self.planes[access.plane];
+        let level = Level::best();
+        let read_row = |y: usize, dst: &mut [f32]| {
+            let row = &plane.data[y * plane.stride..][..access.row_bytes()];
+            get(level, dst, row, access.field, access.quant);
+        };
+        let tasks = access.rows_per_task(rows.len());
+        let read_band = |(i, band): (usize, &mut [f32])| {
+            for (y, dst) in band.chunks_exact_mut(access.width).enumerate() {
+                read_row(rows.start + i * tasks + y, dst);
+            }
+        };
+        if tasks >= rows.len() {
+            read_band((0, dst));
+        } else {
+            dst.par_chunks_mut(tasks * access.width)
+                .enumerate()
+                .for_each(read_band);
+        }
+        Ok(())
+    }
+}
+
+impl<'a> FrameMut<'a> {
+    /// Writes all samples of `component` from `src`: rows without padding, as many as
+    /// [`PixelFormat::component_size`] says. Values are rounded to the nearest code and clamped to the range of
+    /// codes (0 to 255 at 8 bits), so limited-range excursions survive; NaN becomes code 0. Other components
+    /// and the padding keep their bytes, except that the x of RGBx and BGRx becomes 255. Runs on the current
+    /// rayon pool.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when the format lacks the component or `src` has another length.
+    pub fn write(&mut self, component: Component, src: &[f32]) -> Result<()> {
+        let access = Access::new(&self.info, component)?;
+        self.write_rows(component, 0..access.height, src)
+    }
+
+    /// Writes the samples of rows `rows` of `component`, counted in the component's own rows.
+    ///
+    /// # Errors
+    /// As [`FrameMut::write`], and when the rows do not exist.
+    pub fn write_rows(
+        &mut self,
+        component: Component,
+        rows: Rows<usize>,
+        src: &[f32],
+    ) -> Result<()> {
+        let access = Access::new(&self.info, component)?;
+        access.check(&rows, src.len())?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let PlaneMut { data, stride } = &mut self.planes[access.plane];
+        let stride = *stride;
+        let end = rows.end.saturating_mul(stride).min(data.len());
+        let data = &mut data[rows.start * stride..end];
+        let level = Level::best();
+        let write_band = |(bytes, src): (&mut [u8], &[f32])| {
+            let rows = bytes.chunks_mut(stride);
+            for (row, src) in rows.zip(src.chunks_exact(access.width)) {
+                let row = &mut row[..access.row_bytes()];
+                put(level, row, src, access.field, access.quant);
+            }
+        };
+        let tasks = access.rows_per_task(rows.len());
+        if tasks >= rows.len() {
+            write_band((data, src));
+        } else {
+            data.par_chunks_mut(stride.saturating_mul(tasks))
+                .zip(src.par_chunks(tasks * access.width))
+                .for_each(write_band);
+        }
+        Ok(())
+    }
+
+    /// Splits the frame into bands of `rows` luma rows (the last may be shorter) that different threads can
+    /// write.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when `rows` is 0 or not a multiple of the vertical chroma subsampling.
+    pub fn bands(&mut self, rows: usize) -> Result<Vec<FrameMut<'_>>> {
+        let sy = self.info.format.chroma_shift().1;
+        if rows == 0 || !rows.is_multiple_of(1 << sy) {
+            return Err(Error::Frame(format!(
+                "bands of {rows} rows: {} needs a positive multiple of {}",
+                self.info.format.name(),
+                1 << sy
+            )));
+        }
+        let info = self.info;
+        let mut rest: Vec<(&mut [u8], usize)> = self
+            .planes
+            .iter_mut()
+            .map(|p| (&mut *p.data, p.stride))
+            .collect();
+        let mut bands = Vec::with_capacity(info.height.div_ceil(rows));
+        let mut top = 0;
+        while top < info.height {
+            let height = rows.min(info.height - top);
+            let last = top + height == info.height;
+            let planes = rest.iter_mut().enumerate().map(|(i, (data, stride))| {
+                let plane_rows = info.format.plane_size(i, info.width, height).1;
+                let len = if last {
+                    data.len()
+                } else {
+                    plane_rows * *stride
+                };
+                PlaneMut {
+                    data: data.split_off_mut(..len).unwrap_or_default(),
+                    stride: *stride,
+                }
+            });
+            bands.push(FrameMut {
+                info: info.with_size(info.width, height),
+                planes: planes.collect(),
+            });
+            top += height;
+        }
+        Ok(bands)
+    }
+}
+
+/// One component of one frame: where its samples lie and what their codes mean.
+#[derive(Clone, Copy)]
+struct Access {
+    format: PixelFormat,
+    component: Component,
+    plane: usize,
+    width: usize,
+    height: usize,
+    field: Field,
+    quant: Quant,
+}
+
+impl Access {
+    fn new(info: &FrameInfo, component: Component) -> Result<Self> {
+        let format = info.format;
+        let layout = format.component(component).ok_or_else(|| {
+            Error::Frame(format!("{} has no component {component:?}", format.name()))
+        })?;
+        let (width, height) = format.component_size(component, info.width, info.height);
+        Ok(Self {
+            format,
+            component,
+            plane: layout.plane,
+            width,
+            height,
+            field: Field::new(format, layout),
+            quant: Quant::new(info, component),
+        })
+    }
+
+    fn check(&self, rows: &Rows<usize>, len: usize) -> Result<()> {
+        if rows.start > rows.end || rows.end > self.height {
+            return Err(Error::Frame(format!(
+                "rows {rows:?} of component {:?}: it has {} rows",
+                self.component, self.height
+            )));
+        }
+        if len != rows.len() * self.width {
+            return Err(Error::Frame(format!(
+                "{len} samples for {} rows of {} samples ({:?} of {})",
+                rows.len(),
+                self.width,
+                self.component,
+                self.format.name()
+            )));
+        }
+        Ok(())
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.width * self.field.step
+    }
+
+    fn rows_per_task(&self, rows: usize) -> usize {
+        if rayon::current_num_threads() == 1 {
+            rows
+        } else {
+            SAMPLES_PER_TASK.div_ceil(self.width)
+        }
+    }
+}
+
+/// Where a sample lies in the little-endian word of `step` bytes that holds it.
+#[derive(Clone, Copy)]
+struct Field {
+    step: usize,
+    /// Byte of the sample, for words of 3 bytes.
+    byte: usize,
+    /// Bits below the code.
+    shift: u32,
+    /// The code's bits, unshifted.
+    mask: u32,
+    /// Bits of the word that belong to other components.
+    keep: u32,
+    /// Bits of the word that are always set: the x of RGBx.
+    set: u32,
+}
+
+impl Field {
+    fn new(format: PixelFormat, at: ComponentLayout) -> Self {
+        let stored = if format.depth() > 8 { 0xffff } else { 0xff };
+        let opaque = matches!(format, PixelFormat::Rgbx | PixelFormat::Bgrx);
+        Self {
+            step: at.step,
+            byte: at.offset,
+            shift: 8 * at.offset as u32 + format.shift(),
+            mask: (1 << format.depth()) - 1,
+            keep: !(stored << (8 * at.offset)),
+            set: if opaque { 0xff00_0000 } else { 0 },
+        }
+    }
+}
+
+/// The affine map between codes and values: code = value * scale + offset.
+#[derive(Clone, Copy)]
+struct Quant {
+    scale: f32,
+    inv_scale: f32,
+    offset: f32,
+    max: f32,
+}
+
+impl Quant {
+    fn new(info: &FrameInfo, component: Component) -> Self {
+        let depth = info.format.depth();
+        let unit = (1 << (depth - 8)) as f32;
+        let max = ((1 << depth) - 1) as f32;
+        let chroma = matches!(component, Component::U | Component::V);
+        let limited = info.colorimetry.range == Range::Limited && component != Component::A;
+        let (scale, offset) = match (limited, chroma) {
+            (true, false) => (219.0 * unit, 16.0 * unit),
+            (true, true) => (224.0 * unit, 128.0 * unit),
+            (false, false) => (max, 0.0),
+            (false, true) => (max, 128.0 * unit),
+        };
+        Self {
+            scale,
+            inv_scale: 1.0 / scale,
+            offset,
+            max,
+        }
+    }
+
+    #[inline(always)]
+    fn value(self, code: f32) -> f32 {
+        (code - self.offset) * self.inv_scale
+    }
+
+    #[inline(always)]
+    fn code(self, value: f32) -> u32 {
+        // Adding 2^23 leaves the integer nearest to the sum in the low bits of the mantissa.
+        let clamped = (value * self.scale + self.offset).max(0.0).min(self.max);
+        (clamped + 8_388_608.0).to_bits() & 0xffff
+    }
+}
+
+/// Reads one row; `src` holds `dst.len()` words.
+fn get(level: Level, dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
+    match field.step {
+        1 => get1(level, dst, src, quant),
+        2 => get2(level, dst, src, field, quant),
+        3 => get3(level, dst, src, field, quant),
+        _ => get4(level, dst, src, field, quant),
+    }
+}
+
+/// Writes one row; `dst` holds `src.len()` words.
+fn put(level: Level, dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
+    match field.step {
+        1 => put1(level, dst, src, quant),
+        2 => put2(level, dst, src, field, quant),
+        3 => put3(level, dst, src, field, quant),
+        _ => put4(level, dst, src, field, quant),
+    }
+}
+
+#[inline(always)]
+fn get_byte<const BYTE: usize>(dst: &mut [f32], src: &[[u8; 3]], quant: Quant) {
+    for (d, s) in dst.iter_mut().zip(src) {
+        *d = quant.value(f32::from(s[BYTE]));
+    }
+}
+
+#[inline(always)]
+fn put_byte<const BYTE: usize>(dst: &mut [[u8; 3]], src: &[f32], quant: Quant) {
+    for (d, &s) in dst.iter_mut().zip(src) {
+        d[BYTE] = quant.code(s) as u8;
+    }
+}
+
+per_level! {
+    fn get1(dst: &mut [f32], src: &[u8], quant: Quant) {
+        for (d, &s) in dst.iter_mut().zip(src) {
+            *d = quant.value(f32::from(s));
+        }
+    }
+
+    fn get2(dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
+        let (shift, mask) = (field.shift, field.mask as u16);
+        for (d, &s) in dst.iter_mut().zip(src.as_chunks::<2>().0) {
+            *d = quant.value(f32::from((u16::from_le_bytes(s) >> shift) & mask));
+        }
+    }
+
+    fn get3(dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
+        let src = src.as_chunks::<3>().0;
+        match field.byte {
+            0 => get_byte::<0>(dst, src, quant),
+            1 => get_byte::<1>(dst, src, quant),
+            _ => get_byte::<2>(dst, src, quant),
+        }
+    }
+
+    fn get4(dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
+        for (d, &s) in dst.iter_mut().zip(src.as_chunks::<4>().0) {
+            let code = (u32::from_le_bytes(s) >> field.shift) & field.mask;
+            // Through i32: processors convert signed integers faster.
+            *d = quant.value(code as i32 as f32);
+        }
+    }
+
+    fn put1(dst: &mut [u8], src: &[f32], quant: Quant) {
+        for (d, &s) in dst.iter_mut().zip(src) {
+            *d = quant.code(s) as u8;
+        }
+    }
+
+    fn put2(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
+        let (shift, keep) = (field.shift, field.keep as u16);
+        for (d, &s) in dst.as_chunks_mut::<2>().0.iter_mut().zip(src) {
+            let code = (quant.code(s) as u16) << shift;
+            *d = ((u16::from_le_bytes(*d) & keep) | code).to_le_bytes();
+        }
+    }
+
+    fn put3(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
+        let dst = dst.as_chunks_mut::<3>().0;
+        match field.byte {
+            0 => put_byte::<0>(dst, src, quant),
+            1 => put_byte::<1>(dst, src, quant),
+            _ => put_byte::<2>(dst, src, quant),
+        }
+    }
+
+    fn put4(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
+        for (d, &s) in dst.as_chunks_mut::<4>().0.iter_mut().zip(src) {
+            let code = quant.code(s) << field.shift;
+            *d = ((u32::from_le_bytes(*d) & field.keep) | code | field.set).to_le_bytes();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(format: PixelFormat, range: Range) -> FrameInfo {
+        let mut info = FrameInfo::new(format, 4, 2);
+        info.colorimetry.range = range;
+        info
+    }
+
+    #[test]
+    fn nominal_ends_of_each_range_are_exact() {
+        use Component::*;
+        use PixelFormat::*;
+        let cases = [
+            (I420, Range::Limited, Y, 16, 235, 0.0, 1.0),
+            (I420, Range::Limited, U, 16, 240, -0.5, 0.5),
+            (I420, Range::Full, Y, 0, 255, 0.0, 1.0),
+            (I420, Range::Full, V, 128, 255, 0.0, 127.0 / 255.0),
+            (P010Le, Range::Limited, Y, 64, 940, 0.0, 1.0),
+            (P010Le, Range::Limited, V, 64, 960, -0.5, 0.5),
+            (P010Le, Range::Full, Y, 0, 1023, 0.0, 1.0),
+            (P010Le, Range::Full, U, 512, 1023, 0.0, 511.0 / 1023.0),
+            (Rgb, Range::Limited, G, 16, 235, 0.0, 1.0),
+            (Rgba, Range::Limited, A, 0, 255, 0.0, 1.0),
+        ];
+        for (format, range, component, low, high, at_low, at_high) in cases {
+            let quant = Quant::new(&info(format, range), component);
+            let name = format!("{format:?} {range:?} {component:?}");
+            assert_eq!(quant.value(low as f32), at_low, "{name}");
+            assert_eq!(quant.value(high as f32), at_high, "{name}");
+            assert_eq!(quant.code(at_low), low, "{name}");
+            assert_eq!(quant.code(at_high), high, "{name}");
+        }
+    }
+
+    #[test]
+    fn codes_round_to_nearest_and_stay_in_range() {
+        let quant = Quant::new(&info(PixelFormat::Gray8, Range::Full), Component::Y);
+        let code = |c: f32| quant.code(c / 255.0);
+        assert_eq!([code(99.51), code(100.49), code(0.49)], [100, 100, 0]);
+        assert_eq!([code(-3.0), code(255.4), code(1e9)], [0, 255, 255]);
+        assert_eq!([quant.code(f32::NAN), quant.code(f32::INFINITY)], [0, 255]);
+    }
+
+    #[test]
+    fn every_instruction_set_reads_and_writes_the_same_bits() {
+        let bytes: Vec<u8> = (0..4 * 67).map(|i| (i * 37 + i / 7) as u8).collect();
+        let values: Vec<f32> = (0..67).map(|i| i as f32 / 50.0 - 0.2).collect();
+        for format in PixelFormat::ALL {
+            for at in format.components() {
+                let info = info(format, Range::Limited);
+                let access = Access::new(&info, at.component).unwrap();
+                let (field, quant) = (access.field, access.quant);
+                for n in [1, 2, 15, 16, 31, 67] {
+                    let run = |level| {
+                        let (mut read, mut written) = (vec![0.0; n], bytes[..n * at.step].to_vec());
+                        get(level, &mut read, &bytes[..n * at.step], field, quant);
+                        put(level, &mut written, &values[..n], field, quant);
+                        (read, written)
+                    };
+                    let reference = run(Level::PORTABLE);
+                    for level in Level::all() {
+                        assert_eq!(run(level), reference, "{level:?} {format:?} {at:?} {n}");
+                    }
+                }
+            }
+        }
+    }
+}

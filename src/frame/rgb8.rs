@@ -1,0 +1,275 @@
+//! Frames from and to packed 8-bit RGB, as image files hold it. For tools and tests: it favours exactness.
+
+use super::{
+    Component, Frame, FrameInfo, FrameRef, PixelFormat, Plane,
+    resample::{Axis, Kernel, Options, Resampler},
+};
+use crate::{Error, Result};
+
+const RGB: [Component; 3] = [Component::R, Component::G, Component::B];
+
+impl Frame {
+    /// An RGB frame of `rgb`: rows of R, G, B bytes without padding.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side is out of range or `rgb` has another length.
+    pub fn from_rgb8(width: usize, height: usize, rgb: &[u8]) -> Result<Self> {
+        let mut frame = Self::new(FrameInfo::new(PixelFormat::Rgb, width, height))?;
+        let plane = frame.plane_mut(0);
+        if rgb.len() != plane.len() {
+            return Err(wrong_length(width, height, rgb.len()));
+        }
+        plane.copy_from_slice(rgb);
+        Ok(frame)
+    }
+
+    /// A frame like `info` that shows `rgb`: rows of R, G, B bytes without padding, full range. Subsampled
+    /// chroma is filtered down onto its site with a triangle filter; alpha is opaque.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side is out of range or `rgb` has another length.
+    pub fn from_rgb8_as(info: FrameInfo, rgb: &[u8]) -> Result<Self> {
+        let (w, h) = (info.width, info.height);
+        let mut frame = Self::new(info)?;
+        if rgb.len() != 3 * w * h {
+            return Err(wrong_length(w, h, rgb.len()));
+        }
+        let plane = Plane {
+            data: rgb,
+            stride: 3 * w,
+        };
+        let source = FrameRef::new(FrameInfo::new(PixelFormat::Rgb, w, h), vec![plane])?;
+        let [mut first, mut second, mut third] = read3(&source, RGB)?;
+        let mut target = frame.as_mut();
+        if info.format.is_rgb() {
+            target.write(Component::R, &first)?;
+            target.write(Component::G, &second)?;
+            target.write(Component::B, &third)?;
+            if info.format.has_alpha() {
+                target.write(Component::A, &vec![1.0; w * h])?;
+            }
+            return Ok(frame);
+        }
+        let matrix = info.colorimetry.matrix;
+        matrix.rgb_to_ycbcr([&mut first, &mut second, &mut third]);
+        target.write(Component::Y, &first)?;
+        for (component, plane) in [(Component::U, &second), (Component::V, &third)] {
+            if info.format.component(component).is_some() {
+                let size = info.format.component_size(component, w, h);
+                let mut chroma = vec![0.0; size.0 * size.1];
+                chroma_resampler(&info, Way::Down).run(plane, &mut chroma);
+                target.write(component, &chroma)?;
+            }
+        }
+        Ok(frame)
+    }
+
+    /// The picture as rows of R, G, B bytes without padding, full range; see [`FrameRef::to_rgb8`].
+    ///
+    /// # Errors
+    /// None that a frame that exists can cause.
+    pub fn to_rgb8(&self) -> Result<Vec<u8>> {
+        self.as_ref().to_rgb8()
+    }
+}
+
+impl FrameRef<'_> {
+    /// The picture as rows of R, G, B bytes without padding, full range. Subsampled chroma is interpolated from
+    /// its site with a Catmull-Rom filter; alpha is dropped; grey gives three equal components.
+    ///
+    /// # Errors
+    /// None that a frame that exists can cause.
+    pub fn to_rgb8(&self) -> Result<Vec<u8>> {
+        let info = self.info();
+        let (w, h) = (info.width, info.height);
+        let mut out = Frame::new(FrameInfo::new(PixelFormat::Rgb, w, h))?;
+        let planes = if info.format.is_rgb() {
+            read3(self, RGB)?
+        } else if info.format.component(Component::U).is_none() {
+            let grey = self.read_plane(Component::Y)?;
+            [grey.clone(), grey.clone(), grey]
+        } else {
+            let mut y = self.read_plane(Component::Y)?;
+            let upsampler = chroma_resampler(info, Way::Up);
+            let [mut u, mut v] = [vec![0.0; w * h], vec![0.0; w * h]];
+            upsampler.run(&self.read_plane(Component::U)?, &mut u);
+            upsampler.run(&self.read_plane(Component::V)?, &mut v);
+            let matrix = info.colorimetry.matrix;
+            matrix.ycbcr_to_rgb([&mut y, &mut u, &mut v]);
+            [y, u, v]
+        };
+        for (component, plane) in RGB.into_iter().zip(&planes) {
+            out.as_mut().write(component, plane)?;
+        }
+        Ok(out.planes.swap_remove(0))
+    }
+
+    fn read_plane(&self, component: Component) -> Result<Vec<f32>> {
+        let info = self.info();
+        let (w, h) = info
+            .format
+            .component_size(component, info.width, info.height);
+        let mut plane = vec![0.0; w * h];
+        self.read(component, &mut plane)?;
+        Ok(plane)
+    }
+}
+
+#[derive(PartialEq)]
+enum Way {
+    /// From the luma grid to the chroma grid.
+    Down,
+    /// From the chroma grid to the luma grid.
+    Up,
+}
+
+/// Between the luma grid and the chroma grid of `info`. Chroma sample i lies at luma position 2i when cosited,
+/// 2i + 0.5 when centred: that is (i + c) * 2 - c with c = 0 and c = 0.5.
+fn chroma_resampler(info: &FrameInfo, way: Way) -> Resampler {
+    let (w, h) = (info.width, info.height);
+    let (cw, ch) = info.format.component_size(Component::U, w, h);
+    let (sx, sy) = info.format.chroma_shift();
+    let axis = |luma, chroma, shift: u32, cosited| {
+        let centre = if cosited { 0.0 } else { 0.5 };
+        let factor = f64::from(1 << shift);
+        let (src, dst, kernel, ratio) = match way {
+            Way::Down => (luma, chroma, Kernel::Bilinear, factor),
+            Way::Up => (chroma, luma, Kernel::CatmullRom, 1.0 / factor),
+        };
+        let options = Options {
+            antialias: way == Way::Down,
+            centre,
+            ratio: Some(ratio),
+        };
+        Axis::new(src, dst, kernel, options)
+    };
+    let site = info.chroma_site;
+    Resampler::new(
+        axis(w, cw, sx, site.horizontal_cosited),
+        axis(h, ch, sy, site.vertical_cosited),
+    )
+}
+
+fn read3(frame: &FrameRef, [a, b, c]: [Component; 3]) -> Result<[Vec<f32>; 3]> {
+    Ok([
+        frame.read_plane(a)?,
+        frame.read_plane(b)?,
+        frame.read_plane(c)?,
+    ])
+}
+
+fn wrong_length(width: usize, height: usize, len: usize) -> Error {
+    Error::Frame(format!(
+        "{len} bytes for a {width}x{height} RGB picture: it needs {}",
+        3 * width * height
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{ChromaSite, Matrix, Range};
+
+    /// Smooth colours: what 4:2:0 can carry.
+    fn gradient(w: usize, h: usize) -> Vec<u8> {
+        let pixel = |x: usize, y: usize| {
+            [
+                60 + 120 * x / w,
+                80 + 100 * y / h,
+                200 - 60 * (x + y) / (w + h),
+            ]
+        };
+        (0..h)
+            .flat_map(|y| (0..w).flat_map(move |x| pixel(x, y).map(|v| v as u8)))
+            .collect()
+    }
+
+    fn worst(a: &[u8], b: &[u8]) -> u8 {
+        assert_eq!(a.len(), b.len());
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| a.abs_diff(*b))
+            .max()
+            .unwrap_or(0)
+    }
+
+    #[test]
+    fn smooth_pictures_survive_every_format_matrix_range_and_site() {
+        let (w, h) = (33, 17);
+        let rgb = gradient(w, h);
+        for format in PixelFormat::ALL {
+            for range in [Range::Limited, Range::Full] {
+                for matrix in [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020] {
+                    for cosited in [false, true] {
+                        let mut info = FrameInfo::new(format, w, h);
+                        info.colorimetry.matrix = matrix;
+                        info.colorimetry.range = range;
+                        info.chroma_site = ChromaSite {
+                            horizontal_cosited: cosited,
+                            vertical_cosited: cosited,
+                        };
+                        if format == PixelFormat::Gray8 {
+                            continue;
+                        }
+                        let back = Frame::from_rgb8_as(info, &rgb).unwrap().to_rgb8().unwrap();
+                        let worst = worst(&back, &rgb);
+                        assert!(worst <= 4, "{info:?}: {worst}");
+                        if format.is_rgb() && range == Range::Full {
+                            assert_eq!(worst, 0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn grey_holds_the_luma() {
+        let info = FrameInfo::new(PixelFormat::Gray8, 2, 1);
+        let frame = Frame::from_rgb8_as(info, &[255, 0, 0, 10, 10, 10]).unwrap();
+        assert_eq!(frame.plane(0), [76, 10]);
+        assert_eq!(frame.to_rgb8().unwrap(), [76, 76, 76, 10, 10, 10]);
+    }
+
+    #[test]
+    fn alpha_is_opaque() {
+        let info = FrameInfo::new(PixelFormat::Bgra, 1, 1);
+        let frame = Frame::from_rgb8_as(info, &[1, 2, 3]).unwrap();
+        assert_eq!(frame.plane(0), [3, 2, 1, 255]);
+    }
+
+    #[test]
+    fn a_cosited_chroma_edge_lands_on_its_column() {
+        // Blue-difference chroma 0, 0, 1, 1 on a site: the middle of the edge is at luma column 3 when cosited,
+        // 3.5 when centred.
+        let mut info = FrameInfo::new(PixelFormat::I420, 8, 2);
+        info.colorimetry.range = Range::Full;
+        let blue_at = |cosited: bool, x: usize| {
+            info_with(info, cosited, |frame| {
+                frame.plane_mut(0).fill(100);
+                frame.plane_mut(1).copy_from_slice(&[100, 100, 150, 150]);
+                frame.plane_mut(2).fill(128);
+                frame.to_rgb8().unwrap()[3 * x + 2]
+            })
+        };
+        let middle = 100 + ((125.0 - 128.0) * 1.772f32).round() as i32 as u8;
+        assert_eq!(blue_at(true, 3), middle);
+        assert_eq!(
+            (u16::from(blue_at(false, 3)) + u16::from(blue_at(false, 4))).div_ceil(2),
+            u16::from(middle)
+        );
+    }
+
+    fn info_with<T>(mut info: FrameInfo, cosited: bool, f: impl Fn(&mut Frame) -> T) -> T {
+        info.chroma_site.horizontal_cosited = cosited;
+        f(&mut Frame::new(info).unwrap())
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        assert!(Frame::from_rgb8(2, 2, &[0; 11]).is_err());
+        assert!(Frame::from_rgb8(0, 2, &[]).is_err());
+        let info = FrameInfo::new(PixelFormat::I420, 2, 2);
+        assert!(Frame::from_rgb8_as(info, &[0; 13]).is_err());
+    }
+}
