@@ -1,0 +1,248 @@
+//! LPIPS with the SqueezeNet 1.1 backbone (Zhang, Isola, Efros, Shechtman, Wang 2018).
+
+use std::{collections::HashMap, path::Path};
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::Picture;
+use crate::{
+    Error, Result,
+    ops::{Activation, conv2d},
+};
+
+/// Smallest side of a picture, in pixels: below, the deepest features would be empty.
+const MIN_SIDE: usize = 32;
+
+/// Index of each fire module, its squeeze and its expand width (each of the two halves).
+const FIRES: [(usize, usize, usize); 8] = [
+    (3, 16, 64),
+    (4, 16, 64),
+    (6, 32, 128),
+    (7, 32, 128),
+    (9, 48, 192),
+    (10, 48, 192),
+    (11, 64, 256),
+    (12, 64, 256),
+];
+
+/// Fire modules that follow a max pooling, and those whose output is compared.
+const POOL_BEFORE: [usize; 3] = [3, 6, 9];
+const TAPS: [usize; 6] = [4, 7, 9, 10, 11, 12];
+
+/// The LPIPS distance: lower is more alike, 0 for equal pictures.
+pub struct Lpips {
+    stem: Conv,
+    fires: Vec<Fire>,
+    /// Weight of each channel, shape [c], for each tap.
+    heads: Vec<Tensor>,
+    shift: Tensor,
+    scale: Tensor,
+}
+
+/// What [`Lpips`] compares of a picture.
+pub struct LpipsFeatures {
+    size: (usize, usize),
+    taps: Vec<Tensor>,
+}
+
+struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    stride: usize,
+    padding: usize,
+}
+
+struct Fire {
+    index: usize,
+    squeeze: Conv,
+    expand1x1: Conv,
+    expand3x3: Conv,
+}
+
+impl Lpips {
+    /// Loads backbone and heads from a safetensors file: `features.N[.squeeze|.expand1x1|.expand3x3].{weight,bias}`
+    /// as torchvision's squeezenet1_1 names them, and `linK.model.1.weight` for the seven heads.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file cannot be read, a tensor is missing or has another shape.
+    pub fn load(path: &Path) -> Result<Self> {
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu)
+            .map_err(|e| Error::model(path, e.to_string()))?;
+        Self::from_tensors(&tensors).map_err(|reason| Error::model(path, reason))
+    }
+
+    fn from_tensors(tensors: &HashMap<String, Tensor>) -> Result<Self, String> {
+        let stem = Conv::new(tensors, "features.0", [64, 3, 3, 3], 2, 0)?;
+        let (mut fires, mut heads) = (Vec::new(), vec![head(tensors, 0, 64)?]);
+        let mut channels = 64;
+        for (index, squeeze, expand) in FIRES {
+            let at = |part, shape, padding| {
+                Conv::new(
+                    tensors,
+                    &format!("features.{index}.{part}"),
+                    shape,
+                    1,
+                    padding,
+                )
+            };
+            fires.push(Fire {
+                index,
+                squeeze: at("squeeze", [squeeze, channels, 1, 1], 0)?,
+                expand1x1: at("expand1x1", [expand, squeeze, 1, 1], 0)?,
+                expand3x3: at("expand3x3", [expand, squeeze, 3, 3], 1)?,
+            });
+            channels = 2 * expand;
+            if TAPS.contains(&index) {
+                heads.push(head(tensors, heads.len(), channels)?);
+            }
+        }
+        // The published normalisation of inputs in -1..1.
+        let constant = |v: [f32; 3]| Tensor::new(&v, &Device::Cpu).map_err(|e| e.to_string());
+        Ok(Self {
+            stem,
+            fires,
+            heads,
+            shift: constant([-0.030, -0.088, -0.188])?,
+            scale: constant([0.458, 0.448, 0.450])?,
+        })
+    }
+
+    /// The features of `picture`, to be compared with those of several others.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side is below 32 pixels.
+    pub fn features(&self, picture: &Picture) -> Result<LpipsFeatures> {
+        let size = (picture.width(), picture.height());
+        if size.0.min(size.1) < MIN_SIDE {
+            return Err(Error::Frame(format!(
+                "LPIPS needs pictures of at least {MIN_SIDE}x{MIN_SIDE} pixels, not {}x{}",
+                size.0, size.1
+            )));
+        }
+        let taps = self.taps(picture)?;
+        Ok(LpipsFeatures { size, taps })
+    }
+
+    /// The distance of two pictures by their features.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when the pictures differ in size.
+    pub fn distance(&self, a: &LpipsFeatures, b: &LpipsFeatures) -> Result<f64> {
+        if a.size != b.size {
+            let ((aw, ah), (bw, bh)) = (a.size, b.size);
+            return Err(Error::Frame(format!(
+                "pictures of {aw}x{ah} and {bw}x{bh} pixels cannot be compared"
+            )));
+        }
+        let mut sum = 0.0;
+        for ((a, b), head) in a.taps.iter().zip(&b.taps).zip(&self.heads) {
+            let weighted = (a - b)?.sqr()?.broadcast_mul(head)?.sum(D::Minus1)?;
+            sum += weighted
+                .to_dtype(DType::F64)?
+                .mean_all()?
+                .to_scalar::<f64>()?;
+        }
+        Ok(sum)
+    }
+
+    /// The compared feature maps, NHWC.
+    fn taps(&self, picture: &Picture) -> candle_core::Result<Vec<Tensor>> {
+        let shape = (1, picture.height(), picture.width(), 3);
+        let input = Tensor::from_slice(picture.rgb(), shape, &Device::Cpu)?
+            .to_dtype(DType::F32)?
+            .affine(2.0 / 255.0, -1.0)?;
+        let input = input
+            .broadcast_sub(&self.shift)?
+            .broadcast_div(&self.scale)?;
+        let mut x = self.stem.forward(&input)?;
+        let mut taps = vec![unit(&x)?];
+        for fire in &self.fires {
+            if POOL_BEFORE.contains(&fire.index) {
+                x = pool(&x)?;
+            }
+            x = fire.forward(&x)?;
+            if TAPS.contains(&fire.index) {
+                taps.push(unit(&x)?);
+            }
+        }
+        Ok(taps)
+    }
+}
+
+impl Conv {
+    fn new(
+        tensors: &HashMap<String, Tensor>,
+        name: &str,
+        shape: [usize; 4],
+        stride: usize,
+        padding: usize,
+    ) -> Result<Self, String> {
+        Ok(Self {
+            weight: tensor(tensors, &format!("{name}.weight"), &shape)?,
+            bias: tensor(tensors, &format!("{name}.bias"), &shape[..1])?,
+            stride,
+            padding,
+        })
+    }
+
+    /// Every convolution of the network ends in a ReLU.
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let relu = Activation::LeakyRelu(0.0);
+        conv2d(x, &self.weight, &self.bias, self.stride, self.padding, relu)
+    }
+}
+
+impl Fire {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let x = self.squeeze.forward(x)?;
+        Tensor::cat(
+            &[self.expand1x1.forward(&x)?, self.expand3x3.forward(&x)?],
+            3,
+        )
+    }
+}
+
+/// Max pooling 3x3, stride 2, where the last window may hang over the edge. The padding of zero changes nothing:
+/// the inputs come from a ReLU.
+fn pool(x: &Tensor) -> candle_core::Result<Tensor> {
+    let (_, h, w, _) = x.dims4()?;
+    let overhang = |len: usize| (len + 1) % 2;
+    x.permute((0, 3, 1, 2))?
+        .pad_with_zeros(2, 0, overhang(h))?
+        .pad_with_zeros(3, 0, overhang(w))?
+        .max_pool2d_with_stride(3, 2)?
+        .permute((0, 2, 3, 1))
+}
+
+/// Channels scaled to unit length at each place.
+fn unit(x: &Tensor) -> candle_core::Result<Tensor> {
+    let length = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+    x.broadcast_div(&(length + 1e-10)?)
+}
+
+fn head(
+    tensors: &HashMap<String, Tensor>,
+    index: usize,
+    channels: usize,
+) -> Result<Tensor, String> {
+    let name = format!("lin{index}.model.1.weight");
+    let weight = tensor(tensors, &name, &[1, channels, 1, 1])?;
+    weight.flatten_all().map_err(|e| e.to_string())
+}
+
+fn tensor(
+    tensors: &HashMap<String, Tensor>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Tensor, String> {
+    let t = tensors
+        .get(name)
+        .ok_or_else(|| format!("tensor '{name}' is missing: these are no LPIPS-squeeze weights"))?;
+    if t.dims() != shape {
+        return Err(format!(
+            "tensor '{name}' has shape {:?}, not {shape:?}",
+            t.dims()
+        ));
+    }
+    t.to_dtype(DType::F32).map_err(|e| e.to_string())
+}

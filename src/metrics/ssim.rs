@@ -1,0 +1,160 @@
+//! Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004).
+
+use rayon::prelude::*;
+
+use super::Gray;
+
+const WINDOW: usize = 11;
+const SIGMA: f64 = 1.5;
+const C1: f32 = (0.01 * 255.0) * (0.01 * 255.0);
+const C2: f32 = (0.03 * 255.0) * (0.03 * 255.0);
+
+/// Mean SSIM of two planes on the scale 0..255: Gaussian window of 11x11 with standard deviation 1.5, K1 = 0.01,
+/// K2 = 0.03, over the places where the window fits. `None` for planes smaller than the window.
+///
+/// # Panics
+/// When the sizes differ.
+pub fn ssim(a: &Gray, b: &Gray) -> Option<f64> {
+    assert_eq!((a.width, a.height), (b.width, b.height), "sizes differ");
+    if a.width < WINDOW || a.height < WINDOW {
+        return None;
+    }
+    let (columns, rows) = (a.width - WINDOW + 1, a.height - WINDOW + 1);
+    let window = window();
+    let sum: f64 = (0..rows)
+        .into_par_iter()
+        .map_init(
+            || Moments::new(a.width),
+            |moments, y| {
+                moments.gather(a, b, y, &window);
+                moments.sum(&window)
+            },
+        )
+        .sum();
+    Some(sum / (rows * columns) as f64)
+}
+
+/// Vertically filtered rows of a, b, a^2 + b^2 and ab.
+struct Moments([Vec<f32>; 4]);
+
+impl Moments {
+    fn new(width: usize) -> Self {
+        Self(std::array::from_fn(|_| vec![0.0; width]))
+    }
+
+    fn gather(&mut self, a: &Gray, b: &Gray, top: usize, window: &[f32; WINDOW]) {
+        let [ma, mb, squares, products] = &mut self.0;
+        for m in [&mut *ma, mb, squares, products] {
+            m.fill(0.0);
+        }
+        for (k, y) in window.iter().zip(top..) {
+            let row = y * a.width..(y + 1) * a.width;
+            for (x, (&a, &b)) in a.data[row.clone()].iter().zip(&b.data[row]).enumerate() {
+                // Around mid-grey: the variances are differences of large numbers else.
+                let (a, b) = (a - 128.0, b - 128.0);
+                ma[x] += k * a;
+                mb[x] += k * b;
+                squares[x] += k * (a * a + b * b);
+                products[x] += k * a * b;
+            }
+        }
+    }
+
+    /// The sum of SSIM over one row of windows.
+    fn sum(&self, window: &[f32; WINDOW]) -> f64 {
+        let columns = self.0[0].len() - WINDOW + 1;
+        let at = |m: &[f32], x: usize| -> f32 {
+            window
+                .iter()
+                .zip(&m[x..x + WINDOW])
+                .map(|(k, v)| k * v)
+                .sum()
+        };
+        (0..columns)
+            .map(|x| {
+                let [a, b, squares, products] = [0, 1, 2, 3].map(|i| at(&self.0[i], x));
+                let variances = squares - a * a - b * b;
+                let covariance = products - a * b;
+                let (a, b) = (a + 128.0, b + 128.0);
+                let luminance = (2.0 * a * b + C1) / (a * a + b * b + C1);
+                let structure = (2.0 * covariance + C2) / (variances + C2);
+                f64::from(luminance * structure)
+            })
+            .sum()
+    }
+}
+
+fn window() -> [f32; WINDOW] {
+    let weights: [f64; WINDOW] = std::array::from_fn(|i| {
+        let distance = i as f64 - (WINDOW / 2) as f64;
+        (-0.5 * (distance / SIGMA).powi(2)).exp()
+    });
+    let sum: f64 = weights.iter().sum();
+    weights.map(|w| (w / sum) as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(width: usize, height: usize, seed: u32) -> Gray {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as f32
+        };
+        Gray {
+            width,
+            height,
+            data: (0..width * height).map(|_| next()).collect(),
+        }
+    }
+
+    /// The definition, window by window, in f64.
+    fn reference(a: &Gray, b: &Gray) -> f64 {
+        let gauss = |i: usize| (-((i as f64 - 5.0) / 1.5).powi(2) / 2.0).exp();
+        let norm: f64 = (0..11).map(gauss).sum();
+        let (mut sum, mut count) = (0.0, 0.0);
+        for y in 0..=a.height - 11 {
+            for x in 0..=a.width - 11 {
+                let mut m = [0.0; 5];
+                for j in 0..11 {
+                    for i in 0..11 {
+                        let k = gauss(i) * gauss(j) / norm / norm;
+                        let at = (y + j) * a.width + x + i;
+                        let (p, q) = (f64::from(a.data[at]), f64::from(b.data[at]));
+                        for (m, v) in m.iter_mut().zip([p, q, p * p, q * q, p * q]) {
+                            *m += k * v;
+                        }
+                    }
+                }
+                let [p, q, pp, qq, pq] = m;
+                let (c1, c2) = (2.55 * 2.55, 7.65 * 7.65);
+                sum += (2.0 * p * q + c1) * (2.0 * (pq - p * q) + c2)
+                    / ((p * p + q * q + c1) * (pp - p * p + qq - q * q + c2));
+                count += 1.0;
+            }
+        }
+        sum / count
+    }
+
+    #[test]
+    fn ssim_agrees_with_its_definition() {
+        for (w, h) in [(11, 11), (23, 17), (12, 40)] {
+            let a = noise(w, h, 1);
+            let mut b = noise(w, h, 2);
+            for (b, a) in b.data.iter_mut().zip(&a.data) {
+                *b = 0.7 * a + 0.2 * *b;
+            }
+            let (got, want) = (ssim(&a, &b).unwrap(), reference(&a, &b));
+            assert!((got - want).abs() < 1e-5, "{w}x{h}: {got} is not {want}");
+        }
+    }
+
+    #[test]
+    fn ssim_is_one_for_equal_planes_and_none_below_the_window() {
+        let a = noise(30, 20, 3);
+        assert!((ssim(&a, &a).unwrap() - 1.0).abs() < 1e-6);
+        assert_eq!(ssim(&noise(10, 40, 1), &noise(10, 40, 1)), None);
+    }
+}
