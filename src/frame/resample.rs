@@ -170,29 +170,35 @@ struct Grid {
     width: f64,
 }
 
+/// `x`, or the integer that it misses by rounding noise: where grids meet, noise must not bring in a neighbour.
+fn snap(x: f64) -> f64 {
+    let nearest = x.round();
+    if (x - nearest).abs() < 1e-9 {
+        nearest
+    } else {
+        x
+    }
+}
+
 impl Grid {
     /// Source position of output `j`.
     fn position(&self, j: usize) -> f64 {
-        let position = (j as f64 + self.centre) * self.ratio - self.centre;
-        // Where grids meet, rounding noise must not bring in a neighbour.
-        let nearest = position.round();
-        if (position - nearest).abs() < 1e-9 {
-            nearest
-        } else {
-            position
-        }
+        snap((j as f64 + self.centre) * self.ratio - self.centre)
     }
 
-    /// The source positions with a weight, (first, last + 1); they may lie outside the source.
+    /// The source positions within reach of output `j`, (first, last + 1); they may lie outside the source.
+    fn reach(&self, j: usize) -> (i64, i64) {
+        let position = self.position(j);
+        let support = self.kernel.support(self.width, self.ratio);
+        (
+            snap(position - support).floor() as i64 + 1,
+            snap(position + support).ceil() as i64,
+        )
+    }
+
+    /// The source positions that output `j` weighs: with a replicated border they may lie outside the source.
     fn window(&self, j: usize) -> (i64, i64) {
-        let (position, support) = (
-            self.position(j),
-            self.kernel.support(self.width, self.ratio),
-        );
-        let (low, high) = (
-            (position - support).floor() as i64 + 1,
-            (position + support).ceil() as i64,
-        );
+        let (low, high) = self.reach(j);
         if self.replicate {
             (low, high)
         } else {
@@ -214,9 +220,14 @@ impl Grid {
             sums[i.clamp(0, last) as usize - start] += weight;
         }
         let total: f64 = sums.iter().sum();
-        if total.abs() < 1e-9 {
-            // Nothing in reach: an output far outside the source.
+        let whole = match self.kernel {
+            Kernel::Area => self.ratio,
+            _ => self.width,
+        };
+        if total < 0.1 * whole {
+            // An output outside the source: what is in reach cancels out.
             let nearest = (position as i64).clamp(0, last) as usize;
+            sums.fill(0.0);
             sums[nearest.saturating_sub(start).min(sums.len() - 1)] = 1.0;
         } else {
             sums.iter_mut().for_each(|w| *w /= total);
@@ -318,8 +329,7 @@ impl Phases {
         if !whole || !(2..=4).contains(&count) || axis.taps >= WINDOW {
             return None;
         }
-        // Windows before clamping: period p of outputs reads from `low(p * count)` on.
-        let low = |j: usize| grid.window(j).0;
+        let low = |j: usize| grid.reach(j).0;
         let fits = |p: usize| {
             let source = low(p * count);
             let inside = source >= 0 && source as usize + WINDOW <= axis.src_len;
@@ -327,8 +337,10 @@ impl Phases {
         };
         let mut candidates = 0..axis.dst_len() / count;
         let first = candidates.find(|&p| fits(p))?;
-        let end = candidates.find(|&p| !fits(p)).unwrap_or(candidates.end);
         let source = low(first * count) as usize;
+        let follows = |p: usize| fits(p) && low(p * count) as usize == source + (p - first);
+        let end = candidates.clone().find(|&p| !follows(p));
+        let end = end.unwrap_or(candidates.end);
         let weights = (0..count).map(|k| {
             let j = first * count + k;
             let mut window = [0.0; WINDOW];
@@ -368,7 +380,7 @@ impl Resampler {
     /// its site among the luma samples and moves by the luma's ratio.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side of either frame is out of range.
+    /// [`crate::Error::Frame`] when a side of either frame is out of range.
     pub fn for_component(
         info: &FrameInfo,
         component: Component,
@@ -514,9 +526,8 @@ impl Resampler {
                 let from = held.end.max(need.start);
                 let to = need.end.max((from + horizontal.rows_at_once()).min(end));
                 if from != held.end || to - held.start > capacity {
-                    let keep = need.start.min(held.end)..held.end;
-                    let at = keep.start - held.start.min(keep.start);
-                    kept.copy_within(at * dw..(at + keep.len()) * dw, 0);
+                    let keep = need.start.min(held.end) - held.start..held.len();
+                    kept.copy_within(keep.start * dw..keep.end * dw, 0);
                     held.start = need.start;
                 }
                 let rows = &mut kept[(from - held.start) * dw..(to - held.start) * dw];
@@ -793,6 +804,9 @@ mod tests {
                 total += w;
             }
         }
+        if total < 0.1 * stretch {
+            return f64::from(src[(p as i64).clamp(0, n - 1) as usize]);
+        }
         sum / total
     }
 
@@ -1031,6 +1045,23 @@ mod tests {
             }
         }
         assert_eq!(phases(5, 0.5), None);
+    }
+
+    #[test]
+    fn whole_factors_of_any_kernel_are_periodic_to_the_end() {
+        for kernel in KERNELS {
+            for factor in 2..=4 {
+                let src = noise(217);
+                let direct = line(kernel, PLAIN, &src, 217 * factor);
+                let mut axis = Axis::new(217, 217 * factor, kernel, PLAIN);
+                axis.phases = None;
+                let mut general = vec![0.0; direct.len()];
+                Resampler::new(axis, Axis::new(1, 1, kernel, PLAIN)).run(&src, &mut general);
+                for (j, (a, b)) in direct.iter().zip(&general).enumerate() {
+                    assert!((a - b).abs() < 1e-6, "{kernel:?} x{factor} [{j}]: {a} {b}");
+                }
+            }
+        }
     }
 
     #[test]

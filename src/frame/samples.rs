@@ -259,7 +259,6 @@ impl Field {
 #[derive(Clone, Copy)]
 struct Quant {
     scale: f32,
-    inv_scale: f32,
     offset: f32,
     max: f32,
 }
@@ -277,17 +276,13 @@ impl Quant {
             (false, false) => (max, 0.0),
             (false, true) => (max, 128.0 * unit),
         };
-        Self {
-            scale,
-            inv_scale: 1.0 / scale,
-            offset,
-            max,
-        }
+        Self { scale, offset, max }
     }
 
     #[inline(always)]
     fn value(self, code: f32) -> f32 {
-        (code - self.offset) * self.inv_scale
+        // Divided, not multiplied by the inverse: white is exactly 1.
+        (code - self.offset) / self.scale
     }
 
     #[inline(always)]
