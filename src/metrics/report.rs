@@ -1,6 +1,6 @@
 //! Tables of metrics: a row a method; a column for each condition, scale and metric.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde::Serialize;
 
@@ -124,36 +124,46 @@ impl fmt::Display for Report {
         let groups = distinct(means.iter().map(|m| (m.scale, m.condition.as_str())));
         let measured = |(_, value, _): &&Metric| means.iter().any(|m| value(m).is_some());
         let metrics: Vec<_> = METRICS.iter().filter(measured).collect();
-        let name_width = methods.iter().map(|m| m.chars().count()).max().unwrap_or(0);
-        let (mut upper, mut lower) = (String::new(), String::new());
+        let name_width = methods.iter().map(|m| m.chars().count()).max();
+        let name_width = name_width.unwrap_or(0);
+
+        write!(f, "{:name_width$}", "")?;
         for (scale, condition) in &groups {
             let title = format!("x{scale} {condition}");
-            write!(upper, " |{title:^0$}", CELL * metrics.len())?;
-            lower.push_str(" |");
+            write!(f, " |{title:^0$}", CELL * metrics.len())?;
+        }
+        write!(f, "\n{:name_width$}", "")?;
+        for _ in &groups {
+            f.write_str(" |")?;
             for (heading, ..) in &metrics {
-                write!(lower, "{heading:>CELL$}")?;
+                write!(f, "{heading:>CELL$}")?;
             }
         }
-        writeln!(f, "{:name_width$}{upper}", "")?;
-        writeln!(f, "{:name_width$}{lower}", "")?;
         for method in methods {
-            write!(f, "{method:name_width$}")?;
+            write!(f, "\n{method:name_width$}")?;
             for group in &groups {
+                let of_cell =
+                    |m: &&Mean| m.method == method && (m.scale, m.condition.as_str()) == *group;
                 f.write_str(" |")?;
-                let mean = means
-                    .iter()
-                    .find(|m| m.method == method && (m.scale, m.condition.as_str()) == *group);
-                for (_, value, decimals) in &metrics {
-                    match mean.and_then(value) {
-                        Some(v) => write!(f, "{v:>CELL$.decimals$}")?,
-                        None => write!(f, "{:>CELL$}", "-")?,
-                    }
-                }
+                write_cells(f, means.iter().find(of_cell), &metrics)?;
             }
-            writeln!(f)?;
         }
-        Ok(())
+        writeln!(f)
     }
+}
+
+fn write_cells(
+    f: &mut fmt::Formatter<'_>,
+    mean: Option<&Mean>,
+    metrics: &[&Metric],
+) -> fmt::Result {
+    for (_, value, decimals) in metrics {
+        match mean.and_then(value) {
+            Some(v) => write!(f, "{v:>CELL$.decimals$}")?,
+            None => write!(f, "{:>CELL$}", "-")?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
