@@ -1,1 +1,3 @@
-//! Networks.
+//! Networks, as candle modules on NHWC feature maps.
+
+pub mod lite;

@@ -123,6 +123,31 @@ impl PhotoSet {
         })
     }
 
+    /// Takes every `every`th photo out into a set of its own, to measure on what was not trained on.
+    ///
+    /// Photos are in the order of their paths; with fewer than `every` photos the first is taken and stays in both.
+    pub fn hold_out(&mut self, every: usize) -> Self {
+        let (mut kept, mut taken) = (Vec::new(), Vec::new());
+        for (i, photo) in self.photos.drain(..).enumerate() {
+            let set = if i % every.max(2) == every.max(2) - 1 {
+                &mut taken
+            } else {
+                &mut kept
+            };
+            set.push(photo);
+        }
+        if taken.is_empty() {
+            taken.extend(kept.first().cloned());
+        }
+        self.photos = kept;
+        Self {
+            photos: taken,
+            skipped: Vec::new(),
+            min_side: self.min_side,
+            sampling: self.sampling.clone(),
+        }
+    }
+
     /// Number of photos.
     pub fn len(&self) -> usize {
         self.photos.len()

@@ -52,10 +52,10 @@ pub struct KernelWeights {
 impl Default for KernelWeights {
     fn default() -> Self {
         Self {
-            catmull_rom: 0.4,
-            area: 0.2,
-            bilinear: 0.2,
-            lanczos3: 0.2,
+            catmull_rom: 0.5,
+            area: 0.15,
+            bilinear: 0.1,
+            lanczos3: 0.25,
         }
     }
 }
@@ -103,12 +103,12 @@ impl Degradation {
         }
     }
 
-    /// What a stream looks like: half the pictures compressed, a few softly blurred, some lightly noisy.
+    /// What a stream looks like: 40 % of the pictures compressed, a few softly blurred or lightly noisy.
     pub fn streaming() -> Self {
         Self {
-            blur: 0.1,
-            noise: 0.15,
-            jpeg: 0.5,
+            blur: 0.05,
+            noise: 0.1,
+            jpeg: 0.4,
             ..Self::clean()
         }
     }
@@ -304,7 +304,7 @@ fn jpeg_shifted(
 }
 
 /// A standard normal number by the Box-Muller transform.
-fn normal<R: Rng + ?Sized>(rng: &mut R) -> f32 {
+pub(crate) fn normal<R: Rng + ?Sized>(rng: &mut R) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
     radius * (TAU * rng.random::<f32>()).cos()
 }

@@ -1,1 +1,8 @@
-//! Training.
+//! Training: data, degradation, pairs, optimiser, checkpoints, loops.
+
+pub mod checkpoint;
+pub mod data;
+pub mod degrade;
+pub mod fit;
+pub mod optim;
+pub mod pairs;

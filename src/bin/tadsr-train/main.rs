@@ -1,1 +1,36 @@
-fn main() {}
+//! The command line of the training tool: one file a subcommand.
+
+mod eval;
+mod fit;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains and measures super-resolution students for the GStreamer element tadsrupscale.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Fit(fit::Args),
+    Eval(eval::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Fit(args) => fit::run(args),
+        Command::Eval(args) => eval::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tadsr-train: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

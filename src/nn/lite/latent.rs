@@ -1,0 +1,204 @@
+//! The latent: planes of the bicubic base (or of a residual) unshuffled to a grid of `1/r` of the output.
+//!
+//! Channel `dy * r + dx` of grid cell (x, y) is the luma sample (x r + dx, y r + dy). A `yuv` latent appends both
+//! chroma planes at half the luma's resolution, unshuffled by `r/2`, so that a 4:2:0 frame needs no resampling.
+//! Encoder and decoder are exact and nearly free, and a network that gives zero leaves the base as it is.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Which planes the latent holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LatentKind {
+    /// Luma only, `r * r` channels; chroma is left to the resampler.
+    Luma,
+    /// Luma and 4:2:0 chroma, `r * r * 3/2` channels; `r` is even.
+    Yuv,
+}
+
+impl LatentKind {
+    /// Channels of the latent for grid factor `r`.
+    pub fn channels(self, r: usize) -> usize {
+        match self {
+            Self::Luma => r * r,
+            Self::Yuv => r * r + 2 * (r / 2) * (r / 2),
+        }
+    }
+}
+
+/// Per-channel statistics of the training set that whiten the latent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentStats {
+    /// Mean of the base's latent.
+    pub input_mean: Vec<f32>,
+    /// Standard deviation of the base's latent, above 0.
+    pub input_std: Vec<f32>,
+    /// Standard deviation of the residual (truth minus base), above 0.
+    pub residual_std: Vec<f32>,
+}
+
+impl LatentStats {
+    /// Fixed statistics: what photographs have to the first digit. Only the residual's scale matters to training.
+    pub fn nominal(kind: LatentKind, r: usize) -> Self {
+        let (all, luma) = (kind.channels(r), r * r);
+        let per_channel = |y: f32, c: f32| (0..all).map(|i| if i < luma { y } else { c }).collect();
+        Self {
+            input_mean: per_channel(0.5, 0.0),
+            input_std: per_channel(0.25, 0.1),
+            residual_std: per_channel(0.04, 0.02),
+        }
+    }
+}
+
+/// A latent's grid: rows of cells of `channels` floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    pub width: usize,
+    pub height: usize,
+    pub channels: usize,
+}
+
+impl Grid {
+    /// The grid that covers `width` x `height` output pixels.
+    pub fn new(kind: LatentKind, r: usize, width: usize, height: usize) -> Self {
+        Self {
+            width: width.div_ceil(r),
+            height: height.div_ceil(r),
+            channels: kind.channels(r),
+        }
+    }
+
+    /// Floats in the grid.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.width * self.height * self.channels
+    }
+}
+
+/// Where one plane lies in the latent.
+#[derive(Clone, Copy, Debug)]
+pub struct PlaneSlot {
+    /// First channel.
+    pub channel: usize,
+    /// Unshuffle factor of this plane.
+    pub r: usize,
+}
+
+/// Writes plane `src` (`width` samples a row) into the latent as `(sample - mean) / std`, replicating its last column
+/// and row where the grid reaches beyond it.
+pub fn unshuffle(
+    src: &[f32],
+    width: usize,
+    slot: PlaneSlot,
+    grid: Grid,
+    mean: &[f32],
+    std: &[f32],
+    latent: &mut [f32],
+) {
+    let height = src.len() / width;
+    let r = slot.r;
+    latent
+        .par_chunks_exact_mut(grid.width * grid.channels)
+        .enumerate()
+        .for_each(|(gy, cells)| {
+            for dy in 0..r {
+                let y = (gy * r + dy).min(height - 1);
+                let row = &src[y * width..(y + 1) * width];
+                for dx in 0..r {
+                    let channel = slot.channel + dy * r + dx;
+                    let (mean, scale) = (mean[channel], 1.0 / std[channel]);
+                    let cells = cells[channel..].iter_mut().step_by(grid.channels);
+                    for (cell, &v) in cells.zip(row.iter().skip(dx).step_by(r)) {
+                        *cell = (v - mean) * scale;
+                    }
+                }
+            }
+        });
+    replicate_right(src, width, slot, grid, mean, std, latent);
+}
+
+/// The cells of the last column whose samples lie beyond the plane.
+fn replicate_right(
+    src: &[f32],
+    width: usize,
+    slot: PlaneSlot,
+    grid: Grid,
+    mean: &[f32],
+    std: &[f32],
+    latent: &mut [f32],
+) {
+    let (r, height) = (slot.r, src.len() / width);
+    for gy in 0..grid.height {
+        for gx in width / r..grid.width {
+            let cell = &mut latent[(gy * grid.width + gx) * grid.channels..][..grid.channels];
+            for (dy, dx) in (0..r).flat_map(|dy| (0..r).map(move |dx| (dy, dx))) {
+                let (x, y) = ((gx * r + dx).min(width - 1), (gy * r + dy).min(height - 1));
+                let channel = slot.channel + dy * r + dx;
+                cell[channel] = (src[y * width + x] - mean[channel]) / std[channel];
+            }
+        }
+    }
+}
+
+/// Adds `gain[channel]` times the latent to plane `dst` (`width` samples a row): the inverse of [`unshuffle`] where the
+/// plane has samples.
+pub fn shuffle_add(
+    latent: &[f32],
+    slot: PlaneSlot,
+    grid: Grid,
+    gain: &[f32],
+    dst: &mut [f32],
+    width: usize,
+) {
+    let r = slot.r;
+    dst.par_chunks_mut(width).enumerate().for_each(|(y, row)| {
+        let (gy, dy) = (y / r, y % r);
+        let cells = &latent[gy * grid.width * grid.channels..][..grid.width * grid.channels];
+        for dx in 0..r.min(width) {
+            let channel = slot.channel + dy * r + dx;
+            let gain = gain[channel];
+            let cells = cells[channel..].iter().step_by(grid.channels);
+            for (v, &z) in row[dx..].iter_mut().step_by(r).zip(cells) {
+                *v += gain * z;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unshuffles, shuffles back onto zeros, and compares, at sizes that no factor divides.
+    #[test]
+    fn shuffle_undoes_unshuffle_at_any_size() {
+        for (w, h) in [(1, 1), (2, 3), (7, 5), (8, 8), (13, 4)] {
+            for r in [1, 2, 3, 4] {
+                let src: Vec<f32> = (0..w * h).map(|i| (i as f32 * 0.37).sin()).collect();
+                let grid = Grid::new(LatentKind::Luma, r, w, h);
+                let (mean, std) = (vec![0.25; r * r], vec![0.5; r * r]);
+                let mut latent = vec![f32::NAN; grid.len()];
+                let slot = PlaneSlot { channel: 0, r };
+                unshuffle(&src, w, slot, grid, &mean, &std, &mut latent);
+                assert!(latent.iter().all(|v| v.is_finite()), "{w}x{h} r {r}");
+                let mut back = vec![0.25; w * h];
+                shuffle_add(&latent, slot, grid, &std, &mut back, w);
+                for (a, b) in back.iter().zip(&src) {
+                    assert!((a - b).abs() < 1e-6, "{w}x{h} r {r}: {a}, not {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn samples_beyond_the_plane_replicate_its_border() {
+        let grid = Grid::new(LatentKind::Luma, 2, 3, 3);
+        let src: Vec<f32> = (0..9).map(|i| i as f32).collect();
+        let mut latent = vec![f32::NAN; grid.len()];
+        let slot = PlaneSlot { channel: 0, r: 2 };
+        unshuffle(&src, 3, slot, grid, &[0.0; 4], &[1.0; 4], &mut latent);
+        assert_eq!(latent[..8], [0.0, 1.0, 3.0, 4.0, 2.0, 2.0, 5.0, 5.0]);
+        assert_eq!(latent[8..], [6.0, 7.0, 6.0, 7.0, 8.0, 8.0, 8.0, 8.0]);
+    }
+}

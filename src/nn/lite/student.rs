@@ -1,0 +1,224 @@
+//! One-step students: 3x3 convolutions and leaky ReLUs, nothing else.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+use serde::{Deserialize, Serialize};
+
+use super::latent::LatentKind;
+use crate::ops::{Activation, conv2d};
+
+/// Slope of the students' leaky ReLU. Plain ReLU chains of this size can die in training.
+pub const LEAKY_SLOPE: f32 = 0.1;
+
+/// How the layers between head and tail are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// `depth` convolutions in a chain.
+    Plain,
+    /// `depth` pairs `x + conv(act(conv(x)))`.
+    Residual,
+}
+
+/// A student's shape; everything about its tensors follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StudentConfig {
+    pub architecture: Architecture,
+    /// Which planes it improves.
+    pub latent: LatentKind,
+    /// Output pixels a side in a grid cell, 1 to 8.
+    pub r: usize,
+    /// Channels between head and tail, 1 to 1024.
+    pub channels: usize,
+    /// Convolutions (plain) or pairs of them (residual) between head and tail, 0 to 64.
+    pub depth: usize,
+}
+
+/// What a layer's output goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activated {
+    Leaky,
+    No,
+}
+
+/// A layer's place in the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Its output is the next layer's input.
+    Chain,
+    /// First of a pair: its input is kept for the second.
+    PairFirst,
+    /// Second of a pair: the kept input is added to its output.
+    PairSecond,
+}
+
+/// One convolution, 3x3, stride 1, padding 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Prefix of its tensors: `.weight` `[co, ci, 3, 3]`, `.bias` `[co]`, `.scale` `[co, 2]`.
+    pub name: String,
+    pub ci: usize,
+    pub co: usize,
+    pub activated: Activated,
+    pub role: Role,
+}
+
+impl StudentConfig {
+    /// `tiny`: luma, for CPUs. 16 channels at r = 2 (10 k parameters), 32 at r = 4 (46 k).
+    pub fn tiny(r: usize) -> Self {
+        Self {
+            architecture: Architecture::Plain,
+            latent: LatentKind::Luma,
+            r,
+            channels: if r <= 2 { 16 } else { 32 },
+            depth: 4,
+        }
+    }
+
+    /// `small`: luma and chroma at r = 4, 0.33 M parameters.
+    pub fn small() -> Self {
+        Self {
+            architecture: Architecture::Residual,
+            latent: LatentKind::Yuv,
+            r: 4,
+            channels: 64,
+            depth: 4,
+        }
+    }
+
+    /// Whether every field is in its range.
+    ///
+    /// # Errors
+    /// The field at fault, in words.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let even = self.latent == LatentKind::Luma || self.r.is_multiple_of(2);
+        if !(1..=8).contains(&self.r) || !even {
+            return Err(format!("r = {}: 1 to 8, even for a yuv latent", self.r));
+        }
+        if !(1..=1024).contains(&self.channels) {
+            return Err(format!("{} channels: 1 to 1024", self.channels));
+        }
+        if self.depth > 64 {
+            return Err(format!("depth {}: 0 to 64", self.depth));
+        }
+        Ok(())
+    }
+
+    /// The layers in the order in which they run.
+    pub fn layers(&self) -> Vec<LayerSpec> {
+        let (z, c) = (self.latent.channels(self.r), self.channels);
+        let layer = |name: String, ci, co, activated, role| LayerSpec {
+            name,
+            ci,
+            co,
+            activated,
+            role,
+        };
+        let mut layers = vec![layer("head".into(), z, c, Activated::Leaky, Role::Chain)];
+        for i in 0..self.depth {
+            match self.architecture {
+                Architecture::Plain => {
+                    layers.push(layer(
+                        format!("body.{i}"),
+                        c,
+                        c,
+                        Activated::Leaky,
+                        Role::Chain,
+                    ));
+                }
+                Architecture::Residual => {
+                    let name = |j| format!("body.{i}.{j}");
+                    layers.push(layer(name(0), c, c, Activated::Leaky, Role::PairFirst));
+                    layers.push(layer(name(1), c, c, Activated::No, Role::PairSecond));
+                }
+            }
+        }
+        layers.push(layer("tail".into(), c, z, Activated::No, Role::Chain));
+        layers
+    }
+
+    /// Number of parameters, the conditioning on the scale included.
+    pub fn parameters(&self) -> usize {
+        self.layers().iter().map(|l| l.co * (9 * l.ci + 3)).sum()
+    }
+}
+
+/// What a layer's bias sees of the scale `s`: `[u, u^2]` with `u = log2(s / r)`; zero at the model's own scale `r`.
+pub fn scale_features(scale: f64, r: usize) -> [f32; 2] {
+    let u = (scale / r as f64).log2() as f32;
+    [u, u * u]
+}
+
+struct Layer {
+    spec: LayerSpec,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+}
+
+/// A student as a differentiable network.
+pub struct Student {
+    config: StudentConfig,
+    layers: Vec<Layer>,
+}
+
+impl Student {
+    /// Builds the network from the tensors of `vb`, making those that a `VarMap` lacks.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn new(config: StudentConfig, vb: VarBuilder) -> Result<Self> {
+        let layer = |spec: LayerSpec| -> Result<Layer> {
+            let vb = vb.pp(&spec.name);
+            Ok(Layer {
+                weight: vb.get_with_hints(
+                    (spec.co, spec.ci, 3, 3),
+                    "weight",
+                    candle_nn::init::DEFAULT_KAIMING_NORMAL,
+                )?,
+                bias: vb.get_with_hints(spec.co, "bias", Init::Const(0.0))?,
+                scale: vb.get_with_hints((spec.co, 2), "scale", Init::Const(0.0))?,
+                spec,
+            })
+        };
+        Ok(Self {
+            config,
+            layers: config
+                .layers()
+                .into_iter()
+                .map(layer)
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    pub fn config(&self) -> &StudentConfig {
+        &self.config
+    }
+
+    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same shape, at `scale`.
+    pub fn forward(&self, z: &Tensor, scale: f64) -> Result<Tensor> {
+        let features = Tensor::new(&scale_features(scale, self.config.r), z.device())?;
+        let features = features.reshape((2, 1))?;
+        let (mut x, mut kept) = (z.clone(), None);
+        for layer in &self.layers {
+            let bias = (&layer.bias + layer.scale.matmul(&features)?.squeeze(1)?)?;
+            let activation = match layer.spec.activated {
+                Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
+                Activated::No => Activation::None,
+            };
+            let y = conv2d(&x, &layer.weight, &bias, 1, 1, activation)?;
+            x = match layer.spec.role {
+                Role::Chain => y,
+                Role::PairFirst => {
+                    kept = Some(x);
+                    y
+                }
+                Role::PairSecond => match kept.take() {
+                    Some(kept) => (kept + y)?,
+                    None => y,
+                },
+            };
+        }
+        Ok(x)
+    }
+}

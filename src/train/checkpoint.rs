@@ -1,0 +1,62 @@
+//! Checkpoints: tensors and a JSON state in one safetensors file, replaced atomically.
+
+use std::{collections::HashMap, fs, io::Write, path::Path};
+
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Error, Result};
+
+const STATE_KEY: &str = "tadsr-checkpoint";
+
+/// Writes `bytes` to `path` so that a reader or a crash sees the old file or the new one, never a part.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |source| Error::Io {
+        path: path.into(),
+        source,
+    };
+    let part = path.with_extension("part");
+    let mut file = fs::File::create(&part).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    file.sync_all().map_err(io)?;
+    fs::rename(&part, path).map_err(io)
+}
+
+/// Saves `tensors` and `state`.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Model`] when something cannot be serialised.
+pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize) -> Result<()> {
+    let wrong = |e: String| Error::model(path, e);
+    let json = serde_json::to_string(state).map_err(|e| wrong(e.to_string()))?;
+    let header = HashMap::from([(STATE_KEY.to_string(), json)]);
+    let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+    let bytes = safetensors::serialize(&tensors, Some(header)).map_err(|e| wrong(e.to_string()))?;
+    write_atomically(path, &bytes)
+}
+
+/// Loads what [`save`] saved.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Model`] when the file is damaged or no checkpoint.
+pub fn load<S: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, S)> {
+    let bytes = fs::read(path).map_err(|source| Error::Io {
+        path: path.into(),
+        source,
+    })?;
+    let damaged = |e| Error::model(path, format!("damaged checkpoint ({e})"));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+    let json = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(STATE_KEY))
+        .ok_or_else(|| Error::model(path, "not a checkpoint of this tool"))?;
+    let state = serde_json::from_str(json)
+        .map_err(|e| Error::model(path, format!("state cannot be understood: {e}")))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+    Ok((tensors, state))
+}

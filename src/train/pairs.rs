@@ -1,0 +1,291 @@
+//! Training pairs: the whitened latent of the base, and the whitened residual to the truth.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use rayon::prelude::*;
+
+use super::{
+    data::{Patch, PhotoSet},
+    degrade::Degradation,
+};
+use crate::{
+    Result,
+    frame::{
+        Matrix,
+        resample::{Axis, Kernel, Options, Resampler},
+    },
+    nn::lite::{
+        LatentKind, LatentStats, StudentConfig,
+        latent::{Grid, PlaneSlot, unshuffle},
+    },
+};
+
+/// How pairs are made.
+#[derive(Clone, Debug)]
+pub struct PairSpec {
+    pub student: StudentConfig,
+    /// Side of a high-resolution patch in pixels, a multiple of `2 r`.
+    pub patch: usize,
+    /// Pairs in a batch.
+    pub batch: usize,
+    /// Range of scales; the upper end is the model's own scale.
+    pub scales: [f64; 2],
+    /// Probability that a batch has the upper scale; else it is drawn uniformly from the range.
+    pub native: f64,
+    pub degradation: Degradation,
+}
+
+/// A batch of pairs at one scale.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The scale, output over input.
+    pub scale: f64,
+    /// The base's latent, `[batch, grid, grid, channels]`, whitened by the statistics given.
+    pub base: Vec<f32>,
+    /// The truth's latent minus the base's, whitened likewise.
+    pub residual: Vec<f32>,
+}
+
+/// The planes of one picture that the latent is made of, at the sizes that the latent wants.
+struct Planes {
+    luma: Vec<f32>,
+    /// Empty for a luma latent.
+    chroma: [Vec<f32>; 2],
+}
+
+impl PairSpec {
+    /// The grid of one patch.
+    pub fn grid(&self) -> Grid {
+        Grid::new(self.student.latent, self.student.r, self.patch, self.patch)
+    }
+
+    /// The batch that `seed` gives from `photos`.
+    ///
+    /// # Errors
+    /// When the patch is larger than the photos' shortest side.
+    pub fn batch(&self, photos: &PhotoSet, stats: &LatentStats, seed: u64) -> Result<Batch> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let drawn = if rng.random_bool(self.native) {
+            self.scales[1]
+        } else {
+            rng.random_range(self.scales[0]..=self.scales[1])
+        };
+        let small = (self.patch as f64 / drawn).round() as usize;
+        let grid = self.grid();
+        let mut base = vec![0.0; self.batch * grid.len()];
+        let mut residual = base.clone();
+        for (base, residual) in base
+            .chunks_mut(grid.len())
+            .zip(residual.chunks_mut(grid.len()))
+        {
+            let truth = photos.sample(&mut rng, self.patch, self.patch)?;
+            let low = self.degradation.apply(&truth, small, small, &mut rng)?;
+            self.pair(&truth, &low, stats, base, residual);
+        }
+        Ok(Batch {
+            scale: self.patch as f64 / small as f64,
+            base,
+            residual,
+        })
+    }
+
+    fn pair(
+        &self,
+        truth: &Patch,
+        low: &Patch,
+        stats: &LatentStats,
+        base: &mut [f32],
+        residual: &mut [f32],
+    ) {
+        let side = self.patch;
+        let truth = self.planes(truth);
+        let low_side = low.width;
+        let low = self.planes(low);
+        let up = |plane: &[f32], from: usize, to: usize| resize(plane, from, to, Kernel::Bicubic);
+        let bicubic = Planes {
+            luma: up(&low.luma, low_side, side),
+            chroma: low.chroma.map(|c| match c.is_empty() {
+                true => c,
+                false => up(&c, low_side.div_ceil(2), side / 2),
+            }),
+        };
+        self.latent(&bicubic, &stats.input_mean, &stats.input_std, base);
+        let minus = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>();
+        let difference = Planes {
+            luma: minus(&truth.luma, &bicubic.luma),
+            chroma: [0, 1].map(|i| minus(&truth.chroma[i], &bicubic.chroma[i])),
+        };
+        let zeros = vec![0.0; stats.residual_std.len()];
+        self.latent(&difference, &zeros, &stats.residual_std, residual);
+    }
+
+    fn planes(&self, picture: &Patch) -> Planes {
+        let (r, rest) = picture.rgb.split_at(picture.width * picture.height);
+        let (g, b) = rest.split_at(picture.width * picture.height);
+        let (kr, kg, kb) = Matrix::Bt709.luma_weights();
+        let rgb = || r.iter().zip(g).zip(b);
+        let luma: Vec<f32> = rgb().map(|((r, g), b)| kr * r + kg * g + kb * b).collect();
+        if self.student.latent == LatentKind::Luma {
+            return Planes {
+                luma,
+                chroma: [Vec::new(), Vec::new()],
+            };
+        }
+        let side = picture.width;
+        let halved = |c: &[f32], k: f32| {
+            let full: Vec<f32> = c.iter().zip(&luma).map(|(c, y)| (c - y) * k).collect();
+            resize(&full, side, side.div_ceil(2), Kernel::Area)
+        };
+        let chroma = [halved(b, 0.5 / (1.0 - kb)), halved(r, 0.5 / (1.0 - kr))];
+        Planes { luma, chroma }
+    }
+
+    fn latent(&self, planes: &Planes, mean: &[f32], std: &[f32], out: &mut [f32]) {
+        let (r, grid) = (self.student.r, self.grid());
+        let slot = PlaneSlot { channel: 0, r };
+        unshuffle(&planes.luma, self.patch, slot, grid, mean, std, out);
+        if self.student.latent == LatentKind::Yuv {
+            for (i, plane) in planes.chroma.iter().enumerate() {
+                let half = r / 2;
+                let channel = r * r + i * half * half;
+                let slot = PlaneSlot { channel, r: half };
+                unshuffle(plane, self.patch / 2, slot, grid, mean, std, out);
+            }
+        }
+    }
+
+    /// Measures the latent's statistics over the first `batches` batches of `seed`.
+    ///
+    /// # Errors
+    /// As [`Self::batch`].
+    pub fn measure(&self, photos: &PhotoSet, seed: u64, batches: u64) -> Result<LatentStats> {
+        let channels = self.grid().channels;
+        let plain = LatentStats {
+            input_mean: vec![0.0; channels],
+            input_std: vec![1.0; channels],
+            residual_std: vec![1.0; channels],
+        };
+        let all = (0..batches)
+            .into_par_iter()
+            .map(|i| self.batch(photos, &plain, step_seed(seed ^ STATISTICS, i)))
+            .collect::<Result<Vec<_>>>()?;
+        // Rounded, so that the file holds what was used whatever the order of the sums.
+        let moment = |values: &dyn Fn(&Batch) -> &[f32], channel: usize| {
+            let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
+            for batch in &all {
+                for &v in values(batch).iter().skip(channel).step_by(channels) {
+                    let v = f64::from(v);
+                    (n, sum, squares) = (n + 1.0, sum + v, squares + v * v);
+                }
+            }
+            let mean = sum / n;
+            (
+                mean as f32,
+                (squares / n - mean * mean).max(1e-8).sqrt() as f32,
+            )
+        };
+        let base: Vec<_> = (0..channels).map(|c| moment(&|b| &b.base, c)).collect();
+        let residual = (0..channels).map(|c| moment(&|b| &b.residual, c).1);
+        Ok(LatentStats {
+            input_mean: base.iter().map(|m| m.0).collect(),
+            input_std: base.iter().map(|m| m.1).collect(),
+            residual_std: residual.collect(),
+        })
+    }
+}
+
+/// Separates the random numbers of the statistics from those of the training.
+const STATISTICS: u64 = 0x5354_4154;
+
+/// A square plane of side `from` brought to side `to`, antialiased where it shrinks.
+fn resize(plane: &[f32], from: usize, to: usize, kernel: Kernel) -> Vec<f32> {
+    let axis = || {
+        let options = Options {
+            antialias: to < from,
+            ..Options::default()
+        };
+        Axis::new(from, to, kernel, options)
+    };
+    let mut out = vec![0.0; to * to];
+    Resampler::new(axis(), axis()).run(plane, &mut out);
+    out
+}
+
+/// The seed of step `step` of a run with `seed` (SplitMix64's mixing function).
+pub fn step_seed(seed: u64, step: u64) -> u64 {
+    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Makes batches ahead of their use on background threads, in the order of the steps.
+///
+/// Batch `i` depends on the seed and `i` alone, so a run that is resumed sees what the uninterrupted run would see.
+pub struct Loader {
+    queues: Vec<Receiver<Result<Batch>>>,
+    next: usize,
+}
+
+impl Loader {
+    /// Starts `threads` threads that make the batches from step `first` on.
+    pub fn start(
+        spec: PairSpec,
+        photos: Arc<PhotoSet>,
+        stats: LatentStats,
+        seed: u64,
+        first: u64,
+        threads: usize,
+    ) -> Self {
+        let threads = threads.max(1);
+        let queues = (0..threads).map(|i| {
+            let (to, from) = sync_channel(2);
+            let (spec, photos, stats) = (spec.clone(), photos.clone(), stats.clone());
+            let first = first + i as u64;
+            thread::spawn(move || make(&spec, &photos, &stats, seed, first, threads as u64, &to));
+            from
+        });
+        Self {
+            queues: queues.collect(),
+            next: 0,
+        }
+    }
+
+    /// The next step's batch.
+    ///
+    /// # Errors
+    /// What went wrong in making it.
+    pub fn next(&mut self) -> Result<Batch> {
+        let queue = &self.queues[self.next];
+        self.next = (self.next + 1) % self.queues.len();
+        queue
+            .recv()
+            .unwrap_or_else(|_| Err(crate::Error::Frame("a data thread has died".into())))
+    }
+}
+
+/// Makes every `every`th batch from `first` until nobody takes them any more.
+fn make(
+    spec: &PairSpec,
+    photos: &PhotoSet,
+    stats: &LatentStats,
+    seed: u64,
+    first: u64,
+    every: u64,
+    to: &SyncSender<Result<Batch>>,
+) {
+    let mut step = first;
+    while to
+        .send(spec.batch(photos, stats, step_seed(seed, step)))
+        .is_ok()
+    {
+        step += every;
+    }
+}
