@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A directory or file that cannot be read.
-    #[error("'{path}': {source}")]
+    #[error("'{path}' cannot be read")]
     Read { path: PathBuf, source: io::Error },
     /// No file that can be used.
     #[error("no usable photo (.jpg, .jpeg, .png) in {}{}", names(.dirs), reasons(.skipped))]
