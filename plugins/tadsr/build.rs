@@ -1,1 +1,5 @@
-fn main() { gst_plugin_version_helper::info() }
+// SPDX-License-Identifier: MPL-2.0
+
+fn main() {
+    gst_plugin_version_helper::info()
+}

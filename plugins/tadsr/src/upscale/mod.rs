@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The element `tadsrupscale`: its type, its enums, its registration.
+
+use gst::{glib, prelude::*};
+
+mod imp;
+mod planes;
+mod scale;
+
+/// What `tadsrupscale` does when it cannot do what its properties ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstTadsrUpscaleFallback")]
+#[repr(u32)]
+pub enum Fallback {
+    #[default]
+    #[enum_value(name = "Error: stop with an error message", nick = "error")]
+    Error = 0,
+    #[enum_value(
+        name = "CPU: run on the CPU when the device cannot be used",
+        nick = "cpu"
+    )]
+    Cpu = 1,
+    #[enum_value(
+        name = "Passthrough: leave the video as it is, in its size; interlaced video too",
+        nick = "passthrough"
+    )]
+    Passthrough = 2,
+    #[enum_value(name = "Bicubic: upscale without the network", nick = "bicubic")]
+    Bicubic = 3,
+}
+
+glib::wrapper! {
+    pub struct TadsrUpscale(ObjectSubclass<imp::TadsrUpscale>)
+        @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+/// Adds the element to `plugin`. It is never plugged in automatically.
+pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    #[cfg(feature = "doc")]
+    Fallback::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+
+    gst::Element::register(
+        Some(plugin),
+        "tadsrupscale",
+        gst::Rank::NONE,
+        TadsrUpscale::static_type(),
+    )
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! How input and output sizes relate, on caps: exact arithmetic on integers, ranges and lists, and the choice of
+//! a size where downstream leaves one open.
+
+use gst::{glib, prelude::*};
+use tadsr::frame::MAX_SIDE;
+
+/// The largest scale that can be asked for; a model may serve less.
+pub(super) const MAX_SCALE: f64 = 4.0;
+
+/// The scale where nobody asks for a size.
+const PREFERRED_SCALE: i64 = 2;
+
+/// How the sides of the output follow from those of the input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Scale {
+    /// Both sides times `num / den`, in lowest terms. A side that `den` does not divide has no scaled size.
+    Fixed { num: i64, den: i64 },
+    /// Each side times anything from 1 to `max`.
+    Free { max: f64 },
+}
+
+impl Scale {
+    /// The scale that the property value `value` stands for: 0 is free up to `max`, otherwise 1 to [`MAX_SCALE`].
+    /// `None` when it is neither.
+    pub fn new(value: f64, max: f64) -> Option<Self> {
+        if value == 0.0 {
+            return Some(Self::Free { max });
+        }
+        if !(1.0..=MAX_SCALE).contains(&value) {
+            return None;
+        }
+        let (num, den) = fraction(value);
+        Some(Self::Fixed { num, den })
+    }
+
+    /// Whether sizes stay as they are.
+    pub fn is_identity(self) -> bool {
+        self == Self::Fixed { num: 1, den: 1 }
+    }
+
+    /// What a frame with the sides `structure` becomes: what can come out of the other pad for everything that can
+    /// be at the pad with direction `from`. `None` when nothing can.
+    pub fn transform(
+        self,
+        from: gst::PadDirection,
+        structure: &gst::StructureRef,
+    ) -> Option<gst::Structure> {
+        let mut result = structure.to_owned();
+        for side in ["width", "height"] {
+            let spans = match structure.value(side) {
+                Ok(value) => Span::read(value)?,
+                Err(_) => vec![Span::ANY],
+            };
+            let spans: Vec<_> = spans
+                .into_iter()
+                .filter_map(|s| self.span(from, s))
+                .collect();
+            result.set_value(side, Span::write(&spans)?);
+        }
+        // Directions that grow differently change the pixels' shape: it is chosen together with the size.
+        if matches!(self, Self::Free { .. }) {
+            result.remove_field("pixel-aspect-ratio");
+        }
+        Some(result)
+    }
+
+    fn span(self, from: gst::PadDirection, span: Span) -> Option<Span> {
+        match (self, from) {
+            (Self::Fixed { num, den }, gst::PadDirection::Src) => span.times(den, num),
+            (Self::Fixed { num, den }, _) => span.times(num, den),
+            (Self::Free { max }, gst::PadDirection::Src) => {
+                Span::new((span.min as f64 / max - 1e-9).ceil() as i64, span.max, 1)
+            }
+            (Self::Free { max }, _) => {
+                Span::new(span.min, (span.max as f64 * max + 1e-9) as i64, 1)
+            }
+        }
+    }
+
+    /// Chooses the size and pixel-aspect-ratio that `output` leaves open for the fixed caps structure `input`: twice
+    /// the size if nothing speaks against it. As in `videoscale` the display aspect ratio is kept, by the size
+    /// where it is open and otherwise by the pixel-aspect-ratio.
+    pub fn fixate(self, input: &gst::StructureRef, output: &mut gst::StructureRef) {
+        let side = |s: &gst::StructureRef, side| s.get::<i32>(side).ok().map(i64::from);
+        let par = |s: &gst::StructureRef| s.get::<gst::Fraction>("pixel-aspect-ratio").ok();
+        let (Some(width), Some(height)) = (side(input, "width"), side(input, "height")) else {
+            return;
+        };
+        if matches!(self, Self::Fixed { .. }) {
+            return;
+        }
+        let in_par = par(input).unwrap_or(gst::Fraction::new(1, 1));
+        let out_par = par(output).unwrap_or(in_par);
+        // Width over height in pixels of the output that shows the picture undistorted.
+        let aspect = (width as f64 * as_f64(in_par)) / (height as f64 * as_f64(out_par));
+        let nearest = |side: &str, target: f64| {
+            let spans = output.value(side).ok().and_then(Span::read);
+            Span::nearest(&spans.unwrap_or_default(), target.round() as i64)
+        };
+
+        let asked = (side(output, "width"), side(output, "height"));
+        let (w, h) = match asked {
+            (Some(w), Some(h)) => (Some(w), Some(h)),
+            (Some(w), None) => (Some(w), nearest("height", w as f64 / aspect)),
+            (None, Some(h)) => (nearest("width", h as f64 * aspect), Some(h)),
+            (None, None) => {
+                let h = nearest("height", (PREFERRED_SCALE * height) as f64);
+                let w = h.and_then(|h| nearest("width", h as f64 * aspect));
+                (w, w.and_then(|w| nearest("height", w as f64 / aspect)))
+            }
+        };
+        let (Some(w), Some(h)) = (w, h) else {
+            return;
+        };
+        output.set("width", w as i32);
+        output.set("height", h as i32);
+
+        // A side that was rounded to a whole pixel does not change the pixels' shape.
+        let rounded = asked != (Some(w), Some(h))
+            && ((h as f64 * aspect).round() as i64 == w || (w as f64 / aspect).round() as i64 == h);
+        let shape = if rounded {
+            out_par
+        } else {
+            let (num, den) = (i128::from(in_par.numer()), i128::from(in_par.denom()));
+            reduced(num * i128::from(width * h), den * i128::from(height * w))
+        };
+        if output.has_field("pixel-aspect-ratio") {
+            output.fixate_field_nearest_fraction("pixel-aspect-ratio", shape);
+        } else if input.has_field("pixel-aspect-ratio") || shape != in_par {
+            output.set("pixel-aspect-ratio", shape);
+        }
+    }
+}
+
+/// The integers from `min` to `max` that `step` divides, as in a caps field. Both ends are among them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Span {
+    min: i64,
+    max: i64,
+    step: i64,
+}
+
+impl Span {
+    /// Every length that a side of a frame can have.
+    const ANY: Self = Self {
+        min: 1,
+        max: MAX_SIDE as i64,
+        step: 1,
+    };
+
+    /// The multiples of `step` from `min` to `max` that are lengths of a side; `None` if there are none.
+    fn new(min: i64, max: i64, step: i64) -> Option<Self> {
+        let min = (min.max(1) + step - 1) / step * step;
+        let max = max.min(MAX_SIDE as i64) / step * step;
+        (min <= max).then_some(Self { min, max, step })
+    }
+
+    /// Everything in here that `den` divides, times `num / den`.
+    fn times(self, num: i64, den: i64) -> Option<Self> {
+        let step = self.step / gcd(self.step, den) * den;
+        let divisible = Self::new(self.min, self.max, step)?;
+        let scaled = |v: i64| v / den * num;
+        // Multiples of the scaled step stay when the top is cut off at the longest side.
+        Self::new(scaled(divisible.min), scaled(divisible.max), scaled(step))
+    }
+
+    /// The values of an integer, range or list; `None` for a value of another type.
+    fn read(value: &glib::SendValue) -> Option<Vec<Self>> {
+        if let Ok(v) = value.get::<i32>() {
+            Some(Self::new(v.into(), v.into(), 1).into_iter().collect())
+        } else if let Ok(range) = value.get::<gst::IntRange<i32>>() {
+            let (min, max, step) = (range.min(), range.max(), range.step());
+            Some(
+                Self::new(min.into(), max.into(), step.into())
+                    .into_iter()
+                    .collect(),
+            )
+        } else if let Ok(list) = value.get::<gst::ListRef>() {
+            let spans: Vec<_> = list.iter().filter_map(Self::read).flatten().collect();
+            Some(spans)
+        } else {
+            None
+        }
+    }
+
+    /// The caps field with these values; `None` when there are none.
+    fn write(spans: &[Self]) -> Option<glib::SendValue> {
+        let value = |s: &Self| {
+            // Lengths of sides fit.
+            let (min, max, step) = (s.min as i32, s.max as i32, s.step as i32);
+            if min == max {
+                min.to_send_value()
+            } else {
+                gst::IntRange::with_step(min, max, step).to_send_value()
+            }
+        };
+        match spans {
+            [] => None,
+            [one] => Some(value(one)),
+            many => Some(gst::List::new(many.iter().map(value)).to_send_value()),
+        }
+    }
+
+    /// The value nearest to `target`.
+    fn nearest(spans: &[Self], target: i64) -> Option<i64> {
+        let candidates = spans.iter().flat_map(|s| {
+            let below = target.clamp(s.min, s.max) / s.step * s.step;
+            [below, (below + s.step).min(s.max)]
+        });
+        candidates.min_by_key(|v| (v - target).abs())
+    }
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The fraction with the smallest denominator within a millionth of `value`.
+fn fraction(value: f64) -> (i64, i64) {
+    let near =
+        |den: i64| (value * den as f64 - (value * den as f64).round()).abs() <= 1e-6 * den as f64;
+    let den = (1..1_000_000).find(|&den| near(den)).unwrap_or(1);
+    ((value * den as f64).round() as i64, den)
+}
+
+fn as_f64(fraction: gst::Fraction) -> f64 {
+    f64::from(fraction.numer()) / f64::from(fraction.denom())
+}
+
+/// `num / den` in lowest terms, approximated if these are too large.
+fn reduced(num: i128, den: i128) -> gst::Fraction {
+    let (mut a, mut b) = (num, den);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    match (i32::try_from(num / a), i32::try_from(den / a)) {
+        (Ok(num), Ok(den)) => gst::Fraction::new(num, den),
+        _ => gst::Fraction::approximate_f64(num as f64 / den as f64)
+            .unwrap_or(gst::Fraction::new(1, 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gst::PadDirection::{Sink, Src};
+
+    fn transform(scale: f64, from: gst::PadDirection, caps: &str) -> Option<String> {
+        gst::init().unwrap();
+        let structure: gst::Structure = caps.parse().unwrap();
+        let result = Scale::new(scale, MAX_SCALE)
+            .unwrap()
+            .transform(from, &structure)?;
+        Some(format!(
+            "{} {}",
+            result.value("width").unwrap().serialize().unwrap(),
+            result.value("height").unwrap().serialize().unwrap()
+        ))
+    }
+
+    fn fixate(input: &str, output: &str) -> String {
+        gst::init().unwrap();
+        let input: gst::Structure = input.parse().unwrap();
+        let mut output: gst::Structure = output.parse().unwrap();
+        Scale::Free { max: 4.0 }.fixate(&input, &mut output);
+        let par = output.get::<gst::Fraction>("pixel-aspect-ratio");
+        format!(
+            "{}x{} {}",
+            output.get::<i32>("width").unwrap(),
+            output.get::<i32>("height").unwrap(),
+            par.map_or("-".into(), |p| format!("{}/{}", p.numer(), p.denom()))
+        )
+    }
+
+    #[test]
+    fn integers_are_multiplied_and_divided_exactly_or_refused() {
+        let t = transform;
+        let big = "v,width=640,height=480";
+        assert_eq!(t(4.0, Sink, big).unwrap(), "2560 1920");
+        assert_eq!(t(4.0, Src, big).unwrap(), "160 120");
+        assert_eq!(t(1.5, Sink, big).unwrap(), "960 720");
+        assert_eq!(t(4.0, Src, "v,width=641,height=480"), None);
+        assert_eq!(t(1.5, Sink, "v,width=640,height=481"), None);
+        assert_eq!(
+            t(1.333_333_3, Sink, "v,width=480,height=360").unwrap(),
+            "640 480"
+        );
+        assert_eq!(t(4.0, Sink, "v,width=32768,height=480"), None);
+    }
+
+    #[test]
+    fn ranges_keep_only_sizes_that_the_scale_divides() {
+        let ranges = "v,width=[1,1001],height=[10,20]";
+        assert_eq!(
+            transform(2.0, Sink, ranges).unwrap(),
+            "[ 2, 2002, 2 ] [ 20, 40, 2 ]"
+        );
+        assert_eq!(transform(2.0, Src, ranges).unwrap(), "[ 1, 500 ] [ 5, 10 ]");
+        assert_eq!(
+            transform(1.5, Sink, ranges).unwrap(),
+            "[ 3, 1500, 3 ] [ 15, 30, 3 ]"
+        );
+        assert_eq!(
+            transform(1.5, Src, ranges).unwrap(),
+            "[ 2, 666, 2 ] [ 8, 12, 2 ]"
+        );
+        assert_eq!(
+            transform(3.0, Src, "v,width=[2,4],height=[3,5]").unwrap(),
+            "1 1"
+        );
+        assert_eq!(transform(4.0, Src, "v,width=[1,3],height=8"), None);
+        let stepped = "v,width=[16,64,16],height=16";
+        assert_eq!(transform(2.0, Src, stepped).unwrap(), "[ 8, 32, 8 ] 8");
+        assert_eq!(
+            transform(4.0, Sink, "v").unwrap(),
+            "[ 4, 32768, 4 ] [ 4, 32768, 4 ]"
+        );
+    }
+
+    #[test]
+    fn lists_keep_their_divisible_members() {
+        let list = "v,width={640,641,[8,16]},height={480}";
+        assert_eq!(
+            transform(4.0, Src, list).unwrap(),
+            "{ (int)160, (GstIntRange)[ 2, 4 ] } 120"
+        );
+        assert_eq!(transform(2.0, Src, "v,width={1,3},height=2"), None);
+    }
+
+    #[test]
+    fn scale_0_allows_every_size_from_the_input_to_four_times_it() {
+        let fixed = "v,width=320,height=241,pixel-aspect-ratio=(fraction)1/1";
+        assert_eq!(
+            transform(0.0, Sink, fixed).unwrap(),
+            "[ 320, 1280 ] [ 241, 964 ]"
+        );
+        assert_eq!(
+            transform(0.0, Src, fixed).unwrap(),
+            "[ 80, 320 ] [ 61, 241 ]"
+        );
+    }
+
+    #[test]
+    fn a_structure_whose_size_is_no_size_has_no_scaled_size() {
+        assert_eq!(transform(2.0, Sink, "v,width=wide,height=1"), None);
+        assert_eq!(transform(2.0, Sink, "v,width=-4,height=1"), None);
+        assert_eq!(transform(2.0, Sink, "v,width=0,height=1"), None);
+    }
+
+    #[test]
+    fn scales_that_shrink_are_no_scales() {
+        for bad in [0.5, -1.0, 0.999, 4.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(Scale::new(bad, 4.0), None, "{bad}");
+        }
+        assert!(Scale::new(1.0, 4.0).unwrap().is_identity());
+        assert_eq!(Scale::new(2.25, 4.0), Some(Scale::Fixed { num: 9, den: 4 }));
+        assert_eq!(
+            Scale::new(1.333, 4.0),
+            Some(Scale::Fixed {
+                num: 1333,
+                den: 1000
+            })
+        );
+    }
+
+    #[test]
+    fn an_open_size_becomes_twice_the_input() {
+        let open = "v,width=[320,1280],height=[240,960]";
+        assert_eq!(fixate("v,width=320,height=240", open), "640x480 -");
+        let par = "v,width=320,height=240,pixel-aspect-ratio=(fraction)4/3";
+        assert_eq!(fixate(par, open), "640x480 4/3");
+    }
+
+    #[test]
+    fn an_open_side_follows_the_fixed_one() {
+        let input = "v,width=321,height=241,pixel-aspect-ratio=(fraction)1/1";
+        assert_eq!(fixate(input, "v,width=642,height=[241,964]"), "642x482 1/1");
+        assert_eq!(fixate(input, "v,width=640,height=[241,964]"), "640x480 1/1");
+        assert_eq!(
+            fixate(input, "v,width=[321,1284],height=480"),
+            "639x480 1/1"
+        );
+    }
+
+    #[test]
+    fn pixels_change_shape_where_the_size_does_not_fit() {
+        let input = "v,width=320,height=240,pixel-aspect-ratio=(fraction)1/1";
+        assert_eq!(fixate(input, "v,width=640,height=360"), "640x360 3/4");
+        // No room for 480 lines: the pixels give way.
+        assert_eq!(fixate(input, "v,width=640,height=[240,360]"), "640x360 3/4");
+        // PAL with square pixels asked for: the size gives way.
+        let pal = "v,width=720,height=576,pixel-aspect-ratio=(fraction)16/15";
+        let square = "v,width=[720,2880],height=[576,2304],pixel-aspect-ratio=(fraction)1/1";
+        assert_eq!(fixate(pal, square), "1536x1152 1/1");
+        // Both fixed: nothing can give way.
+        let fixed = "v,width=640,height=360,pixel-aspect-ratio=(fraction)1/1";
+        assert_eq!(fixate(input, fixed), "640x360 1/1");
+    }
+}

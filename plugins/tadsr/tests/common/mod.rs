@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! What the tests of the element share: an element between two harness pads, frames of one colour, samples.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::sync::Once;
+
+use gst::prelude::*;
+use gst_check::Harness;
+use gst_video::{VideoFrameExt, VideoInfo};
+
+pub fn init() {
+    static INIT: Once = Once::new();
+    INIT.call_once(|| {
+        gst::init().unwrap();
+        gsttadsr::plugin_register_static().unwrap();
+    });
+}
+
+/// A started element between two pads, and its messages.
+pub struct Rig {
+    pub harness: Harness,
+    pub element: gst::Element,
+    pub bus: gst::Bus,
+}
+
+/// An element with properties given as in a launch line.
+pub fn element(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus) {
+    init();
+    let mut builder = gst::ElementFactory::make("tadsrupscale");
+    for (name, value) in properties {
+        builder = builder.property_from_str(name, value);
+    }
+    let element = builder.build().unwrap();
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    (element, bus)
+}
+
+impl Rig {
+    pub fn new(properties: &[(&str, &str)]) -> Self {
+        let (element, bus) = element(properties);
+        let harness = Harness::with_element(&element, Some("sink"), Some("src"));
+        Self {
+            harness,
+            element,
+            bus,
+        }
+    }
+
+    /// A started element with input caps.
+    pub fn with_caps(properties: &[(&str, &str)], caps: &str) -> Self {
+        let mut rig = Self::new(properties);
+        rig.harness.play();
+        rig.harness.set_src_caps_str(caps);
+        rig
+    }
+
+    /// A started element with raw input of a format and size, 25 frames per second.
+    pub fn raw(properties: &[(&str, &str)], format: &str, width: u32, height: u32) -> Self {
+        Self::with_caps(properties, &raw(format, width, height))
+    }
+
+    pub fn out_caps(&self) -> gst::Caps {
+        let pad = self.element.static_pad("src").unwrap();
+        pad.current_caps().expect("output caps")
+    }
+
+    pub fn out_info(&self) -> VideoInfo {
+        VideoInfo::from_caps(&self.out_caps()).unwrap()
+    }
+
+    /// The text of the next message of a kind, with its debug text.
+    pub fn message(&self, kind: gst::MessageType) -> Option<String> {
+        message(&self.bus, kind)
+    }
+
+    /// As [`Self::message`], when the message may still be on its way.
+    pub fn wait_for(&self, kind: gst::MessageType) -> String {
+        let limit = gst::ClockTime::from_seconds(60);
+        text(
+            &self
+                .bus
+                .timed_pop_filtered(limit, &[kind])
+                .expect("message"),
+        )
+    }
+}
+
+pub fn message(bus: &gst::Bus, kind: gst::MessageType) -> Option<String> {
+    bus.pop_filtered(&[kind]).map(|m| text(&m))
+}
+
+fn text(message: &gst::Message) -> String {
+    let (error, debug) = match message.view() {
+        gst::MessageView::Error(m) => (m.error(), m.debug()),
+        gst::MessageView::Warning(m) => (m.error(), m.debug()),
+        other => return format!("{other:?}"),
+    };
+    format!("{error} {}", debug.unwrap_or_default())
+}
+
+pub fn raw(format: &str, width: u32, height: u32) -> String {
+    format!("video/x-raw,format={format},width={width},height={height},framerate=25/1")
+}
+
+pub fn info(caps: &str) -> VideoInfo {
+    init();
+    VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap()
+}
+
+/// A buffer of zeros with a timestamp.
+pub fn blank(info: &VideoInfo) -> gst::Buffer {
+    let mut buffer = gst::Buffer::from_mut_slice(vec![0u8; info.size()]);
+    buffer.get_mut().unwrap().set_pts(gst::ClockTime::ZERO);
+    buffer
+}
+
+/// A frame whose samples are `value(component, x, y)`, as wide as the format's depth, in GStreamer's component order.
+pub fn frame(info: &VideoInfo, value: impl Fn(usize, usize, usize) -> u16) -> gst::Buffer {
+    let mut frame = gst_video::VideoFrame::from_buffer_writable(blank(info), info).unwrap();
+    for_each_sample(info, |c, x, y, plane, at, bytes, shift| {
+        let v = value(c, x, y) << shift;
+        let data = frame.plane_data_mut(plane as u32).unwrap();
+        data[at..at + bytes].copy_from_slice(&v.to_le_bytes()[..bytes]);
+    });
+    frame.into_buffer()
+}
+
+/// The samples of one component, row by row.
+pub fn samples(buffer: &gst::Buffer, info: &VideoInfo, component: usize) -> Vec<u16> {
+    let frame = gst_video::VideoFrame::from_buffer_readable(buffer.clone(), info).unwrap();
+    let info = frame.info();
+    let mut result = Vec::new();
+    for_each_sample(info, |c, _, _, plane, at, bytes, shift| {
+        if c == component {
+            let data = frame.plane_data(plane as u32).unwrap();
+            let mut le = [0; 2];
+            le[..bytes].copy_from_slice(&data[at..at + bytes]);
+            result.push(u16::from_le_bytes(le) >> shift);
+        }
+    });
+    result
+}
+
+/// Calls `f(component, x, y, plane, byte in the plane, bytes, shift)` for every sample.
+fn for_each_sample(
+    info: &VideoInfo,
+    mut f: impl FnMut(usize, usize, usize, usize, usize, usize, u32),
+) {
+    for c in 0..info.n_components() as usize {
+        let plane = info.comp_plane(c as u8) as usize;
+        let stride = info.stride()[plane] as usize;
+        let step = info.comp_pstride(c as u8) as usize;
+        let bytes = if info.comp_depth(c as u8) > 8 { 2 } else { 1 };
+        let shift = info.format_info().shift()[c];
+        // Counted in samples, although the steps between pixels are in bytes.
+        let offset = info.comp_poffset(c as u8) as usize * bytes;
+        for y in 0..info.comp_height(c as u8) as usize {
+            for x in 0..info.comp_width(c as u8) as usize {
+                let at = offset + y * stride + x * step;
+                f(c, x, y, plane, at, bytes, shift);
+            }
+        }
+    }
+}
