@@ -1,0 +1,196 @@
+//! Model files are untrusted input: whatever is wrong with one is said, never suffered.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use tadsr::{
+    Device, Error, Upscaler,
+    model::{Layer, LiteModel, Metadata},
+    nn::lite::{LatentStats, StudentConfig},
+};
+
+/// A small model with made-up weights.
+fn model() -> LiteModel {
+    let mut student = StudentConfig::tiny(2);
+    (student.channels, student.depth) = (5, 1);
+    let values = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i * 7 + seed) % 13) as f32 / 64.0 - 0.1).collect()
+    };
+    LiteModel {
+        metadata: Metadata::lite("made-up", student, [1.0, 2.0]),
+        stats: LatentStats::nominal(student.latent, student.r),
+        layers: student
+            .layers()
+            .into_iter()
+            .map(|spec| Layer {
+                weight: values(spec.co * spec.ci * 9, 1),
+                bias: values(spec.co, 2),
+                scale: values(spec.co * 2, 3),
+                spec,
+            })
+            .collect(),
+    }
+}
+
+fn reason(bytes: &[u8]) -> String {
+    match LiteModel::parse(bytes, Path::new("some.safetensors")) {
+        Err(e @ Error::Model { .. }) => e.to_string(),
+        other => panic!("expected a model error, got {other:?}"),
+    }
+}
+
+/// The file's header as JSON, and its data.
+fn open(bytes: &[u8]) -> (serde_json::Value, Vec<u8>) {
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + n]).unwrap(), bytes[8 + n..].to_vec())
+}
+
+fn close(header: &serde_json::Value, data: &[u8]) -> Vec<u8> {
+    let json = header.to_string().into_bytes();
+    [&(json.len() as u64).to_le_bytes()[..], &json, data].concat()
+}
+
+/// The model's file with its metadata changed.
+fn with_metadata(change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
+    let (mut header, data) = open(&model().to_bytes(false).unwrap());
+    let text = header["__metadata__"]["tadsr"].as_str().unwrap();
+    let mut meta: serde_json::Value = serde_json::from_str(text).unwrap();
+    change(&mut meta);
+    header["__metadata__"]["tadsr"] = meta.to_string().into();
+    close(&header, &data)
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let model = model();
+    let parse = |bytes: Vec<u8>| LiteModel::parse(&bytes, Path::new("x")).unwrap();
+    assert_eq!(parse(model.to_bytes(false).unwrap()), model);
+    let half = parse(model.to_bytes(true).unwrap());
+    assert_eq!(half.metadata, model.metadata);
+    for (a, b) in half.layers.iter().zip(&model.layers) {
+        for (a, b) in a.weight.iter().zip(&b.weight) {
+            assert!((a - b).abs() <= 1e-3 * b.abs().max(1e-3), "{a}, not {b}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_in_f16_are_refused() {
+    let mut model = model();
+    model.layers[0].bias[0] = 1e6;
+    assert!(model.to_bytes(false).is_ok());
+    assert!(model.to_bytes(true).unwrap_err().to_string().contains("head.bias"));
+}
+
+#[test]
+fn a_file_cut_anywhere_is_an_error() {
+    let bytes = model().to_bytes(true).unwrap();
+    for n in (0..bytes.len()).step_by(17).chain([bytes.len() - 1]) {
+        let text = reason(&bytes[..n]);
+        assert!(text.contains("some.safetensors") && text.contains("truncated"), "{text}");
+    }
+}
+
+#[test]
+fn foreign_files_are_named_as_such() {
+    assert!(reason(b"PK\x03\x04 a zip").contains("not a safetensors file"));
+    assert!(reason(&[0xff; 64]).contains("not a safetensors file"));
+    let foreign = close(&serde_json::json!({}), &[]);
+    assert!(reason(&foreign).contains("no 'tadsr' metadata"), "{}", reason(&foreign));
+}
+
+#[test]
+fn a_giant_shape_is_refused_before_memory_is_taken() {
+    let (mut header, data) = open(&model().to_bytes(false).unwrap());
+    header["head.weight"]["shape"] = serde_json::json!([65536, 16384, 1, 1]);
+    reason(&close(&header, &data));
+    header["head.weight"]["data_offsets"] = serde_json::json!([0, 4u64 << 30]);
+    reason(&close(&header, &data));
+    header["head.weight"]["shape"] = serde_json::json!([u64::MAX, u64::MAX, 3, 3]);
+    reason(&close(&header, &data));
+    let text = reason(&with_metadata(|m| m["student"]["channels"] = (1u64 << 40).into()));
+    assert!(text.contains("channels"), "{text}");
+    let text = reason(&with_metadata(|m| m["student"]["depth"] = 1_000_000.into()));
+    assert!(text.contains("depth"), "{text}");
+}
+
+#[test]
+fn metadata_out_of_range_is_explained() {
+    for (field, value, word) in [
+        ("format_version", serde_json::json!(99), "version 99"),
+        ("family", serde_json::json!("official"), "family"),
+        ("scales", serde_json::json!([1.0, 400.0]), "scales"),
+        ("scales", serde_json::json!([2.0, 1.0]), "scales"),
+        ("scales", serde_json::json!("two"), "metadata"),
+    ] {
+        let text = reason(&with_metadata(|m| m[field] = value.clone()));
+        assert!(text.contains(word), "{text}");
+    }
+    let text = reason(&with_metadata(|m| m["student"]["r"] = 0.into()));
+    assert!(text.contains("r = 0"), "{text}");
+}
+
+#[test]
+fn missing_and_unexpected_tensors_are_listed() {
+    let bytes = model().to_bytes(false).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let rewrite = |keep: &dyn Fn(&str) -> Option<String>| {
+        let views: Vec<_> = tensors
+            .tensors()
+            .into_iter()
+            .filter_map(|(name, view)| Some((keep(&name)?, view)))
+            .collect();
+        safetensors::serialize(views, header.metadata().clone()).unwrap()
+    };
+    let text = reason(&rewrite(&|n| (n != "tail.bias").then(|| n.into())));
+    assert!(text.contains("'tail.bias' is missing"), "{text}");
+    let deeper = with_metadata(|m| m["student"]["depth"] = 0.into());
+    assert!(reason(&deeper).contains("body.0"), "{}", reason(&deeper));
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused() {
+    let mut bad = model();
+    bad.layers[1].weight[3] = f32::NAN;
+    assert!(reason(&bad.to_bytes(false).unwrap()).contains("not finite"));
+    let mut bad = model();
+    bad.stats.residual_std[0] = 0.0;
+    assert!(reason(&bad.to_bytes(false).unwrap()).contains("not positive"));
+}
+
+#[test]
+fn names_and_paths_that_are_no_model_say_what_there_is() {
+    let text = |name: &str| Upscaler::load(name, Device::Cpu).map(|_| ()).unwrap_err().to_string();
+    assert!(text("huge").contains("'huge'") && text("huge").contains("tiny-x2"));
+    assert!(text("/no/such/model.safetensors").contains("/no/such/model.safetensors"));
+    assert!(text("/").contains("not a regular file"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.safetensors");
+    std::fs::write(&path, "hello").unwrap();
+    assert!(text(path.to_str().unwrap()).contains("text.safetensors"));
+}
+
+proptest! {
+    #[test]
+    fn no_damaged_byte_panics(at in 0usize..4000, value: u8) {
+        let mut bytes = model().to_bytes(false).unwrap();
+        let at = at % bytes.len();
+        bytes[at] = value;
+        let _ = LiteModel::parse(&bytes, Path::new("x"));
+    }
+}
+
+#[test]
+fn every_header_of_made_up_fields_is_survived() {
+    // Duplicates, overlaps and holes in the data are the safetensors crate's to refuse; ours to pass on.
+    let (header, data) = open(&model().to_bytes(false).unwrap());
+    let names: Vec<String> = header.as_object().unwrap().keys().cloned().collect();
+    for name in names.iter().filter(|n| *n != "__metadata__") {
+        for dtype in ["I64", "BF16", "U8", "X99"] {
+            let mut header = header.clone();
+            header[name]["dtype"] = dtype.into();
+            reason(&close(&header, &data));
+        }
+    }
+}
