@@ -14,7 +14,9 @@ fn model() -> LiteModel {
     let mut student = StudentConfig::tiny(2);
     (student.channels, student.depth) = (5, 1);
     let values = |n: usize, seed: usize| -> Vec<f32> {
-        (0..n).map(|i| ((i * 7 + seed) % 13) as f32 / 64.0 - 0.1).collect()
+        (0..n)
+            .map(|i| ((i * 7 + seed) % 13) as f32 / 64.0 - 0.1)
+            .collect()
     };
     LiteModel {
         metadata: Metadata::lite("made-up", student, [1.0, 2.0]),
@@ -42,7 +44,10 @@ fn reason(bytes: &[u8]) -> String {
 /// The file's header as JSON, and its data.
 fn open(bytes: &[u8]) -> (serde_json::Value, Vec<u8>) {
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (serde_json::from_slice(&bytes[8..8 + n]).unwrap(), bytes[8 + n..].to_vec())
+    (
+        serde_json::from_slice(&bytes[8..8 + n]).unwrap(),
+        bytes[8 + n..].to_vec(),
+    )
 }
 
 fn close(header: &serde_json::Value, data: &[u8]) -> Vec<u8> {
@@ -79,7 +84,13 @@ fn weights_that_do_not_fit_in_f16_are_refused() {
     let mut model = model();
     model.layers[0].bias[0] = 1e6;
     assert!(model.to_bytes(false).is_ok());
-    assert!(model.to_bytes(true).unwrap_err().to_string().contains("head.bias"));
+    assert!(
+        model
+            .to_bytes(true)
+            .unwrap_err()
+            .to_string()
+            .contains("head.bias")
+    );
 }
 
 #[test]
@@ -87,7 +98,10 @@ fn a_file_cut_anywhere_is_an_error() {
     let bytes = model().to_bytes(true).unwrap();
     for n in (0..bytes.len()).step_by(17).chain([bytes.len() - 1]) {
         let text = reason(&bytes[..n]);
-        assert!(text.contains("some.safetensors") && text.contains("truncated"), "{text}");
+        assert!(
+            text.contains("some.safetensors") && text.contains("truncated"),
+            "{text}"
+        );
     }
 }
 
@@ -96,7 +110,11 @@ fn foreign_files_are_named_as_such() {
     assert!(reason(b"PK\x03\x04 a zip").contains("not a safetensors file"));
     assert!(reason(&[0xff; 64]).contains("not a safetensors file"));
     let foreign = close(&serde_json::json!({}), &[]);
-    assert!(reason(&foreign).contains("no 'tadsr' metadata"), "{}", reason(&foreign));
+    assert!(
+        reason(&foreign).contains("no 'tadsr' metadata"),
+        "{}",
+        reason(&foreign)
+    );
 }
 
 #[test]
@@ -108,7 +126,9 @@ fn a_giant_shape_is_refused_before_memory_is_taken() {
     reason(&close(&header, &data));
     header["head.weight"]["shape"] = serde_json::json!([u64::MAX, u64::MAX, 3, 3]);
     reason(&close(&header, &data));
-    let text = reason(&with_metadata(|m| m["student"]["channels"] = (1u64 << 40).into()));
+    let text = reason(&with_metadata(|m| {
+        m["student"]["channels"] = (1u64 << 40).into()
+    }));
     assert!(text.contains("channels"), "{text}");
     let text = reason(&with_metadata(|m| m["student"]["depth"] = 1_000_000.into()));
     assert!(text.contains("depth"), "{text}");
@@ -161,7 +181,12 @@ fn values_that_are_not_finite_are_refused() {
 
 #[test]
 fn names_and_paths_that_are_no_model_say_what_there_is() {
-    let text = |name: &str| Upscaler::load(name, Device::Cpu).map(|_| ()).unwrap_err().to_string();
+    let text = |name: &str| {
+        Upscaler::load(name, Device::Cpu)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
     assert!(text("huge").contains("'huge'") && text("huge").contains("tiny-x2"));
     assert!(text("/no/such/model.safetensors").contains("/no/such/model.safetensors"));
     assert!(text("/").contains("not a regular file"));

@@ -5,13 +5,15 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use half::f16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    nn::lite::{LatentStats, LayerSpec, StudentConfig, scale_features},
+    nn::lite::{LatentStats, LayerSpec, Student, StudentConfig, scale_features},
 };
 
 /// The version of the format that this library writes and reads.
@@ -183,6 +185,27 @@ impl LiteModel {
             stats,
             layers,
         })
+    }
+
+    /// The model as a differentiable network.
+    ///
+    /// # Errors
+    /// When the layers are not those of the metadata's student.
+    pub fn student(&self) -> Result<Student> {
+        let mut tensors = HashMap::new();
+        for l in &self.layers {
+            let (co, ci) = (l.spec.co, l.spec.ci);
+            for (name, shape, values) in [
+                ("weight", vec![co, ci, 3, 3], &l.weight),
+                ("bias", vec![co], &l.bias),
+                ("scale", vec![co, 2], &l.scale),
+            ] {
+                let t = Tensor::from_slice(values, shape, &Device::Cpu)?;
+                tensors.insert(format!("{}.{name}", l.spec.name), t);
+            }
+        }
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        Ok(Student::new(self.metadata.student, vb)?)
     }
 
     /// The bytes of the model file, weights in f16 when `half` is set, the latent's statistics always in f32.

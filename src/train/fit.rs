@@ -200,7 +200,7 @@ impl Fit {
     /// When a tensor operation fails.
     pub fn validate(&self) -> Result<Vec<(&'static str, f64)>> {
         let model = self.model()?;
-        let student = load_student(&model)?;
+        let student = model.student()?;
         let gain = |(name, batch): &(&'static str, Batch)| {
             let (z, truth) = tensors(&self.options, batch)?;
             let left = (student.forward(&z, batch.scale)? - &truth)?;
@@ -356,22 +356,4 @@ fn new_student(config: StudentConfig, seed: u64) -> Result<(Student, Vec<Paramet
     }
     drop(all);
     Ok((student, parameters))
-}
-
-/// A student with the weights of a model file.
-fn load_student(model: &LiteModel) -> Result<Student> {
-    let mut tensors = std::collections::HashMap::new();
-    for l in &model.layers {
-        let (co, ci) = (l.spec.co, l.spec.ci);
-        for (name, shape, values) in [
-            ("weight", vec![co, ci, 3, 3], &l.weight),
-            ("bias", vec![co], &l.bias),
-            ("scale", vec![co, 2], &l.scale),
-        ] {
-            let t = Tensor::from_slice(values, shape, &Device::Cpu)?;
-            tensors.insert(format!("{}.{name}", l.spec.name), t);
-        }
-    }
-    let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-    Ok(Student::new(model.metadata.student, vb)?)
 }

@@ -83,3 +83,68 @@ impl Network {
         now
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Layer, Metadata},
+        nn::lite::{LatentStats, StudentConfig},
+    };
+    use candle_core::{Device, Tensor};
+
+    /// A model of `student` with weights that keep the signal's size.
+    fn model(student: StudentConfig) -> LiteModel {
+        let mut state = 1u32;
+        let mut values = |n: usize, size: f32| -> Vec<f32> {
+            let mut next = || {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
+            };
+            (0..n).map(|_| next()).collect()
+        };
+        LiteModel {
+            metadata: Metadata::lite("test", student, [1.0, 4.0]),
+            stats: LatentStats::nominal(student.latent, student.r),
+            layers: student
+                .layers()
+                .into_iter()
+                .map(|spec| Layer {
+                    weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt()),
+                    bias: values(spec.co, 0.1),
+                    scale: values(spec.co * 2, 0.1),
+                    spec,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_plan_computes_what_the_trained_network_does() {
+        for (student, scale) in [
+            (StudentConfig::tiny(2), 1.5),
+            (StudentConfig::tiny(4), 3.0),
+            (StudentConfig::small(), 4.0),
+        ] {
+            let model = model(student);
+            let grid = Grid {
+                width: 13,
+                height: 9,
+                channels: student.latent.channels(student.r),
+            };
+            let z: Vec<f32> = (0..grid.len()).map(|i| (i as f32 * 0.7).sin()).collect();
+            let mut network = Network::new(&model, scale, grid);
+            let ours = network.run(&z).to_vec();
+            let shape = (1, grid.height, grid.width, grid.channels);
+            let z = Tensor::from_vec(z, shape, &Device::Cpu).unwrap();
+            let theirs = model.student().unwrap().forward(&z, scale).unwrap();
+            let theirs = theirs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let size = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            assert!(size > 0.01, "a network that does nothing proves nothing");
+            for (a, b) in ours.iter().zip(&theirs) {
+                assert!((a - b).abs() < 1e-4 * size, "{student:?}: {a}, not {b}");
+            }
+            assert_eq!(network.run(&vec![0.0; grid.len()]).len(), grid.len());
+        }
+    }
+}

@@ -366,7 +366,7 @@ impl Block<'_> {
             };
             let x0 = (col * s.stride) as isize - p.left as isize;
             let columns = (px - 1) * s.stride + s.kw;
-            let inside = x0 >= 0 && x0 as usize + columns <= s.w;
+            let inside = tile.rows > 0 && x0 >= 0 && x0 as usize + columns <= s.w;
             if inside {
                 tile.x = input[x0 as usize * s.ci..].as_ptr();
                 tile.row_stride = s.w * s.ci;

@@ -1,0 +1,276 @@
+//! The library's promises, through its front door.
+
+use std::path::PathBuf;
+
+use tadsr::{
+    Device, Error, Upscaler,
+    frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
+    model::{Layer, LiteModel, Metadata},
+    nn::lite::{LatentStats, StudentConfig},
+};
+
+/// A picture with edges, ramps and texture in every component, the same at every run.
+fn picture(info: FrameInfo) -> Frame {
+    let mut frame = Frame::new(info).unwrap();
+    for c in info.format.components() {
+        let (w, h) = info
+            .format
+            .component_size(c.component, info.width, info.height);
+        let chroma = matches!(c.component, Component::U | Component::V);
+        let plane: Vec<f32> = (0..w * h)
+            .map(|i| {
+                let (x, y) = ((i % w) as f32 / w as f32, (i / w) as f32 / h as f32);
+                let wave = 0.5 + 0.25 * (40.0 * x + 25.0 * y * y).sin() + 0.2 * f32::from(x > y);
+                if chroma { 0.4 * (wave - 0.5) } else { wave }
+            })
+            .collect();
+        frame.as_mut().write(c.component, &plane).unwrap();
+    }
+    frame
+}
+
+fn bytes(frame: &Frame) -> Vec<Vec<u8>> {
+    (0..frame.info().format.planes())
+        .map(|p| frame.plane(p).to_vec())
+        .collect()
+}
+
+fn component(frame: &Frame, c: Component) -> Vec<f32> {
+    let info = frame.info();
+    let (w, h) = info.format.component_size(c, info.width, info.height);
+    let mut samples = vec![0.0; w * h];
+    frame.as_ref().read(c, &mut samples).unwrap();
+    samples
+}
+
+fn upscaled(frame: &Frame, scale: f64, strength: f32) -> Frame {
+    let mut upscaler = Upscaler::load("", Device::Cpu).unwrap();
+    upscaler.set_scale(scale).unwrap();
+    upscaler.set_strength(strength);
+    upscaler.upscale(frame).unwrap()
+}
+
+/// A model of luma and chroma whose residual is far from zero, in a file.
+fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
+    let mut student = StudentConfig::small();
+    (student.channels, student.depth) = (8, 1);
+    let mut state = 1u32;
+    let mut values = |n: usize, size: f32| -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
+        };
+        (0..n).map(|_| next()).collect()
+    };
+    let model = LiteModel {
+        metadata: Metadata::lite("made-up", student, [1.0, 4.0]),
+        stats: LatentStats::nominal(student.latent, student.r),
+        layers: student
+            .layers()
+            .into_iter()
+            .map(|spec| Layer {
+                weight: values(spec.co * spec.ci * 9, 0.25),
+                bias: values(spec.co, 0.1),
+                scale: values(spec.co * 2, 0.1),
+                spec,
+            })
+            .collect(),
+    };
+    let path = dir.path().join("made-up.safetensors");
+    std::fs::write(&path, model.to_bytes(false).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn every_format_and_odd_size_keeps_its_constant_colour() {
+    for format in PixelFormat::ALL {
+        for (matrix, range) in [
+            (Matrix::Bt601, Range::Limited),
+            (Matrix::Bt709, Range::Full),
+            (Matrix::Bt2020, Range::Limited),
+        ] {
+            for (w, h) in [(1, 1), (2, 1), (3, 5), (7, 5), (16, 12)] {
+                let info = FrameInfo {
+                    colorimetry: Colorimetry { matrix, range },
+                    ..FrameInfo::new(format, w, h)
+                };
+                let mut frame = Frame::new(info).unwrap();
+                for (i, c) in format.components().iter().enumerate() {
+                    let (w, h) = format.component_size(c.component, w, h);
+                    let value = [0.6, 0.1, -0.2, 0.8][i];
+                    let value = if format.is_rgb() {
+                        0.2 + 0.2 * i as f32
+                    } else {
+                        value
+                    };
+                    frame
+                        .as_mut()
+                        .write(c.component, &vec![value; w * h])
+                        .unwrap();
+                }
+                for scale in [2.0, 4.0] {
+                    let large = upscaled(&frame, scale, 1.0);
+                    for c in format.components() {
+                        let small = component(&frame, c.component)[0];
+                        // Frames of a few pixels are all border. A step and a half of 8-bit video.
+                        let step = 1.5 / 219.0;
+                        for v in component(&large, c.component) {
+                            assert!(
+                                (v - small).abs() <= step,
+                                "{format:?} {matrix:?} {range:?} {w}x{h} x{scale} {:?}: {v}, not {small}",
+                                c.component
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_frame_gives_the_same_bytes_whatever_the_threads() {
+    let frame = picture(FrameInfo::new(PixelFormat::Nv12, 67, 45));
+    let other = picture(FrameInfo::new(PixelFormat::Nv12, 40, 30));
+    let first = bytes(&upscaled(&frame, 2.0, 1.0));
+    for threads in [1, 2, 3, 5] {
+        let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
+        upscaler.set_threads(threads).unwrap();
+        assert_eq!(
+            bytes(&upscaler.upscale(&frame).unwrap()),
+            first,
+            "{threads} threads"
+        );
+        upscaler.upscale(&other).unwrap();
+        assert_eq!(
+            bytes(&upscaler.upscale(&frame).unwrap()),
+            first,
+            "after another frame"
+        );
+    }
+}
+
+#[test]
+fn strength_goes_from_bicubic_to_the_full_residual() {
+    let frame = picture(FrameInfo::new(PixelFormat::Gray8, 48, 48));
+    let [zero, half, full] =
+        [0.0, 0.5, 1.0].map(|s| component(&upscaled(&frame, 2.0, s), Component::Y));
+    assert!(
+        zero.iter().zip(&full).any(|(a, b)| (a - b).abs() > 0.02),
+        "the network does something"
+    );
+    let inside = |v: f32| (0.02..0.98).contains(&v);
+    for ((z, h), f) in zero.iter().zip(&half).zip(&full) {
+        if inside(*z) && inside(*f) {
+            assert!((h - 0.5 * (z + f)).abs() <= 1.01 / 255.0, "{z} {h} {f}");
+        }
+    }
+}
+
+#[test]
+fn rgb_and_444_video_are_treated_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = yuv_model(&dir);
+    let colorimetry = Colorimetry {
+        matrix: Matrix::Bt709,
+        range: Range::Full,
+    };
+    let info = |format| FrameInfo {
+        colorimetry,
+        chroma_site: ChromaSite {
+            horizontal_cosited: false,
+            vertical_cosited: false,
+        },
+        ..FrameInfo::new(format, 24, 20)
+    };
+    // Muted colours: clamping must not part the two ways.
+    let soft: Vec<u8> = (0..24 * 20)
+        .flat_map(|i| {
+            let wave = |k: f32| (128.0 + 40.0 * (i as f32 * k).sin()) as u8;
+            [wave(0.31), wave(0.37), wave(0.41)]
+        })
+        .collect();
+    let rgb = Frame::from_rgb8_as(info(PixelFormat::Rgb), &soft).unwrap();
+    let yuv = Frame::from_rgb8_as(info(PixelFormat::Y444), &soft).unwrap();
+    let mut upscaler = Upscaler::load(path.to_str().unwrap(), Device::Cpu).unwrap();
+    upscaler.set_scale(2.0).unwrap();
+    let mut run = |frame: &Frame| upscaler.upscale(frame).unwrap().to_rgb8().unwrap();
+    let (a, b) = (run(&rgb), run(&yuv));
+    let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(worst <= 3, "RGB and Y444 differ by {worst} of 255");
+    upscaler.set_strength(0.0);
+    let base = upscaler.upscale(&rgb).unwrap().to_rgb8().unwrap();
+    assert!(
+        a.iter().zip(&base).any(|(a, b)| a.abs_diff(*b) > 8),
+        "the network does something"
+    );
+}
+
+#[test]
+fn a_yuv_model_serves_every_format_and_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = yuv_model(&dir);
+    let mut upscaler = Upscaler::load(path.to_str().unwrap(), Device::Cpu).unwrap();
+    for format in PixelFormat::ALL {
+        for (w, h) in [(1, 1), (5, 3), (18, 14)] {
+            for scale in [1.5, 2.0, 4.0] {
+                upscaler.set_scale(scale).unwrap();
+                let frame = picture(FrameInfo::new(format, w, h));
+                let large = upscaler.upscale(&frame).unwrap();
+                let side = |n: usize| (n as f64 * scale).round() as usize;
+                assert_eq!(
+                    (large.info().width, large.info().height),
+                    (side(w), side(h))
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_direction_may_have_its_own_scale() {
+    let frame = picture(FrameInfo::new(PixelFormat::I420, 40, 30));
+    let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let mut out = Frame::new(frame.info().with_size(101, 30)).unwrap();
+    upscaler
+        .upscale_into(&frame.as_ref(), &mut out.as_mut())
+        .unwrap();
+    assert!(component(&out, Component::Y).iter().any(|&v| v > 0.5));
+}
+
+#[test]
+fn scales_and_frames_that_cannot_be_are_errors() {
+    let frame = picture(FrameInfo::new(PixelFormat::I420, 16, 16));
+    let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
+    for scale in [0.5, 4.1, f64::NAN, f64::INFINITY, -1.0] {
+        assert!(
+            matches!(upscaler.set_scale(scale), Err(Error::Scale(_))),
+            "{scale}"
+        );
+    }
+    let mut into = |info: FrameInfo| {
+        let mut out = Frame::new(info).unwrap();
+        upscaler.upscale_into(&frame.as_ref(), &mut out.as_mut())
+    };
+    let info = *frame.info();
+    assert!(matches!(into(info.with_size(8, 16)), Err(Error::Scale(_))));
+    assert!(matches!(
+        into(info.with_size(100, 100)),
+        Err(Error::Scale(_))
+    ));
+    let other = FrameInfo {
+        format: PixelFormat::Nv12,
+        ..info.with_size(32, 32)
+    };
+    assert!(matches!(into(other), Err(Error::Frame(_))));
+    assert!(Upscaler::load("tiny", "cuda".parse().unwrap()).is_err());
+}
+
+#[test]
+fn the_default_model_follows_the_scale() {
+    let upscaler = Upscaler::load("", Device::Auto).unwrap();
+    assert_eq!(upscaler.active_model(1.5), "tiny-x2");
+    assert_eq!(upscaler.active_model(2.0), "tiny-x2");
+    assert_eq!(upscaler.active_model(3.0), "tiny-x4");
+    assert_eq!(upscaler.max_scale(), 4.0);
+}
