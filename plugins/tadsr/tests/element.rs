@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use gst::prelude::*;
-use gst_video::VideoInfo;
+use gst_video::{VideoInfo, prelude::*};
 use tadsr::frame::PixelFormat;
 
 fn caps(text: &str) -> gst::Caps {
@@ -277,6 +277,10 @@ fn a_downstream_that_wants_other_colours_is_not_lied_to() {
 fn times_offsets_and_flags_are_kept_for_every_frame() {
     let mut rig = Rig::raw(&[("scale", "2")], "I420", 16, 8);
     let info = info(&raw("I420", 16, 8));
+    let flags = gst::BufferFlags::CORRUPTED
+        | gst::BufferFlags::DELTA_UNIT
+        | gst::BufferFlags::GAP
+        | gst::BufferFlags::DISCONT;
     for n in 0..10u64 {
         let mut buffer = blank(&info);
         let b = buffer.get_mut().unwrap();
@@ -285,16 +289,13 @@ fn times_offsets_and_flags_are_kept_for_every_frame() {
         b.set_duration(gst::ClockTime::from_mseconds(40));
         b.set_offset(n);
         b.set_offset_end(n + 1);
-        b.set_flags(gst::BufferFlags::CORRUPTED | gst::BufferFlags::DELTA_UNIT);
+        b.set_flags(flags);
         let out = rig.harness.push_and_pull(buffer.clone()).unwrap();
         assert_eq!(out.pts(), buffer.pts());
         assert_eq!(out.dts(), buffer.dts());
         assert_eq!(out.duration(), buffer.duration());
         assert_eq!((out.offset(), out.offset_end()), (n, n + 1));
-        assert!(
-            out.flags()
-                .contains(gst::BufferFlags::CORRUPTED | gst::BufferFlags::DELTA_UNIT)
-        );
+        assert!(out.flags().contains(flags), "{:?}", out.flags());
     }
     assert_eq!(rig.harness.buffers_received(), 10);
 }
@@ -469,35 +470,49 @@ fn a_video_meta_that_lies_is_an_error() {
 
 // Pixels
 
-/// Where the colour of a frame of one colour goes, for every sample of every component.
-fn assert_colour_is_kept(input: &str, colour: [u16; 4], properties: &[(&str, &str)]) {
-    let mut rig = Rig::with_caps(properties, input);
-    let buffer = frame(&info(input), |c, _, _| colour[c]);
-    let out = rig.harness.push_and_pull(buffer).unwrap();
+/// Upscales a frame of one colour: without the network every sample keeps its value to the nearest step, with it
+/// they do so on average.
+fn assert_colour_is_kept(input: &str, scale: &str, colour: [u16; 4]) {
+    let mut rig = Rig::with_caps(&[("scale", scale)], input);
+    let flat = frame(&info(input), |c, _, _| colour[c]);
     let info = rig.out_info();
-    for (c, wanted) in colour
-        .into_iter()
-        .enumerate()
-        .take(info.n_components() as usize)
-    {
-        for (at, v) in samples(&out, &info, c).into_iter().enumerate() {
-            assert!(
-                v.abs_diff(wanted) <= 1,
-                "{input} {properties:?}: component {c}, sample {at}: {v}, not {wanted}"
-            );
+    for strength in [0.0, 1.0] {
+        rig.element.set_property("strength", strength);
+        let out = rig.harness.push_and_pull(flat.clone()).unwrap();
+        for (c, wanted) in colour.into_iter().enumerate() {
+            if c as u32 == info.n_components() {
+                break;
+            }
+            let samples = samples(&out, &info, c);
+            let depth = info.comp_depth(c as u8);
+            let what =
+                format!("{input} x{scale} strength={strength} component {c} is not {wanted}");
+            if strength == 0.0 {
+                let close = |v: &u16| v.abs_diff(wanted) <= 1;
+                assert!(samples.iter().all(close), "{what}: {samples:?}");
+            } else {
+                let sum: f64 = samples.iter().map(|&v| f64::from(v)).sum();
+                let mean = sum / samples.len() as f64;
+                let step = f64::from(1 << (depth - 8));
+                assert!(
+                    (mean - f64::from(wanted)).abs() <= 2.0 * step,
+                    "{what}: {mean}"
+                );
+            }
         }
     }
 }
+
+const COLOURS: [[u16; 4]; 3] = [
+    [180, 90, 160, 255],
+    [40, 140, 110, 10],
+    [126, 128, 128, 128],
+];
 
 #[test]
 fn one_colour_stays_that_colour_in_every_format_matrix_and_range() {
     for format in PixelFormat::ALL {
         let unit = 1 << (format.depth() - 8);
-        let colours = [
-            [180, 90, 160, 255],
-            [40, 140, 110, 10],
-            [126, 128, 128, 128],
-        ];
         let ranges_and_matrices: &[&str] = if format.is_rgb() {
             &["1:1:5:1", "2:1:5:1"]
         } else {
@@ -506,14 +521,14 @@ fn one_colour_stays_that_colour_in_every_format_matrix_and_range() {
             ]
         };
         for colorimetry in ranges_and_matrices {
-            for colour in colours {
-                let input = format!("{},colorimetry={colorimetry}", raw(format.name(), 12, 10));
-                assert_colour_is_kept(&input, colour.map(|v| v * unit), &[("scale", "2")]);
+            for colour in COLOURS {
+                let input = raw(format.name(), 12, 10) + ",colorimetry=" + colorimetry;
+                assert_colour_is_kept(&input, "2", colour.map(|v| v * unit));
             }
         }
-        let input = raw(format.name(), 12, 10);
         for scale in ["1.5", "3", "4"] {
-            assert_colour_is_kept(&input, colours[0].map(|v| v * unit), &[("scale", scale)]);
+            let colour = COLOURS[0].map(|v| v * unit);
+            assert_colour_is_kept(&raw(format.name(), 12, 10), scale, colour);
         }
     }
 }
@@ -524,9 +539,8 @@ fn tiny_and_odd_sizes_work_in_every_format() {
         let unit = 1 << (format.depth() - 8);
         for (width, height) in [(1, 1), (1, 7), (5, 1), (2, 3), (7, 5)] {
             for scale in ["2", "3", "4"] {
-                let input = raw(format.name(), width, height);
-                let colour = [180, 90, 160, 255].map(|v| v * unit);
-                assert_colour_is_kept(&input, colour, &[("scale", scale)]);
+                let colour = COLOURS[0].map(|v| v * unit);
+                assert_colour_is_kept(&raw(format.name(), width, height), scale, colour);
             }
         }
     }
@@ -576,6 +590,84 @@ fn padding_between_rows_and_planes_is_not_read_as_picture() {
             assert_eq!(a, b, "{format} component {c}");
         }
     }
+}
+
+#[test]
+fn planes_may_lie_in_memories_of_their_own() {
+    let info = info(&raw("I420", 10, 6));
+    let whole = frame(&info, |c, x, y| (30 + 20 * c + 5 * x + 7 * y) as u16);
+    let bytes = whole.map_readable().unwrap().to_vec();
+    let mut split = gst::Buffer::new();
+    let ends = [info.offset()[1], info.offset()[2], info.size()];
+    for (start, end) in info.offset().iter().zip(ends) {
+        let memory = gst::Memory::from_slice(bytes[*start..end].to_vec());
+        split.get_mut().unwrap().append_memory(memory);
+    }
+    assert_eq!(split.n_memory(), 3);
+    let mut rig = Rig::raw(&[("scale", "2")], "I420", 10, 6);
+    let from_whole = rig.harness.push_and_pull(whole).unwrap();
+    let from_split = rig.harness.push_and_pull(split).unwrap();
+    for c in 0..3 {
+        let info = rig.out_info();
+        assert_eq!(
+            samples(&from_whole, &info, c),
+            samples(&from_split, &info, c)
+        );
+    }
+}
+
+#[test]
+fn rows_are_written_as_far_apart_as_downstream_wants_them() {
+    for format in ["I420", "YV12", "P010_10LE", "BGRA"] {
+        let input = frame(&info(&raw(format, 10, 6)), |c, x, y| {
+            (30 + 20 * c + 5 * x + 7 * y) as u16
+        });
+        let mut plain = Rig::raw(&[("scale", "2")], format, 10, 6);
+        let expected = plain.harness.push_and_pull(input.clone()).unwrap();
+
+        let mut rig = Rig::new(&[("scale", "2")]);
+        let src = rig.element.static_pad("src").unwrap();
+        src.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, probe| {
+            let Some(gst::PadProbeData::Query(query)) = &mut probe.data else {
+                return gst::PadProbeReturn::Ok;
+            };
+            let gst::QueryViewMut::Allocation(query) = query.view_mut() else {
+                return gst::PadProbeReturn::Ok;
+            };
+            propose_padded_pool(query);
+            gst::PadProbeReturn::Handled
+        });
+        rig.harness.play();
+        rig.harness.set_src_caps_str(&raw(format, 10, 6));
+        let got = rig.harness.push_and_pull(input).unwrap();
+
+        let info = rig.out_info();
+        let meta = got.meta::<gst_video::VideoMeta>().expect("video meta");
+        assert!(
+            meta.stride()[0] > info.stride()[0],
+            "{format} {:?}",
+            meta.stride()
+        );
+        for c in 0..info.n_components() as usize {
+            let (a, b) = (samples(&expected, &info, c), samples(&got, &info, c));
+            assert_eq!(a, b, "{format} component {c}");
+        }
+    }
+}
+
+/// Offers a pool whose frames have room around the picture.
+fn propose_padded_pool(query: &mut gst::query::Allocation) {
+    let caps = query.get_owned().0.expect("caps");
+    let size = VideoInfo::from_caps(&caps).unwrap().size() as u32;
+    let pool = gst_video::VideoBufferPool::new();
+    let mut config = pool.config();
+    config.set_params(Some(&caps), size, 0, 0);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+    config.set_video_alignment(&gst_video::VideoAlignment::new(2, 4, 16, 34, &[15; 4]));
+    pool.set_config(config).unwrap();
+    query.add_allocation_pool(Some(&pool), size, 0, 0);
+    query.add_allocation_meta::<gst_video::VideoMeta>(None);
 }
 
 #[test]

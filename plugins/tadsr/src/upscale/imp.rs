@@ -87,6 +87,13 @@ enum Engine {
     Bypass,
 }
 
+impl Engine {
+    fn ready(upscaler: Upscaler) -> Self {
+        let plain = false;
+        Self::Ready(Loaded { upscaler, plain })
+    }
+}
+
 /// A model and how it is used.
 struct Loaded {
     upscaler: Upscaler,
@@ -162,6 +169,8 @@ impl ObjectImpl for TadsrUpscale {
         self.parent_constructed();
         // A source that could make the wanted size itself shall not: it is asked for what suits the scale.
         self.obj().set_prefer_passthrough(false);
+        // A gap's frame is upscaled like any other and stays marked.
+        self.obj().set_gap_aware(true);
     }
 
     fn properties() -> &'static [glib::ParamSpec] {
@@ -676,12 +685,7 @@ impl TadsrUpscale {
             .map_err(|err| gst::error_msg!(gst::LibraryError::Settings, ("{err}")))?;
 
         let err = match load(settings, &settings.model, device) {
-            Ok(upscaler) => {
-                return Ok(Engine::Ready(Loaded {
-                    upscaler,
-                    plain: false,
-                }));
-            }
+            Ok(upscaler) => return Ok(Engine::ready(upscaler)),
             Err(err) => err,
         };
         let (instead, engine) = match settings.fallback {
@@ -689,24 +693,16 @@ impl TadsrUpscale {
             Fallback::Cpu => {
                 let loaded = load(settings, &settings.model, Device::Cpu);
                 let upscaler = loaded.map_err(|err| error_message(&err))?;
-                (
-                    "running on the CPU",
-                    Engine::Ready(Loaded {
-                        upscaler,
-                        plain: false,
-                    }),
-                )
+                ("running on the CPU", Engine::ready(upscaler))
             }
             Fallback::Passthrough => ("leaving the video as it is", Engine::Bypass),
             Fallback::Bicubic => {
                 // The default model serves as the frame around the interpolation.
                 let upscaler = load(settings, "", Device::Cpu).map_err(|_| error_message(&err))?;
+                let plain = true;
                 (
                     "upscaling without a network",
-                    Engine::Ready(Loaded {
-                        upscaler,
-                        plain: true,
-                    }),
+                    Engine::Ready(Loaded { upscaler, plain }),
                 )
             }
         };
@@ -761,10 +757,7 @@ impl TadsrUpscale {
                 return;
             }
         };
-        let engine = Engine::Ready(Loaded {
-            upscaler,
-            plain: false,
-        });
+        let engine = Engine::ready(upscaler);
         state.describe(&engine);
         let old = match (mem::take(&mut state.engine), engine) {
             (Engine::Busy(_), Engine::Ready(loaded)) => {
@@ -822,10 +815,12 @@ impl TadsrUpscale {
             ("{err}; upscaling without a network from here")
         );
         loaded.plain = true;
+        lock(&self.state).active_model = Some(loaded.name(1.0));
+        self.obj().notify("active-model");
+        let upscaler = &mut loaded.upscaler;
         upscaler.set_strength(0.0);
-        upscaler
-            .upscale_into(&src, &mut dst)
-            .map_err(|err| err.to_string())
+        let result = upscaler.upscale_into(&src, &mut dst);
+        result.map_err(|err| err.to_string())
     }
 
     /// Ends what [`Self::transform`] began; `started` is when, if the frame is to be counted.

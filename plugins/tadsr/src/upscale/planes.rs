@@ -152,3 +152,81 @@ impl Layout {
 fn short(len: usize, err: &tadsr::Error) -> String {
     format!("a buffer of {len} bytes does not hold a frame of its caps: {err}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(fields: &str) -> FrameInfo {
+        gst::init().unwrap();
+        let caps = format!("video/x-raw,framerate=25/1,{fields}");
+        let caps: gst::Caps = caps.parse().unwrap();
+        frame_info(&VideoInfo::from_caps(&caps).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_template_format_is_known_by_its_name() {
+        for format in PixelFormat::ALL {
+            let info = described(&format!("format={},width=6,height=4", format.name()));
+            assert_eq!((info.format, info.width, info.height), (format, 6, 4));
+        }
+    }
+
+    #[test]
+    fn stated_colours_are_taken_over() {
+        for (text, matrix, range) in [
+            ("bt601", Matrix::Bt601, Range::Limited),
+            ("bt709", Matrix::Bt709, Range::Limited),
+            ("bt2020", Matrix::Bt2020, Range::Limited),
+            ("bt2100-pq", Matrix::Bt2020, Range::Limited),
+            ("1:4:0:0", Matrix::Bt601, Range::Full),
+            ("1:3:5:1", Matrix::Bt709, Range::Full),
+            ("2:5:0:0", Matrix::Bt709, Range::Limited),
+        ] {
+            let info = described(&format!(
+                "format=I420,width=6,height=4,colorimetry=(string){text}"
+            ));
+            assert_eq!(info.colorimetry, Colorimetry { matrix, range }, "{text}");
+        }
+    }
+
+    #[test]
+    fn colours_that_are_not_stated_are_those_of_the_size() {
+        let small = described("format=I420,width=720,height=576");
+        let large = described("format=I420,width=1920,height=1080");
+        assert_eq!(small.colorimetry.matrix, Matrix::Bt601);
+        assert_eq!(large.colorimetry.matrix, Matrix::Bt709);
+        let rgb = described("format=RGB,width=720,height=576");
+        assert_eq!(rgb.colorimetry.range, Range::Full);
+    }
+
+    #[test]
+    fn chroma_sites_are_taken_over() {
+        for (site, horizontal, vertical) in [
+            ("jpeg", false, false),
+            ("mpeg2", true, false),
+            ("cosited", true, true),
+            ("v-cosited", false, true),
+        ] {
+            let info = described(&format!("format=I420,width=6,height=4,chroma-site={site}"));
+            let expected = ChromaSite {
+                horizontal_cosited: horizontal,
+                vertical_cosited: vertical,
+            };
+            assert_eq!(info.chroma_site, expected, "{site}");
+        }
+    }
+
+    #[test]
+    fn planes_that_share_bytes_or_lie_outside_are_no_frame_to_write_to() {
+        let info = described("format=I420,width=4,height=2");
+        let mut data = vec![0; 12];
+        let write = |layout: &Layout, data: &mut Vec<u8>| layout.frame_mut(info, data).is_ok();
+        assert!(write(&Layout(vec![(0, 4), (8, 2), (10, 2)]), &mut data));
+        assert!(write(&Layout(vec![(4, 4), (0, 2), (2, 2)]), &mut data));
+        assert!(!write(&Layout(vec![(0, 4), (8, 2), (8, 2)]), &mut data));
+        assert!(!write(&Layout(vec![(0, 4), (7, 2), (10, 2)]), &mut data));
+        assert!(!write(&Layout(vec![(0, 4), (8, 2), (11, 2)]), &mut data));
+        assert!(!write(&Layout(vec![(0, 4), (8, 2), (13, 2)]), &mut data));
+    }
+}
