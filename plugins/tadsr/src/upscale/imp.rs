@@ -33,7 +33,7 @@ use gst_base::{prelude::*, subclass::prelude::*};
 use gst_video::{VideoInfo, subclass::prelude::*, video_meta::VideoMetaTransformScale};
 use tadsr::{
     Device, Error, Upscaler,
-    frame::{MAX_SIDE, PixelFormat},
+    frame::{FrameInfo, MAX_SIDE, PixelFormat},
 };
 
 use super::{
@@ -101,6 +101,30 @@ struct Loaded {
     plain: bool,
 }
 
+/// What goes in and what comes out.
+#[derive(Clone)]
+struct Negotiated {
+    input: VideoInfo,
+    output: VideoInfo,
+    /// The input as the library sees it.
+    frame: FrameInfo,
+}
+
+impl Negotiated {
+    /// The output as the library sees it: the colours are those of the input, whatever the size would suggest.
+    fn out_frame(&self) -> FrameInfo {
+        let (width, height) = (self.output.width(), self.output.height());
+        self.frame.with_size(width as usize, height as usize)
+    }
+
+    /// The scale: the larger of both directions.
+    fn ratio(&self) -> f64 {
+        let x = f64::from(self.output.width()) / f64::from(self.input.width());
+        let y = f64::from(self.output.height()) / f64::from(self.input.height());
+        x.max(y)
+    }
+}
+
 #[derive(Default)]
 struct State {
     engine: Engine,
@@ -109,7 +133,7 @@ struct State {
     /// The largest scale that the model serves.
     max_scale: Option<f64>,
     /// Of the caps in force, when frames are upscaled.
-    infos: Option<(VideoInfo, VideoInfo)>,
+    negotiated: Option<Negotiated>,
     /// Input caps that were refused with an error message.
     refused: Option<gst::Caps>,
     active_device: Option<String>,
@@ -460,7 +484,7 @@ impl BaseTransformImpl for TadsrUpscale {
     /// Pointer coordinates are those of the output when they arrive and those of the input when they leave.
     fn src_event(&self, mut event: gst::Event) -> bool {
         if event.type_() == gst::EventType::Navigation
-            && let Some((input, output)) = lock(&self.state).infos.clone()
+            && let Some(Negotiated { input, output, .. }) = lock(&self.state).negotiated.clone()
         {
             let structure = event.make_mut().structure_mut();
             for (field, from, to) in [
@@ -487,7 +511,8 @@ impl BaseTransformImpl for TadsrUpscale {
             return false;
         }
         if meta.has_tag::<gst_video::video_meta::tags::Size>() {
-            let Some((input, output)) = lock(&self.state).infos.clone() else {
+            let Some(Negotiated { input, output, .. }) = lock(&self.state).negotiated.clone()
+            else {
                 return false;
             };
             let scale = VideoMetaTransformScale::new(&input, &output);
@@ -529,7 +554,7 @@ impl BaseTransformImpl for TadsrUpscale {
         outbuf: &mut gst::BufferRef,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let mut state = lock(&self.state);
-        let Some((input, output)) = state.infos.clone() else {
+        let Some(negotiated) = state.negotiated.clone() else {
             return Err(gst::FlowError::NotNegotiated);
         };
         // Taken out, so that no lock is held while it works.
@@ -543,7 +568,7 @@ impl BaseTransformImpl for TadsrUpscale {
         drop(state);
 
         let started = Instant::now();
-        let result = self.upscale(&mut loaded, (inbuf, &input), (outbuf, &output));
+        let result = self.upscale(&mut loaded, &negotiated, inbuf, outbuf);
         self.put_back(loaded, result.is_ok().then_some(started));
         result.map_err(|reason| {
             gst::element_imp_error!(self, gst::StreamError::Failed, ("{reason}"));
@@ -568,8 +593,14 @@ impl VideoFilterImpl for TadsrUpscale {
             imp = self,
             "from {incaps} to {outcaps}, passthrough: {same_size}"
         );
+        let frame = planes::frame_info(in_info, incaps)
+            .ok_or_else(|| gst::loggable_error!(CAT, "no frames of format {}", in_info.format()))?;
         let mut state = lock(&self.state);
-        state.infos = (!same_size).then(|| (in_info.clone(), out_info.clone()));
+        state.negotiated = (!same_size).then(|| Negotiated {
+            input: in_info.clone(),
+            output: out_info.clone(),
+            frame,
+        });
         if let Engine::Ready(loaded) = &state.engine {
             state.active_model = Some(loaded.name(state.ratio()));
         }
@@ -596,13 +627,9 @@ impl State {
         }
     }
 
-    /// The scale in force: the larger of both directions.
+    /// The scale in force; before there is one, the usual.
     fn ratio(&self) -> f64 {
-        self.infos.as_ref().map_or(2.0, |(input, output)| {
-            let x = f64::from(output.width()) / f64::from(input.width());
-            let y = f64::from(output.height()) / f64::from(input.height());
-            x.max(y)
-        })
+        self.negotiated.as_ref().map_or(2.0, Negotiated::ratio)
     }
 }
 
@@ -738,7 +765,7 @@ impl TadsrUpscale {
         let ratio = state.ratio();
         let result = result.and_then(|upscaler| {
             let max = upscaler.max_scale();
-            if state.infos.is_some() && ratio > max {
+            if state.negotiated.is_some() && ratio > max {
                 return Err(Error::Scale(format!(
                     "the video is upscaled by {ratio}, the model serves at most {max}"
                 )));
@@ -783,23 +810,20 @@ impl TadsrUpscale {
     fn upscale(
         &self,
         loaded: &mut Loaded,
-        (inbuf, in_info): (&gst::Buffer, &VideoInfo),
-        (outbuf, out_info): (&mut gst::BufferRef, &VideoInfo),
+        negotiated: &Negotiated,
+        inbuf: &gst::Buffer,
+        outbuf: &mut gst::BufferRef,
     ) -> Result<(), String> {
         let (strength, fallback) = {
             let settings = lock(&self.settings);
             (settings.strength as f32, settings.fallback)
         };
-        let src_info = planes::frame_info(in_info)
-            .ok_or_else(|| format!("no frames of format {}", in_info.format()))?;
-        // The colours of the output are those of the input, whatever its size would suggest.
-        let dst_info = src_info.with_size(out_info.width() as usize, out_info.height() as usize);
-        let in_layout = Layout::of(inbuf, in_info)?;
-        let out_layout = Layout::of(outbuf, out_info)?;
+        let in_layout = Layout::of(inbuf, &negotiated.input)?;
+        let out_layout = Layout::of(outbuf, &negotiated.output)?;
         let data = inbuf.map_readable().map_err(|err| err.to_string())?;
         let mut out_data = outbuf.map_writable().map_err(|err| err.to_string())?;
-        let src = in_layout.frame(src_info, &data)?;
-        let mut dst = out_layout.frame_mut(dst_info, &mut out_data)?;
+        let src = in_layout.frame(negotiated.frame, &data)?;
+        let mut dst = out_layout.frame_mut(negotiated.out_frame(), &mut out_data)?;
 
         let upscaler = &mut loaded.upscaler;
         upscaler.set_strength(if loaded.plain { 0.0 } else { strength });

@@ -11,11 +11,12 @@ use tadsr::frame::{
     Range,
 };
 
-/// The library's description of frames with `info`; `None` for a format that it does not know.
+/// The library's description of frames with `info`, which was read from `caps`; `None` for a format that it does not
+/// know.
 ///
-/// What the caps left out `info` holds as GStreamer's default for this size. Matrices that the library does not
+/// What the caps leave out `info` holds as GStreamer's default for this size. Matrices that the library does not
 /// have become the nearest one.
-pub(super) fn frame_info(info: &VideoInfo) -> Option<FrameInfo> {
+pub(super) fn frame_info(info: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameInfo> {
     let format = PixelFormat::from_name(info.format().to_str())?;
     let mut result = FrameInfo::new(format, info.width() as usize, info.height() as usize);
     let default = result.colorimetry;
@@ -33,7 +34,10 @@ pub(super) fn frame_info(info: &VideoInfo) -> Option<FrameInfo> {
             _ => default.range,
         },
     };
-    let site = info.chroma_site();
+    // Where the caps state a chroma site and no colorimetry, `info` has the default for both.
+    let stated = caps.structure(0)?.get::<&str>("chroma-site").ok();
+    let stated = stated.and_then(|text| text.parse().ok());
+    let site = stated.unwrap_or(info.chroma_site());
     if !site.is_empty() {
         result.chroma_site = ChromaSite {
             horizontal_cosited: site.contains(VideoChromaSite::H_COSITED),
@@ -161,7 +165,7 @@ mod tests {
         gst::init().unwrap();
         let caps = format!("video/x-raw,framerate=25/1,{fields}");
         let caps: gst::Caps = caps.parse().unwrap();
-        frame_info(&VideoInfo::from_caps(&caps).unwrap()).unwrap()
+        frame_info(&VideoInfo::from_caps(&caps).unwrap(), &caps).unwrap()
     }
 
     #[test]
