@@ -1,6 +1,6 @@
 //! The library's error type.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -23,10 +23,10 @@ pub enum Error {
     #[error("{0}")]
     Device(String),
     /// A file that cannot be read or written.
-    #[error("'{path}': {source}")]
+    #[error("'{path}': {cause}")]
     Io {
         path: PathBuf,
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A tensor operation failed.
     #[error(transparent)]
@@ -34,6 +34,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// What makes an error of an I/O error at `path`.
+    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
+        |cause| Self::Io {
+            path: path.into(),
+            cause,
+        }
+    }
+
     pub(crate) fn model(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Model {
             path: path.into(),

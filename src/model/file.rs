@@ -118,11 +118,7 @@ impl LiteModel {
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
     pub fn read(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: path.into(),
-            source,
-        };
-        let meta = fs::metadata(path).map_err(io)?;
+        let meta = fs::metadata(path).map_err(Error::io(path))?;
         if !meta.is_file() {
             return Err(Error::model(path, "not a regular file"));
         }
@@ -130,7 +126,7 @@ impl LiteModel {
             let reason = format!("{} bytes, more than a model can have", meta.len());
             return Err(Error::model(path, reason));
         }
-        Self::parse(&fs::read(path).map_err(io)?, path)
+        Self::parse(&fs::read(path).map_err(Error::io(path))?, path)
     }
 
     /// Parses the bytes of a model file; `path` is for error messages.

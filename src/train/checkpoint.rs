@@ -15,15 +15,12 @@ const STATE_KEY: &str = "tadsr-checkpoint";
 /// # Errors
 /// [`Error::Io`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |source| Error::Io {
-        path: path.into(),
-        source,
-    };
+    let io = Error::io(path);
     let part = path.with_extension("part");
-    let mut file = fs::File::create(&part).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    fs::rename(&part, path).map_err(io)
+    let mut file = fs::File::create(&part).map_err(&io)?;
+    file.write_all(bytes).map_err(&io)?;
+    file.sync_all().map_err(&io)?;
+    fs::rename(&part, path).map_err(&io)
 }
 
 /// Saves `tensors` and `state`.
@@ -44,10 +41,7 @@ pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize)
 /// # Errors
 /// [`Error::Io`], or [`Error::Model`] when the file is damaged or no checkpoint.
 pub fn load<S: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, S)> {
-    let bytes = fs::read(path).map_err(|source| Error::Io {
-        path: path.into(),
-        source,
-    })?;
+    let bytes = fs::read(path).map_err(Error::io(path))?;
     let damaged = |e| Error::model(path, format!("damaged checkpoint ({e})"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
     let json = header

@@ -169,7 +169,7 @@ impl Fit {
     /// # Errors
     /// When the loss is not finite; the checkpoint is then still the last good one.
     pub fn step(&mut self) -> Result<f32> {
-        let batch = self.loader.next()?;
+        let batch = self.loader.next_batch()?;
         let o = &self.options;
         let (z, truth) = tensors(o, &batch)?;
         let difference = (self.student.forward(&z, batch.scale)? - truth)?;

@@ -262,7 +262,7 @@ impl Loader {
     ///
     /// # Errors
     /// What went wrong in making it.
-    pub fn next(&mut self) -> Result<Batch> {
+    pub fn next_batch(&mut self) -> Result<Batch> {
         let queue = &self.queues[self.next];
         self.next = (self.next + 1) % self.queues.len();
         queue

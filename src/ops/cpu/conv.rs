@@ -820,13 +820,9 @@ mod tests {
     fn the_bias_gradient_is_the_sum_over_pixels() {
         let g = values(3 * 1000, 7);
         let sums = grad_bias(3, &g);
-        for c in 0..3 {
+        for (c, sum) in sums.iter().enumerate() {
             let want: f64 = g.iter().skip(c).step_by(3).map(|&v| f64::from(v)).sum();
-            assert!(
-                (f64::from(sums[c]) - want).abs() < 1e-3,
-                "{} {want}",
-                sums[c]
-            );
+            assert!((f64::from(*sum) - want).abs() < 1e-3, "{sum}, not {want}");
         }
     }
 }

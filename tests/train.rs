@@ -1,0 +1,210 @@
+//! The training tool as its users meet it.
+
+#![cfg(feature = "train")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use assert_cmd::cargo::CommandCargoExt;
+use tadsr::{Device, Upscaler, model::LiteModel};
+
+/// A folder of textured pictures.
+fn photos(dir: &Path) -> PathBuf {
+    let folder = dir.join("photos");
+    std::fs::create_dir(&folder).unwrap();
+    for n in 0..3u32 {
+        let picture = image::RgbImage::from_fn(160, 120, |x, y| {
+            let edge = ((x / 7 + y / 5 + n) % 2) * 90;
+            let wave = 60.0 * ((x * y) as f32 * 0.01 + n as f32).sin();
+            image::Rgb([edge as u8 + 40, (100.0 + wave) as u8, (edge / 2 + x) as u8])
+        });
+        picture.save(folder.join(format!("{n}.png"))).unwrap();
+    }
+    folder
+}
+
+fn fit(data: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.args([
+        "fit",
+        "--batch",
+        "2",
+        "--patch",
+        "32",
+        "--threads",
+        "2",
+        "--name",
+        "test",
+    ]);
+    command
+        .arg("--data")
+        .arg(data)
+        .arg("--out")
+        .arg(out)
+        .args(more);
+    command
+}
+
+/// Runs to the end; gives standard error.
+fn run(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+fn fails(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    text
+}
+
+fn model(out: &Path) -> Vec<u8> {
+    std::fs::read(out.join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_seed_gives_the_same_model_whatever_the_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos(dir.path());
+    let out = |name: &str| dir.path().join(name);
+    let steps = |seed, threads| ["--steps", "12", "--seed", seed, "--threads", threads];
+    run(fit(&data, &out("a"), &steps("7", "1")));
+    run(fit(&data, &out("b"), &steps("7", "3")));
+    assert!(model(&out("a")) == model(&out("b")), "the same seed");
+    run(fit(&data, &out("c"), &steps("8", "1")));
+    assert!(model(&out("a")) != model(&out("c")), "another seed");
+}
+
+/// Stops a run by Ctrl-C, goes on with it, and compares with a run that was not stopped.
+#[test]
+#[cfg(unix)]
+fn a_stopped_run_goes_on_to_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos(dir.path());
+    let (whole, stopped) = (dir.path().join("whole"), dir.path().join("stopped"));
+    let options = ["--steps", "300", "--save-every", "100"];
+    run(fit(&data, &whole, &options));
+    let mut child = fit(&data, &stopped, &options);
+    let mut child = child.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    while !stopped.join("model.safetensors").exists() {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "ended before its first checkpoint"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("go on with the same command and --resume"),
+        "{text}"
+    );
+    let refused = fails(fit(&data, &stopped, &options));
+    assert!(refused.contains("--resume"), "{refused}");
+    let other = fails(fit(&data, &stopped, &["--steps", "401", "--resume"]));
+    assert!(other.contains("other options"), "{other}");
+    run(fit(
+        &data,
+        &stopped,
+        &[&options[..], &["--resume"]].concat(),
+    ));
+    assert!(
+        model(&whole) == model(&stopped),
+        "resumed and uninterrupted run differ"
+    );
+}
+
+#[test]
+fn training_beats_bicubic_and_the_model_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos(dir.path());
+    let out = dir.path().join("run");
+    let options = ["--steps", "150", "--preset", "clean", "--save-every", "150"];
+    let text = run(fit(&data, &out, &options));
+    let gain = text
+        .split("clean ")
+        .nth(1)
+        .and_then(|t| t.split(' ').next())
+        .unwrap();
+    assert!(
+        gain.parse::<f64>().unwrap() > 0.5,
+        "gain over bicubic in {text}"
+    );
+    let path = out.join("model.safetensors");
+    let model = LiteModel::read(&path).unwrap();
+    assert_eq!(model.metadata.name, "test");
+    assert_eq!(model.metadata.training["steps_done"], 150);
+    Upscaler::load(path.to_str().unwrap(), Device::Auto).unwrap();
+}
+
+#[test]
+fn a_small_student_trains_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos(dir.path());
+    let out = dir.path().join("run");
+    run(fit(
+        &data,
+        &out,
+        &["--student", "small", "--scale", "4", "--steps", "3"],
+    ));
+    let model = LiteModel::read(&out.join("model.safetensors")).unwrap();
+    assert_eq!(model.stats.residual_std.len(), 24);
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos(dir.path());
+    let out = dir.path().join("run");
+    let none = dir.path().join("none");
+    std::fs::create_dir(&none).unwrap();
+    for (data, options, word) in [
+        (dir.path().join("missing"), &[][..], "missing"),
+        (none, &[][..], "no usable photo"),
+        (data.clone(), &["--scale", "9"][..], "--scale 9"),
+        (data.clone(), &["--steps", "0"][..], "--steps"),
+        (data.clone(), &["--lr", "7"][..], "--lr"),
+        (data, &["--resume"][..], "nothing to resume"),
+    ] {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command
+            .arg("fit")
+            .arg("--data")
+            .arg(data)
+            .arg("--out")
+            .arg(&out);
+        command.args(options);
+        let text = fails(command);
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+/// A damaged checkpoint is an error that names the file.
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos(dir.path());
+    let out = dir.path().join("run");
+    run(fit(&data, &out, &["--steps", "2"]));
+    let path = out.join("checkpoint.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let text = fails(fit(&data, &out, &["--steps", "2", "--resume"]));
+    assert!(
+        text.contains("checkpoint.safetensors") && text.contains("damaged"),
+        "{text}"
+    );
+}
