@@ -1,0 +1,85 @@
+# shellcheck shell=bash disable=SC2034
+# Shared by the scripts in this folder: what they need of the machine, and what they say. Sourced, not run.
+
+# Numbers and messages in one form everywhere.
+export LC_ALL=C.UTF-8
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+target=$(cd "$root" && realpath -m "${CARGO_TARGET_DIR:-target}")
+
+build_packages=(
+    build-essential ca-certificates pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+)
+gstreamer_packages=(
+    gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
+    gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
+)
+
+# Prints each argument on a line of its own.
+say() { printf '%s\n' "$@"; }
+
+fail() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+
+# Installs the packages among the arguments that are missing, as root or with sudo.
+install_packages() {
+    if ! command -v apt-get dpkg-query >/dev/null; then
+        say "No apt-get here: going on as if the equivalents of these were installed: $*"
+        return
+    fi
+    local package missing=() as_root=()
+    for package in "$@"; do
+        case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
+            'install ok installed') ;;
+            *) missing+=("$package") ;;
+        esac
+    done
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    if [[ $(id -u) -ne 0 ]]; then
+        command -v sudo >/dev/null ||
+            fail "packages are missing and there is no sudo; as root: apt-get install ${missing[*]}"
+        as_root=(sudo)
+    fi
+    say "Installing ${missing[*]}"
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
+        apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+    # A source that cannot be reached need not be the one that has the packages.
+    "${apt[@]}" update || say "The package lists could not all be brought up to date; trying with what there is"
+    "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
+        fail "apt-get could not install ${missing[*]}"
+}
+
+# Checks that cargo is there and new enough; Rust itself is left to its user to install.
+require_rust() {
+    local need have
+    need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    # shellcheck disable=SC1091
+    [[ -n $(command -v cargo) || ! -r ${CARGO_HOME:-$HOME/.cargo}/env ]] || . "${CARGO_HOME:-$HOME/.cargo}/env"
+    command -v cargo >/dev/null || fail "Rust $need or newer is needed; install it with
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
+and run this again (https://rustup.rs)"
+    have=$(cd "$root" && cargo --version | cut -d ' ' -f 2) || fail "'cargo --version' does not work"
+    [[ $(printf '%s\n' "$need" "${have%%-*}" | sort -V | head -n 1) == "$need" ]] ||
+        fail "Rust $need or newer is needed, this is $have; 'rustup update stable' brings it up to date"
+}
+
+# side_by_side FRAME.png OUT.png SCALE LEFT TOP WIDTH HEIGHT: a part of the frame upscaled, by plain bicubic
+# interpolation on the left and by the network on the right.
+side_by_side() {
+    local frame=$1 out=$2 scale=$3 left=$4 top=$5 width=$6 height=$7 full_width full_height large
+    read -r full_width full_height < <(od -An --endian=big -tu4 -j16 -N8 "$frame")
+    large=$(awk -v w="$width" -v h="$height" -v s="$scale" \
+        'BEGIN { printf "width=%d,height=%d", w * s + 0.5, h * s + 0.5 }')
+    local caps=video/x-raw,$large,pixel-aspect-ratio=1/1
+    local label=(valignment=bottom halignment=left shaded-background=true auto-resize=false
+        "font-desc=Sans Bold 13")
+    gst-launch-1.0 -q filesrc location="$frame" ! pngdec ! imagefreeze num-buffers=1 ! videoconvert ! \
+        video/x-raw,format=RGB ! videocrop left="$left" top="$top" \
+        right=$((full_width - left - width)) bottom=$((full_height - top - height)) ! tee name=part \
+        part. ! queue ! tadsrupscale strength=0 ! "$caps" ! textoverlay text=bicubic "${label[@]}" ! both.sink_0 \
+        part. ! queue ! tadsrupscale ! "$caps" ! textoverlay text=tadsrupscale "${label[@]}" ! both.sink_1 \
+        compositor name=both sink_1::xpos="$(awk -v w="$width" -v s="$scale" 'BEGIN { printf "%d", w * s + 0.5 }')" ! \
+        videoconvert ! pngenc snapshot=true ! filesink location="$out"
+}

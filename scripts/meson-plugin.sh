@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Called by meson: builds the plugin in release, copies it to OUTPUT and writes what it depends on to DEPFILE.
+#
+# Usage: meson-plugin.sh CARGO OUTPUT DEPFILE
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cargo=$1 output=$(realpath -m "$2") depfile=$3 name=$2
+
+require_rust
+(cd "$root" && "$cargo" build --release --locked -p gst-plugin-tadsr)
+cp -- "$target/release/libgsttadsr.so" "$output"
+# Cargo's list has the library's path in front; ninja wants its own name for it.
+sed "s|^.*libgsttadsr\.[a-z]*:|$name:|" "$target/release/libgsttadsr.d" >"$depfile"

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Runs every check of the project: format, lints, the plugin in gst-inspect-1.0, documentation examples, tests.
+#
+# Usage: scripts/test.sh [--no-install]
+#
+# Installs what is missing first (Debian and Ubuntu packages; Rust is only checked), unless --no-install is given.
+# Everything is built in the dev profile, once. All checks run even when one fails; the tests come last.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+exec </dev/null
+
+case ${1-} in
+    '') install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" ;;
+    --no-install) ;;
+    *) fail "unknown argument '$1'; the only one is --no-install" ;;
+esac
+require_rust
+cd "$root"
+failed=()
+
+# check NAME COMMAND...: runs a check and goes on when it fails.
+check() {
+    local name=$1
+    shift
+    say "" "== $name: $*"
+    "$@" || failed+=("$name")
+}
+
+# The element as a user's GStreamer sees it: no warning on the way, no plugin that cannot be loaded.
+inspect() {
+    local log registry with
+    log=$(mktemp)
+    registry=$(mktemp -u)
+    with=(env GST_REGISTRY="$registry" GST_PLUGIN_PATH="$target/debug" G_DEBUG=fatal-warnings)
+    if ! "${with[@]}" gst-inspect-1.0 tadsrupscale >"$log" 2>&1 || grep WARN "$log"; then
+        cat "$log"
+        return 1
+    fi
+    if "${with[@]}" gst-inspect-1.0 --print-blacklist | grep gsttadsr; then
+        return 1
+    fi
+    sed -n '1,/Version/p' "$log"
+    rm -f "$log" "$registry"
+}
+
+# A component that rustup did not install is no failure of the code, but the check is missing.
+for component in fmt clippy; do
+    cargo $component --version >/dev/null 2>&1 ||
+        fail "'cargo $component' is missing; install it with 'rustup component add rustfmt clippy'"
+done
+check format cargo fmt --all --check
+check lints cargo clippy --locked --workspace --all-targets -- -D warnings
+check lints-without-training cargo clippy --locked -p tadsr --no-default-features --all-targets -- -D warnings
+check build cargo build --locked --workspace
+check inspect inspect
+if cargo nextest --version >/dev/null 2>&1; then
+    check examples-in-documentation cargo test --locked --workspace --doc
+    tests=(cargo nextest run --locked --workspace --no-fail-fast)
+else
+    tests=(cargo test --locked --workspace --no-fail-fast)
+fi
+[[ ${#failed[@]} -eq 0 ]] || say "" "These checks failed (see above): ${failed[*]}"
+say "" "== tests: ${tests[*]}"
+"${tests[@]}" 2>&1
+[[ ${#failed[@]} -eq 0 ]]
