@@ -27,17 +27,7 @@ fn photos(dir: &Path) -> PathBuf {
 
 fn fit(data: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
-    command.args([
-        "fit",
-        "--batch",
-        "2",
-        "--patch",
-        "32",
-        "--threads",
-        "2",
-        "--name",
-        "test",
-    ]);
+    command.args(["fit", "--batch", "2", "--patch", "32", "--name", "test"]);
     command
         .arg("--data")
         .arg(data)

@@ -6,6 +6,8 @@
 
 mod conv2d;
 pub mod cpu;
+mod silu;
 
 pub use conv2d::conv2d;
 pub use cpu::conv::Activation;
+pub use silu::silu;

@@ -39,6 +39,8 @@ pub struct Options {
     pub patch: usize,
     pub learning_rate: f64,
     pub ema: f64,
+    /// Channels that each kernel is a product over while it is trained; 0 trains the kernels themselves.
+    pub expand: usize,
     pub seed: u64,
 }
 
@@ -105,7 +107,7 @@ impl Fit {
             native: 0.6,
             degradation: options.degradation.clone(),
         };
-        let (student, parameters) = new_student(options.student, options.seed)?;
+        let (student, parameters) = new_student(&options)?;
         let mut adam = AdamW::new(parameters.clone())?;
         let mut ema = Ema::new(parameters.clone(), options.ema)?;
         let (stats, step) = match saved {
@@ -225,10 +227,15 @@ impl Fit {
     /// When a tensor cannot be read.
     pub fn model(&self) -> Result<LiteModel> {
         let o = &self.options;
-        let averages: std::collections::HashMap<String, Tensor> =
-            self.ema.state().into_iter().collect();
+        let averages = self.ema.state().into_iter().collect();
+        let vb = VarBuilder::from_tensors(averages, DType::F32, &Device::Cpu);
+        let student = match o.expand {
+            0 => Student::new(o.student, vb)?,
+            width => Student::expanded(o.student, width, vb)?,
+        };
+        let tensors = student.folded()?;
         let values = |name: String| -> Result<Vec<f32>> {
-            let t = averages
+            let t = tensors
                 .get(&name)
                 .ok_or_else(|| Error::model(&self.dir, name))?;
             Ok(t.flatten_all()?.to_vec1()?)
@@ -330,29 +337,32 @@ fn tensors(options: &Options, batch: &Batch) -> Result<(Tensor, Tensor)> {
     ))
 }
 
-/// A student with weights drawn from `seed`: He's normal distribution, the last layer a tenth of it, biases zero.
-fn new_student(config: StudentConfig, seed: u64) -> Result<(Student, Vec<Parameter>)> {
+/// A student with weights drawn from the seed: He's normal distribution, the last layer a tenth of it, biases zero.
+fn new_student(options: &Options) -> Result<(Student, Vec<Parameter>)> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let student = Student::new(config, vb)?;
-    let all = vars
-        .data()
-        .lock()
-        .map_err(|_| Error::Frame("the variables are poisoned".into()))?;
+    let student = match options.expand {
+        0 => Student::new(options.student, vb)?,
+        width => Student::expanded(options.student, width, vb)?,
+    };
+    let all = vars.data().lock();
+    let all = all.map_err(|_| Error::Frame("the variables are poisoned".into()))?;
     let mut parameters: Vec<Parameter> = all.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
     // The map has no order of its own, and candle's CPU random numbers no seed.
     parameters.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut rng = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(options.seed);
     for (name, var) in &parameters {
-        let shape = var.dims().to_vec();
-        if let [_, ci, kh, kw] = shape[..] {
-            let gain = if name.starts_with("tail") { 0.1 } else { 1.0 };
-            let std = gain * (2.0 / (ci * kh * kw) as f32).sqrt();
-            let values: Vec<f32> = (0..var.elem_count())
-                .map(|_| std * normal(&mut rng))
-                .collect();
-            var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
-        }
+        let variance = match (name.rsplit('.').next(), var.dims()) {
+            (Some("weight" | "expand"), [_, ci, kh, kw]) => 2.0 / (ci * kh * kw) as f32,
+            (Some("squeeze"), [_, width]) => 1.0 / *width as f32,
+            _ => 0.0,
+        };
+        let last = name.starts_with("tail") && !name.ends_with("squeeze");
+        let std = variance.sqrt() * if last { 0.1 } else { 1.0 };
+        let values: Vec<f32> = (0..var.elem_count())
+            .map(|_| std * normal(&mut rng))
+            .collect();
+        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
     }
     drop(all);
     Ok((student, parameters))

@@ -66,6 +66,9 @@ pub struct Args {
     /// Decay of the averaged weights
     #[arg(long, default_value_t = 0.999)]
     ema: f64,
+    /// Channels that each kernel is a product over while it is trained (folded in the model); 0 for none
+    #[arg(long, default_value_t = 64)]
+    expand: usize,
     /// The same seed, data and options give the same model
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -142,6 +145,7 @@ impl Args {
             patch,
             learning_rate: self.lr,
             ema: self.ema,
+            expand: self.expand,
             seed: self.seed,
         })
     }

@@ -1,7 +1,9 @@
 //! One-step students: 3x3 convolutions and leaky ReLUs, nothing else.
 
+use std::collections::HashMap;
+
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::latent::LatentKind;
@@ -151,9 +153,33 @@ pub fn scale_features(scale: f64, r: usize) -> [f32; 2] {
 
 struct Layer {
     spec: LayerSpec,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     scale: Tensor,
+}
+
+/// A kernel `[co, ci, 3, 3]`.
+enum Weight {
+    Plain(Tensor),
+    /// The product of `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]`: a wide 3x3 convolution followed by
+    /// a 1x1 one, multiplied out. It has the same values to choose from, but gradient descent finds better ones.
+    Expanded {
+        squeeze: Tensor,
+        expand: Tensor,
+    },
+}
+
+impl Weight {
+    fn fold(&self) -> Result<Tensor> {
+        match self {
+            Self::Plain(weight) => Ok(weight.clone()),
+            Self::Expanded { squeeze, expand } => {
+                let (width, ci, kh, kw) = expand.dims4()?;
+                let flat = squeeze.matmul(&expand.reshape((width, ci * kh * kw))?)?;
+                flat.reshape((squeeze.dim(0)?, ci, kh, kw))
+            }
+        }
+    }
 }
 
 /// A student as a differentiable network.
@@ -163,21 +189,52 @@ pub struct Student {
 }
 
 impl Student {
-    /// Builds the network from the tensors of `vb`, making those that a `VarMap` lacks.
+    /// Builds the network from the tensors of `vb`.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn new(config: StudentConfig, vb: VarBuilder) -> Result<Self> {
+        Self::build(config, None, vb)
+    }
+
+    /// Builds the network for training, each kernel a product of two over `width` channels (collapsible linear blocks,
+    /// Bhardwaj et al., arXiv 2103.09404). Makes the tensors that a `VarMap` lacks: `.expand`
+    /// `[width, ci, 3, 3]` and `.squeeze` `[co, width]` in the place of `.weight`.
+    ///
+    /// # Errors
+    /// When a tensor has another shape.
+    pub fn expanded(config: StudentConfig, width: usize, vb: VarBuilder) -> Result<Self> {
+        Self::build(config, Some(width), vb)
+    }
+
+    /// The tensors by name, kernels multiplied out: those that [`Self::new`] takes.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn folded(&self) -> Result<HashMap<String, Tensor>> {
+        let mut tensors = HashMap::new();
+        for layer in &self.layers {
+            let name = &layer.spec.name;
+            tensors.insert(format!("{name}.weight"), layer.weight.fold()?);
+            tensors.insert(format!("{name}.bias"), layer.bias.clone());
+            tensors.insert(format!("{name}.scale"), layer.scale.clone());
+        }
+        Ok(tensors)
+    }
+
+    fn build(config: StudentConfig, width: Option<usize>, vb: VarBuilder) -> Result<Self> {
         let layer = |spec: LayerSpec| -> Result<Layer> {
             let vb = vb.pp(&spec.name);
             Ok(Layer {
-                weight: vb.get_with_hints(
-                    (spec.co, spec.ci, 3, 3),
-                    "weight",
-                    candle_nn::init::DEFAULT_KAIMING_NORMAL,
-                )?,
-                bias: vb.get_with_hints(spec.co, "bias", Init::Const(0.0))?,
-                scale: vb.get_with_hints((spec.co, 2), "scale", Init::Const(0.0))?,
+                weight: match width {
+                    None => Weight::Plain(vb.get((spec.co, spec.ci, 3, 3), "weight")?),
+                    Some(width) => Weight::Expanded {
+                        squeeze: vb.get((spec.co, width), "squeeze")?,
+                        expand: vb.get((width, spec.ci, 3, 3), "expand")?,
+                    },
+                },
+                bias: vb.get(spec.co, "bias")?,
+                scale: vb.get((spec.co, 2), "scale")?,
                 spec,
             })
         };
@@ -206,7 +263,7 @@ impl Student {
                 Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
                 Activated::No => Activation::None,
             };
-            let y = conv2d(&x, &layer.weight, &bias, 1, 1, activation)?;
+            let y = conv2d(&x, &layer.weight.fold()?, &bias, 1, 1, activation)?;
             x = match layer.spec.role {
                 Role::Chain => y,
                 Role::PairFirst => {

@@ -4,6 +4,7 @@ pub mod conv;
 mod conv_portable;
 #[cfg(target_arch = "x86_64")]
 mod conv_x86;
+pub mod elementwise;
 
 use std::sync::OnceLock;
 
