@@ -279,3 +279,54 @@ impl Student {
         Ok(x)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use candle_nn::VarMap;
+
+    #[test]
+    fn sizes_have_the_parameters_they_promise() {
+        let weights =
+            |c: StudentConfig| -> usize { c.layers().iter().map(|l| l.co * (9 * l.ci + 1)).sum() };
+        assert_eq!(weights(StudentConfig::tiny(2)), 10_452);
+        assert_eq!(weights(StudentConfig::tiny(4)), 46_256);
+        assert_eq!(weights(StudentConfig::small()), 323_160);
+    }
+
+    #[test]
+    fn a_folded_network_computes_what_the_expanded_one_does() {
+        for config in [StudentConfig::tiny(2), StudentConfig::small()] {
+            let vars = VarMap::new();
+            let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+            let wide = Student::expanded(config, 40, vb).unwrap();
+            for var in vars.all_vars() {
+                var.set(&Tensor::randn(0f32, 0.1, var.shape(), &Device::Cpu).unwrap())
+                    .unwrap();
+            }
+            let vb = VarBuilder::from_tensors(wide.folded().unwrap(), DType::F32, &Device::Cpu);
+            let folded = Student::new(config, vb).unwrap();
+            let z = (1, 6, 7, config.latent.channels(config.r));
+            let z = Tensor::randn(0f32, 1.0, z, &Device::Cpu).unwrap();
+            let [a, b] = [&wide, &folded].map(|s| {
+                s.forward(&z, 1.7)
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f32>()
+                    .unwrap()
+            });
+            assert!(a.iter().any(|v| v.abs() > 1e-3));
+            for (a, b) in a.iter().zip(&b) {
+                assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{a}, not {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_scale_features_vanish_at_the_models_own_scale() {
+        assert_eq!(scale_features(4.0, 4), [0.0, 0.0]);
+        assert_eq!(scale_features(1.0, 2), [-1.0, 1.0]);
+    }
+}
