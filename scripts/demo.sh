@@ -84,19 +84,23 @@ render_clip() {
             filesink location="$input" || fail "the clip could not be made"
 }
 
-# probe FILE: decodes all of the first video and sets frames, width, height, par, interlaced and rotated.
+# probe FILE: decodes all of the first video and sets frames, width, height, par, interlaced and rotated, and half_ms,
+# half its length in milliseconds.
 probe() {
     local log=$scratch/probe.log caps
     if ! gst-launch-1.0 -v -t filesrc location="$1" ! decodebin ! 'video/x-raw(ANY)' ! \
         fakesink name=frames silent=false >"$log" 2>&1 </dev/null; then
-        fail "'$1' cannot be decoded as a video:
-$(grep -m 3 '^ERROR' "$log" || tail -n 3 "$log")"
+        grep -q 'Delayed linking failed' "$log" && fail "'$1' holds no video that can be decoded"
+        fail "'$1' cannot be decoded: $(sed -n 's/^ERROR: from element [^ ]*: //p' "$log" | head -n 1)"
     fi
     frames=$(grep -c 'GstFakeSink:frames: last-message = chain' "$log") || fail "'$1' has no frames"
     # Where the size changes on the way, the first one counts.
     caps=$(grep -m 1 'GstFakeSink:frames.GstPad:sink: caps = video/x-raw' "$log")
     field() { sed -n "s|.*[, ]$1=([a-z]*)\([^,;]*\).*|\1|p" <<<"$caps"; }
     width=$(field width) height=$(field height) par=$(field pixel-aspect-ratio)
+    half_ms=$(grep 'chain.* pts: [0-9]' "$log" | sed -n '1p;$p' | sed 's/.* pts: \([0-9:.]*\).*/\1/' | awk -F : '
+        { first = last; last = 3600 * $1 + 60 * $2 + $3 }
+        END { half = int(1000 * (last - first) / 2); print (NR == 2 && half > 0) ? half : 1000 }')
     interlaced=$(field interlace-mode | grep -v progressive) || true
     rotated=$(sed -n 's/^ *image orientation: \(.*\)/\1/p' "$log" | grep -v rotate-0 | head -n 1) || true
 }
@@ -107,17 +111,17 @@ has_sound() {
         >/dev/null 2>&1 </dev/null
 }
 
-# Sets `prepare`, what has to happen to the frames before they are upscaled, and `size`, the caps after that where
-# the scale does not lead to an even size, which 4:2:0 video must have.
+# Sets `prepare`, what has to happen to the frames before they are upscaled, and `upscale`: by the scale, or to
+# the nearest even size where the scale does not lead to one, because 4:2:0 video has no other.
 plan() {
     local even
-    prepare=()
+    # shellcheck disable=SC2054 # The comma belongs to the caps.
+    prepare=(videoconvert ! video/x-raw,format=I420 !)
     [[ -z $interlaced ]] || prepare+=(deinterlace fields=top !)
     if [[ -n $rotated ]]; then
         prepare+=(videoflip video-direction=auto !)
         [[ $rotated != *90 && $rotated != *270 ]] || read -r width height <<<"$height $width"
     fi
-    prepare+=(videoconvert !)
     upscale=(tadsrupscale scale="$scale")
     read -r out_width out_height even < <(awk -v w="$width" -v h="$height" -v s="$scale" 'BEGIN {
         ow = 2 * int(w * s / 2 + 0.5); oh = 2 * int(h * s / 2 + 0.5)
@@ -139,7 +143,7 @@ run_pipeline() {
     fi
     # shellcheck disable=SC2054 # The comma belongs to the caps.
     local pipeline=(filesrc location="$input" ! decodebin name=from
-        from. ! video/x-raw ! queue ! "${prepare[@]}" video/x-raw,format=I420 ! "${upscale[@]}" !
+        from. ! video/x-raw ! queue ! "${prepare[@]}" "${upscale[@]}" !
         progressreport name=upscaled update-freq=5 ! queue !
         x264enc pass=qual quantizer=18 speed-preset=veryfast ! mp4mux name=mux ! filesink location="$partial"
         "${sound[@]}")
@@ -173,10 +177,12 @@ check_output() {
 # The centre of the frame in the middle, as much of it as fits a screen twice.
 make_picture() {
     local frame crop
-    gst-launch-1.0 -q filesrc location="$input" ! decodebin ! video/x-raw ! queue ! "${prepare[@]}" \
-        video/x-raw,format=RGB ! identity eos-after=$((frames / 2 + 1)) ! pngenc compression-level=1 ! \
-        multifilesink max-files=1 location="$scratch/frame-%d.png" </dev/null
-    frame=$(ls "$scratch"/frame-*.png)
+    # At a rate of one frame for half the clip's length, the second frame is the one in the middle.
+    gst-launch-1.0 -q filesrc location="$input" ! decodebin ! video/x-raw ! queue ! \
+        videorate drop-only=true skip-to-first=true ! "video/x-raw,framerate=1000/$half_ms" ! \
+        "${prepare[@]}" videoconvert ! video/x-raw,format=RGB ! pngenc ! multifilesink location="$scratch/frame-%d.png" </dev/null
+    frame=$scratch/frame-1.png
+    [[ -e $frame ]] || frame=$scratch/frame-0.png
     read -r -a crop < <(od -An --endian=big -tu4 -j16 -N8 "$frame" | awk -v s="$scale" '{
         w = $1 < 800 / s ? $1 : int(800 / s); h = $2 < 720 / s ? $2 : int(720 / s)
         print int(($1 - w) / 2), int(($2 - h) / 2), w, h }')
