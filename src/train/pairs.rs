@@ -23,7 +23,7 @@ use crate::{
     },
     nn::lite::{
         LatentKind, LatentStats, StudentConfig,
-        latent::{Grid, PlaneSlot, unshuffle},
+        latent::{Grid, chroma_slot, luma_slot, unshuffle},
     },
 };
 
@@ -149,13 +149,10 @@ impl PairSpec {
 
     fn latent(&self, planes: &Planes, mean: &[f32], std: &[f32], out: &mut [f32]) {
         let (r, grid) = (self.student.r, self.grid());
-        let slot = PlaneSlot { channel: 0, r };
-        unshuffle(&planes.luma, self.patch, slot, grid, mean, std, out);
+        unshuffle(&planes.luma, self.patch, luma_slot(r), grid, mean, std, out);
         if self.student.latent == LatentKind::Yuv {
             for (i, plane) in planes.chroma.iter().enumerate() {
-                let half = r / 2;
-                let channel = r * r + i * half * half;
-                let slot = PlaneSlot { channel, r: half };
+                let slot = chroma_slot(r, i);
                 unshuffle(plane, self.patch / 2, slot, grid, mean, std, out);
             }
         }

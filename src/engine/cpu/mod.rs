@@ -1,7 +1,7 @@
 //! The plan on the CPU: bicubic base, network on its latent, residual added, everything on f32 planes.
 //!
-//! Y'CbCr frames never pass through RGB. For RGB frames the luma's residual is added to R, G and B alike (chroma
-//! stays as it is), and a chroma residual through the inverse matrix.
+//! Y'CbCr frames never pass through RGB. Of RGB frames the network sees luma and chroma; the luma's residual is added to
+//! R, G and B alike, a chroma residual through the inverse matrix.
 
 mod network;
 
@@ -11,13 +11,13 @@ use crate::{
     Result,
     frame::{
         Component::{self, *},
-        FrameInfo, FrameMut, FrameRef, Matrix,
+        FrameInfo, FrameMut, FrameRef,
         resample::{Axis, Kernel, Options, Resampler},
     },
     model::LiteModel,
     nn::lite::{
-        LatentKind,
-        latent::{Grid, PlaneSlot, shuffle_add, unshuffle},
+        LatentKind, LatentStats,
+        latent::{Grid, PlaneSlot, chroma_slot, luma_slot, shuffle_add, unshuffle},
     },
 };
 
@@ -26,27 +26,86 @@ pub struct Engine {
     src: FrameInfo,
     dst: FrameInfo,
     network: Network,
-    latent: LatentKind,
+    stats: LatentStats,
     r: usize,
     grid: Grid,
-    stats: crate::nn::lite::LatentStats,
     planes: Vec<PlanePlan>,
     /// Samples of the plane that is being read.
     input: Vec<f32>,
+    /// The base's latent.
     z: Vec<f32>,
-    /// Luma of RGB frames.
-    luma: Vec<f32>,
-    /// Chroma at the latent's resolution.
-    chroma: [Vec<f32>; 2],
+    /// What the residual is multiplied with, per channel.
     gain: Vec<f32>,
+    /// A plane of the output's size: luma of RGB frames, a chroma plane on its way.
+    full: Vec<f32>,
+    /// For latents with chroma.
+    chroma: Option<ChromaPlan>,
 }
 
 /// One component: its resampler and its plane at the output's size.
 struct PlanePlan {
     component: Component,
     resampler: Resampler,
-    width: usize,
     up: Vec<f32>,
+}
+
+/// Between the frame's chroma planes and the latent's, which have half the luma's size.
+struct ChromaPlan {
+    /// Samples in a row of the latent's chroma planes.
+    half_width: usize,
+    /// Resamplers to half size and back, when the frame's chroma has another size.
+    resamplers: Option<(Resampler, Resampler)>,
+    half: Vec<f32>,
+}
+
+impl ChromaPlan {
+    fn new(dst: &FrameInfo) -> Self {
+        let (w, h) = match dst.format.component(U) {
+            Some(_) => dst.format.component_size(U, dst.width, dst.height),
+            None => (dst.width, dst.height),
+        };
+        let (half_w, half_h) = (dst.width.div_ceil(2), dst.height.div_ceil(2));
+        let resampler = |from: (usize, usize), to: (usize, usize), kernel, antialias| {
+            let axis = |from, to| {
+                let options = Options {
+                    antialias,
+                    ..Options::default()
+                };
+                Axis::new(from, to, kernel, options)
+            };
+            Resampler::new(axis(from.0, to.0), axis(from.1, to.1))
+        };
+        let (frame, half) = ((w, h), (half_w, half_h));
+        Self {
+            half_width: half_w,
+            resamplers: (frame != half).then(|| {
+                (
+                    resampler(frame, half, Kernel::Area, true),
+                    resampler(half, frame, Kernel::Bilinear, false),
+                )
+            }),
+            half: vec![0.0; half_w * half_h],
+        }
+    }
+
+    /// `plane` at half the luma's size.
+    fn shrink(&mut self, plane: &[f32]) {
+        match &self.resamplers {
+            Some((shrink, _)) => shrink.run(plane, &mut self.half),
+            None => self.half.copy_from_slice(plane),
+        }
+    }
+
+    /// The half-size plane at the frame's size.
+    fn grow(&self, plane: &mut Vec<f32>) {
+        match &self.resamplers {
+            Some((_, grow)) => {
+                plane.resize(grow.horizontal().dst_len() * grow.vertical().dst_len(), 0.0);
+                grow.run(&self.half, plane);
+            }
+            None => plane.clone_from(&self.half),
+        }
+    }
 }
 
 impl Engine {
@@ -56,41 +115,35 @@ impl Engine {
     /// [`crate::Error::Frame`] when a side is out of range.
     pub fn new(model: &LiteModel, src: FrameInfo, dst: FrameInfo) -> Result<Self> {
         let student = model.metadata.student;
-        let scale = ((dst.width as f64 / src.width as f64)
-            * (dst.height as f64 / src.height as f64))
-            .sqrt();
+        let ratios = (
+            dst.width as f64 / src.width as f64,
+            dst.height as f64 / src.height as f64,
+        );
         let plane = |component| -> Result<PlanePlan> {
-            let (width, height) = dst.format.component_size(component, dst.width, dst.height);
+            let (w, h) = (dst.width, dst.height);
+            let (width, height) = dst.format.component_size(component, w, h);
+            let kernel = Kernel::Bicubic;
             Ok(PlanePlan {
                 component,
-                resampler: Resampler::for_component(
-                    &src,
-                    component,
-                    dst.width,
-                    dst.height,
-                    Kernel::Bicubic,
-                    false,
-                )?,
-                width,
+                resampler: Resampler::for_component(&src, component, w, h, kernel, false)?,
                 up: vec![0.0; width * height],
             })
         };
         let components = src.format.components().iter().map(|c| c.component);
         let grid = Grid::new(student.latent, student.r, dst.width, dst.height);
         Ok(Self {
-            network: Network::new(model, scale, grid),
+            network: Network::new(model, (ratios.0 * ratios.1).sqrt(), grid),
             planes: components.map(plane).collect::<Result<_>>()?,
             z: vec![0.0; grid.len()],
             gain: model.stats.residual_std.clone(),
             stats: model.stats.clone(),
-            latent: student.latent,
             r: student.r,
+            chroma: (student.latent == LatentKind::Yuv).then(|| ChromaPlan::new(&dst)),
             src,
             dst,
             grid,
             input: Vec::new(),
-            luma: Vec::new(),
-            chroma: [Vec::new(), Vec::new()],
+            full: Vec::new(),
         })
     }
 
@@ -119,11 +172,8 @@ impl Engine {
             for (gain, std) in self.gain.iter_mut().zip(&self.stats.residual_std) {
                 *gain = strength * std;
             }
-            if self.src.format.is_rgb() {
-                self.add_residual_rgb();
-            } else {
-                self.add_residual_yuv();
-            }
+            self.encode();
+            self.add_residual();
         }
         for plane in &self.planes {
             dst.write(plane.component, &plane.up)?;
@@ -131,215 +181,146 @@ impl Engine {
         Ok(())
     }
 
-    fn index(&self, component: Component) -> Option<usize> {
-        self.planes.iter().position(|p| p.component == component)
-    }
-
-    fn luma_slot(&self) -> PlaneSlot {
-        PlaneSlot {
-            channel: 0,
-            r: self.r,
-        }
-    }
-
-    fn chroma_slot(&self, which: usize) -> PlaneSlot {
-        let r = self.r / 2;
-        PlaneSlot {
-            channel: self.r * self.r + which * r * r,
-            r,
-        }
-    }
-
-    fn half_width(&self) -> usize {
-        self.dst.width.div_ceil(2)
-    }
-
-    fn add_residual_yuv(&mut self) {
-        let Some(luma) = self.index(Y) else { return };
-        let (width, grid) = (self.dst.width, self.grid);
+    /// Writes the base's latent.
+    fn encode(&mut self) {
+        let Self {
+            planes,
+            full,
+            z,
+            grid,
+            ..
+        } = self;
         let (mean, std) = (&self.stats.input_mean, &self.stats.input_std);
-        let slot = self.luma_slot();
-        unshuffle(
-            &self.planes[luma].up,
-            width,
-            slot,
-            grid,
-            mean,
-            std,
-            &mut self.z,
-        );
-        let chroma = [self.index(U), self.index(V)];
-        if self.latent == LatentKind::Yuv {
-            for (which, plane) in chroma.iter().enumerate() {
-                let slot = self.chroma_slot(which);
-                match plane {
-                    Some(i) => {
-                        let plane = &self.planes[*i];
-                        let (half, w) = (self.half_width(), plane.width);
-                        let small = shrink(&plane.up, w, self.dst, &mut self.chroma[which]);
-                        unshuffle(small, half, slot, grid, mean, std, &mut self.z);
-                    }
-                    // Grey video has neutral chroma.
-                    None => {
-                        self.chroma[which].clear();
-                        let half_height = self.dst.height.div_ceil(2);
-                        self.chroma[which].resize(self.half_width() * half_height, 0.0);
-                        let plane = &self.chroma[which];
-                        unshuffle(plane, self.half_width(), slot, grid, mean, std, &mut self.z);
-                    }
-                }
+        let mut put = |plane: &[f32], width: usize, slot: PlaneSlot| {
+            unshuffle(plane, width, slot, *grid, mean, std, z);
+        };
+        let matrix = self.src.colorimetry.matrix;
+        let rgb = find_rgb(planes);
+        match (find(planes, Y), rgb) {
+            (Some(y), _) => put(&planes[y].up, self.dst.width, luma_slot(self.r)),
+            (None, Some(rgb)) => {
+                mix(full, planes, rgb, matrix.luma_weights().into());
+                put(full, self.dst.width, luma_slot(self.r));
             }
+            (None, None) => {}
         }
-        let residual = self.network.run(&self.z);
-        shuffle_add(
-            residual,
-            slot,
-            grid,
-            &self.gain,
-            &mut self.planes[luma].up,
-            width,
-        );
-        if self.latent == LatentKind::Yuv {
-            for (which, plane) in chroma.iter().enumerate() {
-                let Some(i) = *plane else { continue };
-                let half = self.dst.width.div_ceil(2);
-                let slot = PlaneSlot {
-                    channel: self.r * self.r + which * (self.r / 2) * (self.r / 2),
-                    r: self.r / 2,
-                };
-                let plane = &mut self.planes[i];
-                if plane.up.len() == half * self.dst.height.div_ceil(2) {
-                    shuffle_add(residual, slot, grid, &self.gain, &mut plane.up, half);
-                } else {
-                    let delta = &mut self.chroma[which];
-                    delta.fill(0.0);
-                    shuffle_add(residual, slot, grid, &self.gain, delta, half);
-                    let large = grow(delta, half, plane.width, plane.up.len() / plane.width);
-                    add(&mut plane.up, &large, 1.0);
-                }
-            }
-        }
-    }
-
-    fn add_residual_rgb(&mut self) {
-        let (Some(r), Some(g), Some(b)) = (self.index(R), self.index(G), self.index(B)) else {
+        let Some(chroma) = &mut self.chroma else {
             return;
         };
-        let (width, height, grid) = (self.dst.width, self.dst.height, self.grid);
-        let matrix = self.src.colorimetry.matrix;
-        let weights = matrix.luma_weights();
-        self.luma.resize(width * height, 0.0);
-        let rgb = [r, g, b].map(|i| self.planes[i].up.as_slice());
-        mix(&mut self.luma, rgb, [weights.0, weights.1, weights.2]);
-        let (mean, std) = (&self.stats.input_mean, &self.stats.input_std);
-        unshuffle(
-            &self.luma,
-            width,
-            self.luma_slot(),
-            grid,
-            mean,
-            std,
-            &mut self.z,
-        );
-        if self.latent == LatentKind::Yuv {
-            for which in 0..2 {
-                let mut full = vec![0.0; width * height];
-                mix(&mut full, rgb, chroma_weights(matrix, which));
-                let slot = self.chroma_slot(which);
-                let (half, dst) = (self.half_width(), self.dst);
-                let small = shrink(&full, width, dst, &mut self.chroma[which]);
-                unshuffle(small, half, slot, grid, mean, std, &mut self.z);
-            }
-        }
-        let residual = self.network.run(&self.z);
-        self.luma.fill(0.0);
-        let luma_slot = PlaneSlot {
-            channel: 0,
-            r: self.r,
-        };
-        shuffle_add(residual, luma_slot, grid, &self.gain, &mut self.luma, width);
-        for i in [r, g, b] {
-            add(&mut self.planes[i].up, &self.luma, 1.0);
-        }
-        if self.latent == LatentKind::Yuv {
-            let half = self.dst.width.div_ceil(2);
-            for which in 0..2 {
-                let slot = PlaneSlot {
-                    channel: self.r * self.r + which * (self.r / 2) * (self.r / 2),
-                    r: self.r / 2,
-                };
-                let delta = &mut self.chroma[which];
-                delta.fill(0.0);
-                shuffle_add(residual, slot, grid, &self.gain, delta, half);
-                let large = grow(delta, half, width, height);
-                for (i, gain) in [r, g, b].into_iter().zip(inverse_weights(matrix, which)) {
-                    add(&mut self.planes[i].up, &large, gain);
+        for (which, component) in [U, V].into_iter().enumerate() {
+            match (find(planes, component), rgb) {
+                (Some(i), _) => chroma.shrink(&planes[i].up),
+                (None, Some(rgb)) => {
+                    mix(
+                        full,
+                        planes,
+                        rgb,
+                        chroma_weights(matrix.luma_weights(), which),
+                    );
+                    chroma.shrink(full);
                 }
+                // Grey video has neutral chroma.
+                (None, None) => chroma.half.fill(0.0),
+            }
+            put(&chroma.half, chroma.half_width, chroma_slot(self.r, which));
+        }
+    }
+
+    /// Runs the network and adds its residual to the planes.
+    fn add_residual(&mut self) {
+        let Self {
+            planes,
+            full,
+            grid,
+            gain,
+            ..
+        } = self;
+        let width = self.dst.width;
+        let residual = self.network.run(&self.z);
+        let rgb = find_rgb(planes);
+        match (find(planes, Y), rgb) {
+            (Some(y), _) => {
+                shuffle_add(
+                    residual,
+                    luma_slot(self.r),
+                    *grid,
+                    gain,
+                    &mut planes[y].up,
+                    width,
+                );
+            }
+            (None, Some(rgb)) => {
+                full.clear();
+                full.resize(width * self.dst.height, 0.0);
+                shuffle_add(residual, luma_slot(self.r), *grid, gain, full, width);
+                rgb.into_iter()
+                    .for_each(|i| add(&mut planes[i].up, full, 1.0));
+            }
+            (None, None) => {}
+        }
+        let Some(chroma) = &mut self.chroma else {
+            return;
+        };
+        for (which, component) in [U, V].into_iter().enumerate() {
+            chroma.half.fill(0.0);
+            let (slot, half_width) = (chroma_slot(self.r, which), chroma.half_width);
+            shuffle_add(residual, slot, *grid, gain, &mut chroma.half, half_width);
+            match (find(planes, component), rgb) {
+                (Some(i), _) => {
+                    chroma.grow(full);
+                    add(&mut planes[i].up, full, 1.0);
+                }
+                (None, Some(rgb)) => {
+                    chroma.grow(full);
+                    let weights = self.src.colorimetry.matrix.luma_weights();
+                    for (i, gain) in rgb.into_iter().zip(inverse_weights(weights, which)) {
+                        add(&mut planes[i].up, full, gain);
+                    }
+                }
+                (None, None) => {}
             }
         }
     }
 }
 
-/// Weights of (R, G, B) in Cb (`which` 0) or Cr (1).
-fn chroma_weights(matrix: Matrix, which: usize) -> [f32; 3] {
-    let (kr, kg, kb) = matrix.luma_weights();
+fn find(planes: &[PlanePlan], component: Component) -> Option<usize> {
+    planes.iter().position(|p| p.component == component)
+}
+
+fn find_rgb(planes: &[PlanePlan]) -> Option<[usize; 3]> {
+    Some([find(planes, R)?, find(planes, G)?, find(planes, B)?])
+}
+
+/// Weights of (R, G, B) in Cb (`which` 0) or Cr (1) of a matrix with luma weights `k`.
+fn chroma_weights((kr, kg, kb): (f32, f32, f32), which: usize) -> [f32; 3] {
     match which {
         0 => [-kr, -kg, 1.0 - kb].map(|k| 0.5 * k / (1.0 - kb)),
         _ => [1.0 - kr, -kg, -kb].map(|k| 0.5 * k / (1.0 - kr)),
     }
 }
 
-/// What a unit of Cb (`which` 0) or Cr (1) adds to (R, G, B).
-fn inverse_weights(matrix: Matrix, which: usize) -> [f32; 3] {
-    let (kr, kg, kb) = matrix.luma_weights();
+/// What a unit of Cb (`which` 0) or Cr (1) adds to (R, G, B) for a matrix with luma weights `k`.
+fn inverse_weights((kr, kg, kb): (f32, f32, f32), which: usize) -> [f32; 3] {
     match which {
         0 => [0.0, -2.0 * kb * (1.0 - kb) / kg, 2.0 * (1.0 - kb)],
         _ => [2.0 * (1.0 - kr), -2.0 * kr * (1.0 - kr) / kg, 0.0],
     }
 }
 
-fn mix(dst: &mut [f32], rgb: [&[f32]; 3], k: [f32; 3]) {
-    for (((d, r), g), b) in dst.iter_mut().zip(rgb[0]).zip(rgb[1]).zip(rgb[2]) {
-        *d = k[0] * r + k[1] * g + k[2] * b;
-    }
+/// The weighted sum of three planes.
+fn mix(out: &mut Vec<f32>, planes: &[PlanePlan], rgb: [usize; 3], k: [f32; 3]) {
+    let [r, g, b] = rgb.map(|i| planes[i].up.as_slice());
+    out.clear();
+    out.extend(
+        r.iter()
+            .zip(g)
+            .zip(b)
+            .map(|((r, g), b)| k[0] * r + k[1] * g + k[2] * b),
+    );
 }
 
 fn add(dst: &mut [f32], src: &[f32], gain: f32) {
     for (d, s) in dst.iter_mut().zip(src) {
         *d += gain * s;
     }
-}
-
-/// A chroma plane of `width` samples a row brought to half the luma's size, by averaging; itself if it has it.
-fn shrink<'a>(
-    plane: &'a [f32],
-    width: usize,
-    frame: FrameInfo,
-    scratch: &'a mut Vec<f32>,
-) -> &'a [f32] {
-    let (half_w, half_h) = (frame.width.div_ceil(2), frame.height.div_ceil(2));
-    let height = plane.len() / width;
-    scratch.resize(half_w * half_h, 0.0);
-    if (width, height) == (half_w, half_h) {
-        return plane;
-    }
-    let options = Options {
-        antialias: true,
-        ..Options::default()
-    };
-    Resampler::new(
-        Axis::new(width, half_w, Kernel::Area, options),
-        Axis::new(height, half_h, Kernel::Area, options),
-    )
-    .run(plane, scratch);
-    scratch
-}
-
-/// A plane of half the luma's size brought to `width` x `height`.
-fn grow(plane: &[f32], half_width: usize, width: usize, height: usize) -> Vec<f32> {
-    let mut out = vec![0.0; width * height];
-    let axis = |src, dst| Axis::new(src, dst, Kernel::Bilinear, Options::default());
-    let half_height = plane.len() / half_width;
-    Resampler::new(axis(half_width, width), axis(half_height, height)).run(plane, &mut out);
-    out
 }

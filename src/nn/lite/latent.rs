@@ -85,6 +85,20 @@ pub struct PlaneSlot {
     pub r: usize,
 }
 
+/// Where luma lies in a latent of grid factor `r`.
+pub fn luma_slot(r: usize) -> PlaneSlot {
+    PlaneSlot { channel: 0, r }
+}
+
+/// Where Cb (`which` 0) or Cr (1) lies in a `yuv` latent of grid factor `r`.
+pub fn chroma_slot(r: usize, which: usize) -> PlaneSlot {
+    let half = r / 2;
+    PlaneSlot {
+        channel: r * r + which * half * half,
+        r: half,
+    }
+}
+
 /// Writes plane `src` (`width` samples a row) into the latent as `(sample - mean) / std`, replicating its last column
 /// and row where the grid reaches beyond it.
 pub fn unshuffle(
