@@ -112,8 +112,8 @@ fn every_format_and_odd_size_keeps_its_constant_colour() {
                     let large = upscaled(&frame, scale, 1.0);
                     for c in format.components() {
                         let small = component(&frame, c.component)[0];
-                        // Frames of a few pixels are all border, where the network sees its padding.
-                        let step = 4.0 / 219.0;
+                        // Rounding, and what the network adds to a flat area.
+                        let step = 1.01 / 219.0;
                         for v in component(&large, c.component) {
                             assert!(
                                 (v - small).abs() <= step,
@@ -138,15 +138,9 @@ fn flat_areas_keep_their_level() {
             frame.as_mut().write(Component::Y, &[level; 1600]).unwrap();
             let flat = component(&frame, Component::Y)[0];
             let large = upscaled(&frame, scale, 1.0);
-            let (w, border) = (large.info().width, large.info().width / 4);
             let worst = component(&large, Component::Y)
                 .iter()
-                .enumerate()
-                .filter(|(i, _)| {
-                    let (x, y) = (i % w, i / w);
-                    (border..w - border).contains(&x) && (border..w - border).contains(&y)
-                })
-                .map(|(_, v)| (v - flat).abs())
+                .map(|v| (v - flat).abs())
                 .fold(0.0, f32::max);
             assert!(
                 worst * 219.0 <= 0.5,

@@ -130,7 +130,10 @@ impl Engine {
             })
         };
         let components = src.format.components().iter().map(|c| c.component);
-        let grid = Grid::new(student.latent, student.r, dst.width, dst.height);
+        // A margin as wide as the receptive field: no output sees the zeros around the feature maps, so that a flat
+        // area stays flat up to the frame's border.
+        let grid = Grid::new(student.latent, student.r, dst.width, dst.height)
+            .with_margin(model.layers.len());
         Ok(Self {
             network: Network::new(model, (ratios.0 * ratios.1).sqrt(), grid),
             planes: components.map(plane).collect::<Result<_>>()?,

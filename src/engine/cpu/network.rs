@@ -131,6 +131,7 @@ mod tests {
                 width: 13,
                 height: 9,
                 channels: student.latent.channels(student.r),
+                margin: 0,
             };
             let z: Vec<f32> = (0..grid.len()).map(|i| (i as f32 * 0.7).sin()).collect();
             let mut network = Network::new(&model, scale, grid);

@@ -54,18 +54,32 @@ impl LatentStats {
 /// A latent's grid: rows of cells of `channels` floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
+    /// Cells in a row and rows, both margins included.
     pub width: usize,
     pub height: usize,
     pub channels: usize,
+    /// Cells on each side that repeat the picture's border samples.
+    pub margin: usize,
 }
 
 impl Grid {
-    /// The grid that covers `width` x `height` output pixels.
+    /// The grid that covers `width` x `height` output pixels, without a margin.
     pub fn new(kind: LatentKind, r: usize, width: usize, height: usize) -> Self {
         Self {
             width: width.div_ceil(r),
             height: height.div_ceil(r),
             channels: kind.channels(r),
+            margin: 0,
+        }
+    }
+
+    /// The grid with `margin` cells around it.
+    pub fn with_margin(self, margin: usize) -> Self {
+        Self {
+            width: self.width + 2 * (margin - self.margin),
+            height: self.height + 2 * (margin - self.margin),
+            margin,
+            ..self
         }
     }
 
@@ -99,8 +113,8 @@ pub fn chroma_slot(r: usize, which: usize) -> PlaneSlot {
     }
 }
 
-/// Writes plane `src` (`width` samples a row) into the latent as `(sample - mean) / std`, replicating its last column
-/// and row where the grid reaches beyond it.
+/// Writes plane `src` (`width` samples a row) into the latent as `(sample - mean) / std`, repeating the plane's border
+/// samples in the margin and where the grid reaches beyond the last row and column.
 pub fn unshuffle(
     src: &[f32],
     width: usize,
@@ -110,49 +124,28 @@ pub fn unshuffle(
     std: &[f32],
     latent: &mut [f32],
 ) {
-    let height = src.len() / width;
-    let r = slot.r;
-    latent
-        .par_chunks_exact_mut(grid.width * grid.channels)
-        .enumerate()
-        .for_each(|(gy, cells)| {
-            for dy in 0..r {
-                let y = (gy * r + dy).min(height - 1);
-                let row = &src[y * width..(y + 1) * width];
-                for dx in 0..r {
-                    let channel = slot.channel + dy * r + dx;
-                    let (mean, scale) = (mean[channel], 1.0 / std[channel]);
-                    let cells = cells[channel..].iter_mut().step_by(grid.channels);
-                    for (cell, &v) in cells.zip(row.iter().skip(dx).step_by(r)) {
-                        *cell = (v - mean) * scale;
-                    }
-                }
+    let (r, height, skip) = (slot.r, src.len() / width, grid.margin * slot.r);
+    let rows = latent.par_chunks_exact_mut(grid.width * grid.channels);
+    rows.enumerate().for_each(|(gy, cells)| {
+        for (dy, dx) in (0..r).flat_map(|dy| (0..r).map(move |dx| (dy, dx))) {
+            let y = (gy * r + dy).saturating_sub(skip).min(height - 1);
+            let row = &src[y * width..(y + 1) * width];
+            let channel = slot.channel + dy * r + dx;
+            let (mean, scale) = (mean[channel], 1.0 / std[channel]);
+            let mut cells = cells[channel..].iter_mut().step_by(grid.channels);
+            for cell in cells.by_ref().take(grid.margin) {
+                *cell = (row[0] - mean) * scale;
             }
-        });
-    replicate_right(src, width, slot, grid, mean, std, latent);
-}
-
-/// The cells of the last column whose samples lie beyond the plane.
-fn replicate_right(
-    src: &[f32],
-    width: usize,
-    slot: PlaneSlot,
-    grid: Grid,
-    mean: &[f32],
-    std: &[f32],
-    latent: &mut [f32],
-) {
-    let (r, height) = (slot.r, src.len() / width);
-    for gy in 0..grid.height {
-        for gx in width / r..grid.width {
-            let cell = &mut latent[(gy * grid.width + gx) * grid.channels..][..grid.channels];
-            for (dy, dx) in (0..r).flat_map(|dy| (0..r).map(move |dx| (dy, dx))) {
-                let (x, y) = ((gx * r + dx).min(width - 1), (gy * r + dy).min(height - 1));
-                let channel = slot.channel + dy * r + dx;
-                cell[channel] = (src[y * width + x] - mean[channel]) / std[channel];
+            let inside = width.saturating_sub(dx).div_ceil(r);
+            let samples = row.iter().skip(dx).step_by(r);
+            for (cell, &v) in cells.by_ref().take(inside).zip(samples) {
+                *cell = (v - mean) * scale;
+            }
+            for cell in cells {
+                *cell = (row[width - 1] - mean) * scale;
             }
         }
-    }
+    });
 }
 
 /// Adds `gain[channel]` times the latent to plane `dst` (`width` samples a row): the inverse of [`unshuffle`] where the
@@ -167,12 +160,13 @@ pub fn shuffle_add(
 ) {
     let r = slot.r;
     dst.par_chunks_mut(width).enumerate().for_each(|(y, row)| {
-        let (gy, dy) = (y / r, y % r);
+        let (gy, dy) = (y / r + grid.margin, y % r);
         let cells = &latent[gy * grid.width * grid.channels..][..grid.width * grid.channels];
         for dx in 0..r.min(width) {
             let channel = slot.channel + dy * r + dx;
             let gain = gain[channel];
             let cells = cells[channel..].iter().step_by(grid.channels);
+            let cells = cells.skip(grid.margin);
             for (v, &z) in row[dx..].iter_mut().step_by(r).zip(cells) {
                 *v += gain * z;
             }
@@ -188,9 +182,9 @@ mod tests {
     #[test]
     fn shuffle_undoes_unshuffle_at_any_size() {
         for (w, h) in [(1, 1), (2, 3), (7, 5), (8, 8), (13, 4)] {
-            for r in [1, 2, 3, 4] {
+            for (r, margin) in [(1, 0), (2, 0), (3, 2), (4, 1)] {
                 let src: Vec<f32> = (0..w * h).map(|i| (i as f32 * 0.37).sin()).collect();
-                let grid = Grid::new(LatentKind::Luma, r, w, h);
+                let grid = Grid::new(LatentKind::Luma, r, w, h).with_margin(margin);
                 let (mean, std) = (vec![0.25; r * r], vec![0.5; r * r]);
                 let mut latent = vec![f32::NAN; grid.len()];
                 let slot = PlaneSlot { channel: 0, r };
@@ -214,5 +208,21 @@ mod tests {
         unshuffle(&src, 3, slot, grid, &[0.0; 4], &[1.0; 4], &mut latent);
         assert_eq!(latent[..8], [0.0, 1.0, 3.0, 4.0, 2.0, 2.0, 5.0, 5.0]);
         assert_eq!(latent[8..], [6.0, 7.0, 6.0, 7.0, 8.0, 8.0, 8.0, 8.0]);
+        let grid = grid.with_margin(1);
+        let mut latent = vec![f32::NAN; grid.len()];
+        unshuffle(&src, 3, slot, grid, &[0.0; 4], &[1.0; 4], &mut latent);
+        let row = |y: usize| &latent[y * 16..(y + 1) * 16];
+        assert_eq!(
+            row(0),
+            [0, 0, 0, 0, 0, 1, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2].map(|v| v as f32)
+        );
+        assert_eq!(
+            row(1),
+            [0, 0, 3, 3, 0, 1, 3, 4, 2, 2, 5, 5, 2, 2, 5, 5].map(|v| v as f32)
+        );
+        assert_eq!(
+            row(3),
+            [6, 6, 6, 6, 6, 7, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8].map(|v| v as f32)
+        );
     }
 }
