@@ -192,7 +192,7 @@ make_picture() {
 main() {
     parse_arguments "$@"
     check_files
-    install_packages "${build_packages[@]}" "${gstreamer_packages[@]}"
+    install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${label_packages[@]}"
     require_rust
     build
     [[ -z $rendered ]] || render_clip
@@ -202,10 +202,9 @@ main() {
     plan
     run_pipeline
     check_output
-    make_picture
-    say "" "$speed" \
-        "Video:        $output (${out_width}x$out_height, $frames frames in, $frames frames out)" \
-        "Side by side: $picture (left bicubic, right tadsrupscale)"
+    say "" "$speed" "Video:        $output (${out_width}x$out_height, $frames frames in, $frames frames out)"
+    make_picture || fail "the side-by-side picture could not be made"
+    say "Side by side: $picture (left bicubic, right tadsrupscale)"
 }
 
 main "$@"

@@ -14,6 +14,8 @@ gstreamer_packages=(
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
 )
+# What side_by_side writes its labels with.
+label_packages=(gstreamer1.0-x)
 
 # Prints each argument on a line of its own.
 say() { printf '%s\n' "$@"; }
@@ -43,12 +45,16 @@ install_packages() {
         as_root=(sudo)
     fi
     say "Installing ${missing[*]}"
-    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
-        apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+    local log apt
+    log=$(mktemp)
+    apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300)
     # A source that cannot be reached need not be the one that has the packages.
-    "${apt[@]}" update || say "The package lists could not all be brought up to date; trying with what there is"
-    "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
-        fail "apt-get could not install ${missing[*]}"
+    "${apt[@]}" update >"$log" 2>&1 </dev/null || true
+    if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" >&2
+        fail "apt-get could not install ${missing[*]}; all that it said is in $log"
+    fi
+    rm -f "$log"
 }
 
 # Checks that cargo is there and new enough; Rust itself is left to its user to install.
