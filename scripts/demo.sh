@@ -64,21 +64,11 @@ check_files() {
     trap 'exit 130' INT TERM
 }
 
-build() {
-    say "Building the plugin (the first time takes some minutes)"
-    (cd "$root" && cargo build --release --locked -p gst-plugin-tadsr) || fail "the plugin does not build"
-    export GST_PLUGIN_PATH=$target/release${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}
-    gst-inspect-1.0 tadsrupscale >/dev/null 2>&1 || fail "GStreamer does not load $target/release/libgsttadsr.so; see
-    GST_PLUGIN_PATH=$target/release gst-inspect-1.0 tadsrupscale"
-}
-
 # Four seconds of the scene in examples/render_scene.rs, small, as a web video would have it.
 render_clip() {
     local width=480 height=270
     say "Rendering a clip of 4 seconds, ${width}x$height"
-    # The example needs nothing but the standard library.
-    rustc -O --edition 2024 -o "$scratch/render_scene" "$root/examples/render_scene.rs"
-    "$scratch/render_scene" $width $height 96 |
+    render_scene $width $height 96 |
         gst-launch-1.0 -q fdsrc ! rawvideoparse format=rgb width=$width height=$height framerate=24/1 ! \
             videoconvert ! video/x-raw,format=I420 ! x264enc pass=qual quantizer=18 ! mp4mux ! \
             filesink location="$input" || fail "the clip could not be made"
@@ -194,7 +184,7 @@ main() {
     check_files
     install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${label_packages[@]}"
     require_rust
-    build
+    build_plugin
     [[ -z $rendered ]] || render_clip
     say "Reading '$input'"
     probe "$input"

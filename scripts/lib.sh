@@ -71,6 +71,23 @@ and run this again (https://rustup.rs)"
         fail "Rust $need or newer is needed, this is $have; 'rustup update stable' brings it up to date"
 }
 
+# Builds the plugin in release and lets GStreamer find it.
+build_plugin() {
+    say "Building the plugin (the first time takes some minutes)"
+    (cd "$root" && cargo build --release --locked -p gst-plugin-tadsr) || fail "the plugin does not build"
+    export GST_PLUGIN_PATH=$target/release${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}
+    gst-inspect-1.0 tadsrupscale >/dev/null 2>&1 || fail "GStreamer does not load $target/release/libgsttadsr.so; see
+    GST_PLUGIN_PATH=$target/release gst-inspect-1.0 tadsrupscale"
+}
+
+# render_scene WIDTH HEIGHT FRAMES: the scene in examples/render_scene.rs as raw RGB on the standard output. It
+# needs nothing but the standard library.
+render_scene() {
+    mkdir -p "$target/demo"
+    rustc -O --edition 2024 -o "$target/demo/render_scene" "$root/examples/render_scene.rs" &&
+        "$target/demo/render_scene" "$@"
+}
+
 # side_by_side FRAME.png OUT.png SCALE LEFT TOP WIDTH HEIGHT: a part of the frame upscaled, by plain bicubic
 # interpolation on the left and by the network on the right.
 side_by_side() {
