@@ -51,7 +51,8 @@ done
 check format cargo fmt --all --check
 check lints cargo clippy --locked --workspace --all-targets -- -D warnings
 check lints-without-training cargo clippy --locked -p tadsr --no-default-features --all-targets -- -D warnings
-check build cargo build --locked --workspace
+# All targets, because without tests and examples cargo would choose other features and build everything twice.
+check build cargo build --locked --workspace --all-targets
 check inspect inspect
 if cargo nextest --version >/dev/null 2>&1; then
     check examples-in-documentation cargo test --locked --workspace --doc
