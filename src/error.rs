@@ -28,6 +28,12 @@ pub enum Error {
         path: PathBuf,
         cause: std::io::Error,
     },
+    /// Not enough memory.
+    #[error("{0}")]
+    Memory(String),
+    /// A training run that cannot start or go on; `path` is its folder or checkpoint.
+    #[error("'{path}': {reason}")]
+    Training { path: PathBuf, reason: String },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -39,6 +45,14 @@ impl Error {
         |cause| Self::Io {
             path: path.into(),
             cause,
+        }
+    }
+
+    #[cfg(feature = "train")]
+    pub(crate) fn training(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Training {
+            path: path.into(),
+            reason: reason.into(),
         }
     }
 

@@ -117,7 +117,8 @@ impl Upscaler {
     /// Upscales `src` into `dst`, whose size sets the scale: each direction its own, 1 to [`Self::max_scale`].
     ///
     /// # Errors
-    /// [`Error::Frame`] when the frames differ in format or colour, [`Error::Scale`] when no model serves the scale.
+    /// [`Error::Frame`] when the frames differ in format or colour, [`Error::Scale`] when no model serves the scale,
+    /// [`Error::Memory`] when there is not enough for frames of this size.
     pub fn upscale_into(&mut self, src: &FrameRef, dst: &mut FrameMut) -> Result<()> {
         let (from, to) = (*src.info(), *dst.info());
         if from.with_size(to.width, to.height) != to {
@@ -138,14 +139,15 @@ impl Upscaler {
             )));
         }
         // Rounding a tiny frame's size may exceed the scale asked for by less than a pixel.
-        let index = self.model_for(sx.max(sy)).or_else(|e| {
-            let slack = 1.0 / from.width.min(from.height) as f64;
-            if sx.max(sy) <= self.max_scale() + slack {
-                Ok(self.models.len() - 1)
-            } else {
-                Err(e)
+        let most = self.max_scale();
+        let rounded = |from: usize, to: usize| (to as f64) < from as f64 * most + 1.0;
+        let index = match self.model_for(sx.max(sy)) {
+            Ok(index) => index,
+            Err(_) if rounded(from.width, to.width) && rounded(from.height, to.height) => {
+                self.models.len() - 1
             }
-        })?;
+            Err(e) => return Err(e),
+        };
         if !self
             .plan
             .as_ref()

@@ -130,6 +130,11 @@ fn a_giant_shape_is_refused_before_memory_is_taken() {
         m["student"]["channels"] = (1u64 << 40).into()
     }));
     assert!(text.contains("channels"), "{text}");
+    let wide = |m: &mut serde_json::Value| {
+        m["student"]["r"] = 1.into();
+        m["student"]["channels"] = 1024.into();
+    };
+    assert!(reason(&with_metadata(wide)).contains("1024 channels"));
     let text = reason(&with_metadata(|m| m["student"]["depth"] = 1_000_000.into()));
     assert!(text.contains("depth"), "{text}");
 }
@@ -142,6 +147,8 @@ fn metadata_out_of_range_is_explained() {
         ("scales", serde_json::json!([1.0, 400.0]), "scales"),
         ("scales", serde_json::json!([2.0, 1.0]), "scales"),
         ("scales", serde_json::json!("two"), "metadata"),
+        ("name", serde_json::json!("nul\0"), "not printable"),
+        ("name", serde_json::json!("n".repeat(1000)), "100 bytes"),
     ] {
         let text = reason(&with_metadata(|m| m[field] = value.clone()));
         assert!(text.contains(word), "{text}");

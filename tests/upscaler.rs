@@ -230,7 +230,7 @@ fn rgb_and_444_video_are_treated_alike() {
 }
 
 #[test]
-fn a_yuv_model_serves_every_format_and_size() {
+fn a_yuv_model_changes_chroma_and_takes_every_format_and_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = yuv_model(&dir);
     let mut upscaler = Upscaler::load(path.to_str().unwrap(), Device::Cpu).unwrap();
@@ -250,15 +250,36 @@ fn a_yuv_model_serves_every_format_and_size() {
     }
 }
 
+/// Columns of one brightness each stay so when only the width grows, and rows when only the height does.
 #[test]
 fn each_direction_may_have_its_own_scale() {
-    let frame = picture(FrameInfo::new(PixelFormat::I420, 40, 30));
-    let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
-    let mut out = Frame::new(frame.info().with_size(101, 30)).unwrap();
-    upscaler
-        .upscale_into(&frame.as_ref(), &mut out.as_mut())
-        .unwrap();
-    assert!(component(&out, Component::Y).iter().any(|&v| v > 0.5));
+    let info = FrameInfo::new(PixelFormat::Gray8, 24, 24);
+    for wide in [true, false] {
+        let mut frame = Frame::new(info).unwrap();
+        let level = |i: usize| if wide { i % 24 } else { i / 24 } as f32 / 23.0;
+        let samples: Vec<f32> = (0..576).map(level).collect();
+        frame.as_mut().write(Component::Y, &samples).unwrap();
+        let (w, h) = if wide { (61, 24) } else { (24, 61) };
+        let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
+        let mut out = Frame::new(info.with_size(w, h)).unwrap();
+        upscaler
+            .upscale_into(&frame.as_ref(), &mut out.as_mut())
+            .unwrap();
+        let large = component(&out, Component::Y);
+        for (i, v) in large.iter().enumerate() {
+            let along = if wide { i % w } else { i / w } as f32;
+            let want = ((along + 0.5) * 24.0 / 61.0 - 0.5) / 23.0;
+            assert!(
+                (v - want.clamp(0.0, 1.0)).abs() < 0.03,
+                "{wide} at {i}: {v}, not {want}"
+            );
+        }
+        let far = upscaler.upscale_into(
+            &picture(info.with_size(1, 100)).as_ref(),
+            &mut Frame::new(info.with_size(1, 500)).unwrap().as_mut(),
+        );
+        assert!(matches!(far, Err(Error::Scale(_))));
+    }
 }
 
 #[test]

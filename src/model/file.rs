@@ -3,7 +3,7 @@
 //! A file is untrusted input. Its size, the header, the format version, every name, shape and value are checked, and
 //! the error says which one is wrong.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, fs, io::Read, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -98,6 +98,10 @@ impl Metadata {
                 self.format_version
             ));
         }
+        let printable = |s: &str| s.len() <= 100 && !s.chars().any(char::is_control);
+        if !printable(&self.name) || !printable(&self.family) {
+            return Err("its name or family is longer than 100 bytes or not printable".into());
+        }
         if self.family != "lite" {
             return Err(format!(
                 "family '{}', this library runs 'lite'",
@@ -118,15 +122,22 @@ impl LiteModel {
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
     pub fn read(path: &Path) -> Result<Self> {
-        let meta = fs::metadata(path).map_err(Error::io(path))?;
-        if !meta.is_file() {
+        let found = fs::metadata(path).map_err(Error::io(path))?;
+        if !found.is_file() {
             return Err(Error::model(path, "not a regular file"));
         }
-        if meta.len() > MAX_FILE {
-            let reason = format!("{} bytes, more than a model can have", meta.len());
+        // Files below /proc claim to be empty and can block the reader.
+        if found.len() == 0 {
+            return Err(Error::model(path, "an empty file"));
+        }
+        let file = fs::File::open(path).map_err(Error::io(path))?;
+        let mut bytes = Vec::new();
+        let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
+        if read.map_err(Error::io(path))? as u64 > MAX_FILE {
+            let reason = format!("more than {MAX_FILE} bytes, which no model has");
             return Err(Error::model(path, reason));
         }
-        Self::parse(&fs::read(path).map_err(Error::io(path))?, path)
+        Self::parse(&bytes, path)
     }
 
     /// Parses the bytes of a model file; `path` is for error messages.

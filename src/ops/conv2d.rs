@@ -10,7 +10,7 @@ use super::cpu::{
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
 /// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. All f32.
 ///
-/// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a positive slope (the
+/// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope above 0 up to 1 (the
 /// sign of the output is then the sign of the input). With another activation it is for inference: its backward
 /// is an error.
 ///
@@ -74,7 +74,7 @@ impl Conv2d {
         let mut grad = to_vec(grad)?;
         match self.activation {
             Activation::None => {}
-            Activation::LeakyRelu(slope) if slope > 0.0 => {
+            Activation::LeakyRelu(slope) if slope > 0.0 && slope <= 1.0 => {
                 with_slice(res, |y| {
                     for (g, &y) in grad.iter_mut().zip(y) {
                         *g *= if y > 0.0 { 1.0 } else { slope };

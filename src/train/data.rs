@@ -148,6 +148,22 @@ impl PhotoSet {
         }
     }
 
+    /// A number that changes with the photos: their order, sizes and contents (every 1009th byte, FNV-1a).
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut mix = |v: u64| hash = (hash ^ v).wrapping_mul(0x0100_0000_01b3);
+        for photo in &self.photos {
+            mix(u64::from(photo.width()));
+            mix(u64::from(photo.height()));
+            photo
+                .as_raw()
+                .iter()
+                .step_by(1009)
+                .for_each(|&b| mix(u64::from(b)));
+        }
+        hash
+    }
+
     /// Number of photos.
     pub fn len(&self) -> usize {
         self.photos.len()

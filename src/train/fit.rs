@@ -55,6 +55,8 @@ struct State {
     options: Options,
     step: u64,
     stats: [Vec<f32>; 3],
+    /// [`PhotoSet::fingerprint`] of the photos, and of those held out.
+    photos: [u64; 2],
 }
 
 /// A training run in a directory: `checkpoint.safetensors` and `model.safetensors`.
@@ -68,6 +70,7 @@ pub struct Fit {
     step: u64,
     loader: Loader,
     validation: Vec<(&'static str, Batch)>,
+    fingerprint: [u64; 2],
     dir: PathBuf,
 }
 
@@ -86,18 +89,23 @@ impl Fit {
         resume: bool,
         data_threads: usize,
     ) -> Result<Self> {
-        options.student.check().map_err(|e| Error::model(dir, e))?;
+        options
+            .student
+            .check()
+            .map_err(|e| Error::training(dir, e))?;
         let path = dir.join("checkpoint.safetensors");
         let saved = match (path.exists(), resume) {
             (true, true) => Some(checkpoint::load::<State>(&path)?),
             (false, false) => None,
             (true, false) => {
-                return Err(Error::model(
+                return Err(Error::training(
                     path,
                     "exists: go on with --resume, or choose another --out",
                 ));
             }
-            (false, true) => return Err(Error::model(path, "does not exist: nothing to resume")),
+            (false, true) => {
+                return Err(Error::training(path, "does not exist: nothing to resume"));
+            }
         };
         let spec = PairSpec {
             student: options.student,
@@ -107,15 +115,25 @@ impl Fit {
             native: 0.6,
             degradation: options.degradation.clone(),
         };
+        let fingerprint = [photos.fingerprint(), held_out.fingerprint()];
         let (student, parameters) = new_student(&options)?;
         let mut adam = AdamW::new(parameters.clone())?;
         let mut ema = Ema::new(parameters.clone(), options.ema)?;
         let (stats, step) = match saved {
             None => (spec.measure(&photos, options.seed, STATISTICS_BATCHES)?, 0),
             Some((tensors, state)) => {
-                if state.options != options {
+                if state.photos != fingerprint {
+                    let reason = "was made with other photos: give --data as it was";
+                    return Err(Error::training(path, reason));
+                }
+                // A run that diverged goes on with another learning rate.
+                let was = Options {
+                    learning_rate: options.learning_rate,
+                    ..state.options.clone()
+                };
+                if was != options {
                     let was = serde_json::to_string(&state.options).unwrap_or_default();
-                    return Err(Error::model(
+                    return Err(Error::training(
                         path,
                         format!("was made with other options: {was}"),
                     ));
@@ -157,6 +175,7 @@ impl Fit {
             step,
             loader,
             validation,
+            fingerprint,
             dir: dir.to_path_buf(),
         })
     }
@@ -180,7 +199,7 @@ impl Fit {
             .mean_all()?;
         let value = loss.to_scalar::<f32>()?;
         if !value.is_finite() {
-            return Err(Error::model(
+            return Err(Error::training(
                 &self.dir,
                 format!(
                     "the loss is {value} at step {}: go on with --resume and a lower --lr",
@@ -237,7 +256,7 @@ impl Fit {
         let values = |name: String| -> Result<Vec<f32>> {
             let t = tensors
                 .get(&name)
-                .ok_or_else(|| Error::model(&self.dir, name))?;
+                .ok_or_else(|| Error::training(&self.dir, name))?;
             Ok(t.flatten_all()?.to_vec1()?)
         };
         let mut metadata = Metadata::lite(&o.name, o.student, o.scales);
@@ -287,14 +306,16 @@ impl Fit {
         let state = State {
             options: self.options.clone(),
             step: self.step,
+            photos: self.fingerprint,
             stats: [
                 s.input_mean.clone(),
                 s.input_std.clone(),
                 s.residual_std.clone(),
             ],
         };
-        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)?;
+        // The model first: weights that are not finite must not replace a good checkpoint.
         let bytes = self.model()?.to_bytes(true)?;
+        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)?;
         checkpoint::write_atomically(&self.dir.join("model.safetensors"), &bytes)
     }
 }

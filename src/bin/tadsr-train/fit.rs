@@ -93,7 +93,7 @@ enum Size {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Preset {
-    /// Half clean, half JPEG-damaged, some blur and noise
+    /// A third JPEG-damaged, a few blurred or noisy, the rest clean
     Streaming,
     /// Shrunk and nothing else
     Clean,
@@ -118,6 +118,9 @@ impl Args {
         }
         if self.steps == 0 || self.batch == 0 || self.save_every == 0 {
             bail!("--steps, --batch and --save-every must be at least 1");
+        }
+        if self.batch > 1024 || self.expand > 1024 || patch > 1024 {
+            bail!("--batch, --patch and --expand: at most 1024");
         }
         if !(self.lr > 0.0 && self.lr < 1.0) || !(0.0..1.0).contains(&self.ema) {
             bail!("--lr must be within 0 and 1, --ema at least 0 and below 1");

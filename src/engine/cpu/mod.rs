@@ -5,7 +5,7 @@
 
 mod network;
 
-use network::Network;
+use network::{Network, zeros};
 
 use crate::{
     Result,
@@ -59,7 +59,7 @@ struct ChromaPlan {
 }
 
 impl ChromaPlan {
-    fn new(dst: &FrameInfo) -> Self {
+    fn new(dst: &FrameInfo) -> Result<Self> {
         let (w, h) = match dst.format.component(U) {
             Some(_) => dst.format.component_size(U, dst.width, dst.height),
             None => (dst.width, dst.height),
@@ -76,7 +76,7 @@ impl ChromaPlan {
             Resampler::new(axis(from.0, to.0), axis(from.1, to.1))
         };
         let (frame, half) = ((w, h), (half_w, half_h));
-        Self {
+        Ok(Self {
             half_width: half_w,
             resamplers: (frame != half).then(|| {
                 (
@@ -84,8 +84,8 @@ impl ChromaPlan {
                     resampler(half, frame, Kernel::Bilinear, false),
                 )
             }),
-            half: vec![0.0; half_w * half_h],
-        }
+            half: zeros(half_w * half_h)?,
+        })
     }
 
     /// `plane` at half the luma's size.
@@ -112,7 +112,7 @@ impl Engine {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] when a side is out of range.
+    /// [`crate::Error::Frame`] when a side is out of range, [`crate::Error::Memory`] when there is not enough for it.
     pub fn new(model: &LiteModel, src: FrameInfo, dst: FrameInfo) -> Result<Self> {
         let student = model.metadata.student;
         let ratios = (
@@ -126,7 +126,7 @@ impl Engine {
             Ok(PlanePlan {
                 component,
                 resampler: Resampler::for_component(&src, component, w, h, kernel, false)?,
-                up: vec![0.0; width * height],
+                up: zeros(width * height)?,
             })
         };
         let components = src.format.components().iter().map(|c| c.component);
@@ -135,13 +135,16 @@ impl Engine {
         let grid = Grid::new(student.latent, student.r, dst.width, dst.height)
             .with_margin(model.layers.len());
         Ok(Self {
-            network: Network::new(model, (ratios.0 * ratios.1).sqrt(), grid),
+            network: Network::new(model, (ratios.0 * ratios.1).sqrt(), grid)?,
             planes: components.map(plane).collect::<Result<_>>()?,
-            z: vec![0.0; grid.len()],
+            z: zeros(grid.len())?,
             gain: model.stats.residual_std.clone(),
             stats: model.stats.clone(),
             r: student.r,
-            chroma: (student.latent == LatentKind::Yuv).then(|| ChromaPlan::new(&dst)),
+            chroma: match student.latent {
+                LatentKind::Luma => None,
+                LatentKind::Yuv => Some(ChromaPlan::new(&dst)?),
+            },
             src,
             dst,
             grid,

@@ -1,6 +1,7 @@
 //! A student's layers on one grid.
 
 use crate::{
+    Error, Result,
     model::LiteModel,
     nn::lite::{Activated, LEAKY_SLOPE, Role, latent::Grid},
     ops::{
@@ -11,6 +12,20 @@ use crate::{
         },
     },
 };
+
+/// `len` zeros.
+///
+/// # Errors
+/// [`Error::Memory`] when there is not enough memory.
+pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(len).map_err(|_| {
+        let mib = (len >> 18) + 1;
+        Error::Memory(format!("no {mib} MiB of memory for frames of this size"))
+    })?;
+    zeros.resize(len, 0.0);
+    Ok(zeros)
+}
 
 /// The layers of a student with packed weights, the scale folded into the biases, and their feature maps.
 pub(super) struct Network {
@@ -27,7 +42,9 @@ struct PackedLayer {
 }
 
 impl Network {
-    pub fn new(model: &LiteModel, scale: f64, grid: Grid) -> Self {
+    /// # Errors
+    /// [`Error::Memory`] when the feature maps do not fit in memory.
+    pub fn new(model: &LiteModel, scale: f64, grid: Grid) -> Result<Self> {
         let student = &model.metadata.student;
         let layers = model.layers.iter().map(|layer| {
             let shape = ConvShape {
@@ -52,10 +69,15 @@ impl Network {
                 shape,
             }
         });
-        Self {
-            layers: layers.collect(),
-            maps: [Vec::new(), Vec::new(), Vec::new()],
-        }
+        let layers: Vec<_> = layers.collect();
+        let widest = layers.iter().map(|l| l.shape.co).max().unwrap_or(0);
+        let map = || zeros(grid.width * grid.height * widest);
+        let pairs = layers.iter().any(|l| l.role == Role::PairFirst);
+        let kept = if pairs { map()? } else { Vec::new() };
+        Ok(Self {
+            layers,
+            maps: [map()?, map()?, kept],
+        })
     }
 
     /// The whitened residual of the whitened latent `z`.
@@ -134,7 +156,7 @@ mod tests {
                 margin: 0,
             };
             let z: Vec<f32> = (0..grid.len()).map(|i| (i as f32 * 0.7).sin()).collect();
-            let mut network = Network::new(&model, scale, grid);
+            let mut network = Network::new(&model, scale, grid).unwrap();
             let ours = network.run(&z).to_vec();
             let shape = (1, grid.height, grid.width, grid.channels);
             let z = Tensor::from_vec(z, shape, &Device::Cpu).unwrap();

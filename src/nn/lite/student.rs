@@ -30,7 +30,8 @@ pub struct StudentConfig {
     pub latent: LatentKind,
     /// Output pixels a side in a grid cell, 1 to 8.
     pub r: usize,
-    /// Channels between head and tail, 1 to 1024.
+    /// Channels between head and tail, 1 to 16 for each of the `r * r` pixels in a cell: feature maps then take at most
+    /// 64 bytes an output pixel.
     pub channels: usize,
     /// Convolutions (plain) or pairs of them (residual) between head and tail, 0 to 64.
     pub depth: usize,
@@ -97,8 +98,12 @@ impl StudentConfig {
         if !(1..=8).contains(&self.r) || !even {
             return Err(format!("r = {}: 1 to 8, even for a yuv latent", self.r));
         }
-        if !(1..=1024).contains(&self.channels) {
-            return Err(format!("{} channels: 1 to 1024", self.channels));
+        let most = 16 * self.r * self.r;
+        if !(1..=most).contains(&self.channels) {
+            return Err(format!(
+                "{} channels: 1 to {most} for r = {}",
+                self.channels, self.r
+            ));
         }
         if self.depth > 64 {
             return Err(format!("depth {}: 0 to 64", self.depth));
@@ -246,10 +251,6 @@ impl Student {
                 .map(layer)
                 .collect::<Result<_>>()?,
         })
-    }
-
-    pub fn config(&self) -> &StudentConfig {
-        &self.config
     }
 
     /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same shape, at `scale`.

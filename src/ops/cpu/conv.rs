@@ -68,17 +68,26 @@ impl ConvShape {
     }
 
     fn input_len(&self) -> usize {
-        self.n * self.h * self.w * self.ci
+        product([self.n, self.h, self.w, self.ci])
     }
 
     fn output_len(&self) -> usize {
         let (oh, ow) = self.output();
-        self.n * oh * ow * self.co
+        product([self.n, oh, ow, self.co])
     }
 
     fn weight_len(&self) -> usize {
-        self.co * self.ci * self.kh * self.kw
+        product([self.co, self.ci, self.kh, self.kw])
     }
+}
+
+/// The number of elements of a tensor. The kernels' pointers rely on it, so it must not wrap around.
+///
+/// # Panics
+/// When it does not fit in a `usize`.
+fn product(sides: [usize; 4]) -> usize {
+    let checked = sides.into_iter().try_fold(1usize, usize::checked_mul);
+    checked.unwrap_or_else(|| panic!("a tensor of {sides:?} has no size"))
 }
 
 /// One register tile of the forward product; pointers are valid for what the counts say.
@@ -134,6 +143,7 @@ pub(super) struct Kernels {
 }
 
 fn kernels(isa: Isa) -> &'static Kernels {
+    assert!(Isa::available().contains(&isa), "this CPU has no {isa:?}");
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => &super::conv_x86::AVX512,

@@ -63,7 +63,7 @@ macro_rules! dispatch {
                     $body($($arg),*)
                 }
                 match isa {
-                    // SAFETY: an `Isa` is only given out when the CPU has it.
+                    // SAFETY: the CPU has what `Isa::best` and `Isa::available` say.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
