@@ -22,7 +22,7 @@ use tadsr::{
 
 const EXAMPLES: &str = "\
 Examples:
-  tadsr-train eval --data val/Set5 --data val/BSD20 --model tiny
+  tadsr-train eval --data val/Set5 val/BSD20 --model tiny
   tadsr-train eval --data val --model runs/a/model.safetensors --scale 2,3,4 \\
       --condition clean,jpeg30,jpeg60 --lpips lpips_squeeze.safetensors --json eval.json
 
@@ -35,8 +35,8 @@ the table shows means over the pictures.";
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directory of pictures (JPEG, PNG; searched to its depths), or one picture; may be repeated
-    #[arg(long, required = true, value_name = "DIR")]
+    /// Directories of pictures (JPEG, PNG; searched to their depths), or pictures; may be repeated
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
     data: Vec<PathBuf>,
     /// Name of a bundled model or path of a model file; may be repeated
     #[arg(long, value_name = "NAME_OR_PATH")]
@@ -137,19 +137,14 @@ impl Method {
         Ok(methods)
     }
 
-    /// Upscales `lr` by `scale` to `width` x `height`, rounded to 8 bits.
-    fn upscale(&mut self, lr: &Patch, scale: f64, width: usize, height: usize) -> Result<Picture> {
+    /// Upscales `lr` to `width` x `height`, rounded to 8 bits.
+    fn upscale(&mut self, lr: &Patch, width: usize, height: usize) -> Result<Picture> {
         let rgb = match &mut self.kind {
             Kind::Resample(kernel) => lr.clone().resize(width, height, *kernel)?.to_rgb8(),
             Kind::Model(upscaler) => {
                 let frame = Frame::from_rgb8(lr.width, lr.height, &lr.to_rgb8())?;
-                upscaler.set_scale(scale)?;
-                let large = upscaler.upscale(&frame)?;
-                let size = (large.info().width, large.info().height);
-                ensure!(
-                    size == (width, height),
-                    "the model made {size:?} of {width}x{height} pixels"
-                );
+                let mut large = Frame::new(frame.info().with_size(width, height))?;
+                upscaler.upscale_into(&frame.as_ref(), &mut large.as_mut())?;
                 large.to_rgb8()?
             }
         };
@@ -168,6 +163,12 @@ impl Truth {
     fn new(hr: &Patch, scale: f64, lpips: Option<&Lpips>) -> Result<Self> {
         let border = scale.ceil() as usize;
         let picture = Picture::new(hr.width, hr.height, hr.to_rgb8())?.cropped(border);
+        ensure!(
+            picture.width() > 0 && picture.height() > 0,
+            "nothing is left of {}x{} pixels at scale {scale} without a border of {border}",
+            hr.width,
+            hr.height
+        );
         let features = lpips.map(|l| l.features(&picture)).transpose()?;
         Ok(Self {
             picture,
@@ -262,7 +263,7 @@ fn rows(
             let mut rng = SmallRng::seed_from_u64(0);
             let lr = condition.degradation().apply(&hr, lw, lh, &mut rng)?;
             for method in &mut *methods {
-                let result = method.upscale(&lr, scale, hw, hh)?;
+                let result = method.upscale(&lr, hw, hh)?;
                 let (psnr_y, ssim, lpips) = truth.judge(&result, lpips)?;
                 rows.push(Row {
                     method: method.name.clone(),
@@ -329,17 +330,28 @@ mod tests {
         })
     }
 
-    fn args(data: &Path, extra: &[&str]) -> Args {
+    fn args(data: &[&Path], extra: &[&str]) -> Args {
         #[derive(clap::Parser)]
         struct Cli {
             #[command(flatten)]
             args: Args,
         }
-        let data = data.to_str().unwrap();
-        let line = ["eval", "--data", data]
-            .into_iter()
-            .chain(extra.iter().copied());
-        <Cli as clap::Parser>::parse_from(line).args
+        let data = data.iter().map(|d| d.to_str().unwrap());
+        let line = ["eval", "--data"].into_iter().chain(data);
+        <Cli as clap::Parser>::parse_from(line.chain(extra.iter().copied())).args
+    }
+
+    /// What `eval` writes as JSON.
+    fn measure(data: &[&Path], extra: &[&str]) -> serde_json::Value {
+        let dir = tempfile::tempdir().unwrap();
+        let json = dir.path().join("out.json");
+        let extra = [extra, &["--json", json.to_str().unwrap()]].concat();
+        run(args(data, &extra)).unwrap();
+        serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap()
+    }
+
+    fn list<'a>(report: &'a serde_json::Value, key: &str) -> &'a [serde_json::Value] {
+        report[key].as_array().unwrap()
     }
 
     #[test]
@@ -349,23 +361,66 @@ mod tests {
         scene(50, 40).save(dir.path().join("b.jpg")).unwrap();
         fs::write(dir.path().join("broken.png"), "no picture").unwrap();
         scene(3, 40).save(dir.path().join("narrow.png")).unwrap();
-        let json = dir.path().join("out.json");
-        let extra = ["--scale", "1.5,4", "--json", json.to_str().unwrap()];
-        run(args(dir.path(), &extra)).unwrap();
-        let text = fs::read_to_string(json).unwrap();
-        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(report["images"].as_array().unwrap().len(), 2 * 2 * 2 * 3);
-        assert_eq!(report["means"].as_array().unwrap().len(), 2 * 2 * 3);
-        for mean in report["means"].as_array().unwrap() {
+        let report = measure(&[dir.path()], &["--scale", "1.5,4"]);
+        assert_eq!(list(&report, "images").len(), 2 * 2 * 2 * 3);
+        assert_eq!(list(&report, "means").len(), 2 * 2 * 3);
+        for mean in list(&report, "means") {
             let psnr = mean["psnr_y"].as_f64().unwrap();
             assert!(mean["images"] == 2 && psnr > 10.0 && psnr < 60.0, "{mean}");
         }
     }
 
     #[test]
+    fn a_picture_that_its_border_fills_is_left_out_of_the_means() {
+        let dir = tempfile::tempdir().unwrap();
+        scene(40, 40).save(dir.path().join("large.png")).unwrap();
+        let tiny = dir.path().join("tiny.png");
+        scene(10, 10).save(&tiny).unwrap();
+        let report = measure(&[dir.path()], &["--scale", "4"]);
+        for mean in list(&report, "means") {
+            assert!(mean["images"] == 1 && mean["psnr_y"].is_number(), "{mean}");
+        }
+        let alone = args(&[&tiny], &["--scale", "4"]);
+        let progress = ProgressBar::hidden();
+        let mut methods = Method::all(&[], &alone.scale).unwrap();
+        let error = rows(&tiny, &alone, None, &mut methods, &progress).unwrap_err();
+        assert!(error.to_string().contains("8x8 pixels at scale 4"));
+        assert!(run(alone).unwrap_err().to_string().contains("none of 1"));
+    }
+
+    #[test]
+    fn a_model_makes_the_size_of_the_picture_at_fractional_scales() {
+        let dir = tempfile::tempdir().unwrap();
+        // 50 / 1.05 is 47 whole pixels, which become 49.35: a part of a pixel more than rounding keeps.
+        scene(50, 41).save(dir.path().join("a.png")).unwrap();
+        let report = measure(
+            &[dir.path()],
+            &["--scale", "1.05,1.15,1.9,3.3", "--model", "tiny"],
+        );
+        let of_model = |m: &&serde_json::Value| m["method"] == "tiny";
+        let means: Vec<_> = list(&report, "means").iter().filter(of_model).collect();
+        assert_eq!(means.len(), 4 * 2);
+        for mean in means {
+            assert!(mean["psnr_y"].as_f64().unwrap() > 10.0, "{mean}");
+        }
+    }
+
+    #[test]
+    fn one_option_takes_several_directories_and_pictures() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for dir in &dirs {
+            scene(30, 30).save(dir.path().join("a.png")).unwrap();
+        }
+        scene(30, 30).save(dirs[1].path().join("b.png")).unwrap();
+        let data = [dirs[0].path(), &dirs[1].path().join("b.png")];
+        let report = measure(&data, &["--scale", "2", "--condition", "clean"]);
+        assert_eq!(report["means"][0]["images"], 2);
+    }
+
+    #[test]
     fn nothing_to_measure_is_an_error_that_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let message = |data: &Path| run(args(data, &[])).unwrap_err().to_string();
+        let message = |data: &Path| run(args(&[data], &[])).unwrap_err().to_string();
         assert!(message(dir.path()).contains(dir.path().to_str().unwrap()));
         assert!(message(&dir.path().join("nowhere")).contains("nowhere"));
         fs::write(dir.path().join("broken.png"), "no picture").unwrap();
