@@ -129,47 +129,6 @@ proptest! {
     }
 
     #[test]
-    fn bands_written_apart_make_the_same_frame(
-        info in any_info(), rows in 1..=4usize, padding in 0..5usize,
-    ) {
-        let (mut whole, mut apart) = (Planes::new(&info, padding), Planes::new(&info, padding));
-        let rows = 2 * rows;
-        for at in info.format.components() {
-            let (w, h) = info.format.component_size(at.component, info.width, info.height);
-            let samples: Vec<f32> = (0..w * h).map(|i| (i % 17) as f32 / 40.0).collect();
-            whole.as_mut(info).write(at.component, &samples).unwrap();
-            let mut frame = apart.as_mut(info);
-            let mut rest = &samples[..];
-            for band in &mut frame.bands(rows).unwrap() {
-                let (w, h) = info.format.component_size(at.component, info.width, band.info().height);
-                let (now, later) = rest.split_at(w * h);
-                band.write(at.component, now).unwrap();
-                rest = later;
-            }
-            prop_assert!(rest.is_empty());
-        }
-        prop_assert_eq!(apart, whole);
-    }
-
-    #[test]
-    fn rows_read_apart_are_the_rows_of_the_plane(info in any_info(), padding in 0..5usize) {
-        let mut planes = Planes::new(&info, padding);
-        let mut code = 0;
-        planes.fill(&info, || { code += 31; code });
-        let frame = planes.as_ref(info);
-        for at in info.format.components() {
-            let (w, h) = info.format.component_size(at.component, info.width, info.height);
-            let whole = read(&frame, at.component);
-            let mut row = vec![0.0; w];
-            for y in 0..h {
-                frame.read_rows(at.component, y..y + 1, &mut row).unwrap();
-                prop_assert_eq!(&row[..], &whole[y * w..][..w]);
-            }
-            prop_assert!(frame.read_rows(at.component, h..h + 1, &mut row).is_err());
-        }
-    }
-
-    #[test]
     fn short_planes_and_any_stride_are_refused_or_fit(
         info in any_info(), len in 0..200usize, stride in prop_oneof![0..64usize, Just(usize::MAX), Just(usize::MAX / 2)],
     ) {
@@ -278,8 +237,6 @@ fn sizes_lengths_and_components_that_do_not_fit_are_errors() {
     assert!(message(frame.as_ref().read(Component::R, &mut [0.0; 16])).contains("NV12"));
     assert!(message(frame.as_ref().read(Component::Y, &mut [0.0; 15])).contains("15 samples"));
     assert!(message(frame.as_mut().write(Component::U, &[0.0; 5])).contains("5 samples"));
-    assert!(message(frame.as_mut().write_rows(Component::U, 1..3, &[0.0; 4])).contains("2 rows"));
-    assert!(frame.as_mut().bands(3).is_err() && frame.as_mut().bands(0).is_err());
     for (w, h) in [
         (0, 4),
         (4, 0),

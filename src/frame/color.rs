@@ -49,19 +49,6 @@ impl Matrix {
         (kr, 1.0 - kr - kb, kb)
     }
 
-    /// Luma of R', G', B' samples.
-    ///
-    /// # Panics
-    /// When the slices differ in length.
-    pub fn luma(self, [r, g, b]: [&[f32]; 3], y: &mut [f32]) {
-        let (kr, kg, kb) = self.luma_weights();
-        let n = y.len();
-        assert!(r.len() == n && g.len() == n && b.len() == n);
-        for (((y, r), g), b) in y.iter_mut().zip(r).zip(g).zip(b) {
-            *y = kr * r + kg * g + kb * b;
-        }
-    }
-
     /// Turns R', G', B' samples into Y', Cb, Cr in place: Cb = (B' - Y') / (2 (1 - Kb)),
     /// Cr = (R' - Y') / (2 (1 - Kr)) (BT.601-7 section 2.5.2, BT.709-6 section 3.3).
     ///
@@ -213,17 +200,6 @@ mod tests {
                     );
                 }
             }
-        }
-    }
-
-    #[test]
-    fn luma_alone_equals_the_luma_of_the_full_conversion() {
-        for matrix in ALL {
-            let [mut r, mut g, mut b] = sweep(100);
-            let mut y = vec![0.0; 100];
-            matrix.luma([&r, &g, &b], &mut y);
-            matrix.rgb_to_ycbcr([&mut r, &mut g, &mut b]);
-            assert_eq!(y, r);
         }
     }
 }

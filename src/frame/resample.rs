@@ -434,7 +434,7 @@ impl Resampler {
     /// When a plane has another length than its axes say.
     pub fn run(&self, src: &[f32], dst: &mut [f32]) {
         let (dw, dh) = (self.horizontal.dst_len(), self.vertical.dst_len());
-        self.check(src, 0..dh, dst);
+        self.check(src, dst);
         let threads = rayon::current_num_threads();
         let rows = SAMPLES_PER_TASK
             .div_ceil(dw)
@@ -451,28 +451,11 @@ impl Resampler {
         }
     }
 
-    /// Computes only rows `rows` of the output, on the calling thread; `src` is the whole source plane.
-    ///
-    /// # Panics
-    /// As [`Resampler::run`], and when the rows do not exist.
-    pub fn run_rows(&self, src: &[f32], rows: Rows<usize>, dst: &mut [f32]) {
-        self.check(src, rows.clone(), dst);
-        self.run_band(Level::best(), src, rows, dst);
-    }
-
-    fn check(&self, src: &[f32], rows: Rows<usize>, dst: &[f32]) {
+    fn check(&self, src: &[f32], dst: &[f32]) {
         let (sw, sh) = (self.horizontal.src_len(), self.vertical.src_len());
         let (dw, dh) = (self.horizontal.dst_len(), self.vertical.dst_len());
         assert_eq!(src.len(), sw * sh, "source samples of {sw}x{sh}");
-        assert!(
-            rows.start <= rows.end && rows.end <= dh,
-            "rows {rows:?} of {dh}"
-        );
-        assert_eq!(
-            dst.len(),
-            rows.len() * dw,
-            "samples of rows {rows:?} of {dw}x{dh}"
-        );
+        assert_eq!(dst.len(), dw * dh, "output samples of {dw}x{dh}");
     }
 
     /// The checked core: rows `rows` of the output.

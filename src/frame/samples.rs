@@ -4,8 +4,6 @@
 //! u = 2^(b-8): limited-range luma, R, G, B is (code - 16u) / 219u and chroma (code - 128u) / 224u; full-range
 //! luma is code / (2^b - 1) and chroma (code - 2^(b-1)) / (2^b - 1). Alpha is always full range.
 
-use std::ops::Range as Rows;
-
 use rayon::prelude::*;
 
 use super::{
@@ -25,37 +23,23 @@ impl FrameRef<'_> {
     /// [`Error::Frame`] when the format lacks the component or `dst` has another length.
     pub fn read(&self, component: Component, dst: &mut [f32]) -> Result<()> {
         let access = Access::new(&self.info, component)?;
-        self.read_rows(component, 0..access.height, dst)
-    }
-
-    /// Reads the samples of rows `rows` of `component`, counted in the component's own rows.
-    ///
-    /// # Errors
-    /// As [`FrameRef::read`], and when the rows do not exist.
-    pub fn read_rows(
-        &self,
-        component: Component,
-        rows: Rows<usize>,
-        dst: &mut [f32],
-    ) -> Result<()> {
-        let access = Access::new(&self.info, component)?;
-        access.check(&rows, dst.len())?;
+        access.check(dst.len())?;
         let plane = &self.planes[access.plane];
         let level = Level::best();
         let read_row = |y: usize, dst: &mut [f32]| {
             let row = &plane.data[y * plane.stride..][..access.row_bytes()];
             get(level, dst, row, access.field, access.quant);
         };
-        let tasks = access.rows_per_task(rows.len());
+        let rows = access.rows_per_task();
         let read_band = |(i, band): (usize, &mut [f32])| {
             for (y, dst) in band.chunks_exact_mut(access.width).enumerate() {
-                read_row(rows.start + i * tasks + y, dst);
+                read_row(i * rows + y, dst);
             }
         };
-        if tasks >= rows.len() {
+        if rows >= access.height {
             read_band((0, dst));
         } else {
-            dst.par_chunks_mut(tasks * access.width)
+            dst.par_chunks_mut(rows * access.width)
                 .enumerate()
                 .for_each(read_band);
         }
@@ -74,28 +58,11 @@ impl<'a> FrameMut<'a> {
     /// [`Error::Frame`] when the format lacks the component or `src` has another length.
     pub fn write(&mut self, component: Component, src: &[f32]) -> Result<()> {
         let access = Access::new(&self.info, component)?;
-        self.write_rows(component, 0..access.height, src)
-    }
-
-    /// Writes the samples of rows `rows` of `component`, counted in the component's own rows.
-    ///
-    /// # Errors
-    /// As [`FrameMut::write`], and when the rows do not exist.
-    pub fn write_rows(
-        &mut self,
-        component: Component,
-        rows: Rows<usize>,
-        src: &[f32],
-    ) -> Result<()> {
-        let access = Access::new(&self.info, component)?;
-        access.check(&rows, src.len())?;
-        if rows.is_empty() {
-            return Ok(());
-        }
+        access.check(src.len())?;
         let PlaneMut { data, stride } = &mut self.planes[access.plane];
         let stride = *stride;
-        let end = rows.end.saturating_mul(stride).min(data.len());
-        let data = &mut data[rows.start * stride..end];
+        let end = access.height.saturating_mul(stride).min(data.len());
+        let data = &mut data[..end];
         let level = Level::best();
         let write_band = |(bytes, src): (&mut [u8], &[f32])| {
             let rows = bytes.chunks_mut(stride);
@@ -104,61 +71,15 @@ impl<'a> FrameMut<'a> {
                 put(level, row, src, access.field, access.quant);
             }
         };
-        let tasks = access.rows_per_task(rows.len());
-        if tasks >= rows.len() {
+        let rows = access.rows_per_task();
+        if rows >= access.height {
             write_band((data, src));
         } else {
-            data.par_chunks_mut(stride.saturating_mul(tasks))
-                .zip(src.par_chunks(tasks * access.width))
+            data.par_chunks_mut(stride.saturating_mul(rows))
+                .zip(src.par_chunks(rows * access.width))
                 .for_each(write_band);
         }
         Ok(())
-    }
-
-    /// Splits the frame into bands of `rows` luma rows (the last may be shorter) that different threads can
-    /// write.
-    ///
-    /// # Errors
-    /// [`Error::Frame`] when `rows` is 0 or not a multiple of the vertical chroma subsampling.
-    pub fn bands(&mut self, rows: usize) -> Result<Vec<FrameMut<'_>>> {
-        let sy = self.info.format.chroma_shift().1;
-        if rows == 0 || !rows.is_multiple_of(1 << sy) {
-            return Err(Error::Frame(format!(
-                "bands of {rows} rows: {} needs a positive multiple of {}",
-                self.info.format.name(),
-                1 << sy
-            )));
-        }
-        let info = self.info;
-        let mut rest: Vec<(&mut [u8], usize)> = self
-            .planes
-            .iter_mut()
-            .map(|p| (&mut *p.data, p.stride))
-            .collect();
-        let mut bands = Vec::with_capacity(info.height.div_ceil(rows));
-        let mut top = 0;
-        while top < info.height {
-            let height = rows.min(info.height - top);
-            let last = top + height == info.height;
-            let planes = rest.iter_mut().enumerate().map(|(i, (data, stride))| {
-                let plane_rows = info.format.plane_size(i, info.width, height).1;
-                let len = if last {
-                    data.len()
-                } else {
-                    plane_rows * *stride
-                };
-                PlaneMut {
-                    data: data.split_off_mut(..len).unwrap_or_default(),
-                    stride: *stride,
-                }
-            });
-            bands.push(FrameMut {
-                info: info.with_size(info.width, height),
-                planes: planes.collect(),
-            });
-            top += height;
-        }
-        Ok(bands)
     }
 }
 
@@ -192,17 +113,11 @@ impl Access {
         })
     }
 
-    fn check(&self, rows: &Rows<usize>, len: usize) -> Result<()> {
-        if rows.start > rows.end || rows.end > self.height {
-            return Err(Error::Frame(format!(
-                "rows {rows:?} of component {:?}: it has {} rows",
-                self.component, self.height
-            )));
-        }
-        if len != rows.len() * self.width {
+    fn check(&self, len: usize) -> Result<()> {
+        if len != self.height * self.width {
             return Err(Error::Frame(format!(
                 "{len} samples for {} rows of {} samples ({:?} of {})",
-                rows.len(),
+                self.height,
                 self.width,
                 self.component,
                 self.format.name()
@@ -215,9 +130,9 @@ impl Access {
         self.width * self.field.step
     }
 
-    fn rows_per_task(&self, rows: usize) -> usize {
+    fn rows_per_task(&self) -> usize {
         if rayon::current_num_threads() == 1 {
-            rows
+            self.height
         } else {
             SAMPLES_PER_TASK.div_ceil(self.width)
         }
