@@ -49,6 +49,24 @@ impl Matrix {
         (kr, 1.0 - kr - kb, kb)
     }
 
+    /// Weights of (R', G', B') in Cb (`which` 0) or Cr (1).
+    pub fn chroma_weights(self, which: usize) -> [f32; 3] {
+        let (kr, kg, kb) = self.luma_weights();
+        match which {
+            0 => [-kr, -kg, 1.0 - kb].map(|k| 0.5 * k / (1.0 - kb)),
+            _ => [1.0 - kr, -kg, -kb].map(|k| 0.5 * k / (1.0 - kr)),
+        }
+    }
+
+    /// What a unit of Cb (`which` 0) or Cr (1) adds to (R', G', B').
+    pub fn inverse_chroma_weights(self, which: usize) -> [f32; 3] {
+        let (kr, kg, kb) = self.luma_weights();
+        match which {
+            0 => [0.0, -2.0 * kb * (1.0 - kb) / kg, 2.0 * (1.0 - kb)],
+            _ => [2.0 * (1.0 - kr), -2.0 * kr * (1.0 - kr) / kg, 0.0],
+        }
+    }
+
     /// Turns R', G', B' samples into Y', Cb, Cr in place: Cb = (B' - Y') / (2 (1 - Kb)),
     /// Cr = (R' - Y') / (2 (1 - Kr)) (BT.601-7 section 2.5.2, BT.709-6 section 3.3).
     ///

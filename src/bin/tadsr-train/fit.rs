@@ -110,7 +110,7 @@ impl Args {
             Size::Small => (StudentConfig::small(), 1.0),
         };
         let patch = self.patch.unwrap_or(48 * student.r);
-        if patch < 16 || patch % (2 * student.r) != 0 {
+        if patch < 16 || !patch.is_multiple_of(2 * student.r) {
             bail!(
                 "--patch {patch}: a multiple of {} of at least 16",
                 2 * student.r
@@ -122,7 +122,8 @@ impl Args {
         if self.batch > 1024 || self.expand > 1024 || patch > 1024 {
             bail!("--batch, --patch and --expand: at most 1024");
         }
-        if !(self.lr > 0.0 && self.lr < 1.0) || !(0.0..1.0).contains(&self.ema) {
+        let rate = self.lr > 0.0 && self.lr < 1.0;
+        if !rate || !(0.0..1.0).contains(&self.ema) {
             bail!("--lr must be within 0 and 1, --ema at least 0 and below 1");
         }
         let folder = self
@@ -227,7 +228,7 @@ fn train(fit: &mut Fit, options: &Options, save_every: u64, stop: &AtomicBool) -
         losses += f64::from(fit.step()?);
         count += 1;
         bar.set_position(fit.done());
-        let saving = fit.done() % save_every == 0 || fit.done() == options.steps;
+        let saving = fit.done().is_multiple_of(save_every) || fit.done() == options.steps;
         if shown.elapsed() > Duration::from_secs(1) {
             bar.set_message(format!("loss {:.4}", losses / f64::from(count)));
             shown = Instant::now();

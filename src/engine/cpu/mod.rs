@@ -217,12 +217,7 @@ impl Engine {
             match (find(planes, component), rgb) {
                 (Some(i), _) => chroma.shrink(&planes[i].up),
                 (None, Some(rgb)) => {
-                    mix(
-                        full,
-                        planes,
-                        rgb,
-                        chroma_weights(matrix.luma_weights(), which),
-                    );
+                    mix(full, planes, rgb, matrix.chroma_weights(which));
                     chroma.shrink(full);
                 }
                 // Grey video has neutral chroma.
@@ -278,8 +273,8 @@ impl Engine {
                 }
                 (None, Some(rgb)) => {
                     chroma.grow(full);
-                    let weights = self.src.colorimetry.matrix.luma_weights();
-                    for (i, gain) in rgb.into_iter().zip(inverse_weights(weights, which)) {
+                    let weights = self.src.colorimetry.matrix.inverse_chroma_weights(which);
+                    for (i, gain) in rgb.into_iter().zip(weights) {
                         add(&mut planes[i].up, full, gain);
                     }
                 }
@@ -295,22 +290,6 @@ fn find(planes: &[PlanePlan], component: Component) -> Option<usize> {
 
 fn find_rgb(planes: &[PlanePlan]) -> Option<[usize; 3]> {
     Some([find(planes, R)?, find(planes, G)?, find(planes, B)?])
-}
-
-/// Weights of (R, G, B) in Cb (`which` 0) or Cr (1) of a matrix with luma weights `k`.
-fn chroma_weights((kr, kg, kb): (f32, f32, f32), which: usize) -> [f32; 3] {
-    match which {
-        0 => [-kr, -kg, 1.0 - kb].map(|k| 0.5 * k / (1.0 - kb)),
-        _ => [1.0 - kr, -kg, -kb].map(|k| 0.5 * k / (1.0 - kr)),
-    }
-}
-
-/// What a unit of Cb (`which` 0) or Cr (1) adds to (R, G, B) for a matrix with luma weights `k`.
-fn inverse_weights((kr, kg, kb): (f32, f32, f32), which: usize) -> [f32; 3] {
-    match which {
-        0 => [0.0, -2.0 * kb * (1.0 - kb) / kg, 2.0 * (1.0 - kb)],
-        _ => [2.0 * (1.0 - kr), -2.0 * kr * (1.0 - kr) / kg, 0.0],
-    }
 }
 
 /// The weighted sum of three planes.
