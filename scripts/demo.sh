@@ -74,15 +74,24 @@ render_clip() {
             filesink location="$input" || fail "the clip could not be made"
 }
 
+# has KIND FILE: whether the file has a stream of the kind, audio or video, that can be decoded. With a short file that
+# has none, GStreamer waits for ever.
+has() {
+    timeout 20 gst-launch-1.0 filesrc location="$2" ! decodebin ! "$1/x-raw(ANY)" ! fakesink num-buffers=1 \
+        >"$scratch/has.log" 2>&1 </dev/null
+}
+
 # probe FILE: decodes all of the first video and sets frames, width, height, par, interlaced and rotated, and half_ms,
 # half its length in milliseconds.
 probe() {
     local log=$scratch/probe.log caps
-    if ! gst-launch-1.0 -v -t filesrc location="$1" ! decodebin ! 'video/x-raw(ANY)' ! \
-        fakesink name=frames silent=false >"$log" 2>&1 </dev/null; then
-        grep -q 'Delayed linking failed' "$log" && fail "'$1' holds no video that can be decoded"
-        fail "'$1' cannot be decoded: $(sed -n 's/^ERROR: from element [^ ]*: //p' "$log" | head -n 1)"
+    if ! has video "$1"; then
+        grep -q 'Delayed linking failed' "$scratch/has.log" && fail "'$1' holds no video that can be decoded"
+        fail "'$1' cannot be decoded: $(first_error "$scratch/has.log")"
     fi
+    gst-launch-1.0 -v -t filesrc location="$1" ! decodebin ! 'video/x-raw(ANY)' ! \
+        fakesink name=frames silent=false >"$log" 2>&1 </dev/null ||
+        fail "'$1' cannot be decoded to its end: $(first_error "$log")"
     frames=$(grep -c 'GstFakeSink:frames: last-message = chain' "$log") || fail "'$1' has no frames"
     # Where the size changes on the way, the first one counts.
     caps=$(grep -m 1 'GstFakeSink:frames.GstPad:sink: caps = video/x-raw' "$log")
@@ -95,10 +104,9 @@ probe() {
     rotated=$(sed -n 's/^ *image orientation: \(.*\)/\1/p' "$log" | grep -v rotate-0 | head -n 1) || true
 }
 
-# Whether FILE has sound that can be decoded. With one kind of file that has none, GStreamer waits for ever.
-has_sound() {
-    timeout 20 gst-launch-1.0 -q filesrc location="$1" ! decodebin ! audio/x-raw ! fakesink num-buffers=1 \
-        >/dev/null 2>&1 </dev/null
+# The first error in what gst-launch-1.0 said.
+first_error() {
+    sed -n 's/^ERROR: from element [^ ]*: //p' "$1" | head -n 1
 }
 
 # Sets `prepare`, what has to happen to the frames before they are upscaled, and `upscale`: by the scale, or to
@@ -125,7 +133,7 @@ plan() {
 
 run_pipeline() {
     local sound=() began seconds
-    if has_sound "$input"; then
+    if has audio "$input"; then
         sound=(from. ! audio/x-raw ! audioconvert ! audioresample ! avenc_aac !
             queue max-size-time=0 max-size-bytes=0 max-size-buffers=0 ! mux.)
     else
