@@ -10,10 +10,18 @@ pub const DEFAULT_MODEL: &str = "tiny";
 
 /// A model file inside the library.
 pub struct Bundled {
-    /// The name it is asked for by, such as `tiny-x2`. The part before the dash names the whole group: a model file
-    /// for each range of scales.
+    /// The name it is asked for by, such as `tiny-x2`. The part before `-x` names the whole group: a model file for
+    /// each range of scales.
     pub name: &'static str,
     bytes: &'static [u8],
+}
+
+impl Bundled {
+    fn group(&self) -> &'static str {
+        self.name
+            .rsplit_once("-x")
+            .map_or(self.name, |(group, _)| group)
+    }
 }
 
 /// All bundled models, those of a group from small scales to large.
@@ -43,7 +51,7 @@ impl LiteModel {
         };
         let found: Vec<&Bundled> = BUNDLED
             .iter()
-            .filter(|b| b.name == name || b.name.split('-').next() == Some(name))
+            .filter(|b| b.name == name || b.group() == name)
             .collect();
         if !found.is_empty() {
             let parse = |b: &&Bundled| Self::parse(b.bytes, Path::new(b.name));
