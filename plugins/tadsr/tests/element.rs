@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::*;
+use common::{binding::SecondsBinding, *};
 use gst::prelude::*;
 use gst_video::{VideoInfo, prelude::*};
 use tadsr::frame::PixelFormat;
@@ -714,10 +714,29 @@ fn strength_takes_effect_with_the_next_frame() {
 // Properties and errors
 
 #[test]
-fn strength_can_be_controlled() {
-    let (element, _) = element(&[]);
-    let flags = element.find_property("strength").unwrap().flags();
-    assert!(flags.contains(gst::PARAM_FLAG_CONTROLLABLE));
+fn a_controlled_strength_follows_the_time_of_the_frames() {
+    let mut rig = Rig::raw(&[("scale", "2")], "GRAY8", 32, 24);
+    let input = frame(&info(&raw("GRAY8", 32, 24)), |_, x, y| {
+        if (x / 3 + y / 5) % 2 == 0 { 200 } else { 50 }
+    });
+    let element = rig.element.clone();
+    let mut upscale_at = |seconds: u64| {
+        let mut input = input.copy();
+        let pts = gst::ClockTime::from_seconds(seconds);
+        input.get_mut().unwrap().set_pts(pts);
+        let out = rig.harness.push_and_pull(input).unwrap();
+        let picture = samples(&out, &rig.out_info(), 0);
+        (picture, element.property::<f64>("strength"))
+    };
+    let (full, _) = upscale_at(0);
+    let binding = SecondsBinding::new(&element, "strength");
+    element.add_control_binding(&binding).unwrap();
+    let (at_0, strength) = upscale_at(0);
+    assert_eq!(strength, 0.0);
+    assert_ne!(at_0, full);
+    let (at_1, strength) = upscale_at(1);
+    assert_eq!(strength, 1.0);
+    assert_eq!(at_1, full);
 }
 
 #[test]
@@ -857,6 +876,135 @@ fn a_model_that_fails_while_running_leaves_the_old_one_in_place() {
     assert_eq!(rig.harness.push(blank(&input)), Ok(gst::FlowSuccess::Ok));
     assert_eq!(rig.element.property::<String>("active-model"), before);
     assert!(rig.message(gst::MessageType::Error).is_none());
+}
+
+#[test]
+fn a_model_set_while_the_element_starts_is_loaded() {
+    let (element, bus) = element(&[("model", "/no/such/model"), ("fallback", "bicubic")]);
+    // Sent from the middle of the start, when the first model has been tried.
+    bus.set_sync_handler(|_, message| {
+        if message.type_() == gst::MessageType::Warning {
+            message.src().unwrap().set_property("model", "tiny-x2");
+        }
+        gst::BusSyncReply::Pass
+    });
+    element.set_state(gst::State::Paused).unwrap();
+    assert_eq!(element.property::<String>("active-model"), "tiny-x2");
+    element.set_state(gst::State::Null).unwrap();
+    bus.unset_sync_handler();
+}
+
+#[test]
+fn a_scale_beyond_the_model_set_while_running_is_refused_with_the_models_largest() {
+    for fallback in ["error", "cpu", "passthrough"] {
+        let properties = [("model", "tiny-x2"), ("scale", "2"), ("fallback", fallback)];
+        let mut rig = Rig::raw(&properties, "GRAY8", 16, 8);
+        let text = raw("GRAY8", 16, 8);
+        let buffer = blank(&info(&text));
+        rig.harness.push_and_pull(buffer.clone()).unwrap();
+        rig.element.set_property("scale", 4.0);
+        for _ in 0..2 {
+            let pushed = rig.harness.push(buffer.clone());
+            assert_eq!(pushed, Err(gst::FlowError::NotNegotiated), "{fallback}");
+        }
+        let error = rig.message(gst::MessageType::Error).unwrap();
+        assert!(error.contains("scale of 4"), "{error}");
+        assert!(error.contains("at most 2"), "{error}");
+        assert!(rig.message(gst::MessageType::Error).is_none());
+
+        // A scale that the model serves goes on.
+        rig.element.set_property("scale", 2.0);
+        rig.harness.push_and_pull(buffer.clone()).unwrap();
+        assert_eq!(rig.out_info().width(), 32);
+
+        // New input is refused as well.
+        rig.element.set_property("scale", 4.0);
+        rig.harness.set_src_caps_str(&raw("GRAY8", 16, 4));
+        let error = rig.message(gst::MessageType::Error).unwrap();
+        assert!(error.contains("at most 2"), "{error}");
+        rig.element.set_property("scale", 2.0);
+        rig.harness.set_src_caps_str(&text);
+        rig.harness.push_and_pull(buffer).unwrap();
+        assert_eq!(rig.out_info().width(), 32);
+    }
+}
+
+#[test]
+fn a_scale_beyond_the_model_set_while_running_falls_back_without_losing_a_frame() {
+    let properties = [
+        ("model", "tiny-x2"),
+        ("scale", "2"),
+        ("fallback", "bicubic"),
+    ];
+    let mut rig = Rig::raw(&properties, "GRAY8", 16, 8);
+    let text = raw("GRAY8", 16, 8);
+    let input = frame(&info(&text), |_, x, _| if x < 8 { 200 } else { 50 });
+    rig.harness.push_and_pull(input.clone()).unwrap();
+    assert_eq!(rig.element.property::<String>("active-model"), "tiny-x2");
+
+    rig.element.set_property("scale", 4.0);
+    let out = rig.harness.push_and_pull(input.clone()).unwrap();
+    let picture = samples(&out, &rig.out_info(), 0);
+    assert_eq!((rig.out_info().width(), rig.out_info().height()), (64, 32));
+    assert_eq!(rig.element.property::<String>("active-model"), "bicubic");
+    let warning = rig.message(gst::MessageType::Warning).unwrap();
+    assert!(warning.contains("at most 2"), "{warning}");
+    assert!(rig.message(gst::MessageType::Error).is_none());
+
+    let mut plain = Rig::raw(&[("scale", "4"), ("strength", "0")], "GRAY8", 16, 8);
+    let expected = plain.harness.push_and_pull(input.clone()).unwrap();
+    assert_eq!(picture, samples(&expected, &plain.out_info(), 0));
+
+    // New input before the next frame goes the same way.
+    rig.harness.set_src_caps_str(&raw("GRAY8", 8, 8));
+    let buffer = blank(&info(&raw("GRAY8", 8, 8)));
+    rig.harness.push_and_pull(buffer).unwrap();
+    assert_eq!(rig.out_info().width(), 32);
+    assert!(rig.message(gst::MessageType::Warning).is_none());
+}
+
+#[test]
+fn new_input_and_a_scale_beyond_the_model_at_once_fall_back() {
+    let properties = [
+        ("model", "tiny-x2"),
+        ("scale", "2"),
+        ("fallback", "bicubic"),
+    ];
+    let mut rig = Rig::raw(&properties, "GRAY8", 16, 8);
+    rig.element.set_property("scale", 3.0);
+    let text = raw("GRAY8", 8, 8);
+    rig.harness.set_src_caps_str(&text);
+    rig.harness.push_and_pull(blank(&info(&text))).unwrap();
+    assert_eq!(rig.out_info().width(), 24);
+    assert!(rig.message(gst::MessageType::Warning).is_some());
+    assert!(rig.message(gst::MessageType::Error).is_none());
+}
+
+#[test]
+fn frames_that_are_too_late_are_left_out_and_counted() {
+    let mut rig = Rig::raw(&[("scale", "2")], "GRAY8", 16, 8);
+    let at = |seconds: u64| {
+        let mut buffer = blank(&info(&raw("GRAY8", 16, 8)));
+        let pts = gst::ClockTime::from_seconds(seconds);
+        buffer.get_mut().unwrap().set_pts(pts);
+        buffer
+    };
+    rig.harness.push_and_pull(at(0)).unwrap();
+    // The sink: the frame of 1 s came 3 s too late.
+    let late = gst::event::Qos::new(
+        gst::QOSType::Underflow,
+        2.0,
+        3 * gst::ClockTime::SECOND.nseconds() as i64,
+        gst::ClockTime::SECOND,
+    );
+    assert!(rig.harness.push_upstream_event(late));
+    for seconds in [1, 2, 60] {
+        assert_eq!(rig.harness.push(at(seconds)), Ok(gst::FlowSuccess::Ok));
+    }
+    let stats: gst::Structure = rig.element.property("stats");
+    assert_eq!(stats.get::<u64>("dropped"), Ok(2));
+    assert_eq!(stats.get::<u64>("frames"), Ok(2));
+    assert_eq!(rig.harness.buffers_received(), 2);
 }
 
 #[test]

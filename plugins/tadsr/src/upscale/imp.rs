@@ -145,6 +145,8 @@ struct State {
 #[derive(Default)]
 struct Stats {
     frames: u64,
+    /// Frames that came too late to be shown and were left out.
+    dropped: u64,
     /// Time spent on upscaling.
     busy: Duration,
     /// When the first frame was done and the latest.
@@ -166,6 +168,7 @@ impl Stats {
         let per = |n: f64, of: f64| if of > 0.0 { n / of } else { 0.0 };
         gst::Structure::builder("tadsr-stats")
             .field("frames", self.frames)
+            .field("dropped", self.dropped)
             .field("fps", per(self.frames.saturating_sub(1) as f64, seconds))
             .field(
                 "mean-ms",
@@ -261,8 +264,8 @@ impl ObjectImpl for TadsrUpscale {
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
                     .blurb(
-                        "Since the start: frames upscaled (frames), frames per second from the first to the latest \
-                         (fps), mean time that upscaling a frame takes in milliseconds (mean-ms)",
+                        "Since the start: frames upscaled (frames), frames left out because they came too late \
+                         (dropped), frames per second from the first to the latest (fps), mean time that upscaling a frame takes in milliseconds (mean-ms)",
                     )
                     .read_only()
                     .build(),
@@ -290,6 +293,8 @@ impl ObjectImpl for TadsrUpscale {
             "scale" => {
                 settings.scale = value.get().expect("type checked upstream");
                 drop(settings);
+                // What this scale leads to is told anew.
+                lock(&self.state).refused = None;
                 // Upstream may have to change its size, or what comes out does.
                 self.obj().reconfigure_sink();
                 self.obj().reconfigure_src();
@@ -362,18 +367,22 @@ impl BaseTransformImpl for TadsrUpscale {
 
     /// Loads the model, in the thread that changes the state: before a frame flows.
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let settings = lock(&self.settings).clone();
         self.progress(gst::ProgressType::Start, "Loading the model");
-        let result = self.load_or_fall_back(&settings);
+        let result = loop {
+            let settings = lock(&self.settings).clone();
+            let result = self.load_or_fall_back(&settings);
+            let mut state = lock(&self.state);
+            // While there is no engine, setting a model does not load it: one set meanwhile is loaded here.
+            if lock(&self.settings).model != settings.model {
+                continue;
+            }
+            break result.map(|engine| state.install(engine));
+        };
         match &result {
             Ok(_) => self.progress(gst::ProgressType::Complete, "Model loaded"),
             Err(_) => self.progress(gst::ProgressType::Error, "No model"),
         }
-        let engine = result?;
-        let mut state = lock(&self.state);
-        state.describe(&engine);
-        state.engine = engine;
-        drop(state);
+        result?;
         self.notify_active();
         Ok(())
     }
@@ -461,22 +470,11 @@ impl BaseTransformImpl for TadsrUpscale {
         if let gst::EventView::Caps(caps) = event.view() {
             let caps = caps.caps_owned();
             let refusal = self.refusal(&caps);
-            // Upstream may try again with every buffer; it has been told.
-            let told = mem::replace(
-                &mut lock(&self.state).refused,
-                refusal.as_ref().map(|_| caps.clone()),
-            );
             if let Some(reason) = refusal {
-                if told.as_ref() != Some(&caps) {
-                    gst::element_imp_error!(
-                        self,
-                        gst::StreamError::Format,
-                        ("{reason}"),
-                        ["{caps}"]
-                    );
-                }
+                self.refuse(&caps, &reason);
                 return false;
             }
+            lock(&self.state).refused = None;
         }
         self.parent_sink_event(event)
     }
@@ -548,6 +546,18 @@ impl BaseTransformImpl for TadsrUpscale {
         }
     }
 
+    fn submit_input_buffer(
+        &self,
+        is_discont: bool,
+        inbuf: gst::Buffer,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let result = self.parent_submit_input_buffer(is_discont, inbuf);
+        if result == Ok(gst_base::BASE_TRANSFORM_FLOW_DROPPED) {
+            lock(&self.state).stats.dropped += 1;
+        }
+        result
+    }
+
     fn transform(
         &self,
         inbuf: &gst::Buffer,
@@ -595,12 +605,20 @@ impl VideoFilterImpl for TadsrUpscale {
         );
         let frame = planes::frame_info(in_info, incaps)
             .ok_or_else(|| gst::loggable_error!(CAT, "no frames of format {}", in_info.format()))?;
-        let mut state = lock(&self.state);
-        state.negotiated = (!same_size).then(|| Negotiated {
+        // From here on no model takes over that does not serve the scale; the one in use may still be one.
+        let negotiated = (!same_size).then(|| Negotiated {
             input: in_info.clone(),
             output: out_info.clone(),
             frame,
         });
+        let before = mem::replace(&mut lock(&self.state).negotiated, negotiated);
+        if let Err(reason) = self.serve_scale() {
+            // The pads keep their caps, and with them again there is no call of this.
+            lock(&self.state).negotiated = before;
+            self.refuse(incaps, &reason);
+            return Err(gst::loggable_error!(CAT, "{reason}"));
+        }
+        let mut state = lock(&self.state);
         if let Engine::Ready(loaded) = &state.engine {
             state.active_model = Some(loaded.name(state.ratio()));
         }
@@ -625,6 +643,27 @@ impl State {
                 self.active_model = Some("passthrough".into());
             }
         }
+    }
+
+    /// Puts `engine` in place, behind the frame that is being upscaled. Returns what it replaces, to be dropped
+    /// without the lock.
+    fn install(&mut self, engine: Engine) -> Engine {
+        self.describe(&engine);
+        match (mem::take(&mut self.engine), engine) {
+            (Engine::Busy(next), Engine::Ready(loaded)) => {
+                self.engine = Engine::Busy(Some(loaded));
+                next.map_or(Engine::None, Engine::Ready)
+            }
+            (old, engine) => {
+                self.engine = engine;
+                old
+            }
+        }
+    }
+
+    /// Why the model in use does not serve the scale in force; `None` if it does.
+    fn overscale(&self) -> Option<String> {
+        overscale(self.negotiated.as_ref()?.ratio(), self.max_scale?)
     }
 
     /// The scale in force; before there is one, the usual.
@@ -678,6 +717,14 @@ impl TadsrUpscale {
             return None;
         };
         let value = lock(&self.settings).scale;
+        // The fallback to bicubic interpolation serves every scale.
+        if fallback != Fallback::Bicubic
+            && mode == "progressive"
+            && let Some(max) = lock(&self.state).max_scale
+            && let Some(reason) = overscale(value, max)
+        {
+            return Some(reason);
+        }
         match self.scale() {
             None => Some(format!(
                 "scale={value} is no scale: use 0 or 1 to {MAX_SCALE}"
@@ -693,6 +740,45 @@ impl TadsrUpscale {
                 }),
             Some(_) => None,
         }
+    }
+
+    /// Says why video with the input `caps` is refused, once: upstream may try again with every buffer.
+    fn refuse(&self, caps: &gst::Caps, reason: &str) {
+        let told = lock(&self.state).refused.replace(caps.clone());
+        if told.as_ref() != Some(caps) {
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{reason}"), ["{caps}"]);
+        }
+    }
+
+    /// After negotiation: where the model in use does not serve the scale, replaces it as the fallback to bicubic
+    /// interpolation has it, with a warning.
+    ///
+    /// # Errors
+    /// Says why the model does not serve the scale when it is not replaced.
+    fn serve_scale(&self) -> Result<(), String> {
+        let Some(reason) = lock(&self.state).overscale() else {
+            return Ok(());
+        };
+        let settings = lock(&self.settings).clone();
+        if settings.fallback != Fallback::Bicubic {
+            return Err(reason);
+        }
+        let engine = bicubic(&settings).map_err(|err| format!("{reason}; {err}"))?;
+        let mut state = lock(&self.state);
+        if state.overscale().is_none() {
+            // A model that was loaded in the background serves it.
+            return Ok(());
+        }
+        let old = state.install(engine);
+        drop(state);
+        drop(old);
+        gst::element_imp_warning!(
+            self,
+            gst::LibraryError::Settings,
+            ("{reason}; upscaling without a network")
+        );
+        self.notify_active();
+        Ok(())
     }
 
     /// Loads the model that `settings` ask for, or what the fallback puts in its place, with a warning.
@@ -724,13 +810,8 @@ impl TadsrUpscale {
             }
             Fallback::Passthrough => ("leaving the video as it is", Engine::Bypass),
             Fallback::Bicubic => {
-                // The default model serves as the frame around the interpolation.
-                let upscaler = load(settings, "", Device::Cpu).map_err(|_| error_message(&err))?;
-                let plain = true;
-                (
-                    "upscaling without a network",
-                    Engine::Ready(Loaded { upscaler, plain }),
-                )
+                let engine = bicubic(settings).map_err(|_| error_message(&err))?;
+                ("upscaling without a network", engine)
             }
         };
         gst::element_imp_warning!(self, gst::ResourceError::OpenRead, ("{err}; {instead}"));
@@ -763,14 +844,9 @@ impl TadsrUpscale {
             return;
         }
         let ratio = state.ratio();
-        let result = result.and_then(|upscaler| {
-            let max = upscaler.max_scale();
-            if state.negotiated.is_some() && ratio > max {
-                return Err(Error::Scale(format!(
-                    "the video is upscaled by {ratio}, the model serves at most {max}"
-                )));
-            }
-            Ok(upscaler)
+        let result = result.and_then(|upscaler| match overscale(ratio, upscaler.max_scale()) {
+            Some(reason) if state.negotiated.is_some() => Err(Error::Scale(reason)),
+            _ => Ok(upscaler),
         });
         let upscaler = match result {
             Ok(upscaler) => upscaler,
@@ -784,18 +860,7 @@ impl TadsrUpscale {
                 return;
             }
         };
-        let engine = Engine::ready(upscaler);
-        state.describe(&engine);
-        let old = match (mem::take(&mut state.engine), engine) {
-            (Engine::Busy(_), Engine::Ready(loaded)) => {
-                state.engine = Engine::Busy(Some(loaded));
-                Engine::None
-            }
-            (old, engine) => {
-                state.engine = engine;
-                old
-            }
-        };
+        let old = state.install(Engine::ready(upscaler));
         drop(state);
         drop(old);
         self.notify_active();
@@ -971,14 +1036,24 @@ fn add_scaled_roi(
 fn load(settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
     let mut upscaler = Upscaler::load(model, device)?;
     upscaler.set_threads(settings.threads as usize)?;
-    let max = upscaler.max_scale();
-    if settings.scale > max {
-        return Err(Error::Scale(format!(
-            "scale={} is more than the model serves: at most {max}",
-            settings.scale
-        )));
+    match overscale(settings.scale, upscaler.max_scale()) {
+        Some(reason) => Err(Error::Scale(reason)),
+        None => Ok(upscaler),
     }
-    Ok(upscaler)
+}
+
+/// The engine of the fallback to bicubic interpolation: the default model is the frame around it.
+fn bicubic(settings: &Settings) -> tadsr::Result<Engine> {
+    let upscaler = load(settings, "", Device::Cpu)?;
+    let plain = true;
+    Ok(Engine::Ready(Loaded { upscaler, plain }))
+}
+
+/// Why a model that serves scales up to `max` does not serve `scale`; `None` if it does. A scale that was made a
+/// fraction may have grown by a millionth.
+fn overscale(scale: f64, max: f64) -> Option<String> {
+    (scale > max + 1e-6)
+        .then(|| format!("a scale of {scale} is more than the model serves: at most {max}"))
 }
 
 fn error_message(err: &Error) -> gst::ErrorMessage {

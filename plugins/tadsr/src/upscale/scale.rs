@@ -15,15 +15,16 @@ const PREFERRED_SCALE: i64 = 2;
 /// How the sides of the output follow from those of the input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Scale {
-    /// Both sides times `num / den`, in lowest terms. A side that `den` does not divide has no scaled size.
+    /// Both sides times `num / den`, in lowest terms. A side that `den` does not divide has no scaled size. More than
+    /// the model serves is let through here, so that it can be refused with a reason once it is chosen.
     Fixed { num: i64, den: i64 },
     /// Each side times anything from 1 to `max`.
     Free { max: f64 },
 }
 
 impl Scale {
-    /// The scale that the property value `value` stands for: 0 is free up to `max`, otherwise 1 to [`MAX_SCALE`].
-    /// `None` when it is neither.
+    /// The scale that the property value `value` stands for: 0 is free up to `max`, otherwise 1 to [`MAX_SCALE`],
+    /// whatever `max` is. `None` when it is neither.
     pub fn new(value: f64, max: f64) -> Option<Self> {
         if value == 0.0 {
             return Some(Self::Free { max });

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod binding;
+
 use std::sync::Once;
 
 use gst::prelude::*;
