@@ -226,3 +226,29 @@ fn every_header_of_made_up_fields_is_survived() {
         }
     }
 }
+
+/// What is shipped is the end of a training run, not the middle of one, and says how it was made.
+#[test]
+fn bundled_models_are_finished_and_documented() {
+    for bundled in tadsr::model::BUNDLED {
+        let models = LiteModel::find(bundled.name).unwrap();
+        let [model] = &models[..] else {
+            panic!("'{}' names one model", bundled.name);
+        };
+        assert_eq!(model.metadata.name, bundled.name);
+        let training = &model.metadata.training;
+        assert!(training["steps_done"].is_u64(), "{}", bundled.name);
+        assert_eq!(
+            training["steps_done"], training["options"]["steps"],
+            "{}",
+            bundled.name
+        );
+        let card = format!("{}/models/{}.md", env!("CARGO_MANIFEST_DIR"), bundled.name);
+        let card = std::fs::read_to_string(&card).expect(&card);
+        assert!(
+            card.contains("LPIPS") && card.contains("DATA.md"),
+            "{}",
+            bundled.name
+        );
+    }
+}

@@ -317,4 +317,7 @@ fn the_default_model_follows_the_scale() {
     assert_eq!(upscaler.active_model(2.0), "tiny-x2");
     assert_eq!(upscaler.active_model(3.0), "tiny-x4");
     assert_eq!(upscaler.max_scale(), 4.0);
+    let clean = Upscaler::load("tiny-clean", Device::Auto).unwrap();
+    assert_eq!(clean.active_model(2.0), "tiny-clean-x2");
+    assert_eq!(clean.max_scale(), 2.0);
 }

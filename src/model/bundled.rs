@@ -34,6 +34,10 @@ pub static BUNDLED: &[Bundled] = &[
         name: "tiny-x4",
         bytes: include_bytes!("../../models/tiny-x4.safetensors"),
     },
+    Bundled {
+        name: "tiny-clean-x2",
+        bytes: include_bytes!("../../models/tiny-clean-x2.safetensors"),
+    },
 ];
 
 impl LiteModel {
