@@ -1,4 +1,4 @@
-//! Video super-resolution with one-step diffusion students.
+//! Video super-resolution with small one-step networks (students).
 //!
 //! The front door is [`Upscaler`]: it loads a model file and upscales frames.
 //!

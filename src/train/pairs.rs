@@ -173,7 +173,7 @@ impl PairSpec {
             .into_par_iter()
             .map(|i| self.batch(photos, &plain, step_seed(seed ^ STATISTICS, i)))
             .collect::<Result<Vec<_>>>()?;
-        // Rounded, so that the file holds what was used whatever the order of the sums.
+        // Mean and standard deviation; the sums run in the order of the batches, whatever the threads.
         let moment = |values: &dyn Fn(&Batch) -> &[f32], channel: usize| {
             let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
             for batch in &all {

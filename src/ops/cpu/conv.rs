@@ -660,7 +660,8 @@ struct SendPtr(*mut f32);
 // SAFETY: see the type's promise.
 unsafe impl Sync for SendPtr {}
 
-/// Gradient with respect to the bias: `gy` `[.., co]` summed over all pixels, in f32 by bands of f64 sums.
+/// Gradient with respect to the bias: `gy` `[.., co]` summed over all pixels: f32 within a band of 256 pixels,
+/// f64 from band to band.
 pub fn grad_bias(co: usize, gy: &[f32]) -> Vec<f32> {
     let mut total = vec![0.0f64; co];
     let mut band = vec![0.0f32; co];

@@ -5,7 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use super::conv::{GradTile, Kernels, Tile};
+use super::{
+    conv::{GradTile, Kernels, Tile},
+    elementwise::TAYLOR,
+};
 
 pub(super) static AVX512: Kernels = Kernels {
     lanes: 16,
@@ -274,18 +277,6 @@ mod v512 {
         _mm512_div_ps(x, _mm512_add_ps(e, splat(1.0)))
     }
 }
-
-/// 1/7!, 1/6!, .. 1/0!: the exponential's series from the highest power down.
-const TAYLOR: [f32; 8] = [
-    1.0 / 5040.0,
-    1.0 / 720.0,
-    1.0 / 120.0,
-    1.0 / 24.0,
-    1.0 / 6.0,
-    0.5,
-    1.0,
-    1.0,
-];
 
 /// The same operations on 8 lanes.
 mod v256 {

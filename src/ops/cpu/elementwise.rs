@@ -7,6 +7,18 @@ use super::Isa;
 /// Values that one task takes: small enough for the first-level cache's neighbourhood, large enough to be cheap.
 const CHUNK: usize = 16 * 1024;
 
+/// 1/7!, 1/6!, .. 1/0!: the exponential's series from the highest power down.
+pub(super) const TAYLOR: [f32; 8] = [
+    1.0 / 5040.0,
+    1.0 / 720.0,
+    1.0 / 120.0,
+    1.0 / 24.0,
+    1.0 / 6.0,
+    0.5,
+    1.0,
+    1.0,
+];
+
 /// `exp(x)` for |x| up to 87, clamped beyond; relative error below 2e-7. `2^n 2^f` with |f| <= 0.5 by the Taylor
 /// polynomial of degree 7 of `exp(f ln 2)`.
 #[inline(always)]
@@ -16,16 +28,8 @@ fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let rounded = t + ROUND;
     let f = (t - (rounded - ROUND)) * std::f32::consts::LN_2;
-    let mut e = 1.0 / 5040.0;
-    for c in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
+    let mut e = TAYLOR[0];
+    for c in &TAYLOR[1..] {
         e = e * f + c;
     }
     let power = (rounded.to_bits() << 23).wrapping_add(127 << 23);
