@@ -12,10 +12,11 @@
 //! ```
 //!
 //! The rooms of the house, from the bottom up: [`frame`] (video frames), [`ops`] (operators with fast kernels),
-//! [`nn`] (networks), [`model`] (model files), [`engine`] (a trained student compiled to a plan), [`metrics`],
+//! [`nn`] (networks), [`diffusion`] (noise schedule and samplers), [`model`] (model files), [`engine`] (a trained student compiled to a plan), [`metrics`],
 //! and behind the `train` feature `train` (data, losses, loops).
 
 mod device;
+pub mod diffusion;
 pub mod engine;
 mod error;
 pub mod frame;

@@ -1,3 +1,4 @@
 //! Networks, as candle modules on NHWC feature maps.
 
 pub mod lite;
+pub mod official;
