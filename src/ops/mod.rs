@@ -7,6 +7,7 @@
 mod attention;
 mod conv2d;
 pub mod cpu;
+mod gelu;
 mod group_norm;
 mod silu;
 mod upsample;
@@ -14,6 +15,7 @@ mod upsample;
 pub use attention::attention;
 pub use conv2d::conv2d;
 pub use cpu::conv::Activation;
+pub use gelu::gelu;
 pub use group_norm::group_norm;
 pub use silu::silu;
 pub use upsample::upsample2x;
