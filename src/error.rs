@@ -22,6 +22,12 @@ pub enum Error {
     /// A device that is not there.
     #[error("{0}")]
     Device(String),
+    /// A setting that the model cannot follow.
+    #[error("{0}")]
+    Setting(String),
+    /// The caller's hook asked to stop.
+    #[error("stopped before the frame was done")]
+    Cancelled,
     /// A file that cannot be read or written.
     #[error("'{path}': {cause}")]
     Io {

@@ -30,4 +30,4 @@ mod upscaler;
 
 pub use device::Device;
 pub use error::{Error, Result};
-pub use upscaler::Upscaler;
+pub use upscaler::{Observer, Upscaler};

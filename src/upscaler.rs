@@ -1,10 +1,13 @@
 //! The front door of the library.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     Device, Error, Result,
-    engine::cpu::Engine,
+    engine::{
+        cpu::Engine,
+        official::{ColorFix, NoiseField, Options, Progress, Tile},
+    },
     frame::{Frame, FrameMut, FrameRef},
     model::LiteModel,
 };
@@ -23,7 +26,14 @@ pub struct Upscaler {
     pool: Option<Arc<rayon::ThreadPool>>,
     /// The plan in use and the index of its model.
     plan: Option<(usize, Engine)>,
+    /// For published networks.
+    options: Options,
+    observer: Option<Observer>,
 }
+
+/// Called before every pass through a published network, and when the last is done; [`ControlFlow::Break`] stops the
+/// frame with [`Error::Cancelled`].
+pub type Observer = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 
 impl Upscaler {
     /// Loads `model`: the name of a bundled model or the path of a model file. The empty name is the default model.
@@ -44,6 +54,8 @@ impl Upscaler {
             scale,
             pool: None,
             plan: None,
+            options: Options::default(),
+            observer: None,
         })
     }
 
@@ -65,14 +77,91 @@ impl Upscaler {
         Ok(())
     }
 
-    /// How much of the network's residual is added: 0 is bicubic, 1 (the default) all of it. Values outside are
-    /// clamped.
+    /// How much of the network's work is used: 0 is bicubic interpolation alone, 1 (the default) all of it. Values
+    /// outside are clamped.
     pub fn set_strength(&mut self, strength: f32) {
         self.strength = if strength.is_nan() {
             1.0
         } else {
             strength.clamp(0.0, 1.0)
         };
+    }
+
+    /// How much noise the published networks start from: 0 none, 1 (the default) what they were trained with. Less noise
+    /// invents less detail. Values outside are clamped.
+    pub fn set_noise(&mut self, noise: f32) {
+        self.options.noise = if noise.is_nan() {
+            1.0
+        } else {
+            noise.clamp(0.0, 1.0)
+        };
+    }
+
+    /// What the noise is drawn from, 0 by default. Frames of one size get the same noise as long as the seed stays, so
+    /// that a still picture stays still.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.options.seed = seed;
+    }
+
+    /// Noise to use instead of a drawn one, for results that can be compared with other implementations; `None` goes
+    /// back to the seed. A frame whose latent has another size than the field ends in [`Error::Setting`].
+    pub fn set_noise_field(&mut self, field: Option<NoiseField>) {
+        self.options.noise_field = field;
+    }
+
+    /// The noise that frames of `width` x `height` get before [`Self::set_noise`] weakens it: the one that was set, or
+    /// the one that the seed gives. `None` for a model that starts from no noise.
+    pub fn noise_field(&self, _width: usize, _height: usize) -> Option<NoiseField> {
+        None
+    }
+
+    /// Steps that the published networks take: 1 (the default), which is for models that were distilled to one step,
+    /// or as many as [`Self::max_steps`] says. Other models take no notice.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for any other number.
+    pub fn set_steps(&mut self, steps: usize) -> Result<()> {
+        let all = self.max_steps().unwrap_or(steps);
+        if steps != 1 && steps != all {
+            return Err(Error::Setting(format!(
+                "{steps} steps: model '{}' takes 1 or {all}",
+                self.active_model(self.max_scale())
+            )));
+        }
+        self.options.steps = steps;
+        Ok(())
+    }
+
+    /// Steps of the schedule that the model was trained with; `None` for a model that has none.
+    pub fn max_steps(&self) -> Option<usize> {
+        None
+    }
+
+    /// How large the pieces are that the published networks work on, [`Tile::Auto`] by default.
+    pub fn set_tile(&mut self, tile: Tile) {
+        self.options.tile = tile;
+    }
+
+    /// Pixels of the input that neighbouring tiles share at least, 16 by default.
+    pub fn set_tile_overlap(&mut self, pixels: usize) {
+        self.options.overlap = pixels;
+    }
+
+    /// How the colours of what the published networks make are brought back to those of the input,
+    /// [`ColorFix::Wavelet`] by default.
+    pub fn set_color_fix(&mut self, fix: ColorFix) {
+        self.options.color_fix = fix;
+    }
+
+    /// Sets what is told how far a frame has come, and may stop it. Only published networks are slow enough to tell.
+    pub fn set_observer(&mut self, observer: Option<Observer>) {
+        self.observer = observer;
+    }
+
+    /// The scale that the network itself makes, for networks that have only one: what is smaller is shrunk from it,
+    /// and costs as much. `None` for models that serve a range.
+    pub fn native_scale(&self) -> Option<f64> {
+        None
     }
 
     /// Sets the scale that [`Self::upscale`] applies: 1 to [`Self::max_scale`]. Without it, the smallest of the models'

@@ -1,3 +1,4 @@
-//! A trained student compiled to a fast plan: from the planes of a frame to the planes of a larger one.
+//! A trained model at work: from the planes of a frame to the planes of a larger one.
 
 pub mod cpu;
+pub mod official;
