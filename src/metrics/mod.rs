@@ -1,14 +1,20 @@
-//! Image quality metrics: PSNR and SSIM of luma, LPIPS, and tables of them.
+//! Quality metrics: PSNR, SSIM and MS-SSIM of luma, LPIPS, NIQE, stability in time, and tables of them.
 
+mod flow;
 mod lpips;
+mod niqe;
 mod psnr;
 mod report;
 mod ssim;
+mod temporal;
 
+pub use flow::Flow;
 pub use lpips::{Lpips, LpipsFeatures};
+pub use niqe::Niqe;
 pub use psnr::psnr;
 pub use report::{Mean, Report, Row};
-pub use ssim::ssim;
+pub use ssim::{ms_ssim, ssim};
+pub use temporal::{Temporal, TemporalScores};
 
 use crate::{Error, Result, frame::Matrix};
 
@@ -27,6 +33,24 @@ pub struct Gray {
     pub height: usize,
     /// Row-major, `width * height` samples.
     pub data: Vec<f32>,
+}
+
+impl Gray {
+    /// Half as wide and high: every 2x2 samples become their mean; an odd last row or column is left out.
+    fn halved(&self) -> Self {
+        let (width, height) = (self.width / 2, self.height / 2);
+        let pair = |row: usize, x: usize| {
+            let at = row * self.width + 2 * x;
+            self.data[at] + self.data[at + 1]
+        };
+        let data = (0..height)
+            .flat_map(|y| (0..width).map(move |x| 0.25 * (pair(2 * y, x) + pair(2 * y + 1, x))));
+        Self {
+            width,
+            height,
+            data: data.collect(),
+        }
+    }
 }
 
 impl Picture {

@@ -1,4 +1,5 @@
-//! Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004).
+//! Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004), on one scale and on five (Wang, Simoncelli, Bovik
+//! 2003).
 
 use rayon::prelude::*;
 
@@ -9,12 +10,41 @@ const SIGMA: f64 = 1.5;
 const C1: f32 = (0.01 * 255.0) * (0.01 * 255.0);
 const C2: f32 = (0.03 * 255.0) * (0.03 * 255.0);
 
+/// The exponents of the five scales of MS-SSIM, the finest first.
+const EXPONENTS: [f64; 5] = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333];
+
 /// Mean SSIM of two planes on the scale 0..255: Gaussian window of 11x11 with standard deviation 1.5, K1 = 0.01,
 /// K2 = 0.03, over the places where the window fits. `None` for planes smaller than the window.
 ///
 /// # Panics
 /// When the sizes differ.
 pub fn ssim(a: &Gray, b: &Gray) -> Option<f64> {
+    Some(means(a, b)?.0)
+}
+
+/// MS-SSIM of two planes on the scale 0..255: contrast and structure on four scales and SSIM on the fifth, each to the
+/// power of its weight, windows as in [`ssim`]; from scale to scale 2x2 pixels become their mean (an odd last row or
+/// column is left out). Negative means count as 0. `None` for planes whose fifth scale is smaller than the window: below
+/// 176 pixels.
+///
+/// # Panics
+/// When the sizes differ.
+pub fn ms_ssim(a: &Gray, b: &Gray) -> Option<f64> {
+    let (mut a, mut b) = (a.clone(), b.clone());
+    let mut product = 1.0;
+    for (scale, exponent) in EXPONENTS.into_iter().enumerate() {
+        let (ssim, structure) = means(&a, &b)?;
+        let last = scale + 1 == EXPONENTS.len();
+        product *= if last { ssim } else { structure }.max(0.0).powf(exponent);
+        if !last {
+            (a, b) = (a.halved(), b.halved());
+        }
+    }
+    Some(product)
+}
+
+/// The means over all windows of SSIM and of its factor for contrast and structure.
+fn means(a: &Gray, b: &Gray) -> Option<(f64, f64)> {
     assert_eq!((a.width, a.height), (b.width, b.height), "sizes differ");
     if a.width < WINDOW || a.height < WINDOW {
         return None;
@@ -22,7 +52,7 @@ pub fn ssim(a: &Gray, b: &Gray) -> Option<f64> {
     let (columns, rows) = (a.width - WINDOW + 1, a.height - WINDOW + 1);
     let window = window();
     // Added in the order of the rows: the last bits do not depend on the threads.
-    let sums: Vec<f64> = (0..rows)
+    let sums: Vec<(f64, f64)> = (0..rows)
         .into_par_iter()
         .map_init(
             || Moments::new(a.width),
@@ -32,7 +62,9 @@ pub fn ssim(a: &Gray, b: &Gray) -> Option<f64> {
             },
         )
         .collect();
-    Some(sums.iter().sum::<f64>() / (rows * columns) as f64)
+    let windows = (rows * columns) as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| sums.iter().map(of).sum::<f64>() / windows;
+    Some((mean(|s| s.0), mean(|s| s.1)))
 }
 
 /// Vertically filtered rows of a, b, a^2 + b^2 and ab.
@@ -61,8 +93,8 @@ impl Moments {
         }
     }
 
-    /// The sum of SSIM over one row of windows.
-    fn sum(&self, window: &[f32; WINDOW]) -> f64 {
+    /// The sums of SSIM and of its factor for contrast and structure over one row of windows.
+    fn sum(&self, window: &[f32; WINDOW]) -> (f64, f64) {
         let columns = self.0[0].len() - WINDOW + 1;
         let at = |m: &[f32], x: usize| -> f32 {
             window
@@ -79,9 +111,9 @@ impl Moments {
                 let (a, b) = (a + 128.0, b + 128.0);
                 let luminance = (2.0 * a * b + C1) / (a * a + b * b + C1);
                 let structure = (2.0 * covariance + C2) / (variances + C2);
-                f64::from(luminance * structure)
+                (f64::from(luminance * structure), f64::from(structure))
             })
-            .sum()
+            .fold((0.0, 0.0), |sum, s| (sum.0 + s.0, sum.1 + s.1))
     }
 }
 
@@ -111,11 +143,11 @@ mod tests {
         }
     }
 
-    /// The definition, window by window, in f64.
-    fn reference(a: &Gray, b: &Gray) -> f64 {
+    /// The definition, window by window, in f64: SSIM, and its factor for contrast and structure.
+    fn definition(a: &Gray, b: &Gray) -> (f64, f64) {
         let gauss = |i: usize| (-((i as f64 - 5.0) / 1.5).powi(2) / 2.0).exp();
         let norm: f64 = (0..11).map(gauss).sum();
-        let (mut sum, mut count) = (0.0, 0.0);
+        let (mut sum, mut structures, mut count) = (0.0, 0.0, 0.0);
         for y in 0..=a.height - 11 {
             for x in 0..=a.width - 11 {
                 let mut m = [0.0; 5];
@@ -131,12 +163,13 @@ mod tests {
                 }
                 let [p, q, pp, qq, pq] = m;
                 let (c1, c2) = (2.55 * 2.55, 7.65 * 7.65);
-                sum += (2.0 * p * q + c1) * (2.0 * (pq - p * q) + c2)
-                    / ((p * p + q * q + c1) * (pp - p * p + qq - q * q + c2));
+                let structure = (2.0 * (pq - p * q) + c2) / (pp - p * p + qq - q * q + c2);
+                sum += (2.0 * p * q + c1) / (p * p + q * q + c1) * structure;
+                structures += structure;
                 count += 1.0;
             }
         }
-        sum / count
+        (sum / count, structures / count)
     }
 
     #[test]
@@ -147,9 +180,28 @@ mod tests {
             for (b, a) in b.data.iter_mut().zip(&a.data) {
                 *b = 0.7 * a + 0.2 * *b;
             }
-            let (got, want) = (ssim(&a, &b).unwrap(), reference(&a, &b));
+            let (got, want) = (ssim(&a, &b).unwrap(), definition(&a, &b).0);
             assert!((got - want).abs() < 1e-5, "{w}x{h}: {got} is not {want}");
         }
+    }
+
+    #[test]
+    fn ms_ssim_agrees_with_its_definition() {
+        let a = noise(190, 177, 1);
+        let mut b = noise(190, 177, 2);
+        for (b, a) in b.data.iter_mut().zip(&a.data) {
+            *b = 0.9 * a + 0.1 * *b;
+        }
+        let (mut x, mut y, mut want) = (a.clone(), b.clone(), 1.0f64);
+        for (i, exponent) in EXPONENTS.into_iter().enumerate() {
+            let (both, structure) = definition(&x, &y);
+            want *= if i == 4 { both } else { structure }.powf(exponent);
+            (x, y) = (x.halved(), y.halved());
+        }
+        let got = ms_ssim(&a, &b).unwrap();
+        assert!((got - want).abs() < 1e-5, "{got} is not {want}");
+        assert!((ms_ssim(&a, &a).unwrap() - 1.0).abs() < 1e-6);
+        assert_eq!(ms_ssim(&noise(175, 300, 1), &noise(175, 300, 1)), None);
     }
 
     #[test]
