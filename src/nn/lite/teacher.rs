@@ -1,0 +1,428 @@
+//! The teacher of the lite family: a U-Net that denoises the whitened residual.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use super::student::scale_features;
+use crate::ops::{Activation, conv2d, group_norm, silu, upsample2x};
+
+/// Channels that a normalisation group has.
+const GROUP: usize = 16;
+
+/// A teacher's shape; everything about its tensors follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeacherConfig {
+    /// Channels of the latent.
+    pub latent: usize,
+    /// Output pixels a side in a grid cell.
+    pub r: usize,
+    /// Channels of each level, multiples of 16; each level but the last halves the grid.
+    pub widths: Vec<usize>,
+    /// ResBlocks of each level, on the way down and on the way up.
+    pub blocks: usize,
+}
+
+impl TeacherConfig {
+    /// Widths 64, 128, 192, 8.4 M parameters: for GPUs.
+    pub fn full(latent: usize, r: usize) -> Self {
+        Self {
+            latent,
+            r,
+            widths: vec![64, 128, 192],
+            blocks: 2,
+        }
+    }
+
+    /// Widths 16, 32, 48, 0.5 M parameters: for training on a CPU alone.
+    pub fn micro(latent: usize, r: usize) -> Self {
+        Self {
+            widths: vec![16, 32, 48],
+            ..Self::full(latent, r)
+        }
+    }
+
+    /// What both sides of the grid must be multiples of.
+    pub fn multiple(&self) -> usize {
+        1 << (self.widths.len() - 1)
+    }
+
+    /// Whether every field is in its range.
+    ///
+    /// # Errors
+    /// The field at fault, in words.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        if !(1..=96).contains(&self.latent) || !(1..=8).contains(&self.r) {
+            return Err(format!(
+                "latent {} at r = {}: 1 to 96, 1 to 8",
+                self.latent, self.r
+            ));
+        }
+        if !(1..=5).contains(&self.widths.len()) || !(1..=8).contains(&self.blocks) {
+            return Err("a teacher has 1 to 5 levels of 1 to 8 blocks".into());
+        }
+        match self
+            .widths
+            .iter()
+            .find(|w| **w == 0 || *w % GROUP != 0 || **w > 1024)
+        {
+            Some(w) => Err(format!("width {w}: a multiple of {GROUP} up to 1024")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Predicts the clean residual from a noisy one, at a time of the diffusion, given the base.
+pub struct Teacher {
+    config: TeacherConfig,
+    embedding: [Linear; 2],
+    head: Conv,
+    down: Vec<Level>,
+    middle: [Block; 2],
+    up: Vec<Level>,
+    norm: Norm,
+    tail: Conv,
+}
+
+/// The blocks of one resolution, and the convolution to the next one; the last level of either way has none.
+struct Level {
+    blocks: Vec<Block>,
+    step: Option<Conv>,
+}
+
+impl Teacher {
+    /// Builds the network from the tensors of `vb`, or makes them in a `VarMap`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn new(config: TeacherConfig, vb: VarBuilder) -> Result<Self> {
+        let (z, e) = (config.latent, Self::embedding_width(&config));
+        let widths = &config.widths;
+        let (first, last) = (widths[0], widths[widths.len() - 1]);
+        let level = |way: &str, l: usize, inputs: &[usize], co: usize, step: Option<usize>| {
+            let vb = vb.pp(way).pp(l);
+            let block = |(i, ci): (usize, &usize)| Block::new(*ci, co, e, vb.pp(i));
+            Ok::<_, candle_core::Error>(Level {
+                blocks: inputs
+                    .iter()
+                    .enumerate()
+                    .map(block)
+                    .collect::<Result<_>>()?,
+                step: step
+                    .map(|to| Conv::new(co, to, 3, vb.pp("step")))
+                    .transpose()?,
+            })
+        };
+        let mut down = Vec::new();
+        let mut up = Vec::new();
+        for (l, &w) in widths.iter().enumerate() {
+            let inputs = vec![w; config.blocks];
+            down.push(level("down", l, &inputs, w, widths.get(l + 1).copied())?);
+            // Each block on the way up takes the output of one on the way down beside its input.
+            let step = (l > 0).then(|| widths[l - 1]);
+            up.push(level("up", l, &vec![2 * w; config.blocks], w, step)?);
+        }
+        Ok(Self {
+            embedding: [
+                Linear::new(first + 2, e, vb.pp("embedding.0"))?,
+                Linear::new(e, e, vb.pp("embedding.1"))?,
+            ],
+            head: Conv::new(2 * z, first, 3, vb.pp("head"))?,
+            down,
+            middle: [
+                Block::new(last, last, e, vb.pp("middle.0"))?,
+                Block::new(last, last, e, vb.pp("middle.1"))?,
+            ],
+            up,
+            norm: Norm::new(first, vb.pp("norm"))?,
+            tail: Conv::new(first, z, 3, vb.pp("tail"))?,
+            config,
+        })
+    }
+
+    pub fn config(&self) -> &TeacherConfig {
+        &self.config
+    }
+
+    /// Predicts the whitened residual `[n, h, w, z]` from the noisy one `r_t`, scaled to about unit variance, and the
+    /// whitened latent of the base, both of this shape, at times `t` (one for each sample) and the scale of the batch.
+    /// `h` and `w` are multiples of [`TeacherConfig::multiple`].
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn forward(&self, r_t: &Tensor, base: &Tensor, t: &[usize], scale: f64) -> Result<Tensor> {
+        let embedding = self.embed(t, scale, r_t)?;
+        let (mut x, mut kept) = self.encode(r_t, base, &embedding, &mut |_| ())?;
+        for level in self.up.iter().rev() {
+            for block in &level.blocks {
+                let side = kept
+                    .pop()
+                    .ok_or_else(|| candle_core::Error::msg("no skip is left"))?;
+                x = block.forward(&Tensor::cat(&[x, side], D::Minus1)?, &embedding)?;
+            }
+            if let Some(step) = &level.step {
+                x = step.forward(&upsample2x(&x)?, 1)?;
+            }
+        }
+        self.tail
+            .forward(&self.norm.forward(&x, Activation::Silu)?, 1)
+    }
+
+    /// The features that a discriminator sees: the output of each level on the way down and of the middle.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn features(
+        &self,
+        r_t: &Tensor,
+        base: &Tensor,
+        t: &[usize],
+        scale: f64,
+    ) -> Result<Vec<Tensor>> {
+        let embedding = self.embed(t, scale, r_t)?;
+        let mut features = Vec::new();
+        let (middle, _) = self.encode(r_t, base, &embedding, &mut |x| features.push(x.clone()))?;
+        features.push(middle);
+        Ok(features)
+    }
+
+    /// Channels of each of [`Self::features`].
+    pub fn feature_channels(&self) -> Vec<usize> {
+        let widths = self.config.widths.iter().copied();
+        widths.chain(self.config.widths.last().copied()).collect()
+    }
+
+    /// The way down and the middle; the outputs of all blocks on the way down for the way up, the latest last.
+    fn encode(
+        &self,
+        r_t: &Tensor,
+        base: &Tensor,
+        embedding: &Tensor,
+        level_done: &mut dyn FnMut(&Tensor),
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut x = self
+            .head
+            .forward(&Tensor::cat(&[r_t, base], D::Minus1)?, 1)?;
+        let mut kept = Vec::new();
+        for level in &self.down {
+            for block in &level.blocks {
+                x = block.forward(&x, embedding)?;
+                kept.push(x.clone());
+            }
+            level_done(&x);
+            if let Some(step) = &level.step {
+                x = step.forward(&x, 2)?;
+            }
+        }
+        for block in &self.middle {
+            x = block.forward(&x, embedding)?;
+        }
+        Ok((x, kept))
+    }
+
+    /// `[n, e]`, after a SiLU: what each block's modulation is computed from.
+    fn embed(&self, t: &[usize], scale: f64, like: &Tensor) -> Result<Tensor> {
+        let half = self.config.widths[0] / 2;
+        let mut values = Vec::with_capacity(t.len() * (2 * half + 2));
+        for &t in t {
+            let angle = |i: usize| t as f64 * (-(10_000f64.ln()) * i as f64 / half as f64).exp();
+            values.extend((0..half).map(|i| angle(i).cos() as f32));
+            values.extend((0..half).map(|i| angle(i).sin() as f32));
+            values.extend(scale_features(scale, self.config.r));
+        }
+        let x = Tensor::from_vec(values, (t.len(), 2 * half + 2), like.device())?;
+        let [first, second] = &self.embedding;
+        silu(&second.forward(&silu(&first.forward(&x)?)?)?)
+    }
+
+    fn embedding_width(config: &TeacherConfig) -> usize {
+        4 * config.widths[0]
+    }
+}
+
+/// `x + conv(silu(modulated norm(conv(silu(norm(x))))))`.
+struct Block {
+    norm1: Norm,
+    conv1: Conv,
+    modulation: Linear,
+    norm2: Norm,
+    conv2: Conv,
+    skip: Option<Conv>,
+}
+
+impl Block {
+    fn new(ci: usize, co: usize, embedding: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            norm1: Norm::new(ci, vb.pp("norm1"))?,
+            conv1: Conv::new(ci, co, 3, vb.pp("conv1"))?,
+            modulation: Linear::new(embedding, 2 * co, vb.pp("modulation"))?,
+            norm2: Norm::new(co, vb.pp("norm2"))?,
+            conv2: Conv::new(co, co, 3, vb.pp("conv2"))?,
+            skip: (ci != co)
+                .then(|| Conv::new(ci, co, 1, vb.pp("skip")))
+                .transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+        let y = self
+            .conv1
+            .forward(&self.norm1.forward(x, Activation::Silu)?, 1)?;
+        let modulation = self.modulation.forward(embedding)?;
+        let y = self.norm2.modulated(&y, &modulation)?;
+        let y = self.conv2.forward(&y, 1)?;
+        match &self.skip {
+            Some(skip) => skip.forward(x, 1)? + y,
+            None => x + y,
+        }
+    }
+}
+
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Norm {
+    fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get(channels, "weight")?,
+            bias: vb.get(channels, "bias")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let groups = self.weight.dim(0)? / GROUP;
+        group_norm(x, groups, &self.weight, &self.bias, 1e-5, activation)
+    }
+
+    /// With `modulation` `[n, 2c]`: what the scale is above 1, then the shift (FiLM), and a SiLU.
+    fn modulated(&self, x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
+        let c = self.weight.dim(0)?;
+        let scale = (modulation.narrow(1, 0, c)? + 1.0)?;
+        let weight = scale.broadcast_mul(&self.weight)?;
+        let bias = (scale.broadcast_mul(&self.bias)? + modulation.narrow(1, c, c)?)?;
+        group_norm(x, c / GROUP, &weight, &bias, 1e-5, Activation::Silu)
+    }
+}
+
+struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Conv {
+    fn new(ci: usize, co: usize, k: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get((co, ci, k, k), "weight")?,
+            bias: vb.get(co, "bias")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, stride: usize) -> Result<Tensor> {
+        let pad = self.weight.dim(2)? / 2;
+        conv2d(x, &self.weight, &self.bias, stride, pad, Activation::None)
+    }
+}
+
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    fn new(ci: usize, co: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get((co, ci), "weight")?,
+            bias: vb.get(co, "bias")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Var};
+    use candle_nn::VarMap;
+
+    fn random(shape: impl Into<candle_core::Shape>) -> Var {
+        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    fn teacher(config: TeacherConfig) -> (Teacher, VarMap) {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let teacher = Teacher::new(config, vb).unwrap();
+        for var in vars.all_vars() {
+            let fan: usize = var.dims().iter().skip(1).product();
+            let std = (1.0 / fan.max(1) as f32).sqrt();
+            var.set(&Tensor::randn(0f32, std, var.shape(), &Device::Cpu).unwrap())
+                .unwrap();
+        }
+        (teacher, vars)
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn sizes_have_about_the_parameters_they_promise() {
+        let count = |config| {
+            let all = teacher(config).1.all_vars();
+            all.iter().map(|v| v.elem_count()).sum::<usize>()
+        };
+        let (full, micro) = (
+            count(TeacherConfig::full(24, 4)),
+            count(TeacherConfig::micro(16, 4)),
+        );
+        assert!((8_000_000..9_000_000).contains(&full), "{full}");
+        assert!((500_000..1_100_000).contains(&micro), "{micro}");
+    }
+
+    #[test]
+    fn every_parameter_and_both_inputs_matter() {
+        let (teacher, vars) = teacher(TeacherConfig::micro(4, 2));
+        let (r_t, base) = (random((2, 8, 12, 4)), random((2, 8, 12, 4)));
+        let y = teacher.forward(&r_t, &base, &[0, 5], 1.5).unwrap();
+        assert_eq!(y.dims(), [2, 8, 12, 4]);
+        let target = random((2, 8, 12, 4));
+        let loss = (y - target.as_tensor()).unwrap().sqr().unwrap().sum_all();
+        let grads = loss.unwrap().backward().unwrap();
+        for var in vars.all_vars().iter().chain([&r_t, &base]) {
+            let grad = grads.get(var).expect("a gradient");
+            assert!(values(grad).iter().any(|g| *g != 0.0), "{:?}", var.shape());
+        }
+    }
+
+    #[test]
+    fn time_and_scale_change_the_result_of_their_sample_alone() {
+        let (teacher, _) = teacher(TeacherConfig::micro(4, 2));
+        let x = random((1, 4, 4, 4));
+        let two = Tensor::cat(&[x.as_tensor(), x.as_tensor()], 0).unwrap();
+        let at = |t: &[usize], scale| {
+            let all = values(&teacher.forward(&two, &two, t, scale).unwrap());
+            let (a, b) = all.split_at(64);
+            (a.to_vec(), b.to_vec())
+        };
+        let (same, other) = at(&[3, 7], 2.0);
+        assert_ne!(same, other);
+        assert_eq!(at(&[3, 3], 2.0), (same.clone(), same.clone()));
+        assert_ne!(at(&[3, 3], 1.5).0, same);
+    }
+
+    #[test]
+    fn the_features_are_those_of_the_way_down_and_the_middle() {
+        let (teacher, _) = teacher(TeacherConfig::micro(4, 2));
+        let x = random((1, 8, 8, 4));
+        let features = teacher.features(&x, &x, &[1], 2.0).unwrap();
+        let shapes: Vec<_> = features.iter().map(|f| f.dims().to_vec()).collect();
+        let want = [[1, 8, 8, 16], [1, 4, 4, 32], [1, 2, 2, 48], [1, 2, 2, 48]];
+        assert_eq!(shapes, want);
+        assert_eq!(teacher.feature_channels(), [16, 32, 48, 48]);
+    }
+}
