@@ -118,6 +118,9 @@ fn a_stopped_run_goes_on_to_the_same_model() {
         model(&whole) == model(&stopped),
         "resumed and uninterrupted run differ"
     );
+    let losses = |run: &Path| std::fs::read_to_string(run.join("losses.csv")).unwrap();
+    assert_eq!(losses(&whole).lines().count(), 301);
+    assert!(losses(&whole) == losses(&stopped), "their losses differ");
 }
 
 #[test]

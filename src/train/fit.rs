@@ -14,8 +14,9 @@ use super::{
     checkpoint,
     data::PhotoSet,
     degrade::{Degradation, normal},
+    loader::{Loader, step_seed},
     optim::{AdamW, Ema, Parameter, cosine},
-    pairs::{Batch, Loader, PairSpec, step_seed},
+    pairs::{Batch, PairSpec},
 };
 use crate::{
     Error, Result,
@@ -68,7 +69,7 @@ pub struct Fit {
     adam: AdamW,
     ema: Ema,
     step: u64,
-    loader: Loader,
+    loader: Loader<Batch>,
     validation: Vec<(&'static str, Batch)>,
     fingerprint: [u64; 2],
     dir: PathBuf,
@@ -157,14 +158,9 @@ impl Fit {
             }
         };
         let validation = validation(&spec, held_out, &stats)?;
-        let loader = Loader::start(
-            spec,
-            photos,
-            stats.clone(),
-            options.seed,
-            step,
-            data_threads,
-        );
+        let of_data = stats.clone();
+        let make = move |seed| spec.batch(&photos, &of_data, seed);
+        let loader = Loader::start(make, options.seed, step, data_threads);
         Ok(Self {
             options,
             stats,

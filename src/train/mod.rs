@@ -4,5 +4,6 @@ pub mod checkpoint;
 pub mod data;
 pub mod degrade;
 pub mod fit;
+pub mod loader;
 pub mod optim;
 pub mod pairs;

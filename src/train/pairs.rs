@@ -1,19 +1,12 @@
 //! Training pairs: the whitened latent of the base, and the whitened residual to the truth.
 
-use std::{
-    sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
-    thread,
-};
-
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::{
     data::{Patch, PhotoSet},
     degrade::Degradation,
+    loader::step_seed,
 };
 use crate::{
     Result,
@@ -213,76 +206,4 @@ fn resize(plane: &[f32], from: usize, to: usize, kernel: Kernel) -> Vec<f32> {
     let mut out = vec![0.0; to * to];
     Resampler::new(axis(), axis()).run(plane, &mut out);
     out
-}
-
-/// The seed of step `step` of a run with `seed` (SplitMix64's mixing function).
-pub fn step_seed(seed: u64, step: u64) -> u64 {
-    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// Makes batches ahead of their use on background threads, in the order of the steps.
-///
-/// Batch `i` depends on the seed and `i` alone, so a run that is resumed sees what the uninterrupted run would see.
-pub struct Loader {
-    queues: Vec<Receiver<Result<Batch>>>,
-    next: usize,
-}
-
-impl Loader {
-    /// Starts `threads` threads that make the batches from step `first` on.
-    pub fn start(
-        spec: PairSpec,
-        photos: Arc<PhotoSet>,
-        stats: LatentStats,
-        seed: u64,
-        first: u64,
-        threads: usize,
-    ) -> Self {
-        let threads = threads.max(1);
-        let queues = (0..threads).map(|i| {
-            let (to, from) = sync_channel(2);
-            let (spec, photos, stats) = (spec.clone(), photos.clone(), stats.clone());
-            let first = first + i as u64;
-            thread::spawn(move || make(&spec, &photos, &stats, seed, first, threads as u64, &to));
-            from
-        });
-        Self {
-            queues: queues.collect(),
-            next: 0,
-        }
-    }
-
-    /// The next step's batch.
-    ///
-    /// # Errors
-    /// What went wrong in making it.
-    pub fn next_batch(&mut self) -> Result<Batch> {
-        let queue = &self.queues[self.next];
-        self.next = (self.next + 1) % self.queues.len();
-        queue
-            .recv()
-            .unwrap_or_else(|_| Err(crate::Error::Frame("a data thread has died".into())))
-    }
-}
-
-/// Makes every `every`th batch from `first` until nobody takes them any more.
-fn make(
-    spec: &PairSpec,
-    photos: &PhotoSet,
-    stats: &LatentStats,
-    seed: u64,
-    first: u64,
-    every: u64,
-    to: &SyncSender<Result<Batch>>,
-) {
-    let mut step = first;
-    while to
-        .send(spec.batch(photos, stats, step_seed(seed, step)))
-        .is_ok()
-    {
-        step += every;
-    }
 }

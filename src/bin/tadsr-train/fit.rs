@@ -1,26 +1,18 @@
 //! `tadsr-train fit`: supervised training of a student on photographs.
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 use tadsr::{
     nn::lite::StudentConfig,
     train::{
-        data::PhotoSet,
         degrade::Degradation,
         fit::{Fit, Options},
     },
 };
+
+use crate::run::{self, Plan, Training};
 
 /// Train a student on photographs, supervised.
 ///
@@ -116,15 +108,9 @@ impl Args {
                 2 * student.r
             );
         }
-        if self.steps == 0 || self.batch == 0 || self.save_every == 0 {
-            bail!("--steps, --batch and --save-every must be at least 1");
-        }
-        if self.batch > 1024 || self.expand > 1024 || patch > 1024 {
-            bail!("--batch, --patch and --expand: at most 1024");
-        }
-        let rate = self.lr > 0.0 && self.lr < 1.0;
-        if !rate || !(0.0..1.0).contains(&self.ema) {
-            bail!("--lr must be within 0 and 1, --ema at least 0 and below 1");
+        run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
+        if self.expand > 1024 || patch > 1024 {
+            bail!("--patch and --expand: at most 1024");
         }
         let folder = self
             .out
@@ -157,18 +143,10 @@ impl Args {
 
 pub fn run(args: Args) -> Result<()> {
     let options = args.options()?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or(cores).max(1);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()?;
-    fs::create_dir_all(&args.out)
-        .with_context(|| format!("'{}' cannot be made", args.out.display()))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
-
-    let mut photos = load(&args.data, options.patch)?;
+    let threads = run::use_threads(args.threads)?;
+    run::make_folder(&args.out)?;
+    let stop = run::stop_flag()?;
+    let mut photos = run::load_photos(&args.data, options.patch)?;
     let held_out = photos.hold_out(20);
     eprintln!(
         "{} photos to train on, {} held out; {:?} with {} parameters",
@@ -177,94 +155,37 @@ pub fn run(args: Args) -> Result<()> {
         options.student.architecture,
         options.student.parameters()
     );
+    let plan = Plan {
+        steps: options.steps,
+        images: options.batch,
+        save_every: args.save_every,
+        folder: &args.out,
+    };
     let photos = Arc::new(photos);
-    let mut fit = Fit::new(
-        options.clone(),
-        photos,
-        &held_out,
-        &args.out,
-        args.resume,
-        threads,
-    )?;
+    let mut fit = Fit::new(options, photos, &held_out, &args.out, args.resume, threads)?;
     drop(held_out);
-    train(&mut fit, &options, args.save_every, &stop)?;
-    if fit.done() < options.steps {
-        eprintln!(
-            "stopped at step {} of {}; go on with the same command and --resume",
-            fit.done(),
-            options.steps
-        );
-    } else {
-        eprintln!("model: {}", args.out.join("model.safetensors").display());
-    }
-    Ok(())
+    run::train(&mut fit, &plan, &stop)
 }
 
-fn load(data: &[PathBuf], side: usize) -> Result<PhotoSet> {
-    let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
-        "decoding photos {bar:30} {pos}/{len}",
-    )?);
-    let photos = PhotoSet::load(data, side, |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    })?;
-    bar.finish_and_clear();
-    for skipped in photos.skipped() {
-        eprintln!("left out '{}': {}", skipped.path.display(), skipped.reason);
+impl Training for Fit {
+    fn done(&self) -> u64 {
+        Fit::done(self)
     }
-    Ok(photos)
-}
 
-/// Steps until the end or until `stop`, with a line of numbers at every save.
-fn train(fit: &mut Fit, options: &Options, save_every: u64, stop: &AtomicBool) -> Result<()> {
-    let bar = ProgressBar::new(options.steps).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} {per_sec} ETA {eta_precise} {msg}",
-    )?);
-    bar.set_position(fit.done());
-    bar.reset_eta();
-    let (start, first) = (Instant::now(), fit.done());
-    let (mut shown, mut losses, mut count) = (Instant::now(), 0.0, 0u32);
-    while fit.done() < options.steps && !stop.load(Ordering::SeqCst) {
-        losses += f64::from(fit.step()?);
-        count += 1;
-        bar.set_position(fit.done());
-        let saving = fit.done().is_multiple_of(save_every) || fit.done() == options.steps;
-        if shown.elapsed() > Duration::from_secs(1) {
-            bar.set_message(format!("loss {:.4}", losses / f64::from(count)));
-            shown = Instant::now();
-        }
-        if saving {
-            fit.save()?;
-            let rate = (fit.done() - first) as f64 / start.elapsed().as_secs_f64();
-            let gains: Vec<String> = fit
-                .validate()?
-                .iter()
-                .map(|(name, gain)| format!("{name} {gain:+.3} dB"))
-                .collect();
-            let left = Duration::from_secs_f64((options.steps - fit.done()) as f64 / rate);
-            let line = format!(
-                "step {} of {}: loss {:.4}, against bicubic {}; {:.1} images/s, {} left",
-                fit.done(),
-                options.steps,
-                losses / f64::from(count),
-                gains.join(", "),
-                rate * options.batch as f64,
-                indicatif::HumanDuration(left)
-            );
-            log(&bar, &line);
-            (losses, count) = (0.0, 0);
-        }
+    fn step(&mut self) -> tadsr::Result<Vec<(&'static str, f64)>> {
+        Ok(vec![("loss", f64::from(Fit::step(self)?))])
     }
-    fit.save()?;
-    bar.finish_and_clear();
-    Ok(())
-}
 
-/// Prints a line above the progress bar, or plainly where there is no terminal.
-fn log(bar: &ProgressBar, line: &str) {
-    if bar.is_hidden() {
-        eprintln!("{line}");
-    } else {
-        bar.println(line);
+    fn save(&self) -> tadsr::Result<()> {
+        Fit::save(self)
+    }
+
+    fn validate(&self) -> tadsr::Result<String> {
+        let gains = Fit::validate(self)?;
+        let gains = gains
+            .iter()
+            .map(|(name, gain)| format!("{name} {gain:+.3} dB"));
+        let gains: Vec<String> = gains.collect();
+        Ok(format!("against bicubic {}", gains.join(", ")))
     }
 }

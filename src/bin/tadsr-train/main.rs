@@ -2,6 +2,7 @@
 
 mod eval;
 mod fit;
+mod run;
 
 use std::process::ExitCode;
 

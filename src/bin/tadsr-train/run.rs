@@ -1,0 +1,255 @@
+//! What all training runs have in common: photos, progress, the log of the losses, checkpoints, Ctrl-C.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use tadsr::train::data::PhotoSet;
+
+/// A training run as the command line drives it.
+pub trait Training {
+    /// Steps done.
+    fn done(&self) -> u64;
+    /// Takes one step; gives its losses and other numbers, the same ones in every step.
+    fn step(&mut self) -> tadsr::Result<Vec<(&'static str, f64)>>;
+    /// Writes checkpoint and model.
+    fn save(&self) -> tadsr::Result<()>;
+    /// What held-out photos say, in words.
+    fn validate(&self) -> tadsr::Result<String>;
+}
+
+/// How long a run is and what its log says.
+pub struct Plan<'a> {
+    pub steps: u64,
+    /// Images in a step.
+    pub images: usize,
+    /// Steps between two checkpoints.
+    pub save_every: u64,
+    /// The run's folder; `losses.csv` in it gets a line for every step.
+    pub folder: &'a Path,
+}
+
+/// Makes a run's folder.
+pub fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("'{}' cannot be made", path.display()))
+}
+
+/// Lets the networks use `threads` threads, or one for each core; gives their number.
+pub fn use_threads(threads: Option<usize>) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or(cores).max(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global()?;
+    Ok(threads)
+}
+
+/// A flag that Ctrl-C sets.
+pub fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
+    Ok(stop)
+}
+
+/// Decodes the photos below `data`, with progress; says which are left out.
+pub fn load_photos(data: &[PathBuf], side: usize) -> Result<PhotoSet> {
+    let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
+        "decoding photos {bar:30} {pos}/{len}",
+    )?);
+    let photos = PhotoSet::load(data, side, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    for skipped in photos.skipped() {
+        eprintln!("left out '{}': {}", skipped.path.display(), skipped.reason);
+    }
+    Ok(photos)
+}
+
+/// Steps until the end or until `stop`, with a line of numbers at every checkpoint and a last checkpoint.
+pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<()> {
+    let bar = ProgressBar::new(plan.steps).with_style(ProgressStyle::with_template(
+        "{bar:30} {pos}/{len} {per_sec} ETA {eta_precise} {msg}",
+    )?);
+    bar.set_position(run.done());
+    bar.reset_eta();
+    let (start, first) = (Instant::now(), run.done());
+    let mut log = LossLog::open(plan.folder, first)?;
+    let mut shown = Instant::now();
+    while run.done() < plan.steps && !stop.load(Ordering::SeqCst) {
+        let losses = run.step()?;
+        log.add(run.done(), &losses)?;
+        bar.set_position(run.done());
+        if shown.elapsed() > Duration::from_secs(1) {
+            bar.set_message(log.means());
+            shown = Instant::now();
+        }
+        if run.done().is_multiple_of(plan.save_every) || run.done() == plan.steps {
+            log.flush()?;
+            run.save()?;
+            let rate = (run.done() - first) as f64 / start.elapsed().as_secs_f64();
+            let left = Duration::from_secs_f64((plan.steps - run.done()) as f64 / rate);
+            let line = format!(
+                "step {} of {}: {}; {}; {:.2} images/s, {} left",
+                run.done(),
+                plan.steps,
+                log.means(),
+                run.validate()?,
+                rate * plan.images as f64,
+                HumanDuration(left)
+            );
+            print_above(&bar, &line);
+            log.restart();
+        }
+    }
+    log.flush()?;
+    run.save()?;
+    bar.finish_and_clear();
+    let done = run.done();
+    if done < plan.steps {
+        let all = plan.steps;
+        eprintln!("stopped at step {done} of {all}; go on with the same command and --resume");
+    } else {
+        let model = plan.folder.join("model.safetensors");
+        eprintln!("model: {}", model.display());
+    }
+    Ok(())
+}
+
+/// Prints a line above the progress bar, or plainly where there is no terminal.
+fn print_above(bar: &ProgressBar, line: &str) {
+    if bar.is_hidden() {
+        eprintln!("{line}");
+    } else {
+        bar.println(line);
+    }
+}
+
+/// The numbers of every step in `losses.csv`, and their means since the last checkpoint.
+struct LossLog {
+    path: PathBuf,
+    file: BufWriter<File>,
+    /// Whether the file has its first line, the names.
+    named: bool,
+    sums: Vec<(&'static str, f64)>,
+    steps: u32,
+}
+
+impl LossLog {
+    /// The log in `folder`, cut to the steps up to `done`: a run that goes on from a checkpoint takes later ones again.
+    fn open(folder: &Path, done: u64) -> Result<Self> {
+        let path = folder.join("losses.csv");
+        let old = fs::read_to_string(&path).unwrap_or_default();
+        let step = |line: &&str| line.split(',').next()?.parse::<u64>().ok();
+        let mut kept: Vec<_> = old.lines().take(1).collect();
+        let steps = old.lines().skip(1);
+        kept.extend(steps.take_while(|line| step(line).is_some_and(|s| s <= done)));
+        let named = done > 0 && !kept.is_empty();
+        let unwritable = || format!("'{}' cannot be written", path.display());
+        let mut file = BufWriter::new(File::create(&path).with_context(unwritable)?);
+        if named {
+            for line in kept {
+                writeln!(file, "{line}").with_context(unwritable)?;
+            }
+        }
+        Ok(Self {
+            path,
+            file,
+            named,
+            sums: Vec::new(),
+            steps: 0,
+        })
+    }
+
+    fn add(&mut self, step: u64, losses: &[(&'static str, f64)]) -> Result<()> {
+        if self.sums.is_empty() {
+            self.sums = losses.iter().map(|(name, _)| (*name, 0.0)).collect();
+        }
+        for ((_, sum), (_, value)) in self.sums.iter_mut().zip(losses) {
+            *sum += value;
+        }
+        self.steps += 1;
+        let mut text = String::new();
+        if !self.named {
+            let names: Vec<_> = losses.iter().map(|(name, _)| *name).collect();
+            text = format!("step,{}\n", names.join(","));
+            self.named = true;
+        }
+        let values: Vec<_> = losses.iter().map(|(_, v)| format!("{v:e}")).collect();
+        text += &format!("{step},{}\n", values.join(","));
+        let written = self.file.write_all(text.as_bytes());
+        written.with_context(|| format!("'{}' cannot be written", self.path.display()))
+    }
+
+    fn means(&self) -> String {
+        let mean = |(name, sum): &(&str, f64)| {
+            let mean = sum / f64::from(self.steps.max(1));
+            match mean.abs() {
+                m if m == 0.0 || (1e-3..1e4).contains(&m) => format!("{name} {mean:.4}"),
+                _ => format!("{name} {mean:.2e}"),
+            }
+        };
+        self.sums.iter().map(mean).collect::<Vec<_>>().join(", ")
+    }
+
+    fn restart(&mut self) {
+        self.sums.clear();
+        self.steps = 0;
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let done = self.file.flush();
+        done.with_context(|| format!("'{}' cannot be written", self.path.display()))
+    }
+}
+
+/// Checks what all runs take as arguments.
+pub fn check_common(steps: u64, batch: usize, save_every: u64, lr: f64, ema: f64) -> Result<()> {
+    if steps == 0 || batch == 0 || save_every == 0 {
+        bail!("--steps, --batch and --save-every must be at least 1");
+    }
+    if batch > 1024 {
+        bail!("--batch: at most 1024");
+    }
+    let rate = lr > 0.0 && lr < 1.0;
+    if !rate || !(0.0..1.0).contains(&ema) {
+        bail!("--lr must be within 0 and 1, --ema at least 0 and below 1");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_forgets_the_steps_that_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LossLog::open(dir.path(), 0).unwrap();
+        for step in 1..=5 {
+            log.add(step, &[("a", step as f64), ("b", 0.5)]).unwrap();
+        }
+        log.flush().unwrap();
+        assert_eq!(log.means(), "a 3.0000, b 0.5000");
+        let mut log = LossLog::open(dir.path(), 3).unwrap();
+        log.add(4, &[("a", 9.0), ("b", 0.5)]).unwrap();
+        log.flush().unwrap();
+        let text = fs::read_to_string(dir.path().join("losses.csv")).unwrap();
+        let want = "step,a,b\n1,1e0,5e-1\n2,2e0,5e-1\n3,3e0,5e-1\n4,9e0,5e-1\n";
+        assert_eq!(text, want);
+        // A new run in the same folder starts anew.
+        drop(LossLog::open(dir.path(), 0).unwrap());
+        let text = fs::read_to_string(dir.path().join("losses.csv")).unwrap();
+        assert_eq!(text, "");
+    }
+}

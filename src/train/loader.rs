@@ -1,0 +1,106 @@
+//! Batches made ahead of their use.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use crate::{Error, Result};
+
+/// The seed of step `step` of a run with `seed` (SplitMix64's mixing function).
+pub fn step_seed(seed: u64, step: u64) -> u64 {
+    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Makes batches ahead of their use on background threads, in the order of the steps.
+///
+/// Batch `i` depends on the seed and `i` alone, so a run that is resumed sees what the uninterrupted run would see.
+pub struct Loader<B> {
+    queues: Vec<Receiver<Result<B>>>,
+    next: usize,
+}
+
+impl<B: Send + 'static> Loader<B> {
+    /// Starts `threads` threads that make the batches from step `first` on: `make` gets [`step_seed`] of `seed` and the
+    /// step.
+    pub fn start(
+        make: impl Fn(u64) -> Result<B> + Send + Sync + 'static,
+        seed: u64,
+        first: u64,
+        threads: usize,
+    ) -> Self {
+        let (threads, make) = (threads.max(1), Arc::new(make));
+        let queues = (0..threads).map(|i| {
+            let (to, from) = sync_channel(2);
+            let make = make.clone();
+            let steps = (first + i as u64..).step_by(threads);
+            thread::spawn(move || fill(&*make, seed, steps, &to));
+            from
+        });
+        Self {
+            queues: queues.collect(),
+            next: 0,
+        }
+    }
+
+    /// The next step's batch.
+    ///
+    /// # Errors
+    /// What went wrong in making it.
+    pub fn next_batch(&mut self) -> Result<B> {
+        let queue = &self.queues[self.next];
+        self.next = (self.next + 1) % self.queues.len();
+        let died = || Err(Error::Frame("a data thread has died".into()));
+        queue.recv().unwrap_or_else(|_| died())
+    }
+}
+
+/// Makes the batches of `steps` until nobody takes them any more.
+fn fill<B>(
+    make: impl Fn(u64) -> Result<B>,
+    seed: u64,
+    steps: impl Iterator<Item = u64>,
+    to: &SyncSender<Result<B>>,
+) {
+    for step in steps {
+        if to.send(make(step_seed(seed, step))).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_come_in_order_whatever_the_threads_and_from_any_step() {
+        let take = |first, threads| {
+            let mut loader = Loader::start(Ok, 5, first, threads);
+            (0..7)
+                .map(|_| loader.next_batch().unwrap())
+                .collect::<Vec<_>>()
+        };
+        let want: Vec<_> = (3..10).map(|i| step_seed(5, i)).collect();
+        assert_eq!(take(3, 1), want);
+        assert_eq!(take(3, 4), want);
+    }
+
+    #[test]
+    fn an_error_arrives_in_its_batchs_place() {
+        let bad = step_seed(1, 1);
+        let make = move |seed| match seed == bad {
+            true => Err(Error::Frame("broken".into())),
+            false => Ok(()),
+        };
+        let mut loader = Loader::start(make, 1, 0, 2);
+        let good = [0, 1, 2].map(|_| loader.next_batch().is_ok());
+        assert_eq!(good, [true, false, true]);
+    }
+}
