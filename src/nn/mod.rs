@@ -1,4 +1,5 @@
 //! Networks, as candle modules on NHWC feature maps.
 
+pub mod discriminator;
 pub mod lite;
 pub mod official;

@@ -346,7 +346,7 @@ fn reach(sigma: f32) -> isize {
 }
 
 /// Weighted sum over `taps` (dx, dy, weight), weights brought to a sum of 1, border repeated.
-fn convolve(picture: &mut Patch, mut taps: Vec<(isize, isize, f32)>) {
+pub(super) fn convolve(picture: &mut Patch, mut taps: Vec<(isize, isize, f32)>) {
     let (w, h) = (picture.width, picture.height);
     let sum: f32 = taps.iter().map(|t| t.2).sum();
     taps.iter_mut().for_each(|t| t.2 /= sum);

@@ -7,3 +7,4 @@ pub mod fit;
 pub mod loader;
 pub mod optim;
 pub mod pairs;
+pub mod real_world;

@@ -1,0 +1,429 @@
+//! The discriminator of the time-aware adversarial loss: it judges latents by the features that a frozen teacher makes
+//! of them at a noise level `t` (TAD-SR, arXiv 2408.07476; the heads are those of StyleGAN-T, arXiv 2301.09515).
+//!
+//! It takes features as tensors and knows no teacher.
+
+use candle_core::{Device, Result, Shape, Tensor, Var, bail};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::ops::{Activation, conv2d, group_norm, silu};
+
+/// Groups of the norm over a feature map.
+const FEATURE_GROUPS: usize = 32;
+/// Groups of the norms in a head.
+const HEAD_GROUPS: usize = 4;
+/// Taps of a head's second convolution along the flattened map.
+const TAPS: usize = 9;
+const NORM_EPS: f64 = 1e-5;
+const LEAKY_SLOPE: f64 = 0.2;
+/// Longest period of the time embedding.
+const MAX_PERIOD: f64 = 10000.0;
+
+/// A discriminator's shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiscriminatorConfig {
+    /// Channels of each feature map, a multiple of 32 each.
+    pub channels: Vec<usize>,
+    /// Channels of the sinusoidal embedding of `t`; even.
+    pub time_channels: usize,
+    /// Logits at each position of a map.
+    pub logits: usize,
+}
+
+impl DiscriminatorConfig {
+    /// The published shape, 64 logits a position, for maps of `channels`, with the time embedding of a teacher with
+    /// `time_channels` channels at its first level.
+    pub fn new(channels: Vec<usize>, time_channels: usize) -> Self {
+        Self {
+            channels,
+            time_channels,
+            logits: 64,
+        }
+    }
+}
+
+/// One branch a feature map: norm and modulation by `t`, a 3x3 convolution, then a head of spectrally normalised
+/// 1-d convolutions over the flattened map.
+#[derive(Clone, Debug)]
+pub struct Discriminator {
+    config: DiscriminatorConfig,
+    branches: Vec<Branch>,
+}
+
+impl Discriminator {
+    /// A discriminator with the tensors `time.I.{weight,bias}`, `norm.I.*`, `conv.I.*` and `head.I.{b0,b1,cls}.*` of
+    /// `vb`; spectral norms keep `weight_orig`, `weight_u` and `weight_v` as PyTorch does.
+    ///
+    /// Weights from a `VarMap` are trained; `weight_u` and `weight_v` must be left out of the optimiser's parameters
+    /// (see [`is_parameter`]) but kept in checkpoints.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape, or a count of channels does not fit the norms' groups.
+    pub fn new(config: &DiscriminatorConfig, vb: VarBuilder) -> Result<Self> {
+        if !config.time_channels.is_multiple_of(2) || config.time_channels == 0 {
+            bail!(
+                "discriminator: {} channels of time, not an even number",
+                config.time_channels
+            );
+        }
+        let branch = |(i, &c): (usize, &usize)| {
+            if c == 0 || c % FEATURE_GROUPS != 0 {
+                bail!("discriminator: a feature map of {c} channels, not a multiple of 32");
+            }
+            Branch::new(c, config, i, &vb)
+        };
+        let branches = config.channels.iter().enumerate().map(branch);
+        Ok(Self {
+            branches: branches.collect::<Result<_>>()?,
+            config: config.clone(),
+        })
+    }
+
+    /// The logits of every branch, each `[n, logits, h w]`, for its feature map `[n, h, w, c]` at the noise level
+    /// `t` `[n]`. Spectral norms use the vectors that they have: evaluation mode.
+    ///
+    /// # Errors
+    /// When a shape does not fit, or a map has fewer than 4 pixels (the circular padding's width).
+    pub fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
+        if features.len() != self.branches.len() {
+            bail!(
+                "discriminator: {} feature maps, not {}",
+                features.len(),
+                self.branches.len()
+            );
+        }
+        let Some(first) = features.first() else {
+            return Ok(Vec::new());
+        };
+        if first.dim(0)? != t.len() {
+            bail!("discriminator: {} times for maps {first:?}", t.len());
+        }
+        let time = silu(&time_embedding(
+            t,
+            self.config.time_channels,
+            first.device(),
+        )?)?;
+        let pairs = self.branches.iter().zip(features);
+        pairs.map(|(branch, f)| branch.forward(f, &time)).collect()
+    }
+
+    /// [`Self::heads`], flattened and joined: `[n, logits (h0 w0 + h1 w1 + ..)]`.
+    ///
+    /// # Errors
+    /// As [`Self::heads`].
+    pub fn forward(&self, features: &[Tensor], t: &[usize]) -> Result<Tensor> {
+        let heads = self.heads(features, t)?;
+        let flat: Result<Vec<_>> = heads.iter().map(|h| h.flatten_from(1)).collect();
+        Tensor::cat(&flat?, 1)
+    }
+
+    /// One power iteration of every spectral norm. In training mode it comes before each forward pass; no gradient
+    /// flows through the vectors.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn power_iteration(&self) -> Result<()> {
+        for branch in &self.branches {
+            for conv in branch.spectral() {
+                conv.power_iteration()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same discriminator, which a gradient flows through and not into: for the generator's loss. It shares the
+    /// weights' memory.
+    pub fn frozen(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            branches: self.branches.iter().map(Branch::frozen).collect(),
+        }
+    }
+}
+
+/// Whether a tensor of the discriminator is trained; the rest are the spectral norms' vectors.
+pub fn is_parameter(name: &str) -> bool {
+    !name.ends_with(".weight_u") && !name.ends_with(".weight_v")
+}
+
+/// The sinusoidal embedding of steps `t`: `[n, channels]`, cosines then sines of `t / 10000^(2i / channels)`.
+fn time_embedding(t: &[usize], channels: usize, device: &Device) -> Result<Tensor> {
+    let half = channels / 2;
+    let angle = |t: usize, i: usize| t as f64 * (-MAX_PERIOD.ln() * i as f64 / half as f64).exp();
+    let row = |&t: &usize| {
+        let cos = (0..half).map(move |i| angle(t, i).cos() as f32);
+        cos.chain((0..half).map(move |i| angle(t, i).sin() as f32))
+    };
+    let values: Vec<f32> = t.iter().flat_map(row).collect();
+    Tensor::from_vec(values, (t.len(), channels), device)
+}
+
+fn leaky_relu(x: &Tensor) -> Result<Tensor> {
+    x.maximum(&(x * LEAKY_SLOPE)?)
+}
+
+/// What a norm, a linear layer and a convolution have in common.
+#[derive(Clone, Debug)]
+struct Affine {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Affine {
+    fn new(weight: impl Into<Shape>, bias: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get(weight, "weight")?,
+            bias: vb.get(bias, "bias")?,
+        })
+    }
+
+    fn frozen(&self) -> Self {
+        Self {
+            weight: self.weight.detach(),
+            bias: self.bias.detach(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Branch {
+    /// `[2c, e]` and `[2c]`: scale and shift from the time embedding.
+    time: Affine,
+    norm: Affine,
+    conv: Affine,
+    b0: (SpectralConv, Affine),
+    b1: (SpectralConv, Affine),
+    cls: SpectralConv,
+}
+
+impl Branch {
+    fn new(c: usize, config: &DiscriminatorConfig, index: usize, vb: &VarBuilder) -> Result<Self> {
+        let at = |name: &str| vb.pp(name).pp(index);
+        let head = at("head");
+        let block = |name: &str, taps| -> Result<_> {
+            let vb = head.pp(name);
+            let conv = SpectralConv::new(c, c, taps, &vb.pp("0"))?;
+            Ok((conv, Affine::new(c, c, &vb.pp("1"))?))
+        };
+        Ok(Self {
+            time: Affine::new((2 * c, config.time_channels), 2 * c, &at("time"))?,
+            norm: Affine::new(c, c, &at("norm"))?,
+            conv: Affine::new((c, c, 3, 3), c, &at("conv"))?,
+            b0: block("b0", 1)?,
+            b1: block("b1", TAPS)?,
+            cls: SpectralConv::new(c, config.logits, 1, &head.pp("cls"))?,
+        })
+    }
+
+    /// `[n, logits, h w]`
+    fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let time = time
+            .matmul(&self.time.weight.t()?)?
+            .broadcast_add(&self.time.bias)?;
+        let scale = (time.narrow(1, 0, c)? + 1.0)?;
+        let shift = time.narrow(1, c, c)?;
+        // The norm's own affine map and the modulation after it are one map for each sample.
+        let weight = scale.broadcast_mul(&self.norm.weight)?;
+        let bias = (scale.broadcast_mul(&self.norm.bias)? + shift)?;
+        let silu = Activation::Silu;
+        let x = group_norm(x, FEATURE_GROUPS, &weight, &bias, NORM_EPS, silu)?;
+        let (weight, bias) = (&self.conv.weight, &self.conv.bias);
+        let x = conv2d(&x, weight, bias, 1, 1, Activation::None)?;
+        let x = block(&self.b0, &x.reshape((n, 1, h * w, c))?)?;
+        let x = ((&x + block(&self.b1, &x)?)? * 0.5f64.sqrt())?;
+        self.cls.forward(&x)?.squeeze(1)?.transpose(1, 2)
+    }
+
+    fn spectral(&self) -> [&SpectralConv; 3] {
+        [&self.b0.0, &self.b1.0, &self.cls]
+    }
+
+    fn frozen(&self) -> Self {
+        let block = |(conv, norm): &(SpectralConv, Affine)| (conv.frozen(), norm.frozen());
+        Self {
+            time: self.time.frozen(),
+            norm: self.norm.frozen(),
+            conv: self.conv.frozen(),
+            b0: block(&self.b0),
+            b1: block(&self.b1),
+            cls: self.cls.frozen(),
+        }
+    }
+}
+
+/// Convolution, norm, leaky ReLU on `[n, 1, l, c]`.
+fn block((conv, norm): &(SpectralConv, Affine), x: &Tensor) -> Result<Tensor> {
+    let (x, none) = (conv.forward(x)?, Activation::None);
+    leaky_relu(&group_norm(
+        &x,
+        HEAD_GROUPS,
+        &norm.weight,
+        &norm.bias,
+        NORM_EPS,
+        none,
+    )?)
+}
+
+/// A 1-d convolution with circular padding whose kernel is divided by its largest singular value (Miyato et al.,
+/// "Spectral Normalization", arXiv 1802.05957), estimated by `u` and `v`.
+#[derive(Clone, Debug)]
+struct SpectralConv {
+    /// `[co, ci, taps]`
+    weight: Tensor,
+    bias: Tensor,
+    /// `[co]`, the left singular vector.
+    u: Var,
+    /// `[ci taps]`, the right one.
+    v: Var,
+}
+
+impl SpectralConv {
+    fn new(ci: usize, co: usize, taps: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get((co, ci, taps), "weight_orig")?,
+            bias: vb.get(co, "bias")?,
+            u: Var::from_tensor(&vb.get(co, "weight_u")?)?,
+            v: Var::from_tensor(&vb.get(ci * taps, "weight_v")?)?,
+        })
+    }
+
+    fn power_iteration(&self) -> Result<()> {
+        let matrix = self.weight.detach().flatten_from(1)?;
+        let u = self.u.as_detached_tensor().unsqueeze(1)?;
+        let v = normalised(&matrix.t()?.matmul(&u)?)?;
+        let u = normalised(&matrix.matmul(&v)?)?;
+        self.v.set(&v.squeeze(1)?)?;
+        self.u.set(&u.squeeze(1)?)
+    }
+
+    /// The kernel over `u^T W v`, `[co, ci, 1, taps]`.
+    fn kernel(&self) -> Result<Tensor> {
+        // Copies: the graph must keep the values that the forward pass saw.
+        let u = self.u.as_detached_tensor().unsqueeze(1)?.copy()?;
+        let v = self.v.as_detached_tensor().unsqueeze(0)?.copy()?;
+        let matrix = self.weight.flatten_from(1)?;
+        let sigma = (matrix * u.matmul(&v)?)?.sum_all()?;
+        self.weight.broadcast_div(&sigma)?.unsqueeze(2)
+    }
+
+    /// `[n, 1, l, ci]` to `[n, 1, l, co]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (length, reach) = (x.dim(2)?, self.weight.dim(2)? / 2);
+        if length < reach {
+            bail!("discriminator: a feature map of {length} pixels, fewer than {reach}");
+        }
+        let padded = match reach {
+            0 => x.clone(),
+            _ => {
+                let (end, start) = (x.narrow(2, length - reach, reach)?, x.narrow(2, 0, reach)?);
+                Tensor::cat(&[&end, x, &start], 2)?
+            }
+        };
+        conv2d(&padded, &self.kernel()?, &self.bias, 1, 0, Activation::None)
+    }
+
+    fn frozen(&self) -> Self {
+        Self {
+            weight: self.weight.detach(),
+            bias: self.bias.detach(),
+            u: self.u.clone(),
+            v: self.v.clone(),
+        }
+    }
+}
+
+fn normalised(v: &Tensor) -> Result<Tensor> {
+    let norm = v.sqr()?.sum_all()?.sqrt()?;
+    v.broadcast_div(&norm.maximum(1e-12)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::DType;
+    use candle_nn::VarMap;
+
+    use super::*;
+
+    fn random(shape: impl Into<Shape>) -> Tensor {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    /// A discriminator of one map of 32 channels with random weights, and its variables.
+    fn discriminator() -> (Discriminator, HashMap<String, Var>) {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let made = Discriminator::new(&DiscriminatorConfig::new(vec![32], 8), vb).unwrap();
+        let vars = vars.data().lock().unwrap().clone();
+        for var in vars.values() {
+            var.set(&random(var.shape())).unwrap();
+        }
+        (made, vars)
+    }
+
+    #[test]
+    fn power_iterations_bring_the_largest_singular_value_to_one() {
+        let (d, vars) = discriminator();
+        for _ in 0..200 {
+            d.power_iteration().unwrap();
+        }
+        for conv in d.branches[0].spectral() {
+            let matrix = conv.kernel().unwrap().flatten_from(1).unwrap();
+            let gain = |v: &Tensor| {
+                let length = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>();
+                (length(&matrix.matmul(v).unwrap()).unwrap() / length(v).unwrap()).sqrt()
+            };
+            let columns = matrix.dim(1).unwrap();
+            let largest = gain(&conv.v.unsqueeze(1).unwrap());
+            assert!((largest - 1.0).abs() < 1e-3, "{largest}");
+            for _ in 0..20 {
+                let any = gain(&random((columns, 1)));
+                assert!(any < 1.001, "{any}");
+            }
+        }
+        // The vectors live in the variables, so that a checkpoint has them.
+        let length = vars["head.0.b1.0.weight_u"].sqr().unwrap().sum_all();
+        assert!((length.unwrap().to_scalar::<f32>().unwrap() - 1.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn gradients_reach_all_parameters_but_not_the_vectors_and_none_when_frozen() {
+        let (d, vars) = discriminator();
+        let features = Var::from_tensor(&random((2, 4, 5, 32))).unwrap();
+        let gradients = |d: &Discriminator| {
+            let logits = d.forward(&[features.as_tensor().clone()], &[3, 9]).unwrap();
+            assert_eq!(logits.dims(), [2, 64 * 20]);
+            logits.sqr().unwrap().sum_all().unwrap().backward().unwrap()
+        };
+        let grads = gradients(&d);
+        for (name, var) in &vars {
+            assert_eq!(grads.get(var).is_some(), is_parameter(name), "{name}");
+        }
+        let from_all = grads.get(&features).unwrap();
+        let grads = gradients(&d.frozen());
+        assert!(vars.values().all(|var| grads.get(var).is_none()));
+        let apart = (grads.get(&features).unwrap() - from_all).unwrap();
+        let apart = apart.abs().unwrap().max_all().unwrap();
+        assert!(apart.to_scalar::<f32>().unwrap() < 1e-4);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let vb = || VarBuilder::zeros(DType::F32, &Device::Cpu);
+        for (channels, time) in [(48, 8), (0, 8), (32, 7), (32, 0)] {
+            let config = DiscriminatorConfig::new(vec![channels], time);
+            assert!(Discriminator::new(&config, vb()).is_err());
+        }
+        let (d, _) = discriminator();
+        let map = random((1, 1, 3, 32));
+        assert!(d.heads(&[map.clone(), map.clone()], &[0]).is_err());
+        assert!(d.heads(&[map], &[0]).is_err(), "narrower than the padding");
+        assert!(
+            d.heads(&[random((2, 4, 4, 32))], &[0]).is_err(),
+            "one time for two"
+        );
+    }
+}
