@@ -12,7 +12,7 @@ pub use flow::Flow;
 pub use lpips::{Lpips, LpipsFeatures};
 pub use niqe::Niqe;
 pub use psnr::psnr;
-pub use report::{Mean, Report, Row};
+pub use report::{Comparison, Mean, Report, Row};
 pub use ssim::{ms_ssim, ssim};
 pub use temporal::{Temporal, TemporalScores};
 

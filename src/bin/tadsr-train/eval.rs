@@ -13,7 +13,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use tadsr::{
     Device, Upscaler,
     frame::{Frame, resample::Kernel},
-    metrics::{Lpips, LpipsFeatures, Picture, Report, Row, psnr, ssim},
+    metrics::{Lpips, LpipsFeatures, Niqe, Picture, Report, Row, ms_ssim, psnr, ssim},
     train::{
         data::{Patch, decode, image_files},
         degrade::Degradation,
@@ -28,8 +28,9 @@ Examples:
 
 Each picture is cut to a size that the scale divides, downscaled (Catmull-Rom, antialiased), perhaps
 sent through JPEG, and upscaled again by bicubic (a = -0.75), Catmull-Rom, Lanczos and each model.
-PSNR-Y and SSIM are taken on BT.601 luma, LPIPS on RGB, all without a border of ceil(scale) pixels;
-the table shows means over the pictures.";
+PSNR-Y, SSIM, MS-SSIM and NIQE are taken on BT.601 luma, LPIPS on RGB, all without a border of
+ceil(scale) pixels. The first table shows means over the pictures, the second differences to bicubic
+picture by picture with their 95 % confidence intervals.";
 
 /// Measure models on pictures, beside bicubic and Lanczos
 #[derive(Debug, ClapArgs)]
@@ -50,6 +51,9 @@ pub struct Args {
     /// Weights of LPIPS-squeeze (safetensors); without them LPIPS is left out
     #[arg(long, value_name = "WEIGHTS")]
     lpips: Option<PathBuf>,
+    /// Model of natural pictures for NIQE (npz); without it NIQE is left out
+    #[arg(long, value_name = "MODEL")]
+    niqe: Option<PathBuf>,
     /// Write means and the numbers of each picture to this file
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -177,22 +181,31 @@ impl Truth {
         })
     }
 
-    /// (PSNR-Y, SSIM, LPIPS) of `result`.
-    fn judge(
-        &self,
-        result: &Picture,
-        lpips: Option<&Lpips>,
-    ) -> Result<(f64, Option<f64>, Option<f64>)> {
+    /// The row of `result` but for what it was made by and from.
+    fn judge(&self, result: &Picture, judges: &Judges) -> Result<Row> {
         let result = result.cropped(self.border);
         let (truth, luma) = (self.picture.luma(), result.luma());
-        let distance = match (lpips, &self.features) {
-            (Some(lpips), Some(features)) => {
-                Some(lpips.distance(features, &lpips.features(&result)?)?)
-            }
-            _ => None,
+        let distance = |l: &Lpips| match &self.features {
+            Some(features) => l.distance(features, &l.features(&result)?).map(Some),
+            None => Ok(None),
         };
-        Ok((psnr(&truth, &luma), ssim(&truth, &luma), distance))
+        let natural = |n: &Niqe| n.score(&luma);
+        Ok(Row {
+            psnr_y: psnr(&truth, &luma),
+            ssim: ssim(&truth, &luma),
+            ms_ssim: ms_ssim(&truth, &luma),
+            lpips: judges.lpips.as_ref().map(distance).transpose()?.flatten(),
+            niqe: judges.niqe.as_ref().map(natural).transpose()?.flatten(),
+            ..Row::default()
+        })
     }
+}
+
+/// The metrics that need a file.
+#[derive(Default)]
+struct Judges {
+    lpips: Option<Lpips>,
+    niqe: Option<Niqe>,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -205,7 +218,10 @@ pub fn run(args: Args) -> Result<()> {
             .collect();
         bail!("no picture (.jpg, .jpeg, .png) in {}", dirs.join(", "));
     }
-    let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
+    let judges = Judges {
+        lpips: args.lpips.as_deref().map(Lpips::load).transpose()?,
+        niqe: args.niqe.as_deref().map(Niqe::load).transpose()?,
+    };
     let mut methods = Method::all(&args.model, &args.scale)?;
     let mut report = Report::default();
     let mut skipped = Vec::new();
@@ -213,7 +229,7 @@ pub fn run(args: Args) -> Result<()> {
     for (i, file) in files.iter().enumerate() {
         progress.set_position((i * args.scale.len()) as u64);
         progress.set_message(file.display().to_string());
-        match rows(file, &args, lpips.as_ref(), &mut methods, &progress) {
+        match rows(file, &args, &judges, &mut methods, &progress) {
             Ok(rows) => rows.into_iter().for_each(|row| report.push(row)),
             Err(e) => skipped.push(format!("'{}': {e:#}", file.display())),
         }
@@ -230,6 +246,10 @@ pub fn run(args: Args) -> Result<()> {
     );
     println!("{measured} pictures");
     print!("{report}");
+    let differences = report.against_as_text("bicubic");
+    if !differences.is_empty() {
+        print!("\nagainst bicubic, with 95 % confidence:\n{differences}");
+    }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.to_json())?;
         fs::write(path, text + "\n")
@@ -242,7 +262,7 @@ pub fn run(args: Args) -> Result<()> {
 fn rows(
     file: &Path,
     args: &Args,
-    lpips: Option<&Lpips>,
+    judges: &Judges,
     methods: &mut [Method],
     progress: &ProgressBar,
 ) -> Result<Vec<Row>> {
@@ -257,22 +277,19 @@ fn rows(
             "{w}x{h} pixels are too few for scale {scale}"
         );
         let hr = full.top_left(hw, hh);
-        let truth = Truth::new(&hr, scale, lpips)?;
+        let truth = Truth::new(&hr, scale, judges.lpips.as_ref())?;
         for &condition in &args.condition {
             // The evaluation's degradations draw nothing that matters.
             let mut rng = SmallRng::seed_from_u64(0);
             let lr = condition.degradation().apply(&hr, lw, lh, &mut rng)?;
             for method in &mut *methods {
                 let result = method.upscale(&lr, hw, hh)?;
-                let (psnr_y, ssim, lpips) = truth.judge(&result, lpips)?;
                 rows.push(Row {
                     method: method.name.clone(),
                     condition: condition.name(),
                     scale,
                     image: file.display().to_string(),
-                    psnr_y,
-                    ssim,
-                    lpips,
+                    ..truth.judge(&result, judges)?
                 });
             }
         }
@@ -383,7 +400,7 @@ mod tests {
         let alone = args(&[&tiny], &["--scale", "4"]);
         let progress = ProgressBar::hidden();
         let mut methods = Method::all(&[], &alone.scale).unwrap();
-        let error = rows(&tiny, &alone, None, &mut methods, &progress).unwrap_err();
+        let error = rows(&tiny, &alone, &Judges::default(), &mut methods, &progress).unwrap_err();
         assert!(error.to_string().contains("8x8 pixels at scale 4"));
         assert!(run(alone).unwrap_err().to_string().contains("none of 1"));
     }
