@@ -2,6 +2,8 @@
 
 mod bundled;
 mod file;
+#[cfg(feature = "train")]
+pub mod pth;
 
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
 pub use file::{FORMAT_VERSION, Layer, LiteModel, Metadata};
