@@ -1,14 +1,27 @@
 //! Multi-head attention within windows of a feature map.
 
-use candle_core::{D, Result, Tensor, bail};
+use std::sync::OnceLock;
 
-/// Attention of `heads` heads within windows of a feature map.
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::{
+    conv2d::{slice, with_slice},
+    cpu::{
+        Isa,
+        attention::{self, AttentionShape},
+        zeros,
+    },
+};
+
+/// Attention of `heads` heads within windows of a feature map, differentiable in `qkv` and `bias`. All f32.
 ///
 /// `qkv` `[n, h, w, 3c]` holds queries, keys and values one after the other, each with `c = heads x d` channels, head by
 /// head. The map is cut into windows of `window` `[height, width]` pixels, which must divide it; with `shift` above 0 it
 /// is rolled up and left by `shift` pixels before and back after, and pixels that only the roll brings together do not
 /// see each other (Liu et al., "Swin Transformer", arXiv 2103.14030). `bias` `[heads, l, l]`, with `l` the pixels of a
 /// window in row order, is added to `q . k / sqrt(d)` before the softmax over the keys. Gives `[n, h, w, c]`.
+///
+/// Memory beyond the result does not grow with `l`^2: a window may be the whole map.
 ///
 /// # Errors
 /// When a shape does not fit or `shift` is not smaller than the window.
@@ -19,68 +32,280 @@ pub fn attention(
     window: [usize; 2],
     shift: usize,
 ) -> Result<Tensor> {
-    let (n, h, w, c3) = qkv.dims4()?;
-    let [wh, ww] = window;
-    if heads == 0 || c3 % (3 * heads) != 0 {
-        bail!("attention: {c3} channels are not queries, keys and values of {heads} heads");
-    }
-    if wh == 0 || ww == 0 || h % wh != 0 || w % ww != 0 || shift >= wh.min(ww) {
-        bail!("attention: windows of {window:?} shifted by {shift} do not cut a map of {h}x{w}");
-    }
-    let (d, l) = (c3 / 3 / heads, wh * ww);
-    let (rows, columns) = (h / wh, w / ww);
-    let qkv = match shift {
-        0 => qkv.clone(),
-        s => qkv.roll(-(s as i32), 1)?.roll(-(s as i32), 2)?,
+    let op = Attention {
+        heads,
+        window,
+        shift,
+        lse: OnceLock::new(),
     };
-    // [3, n, rows, columns, heads, l, d]
-    let parts = qkv
-        .reshape(vec![n, rows, wh, columns, ww, 3, heads, d])?
-        .permute(vec![5, 0, 1, 3, 6, 2, 4, 7])?
-        .reshape((3, n * rows * columns, heads, l, d))?;
-    let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
-    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let mut scores = (q.matmul(&k.t()?)? * (d as f64).powf(-0.5))?;
-    if let Some(bias) = bias {
-        scores = scores.broadcast_add(bias)?;
-    }
-    if shift > 0 {
-        let mask = shift_mask([h, w], window, shift);
-        let mask = Tensor::from_vec(mask, (1, rows * columns, 1, l, l), qkv.device())?;
-        scores = scores
-            .reshape((n, rows * columns, heads, l, l))?
-            .broadcast_add(&mask)?
-            .reshape((n * rows * columns, heads, l, l))?;
-    }
-    let out = candle_nn::ops::softmax(&scores, D::Minus1)?
-        .matmul(&v)?
-        .reshape(vec![n, rows, columns, heads, wh, ww, d])?
-        .permute(vec![0, 1, 4, 2, 5, 3, 6])?
-        .reshape((n, h, w, heads * d))?;
-    match shift {
-        0 => Ok(out),
-        s => out.roll(s as i32, 1)?.roll(s as i32, 2),
+    let qkv = qkv.contiguous()?;
+    match bias {
+        Some(bias) => qkv.apply_op2(&bias.contiguous()?, op),
+        None => qkv.apply_op1(op),
     }
 }
 
-/// `[windows, l, l]`: -100 between pixels of a rolled map that are no neighbours in the map itself, else 0.
-fn shift_mask([h, w]: [usize; 2], [wh, ww]: [usize; 2], shift: usize) -> Vec<f32> {
-    let band = |i: usize, len: usize, window: usize| match i {
-        i if i < len - window => 0,
-        i if i < len - shift => 1,
-        _ => 2,
-    };
-    let mut mask = Vec::with_capacity(h * w * wh * ww);
-    for (y0, x0) in (0..h)
-        .step_by(wh)
-        .flat_map(|y| (0..w).step_by(ww).map(move |x| (y, x)))
-    {
-        let region: Vec<usize> = (0..wh * ww)
-            .map(|i| 3 * band(y0 + i / ww, h, wh) + band(x0 + i % ww, w, ww))
-            .collect();
-        for a in &region {
-            mask.extend(region.iter().map(|b| if a == b { 0.0 } else { -100.0 }));
+struct Attention {
+    heads: usize,
+    window: [usize; 2],
+    shift: usize,
+    /// What the forward pass keeps for the backward pass.
+    lse: OnceLock<Vec<f32>>,
+}
+
+impl Attention {
+    fn shape(&self, qkv: &Shape, bias: Option<&Shape>) -> Result<AttentionShape> {
+        let (n, h, w, c3) = qkv.dims4()?;
+        let (heads, [wh, ww], shift) = (self.heads, self.window, self.shift);
+        if heads == 0 || c3 == 0 || c3 % (3 * heads) != 0 {
+            bail!("attention: {c3} channels are not queries, keys and values of {heads} heads");
+        }
+        let shape = AttentionShape {
+            n,
+            h,
+            w,
+            heads,
+            d: c3 / 3 / heads,
+            wh,
+            ww,
+            shift,
+        };
+        if !shape.is_valid() {
+            bail!(
+                "attention: windows of {:?} shifted by {shift} do not cut a map of {h}x{w}",
+                self.window
+            );
+        }
+        let l = wh * ww;
+        if let Some(bias) = bias.filter(|b| b.dims() != [heads, l, l]) {
+            bail!("attention: a bias of {bias:?}, not of [{heads}, {l}, {l}]");
+        }
+        Ok(shape)
+    }
+
+    fn forward(
+        &self,
+        (qkv, layout): (&CpuStorage, &Layout),
+        bias: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let s = self.shape(layout.shape(), bias.map(|b| b.1.shape()))?;
+        let bias = bias.map(|(b, layout)| slice(b, layout)).transpose()?;
+        let mut y = zeros(s.n * s.h * s.w * s.heads * s.d);
+        let lse = attention::forward(&s, slice(qkv, layout)?, bias, Isa::best(), &mut y);
+        // A second run of the same operator gives the same.
+        let _ = self.lse.set(lse);
+        Ok((CpuStorage::F32(y), (s.n, s.h, s.w, s.heads * s.d).into()))
+    }
+
+    fn backward(
+        &self,
+        qkv: &Tensor,
+        bias: Option<&Tensor>,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let s = self.shape(qkv.shape(), bias.map(Tensor::shape))?;
+        let Some(lse) = self.lse.get() else {
+            bail!("attention: backward without forward");
+        };
+        let grad = grad.contiguous()?;
+        let run = |bias: Option<&[f32]>| {
+            with_slice(qkv, |qkv| {
+                with_slice(res, |y| {
+                    with_slice(&grad, |gy| {
+                        attention::backward(&s, qkv, bias, y, lse, gy, Isa::best())
+                    })
+                })
+            })
+        };
+        let (gx, gb) = match bias {
+            Some(bias) => with_slice(bias, |b| run(Some(b)))?,
+            None => run(None),
+        }???;
+        let gx = Tensor::from_vec(gx, qkv.shape(), qkv.device())?;
+        let gb = match (bias, gb) {
+            (Some(bias), Some(gb)) => Some(Tensor::from_vec(gb, bias.shape(), bias.device())?),
+            _ => None,
+        };
+        Ok((Some(gx), gb))
+    }
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "window-attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward((qkv, layout), None)
+    }
+
+    fn bwd(&self, qkv: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.backward(qkv, None, res, grad)?.0)
+    }
+}
+
+impl CustomOp2 for Attention {
+    fn name(&self) -> &'static str {
+        "window-attention-with-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((qkv, layout), Some((bias, bias_layout)))
+    }
+
+    fn bwd(
+        &self,
+        qkv: &Tensor,
+        bias: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(qkv, Some(bias), res, grad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{D, Device, Var};
+
+    /// The operator as its definition says it, by candle's own operators.
+    fn composite(
+        qkv: &Tensor,
+        bias: Option<&Tensor>,
+        heads: usize,
+        [wh, ww]: [usize; 2],
+        shift: usize,
+    ) -> Result<Tensor> {
+        let (n, h, w, c3) = qkv.dims4()?;
+        let (d, l) = (c3 / 3 / heads, wh * ww);
+        let (rows, columns) = (h / wh, w / ww);
+        let qkv = match shift {
+            0 => qkv.clone(),
+            s => qkv.roll(-(s as i32), 1)?.roll(-(s as i32), 2)?,
+        };
+        // [3, n, rows, columns, heads, l, d]
+        let parts = qkv
+            .reshape(vec![n, rows, wh, columns, ww, 3, heads, d])?
+            .permute(vec![5, 0, 1, 3, 6, 2, 4, 7])?
+            .reshape((3, n * rows * columns, heads, l, d))?;
+        let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let mut scores = (q.matmul(&k.t()?)? * (d as f64).powf(-0.5))?;
+        if let Some(bias) = bias {
+            scores = scores.broadcast_add(bias)?;
+        }
+        if shift > 0 {
+            let mask = shift_mask([h, w], [wh, ww], shift);
+            let mask = Tensor::from_vec(mask, (1, rows * columns, 1, l, l), qkv.device())?;
+            scores = scores
+                .reshape((n, rows * columns, heads, l, l))?
+                .broadcast_add(&mask)?
+                .reshape((n * rows * columns, heads, l, l))?;
+        }
+        let out = candle_nn::ops::softmax(&scores, D::Minus1)?
+            .matmul(&v)?
+            .reshape(vec![n, rows, columns, heads, wh, ww, d])?
+            .permute(vec![0, 1, 4, 2, 5, 3, 6])?
+            .reshape((n, h, w, heads * d))?;
+        match shift {
+            0 => Ok(out),
+            s => out.roll(s as i32, 1)?.roll(s as i32, 2),
         }
     }
-    mask
+
+    /// `[windows, l, l]`: -100 between pixels of a rolled map that are no neighbours in the map itself, else 0.
+    fn shift_mask([h, w]: [usize; 2], [wh, ww]: [usize; 2], shift: usize) -> Vec<f32> {
+        let band = |i: usize, len: usize, window: usize| match i {
+            i if i < len - window => 0,
+            i if i < len - shift => 1,
+            _ => 2,
+        };
+        let mut mask = Vec::with_capacity(h * w * wh * ww);
+        for (y0, x0) in (0..h)
+            .step_by(wh)
+            .flat_map(|y| (0..w).step_by(ww).map(move |x| (y, x)))
+        {
+            let region: Vec<usize> = (0..wh * ww)
+                .map(|i| 3 * band(y0 + i / ww, h, wh) + band(x0 + i % ww, w, ww))
+                .collect();
+            for a in &region {
+                mask.extend(region.iter().map(|b| if a == b { 0.0 } else { -100.0 }));
+            }
+        }
+        mask
+    }
+
+    fn random(shape: impl Into<Shape>) -> Var {
+        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    fn assert_close(a: &Tensor, b: &Tensor, what: &str) {
+        let norm = |t: &Tensor| -> f32 {
+            let sum = t.sqr().unwrap().sum_all().unwrap();
+            sum.to_scalar::<f32>().unwrap().sqrt()
+        };
+        let off = norm(&(a - b).unwrap());
+        assert!(off <= 5e-6 * norm(b), "{what}: {off} of {}", norm(b));
+    }
+
+    #[test]
+    fn values_and_gradients_are_those_of_the_definition() {
+        // Maps, heads, channels of a head, windows, shift. The last two have windows of several blocks of queries, and of
+        // several blocks of keys.
+        for (n, h, w, heads, d, window, shift) in [
+            (1, 8, 8, 2, 4, [4, 4], 0),
+            (2, 12, 9, 3, 5, [4, 3], 2),
+            (2, 4, 4, 1, 17, [4, 4], 3),
+            (1, 6, 14, 2, 32, [3, 7], 1),
+            (2, 10, 22, 2, 3, [10, 11], 4),
+            (1, 25, 24, 1, 20, [25, 24], 2),
+        ] {
+            let l = window[0] * window[1];
+            let (qkv, bias) = (random((n, h, w, 3 * heads * d)), random((heads, l, l)));
+            let weights = random((n, h, w, heads * d));
+            for bias in [None, Some(&bias)] {
+                let what = format!(
+                    "{n} {h}x{w} {heads} {d} {window:?} {shift} {}",
+                    bias.is_some()
+                );
+                let table = bias.map(|b| b.as_tensor());
+                let ours = attention(&qkv, table, heads, window, shift).unwrap();
+                let theirs = composite(&qkv, table, heads, window, shift).unwrap();
+                assert_close(&ours, &theirs, &what);
+                let [ours, theirs] = [ours, theirs].map(|y| {
+                    let loss = (y * weights.as_tensor()).unwrap().sum_all().unwrap();
+                    loss.backward().unwrap()
+                });
+                assert_close(ours.get(&qkv).unwrap(), theirs.get(&qkv).unwrap(), &what);
+                if let Some(bias) = bias {
+                    assert_close(ours.get(bias).unwrap(), theirs.get(bias).unwrap(), &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let qkv = random((1, 8, 8, 24));
+        let bias = random((2, 16, 16));
+        assert!(attention(&qkv, Some(&bias), 2, [4, 4], 2).is_ok());
+        assert!(attention(&qkv, Some(&bias), 1, [4, 4], 2).is_err());
+        for (heads, window, shift) in [
+            (0, [4, 4], 0),
+            (5, [4, 4], 0),
+            (2, [3, 4], 0),
+            (2, [4, 4], 4),
+            (2, [4, 0], 0),
+        ] {
+            assert!(attention(&qkv, None, heads, window, shift).is_err());
+        }
+    }
 }

@@ -12,7 +12,7 @@
 
 use rayon::prelude::*;
 
-use super::{Isa, conv_portable};
+use super::{Isa, SendPtr, conv_portable};
 
 /// Shape of a 2-d convolution on NHWC tensors with the same padding and stride in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,9 +142,8 @@ pub(super) struct Kernels {
     pub grads: &'static [&'static [(usize, GradFn)]],
 }
 
-fn kernels(isa: Isa) -> &'static Kernels {
-    assert!(Isa::available().contains(&isa), "this CPU has no {isa:?}");
-    match isa {
+pub(super) fn kernels(isa: Isa) -> &'static Kernels {
+    match isa.checked() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => &super::conv_x86::AVX512,
         #[cfg(target_arch = "x86_64")]
@@ -154,7 +153,7 @@ fn kernels(isa: Isa) -> &'static Kernels {
 }
 
 /// Splits `vectors` into blocks of at most `most` vectors, as even as they come.
-fn blocks(vectors: usize, most: usize) -> Vec<usize> {
+pub(super) fn blocks(vectors: usize, most: usize) -> Vec<usize> {
     let count = vectors.div_ceil(most);
     (0..count)
         .map(|i| vectors / count + usize::from(i < vectors % count))
@@ -654,11 +653,6 @@ impl WeightGrad<'_> {
         unsafe { (t.kernel)(&tile) };
     }
 }
-
-/// A pointer that threads share; they write disjoint parts.
-struct SendPtr(*mut f32);
-// SAFETY: see the type's promise.
-unsafe impl Sync for SendPtr {}
 
 /// Gradient with respect to the bias: `gy` `[.., co]` summed over all pixels: f32 within a band of 256 pixels,
 /// f64 from band to band.

@@ -22,7 +22,7 @@ pub(super) const TAYLOR: [f32; 8] = [
 /// `exp(x)` for |x| up to 87, clamped beyond; relative error below 2e-7. `2^n 2^f` with |f| <= 0.5 by the Taylor
 /// polynomial of degree 7 of `exp(f ln 2)`.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let t = (x * std::f32::consts::LOG2_E).clamp(-126.0, 126.0);
     // Adding and taking away 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -36,19 +36,31 @@ fn exp(x: f32) -> f32 {
     e * f32::from_bits(power)
 }
 
+/// `x / (1 + exp(-x))`.
+#[inline(always)]
+pub(super) fn silu_of(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// The slope of [`silu_of`] at `x`: `s (1 + x (1 - s))` with `s = 1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(super) fn silu_slope(x: f32) -> f32 {
+    let s = 1.0 / (1.0 + exp(-x));
+    // Beyond 126 ln 2 the product x (1 - s) is 0 or x e^x, both nothing: keep x from overflowing it.
+    s * (1.0 + x.max(-126.0) * (1.0 - s))
+}
+
 #[inline(always)]
 fn silu_body(x: &[f32], y: &mut [f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
-        *y = x / (1.0 + exp(-x));
+        *y = silu_of(x);
     }
 }
 
 #[inline(always)]
 fn silu_grad_body(x: &[f32], g: &[f32], gx: &mut [f32]) {
     for ((gx, &x), &g) in gx.iter_mut().zip(x).zip(g) {
-        let s = 1.0 / (1.0 + exp(-x));
-        // Beyond 126 ln 2 the product x (1 - s) is 0 or x e^x, both nothing: keep x from overflowing it.
-        *gx = g * s * (1.0 + x.max(-126.0) * (1.0 - s));
+        *gx = g * silu_slope(x);
     }
 }
 
@@ -95,34 +107,6 @@ fn gelu_grad_body(x: &[f32], g: &[f32], gx: &mut [f32]) {
         // Where the exponential is nothing x must not blow it up.
         *gx = g * (phi + x.clamp(-20.0, 20.0) * DENSITY * e);
     }
-}
-
-/// Compiles a body for each instruction set and picks at run time.
-macro_rules! dispatch {
-    ($name:ident, $body:ident, ($($arg:ident: $type:ty),*)) => {
-        fn $name(isa: Isa, $($arg: $type),*) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,fma")]
-                fn avx512($($arg: $type),*) {
-                    $body($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) {
-                    $body($($arg),*)
-                }
-                match isa {
-                    // SAFETY: the CPU has what `Isa::best` and `Isa::available` say.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Portable => {}
-                }
-            }
-            let _ = isa;
-            $body($($arg),*)
-        }
-    };
 }
 
 dispatch!(silu_on, silu_body, (x: &[f32], y: &mut [f32]));

@@ -1,10 +1,45 @@
 //! CPU kernels on plain f32 slices: one plain reference each, SIMD variants chosen at run time.
 
+/// Compiles a body for each instruction set and picks at run time.
+macro_rules! dispatch {
+    ($name:ident, $body:ident, ($($arg:ident: $type:ty),*)) => {
+        fn $name(isa: Isa, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,fma")]
+                fn avx512($($arg: $type),*) {
+                    $body($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) {
+                    $body($($arg),*)
+                }
+                match isa {
+                    // SAFETY: the CPU has what `Isa::best` and `Isa::available` say.
+                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Portable => {}
+                }
+            }
+            let _ = isa;
+            $body($($arg),*)
+        }
+    };
+}
+
+pub mod attention;
 pub mod conv;
 mod conv_portable;
 #[cfg(target_arch = "x86_64")]
 mod conv_x86;
 pub mod elementwise;
+mod matmul;
+mod memory;
+pub mod norm;
+pub mod upsample;
+
+pub use memory::zeros;
 
 use std::sync::OnceLock;
 
@@ -39,8 +74,25 @@ impl Isa {
         })
     }
 
+    /// Passes on an instruction set that this CPU has.
+    ///
+    /// # Panics
+    /// When the CPU has it not.
+    fn checked(self) -> Isa {
+        assert!(
+            Self::available().contains(&self),
+            "this CPU has no {self:?}"
+        );
+        self
+    }
+
     /// The best instruction set that this CPU has.
     pub fn best() -> Isa {
         Self::available()[0]
     }
 }
+
+/// A pointer that threads share; they write disjoint parts.
+struct SendPtr(*mut f32);
+// SAFETY: see the type's promise.
+unsafe impl Sync for SendPtr {}
