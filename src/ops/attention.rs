@@ -17,9 +17,11 @@ use super::{
 ///
 /// `qkv` `[n, h, w, 3c]` holds queries, keys and values one after the other, each with `c = heads x d` channels, head by
 /// head. The map is cut into windows of `window` `[height, width]` pixels, which must divide it; with `shift` above 0 it
-/// is rolled up and left by `shift` pixels before and back after, and pixels that only the roll brings together do not
-/// see each other (Liu et al., "Swin Transformer", arXiv 2103.14030). `bias` `[heads, l, l]`, with `l` the pixels of a
-/// window in row order, is added to `q . k / sqrt(d)` before the softmax over the keys. Gives `[n, h, w, c]`.
+/// is rolled up and left by `shift` pixels before and back after, as in Liu et al., "Swin Transformer",
+/// arXiv 2103.14030. The mask is that of the published ResShift code, with which every checkpoint was trained, and not the
+/// paper's: only in the lowest row of windows the left `width - shift` columns and the right `shift` columns of a window
+/// do not see each other, and nothing else is masked. `bias` `[heads, l, l]`, with `l` the pixels of a window in row order,
+/// is added to `q . k / sqrt(d)` before the softmax over the keys. Gives `[n, h, w, c]`.
 ///
 /// Memory beyond the result does not grow with `l`^2: a window may be the whole map.
 ///
@@ -221,24 +223,17 @@ mod tests {
         }
     }
 
-    /// `[windows, l, l]`: -100 between pixels of a rolled map that are no neighbours in the map itself, else 0.
+    /// `[windows, l, l]`: -100 between pixels that do not see each other, else 0.
     fn shift_mask([h, w]: [usize; 2], [wh, ww]: [usize; 2], shift: usize) -> Vec<f32> {
-        let band = |i: usize, len: usize, window: usize| match i {
-            i if i < len - window => 0,
-            i if i < len - shift => 1,
-            _ => 2,
-        };
-        let mut mask = Vec::with_capacity(h * w * wh * ww);
-        for (y0, x0) in (0..h)
-            .step_by(wh)
-            .flat_map(|y| (0..w).step_by(ww).map(move |x| (y, x)))
-        {
-            let region: Vec<usize> = (0..wh * ww)
-                .map(|i| 3 * band(y0 + i / ww, h, wh) + band(x0 + i % ww, w, ww))
-                .collect();
-            for a in &region {
-                mask.extend(region.iter().map(|b| if a == b { 0.0 } else { -100.0 }));
-            }
+        let l = wh * ww;
+        let right = |pixel: usize| pixel % ww + shift >= ww;
+        let lowest = (0..l * l).map(|i| match right(i / l) == right(i % l) {
+            true => 0.0,
+            false => -100.0,
+        });
+        let mut mask = vec![0.0; (h / wh - 1) * (w / ww) * l * l];
+        for _ in 0..w / ww {
+            mask.extend(lowest.clone());
         }
         mask
     }

@@ -16,7 +16,7 @@ use super::{
 const QUERIES: usize = 96;
 const KEYS: usize = 512;
 
-/// What pixels of one window that are no neighbours in the map get instead of a score's bias.
+/// What is added to the score of pixels that do not see each other.
 const FAR: f32 = -100.0;
 
 /// Tasks that share the sum of the bias's gradient.
@@ -79,7 +79,7 @@ impl AttentionShape {
 struct Window {
     /// Index of each pixel in the map, through the batch.
     pixels: Vec<usize>,
-    /// Which of the rolled map's regions each pixel comes from; empty where all come from one.
+    /// Only pixels of one region see each other; empty where all do.
     regions: Vec<f32>,
 }
 
@@ -98,15 +98,10 @@ impl Window {
         let pixels = places()
             .map(|(y, x)| (sample * s.h + (y + s.shift) % s.h) * s.w + (x + s.shift) % s.w)
             .collect();
-        // Only the last row and column of windows hold pixels that the roll has brought from the other side.
-        let mixed = s.shift > 0 && (row + 1 == rows || column + 1 == columns);
-        let regions = if mixed {
-            places()
-                .map(|(y, x)| {
-                    let beyond = |i: usize, side: usize| u8::from(i + s.shift >= side);
-                    f32::from(2 * beyond(y, s.h) + beyond(x, s.w))
-                })
-                .collect()
+        // The published networks' mask: in the lowest windows, and there by columns.
+        let regions = if s.shift > 0 && row + 1 == rows {
+            let right = |i: usize| f32::from(u8::from(i % s.ww + s.shift >= s.ww));
+            (0..s.window()).map(right).collect()
         } else {
             Vec::new()
         };
