@@ -521,7 +521,7 @@ proptest! {
     fn no_program_panics(codes in prop::collection::vec(prop::sample::select(vec![
         &b"("[..], b")", b"}", b"]", b"N", b"\x85", b"\x86", b"\x87", b"t", b"u", b"s", b"a", b"e", b"b", b"R", b"Q",
         b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"K\x01", b"K\x02", b"J\xff\xff\xff\xff", b"X\x07\0\0\0storage",
-        b"X\x01\0\0\00", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n",
+        b"X\x01\0\0\0k", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n",
     ]), 0..60)) {
         exhaust(&of_pickle(&pickle(&codes.concat())));
     }

@@ -1,8 +1,8 @@
-//! The models that come with the library, compiled into it.
+//! The models that come with the library, compiled into it, and finding a model by name.
 
 use std::path::Path;
 
-use super::LiteModel;
+use super::{LiteModel, Model};
 use crate::{Error, Result};
 
 /// The model that is used when none is named.
@@ -40,35 +40,64 @@ pub static BUNDLED: &[Bundled] = &[
     },
 ];
 
-impl LiteModel {
+impl Model {
     /// Loads what `model` names: a bundled model, a group of them, or a model file. Empty is [`DEFAULT_MODEL`].
-    /// The models come in the order of their scales.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`] when `model` is neither, [`Error::Model`] and [`Error::Io`] as
-    /// [`LiteModel::read`].
+    /// [`Error::UnknownModel`] when `model` is neither, [`Error::Model`] and [`Error::Io`] as [`Model::read`].
+    pub fn find(model: &str) -> Result<Self> {
+        let name = if model.is_empty() {
+            DEFAULT_MODEL
+        } else {
+            model
+        };
+        match bundled(name)? {
+            Some(models) => Ok(Self::Lite(models)),
+            None => Self::read(existing(name)?),
+        }
+    }
+}
+
+impl LiteModel {
+    /// Loads what `model` names, as [`Model::find`], where only the lite family will do. The models come in the order
+    /// of their scales.
+    ///
+    /// # Errors
+    /// As [`Model::find`], and [`Error::Model`] for a model of another family.
     pub fn find(model: &str) -> Result<Vec<Self>> {
         let name = if model.is_empty() {
             DEFAULT_MODEL
         } else {
             model
         };
-        let found: Vec<&Bundled> = BUNDLED
-            .iter()
-            .filter(|b| b.name == name || b.group() == name)
-            .collect();
-        if !found.is_empty() {
-            let parse = |b: &&Bundled| Self::parse(b.bytes, Path::new(b.name));
-            return found.iter().map(parse).collect();
+        match bundled(name)? {
+            Some(models) => Ok(models),
+            None => Ok(vec![Self::read(existing(name)?)?]),
         }
-        let path = Path::new(name);
-        if path.exists() {
-            return Ok(vec![Self::read(path)?]);
-        }
-        let names: Vec<&str> = BUNDLED.iter().map(|b| b.name).collect();
-        Err(Error::UnknownModel(format!(
-            "model '{name}' is neither a file nor a bundled model (there are {DEFAULT_MODEL}, {})",
-            names.join(", ")
-        )))
     }
+}
+
+/// The bundled model or group of this name.
+fn bundled(name: &str) -> Result<Option<Vec<LiteModel>>> {
+    let named = |b: &&Bundled| b.name == name || b.group() == name;
+    let parse = |b: &Bundled| LiteModel::parse(b.bytes, Path::new(b.name));
+    let found: Vec<LiteModel> = BUNDLED
+        .iter()
+        .filter(named)
+        .map(parse)
+        .collect::<Result<_>>()?;
+    Ok((!found.is_empty()).then_some(found))
+}
+
+/// `name` as the path of a file that is there.
+fn existing(name: &str) -> Result<&Path> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    let names: Vec<&str> = BUNDLED.iter().map(|b| b.name).collect();
+    Err(Error::UnknownModel(format!(
+        "model '{name}' is neither a file nor a bundled model (there are {DEFAULT_MODEL}, {})",
+        names.join(", ")
+    )))
 }

@@ -1,28 +1,28 @@
-//! The model file: tensors by name in safetensors, everything else as JSON under the metadata key `tadsr`.
+//! Model files of the lite family: small students for real time.
 //!
 //! A file is untrusted input. Its size, the header, the format version, every name, shape and value are checked, and
 //! the error says which one is wrong.
 
-use std::{collections::HashMap, fs, io::Read, path::Path};
+use std::{
+    collections::HashMap,
+    io::{Cursor, Read, Seek},
+    path::Path,
+};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use half::f16;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::container::{self, FORMAT_VERSION, METADATA_KEY, Reader};
 use crate::{
     Error, Result,
     nn::lite::{LatentStats, LayerSpec, Student, StudentConfig, scale_features},
 };
 
-/// The version of the format that this library writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
-
-/// The largest model file that is read, in bytes.
-const MAX_FILE: u64 = 2 << 30;
-
-const METADATA_KEY: &str = "tadsr";
+/// The family's name in the metadata.
+pub(super) const FAMILY: &str = "lite";
 
 /// What a model file says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ impl Metadata {
     pub fn lite(name: &str, student: StudentConfig, scales: [f64; 2]) -> Self {
         Self {
             format_version: FORMAT_VERSION,
-            family: "lite".into(),
+            family: FAMILY.into(),
             name: name.into(),
             student,
             scales,
@@ -92,22 +92,7 @@ impl Metadata {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        if self.format_version != FORMAT_VERSION {
-            return Err(format!(
-                "format version {}, this library reads version {FORMAT_VERSION}: use a matching release",
-                self.format_version
-            ));
-        }
-        let printable = |s: &str| s.len() <= 100 && !s.chars().any(char::is_control);
-        if !printable(&self.name) || !printable(&self.family) {
-            return Err("its name or family is longer than 100 bytes or not printable".into());
-        }
-        if self.family != "lite" {
-            return Err(format!(
-                "family '{}', this library runs 'lite'",
-                self.family
-            ));
-        }
+        container::check_label(self.format_version, &self.family, &self.name)?;
         let [low, high] = self.scales;
         if !(1.0 <= low && low < high && high <= 4.0) {
             return Err(format!("scales {low} to {high}, not within 1 to 4"));
@@ -122,22 +107,7 @@ impl LiteModel {
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
     pub fn read(path: &Path) -> Result<Self> {
-        let found = fs::metadata(path).map_err(Error::io(path))?;
-        if !found.is_file() {
-            return Err(Error::model(path, "not a regular file"));
-        }
-        // Files below /proc claim to be empty and can block the reader.
-        if found.len() == 0 {
-            return Err(Error::model(path, "an empty file"));
-        }
-        let file = fs::File::open(path).map_err(Error::io(path))?;
-        let mut bytes = Vec::new();
-        let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
-        if read.map_err(Error::io(path))? as u64 > MAX_FILE {
-            let reason = format!("more than {MAX_FILE} bytes, which no model has");
-            return Err(Error::model(path, reason));
-        }
-        Self::parse(&bytes, path)
+        Self::load(container::open(path)?, path)
     }
 
     /// Parses the bytes of a model file; `path` is for error messages.
@@ -145,22 +115,19 @@ impl LiteModel {
     /// # Errors
     /// [`Error::Model`] with what is wrong.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
-        Self::parse_inner(bytes).map_err(|reason| Error::model(path, reason))
+        Self::load(Cursor::new(bytes), path)
     }
 
-    fn parse_inner(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let foreign = |e| format!("not a safetensors file or a truncated one ({e})");
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(foreign)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(foreign)?;
-        let json = header
-            .metadata()
-            .as_ref()
-            .and_then(|m| m.get(METADATA_KEY))
-            .ok_or("a safetensors file, but no model of this project (no 'tadsr' metadata)")?;
-        let metadata: Metadata = serde_json::from_str(json)
-            .map_err(|e| format!("metadata cannot be understood: {e}"))?;
+    fn load(source: impl Read + Seek, path: &Path) -> Result<Self> {
+        let load = || Self::from_reader(Reader::new(source)?);
+        load().map_err(|reason| Error::model(path, reason))
+    }
+
+    pub(super) fn from_reader(
+        mut reader: Reader<impl Read + Seek>,
+    ) -> std::result::Result<Self, String> {
+        let metadata: Metadata = reader.metadata(FAMILY)?;
         metadata.check()?;
-        let mut reader = Reader::new(&tensors);
         let z = metadata.student.latent.channels(metadata.student.r);
         let stats = LatentStats {
             input_mean: reader.take("latent.input_mean", &[z])?,
@@ -272,65 +239,5 @@ impl LiteModel {
             Some(HashMap::from([(METADATA_KEY.to_string(), json)])),
         )
         .map_err(|e| wrong(e.to_string()))
-    }
-}
-
-/// Takes tensors out of a file and keeps account of what is missing and what is left.
-struct Reader<'a> {
-    tensors: HashMap<String, TensorView<'a>>,
-}
-
-impl<'a> Reader<'a> {
-    fn new(tensors: &SafeTensors<'a>) -> Self {
-        Self {
-            tensors: tensors.tensors().into_iter().collect(),
-        }
-    }
-
-    fn take(&mut self, name: &str, shape: &[usize]) -> std::result::Result<Vec<f32>, String> {
-        let t = self
-            .tensors
-            .remove(name)
-            .ok_or_else(|| format!("tensor '{name}' is missing"))?;
-        if t.shape() != shape {
-            return Err(format!(
-                "tensor '{name}' has shape {:?}, not {shape:?}",
-                t.shape()
-            ));
-        }
-        let values: Vec<f32> = match t.dtype() {
-            Dtype::F32 => t
-                .data()
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-            Dtype::F16 => t
-                .data()
-                .chunks_exact(2)
-                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect(),
-            other => {
-                return Err(format!(
-                    "tensor '{name}' has type {other:?}, not F32 or F16"
-                ));
-            }
-        };
-        if values.iter().any(|v| !v.is_finite()) {
-            return Err(format!("tensor '{name}' holds a value that is not finite"));
-        }
-        Ok(values)
-    }
-
-    fn finish(self) -> std::result::Result<(), String> {
-        let mut left: Vec<_> = self.tensors.into_keys().collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        left.sort();
-        left.truncate(8);
-        Err(format!(
-            "tensors that the architecture does not have: {}",
-            left.join(", ")
-        ))
     }
 }

@@ -1,9 +1,51 @@
 //! Model files: one safetensors file with JSON metadata, and the models that come with the library.
 
 mod bundled;
+mod container;
 mod file;
+#[cfg(feature = "train")]
+pub mod import;
+mod official;
 #[cfg(feature = "train")]
 pub mod pth;
 
+use std::path::Path;
+
+use crate::{Error, Result};
+
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
-pub use file::{FORMAT_VERSION, Layer, LiteModel, Metadata};
+pub use container::{FORMAT_VERSION, Mismatch, Precision};
+pub use file::{Layer, LiteModel, Metadata};
+pub use official::{OfficialMetadata, OfficialModel};
+
+/// A model of any family.
+#[derive(Clone, Debug)]
+pub enum Model {
+    /// Students for real time, in the order of their scales: one for each range of them.
+    Lite(Vec<LiteModel>),
+    /// A published network.
+    Official(Box<OfficialModel>),
+}
+
+impl Model {
+    /// Reads a model file of whichever family.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = container::open(path)?;
+        let read = || {
+            let reader = container::Reader::new(file)?;
+            match reader.family() {
+                official::FAMILY => {
+                    OfficialModel::from_reader(reader).map(|m| Self::Official(Box::new(m)))
+                }
+                file::FAMILY => LiteModel::from_reader(reader).map(|model| Self::Lite(vec![model])),
+                other => Err(format!(
+                    "family '{other}', this library runs 'lite' and 'official'"
+                )),
+            }
+        };
+        read().map_err(|reason: String| Error::model(path, reason))
+    }
+}

@@ -2,6 +2,7 @@
 
 mod eval;
 mod fit;
+mod import;
 mod run;
 
 use std::process::ExitCode;
@@ -20,12 +21,14 @@ struct Cli {
 enum Command {
     Fit(fit::Args),
     Eval(eval::Args),
+    Import(import::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Fit(args) => fit::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Import(args) => import::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use super::shown;
+use super::super::container::shown;
 
 /// The largest file: beyond it zip needs other records than those that are read here.
 const MAX_FILE: u64 = u32::MAX as u64;

@@ -15,6 +15,7 @@ use std::{
 use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
 
+use super::container::shown;
 use crate::{Error, Result};
 use archive::Archive;
 use pickle::{Element, View};
@@ -221,10 +222,4 @@ fn folder(archive: &Archive) -> Result<String, String> {
         (None, _) => Err("a zip archive, but no PyTorch checkpoint (no data.pkl)".into()),
         _ => Err("an archive with more than one pickle".into()),
     }
-}
-
-/// A name out of the file, fit for a message: short and printable.
-fn shown(name: &str) -> String {
-    let short: String = name.chars().take(100).collect();
-    short.escape_debug().to_string()
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::shown;
+use super::super::container::shown;
 
 /// The largest pickle in bytes; a tensor takes about 200.
 pub(super) const MAX_PICKLE: u64 = 4 << 20;

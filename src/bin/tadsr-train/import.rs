@@ -1,0 +1,340 @@
+//! `tadsr-train import`: published PyTorch checkpoints become a model file.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use tadsr::{
+    model::{
+        OfficialMetadata, Precision,
+        import::{self, Part},
+    },
+    nn::official::{DiffusionConfig, OfficialConfig},
+};
+
+/// What is recorded as the licence when nothing else is said.
+const LICENCE: &str = "that of the imported checkpoints, set by their authors; \
+    ResShift and what is made from it: NTU S-Lab License 1.0, non-commercial use only";
+
+/// Import a ResShift, SinSR or TAD-SR checkpoint into a model file.
+///
+/// Takes the checkpoint of the U-Net and that of the autoencoder as their authors publish them, tells the architecture
+/// from the tensors' shapes, and writes one model file. Checkpoints are read as data: code in them is refused, never
+/// run. docs/official-models.md says where the checkpoints are and under which licence.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tadsr-train import --unet resshift_realsrx4_s15_v1.pth --autoencoder autoencoder_vq_f4.pth -o teacher.safetensors
+  tadsr-train import --unet TAD-SR.pth --autoencoder autoencoder_vq_f4.pth --dtype f16 -o tad-sr.safetensors
+  tadsr-train import --unet resshift_realsrx4_s4_v3.pth --autoencoder autoencoder_vq_f4.pth \\
+                     --preset realsr-x4-s4 -o resshift-s4.safetensors
+  tadsr-train import --unet TAD-faceir.pth --autoencoder ffhq512_vq_f8_dim8_face.pth -o faces.safetensors
+  gst-launch-1.0 videotestsrc ! tadsrupscale model=tad-sr.safetensors ! autovideosink")]
+pub struct Args {
+    /// Checkpoint of the U-Net
+    #[arg(long, value_name = "FILE")]
+    unet: PathBuf,
+    /// Checkpoint of the autoencoder
+    #[arg(long, value_name = "FILE")]
+    autoencoder: PathBuf,
+    /// Model file to write
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// Which published model it is
+    #[arg(long, value_enum, default_value = "auto")]
+    preset: Preset,
+    /// Whole configuration as JSON, as in the metadata of a model file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "image_size"])]
+    config: Option<PathBuf>,
+    /// Type of the weights in the model file
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Type,
+    /// Name of the model [default: the model file's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Licence to record in the model [default: a remark on that of ResShift]
+    #[arg(long, value_name = "TEXT")]
+    licence: Option<String>,
+    /// Side of the latent that the U-Net was built for [default: from the masks in the checkpoint, or 64]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
+}
+
+/// What a model was trained with that no shape tells.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Noise schedule, where it is not the preset's")]
+struct ScheduleArgs {
+    /// Steps
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Standard deviation of the noise at eta = 1
+    #[arg(long)]
+    kappa: Option<f64>,
+    /// Exponent of the growth
+    #[arg(long)]
+    power: Option<f64>,
+    /// Noise level of the first step
+    #[arg(long)]
+    min_noise_level: Option<f64>,
+    /// Square root of eta at the last step
+    #[arg(long)]
+    etas_end: Option<f64>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Preset {
+    /// Architecture from the shapes; schedule of the preset below that fits it and the file's name
+    Auto,
+    /// Real-world x4, 15 steps: resshift_realsrx4_s15_v1 and v2, SinSR, TAD-SR
+    RealsrX4,
+    /// Real-world x4, 4 steps: resshift_realsrx4_s4_v3
+    RealsrX4S4,
+    /// Faces of 512 x 512, 4 steps: resshift_faceir_s4, TAD-faceir
+    Faceir,
+}
+
+impl Preset {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::RealsrX4 => "realsr-x4",
+            Self::RealsrX4S4 => "realsr-x4-s4",
+            Self::Faceir => "faceir",
+        }
+    }
+
+    fn config(self) -> Option<OfficialConfig> {
+        match self {
+            Self::Auto => None,
+            Self::RealsrX4 => Some(OfficialConfig::realsr_x4()),
+            Self::RealsrX4S4 => Some(OfficialConfig::realsr_x4_s4()),
+            Self::Faceir => Some(OfficialConfig::faceir()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Type {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Type {
+    fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::BF16,
+        }
+    }
+}
+
+impl ScheduleArgs {
+    fn apply(&self, to: &mut DiffusionConfig) {
+        to.steps = self.steps.unwrap_or(to.steps);
+        to.kappa = self.kappa.unwrap_or(to.kappa);
+        to.power = self.power.unwrap_or(to.power);
+        to.min_noise_level = self.min_noise_level.unwrap_or(to.min_noise_level);
+        to.etas_end = self.etas_end.unwrap_or(to.etas_end);
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    refuse_overwriting(&args)?;
+    let mut unet = Part::open(&args.unet)?;
+    let mut autoencoder = Part::open(&args.autoencoder)?;
+    let (mut config, origin) = configuration(&args, &unet, &autoencoder)?;
+    args.schedule.apply(&mut config.diffusion);
+    runnable(&args.unet, config.check())?;
+
+    let metadata = metadata(&args, config);
+    let tensors = metadata.tensors();
+    let parameters: usize = tensors
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum();
+    let precision = args.dtype.precision();
+    let bar = ProgressBar::new(parameters as u64).with_style(ProgressStyle::with_template(
+        "importing {bar:30} {human_pos}/{human_len} parameters, {eta} left",
+    )?);
+    let progress = |done: usize| bar.set_position(done as u64);
+    import::write(
+        &args.out,
+        &metadata,
+        precision,
+        &mut unet,
+        &mut autoencoder,
+        progress,
+    )?;
+    bar.finish_and_clear();
+    print!("{}", summary(&args, &metadata, &origin, parameters));
+    Ok(())
+}
+
+/// Names the checkpoint whose configuration failed the check.
+fn runnable(checkpoint: &Path, check: Result<(), String>) -> Result<()> {
+    let context = || format!("'{}' is no network that can be run", checkpoint.display());
+    check.map_err(anyhow::Error::msg).with_context(context)
+}
+
+/// The model file must not take the place of a checkpoint.
+fn refuse_overwriting(args: &Args) -> Result<()> {
+    let Ok(out) = fs::canonicalize(&args.out) else {
+        return Ok(());
+    };
+    for input in [&args.unet, &args.autoencoder] {
+        if fs::canonicalize(input).is_ok_and(|input| input == out) {
+            bail!(
+                "--out '{}' is one of the checkpoints: choose another name",
+                input.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The configuration, and where it comes from.
+fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(OfficialConfig, String)> {
+    if let Some(path) = &args.config {
+        let shown = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("'{shown}'"))?;
+        let config = serde_json::from_str(&text);
+        let config = config.with_context(|| format!("'{shown}' is no configuration"))?;
+        return Ok((config, format!("all from '{shown}'")));
+    }
+    if let Some(config) = args.preset.config() {
+        if args.image_size.is_some() {
+            bail!("--image-size is for --preset auto; the others have theirs");
+        }
+        return Ok((
+            config,
+            format!("all from the preset {}", args.preset.name()),
+        ));
+    }
+    let unet_config = unet.unet_config(args.image_size)?;
+    let autoencoder_config = autoencoder.autoencoder_config()?;
+    runnable(&args.unet, unet_config.check())?;
+    runnable(&args.autoencoder, autoencoder_config.check())?;
+    let side = unet_config.image_size * autoencoder_config.factor();
+    if !side.is_multiple_of(unet_config.lq_size) {
+        bail!(
+            "'{}' makes images of {side}x{side} from {1}x{1}, which is no whole scale: do the two checkpoints belong \
+             together?",
+            args.unet.display(),
+            unet_config.lq_size
+        );
+    }
+    let scale = side / unet_config.lq_size;
+    let file = args.unet.file_name().unwrap_or_default().to_string_lossy();
+    let preset = match scale {
+        1 => Preset::Faceir,
+        _ if file.contains("_s4") => Preset::RealsrX4S4,
+        _ => Preset::RealsrX4,
+    };
+    let published = preset.config().unwrap_or_else(OfficialConfig::realsr_x4);
+    let config = OfficialConfig {
+        unet: unet_config,
+        autoencoder: autoencoder_config,
+        diffusion: DiffusionConfig {
+            scale,
+            ..published.diffusion
+        },
+    };
+    let origin = format!(
+        "architecture from the shapes; noise schedule of the preset {}, which no shape tells",
+        preset.name()
+    );
+    Ok((config, origin))
+}
+
+fn metadata(args: &Args, config: OfficialConfig) -> OfficialMetadata {
+    let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let name = args.name.clone().or_else(|| stem(&args.out));
+    let licence = args.licence.as_deref().unwrap_or(LICENCE);
+    let mut metadata = OfficialMetadata::new(&name.unwrap_or_default(), config, licence);
+    let file = |path: &PathBuf| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    metadata.source = serde_json::json!({
+        "imported": { "unet": file(&args.unet), "autoencoder": file(&args.autoencoder) }
+    });
+    metadata
+}
+
+/// What was imported, for the user to check.
+fn summary(args: &Args, metadata: &OfficialMetadata, origin: &str, parameters: usize) -> String {
+    let OfficialConfig {
+        unet,
+        autoencoder,
+        diffusion,
+    } = &metadata.config;
+    let list = |values: &[usize]| {
+        let text: Vec<String> = values.iter().map(usize::to_string).collect();
+        text.join(" ")
+    };
+    let millions = |n: usize| n as f64 / 1e6;
+    let count = |tensors: Vec<(String, Vec<usize>)>| {
+        millions(
+            tensors
+                .iter()
+                .map(|(_, s)| s.iter().product::<usize>())
+                .sum(),
+        )
+    };
+    let precision = args.dtype.precision();
+    let lines = [
+        format!(
+            "{}: '{}', {:.1} M parameters in {precision}, {:.0} MB",
+            args.out.display(),
+            metadata.name,
+            millions(parameters),
+            millions(parameters * precision.size())
+        ),
+        format!(
+            "  U-Net        {:.1} M: {} channels x {}, res blocks {}, Swin layers of {} channels at {}, windows of {}; \
+             latent {}x{}x{}, low-resolution side {}",
+            count(unet.tensors()),
+            unet.model_channels,
+            list(&unet.channel_mult),
+            list(&unet.num_res_blocks),
+            unet.swin_embed_dim,
+            list(&unet.attention_resolutions),
+            unet.window_size,
+            unet.image_size,
+            unet.image_size,
+            unet.in_channels,
+            unet.lq_size
+        ),
+        format!(
+            "  autoencoder  {:.1} M: {} channels x {}, res blocks {}, 1/{} of the size, {} codes of {}",
+            count(autoencoder.tensors()),
+            autoencoder.ch,
+            list(&autoencoder.ch_mult),
+            list(&autoencoder.num_res_blocks),
+            autoencoder.factor(),
+            autoencoder.n_embed,
+            autoencoder.embed_dim
+        ),
+        format!(
+            "  diffusion    scale {}, {} steps, kappa {}, power {}, noise from {}, eta up to {}",
+            diffusion.scale,
+            diffusion.steps,
+            diffusion.kappa,
+            diffusion.power,
+            diffusion.min_noise_level,
+            diffusion.etas_end
+        ),
+        format!("  told by      {origin}"),
+        format!("  licence      {}", metadata.licence),
+    ];
+    lines.join("\n") + "\n"
+}
