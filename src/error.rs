@@ -40,6 +40,9 @@ pub enum Error {
     /// A training run that cannot start or go on; `path` is its folder or checkpoint.
     #[error("'{path}': {reason}")]
     Training { path: PathBuf, reason: String },
+    /// A video file that cannot be read or written.
+    #[error("'{path}': {reason}")]
+    Video { path: PathBuf, reason: String },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -57,6 +60,14 @@ impl Error {
     #[cfg(feature = "train")]
     pub(crate) fn training(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Training {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    #[cfg(feature = "video")]
+    pub(crate) fn video(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Video {
             path: path.into(),
             reason: reason.into(),
         }

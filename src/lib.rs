@@ -13,7 +13,7 @@
 //!
 //! The rooms of the house, from the bottom up: [`frame`] (video frames), [`ops`] (operators with fast kernels),
 //! [`nn`] (networks), [`diffusion`] (noise schedule and samplers), [`model`] (model files), [`engine`] (a trained student compiled to a plan), [`metrics`],
-//! and behind the `train` feature `train` (data, losses, loops).
+//! and behind features `train` (data, losses, loops) and `video` (video files, through GStreamer).
 
 mod device;
 pub mod diffusion;
@@ -27,6 +27,8 @@ pub mod ops;
 #[cfg(feature = "train")]
 pub mod train;
 mod upscaler;
+#[cfg(feature = "video")]
+pub mod video;
 
 pub use device::Device;
 pub use error::{Error, Result};

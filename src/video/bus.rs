@@ -1,0 +1,223 @@
+//! Building pipelines, and turning what they say on their bus into sentences.
+
+use std::path::Path;
+
+use gst::{MessageType, MessageView, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
+
+use crate::{Error, Result};
+
+/// What has to be said about a pipeline's end.
+pub(super) struct Failure {
+    pub reason: String,
+    /// The element that failed.
+    pub source: Option<gst::Object>,
+    /// Nothing is wrong with the file: GStreamer lacks a plugin.
+    pub missing: bool,
+}
+
+/// Listens to a pipeline: keeps the names of missing plugins until an error tells what they were needed for.
+pub(super) struct Bus {
+    bus: gst::Bus,
+    missing: Vec<String>,
+}
+
+/// What an application message of this name, posted by one of our callbacks, says why it cannot go on.
+const REFUSED: &str = "tadsr-refused";
+
+impl Bus {
+    pub fn of(pipeline: &gst::Pipeline) -> Result<Self> {
+        let bus = pipeline.bus();
+        let bus = bus.ok_or_else(|| Error::Device("a GStreamer pipeline without a bus".into()))?;
+        Ok(Self {
+            bus,
+            missing: Vec::new(),
+        })
+    }
+
+    /// The next error, waiting for it up to `timeout`.
+    pub fn failure(&mut self, timeout: gst::ClockTime) -> Option<Failure> {
+        match self.wait(timeout)? {
+            Heard::Failure(failure) => Some(failure),
+            Heard::End => None,
+        }
+    }
+
+    /// The next error or end of stream, waiting for it up to `timeout`.
+    pub fn wait(&mut self, timeout: gst::ClockTime) -> Option<Heard> {
+        let types = [
+            MessageType::Error,
+            MessageType::Element,
+            MessageType::Application,
+            MessageType::Eos,
+        ];
+        // Without time to wait timed_pop_filtered does not even look.
+        let bus = self.bus.clone();
+        let next = || {
+            let waited = || bus.timed_pop_filtered(timeout, &types);
+            bus.pop_filtered(&types).or_else(waited)
+        };
+        while let Some(message) = next() {
+            match message.view() {
+                MessageView::Error(error) => {
+                    return Some(Heard::Failure(Failure {
+                        reason: self.explain(error),
+                        source: message.src().cloned(),
+                        missing: !self.missing.is_empty(),
+                    }));
+                }
+                MessageView::Element(element) => self.note_missing(element.structure()),
+                MessageView::Application(app) => {
+                    if let Some(reason) = refusal(app.structure()) {
+                        return Some(Heard::Failure(Failure {
+                            reason,
+                            source: None,
+                            missing: false,
+                        }));
+                    }
+                }
+                _ => return Some(Heard::End),
+            }
+        }
+        None
+    }
+
+    fn note_missing(&mut self, structure: Option<&gst::StructureRef>) {
+        let missing = structure.filter(|s| s.name() == "missing-plugin");
+        if let Some(name) = missing.and_then(|s| s.get::<String>("name").ok()) {
+            self.missing.push(name);
+        }
+    }
+
+    fn explain(&self, error: &gst::message::Error) -> String {
+        if !self.missing.is_empty() {
+            return format!(
+                "GStreamer has no {} here: install the plugin that provides it (on Debian and Ubuntu mostly \
+                 gstreamer1.0-libav, gstreamer1.0-plugins-good, -bad or -ugly)",
+                self.missing.join(", no ")
+            );
+        }
+        let text = error.error().to_string();
+        let debug = error.debug().unwrap_or_default();
+        // The last line of the debug text is the element's own word; the first names a place in its source.
+        match debug.lines().last().map(str::trim) {
+            Some(detail) if debug.lines().count() > 1 && !text.contains(detail) => {
+                format!("{} ({detail})", text.trim_end_matches('.'))
+            }
+            _ => text,
+        }
+    }
+}
+
+/// What [`Bus::wait`] has heard.
+pub(super) enum Heard {
+    Failure(Failure),
+    End,
+}
+
+fn refusal(structure: Option<&gst::StructureRef>) -> Option<String> {
+    let structure = structure.filter(|s| s.name() == REFUSED)?;
+    structure.get::<String>("reason").ok()
+}
+
+/// Says on the bus of `pipeline`, from any thread, why it cannot go on.
+pub(super) fn refuse(pipeline: &gst::Pipeline, reason: &str) {
+    let structure = gst::Structure::builder(REFUSED)
+        .field("reason", reason)
+        .build();
+    // It fails only when the bus is gone, and then nobody listens.
+    let _ = pipeline.post_message(gst::message::Application::new(structure));
+}
+
+/// An element of the kind `factory`.
+///
+/// # Errors
+/// Says which element is missing.
+pub(super) fn make(factory: &str) -> Result<gst::Element, String> {
+    gst::ElementFactory::make(factory).build().map_err(|_| {
+        format!(
+            "GStreamer's element '{factory}' is missing: install the plugin that provides it \
+             (gst-plugins-base, -good, -bad, -ugly or gst-libav)"
+        )
+    })
+}
+
+/// An element that gives the bytes of the file `path`.
+pub(super) fn file_source(path: &Path) -> Result<gst::Element, String> {
+    let source = make("filesrc")?;
+    source.set_property("location", utf8(path)?);
+    Ok(source)
+}
+
+/// GStreamer's properties hold text.
+pub(super) fn utf8(path: &Path) -> Result<&str, String> {
+    path.to_str()
+        .ok_or_else(|| "its name is not UTF-8, which GStreamer needs: rename it".into())
+}
+
+/// Leads what comes out of `pad` to nowhere.
+pub(super) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<(), String> {
+    let sink = make("fakesink")?;
+    sink.set_property("async", false);
+    sink.set_property("sync", false);
+    append(pipeline, pad, &[sink], None)
+}
+
+/// Adds `elements` to the running pipeline and links them, one after the other, to `pad`, after the pads of `onward`
+/// with each other: nothing flows before the way is whole.
+pub(super) fn append(
+    pipeline: &gst::Pipeline,
+    pad: &gst::Pad,
+    elements: &[gst::Element],
+    onward: Option<(&gst::Pad, &gst::Pad)>,
+) -> Result<(), String> {
+    let failed = |e: gst::glib::BoolError| e.to_string();
+    pipeline.add_many(elements).map_err(failed)?;
+    gst::Element::link_many(elements).map_err(failed)?;
+    if let Some((from, to)) = onward {
+        from.link(to).map_err(|e| e.to_string())?;
+    }
+    for element in elements.iter().rev() {
+        element.sync_state_with_parent().map_err(failed)?;
+    }
+    let first = elements.first().and_then(|e| e.static_pad("sink"));
+    let first = first.ok_or("an element without a sink pad")?;
+    pad.link(&first).map_err(|e| e.to_string())?;
+    Ok(())
+}
+
+/// Calls `f` when the first data comes through `pad`: parsebin lets it only after all of its pads are there.
+pub(super) fn on_data(pad: &gst::Pad, f: impl Fn() + Send + Sync + 'static) {
+    let kinds = PadProbeType::BUFFER | PadProbeType::BUFFER_LIST | PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |_, info| {
+        let waiting = match &info.data {
+            Some(PadProbeData::Event(event)) => {
+                !matches!(event.type_(), gst::EventType::Eos | gst::EventType::Gap)
+            }
+            _ => false,
+        };
+        if waiting {
+            return PadProbeReturn::Ok;
+        }
+        f();
+        PadProbeReturn::Remove
+    });
+}
+
+/// What people call a stream with `caps`.
+pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
+    let Some(structure) = caps.structure(0) else {
+        return "nothing".into();
+    };
+    let version = structure.get::<i32>("mpegversion").unwrap_or(0);
+    match (structure.name().as_str(), version) {
+        ("audio/mpeg", 1) => "MP3".into(),
+        ("audio/mpeg", _) => "AAC".into(),
+        ("audio/x-raw", _) => "PCM".into(),
+        ("audio/x-ac3", _) => "AC-3".into(),
+        ("audio/x-eac3", _) => "E-AC-3".into(),
+        ("audio/x-opus", _) => "Opus".into(),
+        ("audio/x-vorbis", _) => "Vorbis".into(),
+        ("audio/x-flac", _) => "FLAC".into(),
+        (name, _) => name.into(),
+    }
+}

@@ -1,0 +1,382 @@
+//! Between GStreamer's caps and buffers and the library's frames.
+
+use std::time::Duration;
+
+use gst_video::{
+    VideoChromaSite, VideoColorMatrix, VideoColorRange, VideoColorimetry, VideoFrameRef, VideoInfo,
+    VideoInterlaceMode, prelude::*,
+};
+
+use crate::{
+    Error, Result,
+    frame::{ChromaSite, Colorimetry, Frame, FrameInfo, Matrix, PixelFormat, Range},
+};
+
+/// What is known of a video stream besides its samples: the kind of its frames, their shape and rate, and, carried
+/// along unseen, what else the file says of its colours (primaries, transfer function, mastering display).
+#[derive(Clone, Debug)]
+pub struct StreamInfo {
+    /// Fixed raw video caps, in which colorimetry and chroma site are always written out.
+    caps: gst::Caps,
+    video: VideoInfo,
+    frame: FrameInfo,
+    duration: Option<Duration>,
+}
+
+impl StreamInfo {
+    /// A stream of frames like `frame` with square pixels. `framerate` is frames per second as a fraction; `None` is a
+    /// variable rate.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side or the rate is out of GStreamer's range.
+    pub fn new(frame: FrameInfo, framerate: Option<(u32, u32)>) -> Result<Self> {
+        super::init()?;
+        let (num, den) = framerate.unwrap_or((0, 1));
+        let wrong = |what: &str| Error::Frame(format!("{what}: no video stream has that"));
+        let int = |v: usize| i32::try_from(v).map_err(|_| wrong("a side"));
+        let rate = match (i32::try_from(num), i32::try_from(den)) {
+            (Ok(num), Ok(den)) if den > 0 => gst::Fraction::new(num, den),
+            _ => return Err(wrong(&format!("{num}/{den} frames a second"))),
+        };
+        let caps = gst::Caps::builder("video/x-raw")
+            .field("format", frame.format.name())
+            .field("width", int(frame.width)?)
+            .field("height", int(frame.height)?)
+            .field("framerate", rate)
+            .field("pixel-aspect-ratio", gst::Fraction::new(1, 1))
+            .field("interlace-mode", "progressive")
+            .field(
+                "colorimetry",
+                colorimetry_name(&frame.colorimetry, frame.format),
+            )
+            .field("chroma-site", site_name(frame.chroma_site))
+            .build();
+        Self::from_caps(&caps).map_err(Error::Frame)
+    }
+
+    /// The stream with raw video caps `caps`.
+    ///
+    /// # Errors
+    /// Says what the library cannot do with such a stream.
+    pub(super) fn from_caps(caps: &gst::Caps) -> Result<Self, String> {
+        let video = VideoInfo::from_caps(caps)
+            .map_err(|_| format!("'{caps}' is no raw video in memory"))?;
+        if video.interlace_mode() != VideoInterlaceMode::Progressive {
+            return Err(format!(
+                "the video is interlaced ({}): deinterlace it first",
+                video.interlace_mode().to_str()
+            ));
+        }
+        let frame = frame_info(&video, caps)
+            .ok_or_else(|| format!("{} frames are not supported", video.format()))?;
+        let mut caps = caps.clone();
+        // Absent, they would be guessed from the size, and the guess changes where the size grows.
+        let stated = caps
+            .structure(0)
+            .is_some_and(|s| s.has_field("colorimetry"));
+        let caps_mut = caps.make_mut();
+        if !stated {
+            caps_mut.set("colorimetry", video.colorimetry().to_string());
+        }
+        if frame.format.component(crate::frame::Component::U).is_some() {
+            caps_mut.set("chroma-site", site_name(frame.chroma_site));
+        }
+        Ok(Self {
+            caps,
+            video,
+            frame,
+            duration: None,
+        })
+    }
+
+    /// The kind of the frames.
+    pub fn frame(&self) -> &FrameInfo {
+        &self.frame
+    }
+
+    /// Width over height of a pixel.
+    pub fn pixel_aspect(&self) -> (i32, i32) {
+        let par = self.video.par();
+        (par.numer(), par.denom())
+    }
+
+    /// Frames a second; `None` where the rate varies or is not known.
+    pub fn framerate(&self) -> Option<(i32, i32)> {
+        let fps = self.video.fps();
+        (fps.numer() > 0).then(|| (fps.numer(), fps.denom()))
+    }
+
+    /// How long a file says it plays; the longest of its streams.
+    pub fn duration(&self) -> Option<Duration> {
+        self.duration
+    }
+
+    /// The number of frames that rate and duration lead to.
+    pub fn expected_frames(&self) -> Option<u64> {
+        let (num, den) = self.framerate()?;
+        let frames = self.duration?.as_secs_f64() * f64::from(num) / f64::from(den);
+        Some(frames.round() as u64)
+    }
+
+    /// The same stream with frames of another size.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side is out of range.
+    pub fn with_size(&self, width: usize, height: usize) -> Result<Self> {
+        let side = |v: usize| {
+            i32::try_from(v).map_err(|_| Error::Frame(format!("a video {width}x{height}")))
+        };
+        let mut caps = self.caps.clone();
+        let caps_mut = caps.make_mut();
+        caps_mut.set("width", side(width)?);
+        caps_mut.set("height", side(height)?);
+        let mut result = Self::from_caps(&caps).map_err(Error::Frame)?;
+        result.duration = self.duration;
+        // As in the caps, nothing but the size changes: not even the matrix that RGB is given by its height.
+        result.frame = self.frame.with_size(width, height);
+        Ok(result)
+    }
+
+    pub(super) fn set_duration(&mut self, duration: Option<Duration>) {
+        self.duration = duration;
+    }
+
+    pub(super) fn caps(&self) -> &gst::Caps {
+        &self.caps
+    }
+
+    /// How long a frame is shown at the stream's rate.
+    pub(super) fn frame_duration(&self) -> Option<Duration> {
+        let (num, den) = self.framerate()?;
+        Some(Duration::from_secs_f64(f64::from(den) / f64::from(num)))
+    }
+
+    /// Copies a frame out of `buffer`.
+    ///
+    /// # Errors
+    /// Says in what way the buffer does not hold a frame of the stream.
+    pub(super) fn read(&self, buffer: &gst::BufferRef) -> Result<Frame, String> {
+        let short = || "a decoded frame is not what its caps promise".to_string();
+        let mapped =
+            VideoFrameRef::from_buffer_ref_readable(buffer, &self.video).map_err(|_| short())?;
+        let mut frame = Frame::new(self.frame).map_err(|e| e.to_string())?;
+        for plane in 0..self.frame.format.planes() {
+            let (row, _) = self
+                .frame
+                .format
+                .plane_size(plane, self.frame.width, self.frame.height);
+            let stride = mapped.plane_stride().get(plane).copied();
+            let stride = stride.and_then(|s| usize::try_from(s).ok());
+            let stride = stride.filter(|s| *s >= row).ok_or_else(short)?;
+            let data = mapped.plane_data(plane as u32).map_err(|_| short())?;
+            let target = frame.plane_mut(plane).chunks_exact_mut(row);
+            if data.len() < (target.len() - 1) * stride + row {
+                return Err(short());
+            }
+            for (to, from) in target.zip(data.chunks(stride)) {
+                to.copy_from_slice(&from[..row]);
+            }
+        }
+        Ok(frame)
+    }
+
+    /// A buffer that holds `frame`.
+    ///
+    /// # Errors
+    /// When the frame is not one of the stream, or there is no memory.
+    pub(super) fn write(&self, frame: &Frame) -> Result<gst::Buffer, String> {
+        let (is, must) = (frame.info(), &self.frame);
+        if is != must {
+            return Err(format!(
+                "a frame of {} {}x{} in a stream of {} {}x{}: a file holds frames of one kind",
+                is.format.name(),
+                is.width,
+                is.height,
+                must.format.name(),
+                must.width,
+                must.height
+            ));
+        }
+        let mut buffer = gst::Buffer::with_size(self.video.size())
+            .map_err(|_| format!("no memory for a frame of {}x{}", is.width, is.height))?;
+        let memory = buffer.get_mut().ok_or("a new buffer is shared")?;
+        let mut mapped = VideoFrameRef::from_buffer_ref_writable(memory, &self.video)
+            .map_err(|_| "a new buffer cannot be written".to_string())?;
+        for plane in 0..is.format.planes() {
+            let (row, _) = is.format.plane_size(plane, is.width, is.height);
+            let stride = mapped.plane_stride().get(plane).copied();
+            let stride = stride.and_then(|s| usize::try_from(s).ok()).unwrap_or(row);
+            let data = mapped
+                .plane_data_mut(plane as u32)
+                .map_err(|e| e.to_string())?;
+            let rows = frame.plane(plane).chunks_exact(row);
+            for (to, from) in data.chunks_mut(stride).zip(rows) {
+                to.get_mut(..row)
+                    .ok_or("a plane is too short")?
+                    .copy_from_slice(from);
+            }
+        }
+        drop(mapped);
+        Ok(buffer)
+    }
+}
+
+/// The library's description of frames with `video`, which was read from `caps`; `None` for a format that it does not
+/// know. Matrices that the library does not have become the nearest one.
+fn frame_info(video: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameInfo> {
+    let format = PixelFormat::from_name(video.format().to_str())?;
+    let mut frame = FrameInfo::new(format, video.width() as usize, video.height() as usize);
+    let colorimetry = video.colorimetry();
+    match colorimetry.matrix() {
+        VideoColorMatrix::Bt601 | VideoColorMatrix::Fcc => {
+            frame.colorimetry.matrix = Matrix::Bt601;
+        }
+        VideoColorMatrix::Bt709 | VideoColorMatrix::Smpte240m => {
+            frame.colorimetry.matrix = Matrix::Bt709;
+        }
+        VideoColorMatrix::Bt2020 => frame.colorimetry.matrix = Matrix::Bt2020,
+        _ => {}
+    }
+    match colorimetry.range() {
+        VideoColorRange::Range0_255 => frame.colorimetry.range = Range::Full,
+        VideoColorRange::Range16_235 => frame.colorimetry.range = Range::Limited,
+        _ => {}
+    }
+    // Where the caps state a chroma site and no colorimetry, `video` has the default for both.
+    let stated = caps.structure(0)?.get::<&str>("chroma-site").ok();
+    let stated = stated.and_then(|text| text.parse().ok());
+    let site: VideoChromaSite = stated.unwrap_or(video.chroma_site());
+    if !site.is_empty() {
+        frame.chroma_site = ChromaSite {
+            horizontal_cosited: site.contains(VideoChromaSite::H_COSITED),
+            vertical_cosited: site.contains(VideoChromaSite::V_COSITED),
+        };
+    }
+    Some(frame)
+}
+
+/// GStreamer's text for colours of which the library knows matrix and range: transfer function and primaries are left
+/// unknown, but for the combinations that have a name.
+fn colorimetry_name(colorimetry: &Colorimetry, format: PixelFormat) -> String {
+    use gst_video::{VideoColorPrimaries, VideoTransferFunction};
+    let range = match colorimetry.range {
+        Range::Limited => VideoColorRange::Range16_235,
+        Range::Full => VideoColorRange::Range0_255,
+    };
+    let (matrix, transfer, primaries) = match colorimetry.matrix {
+        Matrix::Bt601 => (
+            VideoColorMatrix::Bt601,
+            VideoTransferFunction::Bt601,
+            VideoColorPrimaries::Smpte170m,
+        ),
+        Matrix::Bt709 => (
+            VideoColorMatrix::Bt709,
+            VideoTransferFunction::Bt709,
+            VideoColorPrimaries::Bt709,
+        ),
+        Matrix::Bt2020 => (
+            VideoColorMatrix::Bt2020,
+            VideoTransferFunction::Bt202012,
+            VideoColorPrimaries::Bt2020,
+        ),
+    };
+    if format.is_rgb() {
+        let (matrix, transfer) = (VideoColorMatrix::Rgb, VideoTransferFunction::Srgb);
+        let primaries = VideoColorPrimaries::Bt709;
+        return VideoColorimetry::new(range, matrix, transfer, primaries).to_string();
+    }
+    VideoColorimetry::new(range, matrix, transfer, primaries).to_string()
+}
+
+/// GStreamer's text for a chroma site.
+fn site_name(site: ChromaSite) -> &'static str {
+    match (site.horizontal_cosited, site.vertical_cosited) {
+        (false, false) => "jpeg",
+        (true, false) => "mpeg2",
+        (true, true) => "cosited",
+        (false, true) => "v-cosited",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(fields: &str) -> Result<StreamInfo, String> {
+        gst::init().unwrap();
+        StreamInfo::from_caps(
+            &format!("video/x-raw,framerate=25/1,{fields}")
+                .parse()
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_stream_made_of_a_frames_description_has_that_description() {
+        for format in PixelFormat::ALL {
+            for (matrix, range) in [
+                (Matrix::Bt601, Range::Limited),
+                (Matrix::Bt709, Range::Full),
+                (Matrix::Bt2020, Range::Limited),
+            ] {
+                let mut frame = FrameInfo::new(format, 33, 17);
+                if !format.is_rgb() {
+                    frame.colorimetry = Colorimetry { matrix, range };
+                }
+                if format.component(crate::frame::Component::U).is_some() {
+                    frame.chroma_site = ChromaSite {
+                        horizontal_cosited: range == Range::Full,
+                        vertical_cosited: matrix == Matrix::Bt709,
+                    };
+                }
+                let stream = StreamInfo::new(frame, Some((30000, 1001))).unwrap();
+                assert_eq!(*stream.frame(), frame);
+                assert_eq!(stream.framerate(), Some((30000, 1001)));
+            }
+        }
+    }
+
+    #[test]
+    fn colours_are_those_stated_and_stay_when_the_size_changes() {
+        let small = described("format=I420,width=720,height=576").unwrap();
+        assert_eq!(small.frame().colorimetry.matrix, Matrix::Bt601);
+        let large = small.with_size(1440, 1152).unwrap();
+        assert_eq!(large.frame().colorimetry.matrix, Matrix::Bt601);
+        assert_eq!(large.frame().chroma_site, small.frame().chroma_site);
+        let hdr = "format=I420_10LE,width=64,height=64,colorimetry=bt2100-pq,chroma-site=mpeg2";
+        let hdr = described(hdr).unwrap().with_size(128, 128).unwrap();
+        assert_eq!(hdr.frame().colorimetry.matrix, Matrix::Bt2020);
+        let text = hdr.caps().to_string();
+        assert!(text.contains("bt2100-pq"), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_upscaled_is_refused_with_its_name() {
+        let refused = |fields| described(fields).unwrap_err();
+        let interlaced = "format=I420,width=8,height=8,interlace-mode=interleaved";
+        assert!(refused(interlaced).contains("interlaced (interleaved)"));
+        assert!(refused("format=v210,width=8,height=8").contains("v210"));
+    }
+
+    #[test]
+    fn frames_survive_the_way_through_a_buffer_in_every_format_and_odd_size() {
+        for format in PixelFormat::ALL {
+            for (w, h) in [(1, 1), (5, 3), (16, 9)] {
+                let info = FrameInfo::new(format, w, h);
+                let mut frame = Frame::new(info).unwrap();
+                for plane in 0..format.planes() {
+                    let bytes = frame.plane_mut(plane).iter_mut().enumerate();
+                    bytes.for_each(|(i, b)| *b = (i * 7 + plane * 50) as u8);
+                }
+                let stream = StreamInfo::new(info, None).unwrap();
+                let back = stream.read(&stream.write(&frame).unwrap()).unwrap();
+                for plane in 0..format.planes() {
+                    assert_eq!(back.plane(plane), frame.plane(plane), "{format:?} {w}x{h}");
+                }
+            }
+        }
+        let stream = StreamInfo::new(FrameInfo::new(PixelFormat::I420, 8, 8), None).unwrap();
+        let other = Frame::new(FrameInfo::new(PixelFormat::I420, 8, 6)).unwrap();
+        assert!(stream.write(&other).unwrap_err().contains("8x6"));
+    }
+}

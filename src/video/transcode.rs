@@ -1,0 +1,140 @@
+//! From a file to a file, with a function between.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{Options, Reader, TimedFrame, Writer};
+use crate::{Error, Result, frame::Frame};
+
+/// What [`transcode`] has done.
+#[derive(Debug)]
+pub struct Transcoded {
+    /// The file that was written: the one asked for when the end is [`End::Complete`], otherwise [`partial_path`].
+    /// `None` when it broke off before the first frame.
+    pub path: Option<PathBuf>,
+    /// Frames written.
+    pub frames: u64,
+    pub end: End,
+    /// What became of each audio stream, such as `AAC copied`.
+    pub audio: Vec<String>,
+    /// What is odd about the input without being an error.
+    pub warnings: Vec<String>,
+}
+
+/// Why there are no more frames.
+#[derive(Debug)]
+pub enum End {
+    /// The video is over.
+    Complete,
+    /// The function has given no more frames.
+    Stopped,
+    /// The input cannot be decoded any further.
+    Damaged(Error),
+}
+
+/// The name under which `output` is written until it is complete: `film.partial.mp4` for `film.mp4`.
+pub fn partial_path(output: &Path) -> PathBuf {
+    let mut name = output.file_stem().map_or_else(OsString::new, Into::into);
+    name.push(".partial");
+    if let Some(extension) = output.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    output.with_file_name(name)
+}
+
+/// Writes what `each` makes of every frame of `input` to the file `output`, with the input's audio, timestamps, pixel
+/// shape and colours. `each` is asked for one frame after the other; the first frame that it gives sets the size.
+///
+/// The file has its name only once it is complete, and then replaces what had that name before. When `each` gives
+/// `None`, or the input turns out to be damaged, the frames until then, with as much audio, are left in a file that
+/// plays, under the name that [`partial_path`] says.
+///
+/// # Errors
+/// Those of `each`, and as [`Writer`]; nothing is left then.
+pub fn transcode(
+    mut input: Reader,
+    output: &Path,
+    options: &Options,
+    mut each: impl FnMut(&TimedFrame) -> Result<Option<Frame>>,
+) -> Result<Transcoded> {
+    let partial = Partial::new(output);
+    let audio = (!options.no_audio && input.audio_streams() > 0).then(|| input.path().to_owned());
+    let stream = input.stream().clone();
+    let mut writer: Option<Writer> = None;
+    let end = loop {
+        let frame = match input.next() {
+            None => break End::Complete,
+            Some(Ok(frame)) => frame,
+            Some(Err(e)) => break End::Damaged(e),
+        };
+        let Some(made) = each(&frame)? else {
+            break End::Stopped;
+        };
+        if writer.is_none() {
+            let (width, height) = (made.info().width, made.info().height);
+            let stream = stream.with_size(width, height)?;
+            let encoder = &options.encoder;
+            let created = Writer::create(&partial.path, &stream, encoder, audio.as_deref());
+            writer = Some(created?);
+        }
+        if let Some(writer) = &mut writer {
+            let made = TimedFrame {
+                frame: made,
+                pts: frame.pts,
+                duration: frame.duration,
+            };
+            writer.push(&made)?;
+        }
+    };
+    let mut done = Transcoded {
+        path: None,
+        frames: 0,
+        end,
+        audio: Vec::new(),
+        warnings: input.warnings().to_vec(),
+    };
+    if let Some(writer) = writer {
+        let whole = matches!(done.end, End::Complete);
+        done.frames = writer.frames();
+        done.audio = writer.finish(!whole)?;
+        done.path = Some(partial.keep(whole.then_some(output))?);
+    }
+    Ok(done)
+}
+
+/// A file that is removed unless it is kept.
+struct Partial {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Partial {
+    fn new(output: &Path) -> Self {
+        Self {
+            path: partial_path(output),
+            kept: false,
+        }
+    }
+
+    /// Keeps the file, as `name` if there is one.
+    fn keep(mut self, name: Option<&Path>) -> Result<PathBuf> {
+        if let Some(name) = name {
+            fs::rename(&self.path, name).map_err(Error::io(name))?;
+        }
+        self.kept = true;
+        Ok(name.unwrap_or(&self.path).to_owned())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.kept {
+            // It may never have been made.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! Video files through the public API, on clips that GStreamer makes here.
+#![cfg(feature = "video")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use gst::prelude::*;
+use tadsr::{
+    Error,
+    frame::{ChromaSite, Frame, FrameInfo, Matrix, PixelFormat, Range},
+    video::{End, Options, Reader, TimedFrame, partial_path, transcode},
+};
+
+/// Runs a launch line to its end.
+fn launch(line: &str) {
+    gst::init().unwrap();
+    let pipeline = gst::parse::launch(line).unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let bus = pipeline.bus().unwrap();
+    let types = [gst::MessageType::Eos, gst::MessageType::Error];
+    let end = bus.timed_pop_filtered(gst::ClockTime::from_seconds(120), &types);
+    pipeline.set_state(gst::State::Null).unwrap();
+    let end = end.expect("an end within two minutes");
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{line}: {end:?}");
+}
+
+struct Clips(tempfile::TempDir);
+
+impl Clips {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A clip of `frames` frames with caps and encoder as in a launch line, to the muxer that the name asks for.
+    fn make(&self, name: &str, frames: u32, caps: &str, encoder: &str) -> PathBuf {
+        let path = self.path(name);
+        let mux = muxer(&path);
+        launch(&format!(
+            "videotestsrc num-buffers={frames} pattern=ball ! video/x-raw,{caps} ! {encoder} ! {mux} ! \
+             filesink location={}",
+            path.display()
+        ));
+        path
+    }
+
+    /// As [`Self::make`], with `seconds` of a tone.
+    fn make_with_tone(
+        &self,
+        name: &str,
+        (frames, caps): (u32, &str),
+        encoder: &str,
+        seconds: u32,
+        audio: &str,
+    ) -> PathBuf {
+        let path = self.path(name);
+        let mux = muxer(&path);
+        let buffers = seconds * 50;
+        launch(&format!(
+            "videotestsrc num-buffers={frames} pattern=ball ! video/x-raw,{caps} ! {encoder} ! queue ! mux. \
+             audiotestsrc num-buffers={buffers} samplesperbuffer=960 ! audio/x-raw,rate=48000 ! {audio} ! queue ! mux. \
+             {mux} name=mux ! filesink location={}",
+            path.display()
+        ));
+        path
+    }
+}
+
+fn muxer(path: &Path) -> &'static str {
+    match path.extension().unwrap().to_str().unwrap() {
+        "mp4" => "mp4mux",
+        "mov" => "qtmux",
+        "webm" => "webmmux",
+        "ts" => "mpegtsmux",
+        "avi" => "avimux",
+        _ => "matroskamux",
+    }
+}
+
+const CAPS: &str = "format=I420,width=64,height=48,framerate=25/1";
+
+fn frames(path: &Path) -> Vec<TimedFrame> {
+    Reader::open(path).unwrap().map(|f| f.unwrap()).collect()
+}
+
+fn times(frames: &[TimedFrame]) -> Vec<Duration> {
+    frames.iter().map(|f| f.pts).collect()
+}
+
+fn message(path: &Path) -> String {
+    match Reader::open(path) {
+        Ok(_) => panic!("{path:?} was opened"),
+        Err(e) => e.to_string(),
+    }
+}
+
+/// Whether decoding `path` gives audio, and how much of it, in seconds.
+fn audio_seconds(path: &Path) -> f64 {
+    gst::init().unwrap();
+    let line = format!(
+        "filesrc location={} ! decodebin name=d d. ! audio/x-raw ! audioconvert ! \
+         audio/x-raw,format=S16LE,channels=1 ! appsink name=s sync=false d. ! video/x-raw ! fakesink sync=false",
+        path.display()
+    );
+    let pipeline = gst::parse::launch(&line).unwrap();
+    let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
+    let sink = pipeline.by_name("s").unwrap();
+    let sink = sink.downcast::<gst_app::AppSink>().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let mut seconds = 0.0;
+    while let Some(sample) = sink.try_pull_sample(gst::ClockTime::from_seconds(10)) {
+        let rate: i32 = sample
+            .caps()
+            .unwrap()
+            .structure(0)
+            .unwrap()
+            .get("rate")
+            .unwrap();
+        seconds += sample.buffer().unwrap().size() as f64 / 2.0 / f64::from(rate);
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+    seconds
+}
+
+/// Each pixel twice as wide and high.
+fn doubled(frame: &Frame) -> Frame {
+    let info = frame.info();
+    assert_eq!(info.format.planes(), 3, "planar frames");
+    let mut large = Frame::new(info.with_size(2 * info.width, 2 * info.height)).unwrap();
+    let sample = if info.format.depth() > 8 { 2 } else { 1 };
+    for plane in 0..3 {
+        let (row, _) = info.format.plane_size(plane, info.width, info.height);
+        let (to_row, _) = info
+            .format
+            .plane_size(plane, 2 * info.width, 2 * info.height);
+        let source = frame.plane(plane);
+        for (y, line) in large.plane_mut(plane).chunks_mut(to_row).enumerate() {
+            let from = &source[y / 2 * row..][..row];
+            for (x, to) in line.chunks_mut(sample).enumerate() {
+                to.copy_from_slice(&from[x / 2 * sample..][..sample]);
+            }
+        }
+    }
+    large
+}
+
+#[test]
+fn frames_keep_count_time_size_and_colours() {
+    let clips = Clips::new();
+    let caps = "format=I420,width=66,height=50,framerate=30000/1001,pixel-aspect-ratio=8/9,\
+                colorimetry=bt709,chroma-site=mpeg2";
+    let path = clips.make("a.mp4", 40, caps, "x264enc");
+    let mut reader = Reader::open(&path).unwrap();
+    let stream = reader.stream().clone();
+    assert_eq!(stream.framerate(), Some((30000, 1001)));
+    assert_eq!(stream.pixel_aspect(), (8, 9));
+    assert_eq!(stream.expected_frames(), Some(40));
+    let info = stream.frame();
+    assert_eq!((info.width, info.height), (66, 50));
+    assert_eq!(info.colorimetry.matrix, Matrix::Bt709);
+    assert_eq!(info.chroma_site, ChromaSite::MPEG2);
+    let all: Vec<_> = reader.by_ref().map(|f| f.unwrap()).collect();
+    assert_eq!(all.len(), 40);
+    assert!(reader.warnings().is_empty() && reader.next().is_none());
+    for (i, frame) in all.iter().enumerate() {
+        let expected = i as f64 * 1001.0 / 30000.0;
+        let pts = frame.pts.as_secs_f64();
+        assert!((pts - expected).abs() < 1e-4, "{i}: {pts} {expected}");
+    }
+}
+
+#[test]
+fn depth_and_range_of_the_file_are_those_of_the_frames() {
+    let clips = Clips::new();
+    let deep = "format=I420_10LE,width=64,height=48,framerate=25/1,colorimetry=bt2020-10";
+    let deep = frames(&clips.make("deep.mkv", 3, deep, "x264enc"));
+    assert_eq!(deep[0].frame.info().format, PixelFormat::I420_10Le);
+    assert_eq!(deep[0].frame.info().colorimetry.matrix, Matrix::Bt2020);
+    let full = "format=I420,width=64,height=48,framerate=25/1,colorimetry=1:4:0:0";
+    let full = frames(&clips.make("full.mkv", 3, full, "x264enc"));
+    assert_eq!(full[0].frame.info().colorimetry.range, Range::Full);
+    let raw = frames(&clips.make("raw.avi", 3, CAPS, "identity"));
+    assert_eq!(raw.len(), 3);
+    let wide = "format=Y444,width=33,height=17,framerate=25/1";
+    let wide = frames(&clips.make("wide.mkv", 3, wide, "x264enc"));
+    assert_eq!(wide[2].frame.info().format, PixelFormat::Y444);
+    assert_eq!(
+        (wide[2].frame.info().width, wide[2].frame.info().height),
+        (33, 17)
+    );
+}
+
+#[test]
+fn interlaced_video_becomes_one_progressive_frame_for_each_frame() {
+    let clips = Clips::new();
+    let path = clips.make(
+        "i.mkv",
+        24,
+        CAPS,
+        "interlace field-pattern=2:2 ! x264enc interlaced=true",
+    );
+    let all = frames(&path);
+    assert_eq!(all.len(), 24);
+}
+
+#[test]
+fn pictures_that_the_file_says_are_turned_come_upright() {
+    let clips = Clips::new();
+    let path = clips.make("t.mp4", 3, CAPS, "x264enc");
+    let mut bytes = fs::read(&path).unwrap();
+    let track = bytes.windows(4).position(|w| w == b"tkhd").unwrap();
+    // The matrix of a track header (ISO/IEC 14496-12 section 8.3.2): a quarter turn.
+    let matrix = [0, 0x0001_0000, 0, -0x0001_0000, 0, 0, 0, 0, 0x4000_0000_i32];
+    let matrix: Vec<u8> = matrix.iter().flat_map(|v| v.to_be_bytes()).collect();
+    bytes[track + 44..][..36].copy_from_slice(&matrix);
+    fs::write(&path, bytes).unwrap();
+    let info = *Reader::open(&path).unwrap().stream().frame();
+    assert_eq!((info.width, info.height), (48, 64));
+}
+
+#[test]
+fn reading_can_start_anywhere() {
+    let clips = Clips::new();
+    let path = clips.make("s.mp4", 100, CAPS, "x264enc key-int-max=10");
+    let mut reader = Reader::open(&path).unwrap();
+    reader.seek(Duration::from_millis(2050)).unwrap();
+    let rest: Vec<_> = reader.map(|f| f.unwrap()).collect();
+    assert_eq!(rest.len(), 50);
+}
+
+#[test]
+fn what_is_no_video_is_refused_with_the_files_name_and_the_reason() {
+    let clips = Clips::new();
+    let text = clips.path("text.mp4");
+    fs::write(
+        &text,
+        "this is no video, however long it may be\n".repeat(50),
+    )
+    .unwrap();
+    let empty = clips.path("empty.mp4");
+    fs::write(&empty, "").unwrap();
+    let missing = clips.path("missing.mp4");
+    for (path, reason) in [
+        (&text, "text file"),
+        (&empty, "empty"),
+        (&missing, "No such file"),
+        (&clips.path(""), "regular file"),
+    ] {
+        let text = message(path);
+        assert!(
+            text.contains(path.to_str().unwrap()) && text.contains(reason),
+            "{text}"
+        );
+    }
+    let tone = clips.path("tone.mka");
+    launch(&format!(
+        "audiotestsrc num-buffers=20 ! avenc_aac ! matroskamux ! filesink location={}",
+        tone.display()
+    ));
+    assert!(message(&tone).contains("no video in it, only AAC"));
+}
+
+#[test]
+fn a_file_that_breaks_off_gives_what_is_there_and_says_so() {
+    let clips = Clips::new();
+    for (name, mux) in [
+        ("cut.mkv", "matroskamux"),
+        ("cut.mp4", "mp4mux faststart=true"),
+        ("cut.ts", "mpegtsmux"),
+    ] {
+        let path = clips.path(name);
+        launch(&format!(
+            "videotestsrc num-buffers=150 pattern=snow ! video/x-raw,{CAPS} ! x264enc key-int-max=10 ! {mux} ! \
+             filesink location={}",
+            path.display()
+        ));
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let mut reader = Reader::open(&path).unwrap();
+        let (mut good, mut error) = (0, None);
+        for frame in reader.by_ref() {
+            match frame {
+                Ok(_) => good += 1,
+                Err(e) => error = Some(e.to_string()),
+            }
+        }
+        assert!((50..110).contains(&good), "{name}: {good} frames");
+        let said = error.is_some() || !reader.warnings().is_empty();
+        // A transport stream does not know its length.
+        assert!(said || name == "cut.ts", "{name}");
+        eprintln!("{name}: {good} frames, {error:?}, {:?}", reader.warnings());
+    }
+    let headless = clips.make("headless.mp4", 50, CAPS, "x264enc");
+    let bytes = fs::read(&headless).unwrap();
+    fs::write(&headless, &bytes[..bytes.len() / 2]).unwrap();
+    let text = message(&headless);
+    assert!(text.contains("headless.mp4"), "{text}");
+    eprintln!("{text}");
+}
+
+#[test]
+fn a_file_goes_through_with_all_frames_times_colours_and_its_audio() {
+    let clips = Clips::new();
+    let caps = "format=I420,width=64,height=48,framerate=24000/1001,pixel-aspect-ratio=8/9,\
+                colorimetry=bt709,chroma-site=mpeg2";
+    let from = clips.make_with_tone("in.mp4", (48, caps), "x264enc", 2, "avenc_aac");
+    for (name, audio) in [
+        ("out.mp4", "AAC copied"),
+        ("out.mkv", "AAC copied"),
+        ("out.mov", "AAC copied"),
+        ("out.webm", "AAC encoded anew"),
+    ] {
+        let to = clips.path(name);
+        let done = transcode(
+            Reader::open(&from).unwrap(),
+            &to,
+            &Options::default(),
+            |f| Ok(Some(doubled(&f.frame))),
+        )
+        .unwrap();
+        assert!(matches!(done.end, End::Complete), "{done:?}");
+        assert_eq!(
+            (done.frames, done.path.as_deref()),
+            (48, Some(to.as_path()))
+        );
+        assert!(
+            done.audio[0].contains(audio) && done.audio.len() == 1,
+            "{done:?}"
+        );
+        assert!(!partial_path(&to).exists());
+
+        let reader = Reader::open(&to).unwrap();
+        let stream = reader.stream().clone();
+        let info = stream.frame();
+        assert_eq!((info.width, info.height), (128, 96), "{name}");
+        assert_eq!(info.colorimetry.matrix, Matrix::Bt709, "{name}");
+        assert_eq!(info.colorimetry.range, Range::Limited, "{name}");
+        assert_eq!(stream.pixel_aspect(), (8, 9), "{name}");
+        let (num, den) = stream.framerate().unwrap();
+        assert!(
+            (f64::from(num) / f64::from(den) - 24000.0 / 1001.0).abs() < 0.02,
+            "{name}"
+        );
+        let all: Vec<_> = reader.map(|f| f.unwrap()).collect();
+        // Matroska counts in milliseconds.
+        let tolerance = if name.ends_with("mp4") || name.ends_with("mov") {
+            1e-4
+        } else {
+            1e-3
+        };
+        let expected = times(&frames(&from));
+        assert_eq!(all.len(), expected.len(), "{name}");
+        for (frame, expected) in all.iter().zip(expected) {
+            let (is, must) = (frame.pts.as_secs_f64(), expected.as_secs_f64());
+            assert!((is - must).abs() < tolerance, "{name}: {is} {must}");
+        }
+        let seconds = audio_seconds(&to);
+        assert!((seconds - 2.0).abs() < 0.1, "{name}: {seconds} s of audio");
+    }
+}
+
+#[test]
+fn ten_bits_stay_ten_bits() {
+    let clips = Clips::new();
+    let caps = "format=I420_10LE,width=64,height=48,framerate=25/1,colorimetry=bt2100-pq,chroma-site=mpeg2";
+    let from = clips.make("in.mkv", 5, caps, "x264enc");
+    for (name, encoder) in [
+        ("a.mp4", ""),
+        ("b.mkv", "x265enc speed-preset=ultrafast"),
+        ("c.mp4", "x265enc"),
+    ] {
+        let to = clips.path(name);
+        let options = Options {
+            encoder: encoder.into(),
+            ..Options::default()
+        };
+        let reader = Reader::open(&from).unwrap();
+        transcode(reader, &to, &options, |f| Ok(Some(doubled(&f.frame)))).unwrap();
+        let all = frames(&to);
+        assert_eq!(all.len(), 5, "{name}");
+        assert_eq!(all[0].frame.info().format, PixelFormat::I420_10Le, "{name}");
+        assert_eq!(
+            all[0].frame.info().colorimetry.matrix,
+            Matrix::Bt2020,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn stopping_leaves_a_file_that_plays_under_another_name() {
+    let clips = Clips::new();
+    let from = clips.make_with_tone("in.mp4", (100, CAPS), "x264enc", 4, "avenc_aac");
+    let to = clips.path("out.mp4");
+    let mut count = 0;
+    let done = transcode(
+        Reader::open(&from).unwrap(),
+        &to,
+        &Options::default(),
+        |f| {
+            count += 1;
+            Ok((count <= 50).then(|| f.frame.clone()))
+        },
+    )
+    .unwrap();
+    assert!(matches!(done.end, End::Stopped) && !to.exists());
+    assert_eq!(
+        done.path.as_deref(),
+        Some(clips.path("out.partial.mp4").as_path())
+    );
+    assert_eq!(frames(&clips.path("out.partial.mp4")).len(), 50);
+    let seconds = audio_seconds(&clips.path("out.partial.mp4"));
+    assert!((seconds - 2.0).abs() < 0.1, "{seconds} s of audio");
+}
+
+#[test]
+fn a_failure_of_the_function_leaves_nothing() {
+    let clips = Clips::new();
+    let from = clips.make("in.mp4", 20, CAPS, "x264enc");
+    let to = clips.path("out.mp4");
+    let mut count = 0;
+    let result = transcode(
+        Reader::open(&from).unwrap(),
+        &to,
+        &Options::default(),
+        |f| {
+            count += 1;
+            match count {
+                10 => Err(Error::Frame("on purpose".into())),
+                _ => Ok(Some(f.frame.clone())),
+            }
+        },
+    );
+    assert!(result.unwrap_err().to_string().contains("on purpose"));
+    assert!(!to.exists() && !partial_path(&to).exists());
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_with_a_reason() {
+    let clips = Clips::new();
+    let from = clips.make("in.mp4", 5, CAPS, "x264enc");
+    for (name, encoder, reason) in [
+        ("out.avi", "", ".mp4"),
+        ("nowhere/out.mp4", "", "No such file"),
+        ("out.mp4", "nosuchenc", "nosuchenc"),
+        ("out.webm", "x264enc", "another encoder or extension"),
+        ("out.mp4", "fakesink", "no encoder"),
+    ] {
+        let options = Options {
+            encoder: encoder.into(),
+            ..Options::default()
+        };
+        let reader = Reader::open(&from).unwrap();
+        let result = transcode(reader, &clips.path(name), &options, |f| {
+            Ok(Some(f.frame.clone()))
+        });
+        let text = result.unwrap_err().to_string();
+        assert!(text.contains(reason), "{name} {encoder}: {text}");
+    }
+    // An encoder that fails in the middle must not block.
+    let options = Options {
+        encoder: "identity error-after=3 ! x264enc".into(),
+        ..Options::default()
+    };
+    let from = clips.make("long.mp4", 60, CAPS, "x264enc");
+    let reader = Reader::open(&from).unwrap();
+    let result = transcode(reader, &clips.path("out.mp4"), &options, |f| {
+        Ok(Some(f.frame.clone()))
+    });
+    assert!(result.is_err());
+}
+
+#[test]
+fn a_video_that_changes_its_size_is_refused_where_it_does() {
+    let clips = Clips::new();
+    let path = clips.path("two.ts");
+    launch(&format!(
+        "concat name=c ! h264parse ! mpegtsmux ! filesink location={} \
+         videotestsrc num-buffers=20 ! video/x-raw,{CAPS} ! x264enc key-int-max=5 ! video/x-h264,stream-format=byte-stream ! c. \
+         videotestsrc num-buffers=20 ! video/x-raw,format=I420,width=32,height=32,framerate=25/1 ! x264enc key-int-max=5 ! \
+         video/x-h264,stream-format=byte-stream ! c.",
+        path.display()
+    ));
+    let sizes: Vec<_> = frames(&path).iter().map(|f| f.frame.info().width).collect();
+    assert!(sizes.contains(&64) && sizes.contains(&32), "{sizes:?}");
+    let result = transcode(
+        Reader::open(&path).unwrap(),
+        &clips.path("o.mp4"),
+        &Options::default(),
+        |f| Ok(Some(f.frame.clone())),
+    );
+    let text = result.unwrap_err().to_string();
+    assert!(text.contains("32x32") && text.contains("64x48"), "{text}");
+}
+
+#[test]
+fn grey_and_odd_frames_find_an_encoder_that_takes_them() {
+    let clips = Clips::new();
+    let from = clips.make(
+        "in.mkv",
+        3,
+        "format=GRAY8,width=33,height=17,framerate=25/1",
+        "identity",
+    );
+    let reader = Reader::open(&from).unwrap();
+    let info = *reader.stream().frame();
+    assert_eq!((info.width, info.height), (33, 17));
+    let done = transcode(reader, &clips.path("o.mkv"), &Options::default(), |f| {
+        Ok(Some(Frame::new(FrameInfo {
+            width: 66,
+            height: 34,
+            ..*f.frame.info()
+        })?))
+    });
+    assert_eq!(done.unwrap().frames, 3);
+}
