@@ -54,3 +54,25 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
     Ok((tensors, state))
 }
+
+/// Loads the checkpoint of a run that goes on (`resume`), or makes sure that a new run does not overwrite one.
+///
+/// # Errors
+/// Those of [`load`], and [`Error::Training`] when the file exists though the run is new, or is missing though it goes on.
+pub fn load_if<S: DeserializeOwned>(
+    path: &Path,
+    resume: bool,
+) -> Result<Option<(HashMap<String, Tensor>, S)>> {
+    match (path.exists(), resume) {
+        (true, true) => load(path).map(Some),
+        (false, false) => Ok(None),
+        (true, false) => {
+            let reason = "exists: go on with --resume, or choose another folder for the run";
+            Err(Error::training(path, reason))
+        }
+        (false, true) => {
+            let reason = "does not exist: nothing to resume";
+            Err(Error::training(path, reason))
+        }
+    }
+}

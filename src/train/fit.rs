@@ -95,19 +95,7 @@ impl Fit {
             .check()
             .map_err(|e| Error::training(dir, e))?;
         let path = dir.join("checkpoint.safetensors");
-        let saved = match (path.exists(), resume) {
-            (true, true) => Some(checkpoint::load::<State>(&path)?),
-            (false, false) => None,
-            (true, false) => {
-                return Err(Error::training(
-                    path,
-                    "exists: go on with --resume, or choose another --out",
-                ));
-            }
-            (false, true) => {
-                return Err(Error::training(path, "does not exist: nothing to resume"));
-            }
-        };
+        let saved = checkpoint::load_if::<State>(&path, resume)?;
         let spec = PairSpec {
             student: options.student,
             patch: options.patch,

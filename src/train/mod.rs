@@ -1,10 +1,13 @@
 //! Training: data, degradation, pairs, optimiser, checkpoints, loops.
 
+pub mod adversary;
 pub mod checkpoint;
 pub mod data;
 pub mod degrade;
 pub mod fit;
+pub mod init;
 pub mod loader;
+pub mod losses;
 pub mod optim;
 pub mod pairs;
 pub mod real_world;

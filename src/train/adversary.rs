@@ -1,0 +1,143 @@
+//! A discriminator in training.
+
+use candle_core::{Result, Tensor, backprop::GradStore};
+
+use super::{
+    init,
+    losses::hinge_discriminator,
+    optim::{AdamW, Parameter},
+};
+use crate::nn::discriminator::{Discriminator, DiscriminatorConfig, is_parameter};
+
+/// A teacher's features of real latents and of a student's, both perturbed to the same times.
+pub struct Judged {
+    pub real: Vec<Tensor>,
+    /// Must carry no gradient.
+    pub fake: Vec<Tensor>,
+    /// The time of each sample.
+    pub t: Vec<usize>,
+}
+
+/// A discriminator, its optimiser and the state of both.
+pub struct Adversary {
+    discriminator: Discriminator,
+    /// All variables, the spectral norms' vectors among them.
+    variables: Vec<Parameter>,
+    adam: AdamW,
+}
+
+impl Adversary {
+    /// A new discriminator with weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// As [`Discriminator::new`].
+    pub fn new(config: &DiscriminatorConfig, seed: u64) -> Result<Self> {
+        let (discriminator, variables) = init::discriminator(config, seed)?;
+        let name = |(name, var)| (format!("discriminator.{name}"), var);
+        let variables: Vec<_> = variables.into_iter().map(name).collect();
+        let trained = variables.iter().filter(|(name, _)| is_parameter(name));
+        let mut adam = AdamW::new(trained.cloned().collect())?;
+        adam.beta2 = 0.999;
+        Ok(Self {
+            discriminator,
+            variables,
+            adam,
+        })
+    }
+
+    /// The hinge loss, a mean over `batches` batches that `judged` makes one after the other, and its gradients. Takes
+    /// one power iteration of the spectral norms first.
+    ///
+    /// # Errors
+    /// Those of `judged`, or when a shape does not fit.
+    pub fn loss(
+        &self,
+        batches: usize,
+        mut judged: impl FnMut(usize) -> Result<Judged>,
+    ) -> Result<(f64, GradStore)> {
+        self.discriminator.power_iteration()?;
+        let (mut sum, mut grads) = (0.0, GradStore::default());
+        for i in 0..batches {
+            let Judged { real, fake, t } = judged(i)?;
+            let real = self.discriminator.forward(&real, &t)?;
+            let fake = self.discriminator.forward(&fake, &t)?;
+            let loss = (hinge_discriminator(&real, &fake)? / batches as f64)?;
+            sum += f64::from(loss.to_scalar::<f32>()?);
+            grads.extend(loss.backward()?)?;
+        }
+        Ok((sum, grads))
+    }
+
+    /// Takes a step of learning rate `rate` along the gradients of [`Self::loss`].
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn update(&mut self, grads: &GradStore, rate: f64) -> Result<()> {
+        self.adam.step(grads, rate)
+    }
+
+    /// The discriminator as the generator's loss needs it: after one power iteration on the weights as they are now, and
+    /// without gradients of its own.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn judge(&self) -> Result<Discriminator> {
+        self.discriminator.power_iteration()?;
+        Ok(self.discriminator.frozen())
+    }
+
+    /// Variables and optimiser by name, for a checkpoint.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let variables = self.variables.iter();
+        let mut all: Vec<_> = variables
+            .map(|(name, var)| (format!("weights.{name}"), var.as_tensor().clone()))
+            .collect();
+        all.extend(self.adam.state());
+        all
+    }
+
+    /// Takes back what [`Self::state`] gave after `step` steps.
+    ///
+    /// # Errors
+    /// When `get` does.
+    pub fn restore(&mut self, step: u64, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+        for (name, var) in &self.variables {
+            var.set(&get(&format!("weights.{name}"))?)?;
+        }
+        self.adam.restore(step, get)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn it_learns_to_tell_two_kinds_of_features_apart() {
+        let config = DiscriminatorConfig::new(vec![32], 8);
+        let mut adversary = Adversary::new(&config, 1).unwrap();
+        // Both are noise; the real one is smooth along x.
+        let judged = |_| {
+            let noise = |w| Tensor::randn(0f32, 1.0, (2, 6, w, 32), &Device::Cpu);
+            let smooth = noise(3)?.reshape((2, 6, 3, 1, 32))?;
+            let smooth = smooth
+                .broadcast_as((2, 6, 3, 2, 32))?
+                .reshape((2, 6, 6, 32))?;
+            Ok(Judged {
+                real: vec![smooth],
+                fake: vec![noise(6)?],
+                t: vec![3, 5],
+            })
+        };
+        let (before, _) = adversary.loss(1, judged).unwrap();
+        assert!((before - 2.0).abs() < 0.5, "{before}");
+        for _ in 0..30 {
+            let (_, grads) = adversary.loss(2, judged).unwrap();
+            adversary.update(&grads, 3e-3).unwrap();
+        }
+        let (after, _) = adversary.loss(4, judged).unwrap();
+        assert!(after < 0.5 * before, "{before}, then {after}");
+    }
+}
