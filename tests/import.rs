@@ -229,9 +229,14 @@ fn tensors_that_do_not_fit_are_listed_by_name() {
     ] {
         assert!(refused.contains(part), "no '{part}' in {refused}");
     }
-    let refused = Import::of(&unet_weights()).refused(&["--preset", "realsr-x4"]);
-    assert!(refused.contains("missing: input_blocks.10"), "{refused}");
-    assert!(refused.contains("instead of [160, 6, 3, 3]"), "{refused}");
+    for preset in ["realsr-x4", "realsr-x4-s4", "faceir"] {
+        let refused = Import::of(&unet_weights()).refused(&["--preset", preset]);
+        assert!(
+            refused.contains(" missing: ") && refused.contains(" unexpected: "),
+            "{refused}"
+        );
+        assert!(refused.contains("instead of [160,"), "{refused}");
+    }
 }
 
 #[test]

@@ -46,11 +46,7 @@ impl Model {
     /// # Errors
     /// [`Error::UnknownModel`] when `model` is neither, [`Error::Model`] and [`Error::Io`] as [`Model::read`].
     pub fn find(model: &str) -> Result<Self> {
-        let name = if model.is_empty() {
-            DEFAULT_MODEL
-        } else {
-            model
-        };
+        let name = or_default(model);
         match bundled(name)? {
             Some(models) => Ok(Self::Lite(models)),
             None => Self::read(existing(name)?),
@@ -65,15 +61,19 @@ impl LiteModel {
     /// # Errors
     /// As [`Model::find`], and [`Error::Model`] for a model of another family.
     pub fn find(model: &str) -> Result<Vec<Self>> {
-        let name = if model.is_empty() {
-            DEFAULT_MODEL
-        } else {
-            model
-        };
+        let name = or_default(model);
         match bundled(name)? {
             Some(models) => Ok(models),
             None => Ok(vec![Self::read(existing(name)?)?]),
         }
+    }
+}
+
+fn or_default(model: &str) -> &str {
+    if model.is_empty() {
+        DEFAULT_MODEL
+    } else {
+        model
     }
 }
 

@@ -27,11 +27,13 @@ const LICENCE: &str = "that of the imported checkpoints, set by their authors; \
 /// run. docs/official-models.md says where the checkpoints are and under which licence.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  tadsr-train import --unet resshift_realsrx4_s15_v1.pth --autoencoder autoencoder_vq_f4.pth -o teacher.safetensors
-  tadsr-train import --unet TAD-SR.pth --autoencoder autoencoder_vq_f4.pth --dtype f16 -o tad-sr.safetensors
+  tadsr-train import --unet TAD-SR.pth --autoencoder autoencoder_vq_f4.pth -o tad-sr.safetensors
+  tadsr-train import --unet resshift_realsrx4_s15_v1.pth --autoencoder autoencoder_vq_f4.pth \\
+                     --dtype f16 -o teacher.safetensors
   tadsr-train import --unet resshift_realsrx4_s4_v3.pth --autoencoder autoencoder_vq_f4.pth \\
                      --preset realsr-x4-s4 -o resshift-s4.safetensors
-  tadsr-train import --unet TAD-faceir.pth --autoencoder ffhq512_vq_f8_dim8_face.pth -o faces.safetensors
+  tadsr-train import --unet TAD-faceir.pth --autoencoder ffhq512_vq_f8_dim8_face.pth \\
+                     -o faces.safetensors
   gst-launch-1.0 videotestsrc ! tadsrupscale model=tad-sr.safetensors ! autovideosink")]
 pub struct Args {
     /// Checkpoint of the U-Net
@@ -93,6 +95,7 @@ enum Preset {
     /// Real-world x4, 15 steps: resshift_realsrx4_s15_v1 and v2, SinSR, TAD-SR
     RealsrX4,
     /// Real-world x4, 4 steps: resshift_realsrx4_s4_v3
+    #[value(name = "realsr-x4-s4")]
     RealsrX4S4,
     /// Faces of 512 x 512, 4 steps: resshift_faceir_s4, TAD-faceir
     Faceir,

@@ -40,12 +40,12 @@ pub(super) struct Archive {
 impl Archive {
     pub fn open(path: &Path) -> Result<Self, String> {
         let io = |e: std::io::Error| e.to_string();
-        let mut file = File::open(path).map_err(io)?;
-        let found = file.metadata().map_err(io)?;
-        if !found.is_file() {
+        // Asked before it is opened: a pipe would wait for a writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err("not a regular file".into());
         }
-        let len = found.len();
+        let mut file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
         if len > MAX_FILE {
             return Err(format!(
                 "{len} bytes, more than a checkpoint's weights need: save the state dict alone"
