@@ -3,8 +3,12 @@
 //! Y'CbCr frames never pass through RGB. Of RGB frames the network sees luma and chroma; the luma's residual is added to
 //! R, G and B alike, a chroma residual through the inverse matrix.
 
+mod crew;
+mod grids;
 mod network;
+mod program;
 
+use grids::Grids;
 use network::{Network, zeros};
 
 use crate::{
@@ -32,8 +36,10 @@ pub struct Engine {
     planes: Vec<PlanePlan>,
     /// Samples of the plane that is being read.
     input: Vec<f32>,
-    /// The base's latent.
+    /// The base's latent, with a margin.
     z: Vec<f32>,
+    /// The network's residual, without one.
+    residual: Vec<f32>,
     /// What the residual is multiplied with, per channel.
     gain: Vec<f32>,
     /// A plane of the output's size: luma of RGB frames, a chroma plane on its way.
@@ -132,12 +138,14 @@ impl Engine {
         let components = src.format.components().iter().map(|c| c.component);
         // A margin as wide as the receptive field: no output sees the zeros around the feature maps, so that a flat
         // area stays flat up to the frame's border.
-        let grid = Grid::new(student.latent, student.r, dst.width, dst.height)
-            .with_margin(model.layers.len());
+        let cells = Grid::new(student.latent, student.r, dst.width, dst.height);
+        let grid = cells.with_margin(model.layers.len());
+        let scale = (ratios.0 * ratios.1).sqrt();
         Ok(Self {
-            network: Network::new(model, (ratios.0 * ratios.1).sqrt(), grid)?,
+            network: Network::new(model, scale, cells.width, cells.height)?,
             planes: components.map(plane).collect::<Result<_>>()?,
             z: zeros(grid.len())?,
+            residual: zeros(cells.len())?,
             gain: model.stats.residual_std.clone(),
             stats: model.stats.clone(),
             r: student.r,
@@ -237,7 +245,11 @@ impl Engine {
             ..
         } = self;
         let width = self.dst.width;
-        let residual = self.network.run(&self.z);
+        self.network.divide();
+        let cells = grid.with_margin(0);
+        self.network
+            .run(&Grids::new(&self.z, *grid, &mut self.residual));
+        let (residual, grid) = (&self.residual[..], &cells);
         let rgb = find_rgb(planes);
         match (find(planes, Y), rgb) {
             (Some(y), _) => {

@@ -73,11 +73,11 @@ impl Grid {
         }
     }
 
-    /// The grid with `margin` cells around it.
+    /// The grid with `margin` cells around it instead of those it has.
     pub fn with_margin(self, margin: usize) -> Self {
         Self {
-            width: self.width + 2 * (margin - self.margin),
-            height: self.height + 2 * (margin - self.margin),
+            width: self.width + 2 * margin - 2 * self.margin,
+            height: self.height + 2 * margin - 2 * self.margin,
             margin,
             ..self
         }

@@ -34,10 +34,12 @@ mod conv_portable;
 #[cfg(target_arch = "x86_64")]
 mod conv_x86;
 pub mod elementwise;
+mod lanes;
 mod matmul;
 mod memory;
 pub mod norm;
 pub mod upsample;
+pub mod winograd;
 
 pub use memory::zeros;
 

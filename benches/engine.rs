@@ -1,0 +1,288 @@
+//! Speed of the whole engine, frame in to frame out, beside what the machine can do.
+//!
+//! `cargo bench --bench engine [-- --threads N] [--json]`. `benches/peers/engine.py` runs this, ONNX Runtime and
+//! OpenVINO in turn. A machine's noise only ever adds time, so the best of many runs is reported.
+//!
+//! GFLOP/s count two operations for each weight and cell of the direct convolutions, whatever the engine really
+//! multiplies: Winograd's algorithm does with a quarter of them, so the rate may exceed the machine's.
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use rayon::prelude::*;
+use tadsr::{
+    engine::cpu::Engine,
+    frame::{Frame, FrameInfo, PixelFormat},
+    model::{Layer, LiteModel, Metadata},
+    nn::lite::{LatentStats, StudentConfig},
+};
+
+/// The best time of `f` over at least `TIME` and three runs, in seconds.
+fn best(mut f: impl FnMut()) -> f64 {
+    const TIME: Duration = Duration::from_millis(1500);
+    f();
+    let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
+    while start.elapsed() < TIME || runs < 3 {
+        let run = Instant::now();
+        f();
+        best = best.min(run.elapsed());
+        runs += 1;
+    }
+    best.as_secs_f64()
+}
+
+/// Values without pattern from -1 to 1.
+fn noise(len: usize, seed: u32) -> impl Iterator<Item = f32> {
+    let mut state = seed;
+    (0..len).map(move |_| {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    })
+}
+
+/// A model with weights that keep the signal's size.
+fn model(student: StudentConfig) -> LiteModel {
+    let layers = student.layers().into_iter().enumerate();
+    LiteModel {
+        metadata: Metadata::lite("bench", student, [1.0, 4.0]),
+        stats: LatentStats::nominal(student.latent, student.r),
+        layers: layers
+            .map(|(i, spec)| {
+                let size = (0.5 / spec.ci as f32).sqrt();
+                Layer {
+                    weight: noise(spec.co * spec.ci * 9, i as u32)
+                        .map(|v| v * size)
+                        .collect(),
+                    bias: noise(spec.co, i as u32).map(|v| v * 0.1).collect(),
+                    scale: vec![0.0; spec.co * 2],
+                    spec,
+                }
+            })
+            .collect(),
+    }
+}
+
+/// A case: a model and the frames that it upscales.
+struct Case {
+    name: &'static str,
+    student: StudentConfig,
+    from: (usize, usize),
+    to: (usize, usize),
+}
+
+fn cases() -> [Case; 4] {
+    let case = |name, student, from, to| Case {
+        name,
+        student,
+        from,
+        to,
+    };
+    [
+        case("tiny x2", StudentConfig::tiny(2), (640, 360), (1280, 720)),
+        case("tiny x2", StudentConfig::tiny(2), (960, 540), (1920, 1080)),
+        case("tiny x4", StudentConfig::tiny(4), (320, 180), (1280, 720)),
+        case("small x2", StudentConfig::small(), (480, 270), (960, 540)),
+    ]
+}
+
+impl Case {
+    fn infos(&self) -> (FrameInfo, FrameInfo) {
+        let src = FrameInfo::new(PixelFormat::I420, self.from.0, self.from.1);
+        (src, src.with_size(self.to.0, self.to.1))
+    }
+
+    /// Operations of the network's direct convolutions for a frame.
+    fn flop(&self) -> f64 {
+        let r = self.student.r;
+        let cells = self.to.0.div_ceil(r) * self.to.1.div_ceil(r);
+        let weights: usize = self.student.layers().iter().map(|l| l.ci * l.co * 9).sum();
+        2.0 * (weights * cells) as f64
+    }
+
+    /// Bytes that a frame cannot do without: its planes read and written once.
+    fn bytes(&self) -> f64 {
+        let (src, dst) = self.infos();
+        let bytes = |info: FrameInfo| -> usize {
+            let plane = |p| info.format.plane_size(p, info.width, info.height);
+            (0..info.format.planes())
+                .map(|p| plane(p).0 * plane(p).1)
+                .sum()
+        };
+        (bytes(src) + bytes(dst)) as f64
+    }
+
+    /// Seconds for a frame, with the network and without (bicubic interpolation only).
+    fn run(&self) -> tadsr::Result<(f64, f64)> {
+        let (src, dst) = self.infos();
+        let mut frame = Frame::new(src)?;
+        for plane in 0..src.format.planes() {
+            let bytes = frame.plane_mut(plane);
+            let values = noise(bytes.len(), 7);
+            bytes
+                .iter_mut()
+                .zip(values)
+                .for_each(|(b, v)| *b = (128.0 + 90.0 * v) as u8);
+        }
+        let mut out = Frame::new(dst)?;
+        let mut engine = Engine::new(&model(self.student), src, dst)?;
+        let mut time = |strength| {
+            best(|| {
+                let ran = engine.run(&frame.as_ref(), &mut out.as_mut(), strength);
+                ran.expect("the engine is for these frames");
+            })
+        };
+        Ok((time(1.0), time(0.0)))
+    }
+}
+
+/// GFLOP/s of fused multiply-adds on all threads, and GB/s of a sum of two arrays far larger than the caches (the
+/// bytes read and written).
+fn machine(threads: usize) -> (f64, f64) {
+    const RUNS: usize = 1 << 18;
+    let chains = || (0..threads).into_par_iter().map(|_| peak::chain(RUNS));
+    let flop = best(|| _ = black_box(chains().sum::<f32>()));
+    let len = 1 << 24;
+    let (a, b, mut c) = (vec![1.0f32; len], vec![2.0f32; len], vec![0.0f32; len]);
+    let part = len / threads;
+    let bytes = best(|| {
+        let rows = c
+            .par_chunks_mut(part)
+            .zip(a.par_chunks(part))
+            .zip(b.par_chunks(part));
+        rows.for_each(|((c, a), b)| {
+            c.iter_mut()
+                .zip(a)
+                .zip(b)
+                .for_each(|((c, a), b)| *c = a + b)
+        });
+    });
+    let operations = (RUNS * peak::OPERATIONS * threads) as f64;
+    (operations / flop / 1e9, (12 * len) as f64 / bytes / 1e9)
+}
+
+/// Independent chains of fused multiply-adds.
+mod peak {
+    /// Chains of vectors: more than the latency times the units.
+    const CHAINS: usize = 12;
+
+    #[cfg(target_arch = "x86_64")]
+    pub use x86::{OPERATIONS, chain};
+
+    #[cfg(target_arch = "x86_64")]
+    mod x86 {
+        use std::arch::x86_64::*;
+
+        /// Operations of a run of either kind: the wider one does them in half as many instructions.
+        pub const OPERATIONS: usize = super::CHAINS * 16 * 2;
+
+        /// `runs` runs; the sum of the results.
+        pub fn chain(runs: usize) -> f32 {
+            if is_x86_feature_detected!("avx512f") {
+                // SAFETY: the CPU has it.
+                unsafe { avx512(runs) }
+            } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                // SAFETY: as above.
+                unsafe { avx2(runs) }
+            } else {
+                f32::NAN
+            }
+        }
+
+        #[target_feature(enable = "avx512f")]
+        fn avx512(runs: usize) -> f32 {
+            let (a, b) = (
+                _mm512_set1_ps(std::hint::black_box(0.999)),
+                _mm512_set1_ps(0.001),
+            );
+            let mut x = [b; super::CHAINS];
+            for _ in 0..runs {
+                for x in &mut x {
+                    *x = _mm512_fmadd_ps(*x, a, b);
+                }
+            }
+            x.iter().map(|&x| _mm512_reduce_add_ps(x)).sum()
+        }
+
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(runs: usize) -> f32 {
+            let (a, b) = (
+                _mm256_set1_ps(std::hint::black_box(0.999)),
+                _mm256_set1_ps(0.001),
+            );
+            let mut x = [b; super::CHAINS];
+            for _ in 0..2 * runs {
+                for x in &mut x {
+                    *x = _mm256_fmadd_ps(*x, a, b);
+                }
+            }
+            x.iter()
+                .map(|&x| _mm_cvtss_f32(_mm256_castps256_ps128(x)))
+                .sum()
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub const OPERATIONS: usize = super::CHAINS * 2;
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn chain(runs: usize) -> f32 {
+        let mut x = [0.001f32; CHAINS];
+        for _ in 0..runs {
+            x.iter_mut().for_each(|x| *x = x.mul_add(0.999, 0.001));
+        }
+        x.iter().sum()
+    }
+}
+
+fn main() -> tadsr::Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
+    let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .expect("the first pool of the process");
+    let json = args.iter().any(|a| a == "--json");
+    let (flops, bandwidth) = machine(threads);
+    let mut rows = Vec::new();
+    if !json {
+        println!(
+            "{threads} thread(s): {flops:.0} GFLOP/s of multiply-adds, {bandwidth:.1} GB/s of memory"
+        );
+        println!(
+            "{:34} {:>9} {:>7} {:>9} {:>9} {:>8}",
+            "", "ms", "fps", "bicubic", "GFLOP/s", "of peak"
+        );
+    }
+    for case in cases() {
+        let (seconds, base) = case.run()?;
+        let name = format!(
+            "{} {}x{} to {}x{}",
+            case.name, case.from.0, case.from.1, case.to.0, case.to.1
+        );
+        if !json {
+            println!(
+                "{name:34} {:6.2} ms {:7.1} {:6.2} ms {:9.1} {:6.0} %   {:.1} MB a frame, {:.2} GB/s",
+                seconds * 1e3,
+                1.0 / seconds,
+                base * 1e3,
+                case.flop() / seconds / 1e9,
+                100.0 * case.flop() / seconds / 1e9 / flops,
+                case.bytes() / 1e6,
+                case.bytes() / seconds / 1e9,
+            );
+        }
+        rows.push(serde_json::json!({
+            "name": name, "ms": seconds * 1e3, "bicubic_ms": base * 1e3, "flop": case.flop(), "bytes": case.bytes(),
+        }));
+    }
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({"threads": threads, "gflops": flops, "gbs": bandwidth, "rows": rows})
+        );
+    }
+    Ok(())
+}

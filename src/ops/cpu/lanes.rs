@@ -1,0 +1,201 @@
+//! Vectors of f32 behind one interface: a kernel is written once and compiled for each instruction set.
+//!
+//! Kernels are generic over [`Lanes`] and always inlined into a function that enables the instruction set.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// A vector of `N` f32 lanes.
+///
+/// # Safety
+/// Of every method: the CPU has the instruction set. Of those with a pointer: the lanes read or written lie in the
+/// allocation that the pointer comes from.
+pub(super) trait Lanes: Copy {
+    /// At most 16.
+    const N: usize;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// Stores the first `n` lanes, 0 to `N`.
+    unsafe fn store_first(self, p: *mut f32, n: usize);
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn sub(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn max(self, b: Self) -> Self;
+    /// `self * b + c`, in one rounding where the instruction set has it.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `c - self * b`, likewise.
+    unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self;
+}
+
+/// Eight lanes of plain Rust, vectorised by the compiler for the target's baseline.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; 8]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, b: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let mut out = self.0;
+        for (a, b) in out.iter_mut().zip(b.0) {
+            *a = f(*a, b);
+        }
+        Self(out)
+    }
+}
+
+impl Lanes for Portable {
+    const N: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: by the caller's promise, as in all of this file.
+        Self(unsafe { p.cast::<[f32; 8]>().read() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: by the caller's promise.
+        unsafe { p.cast::<[f32; 8]>().write(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        for (i, v) in self.0.into_iter().enumerate().take(n) {
+            // SAFETY: by the caller's promise.
+            unsafe { p.add(i).write(v) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        self.zip(b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        self.zip(b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        self.zip(b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        self.zip(b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        self.zip(b, |a, b| a * b).zip(c, |a, c| a + c)
+    }
+    #[inline(always)]
+    unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self {
+        self.zip(b, |a, b| a * b).zip(c, |a, c| c - a)
+    }
+}
+
+/// Eight lanes of AVX2 with FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256);
+
+/// Sixteen lanes of AVX-512 F.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+/// The operations that both have under names that differ by a prefix.
+#[cfg(target_arch = "x86_64")]
+macro_rules! lanes {
+    ($name:ident, $n:literal, $set1:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $max:ident,
+     $fmadd:ident, $fnmadd:ident, $store_first:expr) => {
+        impl Lanes for $name {
+            const N: usize = $n;
+
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $set1(x) })
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $load(p) })
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut f32) {
+                // SAFETY: by the caller's promise.
+                unsafe { $store(p, self.0) }
+            }
+            #[inline(always)]
+            unsafe fn store_first(self, p: *mut f32, n: usize) {
+                // SAFETY: by the caller's promise.
+                unsafe { $store_first(p, self.0, n) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, b: Self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $add(self.0, b.0) })
+            }
+            #[inline(always)]
+            unsafe fn sub(self, b: Self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $sub(self.0, b.0) })
+            }
+            #[inline(always)]
+            unsafe fn mul(self, b: Self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $mul(self.0, b.0) })
+            }
+            #[inline(always)]
+            unsafe fn max(self, b: Self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $max(self.0, b.0) })
+            }
+            #[inline(always)]
+            unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $fmadd(self.0, b.0, c.0) })
+            }
+            #[inline(always)]
+            unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $fnmadd(self.0, b.0, c.0) })
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+lanes!(
+    Avx512,
+    16,
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_add_ps,
+    _mm512_sub_ps,
+    _mm512_mul_ps,
+    _mm512_max_ps,
+    _mm512_fmadd_ps,
+    _mm512_fnmadd_ps,
+    |p, v, n: usize| _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, v)
+);
+
+#[cfg(target_arch = "x86_64")]
+lanes!(
+    Avx2,
+    8,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_mul_ps,
+    _mm256_max_ps,
+    _mm256_fmadd_ps,
+    _mm256_fnmadd_ps,
+    |p, v, n: usize| {
+        let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), index), v)
+    }
+);
