@@ -8,32 +8,11 @@ CUDA libraries along and takes about 5 GB of disk). The two sides take turns for
 counts, since a machine's noise only adds.
 """
 
-import argparse
 import json
-import os
-import subprocess
-import sys
-import venv
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
+import peers
 
-TORCH = r"""
-import json, sys, time
-import torch
-import torch.nn.functional as F
-
-threads = int(sys.argv[1])
-torch.set_num_threads(threads)
-
-def best(f):
-    f(); f()
-    start, best = time.perf_counter(), float("inf")
-    while time.perf_counter() - start < 1.5:
-        t = time.perf_counter(); f(); best = min(best, time.perf_counter() - t)
-    return best * 1e3
-
+TORCH = peers.TORCH + r"""
 rows = {}
 with torch.inference_mode():
     for h, w, c, k in [(270, 480, 48, 3), (180, 320, 64, 3), (256, 256, 128, 3), (64, 64, 256, 1)]:
@@ -41,7 +20,7 @@ with torch.inference_mode():
         for layout in (torch.channels_last, torch.contiguous_format):
             conv = torch.nn.Conv2d(c, c, k, padding=k // 2).to(memory_format=layout)
             x = torch.randn(1, c, h, w).to(memory_format=layout)
-            times.append(best(lambda: F.silu(conv(x), inplace=True)))
+            times.append(best(lambda: F.silu(conv(x), inplace=True), 1.5))
         rows[f"{k}x{k} {c}->{c} {h}x{w}"] = min(times)
 
 times = []
@@ -54,47 +33,20 @@ for layout in (torch.channels_last, torch.contiguous_format):
     def step():
         net.zero_grad(set_to_none=True)
         net(x).square().mean().backward()
-    times.append(best(step))
+    times.append(best(step, 1.5))
 rows["training step 8 x (3x3 48->48 + SiLU), batch 8, 64x64"] = min(times)
 print(json.dumps({"version": torch.__version__, "rows": rows}))
 """
 
 
-def python():
-    """The environment's Python, made and filled if it is not there."""
-    exe = ENVIRONMENT / "bin" / "python"
-    if not exe.exists():
-        venv.create(ENVIRONMENT, with_pip=True)
-    if subprocess.run([exe, "-c", "import torch"], capture_output=True).returncode != 0:
-        print("installing PyTorch ...", file=sys.stderr)
-        subprocess.run([exe, "-m", "pip", "install", "--quiet", "torch", "numpy"], check=True)
-    return exe
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="threads of either side (default 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of either side (default 3)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    args = parser.parse_args()
-    exe = python()
-    threads = str(args.threads)
-    environment = dict(os.environ, RAYON_NUM_THREADS=threads, OMP_NUM_THREADS=threads)
-    build = ["cargo", "bench", "--quiet", "--bench", "conv", "--no-run"]
-    subprocess.run(build, cwd=ROOT, check=True)
+    args = peers.parser(__doc__).parse_args()
     ours, theirs, flop, version = {}, {}, {}, ""
-    for turn in range(args.rounds):
-        print(f"round {turn + 1} of {args.rounds} ...", file=sys.stderr)
-        bench = ["cargo", "bench", "--quiet", "--bench", "conv", "--", "--json", "--threads", threads]
-        out = subprocess.run(bench, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-        for row in json.loads(out.stdout)["rows"]:
-            ours[row["name"]] = min(ours.get(row["name"], float("inf")), row["ms"])
-            flop[row["name"]] = row["flop"]
-        out = subprocess.run([exe, "-c", TORCH, threads], env=environment, check=True, capture_output=True, text=True)
-        peer = json.loads(out.stdout)
+    for mine, peer in peers.turns("conv", TORCH, args):
+        peers.least(ours, {row["name"]: row["ms"] for row in mine["rows"]})
+        flop = {row["name"]: row["flop"] for row in mine["rows"]}
+        peers.least(theirs, peer["rows"])
         version = peer["version"]
-        for name, ms in peer["rows"].items():
-            theirs[name] = min(theirs.get(name, float("inf")), ms)
     print(f"{args.threads} thread(s), PyTorch {version}; ratio: PyTorch's time over ours, above 1 we are faster")
     print(f"{'':56} {'ours':>9} {'PyTorch':>9} {'ratio':>6} {'GFLOP/s a thread':>17}")
     for name, ms in ours.items():

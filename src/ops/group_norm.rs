@@ -10,7 +10,6 @@ use super::{
     cpu::{
         Isa,
         norm::{self, Affine, Moments, NormShape},
-        zeros,
     },
 };
 
@@ -97,8 +96,7 @@ impl CustomOp3 for GroupNorm {
             bias: slice(b, b_layout)?,
         };
         let moments = norm::moments(&s, x, self.eps, isa);
-        let mut y = zeros(x.len());
-        norm::forward(&s, x, &moments, &affine, self.silu, isa, &mut y);
+        let y = norm::forward(&s, x, &moments, &affine, self.silu, isa);
         // A second run of the same operator gives the same.
         let _ = self.moments.set(moments);
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))

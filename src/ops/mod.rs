@@ -4,18 +4,22 @@
 //! convolution kernels, norms over channels and attention want. Convolution weights keep the checkpoints' layout
 //! `[co, ci, kh, kw]`.
 
+mod add;
 mod attention;
 mod conv2d;
 pub mod cpu;
 mod gelu;
 mod group_norm;
+mod packed;
 mod silu;
 mod upsample;
 
+pub use add::add;
 pub use attention::attention;
 pub use conv2d::conv2d;
 pub use cpu::conv::Activation;
 pub use gelu::gelu;
 pub use group_norm::group_norm;
+pub use packed::PackedConv2d;
 pub use silu::silu;
-pub use upsample::upsample2x;
+pub use upsample::{upsample2x, upsample2x_conv2d};

@@ -23,17 +23,13 @@ impl CustomOp1 for Silu {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut y = Vec::new();
-        elementwise::silu(slice(x, layout)?, &mut y);
+        let y = elementwise::silu(slice(x, layout)?);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let mut gx = Vec::new();
         let grad = grad.contiguous()?;
-        with_slice(x, |x| {
-            with_slice(&grad, |g| elementwise::silu_grad(x, g, &mut gx))
-        })??;
+        let gx = with_slice(x, |x| with_slice(&grad, |g| elementwise::silu_grad(x, g)))??;
         Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
     }
 }

@@ -323,7 +323,7 @@ const LANES: usize = 16;
 /// Turns a row of scores into `exp(score - max)` with the greatest score of the row and those before; `sum` goes on
 /// over it, after both are brought from the old maximum to the new one by the factor `shrink`.
 #[inline(always)]
-fn softmax_body(row: &mut [f32], max: &mut f32, sum: &mut f32, shrink: &mut f32) {
+fn softmax_body<const FMA: bool>(row: &mut [f32], max: &mut f32, sum: &mut f32, shrink: &mut f32) {
     let mut greatest = [*max; LANES];
     let chunks = row.chunks_exact(LANES);
     for (&v, g) in chunks.remainder().iter().zip(&mut greatest) {
@@ -335,17 +335,17 @@ fn softmax_body(row: &mut [f32], max: &mut f32, sum: &mut f32, shrink: &mut f32)
         }
     }
     let new = greatest.into_iter().fold(*max, f32::max);
-    *shrink = elementwise::exp(*max - new);
+    *shrink = elementwise::exp::<FMA>(*max - new);
     let mut sums = [0.0f32; LANES];
     let mut chunks = row.chunks_exact_mut(LANES);
     for chunk in &mut chunks {
         for (v, sum) in chunk.iter_mut().zip(&mut sums) {
-            *v = elementwise::exp(*v - new);
+            *v = elementwise::exp::<FMA>(*v - new);
             *sum += *v;
         }
     }
     for (v, sum) in chunks.into_remainder().iter_mut().zip(&mut sums) {
-        *v = elementwise::exp(*v - new);
+        *v = elementwise::exp::<FMA>(*v - new);
         *sum += *v;
     }
     *sum = *sum * *shrink + sums.into_iter().sum::<f32>();
@@ -452,9 +452,9 @@ struct Scratch {
 }
 
 #[inline(always)]
-fn softmax_grad_body(lse: f32, mean: f32, p: &mut [f32], g: &mut [f32]) {
+fn softmax_grad_body<const FMA: bool>(lse: f32, mean: f32, p: &mut [f32], g: &mut [f32]) {
     for (p, g) in p.iter_mut().zip(g) {
-        *p = elementwise::exp(*p - lse);
+        *p = elementwise::exp::<FMA>(*p - lse);
         *g = *p * (*g - mean);
     }
 }

@@ -59,8 +59,13 @@ impl Activation {
 impl ConvShape {
     /// Output (height, width); (0, 0) when the kernel is larger than the padded input.
     pub fn output(&self) -> (usize, usize) {
+        self.output_with(0)
+    }
+
+    /// As [`Self::output`] with `more` zeros below and to the right beside the padding.
+    pub fn output_with(&self, more: usize) -> (usize, usize) {
         let side = |len: usize, k: usize| {
-            (len + 2 * self.pad)
+            (len + 2 * self.pad + more)
                 .checked_sub(k)
                 .map_or(0, |d| d / self.stride + 1)
         };
@@ -160,6 +165,45 @@ pub(super) fn blocks(vectors: usize, most: usize) -> Vec<usize> {
         .collect()
 }
 
+/// Weights to pack: that of output channel `o`, input channel `i` and kernel position `k` is at
+/// `o * output + i * input + k`, or with the kernel flipped where `k` counts from the end.
+struct Source<'a> {
+    weights: &'a [f32],
+    output: usize,
+    input: usize,
+    flip: bool,
+}
+
+impl Source<'_> {
+    /// Writes the weights of some output channels to a block of `width`: by kernel position, input channel, output channel.
+    fn fill(
+        &self,
+        outputs: std::ops::Range<usize>,
+        [ci, taps]: [usize; 2],
+        width: usize,
+        block: &mut [f32],
+    ) {
+        // Input channels that one task takes: what it writes stays in the first-level cache.
+        const INPUTS: usize = 16;
+        assert_eq!(block.len(), ci * taps * width, "block of weights");
+        assert!(outputs.len() <= width, "channels of a block");
+        let block = SendPtr(block.as_mut_ptr());
+        (0..ci).into_par_iter().step_by(INPUTS).for_each(|from| {
+            let block = &block;
+            for (lane, o) in outputs.clone().enumerate() {
+                for i in from..(from + INPUTS).min(ci) {
+                    let source = &self.weights[o * self.output + i * self.input..][..taps];
+                    for (k, &weight) in source.iter().enumerate() {
+                        let k = if self.flip { taps - 1 - k } else { k };
+                        // SAFETY: inside the block, whose length is asserted above; each task has other `i`.
+                        unsafe { *block.0.add((k * ci + i) * width + lane) = weight };
+                    }
+                }
+            }
+        });
+    }
+}
+
 /// Weights and bias rearranged for the forward kernels of one instruction set.
 #[derive(Clone, Debug)]
 pub struct PackedConv {
@@ -181,19 +225,27 @@ impl PackedConv {
     /// When a slice's length does not fit the shape.
     pub fn new(shape: &ConvShape, weights: &[f32], bias: Option<&[f32]>, isa: Isa) -> Self {
         assert_eq!(weights.len(), shape.weight_len(), "weights of {shape:?}");
-        let (ci, kh, kw) = (shape.ci, shape.kh, shape.kw);
-        let at = |o: usize, i: usize, y: usize, x: usize| weights[((o * ci + i) * kh + y) * kw + x];
-        Self::pack(shape.co, ci, kh, kw, bias, isa, at)
+        let (ci, taps) = (shape.ci, shape.kh * shape.kw);
+        let from = Source {
+            weights,
+            output: ci * taps,
+            input: taps,
+            flip: false,
+        };
+        Self::pack(shape.co, ci, shape.kh, shape.kw, bias, isa, &from)
     }
 
     /// The packed weights of the data gradient: the roles of the channels exchanged, the kernel flipped.
     fn transposed(shape: &ConvShape, weights: &[f32], isa: Isa) -> Self {
         assert_eq!(weights.len(), shape.weight_len(), "weights of {shape:?}");
-        let (ci, kh, kw) = (shape.ci, shape.kh, shape.kw);
-        let at = |o: usize, i: usize, y: usize, x: usize| {
-            weights[((i * ci + o) * kh + (kh - 1 - y)) * kw + (kw - 1 - x)]
+        let taps = shape.kh * shape.kw;
+        let from = Source {
+            weights,
+            output: taps,
+            input: shape.ci * taps,
+            flip: true,
         };
-        Self::pack(ci, shape.co, kh, kw, None, isa, at)
+        Self::pack(shape.ci, shape.co, shape.kh, shape.kw, None, isa, &from)
     }
 
     fn pack(
@@ -203,7 +255,7 @@ impl PackedConv {
         kw: usize,
         bias: Option<&[f32]>,
         isa: Isa,
-        at: impl Fn(usize, usize, usize, usize) -> f32,
+        from: &Source,
     ) -> Self {
         let k = kernels(isa);
         let vectors = co.div_ceil(k.lanes);
@@ -213,18 +265,13 @@ impl PackedConv {
             assert_eq!(bias.len(), co, "bias of {co} channels");
             packed_bias[..co].copy_from_slice(bias);
         }
-        let mut weights = Vec::with_capacity(vectors * k.lanes * kh * kw * ci);
-        let mut first = 0;
+        let mut weights = super::zeros(vectors * k.lanes * kh * kw * ci);
+        let (mut first, mut rest) = (0, &mut weights[..]);
         for &nv in &blocks {
             let width = nv * k.lanes;
-            for (y, x) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
-                for i in 0..ci {
-                    weights.extend(
-                        (first..first + width).map(|o| if o < co { at(o, i, y, x) } else { 0.0 }),
-                    );
-                }
-            }
-            first += width;
+            let (block, others) = rest.split_at_mut(width * kh * kw * ci);
+            from.fill(first..(first + width).min(co), [ci, kh * kw], width, block);
+            (first, rest) = (first + width, others);
         }
         Self {
             isa,
@@ -243,40 +290,75 @@ impl PackedConv {
     /// # Panics
     /// When a slice's length or the packed weights do not fit the shape.
     pub fn forward(&self, shape: &ConvShape, x: &[f32], activation: Activation, y: &mut [f32]) {
-        let (oh, ow) = shape.output();
-        assert_eq!(
-            (self.co, self.ci, self.kh, self.kw),
-            (shape.co, shape.ci, shape.kh, shape.kw),
-            "packed weights of another shape than {shape:?}"
-        );
-        assert_eq!(x.len(), shape.input_len(), "input of {shape:?}");
-        assert_eq!(y.len(), shape.output_len(), "output of {shape:?}");
+        self.forward_onto(shape, 0, x, None, activation, y);
+    }
+
+    /// As [`Self::forward`], with `more` zeros below and to the right beside the shape's padding, and `residual` added to
+    /// the result.
+    ///
+    /// # Panics
+    /// When a slice's length or the packed weights do not fit the shape.
+    pub fn forward_onto(
+        &self,
+        shape: &ConvShape,
+        more: usize,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        activation: Activation,
+        y: &mut [f32],
+    ) {
+        let (oh, ow) = shape.output_with(more);
+        self.check(shape, x);
+        let len = product([shape.n, oh, ow, shape.co]);
+        assert_eq!(y.len(), len, "output of {shape:?}");
+        if let Some(residual) = residual {
+            assert_eq!(residual.len(), len, "residual of {shape:?}");
+        }
         let placed = Placed {
             shape,
             oh,
             ow,
             top: shape.pad,
             left: shape.pad,
+            step: 1,
         };
-        self.run(&placed, x, activation, y);
+        self.run(&placed, x, residual, activation, y);
     }
 
-    fn run(&self, p: &Placed, x: &[f32], activation: Activation, y: &mut [f32]) {
+    fn check(&self, shape: &ConvShape, x: &[f32]) {
+        assert_eq!(
+            (self.co, self.ci, self.kh, self.kw),
+            (shape.co, shape.ci, shape.kh, shape.kw),
+            "packed weights of another shape than {shape:?}"
+        );
+        assert_eq!(x.len(), shape.input_len(), "input of {shape:?}");
+    }
+
+    fn run(
+        &self,
+        p: &Placed,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        activation: Activation,
+        y: &mut [f32],
+    ) {
         if p.oh == 0 || p.ow == 0 {
             return;
         }
         let row = p.ow * self.co;
-        // Bands of rows: few enough tasks to be cheap, enough of them to even out the threads.
-        let rows = p.shape.n * p.oh;
-        let band = (rows / (rayon::current_num_threads() * 8)).clamp(1, 16);
+        let band = p.band();
         y.par_chunks_mut(band * row)
             .enumerate()
             .for_each_init(Vec::new, |scratch, (i, out)| {
-                self.band(p, x, activation, i * band, out, scratch)
+                self.band(p, x, activation, i * band, out, scratch);
+                if let Some(residual) = residual {
+                    add(out, &residual[i * band * row..]);
+                }
             });
     }
 
-    /// Computes the output rows from `first` (counted through the batch) into `out`.
+    /// Computes the output rows from `first` (counted through the batch) into `out`, which begins with the first row's
+    /// first pixel and may end with the last row's last.
     fn band(
         &self,
         p: &Placed,
@@ -299,12 +381,116 @@ impl PackedConv {
                 tiles: k.tiles[nv - 1],
                 activation,
             };
-            for (r, out) in out.chunks_exact_mut(p.ow * self.co).enumerate() {
+            let row = p.step * p.step * p.ow * self.co;
+            for (r, out) in out.chunks_mut(row).enumerate() {
                 block.row(p, x, first + r, out, scratch);
             }
             weights += block.weights.len();
             channel += width;
         }
+    }
+}
+
+/// The weights of a 3x3 convolution with padding 1 of a map upsampled twofold to the nearest pixel: four 2x2
+/// convolutions of the map itself, one for each of the four pixels that one becomes, in 16 of 36 multiplications.
+///
+/// Of the three rows of the kernel, two fall on one row of the map: the last two for an upper pixel, the first two for a
+/// lower one; so for columns.
+#[derive(Clone, Debug)]
+pub struct PackedUpConv {
+    phases: [PackedConv; 4],
+}
+
+impl PackedUpConv {
+    /// Packs `weights`, laid out `[co, ci, 3, 3]`, and `bias`, `[co]`.
+    ///
+    /// # Panics
+    /// When a slice's length does not fit.
+    pub fn new(ci: usize, co: usize, weights: &[f32], bias: &[f32], isa: Isa) -> Self {
+        assert_eq!(weights.len(), product([co, ci, 3, 3]), "weights");
+        let phase = |phase: usize| {
+            let at = |side: usize, low: bool| match (side, low) {
+                (0, false) => 0..1,
+                (1, false) => 1..3,
+                (0, true) => 0..2,
+                _ => 2..3,
+            };
+            let mut sums = vec![0.0; co * ci * 4];
+            let kernels = sums.chunks_exact_mut(4).zip(weights.chunks_exact(9));
+            kernels.for_each(|(sums, kernel)| {
+                for (k, sum) in sums.iter_mut().enumerate() {
+                    let (ys, xs) = (at(k / 2, phase / 2 == 1), at(k % 2, phase % 2 == 1));
+                    *sum = ys
+                        .flat_map(|y| xs.clone().map(move |x| kernel[3 * y + x]))
+                        .sum();
+                }
+            });
+            let shape = Self::shape([1, 1, 1], ci, co);
+            PackedConv::new(&shape, &sums, Some(bias), isa)
+        };
+        Self {
+            phases: [0, 1, 2, 3].map(phase),
+        }
+    }
+
+    fn shape([n, h, w]: [usize; 3], ci: usize, co: usize) -> ConvShape {
+        ConvShape {
+            n,
+            h,
+            w,
+            ci,
+            co,
+            kh: 2,
+            kw: 2,
+            stride: 1,
+            pad: 1,
+        }
+    }
+
+    /// From `x` `[n, h, w, ci]` to `y` `[n, 2h, 2w, co]`, to which `residual` is added; spread over the current rayon
+    /// pool.
+    ///
+    /// # Panics
+    /// When a slice's length does not fit.
+    pub fn forward(
+        &self,
+        [n, h, w]: [usize; 3],
+        x: &[f32],
+        residual: Option<&[f32]>,
+        activation: Activation,
+        y: &mut [f32],
+    ) {
+        let (ci, co) = (self.phases[0].ci, self.phases[0].co);
+        let shape = Self::shape([n, h, w], ci, co);
+        self.phases[0].check(&shape, x);
+        assert_eq!(y.len(), product([n, 2 * h, 2 * w, co]), "output");
+        if let Some(residual) = residual {
+            assert_eq!(residual.len(), y.len(), "residual");
+        }
+        if y.is_empty() {
+            return;
+        }
+        let place = |phase: usize| Placed {
+            shape: &shape,
+            oh: h,
+            ow: w,
+            top: 1 - phase / 2,
+            left: 1 - phase % 2,
+            step: 2,
+        };
+        let band = place(0).band();
+        let rows = band * 4 * w * co;
+        y.par_chunks_mut(rows)
+            .enumerate()
+            .for_each_init(Vec::new, |scratch, (i, out)| {
+                for (phase, packed) in self.phases.iter().enumerate() {
+                    let out = &mut out[(phase / 2 * 2 * w + phase % 2) * co..];
+                    packed.band(&place(phase), x, activation, i * band, out, scratch);
+                }
+                if let Some(residual) = residual {
+                    add(out, &residual[i * rows..]);
+                }
+            });
     }
 }
 
@@ -315,6 +501,15 @@ struct Placed<'a> {
     ow: usize,
     top: usize,
     left: usize,
+    /// Distance of output pixels in the output map, across and down.
+    step: usize,
+}
+
+impl Placed<'_> {
+    /// Rows that one task takes: few enough tasks to be cheap, enough of them to even out the threads.
+    fn band(&self) -> usize {
+        (self.shape.n * self.oh / (rayon::current_num_threads() * 8)).clamp(1, 16)
+    }
 }
 
 /// A block of output channels.
@@ -339,7 +534,7 @@ impl Block<'_> {
         let y0 = (oy * s.stride) as isize - p.top as isize;
         let k0 = (-y0).clamp(0, s.kh as isize) as usize;
         let k1 = (s.h as isize - y0).clamp(k0 as isize, s.kh as isize) as usize;
-        let len = s.kw * s.ci;
+        let (len, y_step) = (s.kw * s.ci, p.step * s.co);
         let first_row = image * s.h + (y0 + k0 as isize).max(0) as usize;
         let mut tile = Tile {
             x: x.as_ptr(),
@@ -350,7 +545,7 @@ impl Block<'_> {
             w: self.weights[k0 * len * self.width..].as_ptr(),
             bias: self.bias.as_ptr(),
             y: out.as_mut_ptr(),
-            y_step: s.co,
+            y_step,
             tail: self.tail,
             slope: match self.activation {
                 Activation::LeakyRelu(slope) => slope,
@@ -385,13 +580,13 @@ impl Block<'_> {
                 tile.row_stride = columns * s.ci;
             }
             if px <= left {
-                tile.y = out[col * s.co + self.channel..].as_mut_ptr();
-                tile.y_step = s.co;
+                tile.y = out[col * y_step + self.channel..].as_mut_ptr();
+                tile.y_step = y_step;
                 // SAFETY: the input rows (or the patch) hold `rows` runs for `px` pixels, the packed weights
                 // `rows * len` groups, the output `px` pixels of which the block's channels are written.
                 unsafe { kernel(&tile) };
             } else {
-                self.overhang(kernel, px, left, &mut tile, &mut out[col * s.co..], s.co);
+                self.overhang(kernel, px, left, &mut tile, &mut out[col * y_step..], s.co);
             }
             col += px;
         }
@@ -407,6 +602,7 @@ impl Block<'_> {
         out: &mut [f32],
         co: usize,
     ) {
+        let y_step = tile.y_step;
         let mut buffer = vec![0.0f32; px * self.width];
         tile.y = buffer.as_mut_ptr();
         tile.y_step = self.width;
@@ -414,13 +610,17 @@ impl Block<'_> {
         unsafe { kernel(tile) };
         let channels = (co - self.channel).min(self.width);
         for (to, from) in out
-            .chunks_mut(co)
+            .chunks_mut(y_step)
             .zip(buffer.chunks_exact(self.width))
             .take(keep)
         {
             to[self.channel..self.channel + channels].copy_from_slice(&from[..channels]);
         }
     }
+}
+
+fn add(y: &mut [f32], residual: &[f32]) {
+    y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
 }
 
 /// Copies `columns` input columns from `x0` of `rows` rows, zeros where the input ends.
@@ -480,8 +680,9 @@ pub fn grad_input(shape: &ConvShape, gy: &[f32], weights: &[f32], isa: Isa, gx: 
         ow: shape.w,
         top: shape.kh - 1 - shape.pad,
         left: shape.kw - 1 - shape.pad,
+        step: 1,
     };
-    PackedConv::transposed(shape, weights, isa).run(&placed, gy, Activation::None, gx);
+    PackedConv::transposed(shape, weights, isa).run(&placed, gy, None, Activation::None, gx);
 }
 
 /// `gy` with `stride - 1` zeros between neighbours, so that a strided convolution's data gradient is a plain one.

@@ -1,6 +1,7 @@
 //! CPU kernels on plain f32 slices: one plain reference each, SIMD variants chosen at run time.
 
-/// Compiles a body for each instruction set and picks at run time.
+/// Compiles a body for each instruction set and picks at run time. The body's const parameter says whether the set has
+/// fused multiply-add.
 macro_rules! dispatch {
     ($name:ident, $body:ident, ($($arg:ident: $type:ty),*)) => {
         fn $name(isa: Isa, $($arg: $type),*) {
@@ -8,11 +9,11 @@ macro_rules! dispatch {
             {
                 #[target_feature(enable = "avx512f,fma")]
                 fn avx512($($arg: $type),*) {
-                    $body($($arg),*)
+                    $body::<true>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) {
-                    $body($($arg),*)
+                    $body::<true>($($arg),*)
                 }
                 match isa {
                     // SAFETY: the CPU has what `Isa::best` and `Isa::available` say.
@@ -23,7 +24,7 @@ macro_rules! dispatch {
                 }
             }
             let _ = isa;
-            $body($($arg),*)
+            $body::<false>($($arg),*)
         }
     };
 }
@@ -41,6 +42,7 @@ pub mod norm;
 pub mod upsample;
 pub mod winograd;
 
+use memory::filled;
 pub use memory::zeros;
 
 use std::sync::OnceLock;

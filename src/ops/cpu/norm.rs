@@ -3,9 +3,11 @@
 //! Every pass goes over the map in chunks of pixels that do not depend on the number of threads; within a chunk
 //! sums are f32, from chunk to chunk f64 in a fixed order. So results do not depend on the threads either.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
-use super::{Isa, elementwise};
+use super::{Isa, elementwise, filled};
 
 /// Values that one task takes.
 const CHUNK: usize = 16 * 1024;
@@ -26,7 +28,7 @@ impl NormShape {
 
     /// Values in a chunk: whole pixels, at most one sample.
     fn chunk(&self) -> usize {
-        (CHUNK / self.channels).clamp(1, self.pixels) * self.channels
+        (CHUNK / self.channels).min(self.pixels).max(1) * self.channels
     }
 
     fn check(&self, values: &[f32]) {
@@ -88,7 +90,7 @@ pub fn moments(s: &NormShape, x: &[f32], eps: f64, isa: Isa) -> Moments {
 /// Per channel the sums of `x - shift` and of its square over the chunk's pixels, with the first pixel as the shift:
 /// near enough to the mean that nothing cancels.
 #[inline(always)]
-fn deviations_body(x: &[f32], channels: usize, sums: &mut [f32]) {
+fn deviations_body<const FMA: bool>(x: &[f32], channels: usize, sums: &mut [f32]) {
     let shift = &x[..channels];
     let (sum, square) = sums.split_at_mut(channels);
     let mut quads = x.chunks_exact(4 * channels);
@@ -184,37 +186,44 @@ pub fn forward(
     affine: &Affine,
     silu: bool,
     isa: Isa,
-    y: &mut [f32],
-) {
+) -> Vec<f32> {
     s.check(x);
-    s.check(y);
     affine.check(s);
     let isa = isa.checked();
-    let samples = y
-        .par_chunks_mut(s.sample().max(1))
-        .zip(x.par_chunks(s.sample().max(1)));
-    samples.enumerate().for_each(|(i, (y, x))| {
-        let (scale, offset) = affine.fold(s, m, i);
-        let chunks = y.par_chunks_mut(s.chunk()).zip(x.par_chunks(s.chunk()));
-        chunks.for_each(|(y, x)| apply_on(isa, x, &scale, &offset, silu, y));
-    });
+    let run = |y: &mut [MaybeUninit<f32>]| {
+        let len = s.sample().max(1);
+        let samples = y.par_chunks_mut(len).zip(x.par_chunks(len));
+        samples.enumerate().for_each(|(i, (y, x))| {
+            let (scale, offset) = affine.fold(s, m, i);
+            let chunks = y.par_chunks_mut(s.chunk()).zip(x.par_chunks(s.chunk()));
+            chunks.for_each(|(y, x)| apply_on(isa, x, &scale, &offset, silu, y));
+        });
+    };
+    // SAFETY: the samples cover all values and their chunks, whole pixels, all of a sample.
+    unsafe { filled(x.len(), run) }
 }
 
 #[inline(always)]
-fn apply_body(x: &[f32], scale: &[f32], offset: &[f32], silu: bool, y: &mut [f32]) {
+fn apply_body<const FMA: bool>(
+    x: &[f32],
+    scale: &[f32],
+    offset: &[f32],
+    silu: bool,
+    y: &mut [MaybeUninit<f32>],
+) {
     let channels = scale.len();
     for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
         let coefficients = scale.iter().zip(offset);
         let values = y.iter_mut().zip(x).zip(coefficients);
         if silu {
-            values.for_each(|((y, x), (a, b))| *y = elementwise::silu_of(x * a + b));
+            values.for_each(|((y, x), (a, b))| _ = y.write(elementwise::silu_of::<FMA>(x * a + b)));
         } else {
-            values.for_each(|((y, x), (a, b))| *y = x * a + b);
+            values.for_each(|((y, x), (a, b))| _ = y.write(x * a + b));
         }
     }
 }
 
-dispatch!(apply_on, apply_body, (x: &[f32], scale: &[f32], offset: &[f32], silu: bool, y: &mut [f32]));
+dispatch!(apply_on, apply_body, (x: &[f32], scale: &[f32], offset: &[f32], silu: bool, y: &mut [MaybeUninit<f32>]));
 
 /// The gradients of [`forward`].
 pub struct Gradients {
@@ -245,32 +254,19 @@ pub fn backward(
     s.check(gy);
     affine.check(s);
     let isa = isa.checked();
-    let mut gx = super::zeros(x.len());
-    let len = s.sample().max(1);
-    let samples = gx
-        .par_chunks_mut(len)
-        .zip(x.par_chunks(len).zip(gy.par_chunks(len)));
-    let sums: Vec<Sums> = samples
-        .enumerate()
-        .map(|(i, (gx, (x, gy)))| {
-            let (scale, offset) = affine.fold(s, m, i);
-            let mean = Sample { s, m, sample: i }.means();
-            let f = Folded {
-                scale,
-                offset,
-                mean,
-                silu,
-            };
-            let sums = channel_sums(s, &f, x, gy, isa);
-            let (slope, constant) = Sample { s, m, sample: i }
-                .group_terms(of_sample(affine.weight, s.channels, i), &sums);
-            let chunk = s.chunk();
-            gx.par_chunks_mut(chunk)
-                .zip(x.par_chunks(chunk).zip(gy.par_chunks(chunk)))
-                .for_each(|(gx, (x, gy))| input_on(isa, x, gy, &f, &slope, &constant, gx));
-            Sample { s, m, sample: i }.normalised(sums)
-        })
-        .collect();
+    let mut sums: Vec<Sums> = Vec::new();
+    let run = |gx: &mut [MaybeUninit<f32>]| {
+        let len = s.sample().max(1);
+        let inputs = x.par_chunks(len).zip(gy.par_chunks(len));
+        let samples = gx.par_chunks_mut(len).zip(inputs).enumerate();
+        let of_each = samples.map(|(i, (gx, (x, gy)))| {
+            let sample = Sample { s, m, sample: i };
+            sample.backward(affine, silu, isa, x, gy, gx)
+        });
+        sums = of_each.collect();
+    };
+    // SAFETY: the samples cover all values, and each writes all of its own.
+    let gx = unsafe { filled(x.len(), run) };
     let gather = |len: usize, part: fn(&Sums) -> &[f64]| -> Vec<f32> {
         let mut total = vec![0.0f64; len];
         for (i, sums) in sums.iter().enumerate() {
@@ -310,6 +306,34 @@ struct Sample<'a> {
 }
 
 impl Sample<'_> {
+    /// Writes the input's gradient and gives the sums of weight's and bias's.
+    fn backward(
+        &self,
+        affine: &Affine,
+        silu: bool,
+        isa: Isa,
+        x: &[f32],
+        gy: &[f32],
+        gx: &mut [MaybeUninit<f32>],
+    ) -> Sums {
+        let (scale, offset) = affine.fold(self.s, self.m, self.sample);
+        let mean = self.means();
+        let f = Folded {
+            scale,
+            offset,
+            mean,
+            silu,
+        };
+        let sums = channel_sums(self.s, &f, x, gy, isa);
+        let weight = of_sample(affine.weight, self.s.channels, self.sample);
+        let (slope, constant) = self.group_terms(weight, &sums);
+        let chunk = self.s.chunk();
+        let inputs = x.par_chunks(chunk).zip(gy.par_chunks(chunk));
+        let chunks = gx.par_chunks_mut(chunk).zip(inputs);
+        chunks.for_each(|(gx, (x, gy))| input_on(isa, x, gy, &f, &slope, &constant, gx));
+        self.normalised(sums)
+    }
+
     fn of(&self, channel: usize) -> [f64; 2] {
         let width = self.s.channels / self.s.groups;
         self.m.0[self.sample * self.s.groups + channel / width]
@@ -368,7 +392,7 @@ fn channel_sums(s: &NormShape, f: &Folded, x: &[f32], gy: &[f32], isa: Isa) -> S
 }
 
 #[inline(always)]
-fn sums_body(x: &[f32], gy: &[f32], f: &Folded, sums: &mut [f32]) {
+fn sums_body<const FMA: bool>(x: &[f32], gy: &[f32], f: &Folded, sums: &mut [f32]) {
     let channels = f.scale.len();
     let (plain, moment) = sums.split_at_mut(channels);
     for (x, gy) in x.chunks_exact(channels).zip(gy.chunks_exact(channels)) {
@@ -377,7 +401,7 @@ fn sums_body(x: &[f32], gy: &[f32], f: &Folded, sums: &mut [f32]) {
         let values = sums.zip(x.iter().zip(gy)).zip(coefficients);
         if f.silu {
             for (((plain, moment), (x, gy)), ((a, b), mean)) in values {
-                let g = gy * elementwise::silu_slope(x * a + b);
+                let g = gy * elementwise::silu_slope::<FMA>(x * a + b);
                 *plain += g;
                 *moment += g * (x - mean);
             }
@@ -393,7 +417,14 @@ fn sums_body(x: &[f32], gy: &[f32], f: &Folded, sums: &mut [f32]) {
 dispatch!(sums_on, sums_body, (x: &[f32], gy: &[f32], f: &Folded, sums: &mut [f32]));
 
 #[inline(always)]
-fn input_body(x: &[f32], gy: &[f32], f: &Folded, slope: &[f32], constant: &[f32], gx: &mut [f32]) {
+fn input_body<const FMA: bool>(
+    x: &[f32],
+    gy: &[f32],
+    f: &Folded,
+    slope: &[f32],
+    constant: &[f32],
+    gx: &mut [MaybeUninit<f32>],
+) {
     let channels = f.scale.len();
     let pixels = x.chunks_exact(channels).zip(gy.chunks_exact(channels));
     for (gx, (x, gy)) in gx.chunks_exact_mut(channels).zip(pixels) {
@@ -402,18 +433,18 @@ fn input_body(x: &[f32], gy: &[f32], f: &Folded, slope: &[f32], constant: &[f32]
         let values = gx.iter_mut().zip(x.iter().zip(gy)).zip(coefficients);
         if f.silu {
             for ((gx, (x, gy)), (((a, b), mean), (slope, constant))) in values {
-                let g = gy * elementwise::silu_slope(x * a + b);
-                *gx = g * a + ((x - mean) * slope + constant);
+                let g = gy * elementwise::silu_slope::<FMA>(x * a + b);
+                gx.write(g * a + ((x - mean) * slope + constant));
             }
         } else {
             for ((gx, (x, g)), (((a, _), mean), (slope, constant))) in values {
-                *gx = g * a + ((x - mean) * slope + constant);
+                gx.write(g * a + ((x - mean) * slope + constant));
             }
         }
     }
 }
 
-dispatch!(input_on, input_body, (x: &[f32], gy: &[f32], f: &Folded, slope: &[f32], constant: &[f32], gx: &mut [f32]));
+dispatch!(input_on, input_body, (x: &[f32], gy: &[f32], f: &Folded, slope: &[f32], constant: &[f32], gx: &mut [MaybeUninit<f32>]));
 
 #[cfg(test)]
 mod tests {
@@ -457,8 +488,7 @@ mod tests {
         };
         for &isa in Isa::available() {
             let m = moments(&s, &x, 1e-6, isa);
-            let mut y = vec![f32::NAN; x.len()];
-            forward(&s, &x, &m, &affine, true, isa, &mut y);
+            let y = forward(&s, &x, &m, &affine, true, isa);
             for (i, (&x_i, &got)) in x.iter().zip(&y).enumerate().step_by(97) {
                 let (sample, c) = (i / s.sample(), i % s.channels);
                 let (mean, variance) = formula(&s, &x, sample, c / (s.channels / s.groups));
@@ -531,8 +561,7 @@ mod tests {
                     bias: &bias,
                 };
                 let m = moments(&s, &x, 1e-6, Isa::best());
-                let mut y = vec![0.0; x.len()];
-                forward(&s, &x, &m, &affine, false, Isa::best(), &mut y);
+                let y = forward(&s, &x, &m, &affine, false, Isa::best());
                 let g = backward(&s, &x, &m, &affine, false, &gy, Isa::best());
                 [y, g.x, g.weight, g.bias]
             })

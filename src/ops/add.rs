@@ -1,0 +1,73 @@
+//! The sum of two maps as a candle operator; candle's own runs on one thread.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::{conv2d::slice, cpu::elementwise};
+
+/// `a + b` of one shape, f32. Differentiable.
+///
+/// # Errors
+/// When the shapes differ or a tensor is not f32 in CPU memory.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    a.contiguous()?.apply_op2(&b.contiguous()?, Add)
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if a_layout.shape() != b_layout.shape() {
+            bail!(
+                "add: {:?} and {:?} are not of one shape",
+                a_layout.shape(),
+                b_layout.shape()
+            );
+        }
+        let y = elementwise::add(slice(a, a_layout)?, slice(b, b_layout)?);
+        Ok((CpuStorage::F32(y), a_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), Some(grad.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn values_and_gradients_are_candles() {
+        let var = || Var::randn(0f32, 1.0, (3, 1000, 7), &Device::Cpu).unwrap();
+        let (a, b, weights) = (var(), var(), var());
+        let [ours, theirs] = [
+            add(&a, &b).unwrap(),
+            (a.as_tensor() + b.as_tensor()).unwrap(),
+        ]
+        .map(|y| {
+            let loss = (&y * weights.as_tensor()).unwrap().sum_all().unwrap();
+            let grads = loss.backward().unwrap();
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            [&y, grads.get(&a).unwrap(), grads.get(&b).unwrap()].map(values)
+        });
+        assert!(ours == theirs);
+        assert!(add(&a, &a.narrow(0, 0, 2).unwrap()).is_err());
+    }
+}
