@@ -6,10 +6,10 @@ use crate::{
     Device, Error, Result,
     engine::{
         cpu::Engine,
-        official::{ColorFix, NoiseField, Options, Progress, Tile},
+        official::{self, ColorFix, NoiseField, Options, Progress, Tile},
     },
-    frame::{Frame, FrameMut, FrameRef},
-    model::LiteModel,
+    frame::{Frame, FrameInfo, FrameMut, FrameRef},
+    model::{LiteModel, Model, OfficialModel},
 };
 
 /// A loaded model that upscales frames.
@@ -18,17 +18,30 @@ use crate::{
 /// The result for a frame depends on nothing but the frame: not on the frames before it, nor on the number of
 /// threads.
 pub struct Upscaler {
-    /// In the order of their scales.
-    models: Vec<LiteModel>,
+    family: Family,
     device: Device,
     strength: f32,
     scale: f64,
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// The plan in use and the index of its model.
-    plan: Option<(usize, Engine)>,
     /// For published networks.
     options: Options,
     observer: Option<Observer>,
+}
+
+enum Family {
+    Lite(Box<Lite>),
+    Official {
+        name: String,
+        engine: Box<official::Engine>,
+    },
+}
+
+/// Students for real time.
+struct Lite {
+    /// In the order of their scales; not empty.
+    models: Vec<LiteModel>,
+    /// The plan in use and the index of its model.
+    plan: Option<(usize, Engine)>,
 }
 
 /// Called before every pass through a published network, and when the last is done; [`ControlFlow::Break`] stops the
@@ -42,18 +55,25 @@ impl Upscaler {
     /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device.
     pub fn load(model: &str, device: Device) -> Result<Self> {
         let device = device.resolve()?;
-        let models = LiteModel::find(model)?;
-        let scale = models
-            .iter()
-            .map(|m| m.metadata.scales[1])
-            .fold(4.0, f64::min);
+        let (family, scale) = match Model::find(model)? {
+            Model::Lite(models) => {
+                let largest = models.iter().map(|m| m.metadata.scales[1]);
+                let scale = largest.fold(4.0, f64::min);
+                (Family::Lite(Box::new(Lite { models, plan: None })), scale)
+            }
+            Model::Official(model) => {
+                let engine = Box::new(model_engine(&model)?);
+                let scale = engine.scale() as f64;
+                let name = model.metadata.name;
+                (Family::Official { name, engine }, scale)
+            }
+        };
         Ok(Self {
-            models,
+            family,
             device,
             strength: 1.0,
             scale,
             pool: None,
-            plan: None,
             options: Options::default(),
             observer: None,
         })
@@ -111,20 +131,24 @@ impl Upscaler {
 
     /// The noise that frames of `width` x `height` get before [`Self::set_noise`] weakens it: the one that was set, or
     /// the one that the seed gives. `None` for a model that starts from no noise.
-    pub fn noise_field(&self, _width: usize, _height: usize) -> Option<NoiseField> {
-        None
+    pub fn noise_field(&self, width: usize, height: usize) -> Option<NoiseField> {
+        match &self.family {
+            Family::Lite(_) => None,
+            Family::Official { engine, .. } => Some(engine.noise(width, height, &self.options)),
+        }
     }
 
-    /// Steps that the published networks take: 1 (the default), which is for models that were distilled to one step,
-    /// or as many as [`Self::max_steps`] says. Other models take no notice.
+    /// Steps that the published networks take: 1 (the default), which is for models that were distilled to one step, up
+    /// to [`Self::max_steps`], which is what others were trained with; the sampler is deterministic. Models without steps
+    /// take no notice.
     ///
     /// # Errors
-    /// [`Error::Setting`] for any other number.
+    /// [`Error::Setting`] for a number that the model does not take.
     pub fn set_steps(&mut self, steps: usize) -> Result<()> {
-        let all = self.max_steps().unwrap_or(steps);
-        if steps != 1 && steps != all {
+        let most = self.max_steps().unwrap_or(usize::MAX);
+        if !(1..=most).contains(&steps) {
             return Err(Error::Setting(format!(
-                "{steps} steps: model '{}' takes 1 or {all}",
+                "{steps} steps: model '{}' takes 1 to {most}",
                 self.active_model(self.max_scale())
             )));
         }
@@ -134,7 +158,10 @@ impl Upscaler {
 
     /// Steps of the schedule that the model was trained with; `None` for a model that has none.
     pub fn max_steps(&self) -> Option<usize> {
-        None
+        match &self.family {
+            Family::Lite(_) => None,
+            Family::Official { engine, .. } => Some(engine.steps()),
+        }
     }
 
     /// How large the pieces are that the published networks work on, [`Tile::Auto`] by default.
@@ -161,23 +188,31 @@ impl Upscaler {
     /// The scale that the network itself makes, for networks that have only one: what is smaller is shrunk from it,
     /// and costs as much. `None` for models that serve a range.
     pub fn native_scale(&self) -> Option<f64> {
-        None
+        match &self.family {
+            Family::Lite(_) => None,
+            Family::Official { engine, .. } => Some(engine.scale() as f64),
+        }
     }
 
     /// Sets the scale that [`Self::upscale`] applies: 1 to [`Self::max_scale`]. Without it, the smallest of the models'
-    /// largest scales (2 for the default model).
+    /// largest scales (2 for the default model), or [`Self::native_scale`].
     ///
     /// # Errors
     /// [`Error::Scale`] when no model serves the scale.
     pub fn set_scale(&mut self, scale: f64) -> Result<()> {
-        self.model_for(scale)?;
+        if !(1.0..=self.max_scale()).contains(&scale) {
+            return Err(self.overscale(scale));
+        }
         self.scale = scale;
         Ok(())
     }
 
     /// The largest scale that the model serves.
     pub fn max_scale(&self) -> f64 {
-        self.models.last().map_or(1.0, |m| m.metadata.scales[1])
+        match &self.family {
+            Family::Lite(lite) => lite.models.last().map_or(1.0, |m| m.metadata.scales[1]),
+            Family::Official { engine, .. } => engine.scale() as f64,
+        }
     }
 
     /// The device in use.
@@ -187,8 +222,10 @@ impl Upscaler {
 
     /// The name of the model that serves `scale`: a group such as `tiny` has one for each range of scales.
     pub fn active_model(&self, scale: f64) -> &str {
-        let index = self.model_for(scale).unwrap_or(self.models.len() - 1);
-        &self.models[index].metadata.name
+        match &self.family {
+            Family::Lite(lite) => &lite.models[lite.model_for(scale)].metadata.name,
+            Family::Official { name, .. } => name,
+        }
     }
 
     /// Upscales `frame` by the scale set, sizes rounded to whole pixels.
@@ -207,10 +244,29 @@ impl Upscaler {
     ///
     /// # Errors
     /// [`Error::Frame`] when the frames differ in format or colour, [`Error::Scale`] when no model serves the scale,
-    /// [`Error::Memory`] when there is not enough for frames of this size.
+    /// [`Error::Memory`] when there is not enough for frames of this size, [`Error::Setting`] when the noise that was set
+    /// does not fit them, [`Error::Cancelled`] when the observer breaks.
     pub fn upscale_into(&mut self, src: &FrameRef, dst: &mut FrameMut) -> Result<()> {
         let (from, to) = (*src.info(), *dst.info());
-        if from.with_size(to.width, to.height) != to {
+        let scale = self.scale_of(&from, &to)?;
+        let (strength, options, family) = (self.strength, &self.options, &mut self.family);
+        let observer: official::Observer = match &mut self.observer {
+            Some(observer) => Some(&mut **observer),
+            None => None,
+        };
+        let run = || match family {
+            Family::Lite(lite) => lite.engine(scale, from, to)?.run(src, dst, strength),
+            Family::Official { engine, .. } => engine.run(src, dst, strength, options, observer),
+        };
+        match &self.pool {
+            Some(pool) => pool.install(run),
+            None => run(),
+        }
+    }
+
+    /// The larger scale of both directions from frames `from` to frames `to`.
+    fn scale_of(&self, from: &FrameInfo, to: &FrameInfo) -> Result<f64> {
+        if from.with_size(to.width, to.height) != *to {
             return Err(Error::Frame(format!(
                 "the output frame is {} and the input frame {}: format, colour and chroma site must be the same",
                 to.format.name(),
@@ -230,41 +286,41 @@ impl Upscaler {
         // Rounding a tiny frame's size may exceed the scale asked for by less than a pixel.
         let most = self.max_scale();
         let rounded = |from: usize, to: usize| (to as f64) < from as f64 * most + 1.0;
-        let index = match self.model_for(sx.max(sy)) {
-            Ok(index) => index,
-            Err(_) if rounded(from.width, to.width) && rounded(from.height, to.height) => {
-                self.models.len() - 1
-            }
-            Err(e) => return Err(e),
-        };
-        if !self
-            .plan
-            .as_ref()
-            .is_some_and(|(i, e)| *i == index && e.fits(&from, &to))
-        {
-            self.plan = Some((index, Engine::new(&self.models[index], from, to)?));
+        if !rounded(from.width, to.width) || !rounded(from.height, to.height) {
+            return Err(self.overscale(sx.max(sy)));
         }
-        let Some((_, engine)) = &mut self.plan else {
-            return Ok(());
-        };
-        match &self.pool {
-            Some(pool) => pool.install(|| engine.run(src, dst, self.strength)),
-            None => engine.run(src, dst, self.strength),
-        }
+        Ok(sx.max(sy))
     }
 
-    /// The model whose range holds `scale`. Scales below a model's range go to the smallest.
-    fn model_for(&self, scale: f64) -> Result<usize> {
-        let found = self
-            .models
-            .iter()
-            .position(|m| scale <= m.metadata.scales[1]);
-        found.filter(|_| scale >= 1.0).ok_or_else(|| {
-            Error::Scale(format!(
-                "scale {scale:.3}: model '{}' serves 1 to {}",
-                self.models[self.models.len() - 1].metadata.name,
-                self.max_scale()
-            ))
-        })
+    fn overscale(&self, scale: f64) -> Error {
+        let most = self.max_scale();
+        Error::Scale(format!(
+            "scale {scale:.3}: model '{}' serves 1 to {most}",
+            self.active_model(most)
+        ))
     }
+}
+
+impl Lite {
+    /// The model whose range holds `scale`: the smallest below all ranges, the largest above.
+    fn model_for(&self, scale: f64) -> usize {
+        let serves = |m: &LiteModel| scale <= m.metadata.scales[1];
+        let found = self.models.iter().position(serves);
+        found.unwrap_or(self.models.len() - 1)
+    }
+
+    /// The plan for frames `from` that become frames `to`.
+    fn engine(&mut self, scale: f64, from: FrameInfo, to: FrameInfo) -> Result<&mut Engine> {
+        let index = self.model_for(scale);
+        let plan = match self.plan.take() {
+            Some((i, engine)) if i == index && engine.fits(&from, &to) => engine,
+            _ => Engine::new(&self.models[index], from, to)?,
+        };
+        Ok(&mut self.plan.insert((index, plan)).1)
+    }
+}
+
+fn model_engine(model: &OfficialModel) -> Result<official::Engine> {
+    let config = &model.metadata.config;
+    official::Engine::new(config, model.unet()?, model.autoencoder()?)
 }

@@ -1,12 +1,23 @@
 //! The library's promises, through its front door.
 
-use std::path::PathBuf;
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use tadsr::{
     Device, Error, Upscaler,
+    engine::official::{ColorFix, NoiseField, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    model::{Layer, LiteModel, Metadata},
-    nn::lite::{LatentStats, StudentConfig},
+    model::{Layer, LiteModel, Metadata, OfficialMetadata, Precision},
+    nn::{
+        lite::{LatentStats, StudentConfig},
+        official::OfficialConfig,
+    },
 };
 
 /// A picture with edges, ramps and texture in every component, the same at every run.
@@ -320,4 +331,159 @@ fn the_default_model_follows_the_scale() {
     let clean = Upscaler::load("tiny-clean", Device::Auto).unwrap();
     assert_eq!(clean.active_model(2.0), "tiny-clean-x2");
     assert_eq!(clean.max_scale(), 2.0);
+}
+
+/// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1 as for faces.
+fn official_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
+    let mut config = OfficialConfig::realsr_x4();
+    let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
+    unet.model_channels = 32;
+    unet.channel_mult = vec![1, 1];
+    unet.num_res_blocks = vec![1, 1];
+    (unet.image_size, unet.window_size, unet.lq_size) = (8, 4, 32 / scale);
+    unet.attention_resolutions = vec![8, 4];
+    (unet.swin_embed_dim, unet.num_head_channels) = (32, 16);
+    (autoencoder.ch, autoencoder.ch_mult) = (32, vec![1; 3]);
+    (autoencoder.num_res_blocks, autoencoder.n_embed) = (vec![1; 3], 64);
+    config.diffusion.scale = scale;
+    let metadata = OfficialMetadata::new(&format!("random-x{scale}"), config, "none");
+    let path = dir.path().join(format!("random-x{scale}.safetensors"));
+    let mut seed = 0;
+    let values = |name: &str, shape: &[usize]| {
+        seed += 1;
+        let noise = NoiseField::seeded(1, 1, shape.iter().product(), seed);
+        let fan_in: usize = shape[1..].iter().product();
+        let spread = match shape.len() {
+            1 => 0.1,
+            _ if name.contains("embedding") => 1.0,
+            _ => (fan_in as f32).powf(-0.5),
+        };
+        let mean = f32::from(shape.len() == 1 && name.ends_with("weight"));
+        Ok(noise.values().iter().map(|v| mean + spread * v).collect())
+    };
+    metadata.write(&path, Precision::F32, values).unwrap();
+    path
+}
+
+fn load(path: &std::path::Path) -> Upscaler {
+    Upscaler::load(path.to_str().unwrap(), Device::Auto).unwrap()
+}
+
+#[test]
+fn a_published_model_makes_its_own_scale_and_smaller_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut upscaler = load(&official_model(&dir, 4));
+    assert_eq!(upscaler.active_model(4.0), "random-x4");
+    assert_eq!(
+        (upscaler.max_scale(), upscaler.native_scale()),
+        (4.0, Some(4.0))
+    );
+    let frame = picture(FrameInfo::new(PixelFormat::Nv12, 13, 5));
+    let large = upscaler.upscale(&frame).unwrap();
+    assert_eq!((large.info().width, large.info().height), (52, 20));
+    upscaler.set_scale(2.0).unwrap();
+    let smaller = upscaler.upscale(&frame).unwrap();
+    assert_eq!((smaller.info().width, smaller.info().height), (26, 10));
+    assert!(matches!(upscaler.set_scale(4.5), Err(Error::Scale(_))));
+
+    let mut faces = load(&official_model(&dir, 1));
+    assert_eq!((faces.max_scale(), faces.native_scale()), (1.0, Some(1.0)));
+    let restored = faces.upscale(&frame).unwrap();
+    assert_eq!(restored.info(), frame.info());
+    assert_ne!(bytes(&restored), bytes(&frame));
+}
+
+#[test]
+fn a_still_picture_stays_still_and_another_seed_changes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = official_model(&dir, 4);
+    let still = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
+    let other = picture(FrameInfo::new(PixelFormat::I420, 8, 8));
+    let mut upscaler = load(&path);
+    let first = bytes(&upscaler.upscale(&still).unwrap());
+    upscaler.upscale(&other).unwrap();
+    for threads in [1, 2, 3] {
+        upscaler.set_threads(threads).unwrap();
+        assert_eq!(
+            bytes(&upscaler.upscale(&still).unwrap()),
+            first,
+            "{threads} threads"
+        );
+    }
+    upscaler.set_seed(1);
+    assert_ne!(bytes(&upscaler.upscale(&still).unwrap()), first);
+    upscaler.set_seed(0);
+    upscaler.set_noise(0.0);
+    assert_ne!(bytes(&upscaler.upscale(&still).unwrap()), first);
+}
+
+#[test]
+fn the_noise_of_a_frame_can_be_read_and_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut upscaler = load(&official_model(&dir, 4));
+    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
+    upscaler.set_seed(5);
+    let made = bytes(&upscaler.upscale(&frame).unwrap());
+    let noise = upscaler.noise_field(20, 9).unwrap();
+    assert_eq!(noise.shape(), [3, 16, 24]);
+    upscaler.set_seed(6);
+    upscaler.set_noise_field(Some(noise));
+    assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), made);
+    let other = picture(FrameInfo::new(PixelFormat::Rgb, 40, 9));
+    assert!(matches!(upscaler.upscale(&other), Err(Error::Setting(_))));
+    assert!(
+        Upscaler::load("tiny", Device::Cpu)
+            .unwrap()
+            .noise_field(20, 9)
+            .is_none()
+    );
+}
+
+#[test]
+fn settings_of_published_models_are_checked_and_take_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut upscaler = load(&official_model(&dir, 4));
+    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
+    let plain = bytes(&upscaler.upscale(&frame).unwrap());
+    assert_eq!(upscaler.max_steps(), Some(15));
+    for steps in [0, 16] {
+        assert!(matches!(upscaler.set_steps(steps), Err(Error::Setting(_))));
+    }
+    upscaler.set_steps(2).unwrap();
+    assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
+    upscaler.set_steps(1).unwrap();
+    upscaler.set_color_fix(ColorFix::None);
+    assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
+    upscaler.set_color_fix(ColorFix::Wavelet);
+    upscaler.set_tile(Tile::Side(16));
+    upscaler.set_tile_overlap(4);
+    assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
+    upscaler.set_tile(Tile::Whole);
+    assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
+    // Models for real time take no notice.
+    let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let before = bytes(&tiny.upscale(&frame).unwrap());
+    tiny.set_steps(99).unwrap();
+    tiny.set_noise(0.0);
+    assert_eq!(bytes(&tiny.upscale(&frame).unwrap()), before);
+}
+
+#[test]
+fn the_observer_sees_a_frame_grow_and_can_stop_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut upscaler = load(&official_model(&dir, 4));
+    let frame = picture(FrameInfo::new(PixelFormat::Gray8, 8, 8));
+    let done = Arc::new(AtomicUsize::new(usize::MAX));
+    let seen = done.clone();
+    upscaler.set_observer(Some(Box::new(move |progress| {
+        assert_eq!(progress.total, 3);
+        seen.store(progress.done, Relaxed);
+        ControlFlow::Continue(())
+    })));
+    upscaler.upscale(&frame).unwrap();
+    assert_eq!(done.load(Relaxed), 3);
+    upscaler.set_observer(Some(Box::new(|_| ControlFlow::Break(()))));
+    assert!(matches!(upscaler.upscale(&frame), Err(Error::Cancelled)));
+    upscaler.set_observer(None);
+    upscaler.upscale(&frame).unwrap();
 }

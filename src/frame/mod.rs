@@ -6,6 +6,7 @@
 mod color;
 mod format;
 pub mod resample;
+mod rgb;
 mod rgb8;
 mod samples;
 mod simd;

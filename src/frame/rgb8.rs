@@ -1,12 +1,7 @@
 //! Frames from and to packed 8-bit RGB, as image files hold it. For tools and tests: it favours exactness.
 
-use super::{
-    Component, Frame, FrameInfo, FrameRef, PixelFormat, Plane,
-    resample::{Axis, Kernel, Options, Resampler},
-};
+use super::{Component, Frame, FrameInfo, FrameRef, PixelFormat, Plane, rgb::RGB};
 use crate::{Error, Result};
-
-const RGB: [Component; 3] = [Component::R, Component::G, Component::B];
 
 impl Frame {
     /// An RGB frame of `rgb`: rows of R, G, B bytes without padding.
@@ -39,27 +34,12 @@ impl Frame {
             stride: 3 * w,
         };
         let source = FrameRef::new(FrameInfo::new(PixelFormat::Rgb, w, h), vec![plane])?;
-        let [mut first, mut second, mut third] = read3(&source, RGB)?;
         let mut target = frame.as_mut();
-        if info.format.is_rgb() {
-            target.write(Component::R, &first)?;
-            target.write(Component::G, &second)?;
-            target.write(Component::B, &third)?;
-            if info.format.has_alpha() {
-                target.write(Component::A, &vec![1.0; w * h])?;
-            }
-            return Ok(frame);
+        for (component, plane) in info.planes_of_rgb(source.to_rgb()?) {
+            target.write(component, &plane)?;
         }
-        let matrix = info.colorimetry.matrix;
-        matrix.rgb_to_ycbcr([&mut first, &mut second, &mut third]);
-        target.write(Component::Y, &first)?;
-        for (component, plane) in [(Component::U, &second), (Component::V, &third)] {
-            if info.format.component(component).is_some() {
-                let size = info.format.component_size(component, w, h);
-                let mut chroma = vec![0.0; size.0 * size.1];
-                chroma_resampler(&info, Way::Down).run(plane, &mut chroma);
-                target.write(component, &chroma)?;
-            }
+        if info.format.has_alpha() {
+            target.write(Component::A, &vec![1.0; w * h])?;
         }
         Ok(frame)
     }
@@ -83,79 +63,11 @@ impl FrameRef<'_> {
         let info = self.info();
         let (w, h) = (info.width, info.height);
         let mut out = Frame::new(FrameInfo::new(PixelFormat::Rgb, w, h))?;
-        let planes = if info.format.is_rgb() {
-            read3(self, RGB)?
-        } else if info.format.component(Component::U).is_none() {
-            let grey = self.read_plane(Component::Y)?;
-            [grey.clone(), grey.clone(), grey]
-        } else {
-            let mut y = self.read_plane(Component::Y)?;
-            let upsampler = chroma_resampler(info, Way::Up);
-            let [mut u, mut v] = [vec![0.0; w * h], vec![0.0; w * h]];
-            upsampler.run(&self.read_plane(Component::U)?, &mut u);
-            upsampler.run(&self.read_plane(Component::V)?, &mut v);
-            let matrix = info.colorimetry.matrix;
-            matrix.ycbcr_to_rgb([&mut y, &mut u, &mut v]);
-            [y, u, v]
-        };
-        for (component, plane) in RGB.into_iter().zip(&planes) {
-            out.as_mut().write(component, plane)?;
+        for (component, plane) in RGB.into_iter().zip(self.to_rgb()?) {
+            out.as_mut().write(component, &plane)?;
         }
         Ok(out.planes.swap_remove(0))
     }
-
-    fn read_plane(&self, component: Component) -> Result<Vec<f32>> {
-        let info = self.info();
-        let (w, h) = info
-            .format
-            .component_size(component, info.width, info.height);
-        let mut plane = vec![0.0; w * h];
-        self.read(component, &mut plane)?;
-        Ok(plane)
-    }
-}
-
-#[derive(PartialEq)]
-enum Way {
-    /// From the luma grid to the chroma grid.
-    Down,
-    /// From the chroma grid to the luma grid.
-    Up,
-}
-
-/// Between the luma grid and the chroma grid of `info`. Chroma sample i lies at luma position 2i when cosited,
-/// 2i + 0.5 when centred: that is (i + c) * 2 - c with c = 0 and c = 0.5.
-fn chroma_resampler(info: &FrameInfo, way: Way) -> Resampler {
-    let (w, h) = (info.width, info.height);
-    let (cw, ch) = info.format.component_size(Component::U, w, h);
-    let (sx, sy) = info.format.chroma_shift();
-    let axis = |luma, chroma, shift: u32, cosited| {
-        let centre = if cosited { 0.0 } else { 0.5 };
-        let factor = f64::from(1 << shift);
-        let (src, dst, kernel, ratio) = match way {
-            Way::Down => (luma, chroma, Kernel::Bilinear, factor),
-            Way::Up => (chroma, luma, Kernel::CatmullRom, 1.0 / factor),
-        };
-        let options = Options {
-            antialias: way == Way::Down,
-            centre,
-            ratio: Some(ratio),
-        };
-        Axis::new(src, dst, kernel, options)
-    };
-    let site = info.chroma_site;
-    Resampler::new(
-        axis(w, cw, sx, site.horizontal_cosited),
-        axis(h, ch, sy, site.vertical_cosited),
-    )
-}
-
-fn read3(frame: &FrameRef, [a, b, c]: [Component; 3]) -> Result<[Vec<f32>; 3]> {
-    Ok([
-        frame.read_plane(a)?,
-        frame.read_plane(b)?,
-        frame.read_plane(c)?,
-    ])
 }
 
 fn wrong_length(width: usize, height: usize, len: usize) -> Error {

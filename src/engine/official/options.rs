@@ -37,7 +37,7 @@ impl Default for Options {
 /// How large the pieces are that a frame is cut into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tile {
-    /// The size that costs least time among those that fit into the free memory.
+    /// The largest size that fits into half of the free memory and costs hardly more time than the fastest.
     #[default]
     Auto,
     /// The frame in one piece.
