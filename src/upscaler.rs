@@ -207,6 +207,11 @@ impl Upscaler {
         Ok(())
     }
 
+    /// The scale that [`Self::upscale`] applies.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
     /// The largest scale that the model serves.
     pub fn max_scale(&self) -> f64 {
         match &self.family {

@@ -305,6 +305,15 @@ fn a_file_that_breaks_off_gives_what_is_there_and_says_so() {
 }
 
 #[test]
+fn a_video_that_is_shorter_than_its_audio_is_not_taken_for_cut_off() {
+    let clips = Clips::new();
+    let path = clips.make_with_tone("a.mp4", (25, CAPS), "x264enc", 4, "avenc_aac");
+    let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.by_ref().filter(|f| f.is_ok()).count(), 25);
+    assert!(reader.warnings().is_empty(), "{:?}", reader.warnings());
+}
+
+#[test]
 fn a_file_goes_through_with_all_frames_times_colours_and_its_audio() {
     let clips = Clips::new();
     let caps = "format=I420,width=64,height=48,framerate=24000/1001,pixel-aspect-ratio=8/9,\

@@ -406,7 +406,7 @@ pub fn decode(path: &Path) -> Result<RgbImage, String> {
 
 /// Whether an end marker follows the last scan: the decoder fills up a picture that breaks off with grey. In a
 /// scan 0xFF is followed by 0 or a restart marker, so neither marker can appear by chance.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
+pub fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let last = |marker: u8| bytes.windows(2).rposition(|w| w == [0xFF, marker]);
     last(0xD9) > last(0xDA)
 }

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
+use gst::{PadProbeReturn, prelude::*};
 
 use super::{
     Container,
-    bus::{Failure, append, codec_name, discard, file_source, make, on_data, refuse},
+    bus::{Failure, append, codec_name, discard, file_source, make, on_data, on_time, refuse},
 };
 
 /// How long to wait for the list of a file's streams.
@@ -162,7 +162,13 @@ impl Shared {
 
         let last = chain.last().and_then(|e| e.static_pad("src"));
         let last = last.ok_or("an element without a source pad")?;
-        leave_out_after(&track, cut.clone());
+        let cut = cut.clone();
+        on_time(&track, move |time, _| {
+            match time.nseconds() > cut.load(Ordering::SeqCst) {
+                true => PadProbeReturn::Drop,
+                false => PadProbeReturn::Ok,
+            }
+        });
         match decoder {
             None => append(pipeline, pad, &chain, Some((&last, &track))),
             Some(decoder) => {
@@ -232,24 +238,6 @@ fn encoder(container: Container) -> Result<gst::Element, String> {
         encoder.set_property_from_str("bitrate", &BITRATE.to_string());
     }
     Ok(encoder)
-}
-
-/// Drops what comes to `pad` after the running time `cut`.
-fn leave_out_after(pad: &gst::Pad, cut: Arc<AtomicU64>) {
-    pad.add_probe(PadProbeType::BUFFER, move |pad, info| {
-        let Some(PadProbeData::Buffer(buffer)) = &info.data else {
-            return PadProbeReturn::Ok;
-        };
-        let segment = pad.sticky_event::<gst::event::Segment>(0);
-        let time = segment.and_then(|event| {
-            let segment = event.segment().downcast_ref::<ClockTime>()?;
-            segment.to_running_time(buffer.dts_or_pts()?)
-        });
-        if time.is_some_and(|t| t.nseconds() > cut.load(Ordering::SeqCst)) {
-            return PadProbeReturn::Drop;
-        }
-        PadProbeReturn::Ok
-    });
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -59,19 +59,15 @@ impl Bus {
         while let Some(message) = next() {
             match message.view() {
                 MessageView::Error(error) => {
-                    return Some(Heard::Failure(Failure {
-                        reason: self.explain(error),
-                        source: message.src().cloned(),
-                        missing: !self.missing.is_empty(),
-                    }));
+                    return Some(Heard::Failure(self.explain(error)));
                 }
                 MessageView::Element(element) => self.note_missing(element.structure()),
                 MessageView::Application(app) => {
                     if let Some(reason) = refusal(app.structure()) {
                         return Some(Heard::Failure(Failure {
-                            reason,
+                            reason: self.lament().unwrap_or(reason),
                             source: None,
-                            missing: false,
+                            missing: !self.missing.is_empty(),
                         }));
                     }
                 }
@@ -88,23 +84,47 @@ impl Bus {
         }
     }
 
-    fn explain(&self, error: &gst::message::Error) -> String {
-        if !self.missing.is_empty() {
-            return format!(
-                "GStreamer has no {} here: install the plugin that provides it (on Debian and Ubuntu mostly \
-                 gstreamer1.0-libav, gstreamer1.0-plugins-good, -bad or -ugly)",
-                self.missing.join(", no ")
-            );
+    /// What is missing, and what to do about it.
+    fn lament(&self) -> Option<String> {
+        let names = self.missing.join(", no ");
+        (!names.is_empty()).then(|| {
+            format!(
+                "GStreamer has no {names} here: install the plugin that provides it (on Debian and Ubuntu mostly \
+                 gstreamer1.0-libav, gstreamer1.0-plugins-good, -bad or -ugly)"
+            )
+        })
+    }
+
+    fn explain(&self, error: &gst::message::Error) -> Failure {
+        let source = error.src().cloned();
+        let cause = error.error();
+        let missing = cause.matches(gst::CoreError::MissingPlugin)
+            || cause.matches(gst::StreamError::CodecNotFound);
+        if let (true, Some(reason)) = (missing, self.lament()) {
+            return Failure {
+                reason,
+                source,
+                missing,
+            };
         }
-        let text = error.error().to_string();
+        let text = cause.to_string();
         let debug = error.debug().unwrap_or_default();
         // The last line of the debug text is the element's own word; the first names a place in its source.
-        match debug.lines().last().map(str::trim) {
-            Some(detail) if debug.lines().count() > 1 && !text.contains(detail) => {
-                format!("{} ({detail})", text.trim_end_matches('.'))
-            }
-            _ => text,
+        let detail = debug.lines().skip(1).last().map(str::trim);
+        let reason = match detail.filter(|detail| !text.contains(detail)) {
+            Some(detail) => format!("{} ({detail})", text.trim_end_matches('.')),
+            None => text,
+        };
+        Failure {
+            reason,
+            source,
+            missing,
         }
+    }
+
+    /// Names of plugins that were missed so far.
+    pub fn missing(&self) -> &[String] {
+        &self.missing
     }
 }
 
@@ -200,6 +220,26 @@ pub(super) fn on_data(pad: &gst::Pad, f: impl Fn() + Send + Sync + 'static) {
         }
         f();
         PadProbeReturn::Remove
+    });
+}
+
+/// Asks `f` what to do with every buffer that comes to `pad`, by the running times of its start and its end.
+pub(super) fn on_time(
+    pad: &gst::Pad,
+    f: impl Fn(gst::ClockTime, gst::ClockTime) -> PadProbeReturn + Send + Sync + 'static,
+) {
+    pad.add_probe(PadProbeType::BUFFER, move |pad, info| {
+        let Some(PadProbeData::Buffer(buffer)) = &info.data else {
+            return PadProbeReturn::Ok;
+        };
+        let segment = pad.sticky_event::<gst::event::Segment>(0);
+        let start = segment.and_then(|event| {
+            let segment = event.segment().downcast_ref::<gst::ClockTime>()?;
+            segment.to_running_time(buffer.dts_or_pts()?)
+        });
+        start.map_or(PadProbeReturn::Ok, |start| {
+            f(start, start + buffer.duration().unwrap_or_default())
+        })
     });
 }
 

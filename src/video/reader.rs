@@ -5,17 +5,17 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use gst::{ClockTime, prelude::*};
+use gst::{ClockTime, PadProbeReturn, prelude::*};
 use gst_app::AppSink;
 
 use super::{
     StreamInfo, TimedFrame,
-    bus::{Bus, append, codec_name, discard, file_source, make, on_data, refuse},
+    bus::{Bus, Failure, append, codec_name, discard, file_source, make, on_data, on_time, refuse},
 };
 use crate::{Error, Result, frame::PixelFormat};
 
@@ -27,6 +27,8 @@ const STALLED: Duration = Duration::from_secs(60);
 const POLL: ClockTime = ClockTime::from_mseconds(50);
 /// How often in a row none of GStreamer's threads has had anything to do when it is given up.
 const QUIET: u32 = 40;
+/// How long to wait at the end of the video for the end of the other streams.
+const OTHERS: Duration = Duration::from_secs(10);
 /// A video that ends this much before its file says it does is reported.
 const MISSING: Duration = Duration::from_millis(1500);
 
@@ -55,6 +57,8 @@ struct Found {
     video: AtomicBool,
     audio: AtomicUsize,
     subtitles: AtomicUsize,
+    /// Where the streams beside the video end, as far as they have been read, in nanoseconds.
+    others_end: AtomicU64,
 }
 
 impl Reader {
@@ -81,6 +85,10 @@ impl Reader {
         let mut stream = StreamInfo::from_caps(&caps).map_err(failed)?;
         let duration = source.pipeline.query_duration::<ClockTime>();
         stream.set_duration(duration.map(Duration::from));
+        let warnings = source.missing().iter();
+        let warnings =
+            warnings.map(|name| format!("GStreamer has no {name}: that stream is left out"));
+        let warnings = warnings.collect();
         Ok(Self {
             source,
             found,
@@ -89,7 +97,7 @@ impl Reader {
             first: Some(first),
             end: Duration::ZERO,
             over: false,
-            warnings: Vec::new(),
+            warnings,
         })
     }
 
@@ -182,10 +190,15 @@ impl Reader {
         }))
     }
 
-    /// A file that breaks off ends like any other, only early.
+    /// A file that breaks off ends like any other, only early, and in all of its streams.
     fn look_for_missing_end(&mut self) {
         let all = self.stream.duration().unwrap_or_default();
-        if self.end + MISSING < all {
+        if self.end + MISSING >= all {
+            return;
+        }
+        self.source.await_others();
+        let others = self.found.others_end.load(Ordering::SeqCst);
+        if self.end.max(Duration::from_nanos(others)) + MISSING < all {
             self.warnings.push(format!(
                 "the video ends at {:.1} s where the file says {:.1} s: it may be cut off",
                 self.end.as_secs_f64(),
@@ -214,6 +227,8 @@ struct Source {
     pipeline: gst::Pipeline,
     sink: AppSink,
     bus: Bus,
+    /// Heard while listening for something else.
+    failed: Option<Failure>,
 }
 
 impl Source {
@@ -225,6 +240,7 @@ impl Source {
             bus: Bus::of(&pipeline)?,
             pipeline,
             sink,
+            failed: None,
         };
         // Why it fails is on the bus, where the first sample is waited for.
         let _ = source.pipeline.set_state(gst::State::Playing);
@@ -239,7 +255,8 @@ impl Source {
             if let Some(sample) = self.sink.try_pull_sample(POLL) {
                 return Ok(Some(sample));
             }
-            if let Some(failure) = self.bus.failure(ClockTime::ZERO) {
+            let heard = self.failed.take();
+            if let Some(failure) = heard.or_else(|| self.bus.failure(ClockTime::ZERO)) {
                 return Err(Error::video(&self.path, failure.reason));
             }
             if self.sink.is_eos() {
@@ -258,6 +275,22 @@ impl Source {
             if since.elapsed() > STALLED {
                 let reason = format!("decoding has stood still for {} s", STALLED.as_secs());
                 return Err(Error::video(&self.path, reason));
+            }
+        }
+    }
+
+    /// Names of the plugins that the streams beside the video would need.
+    fn missing(&mut self) -> &[String] {
+        self.failed = self.bus.failure(ClockTime::ZERO);
+        self.bus.missing()
+    }
+
+    /// Waits until the other streams have ended, too; they are not decoded, so that is soon.
+    fn await_others(&mut self) {
+        let since = Instant::now();
+        while since.elapsed() < OTHERS && !is_idle(&self.pipeline) {
+            if self.bus.wait(POLL).is_some() {
+                return;
             }
         }
     }
@@ -312,6 +345,11 @@ fn build(path: &Path) -> Result<(gst::Pipeline, AppSink, Arc<Found>), String> {
             } else if kind.starts_with("text/") || kind.starts_with("subpicture/") {
                 seen.subtitles.fetch_add(1, Ordering::SeqCst);
             }
+            let seen = seen.clone();
+            on_time(pad, move |_, end| {
+                seen.others_end.fetch_max(end.nseconds(), Ordering::SeqCst);
+                PadProbeReturn::Ok
+            });
             discard(&pipeline, pad)
         };
         if let Err(reason) = linked {

@@ -4,12 +4,13 @@ mod eval;
 mod fit;
 mod import;
 mod run;
+mod upscale;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Trains and measures super-resolution students for the GStreamer element tadsrupscale.
+/// Trains, measures and uses super-resolution models: those of the GStreamer element tadsrupscale.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {
@@ -22,6 +23,7 @@ enum Command {
     Fit(fit::Args),
     Eval(eval::Args),
     Import(import::Args),
+    Upscale(upscale::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Fit(args) => fit::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
+        Command::Upscale(args) => upscale::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

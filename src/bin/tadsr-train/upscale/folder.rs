@@ -1,0 +1,140 @@
+//! Every picture of a folder.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Args, Job, Meter, Stop, is_cancelled, picture::has_picture_name, upscale_picture};
+
+/// The files below a folder, as paths from there, in order.
+#[derive(Default)]
+struct Files {
+    pictures: Vec<PathBuf>,
+    others: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Lists what is below `root`, but for `except`, hidden files, and folders that are met a second time.
+    fn below(root: &Path, except: &Path) -> Result<Self> {
+        let mut files = Self::default();
+        let mut seen: HashSet<_> = except.canonicalize().ok().into_iter().collect();
+        files.visit(root, Path::new(""), &mut seen)?;
+        files.pictures.sort();
+        files.others.sort();
+        Ok(files)
+    }
+
+    fn visit(&mut self, root: &Path, at: &Path, seen: &mut HashSet<PathBuf>) -> Result<()> {
+        let folder = root.join(at);
+        let cannot = || format!("'{}' cannot be read", folder.display());
+        if !seen.insert(folder.canonicalize().with_context(cannot)?) {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&folder).with_context(cannot)? {
+            let name = entry.with_context(cannot)?.file_name();
+            let path = at.join(&name);
+            if name.as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            if root.join(&path).is_dir() {
+                self.visit(root, &path, seen)?;
+            } else if has_picture_name(&path) {
+                self.pictures.push(path);
+            } else {
+                self.others.push(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Upscales every picture below the input folder into the folder `output`.
+pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
+    if super::same_file(&args.input, output) {
+        bail!(
+            "'{}' is the input and cannot be the output",
+            output.display()
+        );
+    }
+    let mut files = Files::below(&args.input, output)?;
+    for other in &files.others {
+        let path = args.input.join(other);
+        eprintln!("skipped '{}': no PNG or JPEG by its name", path.display());
+    }
+    if files.pictures.is_empty() {
+        bail!(
+            "no picture (.png, .jpg, .jpeg) in '{}'",
+            args.input.display()
+        );
+    }
+    let all = files.pictures.len();
+    let exists = |path: &PathBuf| output.join(path).exists();
+    if args.skip_existing {
+        files.pictures.retain(|path| !exists(path));
+    } else if let (false, Some(first)) = (args.overwrite, files.pictures.iter().find(|p| exists(p)))
+    {
+        bail!(
+            "'{}' exists; --overwrite replaces what exists, --skip-existing leaves it as it is",
+            output.join(first).display()
+        );
+    }
+    let kept = all - files.pictures.len();
+    let meter = Meter::new("pictures", "images/s", Some(files.pictures.len() as u64))?;
+    job.upscaler.set_observer(Some(meter.observer(stop)));
+    let (mut done, mut failed) = (0, Vec::new());
+    for path in &files.pictures {
+        let (from, to) = (args.input.join(path), output.join(path));
+        let made =
+            make_folder_of(&to).and_then(|()| upscale_picture(args, job, &from, &to, &meter));
+        match made {
+            Ok(_) => done += 1,
+            Err(e) if is_cancelled(&e) => break,
+            Err(e) => {
+                let line = format!("'{}': {e:#}", from.display());
+                meter.log(&line);
+                failed.push(line);
+            }
+        }
+        meter.advance();
+        if stop.is_asked() {
+            break;
+        }
+    }
+    meter.finish();
+    let rate = f64::from(done) / meter.seconds();
+    let already = match kept {
+        0 => String::new(),
+        _ => format!(", {kept} were there already"),
+    };
+    println!(
+        "{}: {done} of {all} pictures, {rate:.2} images/s{already}",
+        output.display()
+    );
+    report(&failed, stop)
+}
+
+fn make_folder_of(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).with_context(|| format!("'{}' cannot be made", folder.display()))
+}
+
+fn report(failed: &[String], stop: &Stop) -> Result<()> {
+    if !failed.is_empty() {
+        bail!(
+            "{} could not be upscaled:\n  {}",
+            match failed.len() {
+                1 => "1 picture".into(),
+                n => format!("{n} pictures"),
+            },
+            failed.join("\n  ")
+        );
+    }
+    if stop.is_asked() {
+        bail!("stopped; go on with the same command and --skip-existing");
+    }
+    Ok(())
+}

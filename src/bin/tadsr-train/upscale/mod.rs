@@ -1,0 +1,253 @@
+//! `tadsr-train upscale`: pictures, folders of pictures and videos, with any model.
+
+mod folder;
+mod meter;
+mod picture;
+mod settings;
+mod stop;
+#[cfg(feature = "video")]
+mod video;
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tadsr::{Error, Upscaler, frame::Frame};
+
+use meter::Meter;
+use picture::Picture;
+use settings::Settings;
+use stop::Stop;
+
+/// Upscale a picture, a folder of pictures or a video
+///
+/// A folder is searched to its depths (hidden files are left out), and its pictures keep their names and places; what
+/// is no picture is skipped with a warning, and pictures that cannot be upscaled are listed at the end, which then is a
+/// failure. PNG keeps alpha, both formats keep a colour profile; 16-bit PNG becomes 8-bit.
+///
+/// A video keeps its frames, timestamps, pixel shape, depth and colours, and its audio, which is copied where OUT's kind
+/// of file holds it and encoded anew where not. Sizes become even. Until OUT is complete it is called
+/// NAME.partial.EXT. Ctrl-C ends that file so that it plays, and leaves it there; a second Ctrl-C removes it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tadsr-train upscale small.png large.png --scale 2
+  tadsr-train upscale holidays holidays-large --scale 4 --model runs/my-x4/model.safetensors
+  tadsr-train upscale clip.mp4 clip-large.mkv --scale 1.5 --encoder 'x265enc speed-preset=fast'
+  tadsr-train upscale face.png out.png --model tad-sr.safetensors --seed 7 --noise 0.5
+  tadsr-train upscale face.png out.png --model resshift.safetensors --steps 15 --noise-file noise.safetensors")]
+pub struct Args {
+    /// A picture (PNG, JPEG), a folder of pictures, or a video that GStreamer plays
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Where it goes: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or a folder
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Replace files that exist
+    #[arg(long)]
+    overwrite: bool,
+    /// Leave out the pictures of a folder whose output exists
+    #[arg(long, conflicts_with = "overwrite")]
+    skip_existing: bool,
+    /// Quality of JPEG output, 1 to 100 [default: 95]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
+    quality: Option<u8>,
+    /// Encoder of a video, as in a gst-launch line [default: x264enc at a quality that shows no loss; vp9enc for .webm]
+    #[arg(long, value_name = "ELEMENT")]
+    encoder: Option<String>,
+    /// Leave out the audio of a video
+    #[arg(long)]
+    no_audio: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What the input is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Folder,
+    Picture,
+    /// Anything else: GStreamer will tell.
+    Video,
+}
+
+impl Kind {
+    fn of(path: &Path) -> Result<Self> {
+        let cannot = || format!("'{}' cannot be read", path.display());
+        if fs::metadata(path).with_context(cannot)?.is_dir() {
+            return Ok(Self::Folder);
+        }
+        let mut start = Vec::new();
+        let file = fs::File::open(path).with_context(cannot)?;
+        file.take(16).read_to_end(&mut start).with_context(cannot)?;
+        Ok(if picture::is_picture(&start) {
+            Self::Picture
+        } else {
+            Self::Video
+        })
+    }
+}
+
+/// A loaded model, and what is done with its first frame.
+struct Job<'a> {
+    upscaler: Upscaler,
+    settings: &'a Settings,
+    /// The noise is still to be saved.
+    save_noise: bool,
+}
+
+impl Job<'_> {
+    /// Upscales `frame` to the scale set or, when given, to a size of its own.
+    fn upscale(&mut self, frame: &Frame, size: Option<(usize, usize)>) -> tadsr::Result<Frame> {
+        if self.save_noise {
+            self.settings.save_noise(&self.upscaler, frame.info())?;
+            self.save_noise = false;
+        }
+        let Some((width, height)) = size else {
+            return self.upscaler.upscale(frame);
+        };
+        let mut large = Frame::new(frame.info().with_size(width, height))?;
+        self.upscaler
+            .upscale_into(&frame.as_ref(), &mut large.as_mut())?;
+        Ok(large)
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let kind = Kind::of(&args.input)?;
+    args.check(kind)?;
+    let output = args.target(kind)?;
+    let upscaler = args.settings.load()?;
+    let mut job = Job {
+        upscaler,
+        settings: &args.settings,
+        save_noise: args.settings.save_noise.is_some(),
+    };
+    let stop = Stop::on_signals()?;
+    match kind {
+        Kind::Folder => folder::run(&args, &mut job, &output, &stop),
+        Kind::Picture => one_picture(&args, &mut job, &output, &stop),
+        #[cfg(feature = "video")]
+        Kind::Video => video::run(&args, &mut job, &output, &stop),
+        #[cfg(not(feature = "video"))]
+        Kind::Video => bail!(
+            "'{}' is no PNG or JPEG picture, and this build reads no videos (its feature 'video' is off)",
+            args.input.display()
+        ),
+    }
+}
+
+impl Args {
+    /// Refuses options that mean nothing for `kind`.
+    fn check(&self, kind: Kind) -> Result<()> {
+        let only = |given: bool, option: &str, what: &str| {
+            ensure!(
+                !given,
+                "{option} is for {what}, and '{}' is none",
+                self.input.display()
+            );
+            Ok(())
+        };
+        if kind != Kind::Video {
+            only(self.encoder.is_some(), "--encoder", "videos")?;
+            only(self.no_audio, "--no-audio", "videos")?;
+        } else {
+            only(self.quality.is_some(), "--quality", "pictures")?;
+        }
+        if kind == Kind::Folder {
+            let one = "one picture or video";
+            only(self.settings.save_noise.is_some(), "--save-noise", one)?;
+        } else {
+            only(self.skip_existing, "--skip-existing", "folders")?;
+        }
+        self.settings.check_noise_target(self.overwrite)
+    }
+
+    /// The output: in a folder, a file gets the input's name.
+    fn target(&self, kind: Kind) -> Result<PathBuf> {
+        let mut output = self.output.clone();
+        if kind == Kind::Folder {
+            ensure!(
+                !output.exists() || output.is_dir(),
+                "'{}' is a folder, and '{}' exists and is none",
+                self.input.display(),
+                output.display()
+            );
+            return Ok(output);
+        }
+        if let (true, Some(name)) = (output.is_dir(), self.input.file_name()) {
+            output.push(name);
+        }
+        match kind {
+            Kind::Picture => ensure!(
+                picture::has_picture_name(&output),
+                "'{}': a picture is written as .png, .jpg or .jpeg",
+                output.display()
+            ),
+            _ if picture::has_picture_name(&output) => {
+                bail!("'{}' is no PNG or JPEG picture", self.input.display())
+            }
+            _ => {}
+        }
+        if same_file(&self.input, &output) {
+            bail!(
+                "'{}' is the input and cannot be the output",
+                output.display()
+            );
+        }
+        if output.exists() && !self.overwrite {
+            bail!("'{}' exists; --overwrite replaces it", output.display());
+        }
+        Ok(output)
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Upscales one picture into another file; says its new size.
+fn upscale_picture(
+    args: &Args,
+    job: &mut Job,
+    input: &Path,
+    output: &Path,
+    meter: &Meter,
+) -> Result<(usize, usize)> {
+    let small = Picture::read(input)?;
+    if small.reduced {
+        meter.log(&format!(
+            "'{}' has 16 bits a sample, of which 8 are used",
+            input.display()
+        ));
+    }
+    let large = small.with_frame(job.upscale(&small.frame, None)?);
+    if large.loses_alpha(output) {
+        meter.log(&format!(
+            "'{}' loses its alpha, which JPEG does not have",
+            input.display()
+        ));
+    }
+    large.write(output, args.quality.unwrap_or(95))?;
+    let info = large.frame.info();
+    Ok((info.width, info.height))
+}
+
+fn one_picture(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
+    let meter = Meter::passes()?;
+    job.upscaler.set_observer(Some(meter.observer(stop)));
+    let made = upscale_picture(args, job, &args.input, output, &meter);
+    meter.finish();
+    let (width, height) = made.map_err(|e| match is_cancelled(&e) {
+        true => anyhow::anyhow!("stopped; nothing was written"),
+        false => e.context(format!("'{}'", args.input.display())),
+    })?;
+    println!("{}: {width}x{height}", output.display());
+    Ok(())
+}
+
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Cancelled))
+}

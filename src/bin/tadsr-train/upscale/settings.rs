@@ -1,0 +1,248 @@
+//! The options that concern the model.
+
+use std::{fs, path::PathBuf, str::FromStr};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::ValueEnum;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use tadsr::{
+    Device, Error, Upscaler,
+    engine::official::{ColorFix, NoiseField, Tile},
+    frame::FrameInfo,
+    train::checkpoint::write_atomically,
+};
+
+/// The name of the noise in a file.
+const NOISE: &str = "noise";
+
+const OFFICIAL: &str = "Published networks (ResShift, SinSR, TAD-SR)";
+
+/// Model, scale and what the model is told.
+#[derive(Debug, clap::Args)]
+pub struct Settings {
+    /// Name of a bundled model or path of a model file [default: tiny]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME_OR_PATH"
+    )]
+    model: String,
+    /// Factor for width and height, 1 to what the model serves [default: 2, or what the model serves best]
+    #[arg(long)]
+    scale: Option<f64>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = Device::from_str)]
+    device: Device,
+    /// Threads that a frame is spread over; 0 is one for each core
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    threads: u16,
+    /// How much of the network's detail is added, 0 to 1; 0 is bicubic interpolation
+    #[arg(long, default_value_t = 1.0, value_parser = fraction)]
+    strength: f32,
+    /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with [default: 1]
+    #[arg(long, help_heading = OFFICIAL)]
+    steps: Option<usize>,
+    /// What the noise is drawn from; the same seed gives the same picture [default: 0]
+    #[arg(long, help_heading = OFFICIAL)]
+    seed: Option<u64>,
+    /// How much noise the network starts from, 0 to 1; less invents less detail [default: 1]
+    #[arg(long, value_parser = fraction, help_heading = OFFICIAL)]
+    noise: Option<f32>,
+    /// Side of the tiles that a frame is cut into, in pixels of the input; auto takes what memory allows, whole one tile
+    #[arg(long, value_parser = tile, value_name = "auto|whole|SIDE", help_heading = OFFICIAL)]
+    tile: Option<Tile>,
+    /// Pixels of the input that neighbouring tiles share [default: 16]
+    #[arg(long, value_name = "PIXELS", help_heading = OFFICIAL)]
+    tile_overlap: Option<usize>,
+    /// How the colours are brought back to those of the input [default: wavelet]
+    #[arg(long, value_enum, help_heading = OFFICIAL)]
+    color_fix: Option<Fix>,
+    /// Take the noise from this safetensors file: tensor `noise`, [1, channels, height, width], f32
+    #[arg(long, value_name = "FILE", conflicts_with = "seed", help_heading = OFFICIAL)]
+    noise_file: Option<PathBuf>,
+    /// Write the noise that is used (of a video: for every frame the same) to this file, to compare with others
+    #[arg(long, value_name = "FILE", help_heading = OFFICIAL)]
+    pub save_noise: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Fix {
+    /// Coarse colours from the input, fine detail from the network
+    Wavelet,
+    /// Mean and spread of each colour from the input
+    Adain,
+    /// As the network makes them
+    None,
+}
+
+fn fraction(s: &str) -> Result<f32, String> {
+    match s.parse() {
+        Ok(v) if (0.0..=1.0).contains(&v) => Ok(v),
+        _ => Err("a number from 0 to 1".into()),
+    }
+}
+
+fn tile(s: &str) -> Result<Tile, String> {
+    match s.parse() {
+        _ if s == "auto" => Ok(Tile::Auto),
+        _ if s == "whole" => Ok(Tile::Whole),
+        Ok(side) if side > 0 => Ok(Tile::Side(side)),
+        _ => Err("auto, whole, or a number of pixels".into()),
+    }
+}
+
+impl Settings {
+    /// Loads the model and tells it everything.
+    pub fn load(&self) -> Result<Upscaler> {
+        let mut upscaler = Upscaler::load(&self.model, self.device)?;
+        upscaler.set_threads(self.threads.into())?;
+        upscaler.set_strength(self.strength);
+        if let Some(scale) = self.scale {
+            upscaler.set_scale(scale)?;
+        }
+        if upscaler.max_steps().is_none() {
+            self.refuse_official(&upscaler)?;
+            return Ok(upscaler);
+        }
+        if let Some(steps) = self.steps {
+            upscaler.set_steps(steps)?;
+        }
+        if let Some(seed) = self.seed {
+            upscaler.set_seed(seed);
+        }
+        if let Some(noise) = self.noise {
+            upscaler.set_noise(noise);
+        }
+        if let Some(tile) = self.tile {
+            upscaler.set_tile(tile);
+        }
+        if let Some(pixels) = self.tile_overlap {
+            upscaler.set_tile_overlap(pixels);
+        }
+        if let Some(fix) = self.color_fix {
+            upscaler.set_color_fix(match fix {
+                Fix::Wavelet => ColorFix::Wavelet,
+                Fix::Adain => ColorFix::Adain,
+                Fix::None => ColorFix::None,
+            });
+        }
+        if self.noise_file.is_some() {
+            upscaler.set_noise_field(self.read_noise()?);
+        }
+        Ok(upscaler)
+    }
+
+    /// Options that would do nothing are refused, not ignored.
+    fn refuse_official(&self, upscaler: &Upscaler) -> Result<()> {
+        let given = [
+            ("--steps", self.steps.is_some()),
+            ("--seed", self.seed.is_some()),
+            ("--noise", self.noise.is_some()),
+            ("--tile", self.tile.is_some()),
+            ("--tile-overlap", self.tile_overlap.is_some()),
+            ("--color-fix", self.color_fix.is_some()),
+            ("--noise-file", self.noise_file.is_some()),
+            ("--save-noise", self.save_noise.is_some()),
+        ];
+        let given: Vec<_> = given.iter().filter(|g| g.1).map(|g| g.0).collect();
+        ensure!(
+            given.is_empty(),
+            "{}: only published networks (ResShift, SinSR, TAD-SR) have that, and model '{}' is none: it starts \
+             from no noise and takes a frame in one piece",
+            given.join(", "),
+            upscaler.active_model(upscaler.max_scale())
+        );
+        Ok(())
+    }
+
+    fn read_noise(&self) -> Result<Option<NoiseField>> {
+        let Some(path) = &self.noise_file else {
+            return Ok(None);
+        };
+        let bytes = fs::read(path).with_context(|| format!("'{}'", path.display()))?;
+        let field = parse_noise(&bytes).with_context(|| format!("'{}'", path.display()))?;
+        Ok(Some(field))
+    }
+
+    /// # Errors
+    /// When the file that the noise is to be saved in exists and may not be replaced.
+    pub fn check_noise_target(&self, overwrite: bool) -> Result<()> {
+        match &self.save_noise {
+            Some(path) if path.exists() && !overwrite => {
+                bail!("'{}' exists; --overwrite replaces it", path.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the noise that frames like `info` get.
+    pub fn save_noise(&self, upscaler: &Upscaler, info: &FrameInfo) -> tadsr::Result<()> {
+        let Some(path) = &self.save_noise else {
+            return Ok(());
+        };
+        let wrong = |e: &str| Error::Setting(format!("'{}': {e}", path.display()));
+        let field = upscaler.noise_field(info.width, info.height);
+        let field = field.ok_or_else(|| wrong("the model starts from no noise"))?;
+        let bytes: Vec<u8> = field
+            .values()
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        let [c, h, w] = field.shape();
+        let file = TensorView::new(Dtype::F32, vec![1, c, h, w], &bytes)
+            .and_then(|view| safetensors::serialize([(NOISE, view)], None));
+        write_atomically(path, &file.map_err(|e| wrong(&e.to_string()))?)
+    }
+}
+
+fn parse_noise(bytes: &[u8]) -> Result<NoiseField> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|e| anyhow!("not a safetensors file or a truncated one ({e})"))?;
+    let tensor = file.tensor(NOISE).map_err(|_| {
+        anyhow!(
+            "there is no tensor '{NOISE}' in it, only {}",
+            file.names().join(", ")
+        )
+    })?;
+    let (Dtype::F32, &[1, c, h, w]) = (tensor.dtype(), tensor.shape()) else {
+        bail!(
+            "tensor '{NOISE}' is {:?} {:?}, not F32 [1, channels, height, width]",
+            tensor.dtype(),
+            tensor.shape()
+        );
+    };
+    let values = tensor.data().chunks_exact(4);
+    let values = values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    Ok(NoiseField::new(c, h, w, values.collect())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_of_another_kind_is_refused_with_what_it_is() {
+        let bytes = [0; 24];
+        let file = |name: &str, dtype, shape: Vec<usize>| {
+            let view = TensorView::new(dtype, shape, &bytes).unwrap();
+            safetensors::serialize([(name, view)], None).unwrap()
+        };
+        let field = parse_noise(&file("noise", Dtype::F32, vec![1, 3, 1, 2])).unwrap();
+        assert_eq!(field.shape(), [3, 1, 2]);
+        let refused = |file: &[u8]| format!("{:#}", parse_noise(file).unwrap_err());
+        assert!(refused(b"nothing").contains("not a safetensors file"));
+        assert!(refused(&file("eps", Dtype::F32, vec![6])).contains("only eps"));
+        assert!(refused(&file("noise", Dtype::F32, vec![3, 1, 2])).contains("[3, 1, 2]"));
+        assert!(refused(&file("noise", Dtype::F16, vec![1, 3, 2, 2])).contains("F16"));
+    }
+
+    #[test]
+    fn tiles_and_fractions_are_checked() {
+        assert_eq!(tile("auto"), Ok(Tile::Auto));
+        assert_eq!(tile("whole"), Ok(Tile::Whole));
+        assert_eq!(tile("128"), Ok(Tile::Side(128)));
+        assert!(tile("0").is_err() && tile("").is_err() && tile("-1").is_err());
+        assert!(fraction("0.5").is_ok() && fraction("1.01").is_err() && fraction("nan").is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! One video.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+use tadsr::{
+    Error,
+    frame::FrameInfo,
+    video::{End, Options, Reader, Transcoded, partial_path, transcode},
+};
+
+use super::{Args, Job, Meter, Stop};
+
+/// Upscales the input video into the file `output`.
+pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
+    let reader = Reader::open(&args.input)?;
+    let warn = |line: &str| eprintln!("'{}': {line}", args.input.display());
+    if reader.subtitle_streams() > 0 {
+        warn("its subtitles are left out");
+    }
+    let warned = reader.warnings().len();
+    reader.warnings().iter().for_each(|line| warn(line));
+    let from = *reader.stream().frame();
+    let size = even_size(&from, job.upscaler.scale());
+    let meter = Meter::new("frames", "fps", reader.stream().expected_frames())?;
+    job.upscaler.set_observer(Some(meter.observer(stop)));
+    stop.set_unfinished(Some(partial_path(output)));
+    let options = Options {
+        encoder: args.encoder.clone().unwrap_or_default(),
+        no_audio: args.no_audio,
+    };
+    let done = transcode(reader, output, &options, |frame| {
+        if stop.is_asked() {
+            return Ok(None);
+        }
+        let is = frame.frame.info();
+        if (is.width, is.height) != (from.width, from.height) {
+            return Err(Error::Frame(format!(
+                "at {:.2} s the video changes its size from {}x{} to {}x{}: cut it there and upscale the parts",
+                frame.pts.as_secs_f64(),
+                from.width,
+                from.height,
+                is.width,
+                is.height
+            )));
+        }
+        match job.upscale(&frame.frame, Some(size)) {
+            Ok(large) => {
+                meter.advance();
+                Ok(Some(large))
+            }
+            Err(Error::Cancelled) => Ok(None),
+            Err(e) => Err(e),
+        }
+    });
+    meter.finish();
+    stop.set_unfinished(None);
+    let done = done.map_err(|e| anyhow!(e).context(format!("'{}'", args.input.display())))?;
+    done.warnings
+        .iter()
+        .skip(warned)
+        .for_each(|line| warn(line));
+    report(&done, &from, size, &meter)
+}
+
+/// The size of `from` at `scale`, in even numbers, which most encoders want; never smaller than `from`.
+fn even_size(from: &FrameInfo, scale: f64) -> (usize, usize) {
+    let side = |len: usize| {
+        let even = 2 * (len as f64 * scale / 2.0).round() as usize;
+        even.max(len.next_multiple_of(2))
+    };
+    (side(from.width), side(from.height))
+}
+
+fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Meter) -> Result<()> {
+    let frames = done.frames;
+    let Some(path) = &done.path else {
+        return match &done.end {
+            End::Damaged(e) => Err(anyhow!("{e}; there was no frame before that")),
+            _ => bail!("stopped before the first frame; nothing was written"),
+        };
+    };
+    let audio = match done.audio.join(", ") {
+        text if text.is_empty() => "none".into(),
+        text => text,
+    };
+    println!(
+        "{}: {frames} frames, {}x{} to {}x{}, {:.2} fps, audio: {audio}",
+        path.display(),
+        from.width,
+        from.height,
+        size.0,
+        size.1,
+        frames as f64 / meter.seconds()
+    );
+    match &done.end {
+        End::Complete => Ok(()),
+        End::Stopped => bail!(
+            "stopped: '{}' holds the {frames} frames until then",
+            path.display()
+        ),
+        End::Damaged(e) => bail!(
+            "{e}\n'{}' holds the {frames} frames before that",
+            path.display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tadsr::frame::PixelFormat;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_even_and_never_smaller_than_the_input() {
+        let size = |w, h, scale| even_size(&FrameInfo::new(PixelFormat::I420, w, h), scale);
+        assert_eq!(size(640, 360, 2.0), (1280, 720));
+        assert_eq!(size(33, 17, 1.5), (50, 26));
+        assert_eq!(size(33, 17, 1.0), (34, 18));
+        assert_eq!(size(1, 1, 4.0), (4, 4));
+        assert_eq!(size(854, 480, 2.25), (1922, 1080));
+    }
+}

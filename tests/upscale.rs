@@ -1,0 +1,566 @@
+//! `tadsr-train upscale` as a user runs it.
+#![cfg(all(feature = "train", feature = "video"))]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use assert_cmd::Command;
+use candle_core::{Tensor, safetensors};
+use gst::prelude::*;
+use image::{DynamicImage, Rgb, RgbImage, RgbaImage};
+use tadsr::{
+    Device, Upscaler, diffusion,
+    frame::{Frame, PixelFormat},
+    model::OfficialModel,
+    nn::official::upsample_bicubic,
+    video::{Reader, TimedFrame},
+};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs the command in the folder; gives success, standard output and standard error.
+    fn upscale(&self, args: &[&str]) -> (bool, String, String) {
+        self.upscale_with(args, &[])
+    }
+
+    fn upscale_with(&self, args: &[&str], environment: &[(&str, &str)]) -> (bool, String, String) {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.current_dir(self.0.path()).arg("upscale").args(args);
+        command.envs(environment.iter().copied());
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.success(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    }
+
+    fn succeeds(&self, args: &[&str]) -> String {
+        let (success, out, err) = self.upscale(args);
+        assert!(success, "{args:?}: {err}");
+        out + &err
+    }
+
+    fn fails(&self, args: &[&str]) -> String {
+        let (success, _, err) = self.upscale(args);
+        assert!(!success, "{args:?} succeeded");
+        err
+    }
+
+    /// A clip of 64x48 at 25 frames a second with a tone of the same length.
+    fn clip(&self, name: &str, frames: u32) -> PathBuf {
+        self.clip_like(name, frames, "format=I420,width=64,height=48", "x264enc")
+    }
+
+    fn clip_like(&self, name: &str, frames: u32, caps: &str, encoder: &str) -> PathBuf {
+        gst::init().unwrap();
+        let path = self.path(name);
+        let line = format!(
+            "videotestsrc num-buffers={frames} pattern=ball ! video/x-raw,framerate=25/1,{caps} ! {encoder} ! queue ! \
+             mux. audiotestsrc num-buffers={} samplesperbuffer=960 ! audio/x-raw,rate=48000 ! avenc_aac ! queue ! mux. \
+             {} name=mux ! filesink location={}",
+            2 * frames,
+            if name.ends_with("mkv") {
+                "matroskamux"
+            } else {
+                "mp4mux"
+            },
+            path.display()
+        );
+        let pipeline = gst::parse::launch(&line).unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let types = [gst::MessageType::Eos, gst::MessageType::Error];
+        let bus = pipeline.bus().unwrap();
+        let end = bus.timed_pop_filtered(gst::ClockTime::from_seconds(120), &types);
+        pipeline.set_state(gst::State::Null).unwrap();
+        assert_eq!(end.unwrap().type_(), gst::MessageType::Eos, "{line}");
+        path
+    }
+
+    fn files(&self, folder: &str) -> Vec<String> {
+        fn visit(root: &Path, at: &Path, files: &mut Vec<String>) {
+            for entry in fs::read_dir(at).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    visit(root, &path, files);
+                } else {
+                    let name = path.strip_prefix(root).unwrap();
+                    files.push(name.to_str().unwrap().into());
+                }
+            }
+        }
+        let (root, mut files) = (self.path(folder), Vec::new());
+        visit(&root, &root, &mut files);
+        files.sort();
+        files
+    }
+}
+
+fn scene(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
+        let bars = if (x / 5 + y / 7) % 2 == 0 { 60 } else { 180 };
+        Rgb([bars, (x * 3 % 256) as u8, (y * 5 % 256) as u8])
+    })
+}
+
+fn frames(path: &Path) -> Vec<TimedFrame> {
+    Reader::open(path).unwrap().map(|f| f.unwrap()).collect()
+}
+
+fn size(path: &Path) -> (u32, u32) {
+    image::image_dimensions(path).unwrap()
+}
+
+#[test]
+fn a_picture_becomes_what_the_library_makes_of_it() {
+    let folder = Folder::new();
+    scene(33, 21).save(folder.path("a.png")).unwrap();
+    let said = folder.succeeds(&["a.png", "b.png", "--scale", "2"]);
+    assert!(said.contains("b.png: 66x42"), "{said}");
+    let frame = Frame::from_rgb8(33, 21, scene(33, 21).as_raw()).unwrap();
+    let mut upscaler = Upscaler::load("", Device::Auto).unwrap();
+    let expected = upscaler.upscale(&frame).unwrap();
+    let made = image::open(folder.path("b.png")).unwrap().into_rgb8();
+    assert_eq!(made.as_raw(), expected.plane(0));
+
+    folder.succeeds(&[
+        "a.png",
+        "c.jpg",
+        "--scale",
+        "1.5",
+        "--strength",
+        "0.5",
+        "--threads",
+        "1",
+    ]);
+    assert_eq!(size(&folder.path("c.jpg")), (50, 32));
+    fs::create_dir(folder.path("out")).unwrap();
+    folder.succeeds(&["a.png", "out", "--model", "tiny-x4", "--scale", "4"]);
+    assert_eq!(size(&folder.path("out/a.png")), (132, 84));
+    assert_eq!(folder.files("out"), ["a.png"]);
+}
+
+#[test]
+fn alpha_and_grey_are_kept_and_sixteen_bits_are_said_to_be_reduced() {
+    let folder = Folder::new();
+    let alpha = RgbaImage::from_fn(20, 16, |x, _| image::Rgba([200, 90, 30, (x * 12) as u8]));
+    alpha.save(folder.path("alpha.png")).unwrap();
+    let grey = DynamicImage::ImageRgb8(scene(20, 16)).into_luma8();
+    grey.save(folder.path("grey.png")).unwrap();
+    let deep = DynamicImage::ImageRgb8(scene(20, 16)).into_rgb16();
+    deep.save(folder.path("deep.png")).unwrap();
+
+    folder.succeeds(&["alpha.png", "alpha2.png"]);
+    let large = image::open(folder.path("alpha2.png")).unwrap();
+    let large = large.as_rgba8().expect("alpha");
+    assert!(large.get_pixel(2, 5)[3] < 30 && large.get_pixel(37, 5)[3] > 200);
+    folder.succeeds(&["grey.png", "grey2.png"]);
+    assert!(
+        image::open(folder.path("grey2.png"))
+            .unwrap()
+            .as_luma8()
+            .is_some()
+    );
+    let said = folder.succeeds(&["deep.png", "deep2.png"]);
+    assert!(said.contains("16 bits"), "{said}");
+    let said = folder.succeeds(&["alpha.png", "alpha.jpg"]);
+    assert!(said.contains("alpha"), "{said}");
+}
+
+#[test]
+fn a_folder_keeps_names_and_places_and_goes_on_after_a_bad_file() {
+    let folder = Folder::new();
+    for name in ["in/a.png", "in/deep/b.jpg", "in/deep/er/c.PNG"] {
+        fs::create_dir_all(folder.path(name).parent().unwrap()).unwrap();
+        scene(24, 16).save(folder.path(name)).unwrap();
+    }
+    fs::write(folder.path("in/broken.png"), "no picture").unwrap();
+    fs::write(folder.path("in/notes.txt"), "no picture").unwrap();
+    fs::write(folder.path("in/.hidden.png"), "no picture").unwrap();
+    let whole = fs::read(folder.path("in/deep/b.jpg")).unwrap();
+    fs::write(folder.path("in/cut.jpg"), &whole[..whole.len() / 2]).unwrap();
+
+    let said = folder.fails(&["in", "out"]);
+    assert!(said.contains("skipped 'in/notes.txt'"), "{said}");
+    assert!(said.contains("2 pictures could not be upscaled"), "{said}");
+    assert!(said.contains("in/broken.png': no PNG or JPEG"), "{said}");
+    assert!(said.contains("in/cut.jpg': the file ends"), "{said}");
+    let made = ["a.png", "deep/b.jpg", "deep/er/c.PNG"];
+    assert_eq!(folder.files("out"), made);
+    assert_eq!(size(&folder.path("out/deep/b.jpg")), (48, 32));
+
+    let said = folder.fails(&["in", "out"]);
+    assert!(said.contains("out/a.png' exists"), "{said}");
+    fs::remove_file(folder.path("in/broken.png")).unwrap();
+    fs::remove_file(folder.path("in/cut.jpg")).unwrap();
+    fs::remove_file(folder.path("out/a.png")).unwrap();
+    let said = folder.succeeds(&["in", "out", "--skip-existing"]);
+    assert!(
+        said.contains("1 of 3 pictures") && said.contains("2 were there"),
+        "{said}"
+    );
+    folder.succeeds(&["in", "out", "--overwrite"]);
+    // The output inside the input is no input.
+    folder.succeeds(&["in", "in/large"]);
+    folder.succeeds(&["in", "in/large", "--overwrite"]);
+    assert_eq!(folder.files("in/large"), made);
+}
+
+#[test]
+fn a_video_keeps_frames_times_and_audio() {
+    let folder = Folder::new();
+    let from = folder.clip("a.mp4", 30);
+    for name in ["b.mp4", "b.mkv"] {
+        let said = folder.succeeds(&["a.mp4", name, "--scale", "2"]);
+        assert!(
+            said.contains("30 frames, 64x48 to 128x96") && said.contains("AAC copied"),
+            "{said}"
+        );
+        let reader = Reader::open(&folder.path(name)).unwrap();
+        assert_eq!(reader.audio_streams(), 1);
+        assert_eq!(reader.stream().framerate(), Some((25, 1)));
+        let made: Vec<_> = reader.map(|f| f.unwrap()).collect();
+        let times =
+            |frames: &[TimedFrame]| frames.iter().map(|f| f.pts.as_millis()).collect::<Vec<_>>();
+        assert_eq!(times(&made), times(&frames(&from)), "{name}");
+        assert_eq!(
+            (made[0].frame.info().width, made[0].frame.info().height),
+            (128, 96)
+        );
+    }
+    let said = folder.succeeds(&[
+        "a.mp4",
+        "c.mp4",
+        "--no-audio",
+        "--encoder",
+        "x265enc speed-preset=ultrafast",
+    ]);
+    assert!(said.contains("audio: none"), "{said}");
+    assert_eq!(
+        Reader::open(&folder.path("c.mp4")).unwrap().audio_streams(),
+        0
+    );
+    assert!(!folder.path("c.partial.mp4").exists());
+}
+
+#[test]
+fn videos_of_odd_sizes_become_even_and_deep_ones_stay_deep() {
+    let folder = Folder::new();
+    folder.clip_like("odd.mkv", 5, "format=Y444,width=33,height=17", "x264enc");
+    let said = folder.succeeds(&["odd.mkv", "even.mp4", "--scale", "1.5"]);
+    assert!(said.contains("33x17 to 50x26"), "{said}");
+    folder.clip_like(
+        "deep.mkv",
+        5,
+        "format=I420_10LE,width=32,height=32",
+        "x264enc",
+    );
+    folder.succeeds(&["deep.mkv", "deep.mp4"]);
+    let info = *Reader::open(&folder.path("deep.mp4"))
+        .unwrap()
+        .stream()
+        .frame();
+    assert_eq!((info.format, info.width), (PixelFormat::I420_10Le, 64));
+}
+
+#[test]
+fn a_damaged_video_gives_what_is_there_and_says_so() {
+    let folder = Folder::new();
+    let path = folder.clip("a.mkv", 150);
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let (_, out, err) = folder.upscale(&["a.mkv", "b.mkv", "--strength", "0"]);
+    assert!(
+        err.contains("a.mkv") && err.contains("cut off"),
+        "{out} {err}"
+    );
+    let all = frames(&folder.path("b.mkv")).len();
+    assert!((40..120).contains(&all), "{all} frames");
+    fs::write(folder.path("c.mp4"), &bytes[..60]).unwrap();
+    let said = folder.fails(&["c.mp4", "d.mp4"]);
+    assert!(said.contains("c.mp4"), "{said}");
+    assert!(!folder.path("d.mp4").exists() && !folder.path("d.partial.mp4").exists());
+}
+
+#[test]
+fn a_missing_decoder_is_named() {
+    let folder = Folder::new();
+    folder.clip("a.mp4", 5);
+    let ranks = "avdec_h264:NONE,openh264dec:NONE,vah264dec:NONE,nvh264dec:NONE,v4l2h264dec:NONE,vaapih264dec:NONE,\
+                 vulkanh264dec:NONE,v4l2slh264dec:NONE,msdkh264dec:NONE,qsvh264dec:NONE";
+    let (success, _, err) =
+        folder.upscale_with(&["a.mp4", "b.mp4"], &[("GST_PLUGIN_FEATURE_RANK", ranks)]);
+    assert!(
+        !success && err.contains("H.264") && err.contains("install"),
+        "{err}"
+    );
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_with_a_reason() {
+    let folder = Folder::new();
+    scene(16, 16).save(folder.path("a.png")).unwrap();
+    scene(16, 16).save(folder.path("b.png")).unwrap();
+    fs::create_dir(folder.path("in")).unwrap();
+    folder.clip("v.mp4", 5);
+    for (args, reason) in [
+        (&["a.png", "b.png"][..], "'b.png' exists; --overwrite"),
+        (&["a.png", "a.png", "--overwrite"], "is the input"),
+        (&["a.png", "c.bmp"], ".png, .jpg or .jpeg"),
+        (&["nowhere.png", "c.png"], "nowhere.png"),
+        (&["a.png", "no/c.png"], "no/c.png"),
+        (&["a.png", "c.png", "--scale", "5"], "scale 5"),
+        (&["a.png", "c.png", "--model", "nosuch"], "nosuch"),
+        (&["a.png", "c.png", "--device", "cuda"], "cuda"),
+        (
+            &["a.png", "c.png", "--encoder", "x264enc"],
+            "--encoder is for videos",
+        ),
+        (&["in", "out"], "no picture"),
+        (&["in", "b.png"], "exists and is none"),
+        (&["v.mp4", "c.png"], "no PNG or JPEG"),
+        (&["v.mp4", "c.avi"], ".mkv or .webm"),
+        (
+            &["v.mp4", "c.mp4", "--quality", "90"],
+            "--quality is for pictures",
+        ),
+        (&["v.mp4", "c.mp4", "--encoder", "nosuchenc"], "nosuchenc"),
+        (&["a.png", "c.png", "--strength", "2"], "0 to 1"),
+    ] {
+        let said = folder.fails(args);
+        assert!(said.contains(reason), "{args:?}: {said}");
+    }
+    assert_eq!(folder.files("."), ["a.png", "b.png", "v.mp4"]);
+    folder.succeeds(&["a.png", "b.png", "--overwrite"]);
+    assert_eq!(size(&folder.path("b.png")), (32, 32));
+}
+
+#[test]
+fn options_that_a_lite_model_does_not_have_are_refused_by_name() {
+    let folder = Folder::new();
+    scene(16, 16).save(folder.path("a.png")).unwrap();
+    for option in [
+        &["--steps", "15"][..],
+        &["--seed", "1"],
+        &["--noise", "0.5"],
+        &["--tile", "64"],
+        &["--tile-overlap", "8"],
+        &["--color-fix", "none"],
+        &["--noise-file", "n.safetensors"],
+        &["--save-noise", "n.safetensors"],
+    ] {
+        let said = folder.fails(&[&["a.png", "b.png"], option].concat());
+        assert!(
+            said.contains(&format!("{}: only published", option[0])),
+            "{said}"
+        );
+    }
+    assert!(!folder.path("b.png").exists());
+}
+
+/// Ctrl-C in the middle: what is there is ended so that it plays, under another name.
+#[cfg(unix)]
+#[test]
+fn a_video_that_is_stopped_is_left_playable_under_another_name() {
+    use std::{process::Stdio, thread, time::Duration};
+    let folder = Folder::new();
+    folder.clip_like("a.mp4", 600, "format=I420,width=160,height=120", "x264enc");
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("tadsr-train"))
+        .current_dir(folder.0.path())
+        .args(["upscale", "a.mp4", "b.mp4"])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let partial = folder.path("b.partial.mp4");
+    while !partial.metadata().is_ok_and(|m| m.len() > 2_000) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let interrupt = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupt.unwrap().success());
+    assert!(!child.wait().unwrap().success());
+    assert!(!folder.path("b.mp4").exists());
+    let made = frames(&partial).len();
+    assert!((1..600).contains(&made), "{made} frames");
+}
+
+/// The shared fixtures of the published networks, where they are.
+fn fixtures() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/mini");
+    let found = folder.is_dir();
+    if !found {
+        eprintln!("skipped: there are no fixtures at {}", folder.display());
+    }
+    found.then_some(folder)
+}
+
+/// The published networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
+fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
+    let model = OfficialModel::read(model).unwrap();
+    let (unet, autoencoder) = (model.unet().unwrap(), model.autoencoder().unwrap());
+    let schedule = model.schedule().unwrap();
+    let nhwc = |t: &Tensor| t.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+    let (lq, noise) = (nhwc(lq), nhwc(noise));
+    let z_y = autoencoder
+        .encode(&upsample_bicubic(&lq, 4).unwrap())
+        .unwrap();
+    let z_t = schedule.prior(&z_y, &noise).unwrap();
+    let denoise = |z: &Tensor, t: usize| unet.forward(z, &[t], Some(&lq));
+    let z0 = diffusion::one_step(&schedule, &z_t, denoise).unwrap();
+    let image = autoencoder.decode(&z0, true).unwrap();
+    let values = image.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values
+        .iter()
+        .map(|v| ((v + 1.0) / 2.0).clamp(0.0, 1.0))
+        .collect()
+}
+
+#[test]
+fn a_published_model_gives_the_published_image_for_given_noise() {
+    let Some(fixtures) = fixtures() else {
+        return;
+    };
+    let folder = Folder::new();
+    let path = |name: &str| fixtures.join(name).to_str().unwrap().to_owned();
+    let import = Command::cargo_bin("tadsr-train")
+        .unwrap()
+        .current_dir(folder.0.path())
+        .args([
+            "import",
+            "--unet",
+            &path("unet.pth"),
+            "--autoencoder",
+            &path("autoencoder.pth"),
+        ])
+        .args(["-o", "mini.safetensors"])
+        .output()
+        .unwrap();
+    assert!(import.status.success(), "{import:?}");
+
+    // The input as a picture file holds it: rounded to 8 bits. What the networks make of the exact one is the fixture.
+    let tensors =
+        safetensors::load(fixtures.join("io.safetensors"), &candle_core::Device::Cpu).unwrap();
+    let (lq, noise) = (&tensors["lq"], &tensors["noise"]);
+    let model = folder.path("mini.safetensors");
+    let exact = tensors["image"]
+        .permute((0, 2, 3, 1))
+        .unwrap()
+        .flatten_all()
+        .unwrap();
+    let exact = exact.to_vec1::<f32>().unwrap();
+    for (made, exact) in reference(&model, lq, noise).iter().zip(exact) {
+        assert!((made - ((exact + 1.0) / 2.0).clamp(0.0, 1.0)).abs() < 1e-3);
+    }
+    let rounded = ((lq + 1.0).unwrap() * 127.5).unwrap().round().unwrap();
+    let bytes = rounded
+        .permute((0, 2, 3, 1))
+        .unwrap()
+        .flatten_all()
+        .unwrap();
+    let bytes: Vec<u8> = bytes
+        .to_vec1::<f32>()
+        .unwrap()
+        .iter()
+        .map(|v| *v as u8)
+        .collect();
+    RgbImage::from_raw(16, 16, bytes)
+        .unwrap()
+        .save(folder.path("lq.png"))
+        .unwrap();
+    let lq = ((rounded / 127.5).unwrap() - 1.0).unwrap();
+    let expected = reference(&model, &lq, noise);
+
+    safetensors::save(
+        &[("noise", noise.clone())].into(),
+        folder.path("noise.safetensors"),
+    )
+    .unwrap();
+    let plain = ["--model", "mini.safetensors", "--color-fix", "none"];
+    let given = [
+        "--noise-file",
+        "noise.safetensors",
+        "--save-noise",
+        "used.safetensors",
+    ];
+    folder.succeeds(&[&["lq.png", "out.png"], &plain[..], &given].concat());
+    let made = image::open(folder.path("out.png")).unwrap().into_rgb8();
+    assert_eq!(made.dimensions(), (64, 64));
+    for (made, expected) in made.as_raw().iter().zip(&expected) {
+        let difference = f32::from(*made) / 255.0 - expected;
+        assert!(
+            difference.abs() < 0.5 / 255.0 + 1e-3,
+            "{made} for {}",
+            expected * 255.0
+        );
+    }
+    let used =
+        safetensors::load(folder.path("used.safetensors"), &candle_core::Device::Cpu).unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(values(&used["noise"]), values(noise));
+
+    // Every option reaches the model: the noise of a seed is its own, more steps make another picture.
+    let read = |name: &str| image::open(folder.path(name)).unwrap().into_rgb8();
+    folder.succeeds(
+        &[
+            &[
+                "lq.png",
+                "seed.png",
+                "--seed",
+                "3",
+                "--save-noise",
+                "seed.safetensors",
+            ],
+            &plain[..],
+        ]
+        .concat(),
+    );
+    folder.succeeds(
+        &[
+            &["lq.png", "again.png", "--noise-file", "seed.safetensors"],
+            &plain[..],
+        ]
+        .concat(),
+    );
+    assert_eq!(read("seed.png"), read("again.png"));
+    assert_ne!(read("seed.png"), made);
+    let steps = ["--noise-file", "noise.safetensors", "--steps", "15"];
+    folder.succeeds(&[&["lq.png", "steps.png"], &plain[..], &steps].concat());
+    assert_ne!(read("steps.png"), made);
+    let said = folder.fails(&[&["lq.png", "n.png", "--steps", "99"], &plain[..]].concat());
+    assert!(said.contains("99"), "{said}");
+    scene(80, 16).save(folder.path("wide.png")).unwrap();
+    let said = folder.fails(&[&["wide.png", "n.png"], &plain[..], &given[..2]].concat());
+    assert!(said.contains("wide.png"), "{said}");
+    folder.succeeds(
+        &[
+            &[
+                "wide.png",
+                "tiles.png",
+                "--tile",
+                "64",
+                "--tile-overlap",
+                "16",
+                "--noise",
+                "0.5",
+            ],
+            &plain[..2],
+        ]
+        .concat(),
+    );
+    assert_eq!(read("tiles.png").dimensions(), (320, 64));
+}
