@@ -130,6 +130,8 @@ impl Engine {
             }
             return Ok(());
         }
+        // Before anything is done for the frame.
+        self.checked_cuts(from.width, from.height, options)?;
         let rgb = self.restore(src.to_rgb()?, from.width, options, observer)?;
         let native = (from.width * self.scale(), from.height * self.scale());
         let rgb = resized(rgb, native, (to.width, to.height));
@@ -161,12 +163,27 @@ impl Engine {
     ) -> Result<Planes> {
         let scale = self.scale();
         let height = rgb[0].len() / width;
+        let cuts = self.checked_cuts(width, height, options)?;
         let noise = self.noise(width, height, options);
+        let mut picture = Picture::new(rgb, width, scale, cuts);
+        let mut passes = Passes::new(observer, picture.tiles(), options.steps + 2);
+        for tile in 0..picture.tiles() {
+            let made = self.restore_tile(&picture, tile, &noise, options, &mut passes)?;
+            picture.add(tile, &made, scale);
+        }
+        passes.next()?;
+        Ok(picture.finish(options.color_fix, (width * scale, height * scale), scale))
+    }
+
+    /// How a frame is cut, once it is sure that the options fit it.
+    fn checked_cuts(&mut self, width: usize, height: usize, options: &Options) -> Result<[Cut; 2]> {
         let expected = self.geometry.latent(width, height);
-        if noise.shape() != expected {
+        if let Some(field) = &options.noise_field
+            && field.shape() != expected
+        {
             return Err(Error::Setting(format!(
                 "noise of {:?} channels, rows and columns for a frame of {width}x{height}, which takes {expected:?}",
-                noise.shape()
+                field.shape()
             )));
         }
         if !(1..=self.steps()).contains(&options.steps) {
@@ -176,15 +193,7 @@ impl Engine {
                 self.steps()
             )));
         }
-        let cuts = self.cuts(width, height, options)?;
-        let mut picture = Picture::new(rgb, width, scale, cuts);
-        let mut passes = Passes::new(observer, picture.tiles(), options.steps + 2);
-        for tile in 0..picture.tiles() {
-            let made = self.restore_tile(&picture, tile, &noise, options, &mut passes)?;
-            picture.add(tile, &made, scale);
-        }
-        passes.next()?;
-        Ok(picture.finish(options.color_fix, (width * scale, height * scale), scale))
+        self.cuts(width, height, options)
     }
 
     fn cuts(&mut self, width: usize, height: usize, options: &Options) -> Result<[Cut; 2]> {

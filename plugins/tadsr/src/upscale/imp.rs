@@ -4,7 +4,7 @@
  * SECTION:element-tadsrupscale
  * @see_also: videoscale
  *
- * Upscales video with a small super-resolution network.
+ * Upscales video with a super-resolution network.
  *
  * |[
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! tadsrupscale ! x264enc ! mp4mux ! filesink location=out.mp4
@@ -15,16 +15,30 @@
  * |[
  * gst-launch-1.0 videotestsrc ! video/x-raw,width=320,height=240 ! tadsrupscale scale=4 strength=0.5 ! autovideosink
  * ]| Four times the size, with half of the detail that the network adds over bicubic interpolation.
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! tadsrupscale model=tad-sr.safetensors noise=0.5 ! x264enc ! mp4mux ! filesink location=out.mp4
+ * ]| Four times the size by a published diffusion model that `tadsr-train import` has made a model file of, with half
+ * of the noise that it was trained to start from. That takes seconds a frame, or minutes.
  *
- * The default scale, 0, takes the size from the caps downstream and doubles it where they leave it open. The format
- * stays as it is, and so do the colours: colorimetry and chroma-site of the input are written on the output caps,
- * because what GStreamer assumes without them depends on the size.
+ * The default scale, 0, takes the size from the caps downstream; where they leave it open it is twice that of the
+ * input, or what the model makes if it makes only one. The format stays as it is, and so do the colours: colorimetry
+ * and chroma-site of the input are written on the output caps, because what GStreamer assumes without them depends on
+ * the size.
+ *
+ * Video whose size stays is passed through, unless the model is one that restores video in its own size.
+ *
+ * Published models start from noise, which is the same for every frame of a size as long as #tadsrupscale:seed is: a
+ * still picture stays still. Large frames are cut into tiles that overlap and fade into each other.
  *
  * Interlaced video must be deinterlaced first.
  */
 use std::{
     mem,
-    sync::{LazyLock, Mutex, MutexGuard},
+    ops::ControlFlow,
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,11 +47,12 @@ use gst_base::{prelude::*, subclass::prelude::*};
 use gst_video::{VideoInfo, subclass::prelude::*, video_meta::VideoMetaTransformScale};
 use tadsr::{
     Device, Error, Upscaler,
+    engine::official::{self, Tile},
     frame::{FrameInfo, MAX_SIDE, PixelFormat},
 };
 
 use super::{
-    Fallback,
+    ColorFix, Fallback,
     planes::{self, Layout},
     scale::{MAX_SCALE, Scale},
 };
@@ -59,6 +74,13 @@ struct Settings {
     strength: f64,
     threads: u32,
     fallback: Fallback,
+    noise: f64,
+    seed: u64,
+    steps: u32,
+    /// 0 is automatic.
+    tile_size: u32,
+    tile_overlap: u32,
+    color_fix: ColorFix,
 }
 
 impl Default for Settings {
@@ -70,7 +92,33 @@ impl Default for Settings {
             strength: 1.0,
             threads: 0,
             fallback: Fallback::default(),
+            noise: 1.0,
+            seed: 0,
+            steps: 1,
+            tile_size: 0,
+            tile_overlap: 16,
+            color_fix: ColorFix::default(),
         }
+    }
+}
+
+impl Settings {
+    /// Makes `upscaler` follow what may change from frame to frame.
+    fn apply(&self, upscaler: &mut Upscaler) -> tadsr::Result<()> {
+        upscaler.set_strength(self.strength as f32);
+        upscaler.set_noise(self.noise as f32);
+        upscaler.set_seed(self.seed);
+        upscaler.set_tile(match self.tile_size {
+            0 => Tile::Auto,
+            side => Tile::Side(side as usize),
+        });
+        upscaler.set_tile_overlap(self.tile_overlap as usize);
+        upscaler.set_color_fix(match self.color_fix {
+            ColorFix::Wavelet => official::ColorFix::Wavelet,
+            ColorFix::Adain => official::ColorFix::Adain,
+            ColorFix::None => official::ColorFix::None,
+        });
+        upscaler.set_steps(self.steps as usize)
     }
 }
 
@@ -123,6 +171,13 @@ impl Negotiated {
         let y = f64::from(self.output.height()) / f64::from(self.input.height());
         x.max(y)
     }
+
+    /// Whether frames go through as they are: their size stays, and the model does not work at it.
+    fn passes_through(&self, native_scale: Option<f64>) -> bool {
+        let size = |info: &VideoInfo| (info.width(), info.height());
+        let progressive = self.input.interlace_mode() == gst_video::VideoInterlaceMode::Progressive;
+        size(&self.input) == size(&self.output) && !(progressive && native_scale == Some(1.0))
+    }
 }
 
 #[derive(Default)]
@@ -132,7 +187,9 @@ struct State {
     generation: u64,
     /// The largest scale that the model serves.
     max_scale: Option<f64>,
-    /// Of the caps in force, when frames are upscaled.
+    /// The only scale that the model itself makes, for models that have only one.
+    native_scale: Option<f64>,
+    /// Of the caps in force.
     negotiated: Option<Negotiated>,
     /// Input caps that were refused with an error message.
     refused: Option<gst::Caps>,
@@ -182,6 +239,8 @@ impl Stats {
 pub struct TadsrUpscale {
     settings: Mutex<Settings>,
     state: Mutex<State>,
+    /// The frame in work is not wanted any more: the pads are flushing or the element stops.
+    cancel: Arc<AtomicBool>,
 }
 
 #[glib::object_subclass]
@@ -217,7 +276,8 @@ impl ObjectImpl for TadsrUpscale {
                     .nick("Scale")
                     .blurb(
                         "Factor by which width and height grow, 1 to 4; the result must be whole pixels \
-                         (0 = to the size in the caps downstream, twice the size where they leave it open)",
+                         (0 = to the size in the caps downstream; where they leave it open, twice the size or what \
+                         the model makes if it makes only one)",
                     )
                     .minimum(0.0)
                     .maximum(MAX_SCALE)
@@ -250,6 +310,54 @@ impl ObjectImpl for TadsrUpscale {
                     .nick("Fallback")
                     .blurb("What to do when the model or the device cannot be used")
                     .mutable_ready()
+                    .build(),
+                glib::ParamSpecDouble::builder("noise")
+                    .nick("Noise")
+                    .blurb(
+                        "How much of the noise that a published model was trained to start from it gets: less noise \
+                         invents less detail. Other models take no notice of this and the following properties",
+                    )
+                    .minimum(0.0)
+                    .maximum(1.0)
+                    .default_value(default.noise)
+                    .mutable_playing()
+                    .controllable()
+                    .build(),
+                glib::ParamSpecUInt64::builder("seed")
+                    .nick("Seed")
+                    .blurb("What the noise is drawn from; it is the same for every frame of a size")
+                    .default_value(default.seed)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("steps")
+                    .nick("Steps")
+                    .blurb(
+                        "Steps that a published model takes: 1 for one that was distilled to one step, up to those of \
+                         the schedule that it was trained with",
+                    )
+                    .minimum(1)
+                    .default_value(default.steps)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("tile-size")
+                    .nick("Tile size")
+                    .blurb(
+                        "Sides of the tiles that a published model works on, in pixels of the input, rounded up to \
+                         what the model takes (0 = by the free memory and the time it takes)",
+                    )
+                    .default_value(default.tile_size)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("tile-overlap")
+                    .nick("Tile overlap")
+                    .blurb("Pixels of the input over which neighbouring tiles fade into each other, half a tile at most")
+                    .default_value(default.tile_overlap)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("color-fix", default.color_fix)
+                    .nick("Colour fix")
+                    .blurb("How the colours of what a published model makes are brought back to those of the input")
+                    .mutable_playing()
                     .build(),
                 glib::ParamSpecString::builder("active-device")
                     .nick("Active device")
@@ -303,6 +411,12 @@ impl ObjectImpl for TadsrUpscale {
             "strength" => settings.strength = value.get().expect("type checked upstream"),
             "threads" => settings.threads = value.get().expect("type checked upstream"),
             "fallback" => settings.fallback = value.get().expect("type checked upstream"),
+            "noise" => settings.noise = value.get().expect("type checked upstream"),
+            "seed" => settings.seed = value.get().expect("type checked upstream"),
+            "steps" => settings.steps = value.get().expect("type checked upstream"),
+            "tile-size" => settings.tile_size = value.get().expect("type checked upstream"),
+            "tile-overlap" => settings.tile_overlap = value.get().expect("type checked upstream"),
+            "color-fix" => settings.color_fix = value.get().expect("type checked upstream"),
             name => unreachable!("no writable property '{name}'"),
         }
     }
@@ -315,6 +429,12 @@ impl ObjectImpl for TadsrUpscale {
             "strength" => lock(&self.settings).strength.to_value(),
             "threads" => lock(&self.settings).threads.to_value(),
             "fallback" => lock(&self.settings).fallback.to_value(),
+            "noise" => lock(&self.settings).noise.to_value(),
+            "seed" => lock(&self.settings).seed.to_value(),
+            "steps" => lock(&self.settings).steps.to_value(),
+            "tile-size" => lock(&self.settings).tile_size.to_value(),
+            "tile-overlap" => lock(&self.settings).tile_overlap.to_value(),
+            "color-fix" => lock(&self.settings).color_fix.to_value(),
             "active-device" => lock(&self.state).active_device.to_value(),
             "active-model" => lock(&self.state).active_model.to_value(),
             "stats" => lock(&self.state).stats.structure().to_value(),
@@ -331,7 +451,7 @@ impl ElementImpl for TadsrUpscale {
             gst::subclass::ElementMetadata::new(
                 "Super-resolution upscaler",
                 "Filter/Converter/Video/Scaler",
-                "Upscales video with a small super-resolution network",
+                "Upscales video with a super-resolution network",
                 "The TADSR developers",
             )
         });
@@ -356,6 +476,22 @@ impl ElementImpl for TadsrUpscale {
             ]
         });
         &TEMPLATES
+    }
+
+    /// Stopping waits for the frame in work, which a published model may take long for: it is given up.
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        let stopping = transition == gst::StateChange::PausedToReady;
+        if stopping {
+            self.cancel.store(true, Ordering::Relaxed);
+        }
+        let result = self.parent_change_state(transition);
+        if stopping {
+            self.cancel.store(false, Ordering::Relaxed);
+        }
+        result
     }
 }
 
@@ -467,6 +603,12 @@ impl BaseTransformImpl for TadsrUpscale {
     }
 
     fn sink_event(&self, event: gst::Event) -> bool {
+        match event.type_() {
+            // It comes while a frame is in work.
+            gst::EventType::FlushStart => self.cancel.store(true, Ordering::Relaxed),
+            gst::EventType::FlushStop => self.cancel.store(false, Ordering::Relaxed),
+            _ => {}
+        }
         if let gst::EventView::Caps(caps) = event.view() {
             let caps = caps.caps_owned();
             let refusal = self.refusal(&caps);
@@ -551,6 +693,17 @@ impl BaseTransformImpl for TadsrUpscale {
         is_discont: bool,
         inbuf: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        // Here, because between two frames nothing relies on the mode.
+        let state = lock(&self.state);
+        let native_scale = state.native_scale;
+        let passes = (state.negotiated.as_ref()).map(|n| n.passes_through(native_scale));
+        drop(state);
+        if let Some(passes) = passes
+            && passes != self.obj().is_passthrough()
+        {
+            self.obj().set_passthrough(passes);
+            self.obj().reconfigure_src();
+        }
         let result = self.parent_submit_input_buffer(is_discont, inbuf);
         if result == Ok(gst_base::BASE_TRANSFORM_FLOW_DROPPED) {
             lock(&self.state).stats.dropped += 1;
@@ -580,11 +733,14 @@ impl BaseTransformImpl for TadsrUpscale {
         let started = Instant::now();
         let result = self.upscale(&mut loaded, &negotiated, inbuf, outbuf);
         self.put_back(loaded, result.is_ok().then_some(started));
-        result.map_err(|reason| {
-            gst::element_imp_error!(self, gst::StreamError::Failed, ("{reason}"));
-            gst::FlowError::Error
-        })?;
-        Ok(gst::FlowSuccess::Ok)
+        match result {
+            Ok(()) => Ok(gst::FlowSuccess::Ok),
+            Err(Error::Cancelled) => Err(gst::FlowError::Flushing),
+            Err(reason) => {
+                gst::element_imp_error!(self, gst::StreamError::Failed, ("{reason}"));
+                Err(gst::FlowError::Error)
+            }
+        }
     }
 }
 
@@ -596,17 +752,11 @@ impl VideoFilterImpl for TadsrUpscale {
         outcaps: &gst::Caps,
         out_info: &VideoInfo,
     ) -> Result<(), gst::LoggableError> {
-        let same_size =
-            (in_info.width(), in_info.height()) == (out_info.width(), out_info.height());
-        gst::info!(
-            CAT,
-            imp = self,
-            "from {incaps} to {outcaps}, passthrough: {same_size}"
-        );
+        gst::info!(CAT, imp = self, "from {incaps} to {outcaps}");
         let frame = planes::frame_info(in_info, incaps)
             .ok_or_else(|| gst::loggable_error!(CAT, "no frames of format {}", in_info.format()))?;
         // From here on no model takes over that does not serve the scale; the one in use may still be one.
-        let negotiated = (!same_size).then(|| Negotiated {
+        let negotiated = Some(Negotiated {
             input: in_info.clone(),
             output: out_info.clone(),
             frame,
@@ -622,8 +772,10 @@ impl VideoFilterImpl for TadsrUpscale {
         if let Engine::Ready(loaded) = &state.engine {
             state.active_model = Some(loaded.name(state.ratio()));
         }
+        let native_scale = state.native_scale;
+        let passes = (state.negotiated.as_ref()).is_some_and(|n| n.passes_through(native_scale));
         drop(state);
-        self.obj().set_passthrough(same_size);
+        self.obj().set_passthrough(passes);
         self.obj().notify("active-model");
         Ok(())
     }
@@ -635,10 +787,12 @@ impl State {
         match engine {
             Engine::Ready(loaded) => {
                 self.max_scale = Some(loaded.upscaler.max_scale());
+                self.native_scale = loaded.upscaler.native_scale();
                 self.active_device = Some(loaded.upscaler.active_device().to_string());
                 self.active_model = Some(loaded.name(self.ratio()));
             }
             _ => {
+                self.native_scale = None;
                 self.active_device = None;
                 self.active_model = Some("passthrough".into());
             }
@@ -685,12 +839,14 @@ impl TadsrUpscale {
     /// The scale in force; `None` when the property asks for one that does not exist.
     fn scale(&self) -> Option<Scale> {
         let state = lock(&self.state);
-        let (max, bypass) = (state.max_scale, matches!(state.engine, Engine::Bypass));
+        let (max, native) = (state.max_scale, state.native_scale);
+        let bypass = matches!(state.engine, Engine::Bypass);
         drop(state);
         if bypass {
-            return Scale::new(1.0, 1.0);
+            return Scale::new(1.0, 1.0, None);
         }
-        Scale::new(lock(&self.settings).scale, max.unwrap_or(MAX_SCALE))
+        let scale = lock(&self.settings).scale;
+        Scale::new(scale, max.unwrap_or(MAX_SCALE), native)
     }
 
     /// Why video with the fixed `caps` cannot be upscaled, where it can be said better than "not negotiated".
@@ -763,7 +919,9 @@ impl TadsrUpscale {
         if settings.fallback != Fallback::Bicubic {
             return Err(reason);
         }
-        let engine = bicubic(&settings).map_err(|err| format!("{reason}; {err}"))?;
+        let engine = self
+            .bicubic(&settings)
+            .map_err(|err| format!("{reason}; {err}"))?;
         let mut state = lock(&self.state);
         if state.overscale().is_none() {
             // A model that was loaded in the background serves it.
@@ -783,7 +941,7 @@ impl TadsrUpscale {
 
     /// Loads the model that `settings` ask for, or what the fallback puts in its place, with a warning.
     fn load_or_fall_back(&self, settings: &Settings) -> Result<Engine, gst::ErrorMessage> {
-        if Scale::new(settings.scale, MAX_SCALE).is_none() {
+        if Scale::new(settings.scale, MAX_SCALE, None).is_none() {
             return Err(gst::error_msg!(
                 gst::LibraryError::Settings,
                 (
@@ -797,25 +955,49 @@ impl TadsrUpscale {
             .parse()
             .map_err(|err| gst::error_msg!(gst::LibraryError::Settings, ("{err}")))?;
 
-        let err = match load(settings, &settings.model, device) {
+        let err = match self.load(settings, &settings.model, device) {
             Ok(upscaler) => return Ok(Engine::ready(upscaler)),
             Err(err) => err,
         };
         let (instead, engine) = match settings.fallback {
             Fallback::Error => return Err(error_message(&err)),
             Fallback::Cpu => {
-                let loaded = load(settings, &settings.model, Device::Cpu);
+                let loaded = self.load(settings, &settings.model, Device::Cpu);
                 let upscaler = loaded.map_err(|err| error_message(&err))?;
                 ("running on the CPU", Engine::ready(upscaler))
             }
             Fallback::Passthrough => ("leaving the video as it is", Engine::Bypass),
             Fallback::Bicubic => {
-                let engine = bicubic(settings).map_err(|_| error_message(&err))?;
+                let engine = self.bicubic(settings).map_err(|_| error_message(&err))?;
                 ("upscaling without a network", engine)
             }
         };
         gst::element_imp_warning!(self, gst::ResourceError::OpenRead, ("{err}; {instead}"));
         Ok(engine)
+    }
+
+    fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
+        let mut upscaler = Upscaler::load(model, device)?;
+        upscaler.set_threads(settings.threads as usize)?;
+        settings.apply(&mut upscaler)?;
+        let cancel = self.cancel.clone();
+        upscaler.set_observer(Some(Box::new(move |_| {
+            match cancel.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })));
+        match overscale(settings.scale, upscaler.max_scale()) {
+            Some(reason) => Err(Error::Scale(reason)),
+            None => Ok(upscaler),
+        }
+    }
+
+    /// The engine of the fallback to bicubic interpolation: the default model is the frame around it.
+    fn bicubic(&self, settings: &Settings) -> tadsr::Result<Engine> {
+        let upscaler = self.load(settings, "", Device::Cpu)?;
+        let plain = true;
+        Ok(Engine::Ready(Loaded { upscaler, plain }))
     }
 
     /// After `model` was set in a started element: loads it in another thread and lets it take over between two
@@ -833,7 +1015,7 @@ impl TadsrUpscale {
         self.obj().call_async(move |element| {
             let imp = element.imp();
             let device = settings.device.parse().unwrap_or_default();
-            let result = load(&settings, &settings.model, device);
+            let result = imp.load(&settings, &settings.model, device);
             imp.take_over(generation, result);
         });
     }
@@ -871,45 +1053,50 @@ impl TadsrUpscale {
     /// Upscales one frame.
     ///
     /// # Errors
-    /// Says what is wrong with a buffer, or why the engine failed and the fallback did not help.
+    /// Says what is wrong with a buffer, or why the engine failed and the fallback did not help; [`Error::Cancelled`]
+    /// when the frame is not wanted any more.
     fn upscale(
         &self,
         loaded: &mut Loaded,
         negotiated: &Negotiated,
         inbuf: &gst::Buffer,
         outbuf: &mut gst::BufferRef,
-    ) -> Result<(), String> {
-        let (strength, fallback) = {
-            let settings = lock(&self.settings);
-            (settings.strength as f32, settings.fallback)
-        };
-        let in_layout = Layout::of(inbuf, &negotiated.input)?;
-        let out_layout = Layout::of(outbuf, &negotiated.output)?;
-        let data = inbuf.map_readable().map_err(|err| err.to_string())?;
-        let mut out_data = outbuf.map_writable().map_err(|err| err.to_string())?;
-        let src = in_layout.frame(negotiated.frame, &data)?;
-        let mut dst = out_layout.frame_mut(negotiated.out_frame(), &mut out_data)?;
+    ) -> tadsr::Result<()> {
+        let settings = lock(&self.settings).clone();
+        let in_layout = Layout::of(inbuf, &negotiated.input).map_err(Error::Frame)?;
+        let out_layout = Layout::of(outbuf, &negotiated.output).map_err(Error::Frame)?;
+        let unmapped = |err: glib::BoolError| Error::Frame(err.to_string());
+        let data = inbuf.map_readable().map_err(unmapped)?;
+        let mut out_data = outbuf.map_writable().map_err(unmapped)?;
+        let src = in_layout
+            .frame(negotiated.frame, &data)
+            .map_err(Error::Frame)?;
+        let mut dst = out_layout
+            .frame_mut(negotiated.out_frame(), &mut out_data)
+            .map_err(Error::Frame)?;
 
         let upscaler = &mut loaded.upscaler;
-        upscaler.set_strength(if loaded.plain { 0.0 } else { strength });
-        let Err(err) = upscaler.upscale_into(&src, &mut dst) else {
-            return Ok(());
-        };
-        if fallback != Fallback::Bicubic || loaded.plain {
-            return Err(err.to_string());
+        if !loaded.plain {
+            let result = settings.apply(upscaler);
+            let result = result.and_then(|()| upscaler.upscale_into(&src, &mut dst));
+            let err = match result {
+                Err(err) if settings.fallback == Fallback::Bicubic => err,
+                result => return result,
+            };
+            if matches!(err, Error::Cancelled) {
+                return Err(err);
+            }
+            gst::element_imp_warning!(
+                self,
+                gst::StreamError::Failed,
+                ("{err}; upscaling without a network from here")
+            );
+            loaded.plain = true;
+            lock(&self.state).active_model = Some(loaded.name(1.0));
+            self.obj().notify("active-model");
         }
-        gst::element_imp_warning!(
-            self,
-            gst::StreamError::Failed,
-            ("{err}; upscaling without a network from here")
-        );
-        loaded.plain = true;
-        lock(&self.state).active_model = Some(loaded.name(1.0));
-        self.obj().notify("active-model");
-        let upscaler = &mut loaded.upscaler;
-        upscaler.set_strength(0.0);
-        let result = upscaler.upscale_into(&src, &mut dst);
-        result.map_err(|err| err.to_string())
+        loaded.upscaler.set_strength(0.0);
+        loaded.upscaler.upscale_into(&src, &mut dst)
     }
 
     /// Ends what [`Self::transform`] began; `started` is when, if the frame is to be counted.
@@ -1033,22 +1220,6 @@ fn add_scaled_roi(
     }
 }
 
-fn load(settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
-    let mut upscaler = Upscaler::load(model, device)?;
-    upscaler.set_threads(settings.threads as usize)?;
-    match overscale(settings.scale, upscaler.max_scale()) {
-        Some(reason) => Err(Error::Scale(reason)),
-        None => Ok(upscaler),
-    }
-}
-
-/// The engine of the fallback to bicubic interpolation: the default model is the frame around it.
-fn bicubic(settings: &Settings) -> tadsr::Result<Engine> {
-    let upscaler = load(settings, "", Device::Cpu)?;
-    let plain = true;
-    Ok(Engine::Ready(Loaded { upscaler, plain }))
-}
-
 /// Why a model that serves scales up to `max` does not serve `scale`; `None` if it does. A scale that was made a
 /// fraction may have grown by a millionth.
 fn overscale(scale: f64, max: f64) -> Option<String> {
@@ -1059,7 +1230,9 @@ fn overscale(scale: f64, max: f64) -> Option<String> {
 fn error_message(err: &Error) -> gst::ErrorMessage {
     match err {
         Error::Device(_) => gst::error_msg!(gst::LibraryError::Init, ("{err}")),
-        Error::Scale(_) => gst::error_msg!(gst::LibraryError::Settings, ("{err}")),
+        Error::Scale(_) | Error::Setting(_) => {
+            gst::error_msg!(gst::LibraryError::Settings, ("{err}"))
+        }
         Error::UnknownModel(_) => gst::error_msg!(gst::ResourceError::NotFound, ("{err}")),
         _ => gst::error_msg!(gst::ResourceError::OpenRead, ("{err}")),
     }

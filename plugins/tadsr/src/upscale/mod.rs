@@ -30,6 +30,26 @@ pub enum Fallback {
     Bicubic = 3,
 }
 
+/// How `tadsrupscale` brings the colours of what a published network makes back to those of the input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstTadsrUpscaleColorFix")]
+#[repr(u32)]
+pub enum ColorFix {
+    #[default]
+    #[enum_value(
+        name = "Wavelet: large structures come from the input, fine ones from the network",
+        nick = "wavelet"
+    )]
+    Wavelet = 0,
+    #[enum_value(
+        name = "Adain: mean and deviation of each colour become those of the input",
+        nick = "adain"
+    )]
+    Adain = 1,
+    #[enum_value(name = "None: as the network makes them", nick = "none")]
+    None = 2,
+}
+
 glib::wrapper! {
     pub struct TadsrUpscale(ObjectSubclass<imp::TadsrUpscale>)
         @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
@@ -38,7 +58,9 @@ glib::wrapper! {
 /// Adds the element to `plugin`. It is never plugged in automatically.
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     #[cfg(feature = "doc")]
-    Fallback::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    for kind in [Fallback::static_type(), ColorFix::static_type()] {
+        kind.mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    }
 
     gst::Element::register(
         Some(plugin),

@@ -9,8 +9,8 @@ use tadsr::frame::MAX_SIDE;
 /// The largest scale that can be asked for; a model may serve less.
 pub(super) const MAX_SCALE: f64 = 4.0;
 
-/// The scale where nobody asks for a size.
-const PREFERRED_SCALE: i64 = 2;
+/// The scale where nobody asks for a size and the model has no scale of its own.
+const PREFERRED_SCALE: f64 = 2.0;
 
 /// How the sides of the output follow from those of the input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,16 +18,17 @@ pub(super) enum Scale {
     /// Both sides times `num / den`, in lowest terms. A side that `den` does not divide has no scaled size. More than
     /// the model serves is let through here, so that it can be refused with a reason once it is chosen.
     Fixed { num: i64, den: i64 },
-    /// Each side times anything from 1 to `max`.
-    Free { max: f64 },
+    /// Each side times anything from 1 to `max`; `preferred` where nobody asks for a size.
+    Free { max: f64, preferred: f64 },
 }
 
 impl Scale {
     /// The scale that the property value `value` stands for: 0 is free up to `max`, otherwise 1 to [`MAX_SCALE`],
-    /// whatever `max` is. `None` when it is neither.
-    pub fn new(value: f64, max: f64) -> Option<Self> {
+    /// whatever `max` is. `None` when it is neither. `native` is the only scale that the model itself makes, if so.
+    pub fn new(value: f64, max: f64, native: Option<f64>) -> Option<Self> {
         if value == 0.0 {
-            return Some(Self::Free { max });
+            let preferred = native.unwrap_or(PREFERRED_SCALE);
+            return Some(Self::Free { max, preferred });
         }
         if !(1.0..=MAX_SCALE).contains(&value) {
             return None;
@@ -71,17 +72,17 @@ impl Scale {
         match (self, from) {
             (Self::Fixed { num, den }, gst::PadDirection::Src) => span.times(den, num),
             (Self::Fixed { num, den }, _) => span.times(num, den),
-            (Self::Free { max }, gst::PadDirection::Src) => {
+            (Self::Free { max, .. }, gst::PadDirection::Src) => {
                 Span::new((span.min as f64 / max - 1e-9).ceil() as i64, span.max, 1)
             }
-            (Self::Free { max }, _) => {
+            (Self::Free { max, .. }, _) => {
                 Span::new(span.min, (span.max as f64 * max + 1e-9) as i64, 1)
             }
         }
     }
 
-    /// Chooses the size and pixel-aspect-ratio that `output` leaves open for the fixed caps structure `input`: twice
-    /// the size if nothing speaks against it. As in `videoscale` the display aspect ratio is kept, by the size
+    /// Chooses the size and pixel-aspect-ratio that `output` leaves open for the fixed caps structure `input`: the
+    /// preferred size if nothing speaks against it. As in `videoscale` the display aspect ratio is kept, by the size
     /// where it is open and otherwise by the pixel-aspect-ratio.
     pub fn fixate(self, input: &gst::StructureRef, output: &mut gst::StructureRef) {
         let side = |s: &gst::StructureRef, side| s.get::<i32>(side).ok().map(i64::from);
@@ -89,9 +90,9 @@ impl Scale {
         let (Some(width), Some(height)) = (side(input, "width"), side(input, "height")) else {
             return;
         };
-        if matches!(self, Self::Fixed { .. }) {
+        let Self::Free { preferred, .. } = self else {
             return;
-        }
+        };
         let in_par = par(input).unwrap_or(gst::Fraction::new(1, 1));
         let out_par = par(output).unwrap_or(in_par);
         // Width over height in pixels of the output that shows the picture undistorted.
@@ -107,7 +108,7 @@ impl Scale {
             (Some(w), None) => (Some(w), nearest("height", w as f64 / aspect)),
             (None, Some(h)) => (nearest("width", h as f64 * aspect), Some(h)),
             (None, None) => {
-                let h = nearest("height", (PREFERRED_SCALE * height) as f64);
+                let h = nearest("height", preferred * height as f64);
                 let w = h.and_then(|h| nearest("width", h as f64 * aspect));
                 (w, w.and_then(|w| nearest("height", w as f64 / aspect)))
             }
@@ -251,7 +252,7 @@ mod tests {
     fn transform(scale: f64, from: gst::PadDirection, caps: &str) -> Option<String> {
         gst::init().unwrap();
         let structure: gst::Structure = caps.parse().unwrap();
-        let result = Scale::new(scale, MAX_SCALE)
+        let result = Scale::new(scale, MAX_SCALE, None)
             .unwrap()
             .transform(from, &structure)?;
         Some(format!(
@@ -262,10 +263,15 @@ mod tests {
     }
 
     fn fixate(input: &str, output: &str) -> String {
+        fixate_for(None, input, output)
+    }
+
+    fn fixate_for(native: Option<f64>, input: &str, output: &str) -> String {
         gst::init().unwrap();
         let input: gst::Structure = input.parse().unwrap();
         let mut output: gst::Structure = output.parse().unwrap();
-        Scale::Free { max: 4.0 }.fixate(&input, &mut output);
+        let scale = Scale::new(0.0, 4.0, native).unwrap();
+        scale.fixate(&input, &mut output);
         let par = output.get::<gst::Fraction>("pixel-aspect-ratio");
         format!(
             "{}x{} {}",
@@ -353,12 +359,15 @@ mod tests {
     #[test]
     fn scales_that_shrink_are_no_scales() {
         for bad in [0.5, -1.0, 0.999, 4.1, f64::NAN, f64::INFINITY] {
-            assert_eq!(Scale::new(bad, 4.0), None, "{bad}");
+            assert_eq!(Scale::new(bad, 4.0, None), None, "{bad}");
         }
-        assert!(Scale::new(1.0, 4.0).unwrap().is_identity());
-        assert_eq!(Scale::new(2.25, 4.0), Some(Scale::Fixed { num: 9, den: 4 }));
+        assert!(Scale::new(1.0, 4.0, None).unwrap().is_identity());
         assert_eq!(
-            Scale::new(1.333, 4.0),
+            Scale::new(2.25, 4.0, None),
+            Some(Scale::Fixed { num: 9, den: 4 })
+        );
+        assert_eq!(
+            Scale::new(1.333, 4.0, None),
             Some(Scale::Fixed {
                 num: 1333,
                 den: 1000
@@ -372,6 +381,14 @@ mod tests {
         assert_eq!(fixate("v,width=320,height=240", open), "640x480 -");
         let par = "v,width=320,height=240,pixel-aspect-ratio=(fraction)4/3";
         assert_eq!(fixate(par, open), "640x480 4/3");
+    }
+
+    #[test]
+    fn an_open_size_is_that_of_a_model_with_a_scale_of_its_own() {
+        let input = "v,width=320,height=240";
+        let open = "v,width=[320,1280],height=[240,960]";
+        assert_eq!(fixate_for(Some(4.0), input, open), "1280x960 -");
+        assert_eq!(fixate_for(Some(1.0), input, open), "320x240 -");
     }
 
     #[test]

@@ -6,11 +6,16 @@
 
 pub mod binding;
 
-use std::sync::Once;
+use std::{path::Path, sync::Once};
 
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFrameExt, VideoInfo};
+use tadsr::{
+    engine::official::NoiseField,
+    model::{OfficialMetadata, Precision},
+    nn::official::OfficialConfig,
+};
 
 pub fn init() {
     static INIT: Once = Once::new();
@@ -166,4 +171,40 @@ fn for_each_sample(
             }
         }
     }
+}
+
+/// Writes a model of the published architecture, as small as it gets, with random weights, that makes `scale`: 4, or 1 as
+/// those for faces. Its tiles are multiples of 8 pixels, or of 32. Returns the path.
+pub fn published_model(directory: &Path, scale: usize) -> String {
+    let mut config = OfficialConfig::realsr_x4();
+    let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
+    unet.model_channels = 32;
+    unet.channel_mult = vec![1, 1];
+    unet.num_res_blocks = vec![1, 1];
+    (unet.image_size, unet.window_size, unet.lq_size) = (8, 4, 32 / scale);
+    unet.attention_resolutions = vec![8, 4];
+    (unet.swin_embed_dim, unet.num_head_channels) = (32, 16);
+    (autoencoder.ch, autoencoder.ch_mult) = (32, vec![1; 3]);
+    (autoencoder.num_res_blocks, autoencoder.n_embed) = (vec![1; 3], 64);
+    config.diffusion.scale = scale;
+    config.diffusion.steps = 1000;
+    let metadata = OfficialMetadata::new(&format!("random-x{scale}"), config, "none");
+    let mut seed = 0;
+    let values = |name: &str, shape: &[usize]| {
+        seed += 1;
+        let noise = NoiseField::seeded(1, 1, shape.iter().product(), seed);
+        let fan_in: usize = shape[1..].iter().product();
+        let spread = match shape.len() {
+            1 => 0.1,
+            _ if name.contains("embedding") => 1.0,
+            // Grey with weak texture: colours must come from the input.
+            _ if name.ends_with("decoder.conv_out.weight") => 0.1 * (fan_in as f32).powf(-0.5),
+            _ => (fan_in as f32).powf(-0.5),
+        };
+        let mean = f32::from(shape.len() == 1 && name.ends_with("weight"));
+        Ok(noise.values().iter().map(|v| mean + spread * v).collect())
+    };
+    let path = directory.join(format!("random-x{scale}.safetensors"));
+    metadata.write(&path, Precision::F32, values).unwrap();
+    path.to_str().unwrap().to_owned()
 }
