@@ -1,9 +1,9 @@
 //! Checkpoints: tensors and a JSON state in one safetensors file, replaced atomically.
 
-use std::{collections::HashMap, fs, io::Write, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
+use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Error, Result};
@@ -17,10 +17,8 @@ const STATE_KEY: &str = "tadsr-checkpoint";
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let io = Error::io(path);
     let part = path.with_extension("part");
-    let mut file = fs::File::create(&part).map_err(&io)?;
-    file.write_all(bytes).map_err(&io)?;
-    file.sync_all().map_err(&io)?;
-    fs::rename(&part, path).map_err(&io)
+    fs::write(&part, bytes).map_err(&io)?;
+    put_in_place(&part, path)
 }
 
 /// Saves `tensors` and `state`.
@@ -32,8 +30,22 @@ pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize)
     let json = serde_json::to_string(state).map_err(|e| wrong(e.to_string()))?;
     let header = HashMap::from([(STATE_KEY.to_string(), json)]);
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-    let bytes = safetensors::serialize(&tensors, Some(header)).map_err(|e| wrong(e.to_string()))?;
-    write_atomically(path, &bytes)
+    let part = path.with_extension("part");
+    // Straight to the file: a large network's state takes gigabytes.
+    safetensors::serialize_to_file(&tensors, Some(header), &part).map_err(|e| match e {
+        SafeTensorError::IoError(e) => Error::io(path)(e),
+        e => wrong(e.to_string()),
+    })?;
+    put_in_place(&part, path)
+}
+
+/// Makes sure that `part` is on the disk, then lets it replace `path`.
+fn put_in_place(part: &Path, path: &Path) -> Result<()> {
+    let io = Error::io(path);
+    fs::File::open(part)
+        .and_then(|f| f.sync_all())
+        .map_err(&io)?;
+    fs::rename(part, path).map_err(&io)
 }
 
 /// Loads what [`save`] saved.

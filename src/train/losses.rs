@@ -188,3 +188,137 @@ pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
 pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
     fake.mean_all()?.neg()
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::nn::official::DiffusionConfig;
+
+    fn schedule() -> Schedule {
+        let config = DiffusionConfig {
+            scale: 4,
+            steps: 15,
+            kappa: 2.0,
+            power: 0.3,
+            min_noise_level: 0.04,
+            etas_end: 0.99,
+        };
+        Schedule::new(&config).unwrap()
+    }
+
+    fn random() -> Tensor {
+        Tensor::randn(0f32, 1.0, (2, 3, 4, 5), &Device::Cpu).unwrap()
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn scalar(t: &Tensor) -> f64 {
+        f64::from(t.to_scalar::<f32>().unwrap())
+    }
+
+    /// Sees a tenth of its input and a constant.
+    struct Blurred;
+
+    impl Teacher for Blurred {
+        fn predict(&self, x: &Tensor, _: &[usize]) -> Result<Tensor> {
+            x.affine(0.1, 0.7)
+        }
+
+        fn features(&self, x: &Tensor, _: &[usize]) -> Result<Vec<Tensor>> {
+            Ok(vec![x.clone()])
+        }
+    }
+
+    #[test]
+    fn a_teachers_loss_is_the_mean_square_of_what_its_prediction_misses() {
+        let (schedule, z0, zy, noise) = (schedule(), random(), random(), random());
+        let t = [3, 14];
+        let draw = Perturbation {
+            schedule: &schedule,
+            zy: &zy,
+            t: &t,
+            noise: &noise,
+        };
+        let perfect = denoising(&z0, &draw, |_, _| Ok(z0.clone())).unwrap();
+        assert_eq!(scalar(&perfect), 0.0);
+        let off = denoising(&z0, &draw, |_, _| &z0 + 0.5).unwrap();
+        assert!((scalar(&off) - 0.25).abs() < 1e-5);
+        // The network sees the scaled forward process at each sample's own time.
+        let identity = denoising(&z0, &draw, |x, seen| {
+            assert_eq!(seen, t);
+            Ok(x.clone())
+        });
+        let mut want = 0.0;
+        let all = [&z0, &zy, &noise].map(values);
+        for i in 0..120 {
+            let t = t[i / 60];
+            let root = schedule.sqrt_eta()[t];
+            let [z0, zy, noise] = [0, 1, 2].map(|k| f64::from(all[k][i]));
+            let u = z0 + root * root * (zy - z0) + 2.0 * root * noise;
+            let x = u / (4.0 * root * root + 1.0).sqrt();
+            want += (x - z0).powi(2) / 120.0;
+        }
+        let got = scalar(&identity.unwrap());
+        assert!((got - want).abs() < 1e-4 * want, "{got}, not {want}");
+    }
+
+    #[test]
+    fn the_scores_direction_vanishes_at_the_teachers_result_and_ignores_its_error() {
+        let (schedule, student, goal, zy, noise) =
+            (schedule(), random(), random(), random(), random());
+        let direction = |z: &Tensor, t: &[usize], weight| {
+            let draw = Perturbation {
+                schedule: &schedule,
+                zy: &zy,
+                t,
+                noise: &noise,
+            };
+            values(&score_direction(z, &goal, &draw, weight, &Blurred).unwrap())
+        };
+        let none = direction(&goal, &[0, 2], ScoreWeight::Published);
+        assert!(none.iter().all(|g| g.abs() < 1e-5));
+        // By hand for this teacher: its constant error cancels.
+        let apart = values(&(&student - &goal).unwrap());
+        for weight in [ScoreWeight::Published, ScoreWeight::NoiseLevel] {
+            let g = direction(&student, &[0, 2], weight);
+            for (i, (g, apart)) in g.iter().zip(&apart).enumerate() {
+                let t = [0, 2][i / 60];
+                let level = 2.0 * schedule.sqrt_eta()[t];
+                let eta = schedule.sqrt_eta()[t].powi(2);
+                let moved = (1.0 - eta) * f64::from(*apart);
+                let predicted = 0.1 * schedule.input_scale(t) * moved;
+                let mut want = (moved - (1.0 - eta) * predicted) / level;
+                if weight == ScoreWeight::NoiseLevel {
+                    want *= level;
+                }
+                assert!((f64::from(*g) - want).abs() < 2e-3 * (1.0 + want.abs()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_score_loss_has_the_direction_as_its_gradient() {
+        let (z, g) = (random(), random());
+        let term = Term::at(&z, |z| score_distillation(z, &g)).unwrap();
+        for (got, want) in values(&term.gradient).iter().zip(values(&g)) {
+            assert!((got - want / 120.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn hinge_losses_are_flat_where_the_discriminator_is_sure() {
+        let logits = |v: &[f32]| Tensor::new(v, &Device::Cpu).unwrap();
+        let (real, fake) = (logits(&[2.0, 0.0]), logits(&[-3.0, 0.5]));
+        let loss = hinge_discriminator(&real, &fake).unwrap();
+        assert_eq!(scalar(&loss), 0.5 + 0.75);
+        let gradient = Term::at(&real, |r| hinge_discriminator(r, &fake)).unwrap();
+        assert_eq!(values(&gradient.gradient), [0.0, -0.5]);
+        let generator = Term::at(&fake, hinge_generator).unwrap();
+        assert_eq!(generator.value, 1.25);
+        assert_eq!(values(&generator.gradient), [-0.5, -0.5]);
+    }
+}

@@ -4,6 +4,7 @@ pub mod adversary;
 pub mod checkpoint;
 pub mod data;
 pub mod degrade;
+pub mod distill;
 pub mod fit;
 pub mod init;
 pub mod loader;

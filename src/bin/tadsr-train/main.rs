@@ -1,5 +1,6 @@
 //! The command line of the training tool: one file a subcommand.
 
+mod distill;
 mod eval;
 mod fit;
 mod import;
@@ -21,6 +22,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Fit(fit::Args),
+    Distill(distill::Args),
     Eval(eval::Args),
     Import(import::Args),
     Upscale(upscale::Args),
@@ -29,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Fit(args) => fit::run(args),
+        Command::Distill(args) => distill::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
         Command::Upscale(args) => upscale::run(args),

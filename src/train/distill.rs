@@ -1,0 +1,765 @@
+//! Distillation of a published network into one step: TAD-SR (He et al., arXiv 2408.07476).
+//!
+//! A step updates the discriminator first, on results that carry no gradient, then the student against the updated
+//! discriminator. The gradient at the student's result is computed before the student's graph is built, so the frozen
+//! teacher's graph and the student's never need memory at the same time.
+
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+use candle_core::{DType, Device, Tensor, backprop::GradStore};
+use candle_nn::VarBuilder;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    adversary::{Adversary, Judged},
+    checkpoint,
+    data::{Patch, PhotoSet},
+    degrade::{Degradation, normal},
+    init,
+    loader::{Loader, step_seed},
+    losses::{
+        Perturbation, ScoreWeight, Teacher, Term, hinge_generator, regression, score_direction,
+        score_distillation, stand_in,
+    },
+    optim::{AdamW, Ema, Parameter},
+    real_world::RealWorld,
+};
+use crate::{
+    Error, Result,
+    diffusion::Schedule,
+    model::{OfficialMetadata, OfficialModel, Precision},
+    nn::{
+        discriminator::{Discriminator, DiscriminatorConfig},
+        official::{Autoencoder, OfficialConfig, Unet, UnetConfig, upsample_bicubic},
+    },
+};
+
+/// What the low-resolution image goes through.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Damage {
+    RealWorld(RealWorld),
+    Single(Degradation),
+}
+
+/// Weights of the losses.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weights {
+    pub regression: f64,
+    /// Of high-frequency score distillation; 0 leaves it out.
+    pub score: f64,
+    /// Of the generator's loss; 0 leaves the discriminator out.
+    pub adversarial: f64,
+}
+
+/// The published weights for real-world pictures.
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            regression: 1.0,
+            score: 1.0,
+            adversarial: 0.02,
+        }
+    }
+}
+
+/// Everything that determines a run's result, beside the data and the teacher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Options {
+    pub name: String,
+    /// The student's shape; its latent and low-resolution image are the teacher's.
+    pub student: UnetConfig,
+    pub damage: Damage,
+    pub steps: u64,
+    /// Images that go through the networks at once.
+    pub batch: usize,
+    /// Batches whose gradients are averaged in a step.
+    pub accumulate: usize,
+    /// Side of a high-resolution patch in pixels.
+    pub patch: usize,
+    pub learning_rate: f64,
+    /// Steps over which the learning rate rises to its value, which it then keeps.
+    pub warm_up: u64,
+    pub ema: f64,
+    pub weights: Weights,
+    pub score_weight: ScoreWeight,
+    /// Score distillation draws its times from 0 up to this, exclusive.
+    pub score_times: usize,
+    /// Times that the student starts from; a batch draws one of them.
+    pub starts: Vec<usize>,
+    pub seed: u64,
+}
+
+impl Options {
+    /// The published settings for a student like the teacher of `config`; `patch` is what its latent was built for.
+    pub fn new(name: &str, config: &OfficialConfig) -> Self {
+        Self {
+            name: name.into(),
+            student: config.unet.clone(),
+            damage: Damage::RealWorld(RealWorld::default()),
+            steps: 30_000,
+            batch: 8,
+            accumulate: 1,
+            patch: config.unet.image_size * config.autoencoder.factor(),
+            learning_rate: 5e-5,
+            warm_up: 5000,
+            ema: 0.999,
+            weights: Weights::default(),
+            score_weight: ScoreWeight::Published,
+            score_times: 3.min(config.diffusion.steps),
+            starts: vec![config.diffusion.steps - 1],
+            seed: 1,
+        }
+    }
+
+    /// Whether a student can be trained with these options from a teacher of `config`.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    pub fn check(&self, config: &OfficialConfig) -> std::result::Result<(), String> {
+        self.student.check()?;
+        let latent = |c: &UnetConfig| (c.in_channels, c.out_channels, c.cond_lq, c.lq_ratio());
+        if latent(&self.student) != latent(&config.unet) {
+            return Err(
+                "the student's latent or low-resolution image is not the teacher's: in_channels, out_channels, cond_lq \
+                 and lq_size / image_size must be equal"
+                    .into(),
+            );
+        }
+        let steps = config.diffusion.steps;
+        if self.starts.is_empty() || self.starts.iter().any(|&t| t >= steps) {
+            return Err(format!(
+                "starts {:?}: one or more times from 0 to {}",
+                self.starts,
+                steps - 1
+            ));
+        }
+        if self.score_times == 0 || self.score_times > steps {
+            return Err(format!("score times {}: 1 to {steps}", self.score_times));
+        }
+        let unit = patch_multiple(&self.student, config);
+        if self.patch == 0 || !self.patch.is_multiple_of(unit) {
+            return Err(format!("patch {}: a multiple of {unit}", self.patch));
+        }
+        let w = &self.weights;
+        let all = [w.regression, w.score, w.adversarial];
+        if all.iter().any(|w| !(0.0..=1e6).contains(w)) || all.iter().all(|w| *w == 0.0) {
+            return Err("weights of the losses: not negative, and not all 0".into());
+        }
+        Ok(())
+    }
+}
+
+/// What a patch's side must be a multiple of, so that teacher and student can see it.
+pub fn patch_multiple(student: &UnetConfig, config: &OfficialConfig) -> usize {
+    let common = |a: usize, b: usize| (1..=b).map(|i| i * a).find(|m| m.is_multiple_of(b));
+    let (a, b) = (student.latent_multiple(), config.unet.latent_multiple());
+    let pixels = config.autoencoder.factor() * common(a, b).unwrap_or(a * b);
+    common(pixels, config.diffusion.scale).unwrap_or(pixels)
+}
+
+/// A student of the teacher's kind with `channels` channels at its first level: the Swin layers' width shrinks with it,
+/// in whole heads and groups.
+pub fn narrowed(teacher: &UnetConfig, channels: usize) -> UnetConfig {
+    let head = teacher.num_head_channels.max(1);
+    let wanted = teacher.swin_embed_dim * channels / teacher.model_channels.max(1);
+    let fits = |width: &usize| width.is_multiple_of(32) && width.is_multiple_of(head);
+    let width = (wanted.max(1)..).find(fits);
+    UnetConfig {
+        model_channels: channels,
+        swin_embed_dim: width.unwrap_or(teacher.swin_embed_dim),
+        ..teacher.clone()
+    }
+}
+
+/// What a new student's weights are: those of the same name and shape in a model, and random ones.
+#[derive(Clone, Copy)]
+pub enum Begin<'a> {
+    Teacher,
+    Model(&'a OfficialModel),
+    Random,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Of `checkpoint.safetensors` and `model.safetensors`.
+    pub dir: &'a Path,
+    /// Whether the run goes on with the checkpoint.
+    pub resume: bool,
+    /// Threads that make pictures.
+    pub data_threads: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    options: Options,
+    step: u64,
+    /// [`PhotoSet::fingerprint`] of the photos and of those held out, and the teacher's.
+    fingerprints: [u64; 3],
+}
+
+/// The student's losses, in the order of [`StepReport`].
+const TERMS: [&str; 3] = ["regression", "score", "adversarial loss"];
+
+/// Losses and other numbers of one step, means over its batches. Three numbers are for regression, score distillation
+/// and the adversarial loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// The student's losses, without their weights.
+    pub losses: [f64; 3],
+    /// The discriminator's loss.
+    pub discriminator: f64,
+    /// Norms of the weighted losses' gradients at the student's result.
+    pub gradients: [f64; 3],
+}
+
+/// A batch of pictures: high resolution `[n, patch, patch, 3]` and low resolution `[n, patch / scale, .., 3]`, in
+/// -1 .. 1.
+struct Pictures {
+    high: Vec<f32>,
+    low: Vec<f32>,
+}
+
+/// A batch with all that is drawn for it and all that follows without the student's gradient.
+struct Prepared {
+    lq: Tensor,
+    zy: Tensor,
+    z0: Tensor,
+    /// The time that the student starts from, for each sample.
+    start: Vec<usize>,
+    /// The student's input, scaled.
+    input: Tensor,
+    /// The teacher's deterministic result.
+    goal: Tensor,
+    /// The student's result; carries no gradient.
+    result: Tensor,
+    score: (Vec<usize>, Tensor),
+    adversarial: (Vec<usize>, Tensor),
+}
+
+/// The frozen networks.
+struct Frozen {
+    config: OfficialConfig,
+    schedule: Schedule,
+    teacher: Unet,
+    autoencoder: Autoencoder,
+}
+
+/// The teacher as the losses see it, with the low-resolution images of a batch.
+struct Seen<'a> {
+    unet: &'a Unet,
+    lq: &'a Tensor,
+}
+
+impl Seen<'_> {
+    fn lq(&self) -> Option<&Tensor> {
+        self.unet.config().cond_lq.then_some(self.lq)
+    }
+}
+
+impl Teacher for Seen<'_> {
+    fn predict(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Tensor> {
+        self.unet.forward(x, t, self.lq())
+    }
+
+    fn features(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Vec<Tensor>> {
+        self.unet.features(x, t, self.lq())
+    }
+}
+
+/// A training run in a directory: `checkpoint.safetensors` and `model.safetensors`.
+pub struct Distill {
+    options: Options,
+    frozen: Frozen,
+    /// The teacher's file, for the student's.
+    model: OfficialModel,
+    student: Unet,
+    parameters: Vec<Parameter>,
+    adam: AdamW,
+    ema: Ema,
+    adversary: Adversary,
+    step: u64,
+    loader: Loader<Pictures>,
+    held_out: Prepared,
+    fingerprints: [u64; 3],
+    dir: PathBuf,
+}
+
+/// Separates the seeds of noise, initial weights and measurements from those of the data.
+const NOISE: u64 = 0x4e4f_4953;
+const STUDENT: u64 = 0x5354_5544;
+const DISCRIMINATOR: u64 = 0x4449_5343;
+const HELD_OUT: u64 = 0x4845_4c44;
+
+impl Distill {
+    /// Starts a run at `place`, or goes on with the checkpoint there. `photos` are trained on, `held_out` only measured
+    /// on.
+    ///
+    /// # Errors
+    /// [`Error::Training`] when the options do not fit the teacher, when there is a checkpoint and the run does not go on
+    /// with it, or the other way round, or when it was made with other options, photos or another teacher.
+    pub fn new(
+        options: Options,
+        teacher: OfficialModel,
+        begin: Begin,
+        photos: Arc<PhotoSet>,
+        held_out: &PhotoSet,
+        place: Place,
+    ) -> Result<Self> {
+        let dir = place.dir;
+        let config = teacher.metadata.config.clone();
+        let unfit = |e: String| Error::training(dir, e);
+        options.check(&config).map_err(unfit)?;
+        let path = dir.join("checkpoint.safetensors");
+        let saved = checkpoint::load_if::<State>(&path, place.resume)?;
+        let frozen = Frozen {
+            schedule: teacher.schedule()?,
+            teacher: teacher.unet()?,
+            autoencoder: teacher.autoencoder()?,
+            config,
+        };
+        let (student, parameters) = new_student(&options, &teacher, begin)?;
+        let channels = frozen.teacher.feature_channels();
+        let judge = DiscriminatorConfig::new(channels, frozen.config.unet.model_channels);
+        let mut adam = AdamW::new(parameters.clone())?;
+        adam.beta2 = 0.999;
+        let spec = PictureSpec::new(&options, &frozen.config);
+        let examined = spec.batch(held_out, options.batch, HELD_OUT)?;
+        let step = saved.as_ref().map_or(0, |(_, state)| state.step);
+        let first = step * options.accumulate as u64;
+        let (batch, all) = (options.batch, photos.clone());
+        let make = move |seed| spec.batch(&all, batch, seed);
+        let mut run = Self {
+            ema: Ema::new(parameters.clone(), options.ema)?,
+            adversary: Adversary::new(&judge, options.seed ^ DISCRIMINATOR)?,
+            parameters,
+            adam,
+            held_out: prepare(&options, &frozen, &student, &examined, HELD_OUT)?,
+            fingerprints: [
+                photos.fingerprint(),
+                held_out.fingerprint(),
+                fingerprint(&teacher)?,
+            ],
+            model: teacher,
+            step,
+            loader: Loader::start(make, options.seed, first, place.data_threads),
+            dir: dir.to_path_buf(),
+            options,
+            frozen,
+            student,
+        };
+        if let Some((tensors, state)) = saved {
+            run.restore(&path, &tensors, state)?;
+        }
+        Ok(run)
+    }
+
+    fn restore(&mut self, path: &Path, tensors: &init::Tensors, state: State) -> Result<()> {
+        if state.fingerprints != self.fingerprints {
+            let reason = "was made with other photos or another teacher: give them as they were";
+            return Err(Error::training(path, reason));
+        }
+        // A run that diverged goes on with another learning rate.
+        let was = Options {
+            learning_rate: self.options.learning_rate,
+            ..state.options.clone()
+        };
+        if was != self.options {
+            let was = serde_json::to_string(&state.options).unwrap_or_default();
+            let reason = format!("was made with other options: {was}");
+            return Err(Error::training(path, reason));
+        }
+        let get = |name: &str| {
+            let found = tensors.get(name).cloned();
+            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
+        };
+        for (name, var) in &self.parameters {
+            var.set(&get(&format!("weights.{name}"))?)?;
+        }
+        self.adam.restore(state.step, get)?;
+        self.adversary.restore(state.step, get)?;
+        self.ema.restore(|name| get(&format!("ema.{name}")))?;
+        Ok(())
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> u64 {
+        self.step
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    /// When a loss or gradient is not finite; the checkpoint is then still the last good one.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let batches = self.options.accumulate;
+        let first = self.step * batches as u64;
+        let mut prepared = Vec::with_capacity(batches);
+        for i in 0..batches as u64 {
+            let pictures = self.loader.next_batch()?;
+            let seed = step_seed(self.options.seed ^ NOISE, first + i);
+            let (o, frozen) = (&self.options, &self.frozen);
+            prepared.push(prepare(o, frozen, &self.student, &pictures, seed)?);
+        }
+        let warm_up = self.options.warm_up.max(1);
+        let rate = self.options.learning_rate * ((self.step + 1) as f64 / warm_up as f64).min(1.0);
+        let mut report = StepReport::default();
+        if self.options.weights.adversarial > 0.0 {
+            report.discriminator = self.step_discriminator(&prepared, rate)?;
+        }
+        self.step_student(&prepared, rate, &mut report)?;
+        self.step += 1;
+        self.ema.update(self.step)?;
+        Ok(report)
+    }
+
+    /// Updates the discriminator; gives its loss.
+    fn step_discriminator(&mut self, batches: &[Prepared], rate: f64) -> Result<f64> {
+        let frozen = &self.frozen;
+        let (loss, grads) = self.adversary.loss(batches.len(), |i| {
+            let batch = &batches[i];
+            let (draw, seen) = (frozen.draw(batch, &batch.adversarial), frozen.seen(batch));
+            Ok(Judged {
+                real: draw.features(&batch.z0, &seen)?,
+                fake: draw.features(&batch.result, &seen)?,
+                t: draw.t.to_vec(),
+            })
+        })?;
+        self.finite("discriminator's loss", loss)?;
+        self.adversary.update(&grads, rate)?;
+        Ok(loss)
+    }
+
+    /// Updates the student; adds its numbers to `report`.
+    fn step_student(
+        &mut self,
+        batches: &[Prepared],
+        rate: f64,
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let judge = match self.options.weights.adversarial > 0.0 {
+            true => Some(self.adversary.judge()?),
+            false => None,
+        };
+        let share = 1.0 / batches.len() as f64;
+        let mut grads = GradStore::default();
+        for batch in batches {
+            let mut total = batch.result.zeros_like()?;
+            for (i, term) in self.terms(batch, judge.as_ref())?.iter().enumerate() {
+                let Some((term, weight)) = term else { continue };
+                let gradient = (&term.gradient * *weight)?;
+                report.losses[i] += share * self.finite(TERMS[i], term.value)?;
+                let norm = self.finite(TERMS[i], norm(&gradient)?)?;
+                report.gradients[i] += share * norm;
+                total = (total + gradient)?;
+            }
+            let z = seen(&self.student, batch).predict(&batch.input, &batch.start)?;
+            let loss = (stand_in(&z, &total)? * share)?;
+            grads.extend(loss.backward()?)?;
+        }
+        self.adam.step(&grads, rate)?;
+        Ok(())
+    }
+
+    /// The terms of the student's loss in the order of [`TERMS`], with their weights; those of weight 0 are left out.
+    fn terms(
+        &self,
+        batch: &Prepared,
+        judge: Option<&Discriminator>,
+    ) -> Result<[Option<(Term, f64)>; 3]> {
+        let (w, frozen, z) = (&self.options.weights, &self.frozen, &batch.result);
+        let seen = frozen.seen(batch);
+        let regression = Term::at(z, |z| regression(z, &batch.goal))?;
+        let score = match w.score > 0.0 {
+            true => {
+                let draw = frozen.draw(batch, &batch.score);
+                let weight = self.options.score_weight;
+                let g = score_direction(z, &batch.goal, &draw, weight, &seen)?;
+                Some((Term::at(z, |z| score_distillation(z, &g))?, w.score))
+            }
+            false => None,
+        };
+        let adversarial = match judge {
+            Some(judge) => {
+                let draw = frozen.draw(batch, &batch.adversarial);
+                let loss = |z: &Tensor| {
+                    let features = draw.features(z, &seen)?;
+                    hinge_generator(&judge.forward(&features, draw.t)?)
+                };
+                Some((Term::at(z, loss)?, w.adversarial))
+            }
+            None => None,
+        };
+        Ok([Some((regression, w.regression)), score, adversarial])
+    }
+
+    fn finite(&self, what: &str, value: f64) -> Result<f64> {
+        if value.is_finite() {
+            return Ok(value);
+        }
+        let step = self.step;
+        let reason =
+            format!("the {what} is {value} at step {step}: go on with --resume and a lower --lr");
+        Err(Error::training(&self.dir, reason))
+    }
+
+    /// How far the averaged student's result is from the teacher's deterministic one, and from the real latent, on
+    /// held-out pictures with fixed noise: norms of the differences over the goals' norms.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn validate(&self) -> Result<[f64; 2]> {
+        let averages = self.averages();
+        let vb = VarBuilder::from_tensors(averages, DType::F32, &Device::Cpu);
+        let unet = Unet::new(&self.options.student, vb)?;
+        let batch = &self.held_out;
+        let z = seen(&unet, batch).predict(&batch.input, &batch.start)?;
+        let apart =
+            |goal: &Tensor| -> Result<f64> { Ok(norm(&(&z - goal)?)? / norm(goal)?.max(1e-12)) };
+        Ok([apart(&batch.goal)?, apart(&batch.z0)?])
+    }
+
+    /// The averaged weights by the network's own names.
+    fn averages(&self) -> init::Tensors {
+        let own = |(name, t): (String, Tensor)| {
+            let name = name.strip_prefix("student.").unwrap_or(&name);
+            (name.to_string(), t)
+        };
+        self.ema.state().into_iter().map(own).collect()
+    }
+
+    /// The student as it stands, with averaged weights, as a model of the teacher's family.
+    pub fn model(&self) -> OfficialModel {
+        let autoencoder = self.model.tensors.iter();
+        let mut tensors: init::Tensors = autoencoder
+            .filter(|(name, _)| name.starts_with("autoencoder."))
+            .map(|(name, t)| (name.clone(), t.clone()))
+            .collect();
+        let averages = self.averages().into_iter();
+        tensors.extend(averages.map(|(name, t)| (format!("unet.{name}"), t)));
+        let teacher = &self.model.metadata;
+        let config = OfficialConfig {
+            unet: self.options.student.clone(),
+            ..self.frozen.config.clone()
+        };
+        let mut metadata = OfficialMetadata::new(&self.options.name, config, &teacher.licence);
+        metadata.source = serde_json::json!({
+            "tool": format!("tadsr-train {}", env!("CARGO_PKG_VERSION")),
+            "method": "time-aware distillation into one step (TAD-SR)",
+            "teacher": { "name": teacher.name, "source": teacher.source },
+            "options": self.options,
+            "steps_done": self.step,
+        });
+        OfficialModel { metadata, tensors }
+    }
+
+    /// Writes checkpoint and model into the run's directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be written, [`Error::Training`] when weights are not finite; the files there
+    /// before stay whole.
+    pub fn save(&self) -> Result<()> {
+        let weights = self.parameters.iter();
+        let mut tensors: Vec<_> = weights
+            .map(|(name, var)| (format!("weights.{name}"), var.as_tensor().clone()))
+            .collect();
+        tensors.extend(self.adversary.state());
+        tensors.extend(self.adam.state());
+        let averages = self.ema.state().into_iter();
+        tensors.extend(averages.map(|(name, t)| (format!("ema.{name}"), t)));
+        for (name, t) in &tensors {
+            self.finite(name, norm(t)?)?;
+        }
+        let state = State {
+            options: self.options.clone(),
+            step: self.step,
+            fingerprints: self.fingerprints,
+        };
+        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)?;
+        let path = self.dir.join("model.safetensors");
+        self.model().save(&path, Precision::F32)
+    }
+}
+
+impl Frozen {
+    fn seen<'a>(&'a self, batch: &'a Prepared) -> Seen<'a> {
+        seen(&self.teacher, batch)
+    }
+
+    fn draw<'a>(
+        &'a self,
+        batch: &'a Prepared,
+        (t, noise): &'a (Vec<usize>, Tensor),
+    ) -> Perturbation<'a> {
+        Perturbation {
+            schedule: &self.schedule,
+            zy: &batch.zy,
+            t,
+            noise,
+        }
+    }
+}
+
+fn seen<'a>(unet: &'a Unet, batch: &'a Prepared) -> Seen<'a> {
+    Seen {
+        unet,
+        lq: &batch.lq,
+    }
+}
+
+/// Encodes the pictures, draws noise and times from `seed`, and lets teacher and student work from the same noise.
+fn prepare(
+    options: &Options,
+    frozen: &Frozen,
+    student: &Unet,
+    pictures: &Pictures,
+    seed: u64,
+) -> Result<Prepared> {
+    let config = &frozen.config;
+    let (side, scale) = (options.patch, config.diffusion.scale);
+    let n = pictures.high.len() / (3 * side * side);
+    let images =
+        |values: &[f32], side| Tensor::from_slice(values, (n, side, side, 3), &Device::Cpu);
+    let lq = images(&pictures.low, side / scale)?;
+    let z0 = frozen.autoencoder.encode(&images(&pictures.high, side)?)?;
+    let zy = frozen.autoencoder.encode(&upsample_bicubic(&lq, scale)?)?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let start = options.starts[rng.random_range(0..options.starts.len())];
+    let noise = normals(&z0, &mut rng)?;
+    let mut draw = |below: usize| -> Result<_> {
+        let t = (0..n).map(|_| rng.random_range(0..below)).collect();
+        Ok((t, normals(&z0, &mut rng)?))
+    };
+    let score = draw(options.score_times)?;
+    // The last time is all noise; at the others there is something to judge.
+    let adversarial = draw(config.diffusion.steps - 1)?;
+    let start = vec![start; n];
+    let schedule = &frozen.schedule;
+    let z = schedule.perturb(&zy, &zy, &start, &noise)?;
+    let input = schedule.scale_input(&z, &start)?;
+    let seen = |unet| Seen { unet, lq: &lq };
+    let goal = deterministic(schedule, &zy, z, start[0], &seen(&frozen.teacher))?;
+    // The graph goes at once; the student's own step builds it anew.
+    let result = seen(student).predict(&input, &start)?.detach();
+    Ok(Prepared {
+        start,
+        input,
+        goal,
+        result,
+        score,
+        adversarial,
+        zy,
+        z0,
+        lq,
+    })
+}
+
+/// The teacher's deterministic result from the latent `z` at time `start`, by every time below it.
+fn deterministic(
+    schedule: &Schedule,
+    zy: &Tensor,
+    mut z: Tensor,
+    start: usize,
+    teacher: &impl Teacher,
+) -> Result<Tensor> {
+    for from in (0..=start).rev() {
+        let t = vec![from; z.dim(0)?];
+        let clean = teacher.predict(&schedule.scale_input(&z, &t)?, &t)?;
+        z = schedule.deterministic_step(&z, &clean, zy, from, from.checked_sub(1))?;
+    }
+    Ok(z)
+}
+
+/// Standard normal numbers of the shape of `like`.
+fn normals(like: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
+    let values: Vec<f32> = (0..like.elem_count()).map(|_| normal(rng)).collect();
+    Ok(Tensor::from_vec(values, like.shape(), like.device())?)
+}
+
+fn norm(t: &Tensor) -> Result<f64> {
+    let norm = t.sqr()?.sum_all()?.sqrt()?;
+    Ok(f64::from(norm.to_scalar::<f32>()?))
+}
+
+/// The student and its variables.
+fn new_student(
+    options: &Options,
+    teacher: &OfficialModel,
+    begin: Begin,
+) -> Result<(Unet, Vec<Parameter>)> {
+    let own = |(name, t): (&String, &Tensor)| {
+        let name = name.strip_prefix("unet.")?;
+        Some((name.to_string(), t.clone()))
+    };
+    let like: init::Tensors = match begin {
+        Begin::Teacher => teacher.tensors.iter().filter_map(own).collect(),
+        Begin::Model(model) => model.tensors.iter().filter_map(own).collect(),
+        Begin::Random => init::Tensors::new(),
+    };
+    let shapes = options.student.tensors();
+    let variables = init::unet(&shapes, &like, options.seed ^ STUDENT)?;
+    let tensors = variables.iter();
+    let tensors = tensors.map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+    let vb = VarBuilder::from_tensors(tensors.collect(), DType::F32, &Device::Cpu);
+    let student = Unet::new(&options.student, vb)?;
+    let name = |(name, var)| (format!("student.{name}"), var);
+    Ok((student, variables.into_iter().map(name).collect()))
+}
+
+/// A number that changes with the model's weights (every 1009th value of each tensor, FNV-1a).
+fn fingerprint(model: &OfficialModel) -> Result<u64> {
+    let mut names: Vec<_> = model.tensors.keys().collect();
+    names.sort();
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut mix = |v: u64| hash = (hash ^ v).wrapping_mul(0x0100_0000_01b3);
+    for name in names {
+        name.bytes().for_each(|b| mix(b.into()));
+        let values = model.tensors[name].flatten_all()?.to_vec1::<f32>()?;
+        let sampled = values.iter().step_by(1009);
+        sampled.for_each(|v| mix(v.to_bits().into()));
+    }
+    Ok(hash)
+}
+
+/// How pictures are made.
+struct PictureSpec {
+    patch: usize,
+    scale: usize,
+    damage: Damage,
+}
+
+impl PictureSpec {
+    fn new(options: &Options, config: &OfficialConfig) -> Self {
+        Self {
+            patch: options.patch,
+            scale: config.diffusion.scale,
+            damage: options.damage.clone(),
+        }
+    }
+
+    /// The batch of `count` pictures that `seed` gives from `photos`.
+    fn batch(&self, photos: &PhotoSet, count: usize, seed: u64) -> Result<Pictures> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let small = self.patch / self.scale;
+        let (mut high, mut low) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let picture = photos.sample(&mut rng, self.patch, self.patch)?;
+            let damaged = match &self.damage {
+                Damage::RealWorld(d) => d.apply(&picture, small, small, &mut rng)?,
+                Damage::Single(d) => d.apply(&picture, small, small, &mut rng)?,
+            };
+            high.extend(interleaved(&picture));
+            low.extend(interleaved(&damaged));
+        }
+        Ok(Pictures { high, low })
+    }
+}
+
+/// The samples pixel by pixel, in -1 .. 1.
+fn interleaved(patch: &Patch) -> impl Iterator<Item = f32> {
+    let area = patch.width * patch.height;
+    let pixel = move |i: usize| [0, 1, 2].map(|c| 2.0 * patch.rgb[c * area + i] - 1.0);
+    (0..area).flat_map(pixel)
+}

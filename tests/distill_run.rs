@@ -1,0 +1,383 @@
+//! `tadsr-train distill` as its users meet it, on a teacher of random weights small enough for a test.
+
+#![cfg(feature = "train")]
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use assert_cmd::cargo::CommandCargoExt;
+use candle_core::{DType, Device, Tensor};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tadsr::{
+    model::{OfficialMetadata, OfficialModel, Precision},
+    nn::official::{AutoencoderConfig, DiffusionConfig, OfficialConfig, UnetConfig},
+};
+
+/// A network of the published family for latents of 8 x 8 that samples in `steps` steps.
+fn config(channels: usize, steps: usize) -> OfficialConfig {
+    OfficialConfig {
+        unet: UnetConfig {
+            image_size: 8,
+            in_channels: 3,
+            out_channels: 3,
+            model_channels: channels,
+            channel_mult: vec![1, 1],
+            num_res_blocks: vec![1, 1],
+            attention_resolutions: vec![4],
+            num_head_channels: 16,
+            swin_depth: 2,
+            swin_embed_dim: 32,
+            window_size: 4,
+            mlp_ratio: 2,
+            cond_lq: true,
+            lq_size: 8,
+        },
+        autoencoder: AutoencoderConfig {
+            in_channels: 3,
+            out_channels: 3,
+            ch: 32,
+            ch_mult: vec![1, 1, 1],
+            num_res_blocks: vec![1, 1, 1],
+            z_channels: 3,
+            embed_dim: 3,
+            n_embed: 16,
+        },
+        diffusion: DiffusionConfig {
+            scale: 4,
+            steps,
+            kappa: 2.0,
+            power: 0.3,
+            min_noise_level: 0.2,
+            etas_end: 0.99,
+        },
+    }
+}
+
+/// The last layers of what is added to a skip connection.
+const BRANCHES: [&str; 4] = ["out_layers.3", "attn.proj", "mlp.fc2", "unembed.proj"];
+
+/// A model with random weights.
+fn teacher(path: &Path, config: OfficialConfig) {
+    let metadata = OfficialMetadata::new("teacher", config, "MIT");
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut tensor = |(name, shape): (String, Vec<usize>)| {
+        let inputs: usize = shape.iter().skip(1).product();
+        let values = (0..shape.iter().product()).map(|_| match shape.len() {
+            1 if name.ends_with("weight") => 1.0,
+            1 => 0.0,
+            _ => rng.random_range(-1.0..1.0) * (3.0 / inputs as f32).sqrt(),
+        });
+        let mut values: Vec<f32> = values.collect();
+        match name.as_str() {
+            // [co, latent and picture, 3, 3]
+            "unet.input_blocks.0.0.weight" => {
+                for co in values.chunks_exact_mut(2 * 27) {
+                    co[..27].iter_mut().for_each(|v| *v *= 0.005);
+                }
+            }
+            // Neither the time nor the branches beside the skip connections say much: then a step's result and that of
+            // all steps are alike, and few training steps show.
+            n if n.ends_with("emb_layers.1.weight") => values.iter_mut().for_each(|v| *v *= 0.02),
+            n if BRANCHES.iter().any(|b| n.contains(b)) => {
+                values.iter_mut().for_each(|v| *v *= 0.2);
+            }
+            _ => {}
+        }
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    };
+    let tensors: HashMap<_, _> = metadata.tensors().into_iter().map(&mut tensor).collect();
+    let model = OfficialModel { metadata, tensors };
+    model.save(path, Precision::F32).unwrap();
+}
+
+/// A folder of drawn pictures.
+fn photos(dir: &Path) -> PathBuf {
+    let folder = dir.join("photos");
+    std::fs::create_dir(&folder).unwrap();
+    for n in 0..3u32 {
+        let picture = image::RgbImage::from_fn(96, 80, |x, y| {
+            let edge = ((x / 7 + y / 5 + n) % 2) * 90;
+            let wave = 60.0 * ((x * y) as f32 * 0.01 + n as f32).sin();
+            image::Rgb([edge as u8 + 40, (100.0 + wave) as u8, (edge / 2 + x) as u8])
+        });
+        picture.save(folder.join(format!("{n}.png"))).unwrap();
+    }
+    folder
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    data: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = photos(dir.path());
+        teacher(&dir.path().join("teacher.safetensors"), config(32, 4));
+        Self { dir, data }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn distill(&self, out: &str, more: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.arg("distill").arg("--teacher");
+        command.arg(self.at("teacher.safetensors"));
+        command.arg("--data").arg(&self.data);
+        command.arg("-o").arg(self.at(out));
+        command
+            .args(["--batch", "2", "--lr", "3e-4", "--warm-up", "5"])
+            .args(more);
+        command
+    }
+
+    /// Columns of a run's losses by name.
+    fn losses(&self, out: &str) -> HashMap<String, Vec<f64>> {
+        let text = std::fs::read_to_string(self.at(out).join("losses.csv")).unwrap();
+        let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+        let names = lines.next().unwrap();
+        let rows: Vec<_> = lines.collect();
+        let column = |i: usize| rows.iter().map(|row| row[i].parse().unwrap()).collect();
+        let columns = names.iter().enumerate();
+        columns
+            .map(|(i, name)| (name.to_string(), column(i)))
+            .collect()
+    }
+}
+
+/// Runs to the end; gives standard output and error.
+fn run(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+fn fails(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    text
+}
+
+/// The held-out distances to the teacher's result that a run printed.
+fn distances(text: &str) -> Vec<f64> {
+    let parts = text.split("held out ").skip(1);
+    parts
+        .map(|p| p.split(' ').next().unwrap().parse().unwrap())
+        .collect()
+}
+
+/// A folder's file names.
+fn files(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_student_comes_closer_to_the_teachers_result() {
+    let place = Place::new();
+    // The teacher's copy, with a fifth of its output's contrast.
+    let mut lost = OfficialModel::read(&place.at("teacher.safetensors")).unwrap();
+    let output = lost.tensors.get_mut("unet.out.2.weight").unwrap();
+    *output = (&*output * 0.2).unwrap();
+    let path = place.at("student.safetensors");
+    lost.save(&path, Precision::F32).unwrap();
+    let options = [
+        "--steps",
+        "60",
+        "--save-every",
+        "60",
+        "--ema",
+        "0.8",
+        "--student",
+    ];
+    let mut command = place.distill("run", &options);
+    command.arg(path);
+    let text = run(command);
+    let losses = place.losses("run");
+    for (name, column) in &losses {
+        assert_eq!(column.len(), 60);
+        assert!(column.iter().all(|v| v.is_finite()), "{name}: {column:?}");
+    }
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let regression = &losses["regression"];
+    let fall = mean(&regression[50..]) / mean(&regression[..10]);
+    let d = distances(&text);
+    eprintln!("{} to {}; regression falls to {fall}", d[0], d[1]);
+    assert!(
+        fall < 0.75,
+        "the regression only fell to {fall} of what it was"
+    );
+    assert!(
+        d[1] < 0.8 * d[0],
+        "{} from the teacher's result, then {}",
+        d[0],
+        d[1]
+    );
+    // The discriminator began blind.
+    assert!((losses["discriminator"][0] - 2.0).abs() < 0.1);
+}
+
+/// Stops a run by Ctrl-C, goes on with it, and compares with a run that was not stopped.
+#[test]
+#[cfg(unix)]
+fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
+    let place = Place::new();
+    let options = [
+        "--name",
+        "same",
+        "--steps",
+        "14",
+        "--save-every",
+        "2",
+        "--accumulate",
+        "2",
+        "--starts",
+        "1,3",
+    ];
+    run(place.distill("whole", &options));
+    let mut child = place.distill("stopped", &options);
+    let mut child = child.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    while !place.at("stopped/model.safetensors").exists() {
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "ended before its first checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    let kill = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("go on with the same command and --resume"),
+        "{text}"
+    );
+    let resume = [&options[..], &["--resume"]].concat();
+    // Another teacher, other options and a new run in the same folder are refused.
+    let refused = fails(place.distill("stopped", &options));
+    assert!(refused.contains("--resume"), "{refused}");
+    let other = fails(place.distill("stopped", &[&resume[..], &["--score", "0.5"]].concat()));
+    assert!(other.contains("other options"), "{other}");
+    let file = place.at("teacher.safetensors");
+    let kept = std::fs::read(&file).unwrap();
+    let mut another = OfficialModel::read(&file).unwrap();
+    let bias = another.tensors.get_mut("unet.out.2.bias").unwrap();
+    *bias = (&*bias + 0.1).unwrap();
+    another.save(&file, Precision::F32).unwrap();
+    let other = fails(place.distill("stopped", &resume));
+    assert!(other.contains("another teacher"), "{other}");
+    std::fs::write(&file, kept).unwrap();
+    run(place.distill("stopped", &resume));
+    let read = |run: &str, name: &str| std::fs::read(place.at(run).join(name)).unwrap();
+    let losses = |run| String::from_utf8(read(run, "losses.csv")).unwrap();
+    assert_eq!(losses("whole").lines().count(), 15);
+    assert_eq!(losses("whole"), losses("stopped"));
+    let same = read("whole", "model.safetensors") == read("stopped", "model.safetensors");
+    assert!(same, "resumed and uninterrupted run differ");
+}
+
+#[test]
+fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
+    let place = Place::new();
+    teacher(&place.at("teacher.safetensors"), config(64, 3));
+    let options = [
+        "--steps",
+        "3",
+        "--student-channels",
+        "32",
+        "--name",
+        "narrow",
+    ];
+    let text = run(place.distill("dry", &[&options[..], &["--dry-run"]].concat()));
+    assert!(
+        text.contains("one step of 2 images") && text.contains("3 steps"),
+        "{text}"
+    );
+    assert!(!place.at("dry").exists());
+    run(place.distill("run", &options));
+    let names = ["checkpoint.safetensors", "losses.csv", "model.safetensors"];
+    assert_eq!(files(&place.at("run")), names);
+    let student = OfficialModel::read(&place.at("run/model.safetensors")).unwrap();
+    assert_eq!(student.metadata.name, "narrow");
+    assert_eq!(student.metadata.config.unet.model_channels, 32);
+    assert_eq!(student.metadata.source["steps_done"], 3);
+    // It takes a latent of the teacher's autoencoder to another one.
+    let z = Tensor::zeros((1, 8, 8, 3), DType::F32, &Device::Cpu).unwrap();
+    let unet = student.unet().unwrap();
+    let z = unet.forward(&z, &[2], Some(&z)).unwrap();
+    let image = student.autoencoder().unwrap().decode(&z, true).unwrap();
+    assert_eq!(image.dims(), [1, 32, 32, 3]);
+}
+
+#[test]
+fn losses_of_weight_zero_are_left_out() {
+    let place = Place::new();
+    let options = ["--steps", "2", "--score", "0", "--adversarial", "0"];
+    run(place.distill("run", &options));
+    let losses = place.losses("run");
+    for name in [
+        "score",
+        "generator",
+        "discriminator",
+        "grad_score",
+        "grad_generator",
+    ] {
+        assert_eq!(losses[name], [0.0, 0.0]);
+    }
+    assert!(losses["regression"].iter().all(|l| *l > 0.0));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do() {
+    let place = Place::new();
+    let file = place.at("teacher.safetensors");
+    let mut model = OfficialModel::read(&file).unwrap();
+    let bias = model.tensors.get_mut("unet.out.2.bias").unwrap();
+    *bias = (&*bias + 1e30).unwrap();
+    model.save(&file, Precision::F32).unwrap();
+    let options = ["--steps", "4", "--from-scratch", "--adversarial", "0"];
+    let text = fails(place.distill("run", &options));
+    assert!(
+        text.contains("at step 0") && text.contains("lower --lr"),
+        "{text}"
+    );
+    assert!(!place.at("run/checkpoint.safetensors").exists());
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let place = Place::new();
+    for (options, word) in [
+        (&["--patch", "40"][..], "patch 40"),
+        (&["--patch", "320"], "no usable photo"),
+        (&["--starts", "4"], "starts [4]"),
+        (&["--student-channels", "33"], "--student-channels 33"),
+        (&["--score", "-1"], "unexpected argument"),
+        (&["--score=-1"], "weights of the losses"),
+        (&["--score-times", "9"], "score times 9"),
+        (&["--student-config", "nowhere.json"], "nowhere.json"),
+        (&["--student", "nowhere.safetensors"], "nowhere.safetensors"),
+        (&["--resume"], "nothing to resume"),
+    ] {
+        let output = place.distill("run", options).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(word), "{text}");
+    }
+    let lite = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/tiny-x4.safetensors");
+    std::fs::copy(lite, place.at("teacher.safetensors")).unwrap();
+    let text = fails(place.distill("run", &[]));
+    assert!(text.contains("teacher.safetensors"), "{text}");
+}
