@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The rooms of the house, from the bottom up: [`frame`] (video frames), [`ops`] (operators with fast kernels),
-//! [`nn`] (networks), [`diffusion`] (noise schedule and samplers), [`model`] (model files), [`engine`] (a trained student compiled to a plan), [`metrics`],
+//! [`nn`] (networks), [`diffusion`] (noise schedule and samplers), [`model`] (model files), [`engine`] (a trained model at
+//! work on frames), [`metrics`],
 //! and behind features `train` (data, losses, loops) and `video` (video files, through GStreamer).
 
 mod device;

@@ -76,7 +76,7 @@ fn peak(engine: &mut Engine, width: usize, height: usize) -> (f64, f64) {
     ((PEAK.load(Relaxed) - before) as f64, said as f64)
 }
 
-/// Less than the published widths, but enough for feature maps to outweigh everything else.
+/// Less width than is published, but enough for feature maps to outweigh everything else.
 #[test]
 fn what_a_frame_is_said_to_take_is_little_more_than_it_takes() {
     for mut config in [OfficialConfig::realsr_x4(), OfficialConfig::faceir()] {
@@ -84,19 +84,13 @@ fn what_a_frame_is_said_to_take_is_little_more_than_it_takes() {
         unet.model_channels = 32;
         unet.num_res_blocks.fill(1);
         autoencoder.ch = 32;
+        autoencoder.ch_mult.fill(1);
         autoencoder.num_res_blocks.fill(1);
         let mut engine = engine(&config);
         let unit = 64 * config.autoencoder.factor() / config.diffusion.scale;
-        for (width, height) in [(unit, unit), (2 * unit, unit)] {
-            let (took, said) = peak(&mut engine, width, height);
-            let mib = |bytes: f64| bytes / f64::from(1 << 20);
-            let what = format!(
-                "{width}x{height}: {:.0} MiB, said {:.0}",
-                mib(took),
-                mib(said)
-            );
-            eprintln!("{what}");
-            assert!(took <= said && said < 2.0 * took, "{what}");
-        }
+        let (took, said) = peak(&mut engine, unit, unit);
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        let what = format!("{:.0} MiB, said {:.0} MiB", mib(took), mib(said));
+        assert!(took <= said && said < 1.5 * took, "{what}");
     }
 }

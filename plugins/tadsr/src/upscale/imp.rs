@@ -314,8 +314,8 @@ impl ObjectImpl for TadsrUpscale {
                 glib::ParamSpecDouble::builder("noise")
                     .nick("Noise")
                     .blurb(
-                        "How much of the noise that a published model was trained to start from it gets: less noise \
-                         invents less detail. Other models take no notice of this and the following properties",
+                        "Published models: how much of the noise that they were trained to start from they get; less \
+                         noise invents less detail",
                     )
                     .minimum(0.0)
                     .maximum(1.0)
@@ -325,15 +325,15 @@ impl ObjectImpl for TadsrUpscale {
                     .build(),
                 glib::ParamSpecUInt64::builder("seed")
                     .nick("Seed")
-                    .blurb("What the noise is drawn from; it is the same for every frame of a size")
+                    .blurb("Published models: what the noise is drawn from; it is the same for every frame of a size")
                     .default_value(default.seed)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecUInt::builder("steps")
                     .nick("Steps")
                     .blurb(
-                        "Steps that a published model takes: 1 for one that was distilled to one step, up to those of \
-                         the schedule that it was trained with",
+                        "Published models: steps for a frame, 1 for a model that was distilled to one step, up to those \
+                         of the schedule that it was trained with",
                     )
                     .minimum(1)
                     .default_value(default.steps)
@@ -342,21 +342,24 @@ impl ObjectImpl for TadsrUpscale {
                 glib::ParamSpecUInt::builder("tile-size")
                     .nick("Tile size")
                     .blurb(
-                        "Sides of the tiles that a published model works on, in pixels of the input, rounded up to \
-                         what the model takes (0 = by the free memory and the time it takes)",
+                        "Published models: sides of the tiles that a frame is cut into, in pixels of the input, rounded \
+                         up to what the model takes (0 = by the free memory and the time it takes)",
                     )
                     .default_value(default.tile_size)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecUInt::builder("tile-overlap")
                     .nick("Tile overlap")
-                    .blurb("Pixels of the input over which neighbouring tiles fade into each other, half a tile at most")
+                    .blurb(
+                        "Published models: pixels of the input over which neighbouring tiles fade into each other, half a \
+                         tile at most",
+                    )
                     .default_value(default.tile_overlap)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecEnum::builder_with_default("color-fix", default.color_fix)
                     .nick("Colour fix")
-                    .blurb("How the colours of what a published model makes are brought back to those of the input")
+                    .blurb("Published models: how the colours of the result are brought back to those of the input")
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecString::builder("active-device")
