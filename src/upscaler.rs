@@ -16,7 +16,8 @@ use crate::{
 ///
 /// It keeps its plan and working memory from frame to frame; a frame of another size or kind makes a new plan.
 /// The result for a frame depends on nothing but the frame: not on the frames before it, nor on the number of
-/// threads.
+/// threads. With a published model it also depends on how the frame is cut into tiles, and [`Tile::Auto`] lets the free
+/// memory decide that for each size of frames; a fixed tile gives the same result anywhere.
 pub struct Upscaler {
     family: Family,
     device: Device,

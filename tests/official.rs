@@ -20,16 +20,14 @@ struct Fixture {
     schedule: Schedule,
 }
 
-/// The file, where the fixtures are there.
+/// The file, where the fixtures are there: then it must be too.
 fn path(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared/fixtures")
-        .join(name);
-    if !path.exists() {
-        eprintln!("skipped: no '{}'", path.display());
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    if !folder.exists() {
+        eprintln!("skipped: no '{}'", folder.display());
         return None;
     }
-    Some(path)
+    Some(folder.join(name))
 }
 
 /// The JSON text under `key` in the metadata of a safetensors file.

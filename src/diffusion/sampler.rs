@@ -76,3 +76,65 @@ fn sample(
     }
     Ok(z)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::official::OfficialConfig;
+    use candle_core::Device;
+
+    /// One pixel of `values` channels.
+    fn pixel(values: &[f64]) -> Tensor {
+        let count = values.len();
+        Tensor::from_slice(values, (1, 1, 1, count), &Device::Cpu).unwrap()
+    }
+
+    /// The latents that the sampler comes to, for a network that always knows the clean latent `x0`.
+    fn visited(x0: &Tensor, z: &Tensor, noise: impl FnMut() -> Result<Tensor>) -> Vec<Vec<f64>> {
+        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let mut seen = Vec::new();
+        let denoise = |scaled: &Tensor, t: usize| {
+            let z = (scaled / schedule.input_scale(t))?;
+            seen.push(z.flatten_all()?.to_vec1()?);
+            Ok(x0.clone())
+        };
+        let last = ancestral(&schedule, z, 15, denoise, noise).unwrap();
+        seen.push(last.flatten_all().unwrap().to_vec1().unwrap());
+        seen
+    }
+
+    #[test]
+    fn the_ancestral_samplers_mean_is_the_forward_processes() {
+        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let (x0, zy) = (0.3, -0.8);
+        let mean = |t: usize| x0 + schedule.sqrt_eta()[t].powi(2) * (zy - x0);
+        let start = pixel(&[mean(14)]);
+        let seen = visited(&pixel(&[x0]), &start, || Ok(pixel(&[0.0])));
+        for (z, t) in seen.iter().zip((0..15).rev()) {
+            assert!((z[0] - mean(t)).abs() < 1e-12, "{t}: {}", z[0]);
+        }
+        assert_eq!(seen[15], [x0]);
+    }
+
+    /// Every draw of noise has a channel of its own, so the squares add up to the variance.
+    #[test]
+    fn the_ancestral_samplers_variance_is_the_forward_processes() {
+        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let unit = |i: usize| {
+            pixel(&[0.0; 15]).slice_assign(&[0..1, 0..1, 0..1, i..i + 1], &pixel(&[1.0]))
+        };
+        let variance = |t: usize| -> f64 { 4.0 * schedule.sqrt_eta()[t].powi(2) };
+        let start = (unit(0).unwrap() * variance(14).sqrt()).unwrap();
+        let mut drawn = 0;
+        let noise = || {
+            drawn += 1;
+            unit(drawn)
+        };
+        let seen = visited(&pixel(&[0.0; 15]), &start, noise);
+        for (z, t) in seen.iter().zip((0..15).rev()) {
+            let squares: f64 = z.iter().map(|v| v * v).sum();
+            assert!((squares - variance(t)).abs() < 1e-12, "{t}: {squares}");
+        }
+        assert_eq!(drawn, 14);
+    }
+}

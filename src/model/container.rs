@@ -32,7 +32,7 @@ const MAX_HEADER: u64 = 16 << 20;
 pub(super) const METADATA_KEY: &str = "tadsr";
 
 /// Tensor names in a message at most, of each kind.
-const LISTED: usize = 8;
+const LISTED: usize = 100;
 
 /// The type that weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

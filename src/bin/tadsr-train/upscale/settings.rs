@@ -43,13 +43,13 @@ pub struct Settings {
     /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with [default: 1]
     #[arg(long, help_heading = OFFICIAL)]
     steps: Option<usize>,
-    /// What the noise is drawn from; the same seed gives the same picture [default: 0]
+    /// What the noise is drawn from; the same seed and tiles give the same picture [default: 0]
     #[arg(long, help_heading = OFFICIAL)]
     seed: Option<u64>,
     /// How much noise the network starts from, 0 to 1; less invents less detail [default: 1]
     #[arg(long, value_parser = fraction, help_heading = OFFICIAL)]
     noise: Option<f32>,
-    /// Side of the tiles that a frame is cut into, in pixels of the input; auto takes what memory allows, whole one tile
+    /// Side of the tiles that a frame is cut into, in pixels of the input; auto takes what the free memory allows, whole one tile
     #[arg(long, value_parser = tile, value_name = "auto|whole|SIDE", help_heading = OFFICIAL)]
     tile: Option<Tile>,
     /// Pixels of the input that neighbouring tiles share [default: 16]
