@@ -2,6 +2,8 @@
 
 pub mod adversary;
 pub mod checkpoint;
+#[cfg(feature = "video")]
+pub mod codec;
 pub mod data;
 pub mod degrade;
 pub mod distill;

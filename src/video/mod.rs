@@ -21,11 +21,13 @@ mod audio;
 mod bus;
 mod reader;
 mod stream;
+mod through;
 mod transcode;
 mod writer;
 
 pub use reader::Reader;
 pub use stream::StreamInfo;
+pub use through::through;
 pub use transcode::{End, Transcoded, partial_path, transcode};
 pub use writer::{Container, Options, Writer};
 

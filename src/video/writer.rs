@@ -67,7 +67,7 @@ impl Container {
     pub fn default_encoder(self) -> &'static str {
         match self {
             Self::WebM => {
-                "vp9enc deadline=1 cpu-used=4 row-mt=true threads=16 end-usage=cq cq-level=24 target-bitrate=0"
+                "vp9enc deadline=1 cpu-used=4 row-mt=true threads=16 end-usage=cq cq-level=24 target-bitrate=100000000"
             }
             _ => "x264enc pass=qual quantizer=18 speed-preset=veryfast",
         }
