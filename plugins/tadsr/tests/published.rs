@@ -227,7 +227,7 @@ fn settings_take_effect_with_the_next_frame() {
 }
 
 #[test]
-fn more_steps_than_the_model_has_are_an_error_that_names_them() {
+fn more_steps_than_the_model_has_are_an_error_that_names_them_or_fall_back() {
     let directory = tempfile::tempdir().unwrap();
     let model = published_model(directory.path(), 4);
     let (element, bus) = element(&[("model", &model), ("steps", "1001")]);
@@ -248,11 +248,22 @@ fn more_steps_than_the_model_has_are_an_error_that_names_them() {
     );
     let error = rig.message(gst::MessageType::Error).unwrap();
     assert!(error.contains("1001 steps"), "{error}");
+
+    let properties = [("model", model.as_str()), ("fallback", "bicubic")];
+    let mut rig = Rig::with_caps(&properties, &input);
+    rig.element.set_property("steps", 1001u32);
+    for _ in 0..2 {
+        rig.harness.push_and_pull(textured(&input)).unwrap();
+    }
+    let warning = rig.message(gst::MessageType::Warning).unwrap();
+    assert!(warning.contains("1001 steps"), "{warning}");
+    assert!(rig.message(gst::MessageType::Warning).is_none());
+    assert_eq!(rig.element.property::<String>("active-model"), "bicubic");
 }
 
 /// No machine has what 32768 x 32768 pixels take in floating point.
 #[test]
-fn a_frame_for_which_there_is_no_memory_is_an_error_or_falls_back() {
+fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let model = published_model(directory.path(), 4);
     let input = raw("GRAY8", 8192, 8192);
@@ -264,7 +275,6 @@ fn a_frame_for_which_there_is_no_memory_is_an_error_or_falls_back() {
         error.contains("MiB are free") && error.contains("smaller tiles"),
         "{error}"
     );
-    // A frame of another size goes on.
     let small = raw("GRAY8", 8, 8);
     rig.harness.set_src_caps_str(&small);
     rig.harness.push_and_pull(textured(&small)).unwrap();
