@@ -63,9 +63,9 @@ impl Upscaler {
                 (Family::Lite(Box::new(Lite { models, plan: None })), scale)
             }
             Model::Official(model) => {
-                let engine = Box::new(model_engine(&model)?);
+                let name = model.metadata.name.clone();
+                let engine = Box::new(model_engine(*model)?);
                 let scale = engine.scale() as f64;
-                let name = model.metadata.name;
                 (Family::Official { name, engine }, scale)
             }
         };
@@ -326,7 +326,10 @@ impl Lite {
     }
 }
 
-fn model_engine(model: &OfficialModel) -> Result<official::Engine> {
-    let config = &model.metadata.config;
-    official::Engine::new(config, model.unet()?, model.autoencoder()?)
+fn model_engine(model: OfficialModel) -> Result<official::Engine> {
+    let (unet, autoencoder) = (model.unet()?, model.autoencoder()?);
+    // The engine rearranges the weights; let them go where they were.
+    let config = model.metadata.config;
+    drop(model.tensors);
+    official::Engine::new(&config, unet, autoencoder)
 }

@@ -110,18 +110,29 @@ fn builder(weights: HashMap<String, Tensor>) -> VarBuilder<'static> {
     VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu)
 }
 
+/// Each fixture with networks as they are trained and as they are packed for inference.
 fn fixtures() -> Vec<Fixture> {
-    let load = |folder: &str| {
+    let load = |(folder, packed): (&str, bool)| {
         let file = path(&format!("{folder}/io.safetensors"))?;
+        let mut unet = Unet::new(&unet_config()?, builder(unet_weights()?)).unwrap();
+        let weights = builder(autoencoder_weights()?);
+        let mut autoencoder = Autoencoder::new(&autoencoder_config()?, weights).unwrap();
+        if packed {
+            unet.pack().unwrap();
+            autoencoder.pack().unwrap();
+        }
         Some(Fixture {
             tensors: safetensors::load(file, &Device::Cpu).unwrap(),
-            unet: Unet::new(&unet_config()?, builder(unet_weights()?)).unwrap(),
-            autoencoder: Autoencoder::new(&autoencoder_config()?, builder(autoencoder_weights()?))
-                .unwrap(),
+            unet,
+            autoencoder,
             schedule: schedule()?,
         })
     };
-    ["mini", "mini_rect"].into_iter().filter_map(load).collect()
+    ["mini", "mini_rect"]
+        .into_iter()
+        .flat_map(|folder| [(folder, false), (folder, true)])
+        .filter_map(load)
+        .collect()
 }
 
 impl Fixture {

@@ -28,7 +28,7 @@ pub struct PackedConv2d {
 #[derive(Debug)]
 enum Form {
     Direct(PackedConv),
-    Upsampling(PackedUpConv),
+    Upsampling(Box<PackedUpConv>),
 }
 
 impl PackedConv2d {
@@ -79,7 +79,7 @@ impl PackedConv2d {
             bail!("no 3x3 convolution of {weight:?} and {bias:?}");
         }
         let form = pack(weight, bias, |w, b| {
-            Form::Upsampling(PackedUpConv::new(ci, co, w, b, Isa::best()))
+            Form::Upsampling(Box::new(PackedUpConv::new(ci, co, w, b, Isa::best())))
         })?;
         Ok(Self {
             form,

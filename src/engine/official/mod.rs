@@ -67,9 +67,17 @@ struct Picture {
 }
 
 impl Engine {
+    /// Takes networks over and packs their weights.
+    ///
     /// # Errors
     /// [`Error::Tensor`] when the configuration makes no sense.
-    pub fn new(config: &OfficialConfig, unet: Unet, autoencoder: Autoencoder) -> Result<Self> {
+    pub fn new(
+        config: &OfficialConfig,
+        mut unet: Unet,
+        mut autoencoder: Autoencoder,
+    ) -> Result<Self> {
+        unet.pack()?;
+        autoencoder.pack()?;
         Ok(Self {
             unet,
             autoencoder,

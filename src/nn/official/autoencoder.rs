@@ -59,6 +59,29 @@ impl Autoencoder {
         &self.config
     }
 
+    /// Arranges the weights of all convolutions for inference: from then on it is faster and gives no gradients. Weights
+    /// that nobody else holds are freed one by one.
+    ///
+    /// # Errors
+    /// When a weight is not in CPU memory.
+    pub fn pack(&mut self) -> Result<()> {
+        let (encoder, decoder) = (&mut self.encoder, &mut self.decoder);
+        for (blocks, conv) in encoder.levels.iter_mut().chain(&mut decoder.levels) {
+            blocks.iter_mut().try_for_each(ResBlock::pack)?;
+            conv.as_mut().map_or(Ok(()), Conv::pack)?;
+        }
+        encoder.middle.pack()?;
+        decoder.middle.pack()?;
+        let ends = [
+            &mut encoder.conv_in,
+            &mut encoder.out.1,
+            &mut decoder.conv_in,
+            &mut decoder.out.1,
+        ];
+        let quantiser = [&mut self.quant_conv, &mut self.post_quant_conv];
+        ends.into_iter().chain(quantiser).try_for_each(Conv::pack)
+    }
+
     /// The latent `[n, h / f, w / f, embed_dim]`, not quantised, of images `[n, h, w, in_channels]` in -1 .. 1, with
     /// `f` the [`factor`](AutoencoderConfig::factor), which should divide `h` and `w`.
     ///
@@ -139,7 +162,7 @@ impl Encoder {
             let down = (i + 1 < config.ch_mult.len())
                 .then(|| Conv::new(c, c, 3, vb.pp("downsample.conv")))
                 .transpose()?;
-            levels.push((blocks, down.map(|conv| conv.halving().unpadded())));
+            levels.push((blocks, down.map(|conv| conv.halving([0, 1]))));
         }
         Ok(Self {
             conv_in,
@@ -159,8 +182,6 @@ impl Encoder {
                 h = block.forward(h)?;
             }
             if let Some(down) = down {
-                // Zeros only below and to the right.
-                h = h.pad_with_zeros(1, 0, 1)?.pad_with_zeros(2, 0, 1)?;
                 h = down.forward(&h)?;
             }
         }
@@ -193,7 +214,7 @@ impl Decoder {
             let up = (i > 0)
                 .then(|| Conv::new(c, c, 3, vb.pp("upsample.conv")))
                 .transpose()?;
-            levels.push((blocks, up));
+            levels.push((blocks, up.map(Conv::upsampling)));
         }
         Ok(Self {
             conv_in,
@@ -214,7 +235,6 @@ impl Decoder {
                 h = block.forward(h)?;
             }
             if let Some(up) = up {
-                h = ops::upsample2x(&h)?;
                 h = up.forward(&h)?;
             }
         }
@@ -254,6 +274,12 @@ impl Middle {
         x = self.attention.forward(x)?;
         self.block_2.forward(x)
     }
+
+    fn pack(&mut self) -> Result<()> {
+        self.block_1.pack()?;
+        self.attention.pack()?;
+        self.block_2.pack()
+    }
 }
 
 struct ResBlock {
@@ -280,19 +306,27 @@ impl ResBlock {
         let mut h = self.norm1.forward(&x, Activation::Silu)?;
         h = self.conv1.forward(&h)?;
         h = self.norm2.forward(&h, Activation::Silu)?;
-        h = self.conv2.forward(&h)?;
         let x = match &self.skip {
             Some(skip) => skip.forward(&x)?,
             None => x,
         };
-        x + h
+        self.conv2.forward_onto(&x, &h)
+    }
+
+    fn pack(&mut self) -> Result<()> {
+        let convs = [&mut self.conv1, &mut self.conv2];
+        for conv in convs.into_iter().chain(&mut self.skip) {
+            conv.pack()?;
+        }
+        Ok(())
     }
 }
 
 /// Attention of every pixel to every other, one head.
 struct Attention {
     norm: Norm,
-    qkv: [Conv; 3],
+    /// Three convolutions or, packed, one.
+    qkv: Vec<Conv>,
     proj_out: Conv,
 }
 
@@ -301,7 +335,7 @@ impl Attention {
         let conv = |name: &str| Conv::new(c, c, 1, vb.pp(name));
         Ok(Self {
             norm: Norm::new(c, EPS, vb.pp("norm"))?,
-            qkv: [conv("q")?, conv("k")?, conv("v")?],
+            qkv: vec![conv("q")?, conv("k")?, conv("v")?],
             proj_out: conv("proj_out")?,
         })
     }
@@ -309,8 +343,20 @@ impl Attention {
     fn forward(&self, x: Tensor) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
         let mut h = self.norm.forward(&x, Activation::None)?;
-        h = Conv::forward_joined(&self.qkv, &h)?;
+        h = match &self.qkv[..] {
+            [one] => one.forward(&h)?,
+            three => Conv::joined(three)?.forward(&h)?,
+        };
         h = ops::attention(&h, None, 1, [height, width], 0)?;
-        x + self.proj_out.forward(&h)?
+        self.proj_out.forward_onto(&x, &h)
+    }
+
+    fn pack(&mut self) -> Result<()> {
+        if self.qkv.len() > 1 {
+            let mut joined = Conv::joined(&self.qkv)?;
+            joined.pack()?;
+            self.qkv = vec![joined];
+        }
+        self.proj_out.pack()
     }
 }

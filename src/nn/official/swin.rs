@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::{
     UnetConfig,
-    layers::{Conv, Linear, Norm},
+    layers::{Conv, Norm},
     unet::EPS,
 };
 use crate::ops::{self, Activation};
@@ -42,6 +42,21 @@ impl SwinLayer {
         }
         self.unembed.forward(&h)
     }
+
+    /// As [`Conv::pack`], for all convolutions.
+    pub fn pack(&mut self) -> Result<()> {
+        for block in &mut self.blocks {
+            let attention = [&mut block.attention.qkv, &mut block.attention.proj];
+            for conv in attention
+                .into_iter()
+                .chain([&mut block.fc1, &mut block.fc2])
+            {
+                conv.pack()?;
+            }
+        }
+        self.embed.pack()?;
+        self.unembed.pack()
+    }
 }
 
 struct Block {
@@ -67,21 +82,20 @@ impl Block {
 
     fn attend(&self, x: Tensor) -> Result<Tensor> {
         let h = self.norm1.forward(&x, Activation::None)?;
-        x + self.attention.forward(h)?
+        self.attention.forward_onto(&x, h)
     }
 
     fn mix(&self, x: Tensor) -> Result<Tensor> {
         let mut h = self.norm2.forward(&x, Activation::None)?;
         h = self.fc1.forward(&h)?;
         h = ops::gelu(&h)?;
-        h = self.fc2.forward(&h)?;
-        x + h
+        self.fc2.forward_onto(&x, &h)
     }
 }
 
 struct WindowAttention {
-    qkv: Linear,
-    proj: Linear,
+    qkv: Conv,
+    proj: Conv,
     /// `[(2 window - 1)^2, heads]`
     table: Tensor,
     /// Row of the table for every pair of pixels of a window, `[window^4]`.
@@ -98,20 +112,21 @@ impl WindowAttention {
         Ok(Self {
             table: vb.get((side * side, heads), "relative_position_bias_table")?,
             index: Tensor::from_vec(index, window.pow(4), vb.device())?,
-            qkv: Linear::new(dim, 3 * dim, vb.pp("qkv"))?,
-            proj: Linear::new(dim, dim, vb.pp("proj"))?,
+            qkv: Conv::linear(dim, 3 * dim, vb.pp("qkv"))?,
+            proj: Conv::linear(dim, dim, vb.pp("proj"))?,
             heads,
             window,
             shift,
         })
     }
 
-    fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let mut h = self.qkv.forward_map(&x)?;
+    /// `residual` plus the attention within `x`.
+    fn forward_onto(&self, residual: &Tensor, x: Tensor) -> Result<Tensor> {
+        let mut h = self.qkv.forward(&x)?;
         drop(x);
         let (bias, window) = (self.bias()?, [self.window; 2]);
         h = ops::attention(&h, Some(&bias), self.heads, window, self.shift)?;
-        self.proj.forward_map(&h)
+        self.proj.forward_onto(residual, &h)
     }
 
     /// What is added to the attention of every pair of pixels, `[heads, window^2, window^2]`.

@@ -30,7 +30,7 @@ pub struct Unet {
 
 enum InputBlock {
     First(Conv),
-    Level(Box<ResBlock>, Option<SwinLayer>),
+    Level(Box<(ResBlock, Option<SwinLayer>)>),
     Down(Conv),
 }
 
@@ -91,6 +91,37 @@ impl Unet {
         &self.config
     }
 
+    /// Arranges the weights of all convolutions for inference: from then on it is faster and gives no gradients. Weights
+    /// that nobody else holds are freed one by one.
+    ///
+    /// # Errors
+    /// When a weight is not in CPU memory.
+    pub fn pack(&mut self) -> Result<()> {
+        for conv in self.lq_stages.iter_mut().flatten() {
+            conv.pack()?;
+        }
+        for block in &mut self.input_blocks {
+            match block {
+                InputBlock::First(conv) | InputBlock::Down(conv) => conv.pack()?,
+                InputBlock::Level(block) => {
+                    let (res, swin) = &mut **block;
+                    res.pack()?;
+                    swin.as_mut().map_or(Ok(()), SwinLayer::pack)?;
+                }
+            }
+        }
+        let (first, swin, second) = &mut self.middle;
+        first.pack()?;
+        swin.pack()?;
+        second.pack()?;
+        for block in &mut self.output_blocks {
+            block.res.pack()?;
+            block.swin.as_mut().map_or(Ok(()), SwinLayer::pack)?;
+            block.up.as_mut().map_or(Ok(()), Conv::pack)?;
+        }
+        self.out.1.pack()
+    }
+
     /// Predicts the clean latent `[n, h, w, out_channels]`.
     ///
     /// `x` `[n, h, w, in_channels]` is the noisy latent, scaled by
@@ -116,7 +147,6 @@ impl Unet {
                 h = swin.forward(h)?;
             }
             if let Some(up) = &block.up {
-                h = ops::upsample2x(&h)?;
                 h = up.forward(&h)?;
             }
         }
@@ -178,7 +208,8 @@ impl Unet {
         for block in &self.input_blocks {
             h = match block {
                 InputBlock::First(conv) | InputBlock::Down(conv) => conv.forward(&h)?,
-                InputBlock::Level(res, swin) => {
+                InputBlock::Level(block) => {
+                    let (res, swin) = &**block;
                     let h = res.forward(h, &time)?;
                     match swin {
                         Some(swin) => swin.forward(h)?,
@@ -247,7 +278,7 @@ fn lq_stages(config: &UnetConfig, vb: VarBuilder) -> Result<Vec<[Conv; 2]>> {
             let ci = if i == 0 { LQ_CHANNELS } else { c };
             Ok([
                 Conv::new(ci, c, 3, vb.pp(3 * i))?,
-                Conv::new(c, 2 * c, 3, vb.pp(3 * i + 2).pp("op"))?.halving(),
+                Conv::new(c, 2 * c, 3, vb.pp(3 * i + 2).pp("op"))?.halving([1, 0]),
             ])
         })
         .collect()
@@ -268,12 +299,12 @@ fn input_blocks(config: &UnetConfig, vb: VarBuilder) -> Result<(Vec<InputBlock>,
             let swin = (i == 0 && config.has_swin(level))
                 .then(|| SwinLayer::new(config, level, co, vb.pp(1)))
                 .transpose()?;
-            blocks.push(InputBlock::Level(Box::new(res), swin));
+            blocks.push(InputBlock::Level(Box::new((res, swin))));
             c = co;
             skips.push(c);
         }
         if level + 1 < levels {
-            let down = Conv::new(c, c, 3, vb.pp(blocks.len()).pp("0.op"))?.halving();
+            let down = Conv::new(c, c, 3, vb.pp(blocks.len()).pp("0.op"))?.halving([1, 0]);
             blocks.push(InputBlock::Down(down));
             skips.push(c);
         }
@@ -312,7 +343,8 @@ fn output_blocks(
                 .transpose()?;
             let up = (level > 0 && i == last)
                 .then(|| Conv::new(co, co, 3, vb.pp(1 + usize::from(has_swin)).pp("conv")))
-                .transpose()?;
+                .transpose()?
+                .map(Conv::upsampling);
             let res = ResBlock::new(config, ci, co, vb.pp(0))?;
             blocks.push(OutputBlock { res, swin, up });
             c = co;
@@ -352,12 +384,19 @@ impl ResBlock {
         h = self
             .norm2
             .forward_modulated(&h, &modulation[0], &modulation[1], Activation::Silu)?;
-        h = self.conv2.forward(&h)?;
         let x = match &self.skip {
             Some(skip) => skip.forward(&x)?,
             None => x,
         };
-        x + h
+        self.conv2.forward_onto(&x, &h)
+    }
+
+    fn pack(&mut self) -> Result<()> {
+        let convs = [&mut self.conv1, &mut self.conv2];
+        for conv in convs.into_iter().chain(&mut self.skip) {
+            conv.pack()?;
+        }
+        Ok(())
     }
 }
 
