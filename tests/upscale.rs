@@ -332,6 +332,7 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
         (&["in", "b.png"], "exists and is none"),
         (&["v.mp4", "c.png"], "no PNG or JPEG"),
         (&["v.mp4", "c.avi"], ".mkv or .webm"),
+        (&["v.mp4", "no/c.mp4"], "there is no folder 'no'"),
         (
             &["v.mp4", "c.mp4", "--quality", "90"],
             "--quality is for pictures",
@@ -370,6 +371,69 @@ fn options_that_a_lite_model_does_not_have_are_refused_by_name() {
     assert!(!folder.path("b.png").exists());
 }
 
+#[test]
+fn the_unfinished_file_replaces_neither_the_input_nor_another_unasked() {
+    let folder = Folder::new();
+    let input = folder.clip("film.partial.mp4", 5);
+    fs::copy(&input, folder.path("a.mp4")).unwrap();
+    let before = fs::read(&input).unwrap();
+    for args in [
+        &["film.partial.mp4", "film.mp4"][..],
+        &["film.partial.mp4", "film.mp4", "--overwrite"],
+        &["a.mp4", "film.mp4"],
+    ] {
+        let said = folder.fails(args);
+        assert!(said.contains("until it is complete"), "{said}");
+        assert_eq!(fs::read(&input).unwrap(), before);
+    }
+    folder.succeeds(&["a.mp4", "film.mp4", "--overwrite"]);
+    assert_eq!(folder.files("."), ["a.mp4", "film.mp4"]);
+    // Under another name it is still the input.
+    fs::hard_link(folder.path("a.mp4"), folder.path("b.partial.mp4")).unwrap();
+    folder.succeeds(&["a.mp4", "b.mp4", "--overwrite"]);
+    assert_eq!(fs::read(folder.path("a.mp4")).unwrap(), before);
+}
+
+#[test]
+fn a_header_that_claims_too_many_pixels_is_an_error_that_names_the_file() {
+    let folder = Folder::new();
+    scene(8, 8).save(folder.path("a.png")).unwrap();
+    let mut bytes = fs::read(folder.path("a.png")).unwrap();
+    let side = 400_000_u32.to_be_bytes();
+    bytes[16..20].copy_from_slice(&side);
+    bytes[20..24].copy_from_slice(&side);
+    let crc = bytes[12..29].iter().fold(!0_u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| {
+            (c >> 1) ^ (0xEDB8_8320 * (c & 1))
+        })
+    });
+    bytes[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    fs::write(folder.path("huge.png"), bytes).unwrap();
+    let said = folder.fails(&["huge.png", "b.png"]);
+    assert!(
+        said.contains("huge.png") && said.contains("400000x400000 pixels are too many"),
+        "{said}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_instead_of_waited_for() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("in")).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(folder.path("in/a.png"))
+        .status();
+    assert!(made.unwrap().success());
+    for args in [&["in/a.png", "b.png"][..], &["in", "out"]] {
+        let said = folder.fails(args);
+        assert!(
+            said.contains("in/a.png") && said.contains("regular file"),
+            "{said}"
+        );
+    }
+}
+
 /// Ctrl-C in the middle: what is there is ended so that it plays, under another name.
 #[cfg(unix)]
 #[test]
@@ -380,7 +444,7 @@ fn a_video_that_is_stopped_is_left_playable_under_another_name() {
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("tadsr-train"))
         .current_dir(folder.0.path())
         .args(["upscale", "a.mp4", "b.mp4"])
-        .stderr(Stdio::null())
+        .stderr(fs::File::create(folder.path("stderr")).unwrap())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -397,6 +461,8 @@ fn a_video_that_is_stopped_is_left_playable_under_another_name() {
     assert!(!folder.path("b.mp4").exists());
     let made = frames(&partial).len();
     assert!((1..600).contains(&made), "{made} frames");
+    let said = fs::read_to_string(folder.path("stderr")).unwrap();
+    assert!(!said.contains("CRITICAL"), "{said}");
 }
 
 /// The shared fixtures of the published networks, where they are.

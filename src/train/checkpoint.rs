@@ -1,6 +1,11 @@
 //! Checkpoints: tensors and a JSON state in one safetensors file, replaced atomically.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{Device, Tensor};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -15,10 +20,7 @@ const STATE_KEY: &str = "tadsr-checkpoint";
 /// # Errors
 /// [`Error::Io`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = Error::io(path);
-    let part = path.with_extension("part");
-    fs::write(&part, bytes).map_err(&io)?;
-    put_in_place(&part, path)
+    put_in_place(path, |part| fs::write(part, bytes).map_err(Error::io(path)))
 }
 
 /// Saves `tensors` and `state`.
@@ -30,22 +32,30 @@ pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize)
     let json = serde_json::to_string(state).map_err(|e| wrong(e.to_string()))?;
     let header = HashMap::from([(STATE_KEY.to_string(), json)]);
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-    let part = path.with_extension("part");
-    // Straight to the file: a large network's state takes gigabytes.
-    safetensors::serialize_to_file(&tensors, Some(header), &part).map_err(|e| match e {
-        SafeTensorError::IoError(e) => Error::io(path)(e),
-        e => wrong(e.to_string()),
-    })?;
-    put_in_place(&part, path)
+    put_in_place(path, |part| {
+        // Straight to the file: a large network's state takes gigabytes.
+        safetensors::serialize_to_file(&tensors, Some(header), part).map_err(|e| match e {
+            SafeTensorError::IoError(e) => Error::io(path)(e),
+            e => wrong(e.to_string()),
+        })
+    })
 }
 
-/// Makes sure that `part` is on the disk, then lets it replace `path`.
-fn put_in_place(part: &Path, path: &Path) -> Result<()> {
-    let io = Error::io(path);
-    fs::File::open(part)
-        .and_then(|f| f.sync_all())
-        .map_err(&io)?;
-    fs::rename(part, path).map_err(&io)
+/// Lets `write` make the file `path`.part, makes sure that it is on the disk, then lets it replace `path`.
+fn put_in_place(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let mut part = OsString::from(path);
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let written = write(&part).and_then(|()| {
+        let synced = fs::File::open(&part).and_then(|f| f.sync_all());
+        let replaced = synced.and_then(|()| fs::rename(&part, path));
+        replaced.map_err(Error::io(path))
+    });
+    if written.is_err() {
+        // It is the first error that matters.
+        let _ = fs::remove_file(&part);
+    }
+    written
 }
 
 /// Loads what [`save`] saved.
@@ -86,5 +96,29 @@ pub fn load_if<S: DeserializeOwned>(
             let reason = "does not exist: nothing to resume";
             Err(Error::training(path, reason))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writing_touches_no_other_file_and_leaves_none_behind_when_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a.part"), "another's").unwrap();
+        write_atomically(&path("a.png"), b"new").unwrap();
+        assert_eq!(fs::read(path("a.part")).unwrap(), b"another's");
+        assert_eq!(fs::read(path("a.png")).unwrap(), b"new");
+        fs::create_dir(path("folder")).unwrap();
+        assert!(write_atomically(&path("folder"), b"new").is_err());
+        assert!(save(&path("folder"), Vec::new(), &()).is_err());
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a.part", "a.png", "folder"]);
     }
 }

@@ -2,19 +2,26 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs,
+    io::{self, Cursor},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use image::{ImageFormat, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use rand::Rng;
 use rayon::prelude::*;
 
 use crate::{
     Error,
-    frame::resample::{Axis, Kernel, Options, Resampler},
+    frame::{
+        MAX_SIDE,
+        resample::{Axis, Kernel, Options, Resampler},
+    },
 };
+
+/// Bytes that a decoded picture may take.
+const MAX_BYTES: u64 = 2 << 30;
 
 /// Why no photographs could be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -395,13 +402,43 @@ pub fn image_files(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
 /// # Errors
 /// The reason as text: missing, damaged, not an image.
 pub fn decode(path: &Path) -> Result<RgbImage, String> {
-    let bytes = fs::read(path).map_err(|e| e.to_string())?;
+    let bytes = read_picture(path)?;
     let format = image::guess_format(&bytes).map_err(|e| e.to_string())?;
     if format == ImageFormat::Jpeg && !jpeg_is_whole(&bytes) {
         return Err("the file ends in the middle of the picture".into());
     }
-    let image = image::load_from_memory_with_format(&bytes, format).map_err(|e| e.to_string())?;
+    let decoder = ImageReader::with_format(Cursor::new(&bytes), format).into_decoder();
+    let decoder = decoder.map_err(|e| e.to_string())?;
+    check_size(&decoder)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
     Ok(image.into_rgb8())
+}
+
+/// The bytes of the file `path`; a pipe or device, which might never end, is refused.
+///
+/// # Errors
+/// The reason as text.
+pub fn read_picture(path: &Path) -> Result<Vec<u8>, String> {
+    let file = fs::metadata(path).map_err(|e| e.to_string())?;
+    if !file.is_file() {
+        return Err("not a regular file".into());
+    }
+    fs::read(path).map_err(|e| e.to_string())
+}
+
+/// Refuses a picture that would need more memory than a frame may: its header alone can claim any size.
+///
+/// # Errors
+/// The reason as text.
+pub fn check_size(decoder: &impl ImageDecoder) -> Result<(), String> {
+    let (w, h) = decoder.dimensions();
+    if w.max(h) as usize > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
+        return Err(format!(
+            "{w}x{h} pixels are too many: sides may be up to {MAX_SIDE}, and all samples up to {} MiB",
+            MAX_BYTES >> 20
+        ));
+    }
+    Ok(())
 }
 
 /// Whether an end marker follows the last scan: the decoder fills up a picture that breaks off with grey. In a

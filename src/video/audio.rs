@@ -113,10 +113,15 @@ impl Audio {
     /// Ends the audio where it is, after a failure.
     pub fn give_up(&self, reason: &str) {
         self.shared.known.store(true, Ordering::SeqCst);
-        for end in lock(&self.shared.ends).drain(..) {
-            // One that has ended already refuses.
-            let _ = end.send_event(gst::event::Eos::new());
-        }
+        let ends = std::mem::take(&mut *lock(&self.shared.ends));
+        // Not from this thread: the event waits for a place in the queue, and it may be for this thread's frames that
+        // the muxer leaves the queue full.
+        self.parse.call_async(move |_| {
+            for end in ends {
+                // One that has ended already refuses.
+                let _ = end.send_event(gst::event::Eos::new());
+            }
+        });
         lock(&self.shared.notes).push(format!("the audio breaks off: {reason}"));
     }
 }

@@ -237,9 +237,15 @@ pub(super) fn on_time(
             let segment = event.segment().downcast_ref::<gst::ClockTime>()?;
             segment.to_running_time(buffer.dts_or_pts()?)
         });
-        start.map_or(PadProbeReturn::Ok, |start| {
+        let asked = start.map_or(PadProbeReturn::Ok, |start| {
             f(start, start + buffer.duration().unwrap_or_default())
-        })
+        });
+        if asked == PadProbeReturn::Drop {
+            // A buffer that is left in the probe would be given back twice.
+            info.data = None;
+            return PadProbeReturn::Handled;
+        }
+        asked
     });
 }
 

@@ -3,10 +3,11 @@
 use std::{
     ffi::OsString,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use super::{Options, Reader, TimedFrame, Writer};
+use super::{Container, Options, Reader, TimedFrame, Writer};
 use crate::{Error, Result, frame::Frame};
 
 /// What [`transcode`] has done.
@@ -51,7 +52,7 @@ pub fn partial_path(output: &Path) -> PathBuf {
 ///
 /// The file has its name only once it is complete, and then replaces what had that name before. When `each` gives
 /// `None`, or the input turns out to be damaged, the frames until then, with as much audio, are left in a file that
-/// plays, under the name that [`partial_path`] says.
+/// plays, under the name that [`partial_path`] says. A file that already has that name is replaced, but never the input.
 ///
 /// # Errors
 /// Those of `each`, and as [`Writer`]; nothing is left then.
@@ -61,9 +62,10 @@ pub fn transcode(
     options: &Options,
     mut each: impl FnMut(&TimedFrame) -> Result<Option<Frame>>,
 ) -> Result<Transcoded> {
-    let partial = Partial::new(output);
+    let mut partial = Partial::new(output, input.path())?;
     let audio = (!options.no_audio && input.audio_streams() > 0).then(|| input.path().to_owned());
     let stream = input.stream().clone();
+    let named = |e| with_path(e, output);
     let mut writer: Option<Writer> = None;
     let end = loop {
         let frame = match input.next() {
@@ -78,8 +80,9 @@ pub fn transcode(
             let (width, height) = (made.info().width, made.info().height);
             let stream = stream.with_size(width, height)?;
             let encoder = &options.encoder;
+            partial.make(output)?;
             let created = Writer::create(&partial.path, &stream, encoder, audio.as_deref());
-            writer = Some(created?);
+            writer = Some(created.map_err(&named)?);
         }
         if let Some(writer) = &mut writer {
             let made = TimedFrame {
@@ -87,7 +90,7 @@ pub fn transcode(
                 pts: frame.pts,
                 duration: frame.duration,
             };
-            writer.push(&made)?;
+            writer.push(&made).map_err(&named)?;
         }
     };
     let mut done = Transcoded {
@@ -100,24 +103,55 @@ pub fn transcode(
     if let Some(writer) = writer {
         let whole = matches!(done.end, End::Complete);
         done.frames = writer.frames();
-        done.audio = writer.finish(!whole)?;
+        done.audio = writer.finish(!whole).map_err(&named)?;
         done.path = Some(partial.keep(whole.then_some(output))?);
     }
     Ok(done)
 }
 
-/// A file that is removed unless it is kept.
+/// An error about the unfinished file, with the name that the caller knows.
+fn with_path(error: Error, output: &Path) -> Error {
+    let path = output.to_owned();
+    match error {
+        Error::Video { reason, .. } => Error::Video { path, reason },
+        Error::Io { cause, .. } => Error::Io { path, cause },
+        error => error,
+    }
+}
+
+/// A file that, once made, is removed unless it is kept.
 struct Partial {
     path: PathBuf,
-    kept: bool,
+    made: bool,
 }
 
 impl Partial {
-    fn new(output: &Path) -> Self {
-        Self {
-            path: partial_path(output),
-            kept: false,
+    fn new(output: &Path, input: &Path) -> Result<Self> {
+        let path = partial_path(output);
+        let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        if same(&path, input) {
+            let reason = format!(
+                "until it is complete it would be called '{}', as the input is",
+                path.display()
+            );
+            return Err(Error::video(output, reason));
         }
+        Ok(Self { path, made: false })
+    }
+
+    /// Makes the file anew: what had its name may be a link to a file that is still wanted, such as the input.
+    fn make(&mut self, output: &Path) -> Result<()> {
+        if Container::of(output).is_none() {
+            // The writer says so; nothing is to be touched before.
+            return Ok(());
+        }
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&self.path)(e)),
+            _ => {}
+        }
+        fs::File::create_new(&self.path).map_err(Error::io(output))?;
+        self.made = true;
+        Ok(())
     }
 
     /// Keeps the file, as `name` if there is one.
@@ -125,15 +159,15 @@ impl Partial {
         if let Some(name) = name {
             fs::rename(&self.path, name).map_err(Error::io(name))?;
         }
-        self.kept = true;
+        self.made = false;
         Ok(name.unwrap_or(&self.path).to_owned())
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.kept {
-            // It may never have been made.
+        if self.made {
+            // There is nobody left to tell.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -15,20 +15,28 @@ use super::{Args, Job, Meter, Stop, is_cancelled, picture::has_picture_name, ups
 struct Files {
     pictures: Vec<PathBuf>,
     others: Vec<PathBuf>,
+    /// What is wrong with folders that cannot be read.
+    unread: Vec<String>,
 }
 
 impl Files {
     /// Lists what is below `root`, but for `except`, hidden files, and folders that are met a second time.
-    fn below(root: &Path, except: &Path) -> Result<Self> {
+    fn below(root: &Path, except: &Path) -> Self {
         let mut files = Self::default();
         let mut seen: HashSet<_> = except.canonicalize().ok().into_iter().collect();
-        files.visit(root, Path::new(""), &mut seen)?;
+        files.visit(root, Path::new(""), &mut seen);
         files.pictures.sort();
         files.others.sort();
-        Ok(files)
+        files
     }
 
-    fn visit(&mut self, root: &Path, at: &Path, seen: &mut HashSet<PathBuf>) -> Result<()> {
+    fn visit(&mut self, root: &Path, at: &Path, seen: &mut HashSet<PathBuf>) {
+        if let Err(e) = self.try_visit(root, at, seen) {
+            self.unread.push(format!("{e:#}"));
+        }
+    }
+
+    fn try_visit(&mut self, root: &Path, at: &Path, seen: &mut HashSet<PathBuf>) -> Result<()> {
         let folder = root.join(at);
         let cannot = || format!("'{}' cannot be read", folder.display());
         if !seen.insert(folder.canonicalize().with_context(cannot)?) {
@@ -41,7 +49,7 @@ impl Files {
                 continue;
             }
             if root.join(&path).is_dir() {
-                self.visit(root, &path, seen)?;
+                self.visit(root, &path, seen);
             } else if has_picture_name(&path) {
                 self.pictures.push(path);
             } else {
@@ -60,12 +68,12 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
             output.display()
         );
     }
-    let mut files = Files::below(&args.input, output)?;
+    let mut files = Files::below(&args.input, output);
     for other in &files.others {
         let path = args.input.join(other);
         eprintln!("skipped '{}': no PNG or JPEG by its name", path.display());
     }
-    if files.pictures.is_empty() {
+    if files.pictures.is_empty() && files.unread.is_empty() {
         bail!(
             "no picture (.png, .jpg, .jpeg) in '{}'",
             args.input.display()
@@ -114,7 +122,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         "{}: {done} of {all} pictures, {rate:.2} images/s{already}",
         output.display()
     );
-    report(&failed, stop)
+    report(&failed, &files.unread, stop)
 }
 
 fn make_folder_of(path: &Path) -> Result<()> {
@@ -122,7 +130,10 @@ fn make_folder_of(path: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("'{}' cannot be made", folder.display()))
 }
 
-fn report(failed: &[String], stop: &Stop) -> Result<()> {
+fn report(failed: &[String], unread: &[String], stop: &Stop) -> Result<()> {
+    for line in unread {
+        eprintln!("{line}: its pictures are left out");
+    }
     if !failed.is_empty() {
         bail!(
             "{} could not be upscaled:\n  {}",
@@ -132,6 +143,9 @@ fn report(failed: &[String], stop: &Stop) -> Result<()> {
             },
             failed.join("\n  ")
         );
+    }
+    if !unread.is_empty() {
+        bail!("not every folder could be read");
     }
     if stop.is_asked() {
         bail!("stopped; go on with the same command and --skip-existing");

@@ -15,6 +15,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+#[cfg(feature = "video")]
+use tadsr::video::{Container, partial_path};
 use tadsr::{Error, Upscaler, frame::Frame};
 
 use meter::Meter;
@@ -76,9 +78,16 @@ enum Kind {
 impl Kind {
     fn of(path: &Path) -> Result<Self> {
         let cannot = || format!("'{}' cannot be read", path.display());
-        if fs::metadata(path).with_context(cannot)?.is_dir() {
+        let is = fs::metadata(path).with_context(cannot)?;
+        if is.is_dir() {
             return Ok(Self::Folder);
         }
+        // A pipe would be waited for.
+        ensure!(
+            is.is_file(),
+            "'{}' is neither a regular file nor a folder",
+            path.display()
+        );
         let mut start = Vec::new();
         let file = fs::File::open(path).with_context(cannot)?;
         file.take(16).read_to_end(&mut start).with_context(cannot)?;
@@ -197,10 +206,52 @@ impl Args {
                 output.display()
             );
         }
+        ensure!(
+            !output.is_dir(),
+            "'{}' is a folder and cannot be replaced",
+            output.display()
+        );
         if output.exists() && !self.overwrite {
             bail!("'{}' exists; --overwrite replaces it", output.display());
         }
+        let parent = output.parent().filter(|p| !p.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|p| !p.is_dir()) {
+            bail!(
+                "'{}' cannot be written: there is no folder '{}'",
+                output.display(),
+                parent.display()
+            );
+        }
+        #[cfg(feature = "video")]
+        if kind == Kind::Video {
+            self.check_video_target(&output)?;
+        }
         Ok(output)
+    }
+
+    /// Refuses a video that could not be written, or whose unfinished file would replace another.
+    #[cfg(feature = "video")]
+    fn check_video_target(&self, output: &Path) -> Result<()> {
+        ensure!(
+            Container::of(output).is_some(),
+            "'{}': a video is written as .mp4, .m4v, .mov, .mkv or .webm",
+            output.display()
+        );
+        let partial = partial_path(output);
+        ensure!(
+            !same_file(&self.input, &partial),
+            "'{}' is what '{}' is called until it is complete: choose another name for the output",
+            self.input.display(),
+            output.display()
+        );
+        if partial.symlink_metadata().is_ok() && !self.overwrite {
+            bail!(
+                "'{}' exists, as '{}' is called until it is complete; move it away, or replace it with --overwrite",
+                partial.display(),
+                output.display()
+            );
+        }
+        Ok(())
     }
 }
 
@@ -223,6 +274,7 @@ fn upscale_picture(
             input.display()
         ));
     }
+    check_jpeg_sides(&small.frame, job.upscaler.scale(), output)?;
     let large = small.with_frame(job.upscale(&small.frame, None)?);
     if large.loses_alpha(output) {
         meter.log(&format!(
@@ -233,6 +285,19 @@ fn upscale_picture(
     large.write(output, args.quality.unwrap_or(95))?;
     let info = large.frame.info();
     Ok((info.width, info.height))
+}
+
+/// Refuses what JPEG does not hold before the work.
+fn check_jpeg_sides(small: &Frame, scale: f64, output: &Path) -> Result<()> {
+    let most = u16::MAX;
+    let longest = small.info().width.max(small.info().height);
+    let side = (longest as f64 * scale).round();
+    ensure!(
+        !picture::is_jpeg_name(output) || side <= f64::from(most),
+        "'{}' would be {side} pixels long, and JPEG holds {most}: write a PNG",
+        output.display()
+    );
+    Ok(())
 }
 
 fn one_picture(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {

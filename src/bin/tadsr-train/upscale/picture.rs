@@ -1,15 +1,18 @@
 //! Picture files: PNG and JPEG with what is to be kept of them.
 
-use std::{fs, io::Cursor, path::Path};
+use std::{io::Cursor, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader,
     codecs::{jpeg::JpegEncoder, png::PngEncoder},
 };
 use tadsr::{
     frame::{Frame, FrameInfo, PixelFormat},
-    train::{checkpoint::write_atomically, data::jpeg_is_whole},
+    train::{
+        checkpoint::write_atomically,
+        data::{check_size, jpeg_is_whole, read_picture},
+    },
 };
 
 /// A picture in memory.
@@ -33,6 +36,11 @@ pub fn has_picture_name(path: &Path) -> bool {
     format_of(path).is_some()
 }
 
+/// Whether what is written to `path` is a JPEG picture.
+pub fn is_jpeg_name(path: &Path) -> bool {
+    format_of(path) == Some(ImageFormat::Jpeg)
+}
+
 fn format_of(path: &Path) -> Option<ImageFormat> {
     let format = ImageFormat::from_path(path).ok()?;
     matches!(format, ImageFormat::Png | ImageFormat::Jpeg).then_some(format)
@@ -41,7 +49,7 @@ fn format_of(path: &Path) -> Option<ImageFormat> {
 impl Picture {
     /// Reads the picture `path`, upright.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path)?;
+        let bytes = read_picture(path).map_err(Error::msg)?;
         if !is_picture(&bytes) {
             bail!("no PNG or JPEG picture, whatever its name says");
         }
@@ -50,6 +58,7 @@ impl Picture {
         }
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
         let mut decoder = reader.into_decoder()?;
+        check_size(&decoder).map_err(Error::msg)?;
         let mut profile = decoder.icc_profile().unwrap_or_default();
         let orientation = decoder.orientation()?;
         if decoder.original_color_type() == ExtendedColorType::Cmyk8 {
@@ -93,7 +102,7 @@ impl Picture {
 
     /// Whether writing to `path` throws alpha away.
     pub fn loses_alpha(&self, path: &Path) -> bool {
-        format_of(path) == Some(ImageFormat::Jpeg) && self.frame.info().format.has_alpha()
+        is_jpeg_name(path) && self.frame.info().format.has_alpha()
     }
 
     /// Writes the picture, all or nothing, in the format that the name asks for.
@@ -116,7 +125,7 @@ impl Picture {
             color = ExtendedColorType::Rgb8;
         }
         let mut file = Vec::new();
-        if format_of(path) == Some(ImageFormat::Jpeg) {
+        if is_jpeg_name(path) {
             let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
             self.set_profile(&mut encoder);
             encoder.write_image(&samples, width, height, color)

@@ -24,7 +24,6 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let size = even_size(&from, job.upscaler.scale());
     let meter = Meter::new("frames", "fps", reader.stream().expected_frames())?;
     job.upscaler.set_observer(Some(meter.observer(stop)));
-    stop.set_unfinished(Some(partial_path(output)));
     let options = Options {
         encoder: args.encoder.clone().unwrap_or_default(),
         no_audio: args.no_audio,
@@ -46,6 +45,8 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         }
         match job.upscale(&frame.frame, Some(size)) {
             Ok(large) => {
+                // From now on the file is ours.
+                stop.set_unfinished(Some(partial_path(output)));
                 meter.advance();
                 Ok(Some(large))
             }
