@@ -1,4 +1,5 @@
 //! `tadsr-train import` end to end: checkpoints in, a model file out that holds the same weights and runs.
+#![cfg(feature = "train")]
 
 #[path = "support/checkpoint.rs"]
 mod checkpoint;

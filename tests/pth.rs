@@ -1,5 +1,6 @@
 //! PyTorch checkpoints are read as data: the weights come out as they were saved, and whatever else a file tries is
 //! refused with a reason, in little memory and without running anything.
+#![cfg(feature = "train")]
 
 #[path = "support/checkpoint.rs"]
 mod checkpoint;
