@@ -16,7 +16,7 @@ use super::{
     degrade::{Degradation, normal},
     loader::{Loader, step_seed},
     optim::{AdamW, Ema, Parameter, cosine},
-    pairs::{Batch, PairSpec},
+    pairs::{Batch, DamagedPhotos, PairSource, PairSpec},
 };
 use crate::{
     Error, Result,
@@ -56,7 +56,7 @@ struct State {
     options: Options,
     step: u64,
     stats: [Vec<f32>; 3],
-    /// [`PhotoSet::fingerprint`] of the photos, and of those held out.
+    /// [`PairSource::fingerprint`] of the data, and that of the photos held out.
     photos: [u64; 2],
 }
 
@@ -76,16 +76,16 @@ pub struct Fit {
 }
 
 impl Fit {
-    /// Starts a run in `dir`, or goes on with the checkpoint there if `resume`. `photos` are trained on, `held_out`
-    /// only measured on.
+    /// Starts a run in `dir`, or goes on with the checkpoint there if `resume`. The pairs of `source` are trained on,
+    /// the photos `held_out` only measured on.
     ///
     /// # Errors
     /// [`Error::Model`] when `dir` has a checkpoint and `resume` is not set, or the other way round, or its options are
     /// other ones.
     pub fn new(
         options: Options,
-        photos: Arc<PhotoSet>,
-        held_out: &PhotoSet,
+        source: Arc<dyn PairSource>,
+        held_out: Arc<PhotoSet>,
         dir: &Path,
         resume: bool,
         data_threads: usize,
@@ -97,22 +97,22 @@ impl Fit {
         let path = dir.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, resume)?;
         let spec = PairSpec {
-            student: options.student,
+            latent: options.student.latent,
+            r: options.student.r,
             patch: options.patch,
             batch: options.batch,
             scales: options.train_scales,
             native: 0.6,
-            degradation: options.degradation.clone(),
         };
-        let fingerprint = [photos.fingerprint(), held_out.fingerprint()];
+        let fingerprint = [source.fingerprint(), held_out.fingerprint()];
         let (student, parameters) = new_student(&options)?;
         let mut adam = AdamW::new(parameters.clone())?;
         let mut ema = Ema::new(parameters.clone(), options.ema)?;
         let (stats, step) = match saved {
-            None => (spec.measure(&photos, options.seed, STATISTICS_BATCHES)?, 0),
+            None => (spec.measure(&*source, options.seed, STATISTICS_BATCHES)?, 0),
             Some((tensors, state)) => {
                 if state.photos != fingerprint {
-                    let reason = "was made with other photos: give --data as it was";
+                    let reason = "was made with other data: give --data as it was";
                     return Err(Error::training(path, reason));
                 }
                 // A run that diverged goes on with another learning rate.
@@ -145,9 +145,9 @@ impl Fit {
                 (stats, state.step)
             }
         };
-        let validation = validation(&spec, held_out, &stats)?;
+        let validation = validation(&spec, &held_out, &stats)?;
         let of_data = stats.clone();
-        let make = move |seed| spec.batch(&photos, &of_data, seed);
+        let make = move |seed| spec.batch(&*source, &of_data, seed);
         let loader = Loader::start(make, options.seed, step, data_threads);
         Ok(Self {
             options,
@@ -305,9 +305,9 @@ impl Fit {
 }
 
 /// Batches of held-out patches at the model's own scale: clean, and JPEG of quality 60.
-fn validation(
+pub(super) fn validation(
     spec: &PairSpec,
-    held_out: &PhotoSet,
+    held_out: &Arc<PhotoSet>,
     stats: &LatentStats,
 ) -> Result<Vec<(&'static str, Batch)>> {
     let kinds = [
@@ -318,10 +318,13 @@ fn validation(
         let spec = PairSpec {
             batch: 64,
             native: 1.0,
-            degradation,
             ..spec.clone()
         };
-        Ok((name, spec.batch(held_out, stats, step_seed(0, 0))?))
+        let source = DamagedPhotos {
+            photos: held_out.clone(),
+            degradation,
+        };
+        Ok((name, spec.batch(&source, stats, step_seed(0, 0))?))
     };
     kinds.into_iter().map(batch).collect()
 }

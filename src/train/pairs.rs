@@ -1,5 +1,7 @@
 //! Training pairs: the whitened latent of the base, and the whitened residual to the truth.
 
+use std::sync::Arc;
+
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 
@@ -15,15 +17,60 @@ use crate::{
         resample::{Axis, Kernel, Options, Resampler},
     },
     nn::lite::{
-        LatentKind, LatentStats, StudentConfig,
+        LatentKind, LatentStats,
         latent::{Grid, chroma_slot, luma_slot, unshuffle},
     },
 };
 
-/// How pairs are made.
+/// Where pictures and their low-resolution versions come from.
+pub trait PairSource: Send + Sync {
+    /// A random picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, which covers
+    /// exactly the same place. Depends on the source and `rng` alone.
+    ///
+    /// # Errors
+    /// When the source has no picture of that size.
+    fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)>;
+
+    /// A number that changes with what the source is made of.
+    fn fingerprint(&self) -> u64;
+
+    /// The side of the low-resolution versions of a batch of pictures of side `side`: the upper end of `scales` with
+    /// probability `native`, else a scale from anywhere in the range. A source that has only some scales overrides this.
+    fn draw_small(&self, rng: &mut StdRng, side: usize, scales: [f64; 2], native: f64) -> usize {
+        let scale = if rng.random_bool(native) {
+            scales[1]
+        } else {
+            rng.random_range(scales[0]..=scales[1])
+        };
+        (side as f64 / scale).round() as usize
+    }
+}
+
+/// Photos that are damaged one by one.
+#[derive(Clone, Debug)]
+pub struct DamagedPhotos {
+    pub photos: Arc<PhotoSet>,
+    pub degradation: Degradation,
+}
+
+impl PairSource for DamagedPhotos {
+    fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)> {
+        let truth = self.photos.sample(rng, side, side)?;
+        let low = self.degradation.apply(&truth, small, small, rng)?;
+        Ok((truth, low))
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.photos.fingerprint()
+    }
+}
+
+/// How pairs become latents.
 #[derive(Clone, Debug)]
 pub struct PairSpec {
-    pub student: StudentConfig,
+    pub latent: LatentKind,
+    /// Output pixels a side in a grid cell.
+    pub r: usize,
     /// Side of a high-resolution patch in pixels, a multiple of `2 r`.
     pub patch: usize,
     /// Pairs in a batch.
@@ -32,7 +79,6 @@ pub struct PairSpec {
     pub scales: [f64; 2],
     /// Probability that a batch has the upper scale; else it is drawn uniformly from the range.
     pub native: f64,
-    pub degradation: Degradation,
 }
 
 /// A batch of pairs at one scale.
@@ -56,21 +102,16 @@ struct Planes {
 impl PairSpec {
     /// The grid of one patch.
     pub fn grid(&self) -> Grid {
-        Grid::new(self.student.latent, self.student.r, self.patch, self.patch)
+        Grid::new(self.latent, self.r, self.patch, self.patch)
     }
 
-    /// The batch that `seed` gives from `photos`.
+    /// The batch that `seed` gives from `source`.
     ///
     /// # Errors
-    /// When the patch is larger than the photos' shortest side.
-    pub fn batch(&self, photos: &PhotoSet, stats: &LatentStats, seed: u64) -> Result<Batch> {
+    /// When the source has no pictures of the patch's size.
+    pub fn batch(&self, source: &dyn PairSource, stats: &LatentStats, seed: u64) -> Result<Batch> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let drawn = if rng.random_bool(self.native) {
-            self.scales[1]
-        } else {
-            rng.random_range(self.scales[0]..=self.scales[1])
-        };
-        let small = (self.patch as f64 / drawn).round() as usize;
+        let small = source.draw_small(&mut rng, self.patch, self.scales, self.native);
         let grid = self.grid();
         let mut base = vec![0.0; self.batch * grid.len()];
         let mut residual = base.clone();
@@ -78,8 +119,7 @@ impl PairSpec {
             .chunks_mut(grid.len())
             .zip(residual.chunks_mut(grid.len()))
         {
-            let truth = photos.sample(&mut rng, self.patch, self.patch)?;
-            let low = self.degradation.apply(&truth, small, small, &mut rng)?;
+            let (truth, low) = source.pair(&mut rng, self.patch, small)?;
             self.pair(&truth, &low, stats, base, residual);
         }
         Ok(Batch {
@@ -125,7 +165,7 @@ impl PairSpec {
         let (kr, kg, kb) = Matrix::Bt709.luma_weights();
         let rgb = || r.iter().zip(g).zip(b);
         let luma: Vec<f32> = rgb().map(|((r, g), b)| kr * r + kg * g + kb * b).collect();
-        if self.student.latent == LatentKind::Luma {
+        if self.latent == LatentKind::Luma {
             return Planes {
                 luma,
                 chroma: [Vec::new(), Vec::new()],
@@ -141,9 +181,9 @@ impl PairSpec {
     }
 
     fn latent(&self, planes: &Planes, mean: &[f32], std: &[f32], out: &mut [f32]) {
-        let (r, grid) = (self.student.r, self.grid());
+        let (r, grid) = (self.r, self.grid());
         unshuffle(&planes.luma, self.patch, luma_slot(r), grid, mean, std, out);
-        if self.student.latent == LatentKind::Yuv {
+        if self.latent == LatentKind::Yuv {
             for (i, plane) in planes.chroma.iter().enumerate() {
                 let slot = chroma_slot(r, i);
                 unshuffle(plane, self.patch / 2, slot, grid, mean, std, out);
@@ -155,7 +195,7 @@ impl PairSpec {
     ///
     /// # Errors
     /// As [`Self::batch`].
-    pub fn measure(&self, photos: &PhotoSet, seed: u64, batches: u64) -> Result<LatentStats> {
+    pub fn measure(&self, source: &dyn PairSource, seed: u64, batches: u64) -> Result<LatentStats> {
         let channels = self.grid().channels;
         let plain = LatentStats {
             input_mean: vec![0.0; channels],
@@ -164,7 +204,7 @@ impl PairSpec {
         };
         let all = (0..batches)
             .into_par_iter()
-            .map(|i| self.batch(photos, &plain, step_seed(seed ^ STATISTICS, i)))
+            .map(|i| self.batch(source, &plain, step_seed(seed ^ STATISTICS, i)))
             .collect::<Result<Vec<_>>>()?;
         // Mean and standard deviation; the sums run in the order of the batches, whatever the threads.
         let moment = |values: &dyn Fn(&Batch) -> &[f32], channel: usize| {

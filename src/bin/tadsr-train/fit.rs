@@ -9,6 +9,7 @@ use tadsr::{
     train::{
         degrade::Degradation,
         fit::{Fit, Options},
+        pairs::DamagedPhotos,
     },
 };
 
@@ -161,9 +162,12 @@ pub fn run(args: Args) -> Result<()> {
         save_every: args.save_every,
         folder: &args.out,
     };
-    let photos = Arc::new(photos);
-    let mut fit = Fit::new(options, photos, &held_out, &args.out, args.resume, threads)?;
-    drop(held_out);
+    let source = Arc::new(DamagedPhotos {
+        photos: Arc::new(photos),
+        degradation: options.degradation.clone(),
+    });
+    let held_out = Arc::new(held_out);
+    let mut fit = Fit::new(options, source, held_out, &args.out, args.resume, threads)?;
     run::train(&mut fit, &plan, &stop)
 }
 
