@@ -1,13 +1,16 @@
 //! Speed of the whole engine, frame in to frame out, beside what the machine can do.
 //!
-//! `cargo bench --bench engine [-- --threads N] [--json]`. `benches/peers/engine.py` runs this, ONNX Runtime and
-//! OpenVINO in turn. A machine's noise only ever adds time, so the best of many runs is reported.
+//! `cargo bench --bench engine [-- --threads N] [--time SECONDS] [--case NAME] [--json]`. `benches/peers/engine.py` runs this, ONNX
+//! Runtime and OpenVINO in turn. A machine's noise only ever adds time, so the best of many runs is reported. With
+//! `--models DIR` the networks that are measured are written there and listed, and nothing else is done.
 //!
 //! GFLOP/s count two operations for each weight and cell of the direct convolutions, whatever the engine really
 //! multiplies: Winograd's algorithm does with a quarter of them, so the rate may exceed the machine's.
 
 use std::{
+    fs,
     hint::black_box,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -19,12 +22,11 @@ use tadsr::{
     nn::lite::{LatentStats, StudentConfig},
 };
 
-/// The best time of `f` over at least `TIME` and three runs, in seconds.
-fn best(mut f: impl FnMut()) -> f64 {
-    const TIME: Duration = Duration::from_millis(1500);
+/// The best time of `f` over at least `time` and three runs, in seconds.
+fn best(time: Duration, mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
-    while start.elapsed() < TIME || runs < 3 {
+    while start.elapsed() < time || runs < 3 {
         let run = Instant::now();
         f();
         best = best.min(run.elapsed());
@@ -114,7 +116,7 @@ impl Case {
     }
 
     /// Seconds for a frame, with the network and without (bicubic interpolation only).
-    fn run(&self) -> tadsr::Result<(f64, f64)> {
+    fn run(&self, time: Duration) -> tadsr::Result<(f64, f64)> {
         let (src, dst) = self.infos();
         let mut frame = Frame::new(src)?;
         for plane in 0..src.format.planes() {
@@ -127,26 +129,26 @@ impl Case {
         }
         let mut out = Frame::new(dst)?;
         let mut engine = Engine::new(&model(self.student), src, dst)?;
-        let mut time = |strength| {
-            best(|| {
+        let mut seconds = |strength| {
+            best(time, || {
                 let ran = engine.run(&frame.as_ref(), &mut out.as_mut(), strength);
                 ran.expect("the engine is for these frames");
             })
         };
-        Ok((time(1.0), time(0.0)))
+        Ok((seconds(1.0), seconds(0.0)))
     }
 }
 
 /// GFLOP/s of fused multiply-adds on all threads, and GB/s of a sum of two arrays far larger than the caches (the
 /// bytes read and written).
-fn machine(threads: usize) -> (f64, f64) {
+fn machine(threads: usize, time: Duration) -> (f64, f64) {
     const RUNS: usize = 1 << 18;
     let chains = || (0..threads).into_par_iter().map(|_| peak::chain(RUNS));
-    let flop = best(|| _ = black_box(chains().sum::<f32>()));
+    let flop = best(time, || _ = black_box(chains().sum::<f32>()));
     let len = 1 << 24;
     let (a, b, mut c) = (vec![1.0f32; len], vec![2.0f32; len], vec![0.0f32; len]);
     let part = len / threads;
-    let bytes = best(|| {
+    let bytes = best(time, || {
         let rows = c
             .par_chunks_mut(part)
             .zip(a.par_chunks(part))
@@ -236,16 +238,52 @@ mod peak {
     }
 }
 
+impl Case {
+    fn name(&self) -> String {
+        let ((w, h), (dw, dh)) = (self.from, self.to);
+        format!("{} {w}x{h} to {dw}x{dh}", self.name)
+    }
+
+    /// Writes the case's model to `folder`; what a peer has to know of it.
+    fn write(&self, folder: &Path) -> tadsr::Result<serde_json::Value> {
+        let (model, r) = (model(self.student), self.student.r);
+        let path = folder
+            .join(self.name.replace(' ', "-"))
+            .with_extension("safetensors");
+        let written = fs::write(&path, model.to_bytes(false)?);
+        written.map_err(|cause| tadsr::Error::Io {
+            path: path.clone(),
+            cause,
+        })?;
+        Ok(serde_json::json!({
+            "name": self.name(),
+            "model": path,
+            "scale": self.to.0 as f64 / self.from.0 as f64,
+            "latent": [1, self.student.latent.channels(r), self.to.1.div_ceil(r), self.to.0.div_ceil(r)],
+        }))
+    }
+}
+
 fn main() -> tadsr::Result<()> {
     let args: Vec<String> = std::env::args().collect();
-    let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
-    let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
+    let option = |name: &str| args.iter().skip_while(|a| *a != name).nth(1);
+    if let Some(folder) = option("--models") {
+        let cases = cases().map(|case| case.write(Path::new(folder)));
+        let cases = cases.into_iter().collect::<tadsr::Result<Vec<_>>>()?;
+        println!("{}", serde_json::json!({ "cases": cases }));
+        return Ok(());
+    }
+    let threads = option("--threads")
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(1);
+    let time = option("--time").and_then(|n| n.parse().ok()).unwrap_or(1.5);
+    let time = Duration::from_secs_f64(time);
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
         .expect("the first pool of the process");
     let json = args.iter().any(|a| a == "--json");
-    let (flops, bandwidth) = machine(threads);
+    let (flops, bandwidth) = machine(threads, time);
     let mut rows = Vec::new();
     if !json {
         println!(
@@ -253,36 +291,34 @@ fn main() -> tadsr::Result<()> {
         );
         println!(
             "{:34} {:>9} {:>7} {:>9} {:>9} {:>8}",
-            "", "ms", "fps", "bicubic", "GFLOP/s", "of peak"
+            "", "frame", "fps", "bicubic", "GFLOP/s", "of peak"
         );
     }
-    for case in cases() {
-        let (seconds, base) = case.run()?;
-        let name = format!(
-            "{} {}x{} to {}x{}",
-            case.name, case.from.0, case.from.1, case.to.0, case.to.1
-        );
+    let wanted =
+        |case: &Case| option("--case").is_none_or(|name| case.name().contains(name.as_str()));
+    for case in cases().into_iter().filter(wanted) {
+        let (seconds, base) = case.run(time)?;
+        let rate = case.flop() / seconds / 1e9;
         if !json {
             println!(
-                "{name:34} {:6.2} ms {:7.1} {:6.2} ms {:9.1} {:6.0} %   {:.1} MB a frame, {:.2} GB/s",
+                "{:34} {:6.2} ms {:7.1} {:6.2} ms {rate:9.1} {:6.0} %   {:.1} MB in and out, {:.2} GB/s",
+                case.name(),
                 seconds * 1e3,
                 1.0 / seconds,
                 base * 1e3,
-                case.flop() / seconds / 1e9,
-                100.0 * case.flop() / seconds / 1e9 / flops,
+                100.0 * rate / flops,
                 case.bytes() / 1e6,
                 case.bytes() / seconds / 1e9,
             );
         }
         rows.push(serde_json::json!({
-            "name": name, "ms": seconds * 1e3, "bicubic_ms": base * 1e3, "flop": case.flop(), "bytes": case.bytes(),
+            "name": case.name(), "precision": "f32", "ms": seconds * 1e3, "bicubic_ms": base * 1e3,
+            "flop": case.flop(), "bytes": case.bytes(),
         }));
     }
     if json {
-        println!(
-            "{}",
-            serde_json::json!({"threads": threads, "gflops": flops, "gbs": bandwidth, "rows": rows})
-        );
+        let report = serde_json::json!({"threads": threads, "gflops": flops, "gbs": bandwidth, "rows": rows});
+        println!("{report}");
     }
     Ok(())
 }

@@ -301,6 +301,32 @@ impl Axis {
         }
     }
 
+    /// The axis of outputs `outputs` alone, and the source samples that are then its source.
+    fn part(&self, outputs: Rows<usize>) -> (Self, Rows<usize>) {
+        let mut source = self.source_of(outputs.clone());
+        let phases = self.phases.as_ref().and_then(|p| p.part(outputs.clone()));
+        if let Some(phases) = &phases {
+            // A window may reach further than the taps.
+            source.start = source.start.min(phases.source);
+            source.end = source.end.max(phases.source + phases.periods - 1 + WINDOW);
+        }
+        let starts = &self.starts[outputs.clone()];
+        let weights = &self.weights[outputs.start * self.taps..outputs.end * self.taps];
+        let part = Self {
+            src_len: source.len(),
+            taps: self.taps,
+            starts: starts.iter().map(|s| s - source.start as u32).collect(),
+            weights: weights.to_vec(),
+            identity: false,
+            phases: phases.map(|p| Phases {
+                output: p.output - outputs.start,
+                source: p.source - source.start,
+                ..p
+            }),
+        };
+        (part, source)
+    }
+
     fn start(&self, j: usize) -> usize {
         self.starts[j] as usize
     }
@@ -352,6 +378,25 @@ impl Phases {
             source,
             periods: end - first,
             weights: weights.collect(),
+        })
+    }
+}
+
+impl Phases {
+    /// The periods that lie in `outputs` as a whole, if there are any.
+    fn part(&self, outputs: Rows<usize>) -> Option<Self> {
+        let count = self.weights.len();
+        let skipped = outputs.start.saturating_sub(self.output).div_ceil(count);
+        let end = outputs.end.saturating_sub(self.output) / count;
+        let periods = end
+            .min(self.periods)
+            .checked_sub(skipped)
+            .filter(|&p| p > 0)?;
+        Some(Self {
+            output: self.output + skipped * count,
+            source: self.source + skipped,
+            periods,
+            weights: self.weights.clone(),
         })
     }
 }
@@ -542,6 +587,86 @@ impl Resampler {
             }
             horizontal.run_rows(level, block, dst, scratch);
         }
+    }
+}
+
+/// Some columns of a plane, resampled row by row from top to bottom: the same values as [`Resampler::run`] gives when
+/// it works along the rows first.
+pub(crate) struct Stream {
+    horizontal: Axis,
+    vertical: Axis,
+    /// The source's columns that the output's columns weigh.
+    columns: Rows<usize>,
+    /// As many source rows as the horizontal kernel likes to do at once, and what it needs for them.
+    source: Vec<f32>,
+    scratch: Vec<f32>,
+    /// The latest source rows, horizontally resampled: row i at i modulo `capacity`, the first of them again behind the
+    /// last, so that the rows that an output weighs are always neighbours.
+    kept: Vec<f32>,
+    capacity: usize,
+    /// Source rows read so far.
+    read: usize,
+}
+
+impl Stream {
+    /// Output columns `columns` of the planes that `resampler` makes.
+    pub(crate) fn new(resampler: &Resampler, columns: Rows<usize>) -> Self {
+        let (horizontal, source) = resampler.horizontal.part(columns);
+        let vertical = resampler.vertical.clone();
+        let (taps, at_once) = (vertical.taps, horizontal.rows_at_once());
+        let capacity = (taps + at_once).next_multiple_of(at_once);
+        Self {
+            source: vec![0.0; at_once * source.len()],
+            scratch: vec![0.0; horizontal.scratch_len()],
+            kept: vec![0.0; (capacity + taps) * horizontal.dst_len()],
+            capacity,
+            columns: source,
+            horizontal,
+            vertical,
+            read: 0,
+        }
+    }
+
+    /// Goes back to the top.
+    pub(crate) fn restart(&mut self) {
+        self.read = 0;
+    }
+
+    /// Writes output row `y`, not above the last one since the top. `read` gives the asked columns of a source row.
+    ///
+    /// # Panics
+    /// When there is no such row or `dst` is not as long as the columns.
+    pub(crate) fn row(
+        &mut self,
+        y: usize,
+        dst: &mut [f32],
+        read: impl Fn(usize, Rows<usize>, &mut [f32]),
+    ) {
+        let level = Level::best();
+        let (width, taps) = (self.horizontal.dst_len(), self.vertical.taps);
+        let first = self.vertical.start(y);
+        let at_once = self.horizontal.rows_at_once();
+        while self.read < first + taps {
+            // Where rows are left out, batches still begin at multiples: they never turn around in the buffer.
+            let from = self.read.max(first / at_once * at_once);
+            let to = (from + at_once).min(self.vertical.src_len());
+            let source = &mut self.source[..(to - from) * self.columns.len()];
+            let rows = source.chunks_exact_mut(self.columns.len());
+            rows.zip(from..)
+                .for_each(|(row, i)| read(i, self.columns.clone(), row));
+            let slot = from % self.capacity;
+            let kept = &mut self.kept[slot * width..][..(to - from) * width];
+            self.horizontal
+                .run_rows(level, source, kept, &mut self.scratch);
+            let again = (slot + to - from).min(taps);
+            if slot < again {
+                let behind = (self.capacity + slot) * width;
+                self.kept.copy_within(slot * width..again * width, behind);
+            }
+            self.read = to;
+        }
+        let rows = &self.kept[first % self.capacity * width..];
+        combine_rows(level, dst, rows, width, self.vertical.weights(y));
     }
 }
 
@@ -1008,6 +1133,45 @@ mod tests {
                         (got - expected).abs() < 2e-6,
                         "{from:?}->{to:?} at {x},{y}: {got} {expected}"
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_of_some_columns_gives_the_same_bits_as_the_whole() {
+        for (from, to) in [
+            ((40, 30), (80, 60)),
+            ((40, 30), (67, 41)),
+            ((31, 9), (124, 36)),
+            ((50, 40), (50, 80)),
+            ((23, 50), (40, 17)),
+        ] {
+            for kernel in [Kernel::Bicubic, Kernel::Lanczos3] {
+                let mut resampler = Resampler::new(
+                    Axis::new(from.0, to.0, kernel, PLAIN),
+                    Axis::new(from.1, to.1, kernel, PLAIN),
+                );
+                resampler.horizontal_first = true;
+                let src = noise(from.0 * from.1);
+                let mut whole = vec![f32::NAN; to.0 * to.1];
+                resampler.run(&src, &mut whole);
+                for columns in [0..to.0, 0..1, 3..30, 17..40] {
+                    let mut stream = Stream::new(&resampler, columns.clone());
+                    for step in [1, 3] {
+                        stream.restart();
+                        for y in (0..to.1).step_by(step) {
+                            let mut row = vec![f32::NAN; columns.len()];
+                            stream.row(y, &mut row, |y, x, row| {
+                                row.copy_from_slice(&src[y * from.0..][x]);
+                            });
+                            let want = &whole[y * to.0..][columns.clone()];
+                            assert!(
+                                row == want,
+                                "{from:?}->{to:?} {kernel:?} {columns:?} row {y}"
+                            );
+                        }
+                    }
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! u = 2^(b-8): limited-range luma, R, G, B is (code - 16u) / 219u and chroma (code - 128u) / 224u; full-range
 //! luma is code / (2^b - 1) and chroma (code - 2^(b-1)) / (2^b - 1). Alpha is always full range.
 
+use std::{marker::PhantomData, ops::Range as Span};
+
 use rayon::prelude::*;
 
 use super::{
@@ -80,6 +82,98 @@ impl<'a> FrameMut<'a> {
                 .for_each(write_band);
         }
         Ok(())
+    }
+}
+
+/// One component of a frame that is read, row by row.
+pub(crate) struct Source<'a> {
+    data: &'a [u8],
+    stride: usize,
+    access: Access,
+    level: Level,
+}
+
+impl<'a> Source<'a> {
+    /// # Errors
+    /// [`Error::Frame`] when the format lacks the component.
+    pub(crate) fn new(frame: &FrameRef<'a>, component: Component) -> Result<Self> {
+        let access = Access::new(&frame.info, component)?;
+        let plane = frame.planes[access.plane];
+        Ok(Self {
+            data: plane.data,
+            stride: plane.stride,
+            access,
+            level: Level::best(),
+        })
+    }
+
+    /// Reads the samples `x` of row `y`.
+    ///
+    /// # Panics
+    /// When they lie outside of the component, or `dst` has another length.
+    pub(crate) fn read(&self, y: usize, x: Span<usize>, dst: &mut [f32]) {
+        let step = self.access.field.step;
+        assert!(
+            x.end <= self.access.width && x.len() == dst.len(),
+            "samples {x:?}"
+        );
+        let row = &self.data[y * self.stride..][x.start * step..x.end * step];
+        get(self.level, dst, row, self.access.field, self.access.quant);
+    }
+}
+
+/// One component of a frame that several threads write, each its own samples.
+pub(crate) struct Sink<'a> {
+    data: *mut u8,
+    len: usize,
+    stride: usize,
+    access: Access,
+    level: Level,
+    frame: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: `write` asks its callers not to meet.
+unsafe impl Sync for Sink<'_> {}
+
+impl<'a> Sink<'a> {
+    /// The sinks of the components of `frame`, in its format's order.
+    pub(crate) fn all(frame: &'a mut FrameMut) -> [Option<Self>; 4] {
+        let mut sinks = [const { None }; 4];
+        let components = frame.info.format.components();
+        for (sink, layout) in sinks.iter_mut().zip(components) {
+            let plane = &mut frame.planes[layout.plane];
+            *sink = Access::new(&frame.info, layout.component)
+                .ok()
+                .map(|access| Self {
+                    data: plane.data.as_mut_ptr(),
+                    len: plane.data.len(),
+                    stride: plane.stride,
+                    access,
+                    level: Level::best(),
+                    frame: PhantomData,
+                });
+        }
+        sinks
+    }
+
+    /// Writes the samples of row `y` from column `x` on, as [`FrameMut::write`] does.
+    ///
+    /// # Safety
+    /// No other thread meanwhile writes the same columns of this row, be it of another component in the same plane.
+    ///
+    /// # Panics
+    /// When they lie outside of the component.
+    pub(crate) unsafe fn write(&self, y: usize, x: usize, src: &[f32]) {
+        let (step, width) = (self.access.field.step, self.access.width);
+        assert!(
+            x <= width && src.len() <= width - x && y < self.access.height,
+            "row {y} from {x}"
+        );
+        let (start, len) = (y * self.stride + x * step, src.len() * step);
+        assert!(start + len <= self.len, "row {y} from {x}");
+        // SAFETY: the bytes lie in the plane, as just checked, and are this caller's alone.
+        let row = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) };
+        put(self.level, row, src, self.access.field, self.access.quant);
     }
 }
 

@@ -28,6 +28,7 @@ struct Progress {
 }
 
 /// The progress of all blocks.
+#[derive(Default)]
 pub(super) struct Crew {
     blocks: Vec<Progress>,
     failed: AtomicBool,

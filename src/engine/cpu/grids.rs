@@ -35,7 +35,7 @@ impl<'a> Grids<'a> {
 }
 
 impl Ends for Grids<'_> {
-    fn latent(&self, _block: usize, y: isize, x: Range<isize>, out: &mut [f32]) {
+    fn latent(&self, _block: usize, y: isize, x: Range<isize>, out: &mut [f32], step: usize) {
         let Grid {
             width,
             height,
@@ -45,8 +45,8 @@ impl Ends for Grids<'_> {
         let inside =
             |at: isize, len: usize| (at + margin as isize).clamp(0, len as isize - 1) as usize;
         let row = &self.latent[inside(y, height) * width * channels..][..width * channels];
-        for (x, cell) in x.zip(out.chunks_exact_mut(channels)) {
-            cell.copy_from_slice(&row[inside(x, width) * channels..][..channels]);
+        for (x, cell) in x.zip(out.chunks_exact_mut(step)) {
+            cell[..channels].copy_from_slice(&row[inside(x, width) * channels..][..channels]);
         }
     }
 

@@ -1,13 +1,14 @@
 //! A student's layers, fused over bands of rows and spread over blocks of columns.
 
 use std::{
+    mem,
     ops::Range,
     sync::{Mutex, PoisonError},
 };
 
 use super::{
     crew::Crew,
-    program::{Op, Program, Slot, reach},
+    program::{Op, Program, Slot, pool, reach},
 };
 use crate::{
     Error, Result,
@@ -39,8 +40,9 @@ pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
 /// What a network reads and what becomes of what it computes, row by row. Blocks work side by side, each on columns
 /// of its own and from top to bottom.
 pub(super) trait Ends: Sync {
-    /// Writes the cells `x` of row `y` of the whitened latent, which may lie outside of the frame, channels dense.
-    fn latent(&self, block: usize, y: isize, x: Range<isize>, out: &mut [f32]);
+    /// Writes the cells `x` of row `y` of the whitened latent, which may lie outside of the frame, `step` floats from one
+    /// to the next.
+    fn latent(&self, block: usize, y: isize, x: Range<isize>, out: &mut [f32], step: usize);
 
     /// Takes the cells `x` of row `y` of the whitened residual, channels dense. All latent rows up to `y` and as many
     /// more as there are layers have been asked for by then.
@@ -58,20 +60,38 @@ pub(super) struct Network {
     channels: usize,
     /// Cells in a row buffer to the left of the frame.
     left: usize,
-    /// Floats in a row buffer.
-    row: usize,
-    rows: Vec<f32>,
+    /// Row buffers of the latent and of the feature maps.
+    rows: [Rows; 2],
     crew: Crew,
     /// First column of each block, and the end of the last.
     cuts: Vec<usize>,
     scratch: Vec<Mutex<Scratch>>,
 }
 
+/// Row buffers one after the other.
+struct Rows {
+    /// Floats from one pixel to the next.
+    step: usize,
+    /// Floats in a buffer.
+    len: usize,
+    values: Vec<f32>,
+}
+
+impl Rows {
+    /// Of `cells` pixels each.
+    fn new(count: usize, cells: usize, step: usize) -> Result<Self> {
+        // An odd number of cache lines: neighbouring rows fall into different sets of the cache.
+        let len = 16 * ((cells * step).div_ceil(16) | 1);
+        let values = zeros(count * len)?;
+        Ok(Self { step, len, values })
+    }
+}
+
 /// What a block needs for a step.
 #[derive(Default)]
 struct Scratch {
-    /// One row of the latent, or four of the residual.
-    cells: Vec<f32>,
+    /// Rows of the residual.
+    residual: Vec<f32>,
     winograd: Vec<f32>,
 }
 
@@ -97,27 +117,24 @@ impl Network {
         let margin = reach(layers.len(), 0).next_multiple_of(TILE);
         let left = margin + 1;
         let cells = left + width.next_multiple_of(TILE) + margin + 1;
-        let step = layers.iter().map(Winograd::input_step).max().unwrap_or(0);
-        // An odd number of cache lines: neighbouring rows fall into different sets of the cache.
-        let row = 16 * ((cells * step).div_ceil(16) | 1);
+        let steps = [layers[0].input_step(), layers[0].output_step()];
+        let rows = |i: usize| Rows::new(program.slots[i], cells, steps[i]);
         Ok(Self {
-            rows: zeros(row * program.slots)?,
+            rows: [rows(0)?, rows(1)?],
             layers,
             program,
             width,
             height,
             channels: student.latent.channels(student.r),
             left,
-            row,
             crew: Crew::new(0),
             cuts: Vec::new(),
             scratch: Vec::new(),
         })
     }
 
-    /// The blocks of columns that the frame is divided into, each given by its first column and its end: one for each
-    /// thread of the current rayon pool.
-    pub fn divide(&mut self) -> &[usize] {
+    /// Divides the frame into blocks of columns, one for each thread of the current rayon pool; their number.
+    pub fn divide(&mut self) -> usize {
         let tiles = self.width.div_ceil(TILE);
         let blocks = rayon::current_num_threads().min(tiles / LEAST_TILES).max(1);
         if self.crew.blocks() != blocks {
@@ -126,46 +143,72 @@ impl Network {
             let cut = |i: usize| (TILE * (i * tiles / blocks)).min(self.width);
             self.cuts = (0..=blocks).map(cut).collect();
         }
-        &self.cuts
+        blocks
+    }
+
+    /// The frame's columns that are a block's.
+    pub fn cells(&self, block: usize) -> Range<usize> {
+        self.cuts[block]..self.cuts[block + 1]
+    }
+
+    /// The columns of the latent that are a block's: those and the margin beside them.
+    pub fn latent_cells(&self, block: usize) -> Range<isize> {
+        self.columns(0, block)
+    }
+
+    /// Rows from the top one that waits for its residual to the last one of the latent that has been asked for.
+    pub fn rows_in_flight(&self) -> usize {
+        reach(self.layers.len(), 0) + 2 * TILE
     }
 
     /// Runs the network from `ends` to `ends` on the blocks of the last [`Self::divide`].
     pub fn run(&mut self, ends: &impl Ends) {
+        let rows = self.rows.each_mut();
+        let rows = rows.map(|rows| (rows.values.as_mut_ptr(), rows.step, rows.len));
+        let mut crew = mem::take(&mut self.crew);
         let frame = Frame {
-            layers: &self.layers,
-            program: &self.program,
-            width: self.width,
-            height: self.height,
-            channels: self.channels,
-            left: self.left,
-            row: self.row,
-            rows: self.rows.as_mut_ptr(),
-            cuts: &self.cuts,
+            network: self,
+            rows,
         };
-        let scratch = &self.scratch;
-        self.crew.run(self.program.steps.len(), |block, step| {
+        let program = &frame.network.program;
+        crew.run(program.steps.len(), |block, step| {
             // What a panic left behind is overwritten.
-            let mut scratch = scratch[block]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            for op in &frame.program.ops[frame.program.steps[step].clone()] {
-                frame.step(op, block, ends, &mut scratch);
+            let scratch = frame.network.scratch[block].lock();
+            let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
+            for op in &program.ops[program.steps[step].clone()] {
+                frame.step(op, block, ends, scratch);
             }
         });
+        self.crew = crew;
+    }
+
+    /// Calls `work(block, y, columns)` for each row of each block, without running the network.
+    pub fn skip(&mut self, work: impl Fn(usize, usize, Range<usize>) + Sync) {
+        let cuts = &self.cuts;
+        let row = |block: usize, y| work(block, y, cuts[block]..cuts[block + 1]);
+        self.crew.run(self.height, row);
+    }
+
+    /// The columns of a stage that a block computes: whole tiles.
+    fn columns(&self, stage: usize, block: usize) -> Range<isize> {
+        let margin = reach(self.layers.len(), stage).next_multiple_of(TILE) as isize;
+        let start = match block {
+            0 => -margin,
+            _ => self.cuts[block] as isize,
+        };
+        let end = match block + 2 == self.cuts.len() {
+            true => self.width.next_multiple_of(TILE) as isize + margin,
+            false => self.cuts[block + 1] as isize,
+        };
+        start..end
     }
 }
 
 /// One run.
 struct Frame<'a> {
-    layers: &'a [Winograd],
-    program: &'a Program,
-    width: usize,
-    height: usize,
-    channels: usize,
-    left: usize,
-    row: usize,
-    rows: *mut f32,
-    cuts: &'a [usize],
+    network: &'a Network,
+    /// Of either pool: pointer, floats from pixel to pixel and from buffer to buffer.
+    rows: [(*mut f32, usize, usize); 2],
 }
 
 // SAFETY: blocks write disjoint columns of the rows, and read columns of their neighbours that no one writes meanwhile:
@@ -174,113 +217,83 @@ unsafe impl Sync for Frame<'_> {}
 
 impl Frame<'_> {
     fn step(&self, op: &Op, block: usize, ends: &impl Ends, scratch: &mut Scratch) {
-        let x = self.columns(op.stage, block);
-        let Some(layer) = op.stage.checked_sub(1).map(|i| &self.layers[i]) else {
-            return self.latent(op, block, x, ends, scratch);
+        let x = self.network.columns(op.stage, block);
+        let Some(layer) = op.stage.checked_sub(1).map(|i| &self.network.layers[i]) else {
+            return self.latent(op, block, x, ends);
         };
-        let (step, out_step) = (layer.input_step(), layer.output_step());
         let tiles = x.len() / TILE;
         let around = x.start - 1..x.end + 1;
         // SAFETY: nothing writes these columns of these rows during this step.
         let input = op
             .input
-            .map(|slot| unsafe { self.cells(slot, around.clone(), step) });
-        if op.stage < self.layers.len() {
+            .map(|slot| unsafe { self.cells(op.stage - 1, slot, around.clone()) });
+        if op.stage < self.network.layers.len() {
             // SAFETY: as above.
-            let row = |slot| unsafe { self.cells(slot, x.clone(), out_step) };
+            let skip = |slot| unsafe { self.cells(op.stage, slot, x.clone()) };
+            // SAFETY: only this block writes these columns, and nothing reads them during this step.
+            let output = |slot| unsafe { self.cells_mut(op.stage, slot, x.clone()) };
             let band = Band {
                 input,
-                skip: op.skip.map(|slots| slots.map(row)),
-                // SAFETY: only this block writes these columns, and nothing reads them during this step.
-                output: op
-                    .output
-                    .map(|slot| unsafe { self.cells_mut(slot, x.clone(), out_step) }),
-                out_step,
+                skip: op.skip.map(|slots| slots.map(skip)),
+                output: op.output.map(output),
+                out_step: layer.output_step(),
                 tiles,
             };
             layer.run(band, &mut scratch.winograd);
-            return self.clear_ends(op, block, &x, out_step);
+            return self.clear_ends(op, block, &x);
         }
-        let len = x.len() * self.channels;
-        scratch.cells.resize(TILE * len, 0.0);
-        let mut rows = scratch.cells.chunks_exact_mut(len.max(1));
+        let len = x.len() * self.network.channels;
+        scratch.residual.resize(TILE * len, 0.0);
+        let mut rows = scratch.residual.chunks_exact_mut(len.max(1));
         let mut row = || rows.next().unwrap_or_default();
         let band = Band {
             input,
             skip: None,
             output: [row(), row(), row(), row()],
-            out_step: self.channels,
+            out_step: self.network.channels,
             tiles,
         };
         layer.run(band, &mut scratch.winograd);
-        let x = x.start as usize..self.width.min(x.end as usize);
-        for (y, row) in (op.y as usize..self.height).zip(scratch.cells.chunks_exact(len.max(1))) {
-            ends.residual(block, y, x.clone(), &row[..x.len() * self.channels]);
+        let x = x.start as usize..self.network.width.min(x.end as usize);
+        for (y, row) in
+            (op.y as usize..self.network.height).zip(scratch.residual.chunks_exact(len.max(1)))
+        {
+            ends.residual(block, y, x.clone(), &row[..x.len() * self.network.channels]);
         }
     }
 
-    fn latent(
-        &self,
-        op: &Op,
-        block: usize,
-        x: Range<isize>,
-        ends: &impl Ends,
-        scratch: &mut Scratch,
-    ) {
-        let step = self.layers[0].input_step();
-        scratch.cells.resize(x.len() * self.channels, 0.0);
+    fn latent(&self, op: &Op, block: usize, x: Range<isize>, ends: &impl Ends) {
         for (y, &slot) in (op.y..).zip(&op.output) {
-            ends.latent(block, y, x.clone(), &mut scratch.cells);
             // SAFETY: only this block writes these columns, and nothing reads them during this step.
-            let row = unsafe { self.cells_mut(slot, x.clone(), step) };
-            let cells = scratch.cells.chunks_exact(self.channels);
-            for (to, from) in row.chunks_exact_mut(step).zip(cells) {
-                to[..self.channels].copy_from_slice(from);
-            }
+            let row = unsafe { self.cells_mut(0, slot, x.clone()) };
+            ends.latent(block, y, x.clone(), row, self.rows[0].1);
         }
-        self.clear_ends(op, block, &x, step);
-    }
-
-    /// The columns of a stage that a block computes: whole tiles.
-    fn columns(&self, stage: usize, block: usize) -> Range<isize> {
-        let margin = reach(self.layers.len(), stage).next_multiple_of(TILE) as isize;
-        let (first, last) = (block == 0, block + 2 == self.cuts.len());
-        let start = if first {
-            -margin
-        } else {
-            self.cuts[block] as isize
-        };
-        let end = match last {
-            true => self.width.next_multiple_of(TILE) as isize + margin,
-            false => self.cuts[block + 1] as isize,
-        };
-        start..end
+        self.clear_ends(op, block, &x);
     }
 
     /// Zeros beside the first and the last column that are computed: the next layer's tiles reach one column further,
     /// and though no needed output depends on it, what is left there from other rows would change the last bit.
-    fn clear_ends(&self, op: &Op, block: usize, x: &Range<isize>, step: usize) {
+    fn clear_ends(&self, op: &Op, block: usize, x: &Range<isize>) {
         for slot in op.output {
             if block == 0 {
                 // SAFETY: this column is the first block's.
-                unsafe { self.cells_mut(slot, x.start - 1..x.start, step) }.fill(0.0);
+                unsafe { self.cells_mut(op.stage, slot, x.start - 1..x.start) }.fill(0.0);
             }
-            if block + 2 == self.cuts.len() {
+            if block + 2 == self.network.cuts.len() {
                 // SAFETY: this column is the last block's.
-                unsafe { self.cells_mut(slot, x.end..x.end + 1, step) }.fill(0.0);
+                unsafe { self.cells_mut(op.stage, slot, x.end..x.end + 1) }.fill(0.0);
             }
         }
     }
 
-    /// The columns `x` of a row of pixels of `step` floats.
+    /// The columns `x` of a row of a stage.
     ///
     /// # Safety
     /// Nothing writes them while they are in use.
-    unsafe fn cells(&self, slot: Slot, x: Range<isize>, step: usize) -> &[f32] {
-        // SAFETY: see `offset`.
-        unsafe {
-            std::slice::from_raw_parts(self.rows.add(self.offset(slot, &x, step)), x.len() * step)
-        }
+    unsafe fn cells(&self, stage: usize, slot: Slot, x: Range<isize>) -> &[f32] {
+        let (start, len) = self.place(stage, slot, x);
+        // SAFETY: by the caller's promise.
+        unsafe { std::slice::from_raw_parts(start, len) }
     }
 
     /// As [`Self::cells`], to be written.
@@ -288,22 +301,29 @@ impl Frame<'_> {
     /// # Safety
     /// Nothing else reads or writes them while they are in use.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn cells_mut(&self, slot: Slot, x: Range<isize>, step: usize) -> &mut [f32] {
-        // SAFETY: see `offset`.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.rows.add(self.offset(slot, &x, step)),
-                x.len() * step,
-            )
-        }
+    unsafe fn cells_mut(&self, stage: usize, slot: Slot, x: Range<isize>) -> &mut [f32] {
+        let (start, len) = self.place(stage, slot, x);
+        // SAFETY: by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 
-    /// Where the columns `x` of a row begin; they lie in the row's buffer.
-    fn offset(&self, slot: Slot, x: &Range<isize>, step: usize) -> usize {
-        let start = (x.start + self.left as isize) as usize * step;
-        assert!(x.start + self.left as isize >= 0 && start + x.len() * step <= self.row);
-        assert!(usize::from(slot) < self.program.slots);
-        usize::from(slot) * self.row + start
+    /// Where the columns `x` of a row begin, and how many floats they are: all in the row's buffer.
+    fn place(&self, stage: usize, slot: Slot, x: Range<isize>) -> (*mut f32, usize) {
+        let (rows, step, row) = self.rows[pool(stage)];
+        let (first, len) = (
+            (x.start + self.network.left as isize) as usize * step,
+            x.len() * step,
+        );
+        assert!(
+            x.start + self.network.left as isize >= 0 && first + len <= row,
+            "columns {x:?}"
+        );
+        assert!(
+            usize::from(slot) < self.network.program.slots[pool(stage)],
+            "row {slot}"
+        );
+        // SAFETY: inside of the allocation, as just checked.
+        (unsafe { rows.add(usize::from(slot) * row + first) }, len)
     }
 }
 
@@ -312,66 +332,127 @@ mod tests {
     use super::{super::grids::Grids, *};
     use crate::{
         model::{Layer, Metadata},
-        nn::lite::{LatentStats, StudentConfig, latent::Grid},
+        nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig, latent::Grid},
+        ops::{
+            Activation,
+            cpu::conv::{ConvShape, reference},
+        },
     };
-    use candle_core::{Device, Tensor};
+    use proptest::prelude::*;
+
+    fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
+        };
+        (0..len).map(|_| next()).collect()
+    }
 
     /// A model of `student` with weights that keep the signal's size.
-    fn model(student: StudentConfig) -> LiteModel {
-        let mut state = 1u32;
-        let mut values = |n: usize, size: f32| -> Vec<f32> {
-            let mut next = || {
-                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-                ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
-            };
-            (0..n).map(|_| next()).collect()
-        };
+    fn model(student: StudentConfig, seed: u32) -> LiteModel {
+        let layers = student.layers().into_iter().enumerate();
+        let layers = layers.map(|(i, spec)| {
+            let seed = seed.wrapping_add(3 * i as u32);
+            Layer {
+                weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
+                bias: values(spec.co, 0.1, seed + 1),
+                scale: values(spec.co * 2, 0.1, seed + 2),
+                spec,
+            }
+        });
         LiteModel {
             metadata: Metadata::lite("test", student, [1.0, 4.0]),
             stats: LatentStats::nominal(student.latent, student.r),
-            layers: student
-                .layers()
-                .into_iter()
-                .map(|spec| Layer {
-                    weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt()),
-                    bias: values(spec.co, 0.1),
-                    scale: values(spec.co * 2, 0.1),
-                    spec,
-                })
-                .collect(),
+            layers: layers.collect(),
         }
     }
 
-    #[test]
-    fn the_plan_computes_what_the_trained_network_does() {
-        for (student, scale, width, height) in [
-            (StudentConfig::tiny(2), 1.5, 13, 9),
-            (StudentConfig::tiny(4), 3.0, 37, 21),
-            (StudentConfig::small(), 4.0, 24, 16),
-        ] {
-            let model = model(student);
-            let cells = Grid {
-                width,
-                height,
-                channels: student.latent.channels(student.r),
-                margin: 0,
+    /// The layers one after the other on the whole grid, by the formula.
+    fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f32> {
+        let (mut x, mut kept) = (z.to_vec(), Vec::new());
+        for layer in &model.layers {
+            let spec = &layer.spec;
+            let shape = ConvShape {
+                n: 1,
+                h: grid.height,
+                w: grid.width,
+                ci: spec.ci,
+                co: spec.co,
+                kh: 3,
+                kw: 3,
+                stride: 1,
+                pad: 1,
             };
-            let grid = cells.with_margin(student.layers().len());
-            let z: Vec<f32> = (0..grid.len()).map(|i| (i as f32 * 0.7).sin()).collect();
-            let mut network = Network::new(&model, scale, width, height).unwrap();
-            let mut ours = vec![f32::NAN; cells.len()];
+            let activation = match spec.activated {
+                Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
+                Activated::No => Activation::None,
+            };
+            let bias = layer.bias_at(scale, model.metadata.student.r);
+            let mut y = reference(&shape, &x, &layer.weight, Some(&bias), activation);
+            match spec.role {
+                Role::Chain => {}
+                Role::PairFirst => kept.clone_from(&x),
+                Role::PairSecond => y.iter_mut().zip(&kept).for_each(|(y, x)| *y += x),
+            }
+            x = y;
+        }
+        x
+    }
+
+    prop_compose! {
+        fn students()(
+            plain: bool, luma: bool, r in 1usize..5, channels in 1usize..40, depth in 0usize..4,
+        ) -> StudentConfig {
+            let r = if luma { r } else { r.next_multiple_of(2) };
+            StudentConfig {
+                architecture: if plain { Architecture::Plain } else { Architecture::Residual },
+                latent: if luma { LatentKind::Luma } else { LatentKind::Yuv },
+                r,
+                channels: channels.min(16 * r * r),
+                depth,
+            }
+        }
+    }
+
+    fn run(network: &mut Network, threads: usize, z: &[f32], grid: Grid) -> Vec<f32> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let mut residual = vec![f32::NAN; grid.with_margin(0).len()];
+        pool.install(|| {
             network.divide();
-            network.run(&Grids::new(&z, grid, &mut ours));
-            let shape = (1, grid.height, grid.width, grid.channels);
-            let z = Tensor::from_vec(z, shape, &Device::Cpu).unwrap();
-            let theirs = model.student().unwrap().forward(&z, scale).unwrap();
-            let theirs = theirs.narrow(1, grid.margin, height).unwrap();
-            let theirs = theirs.narrow(2, grid.margin, width).unwrap();
-            let theirs = theirs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            let size = theirs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            assert!(size > 0.01, "a network that does nothing proves nothing");
-            for (a, b) in ours.iter().zip(&theirs) {
-                assert!((a - b).abs() < 1e-4 * size, "{student:?}: {a}, not {b}");
+            network.run(&Grids::new(z, grid, &mut residual));
+        });
+        residual
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn any_network_on_any_grid_computes_the_formula_on_any_number_of_threads(
+            student in students(), width in 1usize..50, height in 1usize..24, threads in 2usize..4, seed: u32,
+        ) {
+            let model = model(student, seed);
+            let cells = Grid { width, height, channels: student.latent.channels(student.r), margin: 0 };
+            let grid = cells.with_margin(student.layers().len());
+            let z = values(grid.len(), 1.0, seed ^ 1);
+            let mut network = Network::new(&model, 1.5, width, height).unwrap();
+            let one = run(&mut network, 1, &z, grid);
+            let many = run(&mut network, threads, &z, grid);
+            prop_assert!(one == many, "{threads} threads change the result");
+            prop_assert!(one == run(&mut network, 1, &z, grid), "the same again changes the result");
+
+            let want = by_the_formula(&model, 1.5, &z, grid);
+            let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let rows = want.chunks_exact(grid.width * grid.channels).skip(grid.margin);
+            for (got, want) in one.chunks_exact(width * grid.channels).zip(rows) {
+                let want = &want[grid.margin * grid.channels..];
+                for (a, b) in got.iter().zip(want) {
+                    prop_assert!((a - b).abs() <= 1e-4 * largest, "{a}, not {b}");
+                }
             }
         }
     }

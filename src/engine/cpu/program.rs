@@ -12,7 +12,8 @@ use std::{collections::VecDeque, ops::Range};
 
 use crate::{nn::lite::Role, ops::cpu::winograd::TILE};
 
-/// Index of a row buffer.
+/// Index of a row buffer among those of the latent (stage 0) or among those of the feature maps (all others). The two
+/// never share a buffer: their pixels differ in size, and then the columns of different blocks would overlap in it.
 pub(super) type Slot = u16;
 
 /// The buffer that stays 0: rows that no needed output sees.
@@ -41,8 +42,13 @@ pub(super) struct Program {
     pub ops: Vec<Op>,
     /// Ranges of `ops`: a step reads what steps before it wrote, and writes where nothing of the same step reads.
     pub steps: Vec<Range<usize>>,
-    /// Row buffers in use, [`ZERO`] among them.
-    pub slots: usize,
+    /// Row buffers in use of the latent and of the feature maps, [`ZERO`] among both.
+    pub slots: [usize; 2],
+}
+
+/// Which of the two sets of row buffers the rows of a stage lie in.
+pub(super) fn pool(stage: usize) -> usize {
+    stage.min(1)
 }
 
 /// How many cells beyond the frame stage `stage` of a network of `layers` layers is needed.
@@ -80,7 +86,7 @@ impl Program {
     pub fn new(roles: &[Role], height: usize, bands: usize) -> Self {
         let layers = roles.len();
         let mut kept: Vec<Kept> = (0..=layers).map(|_| Kept::default()).collect();
-        let (mut free, mut slots) = (Vec::new(), ZERO + 1);
+        let (mut free, mut slots) = ([Vec::new(), Vec::new()], [ZERO + 1; 2]);
         let (mut ops, mut steps) = (Vec::new(), Vec::new());
         let end = height.div_ceil(TILE) as isize;
         let start = first_band(reach(layers, 0));
@@ -104,9 +110,9 @@ impl Program {
                     }
                     if stage < layers {
                         for (i, slot) in op.output.iter_mut().enumerate() {
-                            *slot = free.pop().unwrap_or_else(|| {
-                                slots += 1;
-                                slots - 1
+                            *slot = free[pool(stage)].pop().unwrap_or_else(|| {
+                                slots[pool(stage)] += 1;
+                                slots[pool(stage)] - 1
                             });
                             kept[stage].0.push_back((y + i as isize, *slot));
                         }
@@ -118,17 +124,17 @@ impl Program {
                 }
                 // A pair's input is needed until its second layer has run.
                 if stage > 0 && roles[stage - 1] != Role::PairFirst {
-                    kept[stage - 1].release(&mut free);
+                    kept[stage - 1].release(&mut free[pool(stage - 1)]);
                 }
                 if stage > 1 && roles[stage - 1] == Role::PairSecond {
-                    kept[stage - 2].release(&mut free);
+                    kept[stage - 2].release(&mut free[pool(stage - 2)]);
                 }
             }
         }
         Self {
             ops,
             steps,
-            slots: usize::from(slots),
+            slots: slots.map(usize::from),
         }
     }
 }
@@ -163,7 +169,7 @@ mod tests {
         ) {
             let layers = roles.len();
             let program = Program::new(&roles, height, bands);
-            let mut slots = vec![None; program.slots];
+            let mut slots = program.slots.map(|n| vec![None; n]);
             let mut done = vec![false; height];
             let needed = |stage: usize, y: isize| {
                 let margin = reach(layers, stage) as isize;
@@ -181,11 +187,12 @@ mod tests {
                         if op.stage > 0 {
                             for (k, &slot) in op.input[i as usize..][..3].iter().enumerate() {
                                 let want = Some((op.stage - 1, y - 1 + k as isize));
-                                prop_assert_eq!(slots[usize::from(slot)], want);
+                                prop_assert_eq!(slots[pool(op.stage - 1)][usize::from(slot)], want);
                             }
                             if roles[op.stage - 1] == Role::PairSecond {
                                 let skip = op.skip.unwrap()[i as usize];
-                                prop_assert_eq!(slots[usize::from(skip)], Some((op.stage - 2, y)));
+                                let skip = slots[pool(op.stage - 2)][usize::from(skip)];
+                                prop_assert_eq!(skip, Some((op.stage - 2, y)));
                             }
                         }
                         if op.stage == layers {
@@ -193,12 +200,16 @@ mod tests {
                             done[y as usize] = true;
                         }
                     }
-                    read.extend(op.input.iter().chain(op.skip.iter().flatten()).copied());
+                    if op.stage > 0 {
+                        read.extend(op.input.map(|slot| (pool(op.stage - 1), slot)));
+                        read.extend(op.skip.iter().flatten().map(|&slot| (pool(op.stage - 2), slot)));
+                    }
                     if op.stage < layers {
                         for (i, &slot) in op.output.iter().enumerate() {
-                            prop_assert!(slot != ZERO && !written.contains(&slot));
-                            written.push(slot);
-                            slots[usize::from(slot)] = Some((op.stage, op.y + i as isize));
+                            let at = (pool(op.stage), slot);
+                            prop_assert!(slot != ZERO && !written.contains(&at));
+                            written.push(at);
+                            slots[at.0][usize::from(slot)] = Some((op.stage, op.y + i as isize));
                         }
                     }
                 }
@@ -206,7 +217,7 @@ mod tests {
             }
             prop_assert!(done.iter().all(|&d| d));
             let most = (2 + TILE * bands) * 3 + 2 * layers + 2 * TILE * bands;
-            prop_assert!(program.slots <= most, "{} rows for {layers} layers", program.slots);
+            prop_assert!(program.slots[1] <= most, "{:?} rows for {layers} layers", program.slots);
         }
     }
 }

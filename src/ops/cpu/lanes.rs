@@ -28,11 +28,11 @@ pub(super) trait Lanes: Copy {
     unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self;
 }
 
-/// Eight lanes of plain Rust, vectorised by the compiler for the target's baseline.
+/// Lanes of plain Rust, vectorised by the compiler for the target's baseline.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([f32; 8]);
+pub(super) struct Portable<const N: usize>([f32; N]);
 
-impl Portable {
+impl<const N: usize> Portable<N> {
     #[inline(always)]
     fn zip(self, b: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         let mut out = self.0;
@@ -43,22 +43,22 @@ impl Portable {
     }
 }
 
-impl Lanes for Portable {
-    const N: usize = 8;
+impl<const M: usize> Lanes for Portable<M> {
+    const N: usize = M;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Self([x; 8])
+        Self([x; M])
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: by the caller's promise, as in all of this file.
-        Self(unsafe { p.cast::<[f32; 8]>().read() })
+        Self(unsafe { p.cast::<[f32; M]>().read() })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: by the caller's promise.
-        unsafe { p.cast::<[f32; 8]>().write(self.0) }
+        unsafe { p.cast::<[f32; M]>().write(self.0) }
     }
     #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
@@ -92,6 +92,11 @@ impl Lanes for Portable {
         self.zip(b, |a, b| a * b).zip(c, |a, c| c - a)
     }
 }
+
+/// Four lanes of AVX2 with FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Quad(__m128);
 
 /// Eight lanes of AVX2 with FMA.
 #[cfg(target_arch = "x86_64")]
@@ -197,5 +202,24 @@ lanes!(
     |p, v, n: usize| {
         let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), index), v)
+    }
+);
+
+#[cfg(target_arch = "x86_64")]
+lanes!(
+    Quad,
+    4,
+    _mm_set1_ps,
+    _mm_loadu_ps,
+    _mm_storeu_ps,
+    _mm_add_ps,
+    _mm_sub_ps,
+    _mm_mul_ps,
+    _mm_max_ps,
+    _mm_fmadd_ps,
+    _mm_fnmadd_ps,
+    |p, v, n: usize| {
+        let index = _mm_setr_epi32(0, 1, 2, 3);
+        _mm_maskstore_ps(p, _mm_cmpgt_epi32(_mm_set1_epi32(n as i32), index), v)
     }
 );

@@ -39,6 +39,7 @@ mod lanes;
 mod matmul;
 mod memory;
 pub mod norm;
+pub mod shuffle;
 pub mod upsample;
 pub mod winograd;
 

@@ -9,7 +9,9 @@
 //! is up to the caller, and so are the last bits.
 
 #[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
+use super::lanes::{Avx2, Avx512, Quad};
+use std::ops::Range;
+
 use super::{
     Isa,
     lanes::{Lanes, Portable},
@@ -21,6 +23,9 @@ pub const TILE: usize = 4;
 /// Rows and columns of inputs that a tile reads, and points of the transform a side.
 const SIDE: usize = TILE + 2;
 const POINTS: usize = SIDE * SIDE;
+
+/// Channels that a short vector holds.
+const FEW: usize = 4;
 
 /// The kernel's transform G (6x3).
 const G: [[f64; 3]; SIDE] = [
@@ -87,14 +92,25 @@ impl Winograd {
         }
     }
 
-    /// Floats from one input pixel to the next: the input channels padded to whole vectors.
+    /// Floats from one input pixel to the next.
     pub fn input_step(&self) -> usize {
-        self.ci.next_multiple_of(lanes(self.isa))
+        pixel_step(self.ci, self.isa)
     }
 
-    /// Floats of an output pixel: the output channels padded to whole vectors.
+    /// Floats of an output pixel with its padding.
     pub fn output_step(&self) -> usize {
+        pixel_step(self.co, self.isa)
+    }
+
+    /// Floats of a point's products: the output channels padded to whole vectors.
+    fn product_step(&self) -> usize {
         self.bias.len()
+    }
+
+    /// Whether products take the place of the transformed inputs that they are made of: what is read and written then
+    /// fits in the first level cache better.
+    fn in_place(&self) -> bool {
+        self.blocks.len() == 1 && self.product_step() <= self.input_step()
     }
 
     /// Convolves a band. `scratch` is kept from call to call.
@@ -115,7 +131,7 @@ impl Winograd {
         }
         let row = columns * out_step;
         assert!(band.output.iter().all(|r| r.len() >= row), "output rows");
-        let len = self.tiles_at_once() * POINTS * (step + self.output_step());
+        let len = self.tiles_at_once() * POINTS * (step + self.product_step());
         if scratch.len() < len {
             scratch.resize(len, 0.0);
         }
@@ -134,7 +150,7 @@ impl Winograd {
                 Isa::Avx512 => run_avx512(self, &rows, scratch),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => run_avx2(self, &rows, scratch),
-                _ => run::<Portable, 6, 3, 2, 1>(self, &rows, scratch),
+                _ => run::<Portable<8>, Portable<4>, 6, 3, 2, 1>(self, &rows, scratch),
             }
         }
     }
@@ -189,7 +205,16 @@ fn lanes(isa: Isa) -> usize {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => Avx512::N,
-        _ => Portable::N,
+        _ => Portable::<8>::N,
+    }
+}
+
+/// Floats from one pixel to the next: the channels padded to whole vectors. Layers at the ends of a network have few.
+fn pixel_step(channels: usize, isa: Isa) -> usize {
+    if channels <= FEW {
+        FEW
+    } else {
+        channels.next_multiple_of(lanes(isa))
     }
 }
 
@@ -208,7 +233,7 @@ fn most_vectors(isa: Isa) -> usize {
 #[target_feature(enable = "avx512f,fma")]
 unsafe fn run_avx512(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<Avx512, 8, 8, 8, 6>(w, rows, scratch) }
+    unsafe { run::<Avx512, Quad, 8, 8, 8, 6>(w, rows, scratch) }
 }
 
 /// # Safety
@@ -217,34 +242,46 @@ unsafe fn run_avx512(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<Avx2, 8, 6, 4, 3>(w, rows, scratch) }
+    unsafe { run::<Avx2, Quad, 8, 6, 4, 3>(w, rows, scratch) }
 }
 
-/// The band, with products of `T1` to `T4` tiles by 1 to 4 vectors of output channels.
+/// The band, with products of `T1` to `T4` tiles by 1 to 4 vectors of output channels, and transforms of vectors `S` of
+/// `FEW` lanes for as few channels.
 ///
 /// # Safety
-/// What `Winograd::run` checks holds; the instruction set of `L` is enabled.
+/// What `Winograd::run` checks holds; the instruction set of `L` and `S` is enabled.
 #[inline(always)]
-unsafe fn run<L: Lanes, const T1: usize, const T2: usize, const T3: usize, const T4: usize>(
+unsafe fn run<
+    L: Lanes,
+    S: Lanes,
+    const T1: usize,
+    const T2: usize,
+    const T3: usize,
+    const T4: usize,
+>(
     w: &Winograd,
     rows: &Rows,
     scratch: &mut [f32],
 ) {
-    let (step, out_step, most) = (w.input_step(), w.output_step(), w.tiles_at_once());
-    let (inputs, products) = scratch.split_at_mut(most * POINTS * step);
+    let (step, most) = (w.input_step(), w.tiles_at_once());
+    let inputs = scratch.as_mut_ptr();
     let mut first = 0;
     // SAFETY: by the caller's promise; a tile begins `TILE` pixels after its neighbour.
     unsafe {
+        let (products, out_step) = match w.in_place() {
+            true => (inputs, step),
+            false => (inputs.add(most * POINTS * step), w.product_step()),
+        };
         while first < rows.tiles {
             let tiles = most.min(rows.tiles - first);
-            for t in 0..tiles {
-                let out = inputs.as_mut_ptr().add(t * POINTS * step);
-                input_transform::<L>(rows, step, first + t, out);
+            match w.ci <= FEW {
+                true => input_transforms::<S>(rows, step, first..first + tiles, inputs),
+                false => input_transforms::<L>(rows, step, first..first + tiles, inputs),
             }
-            let from = (inputs.as_ptr(), step, w.ci);
+            let from = (inputs.cast_const(), step, w.ci);
             let (mut weights, mut channel) = (w.weights.as_ptr(), 0);
             for &vectors in &w.blocks {
-                let to = (products.as_mut_ptr().add(channel), out_step);
+                let to = (products.add(channel), out_step);
                 match vectors {
                     1 => products_of::<L, T1, 1>(tiles, from, weights, to),
                     2 => products_of::<L, T2, 2>(tiles, from, weights, to),
@@ -255,8 +292,11 @@ unsafe fn run<L: Lanes, const T1: usize, const T2: usize, const T3: usize, const
                 channel += vectors * L::N;
             }
             for t in 0..tiles {
-                let products = products.as_ptr().add(t * POINTS * out_step);
-                output_transform::<L>(w, rows, first + t, products);
+                let products = (products.add(t * POINTS * out_step).cast_const(), out_step);
+                match w.co <= FEW {
+                    true => output_transform::<S>(w, rows, first + t, products),
+                    false => output_transform::<L>(w, rows, first + t, products),
+                }
             }
             first += tiles;
         }
@@ -314,48 +354,69 @@ unsafe fn transform_products<L: Lanes>(m: [L; SIDE]) -> [L; TILE] {
     }
 }
 
-/// Writes `B^T d B` of tile `tile`: for each point the input channels. Two rows of the result at a time: all six do
-/// not fit in the registers.
+/// Writes `B^T d B` of tiles `tiles`: for each tile and point the input channels. Two rows of the result at a time,
+/// because all six do not fit in the registers; a tile takes over the two columns that it shares with the one before.
 ///
 /// # Safety
-/// The tile lies in the band, `out` holds `POINTS * step` floats, the instruction set of `L` is enabled.
+/// The tiles lie in the band, `out` holds `POINTS * step` floats for each, the instruction set of `L` is enabled.
 #[inline(always)]
-unsafe fn input_transform<L: Lanes>(rows: &Rows, step: usize, tile: usize, out: *mut f32) {
+unsafe fn input_transforms<L: Lanes>(rows: &Rows, step: usize, tiles: Range<usize>, out: *mut f32) {
     // SAFETY: by the caller's promise.
     unsafe {
-        let (two, four) = (L::splat(2.0), L::splat(4.0));
         for channel in (0..step).step_by(L::N) {
-            let mut rows = rows.input;
-            for row in &mut rows {
-                *row = row.add(tile * TILE * step + channel);
-            }
             for pair in 0..3 {
-                let (mut a, mut b) = ([two; SIDE], [two; SIDE]);
-                for x in 0..SIDE {
-                    let at = x * step;
-                    let (d1, d2) = (L::load(rows[1].add(at)), L::load(rows[2].add(at)));
-                    let (d3, d4) = (L::load(rows[3].add(at)), L::load(rows[4].add(at)));
-                    (a[x], b[x]) = match pair {
-                        0 => (
-                            first_input(L::load(rows[0].add(at)), d2, d4),
-                            first_input(d1, d3, L::load(rows[5].add(at))),
-                        ),
-                        1 => {
-                            let (even, odd) = (d2.neg_mul_add(four, d4), d1.neg_mul_add(four, d3));
-                            (even.add(odd), even.sub(odd))
-                        }
-                        _ => {
-                            let (even, odd) = (d4.sub(d2), d3.sub(d1));
-                            (odd.mul_add(two, even), odd.neg_mul_add(two, even))
-                        }
-                    };
-                }
-                let (a, b) = (transform_inputs(a), transform_inputs(b));
                 let (row_a, row_b) = [(0, 5), (1, 2), (3, 4)][pair];
-                for x in 0..SIDE {
-                    a[x].store(out.add((row_a * SIDE + x) * step + channel));
-                    b[x].store(out.add((row_b * SIDE + x) * step + channel));
+                let mut at = tiles.start * TILE * step + channel;
+                let zero = L::splat(0.0);
+                let (mut a, mut b) = ([zero; SIDE], [zero; SIDE]);
+                for x in TILE..SIDE {
+                    (a[x], b[x]) = vertical(rows, pair, at + (x - TILE) * step);
                 }
+                let mut out = out.add(channel);
+                for _ in tiles.clone() {
+                    (a[0], a[1], b[0], b[1]) = (a[4], a[5], b[4], b[5]);
+                    for x in 2..SIDE {
+                        (a[x], b[x]) = vertical(rows, pair, at + x * step);
+                    }
+                    let (ta, tb) = (transform_inputs(a), transform_inputs(b));
+                    for x in 0..SIDE {
+                        ta[x].store(out.add((row_a * SIDE + x) * step));
+                        tb[x].store(out.add((row_b * SIDE + x) * step));
+                    }
+                    out = out.add(POINTS * step);
+                    at += TILE * step;
+                }
+            }
+        }
+    }
+}
+
+/// Two rows of `B^T d` in the column that begins at float `at` of each row: the first and the last for `pair` 0, the
+/// second and the third for 1, the others for 2.
+///
+/// # Safety
+/// The column lies in the band; the instruction set of `L` is enabled.
+#[inline(always)]
+unsafe fn vertical<L: Lanes>(rows: &Rows, pair: usize, at: usize) -> (L, L) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let d1 = L::load(rows.input[1].add(at));
+        let d2 = L::load(rows.input[2].add(at));
+        let d3 = L::load(rows.input[3].add(at));
+        let d4 = L::load(rows.input[4].add(at));
+        let (two, four) = (L::splat(2.0), L::splat(4.0));
+        match pair {
+            0 => (
+                first_input(L::load(rows.input[0].add(at)), d2, d4),
+                first_input(d1, d3, L::load(rows.input[5].add(at))),
+            ),
+            1 => {
+                let (even, odd) = (d2.neg_mul_add(four, d4), d1.neg_mul_add(four, d3));
+                (even.add(odd), even.sub(odd))
+            }
+            _ => {
+                let (even, odd) = (d4.sub(d2), d3.sub(d1));
+                (odd.mul_add(two, even), odd.neg_mul_add(two, even))
             }
         }
     }
@@ -437,10 +498,15 @@ unsafe fn product<L: Lanes, const T: usize, const V: usize>(
 /// Writes the outputs of tile `tile`: `A^T m A`, bias, activation, what is added after it.
 ///
 /// # Safety
-/// The tile lies in the band, `products` holds `POINTS` times the padded output channels, the instruction set of `L`
-/// is enabled.
+/// The tile lies in the band, of `products` (pointer, floats from one to the next) there are `POINTS`, the instruction
+/// set of `L` is enabled.
 #[inline(always)]
-unsafe fn output_transform<L: Lanes>(w: &Winograd, rows: &Rows, tile: usize, products: *const f32) {
+unsafe fn output_transform<L: Lanes>(
+    w: &Winograd,
+    rows: &Rows,
+    tile: usize,
+    (products, product_step): (*const f32, usize),
+) {
     let (step, out_step) = (w.output_step(), rows.out_step);
     // SAFETY: by the caller's promise.
     unsafe {
@@ -451,7 +517,7 @@ unsafe fn output_transform<L: Lanes>(w: &Winograd, rows: &Rows, tile: usize, pro
             for (y, half) in half.iter_mut().enumerate() {
                 let mut m = [bias; SIDE];
                 for (x, m) in m.iter_mut().enumerate() {
-                    *m = L::load(products.add((y * SIDE + x) * step + channel));
+                    *m = L::load(products.add((y * SIDE + x) * product_step + channel));
                 }
                 *half = transform_products(m);
             }
