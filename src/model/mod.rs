@@ -6,6 +6,7 @@ mod file;
 #[cfg(feature = "train")]
 pub mod import;
 mod official;
+mod onnx;
 #[cfg(feature = "train")]
 pub mod pth;
 
@@ -17,6 +18,7 @@ pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
 pub use container::{FORMAT_VERSION, Mismatch, Precision};
 pub use file::{Layer, LiteModel, Metadata};
 pub use official::{OfficialMetadata, OfficialModel};
+pub use onnx::OnnxEnds;
 
 /// A model of any family.
 #[derive(Clone, Debug)]

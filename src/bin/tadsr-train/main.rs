@@ -2,6 +2,7 @@
 
 mod distill;
 mod eval;
+mod export;
 mod fit;
 mod import;
 mod run;
@@ -25,6 +26,7 @@ enum Command {
     Distill(distill::Args),
     Eval(eval::Args),
     Import(import::Args),
+    Export(export::Args),
     Upscale(upscale::Args),
 }
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Distill(args) => distill::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
     };
     match result {

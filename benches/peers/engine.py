@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Our engine beside ONNX Runtime and OpenVINO, with identical networks, in one run on the same cores.
+
+    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--json OUT]
+
+Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs the two into it, once. Every network is
+written by `tadsr-train export --onnx`; first each runtime has to agree with our engine's example to 1e-4 of the largest
+value. Then all take turns for some rounds, and each side's best time counts, since a machine's noise only adds.
+
+Ours is the whole frame, planes in to planes out. The peers' is the bare network between tensors in memory, without
+the interpolation before it, whitening and what turns the result into pixels; of their configurations the fastest
+counts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
+WORK = ROOT / "target" / "peers-engine"
+
+COMMON = r"""
+import json, sys, time
+import numpy as np
+
+def tensors(path):
+    data = open(path, "rb").read()
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8:8 + size])
+    body = data[8 + size:]
+    return {k: np.frombuffer(body[slice(*v["data_offsets"])], np.float32).reshape(v["shape"])
+            for k, v in head.items() if k != "__metadata__"}
+
+def best(f, seconds):
+    f(); f()
+    start, best, runs = time.perf_counter(), float("inf"), 0
+    while time.perf_counter() - start < seconds or runs < 3:
+        t = time.perf_counter(); f(); best = min(best, time.perf_counter() - t); runs += 1
+    return best * 1e3
+
+def ort_session(path, threads, shape=None):
+    import onnxruntime as ort
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    if shape is not None:
+        for name, size in zip(("n", "height_latent", "width_latent"), (shape[0], shape[2], shape[3])):
+            options.add_free_dimension_override_by_name(name, size)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+def ov_model(path, threads, precision, hint="LATENCY", shape=None):
+    import openvino as ov
+    core = ov.Core()
+    model = core.read_model(path)
+    if shape is not None:
+        model.reshape(list(shape))
+    return core.compile_model(model, "CPU", {
+        "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": hint, "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision})
+"""
+
+CHECK = COMMON + r"""
+onnx_path, example_path = sys.argv[1:3]
+example = tensors(example_path)
+outputs = {k for k in example if k == "residual" or k.endswith("_out")}
+inputs = {k: v for k, v in example.items() if k not in outputs}
+session = ort_session(onnx_path, 1)
+compiled = ov_model(onnx_path, 1, "f32")
+names = [o.name for o in session.get_outputs()]
+results = {"ONNX Runtime": dict(zip(names, session.run(None, inputs)))}
+request = compiled.create_infer_request()
+request.infer(inputs)
+results["OpenVINO"] = {name: request.get_tensor(name).data for name in names}
+worst = {}
+for runtime, result in results.items():
+    for name, want in ((k, example[k]) for k in outputs):
+        got = result[name]
+        border = (got.shape[2] - want.shape[2]) // 2
+        if border:
+            got = got[:, :, border:-border, border:-border]
+        assert got.shape == want.shape, (runtime, name, got.shape, want.shape)
+        error = float(np.abs(got - want).max() / np.abs(want).max())
+        worst[runtime] = max(worst.get(runtime, 0), error)
+        assert error < 1e-4, f"{runtime}, {onnx_path}, {name}: differs by {error:.1e} of the largest value"
+print(json.dumps(worst))
+"""
+
+ORT = COMMON + r"""
+import onnxruntime
+threads, seconds = int(sys.argv[1]), float(sys.argv[2])
+rows = {}
+for case in json.loads(sys.argv[3]):
+    x = np.random.default_rng(1).standard_normal(case["shape"]).astype(np.float32)
+    session = ort_session(case["onnx"], threads, x.shape)
+    rows[case["name"]] = {"f32": best(lambda: session.run(None, {"latent": x}), seconds)}
+print(json.dumps({"version": onnxruntime.__version__, "rows": rows}))
+"""
+
+OV = COMMON + r"""
+import openvino
+threads, seconds = int(sys.argv[1]), float(sys.argv[2])
+rows = {}
+for case in json.loads(sys.argv[3]):
+    x = np.random.default_rng(1).standard_normal(case["shape"]).astype(np.float32)
+    row = {}
+    for precision, hints in (("f32", ("LATENCY", "THROUGHPUT")), ("bf16", ("LATENCY",))):
+        for hint in hints:
+            request = ov_model(case["onnx"], threads, precision, hint, x.shape).create_infer_request()
+            ms = best(lambda: request.infer([x], share_inputs=True, share_outputs=True), seconds)
+            row[precision] = min(row.get(precision, float("inf")), ms)
+    rows[case["name"]] = row
+print(json.dumps({"version": openvino.__version__, "rows": rows}))
+"""
+
+
+def python():
+    """The environment's Python, made and filled if it is not there."""
+    exe = ENVIRONMENT / "bin" / "python"
+    if not exe.exists():
+        venv.create(ENVIRONMENT, with_pip=True)
+    if subprocess.run([exe, "-c", "import numpy, onnxruntime, openvino"], capture_output=True).returncode != 0:
+        print("installing ONNX Runtime and OpenVINO ...", file=sys.stderr)
+        subprocess.run([exe, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime", "openvino"], check=True)
+    return exe
+
+
+def output(command, **more):
+    """The last line of a command's output, read as JSON."""
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **more).stdout
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def bench(*args, **more):
+    return output(["cargo", "bench", "--quiet", "-p", "tadsr", "--bench", "engine", "--", *args], cwd=ROOT, **more)
+
+
+def export(cases, exe):
+    """Writes every case's network and checks it, and the bundled models with their whole way from plane to plane."""
+    tool = ROOT / "target" / "release" / "tadsr-train"
+    jobs = [(c["model"], c["scale"], "latent") for c in cases] + [("tiny", 2, "planes"), ("tiny", 4, "planes")]
+    for model, scale, ends in jobs:
+        stem = f"{Path(model).stem}-{scale:g}-{ends}"
+        onnx, example = WORK / f"{stem}.onnx", WORK / f"{stem}.safetensors"
+        subprocess.run([tool, "export", "--model", model, "--scale", str(scale), "--ends", ends, "--onnx", onnx,
+                        "--example", example], check=True, stdout=subprocess.DEVNULL)
+        worst = output([exe, "-c", CHECK, onnx, example])
+        print(f"{stem}: " + ", ".join(f"{k} differs by {v:.1e}" for k, v in worst.items()))
+        for case in cases:
+            if (case["model"], case["scale"], "latent") == (model, scale, ends):
+                case["onnx"] = str(onnx)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="threads of every side (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every side (default 3)")
+    parser.add_argument("--time", type=float, default=1.0, help="seconds for each measurement (default 1)")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    args = parser.parse_args()
+    exe = python()
+    WORK.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cargo", "build", "--quiet", "--release", "-p", "tadsr", "--bin", "tadsr-train"], cwd=ROOT, check=True)
+    cases = bench("--models", str(WORK))["cases"]
+    export(cases, exe)
+    threads, seconds = str(args.threads), str(args.time)
+    environment = dict(os.environ, OMP_NUM_THREADS=threads)
+    listed = json.dumps([{"name": c["name"], "shape": c["latent"], "onnx": c["onnx"]} for c in cases])
+    times, versions, ours = {}, {}, {}
+
+    def note(name, who, ms):
+        row = times.setdefault(name, {})
+        row[who] = min(row.get(who, float("inf")), ms)
+
+    for turn in range(args.rounds):
+        print(f"round {turn + 1} of {args.rounds} ...", file=sys.stderr)
+        ours = bench("--json", "--threads", threads, "--time", seconds, env=environment)
+        for row in ours["rows"]:
+            note(row["name"], f"ours {row['precision']}", row["ms"])
+        for who, script in (("ONNX Runtime", ORT), ("OpenVINO", OV)):
+            peer = output([exe, "-c", script, threads, seconds, listed], env=environment)
+            versions[who] = peer["version"]
+            for name, row in peer["rows"].items():
+                for precision, ms in row.items():
+                    note(name, f"{who} {precision}", ms)
+
+    print(f"{threads} thread(s) of {ours['gflops'] / args.threads:.0f} GFLOP/s each; "
+          + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    print("ms for a frame: ours whole, theirs the bare network")
+    columns = list(dict.fromkeys(who for row in times.values() for who in row))
+    print(f"{'':36}" + "".join(f"{c:>18}" for c in columns))
+    for name, row in times.items():
+        print(f"{name:36}" + "".join(f"{row[c]:18.2f}" if c in row else f"{'-':>18}" for c in columns))
+    print("ratio of their time to ours, above 1 we are faster")
+    for name, row in times.items():
+        for who in (c for c in row if c.startswith("ours")):
+            ratios = ", ".join(f"{c} {row[c] / row[who]:.2f}" for c in row if not c.startswith("ours"))
+            print(f"  {name}, {who}: {ratios}")
+    if args.json:
+        args.json.write_text(json.dumps({"threads": args.threads, "versions": versions, "ms": times}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+//! `tadsr-train export`: a model for other runtimes.
+
+use std::{collections::HashMap, fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+use clap::ValueEnum;
+use tadsr::{
+    engine::cpu::residual_of,
+    model::{LiteModel, OnnxEnds},
+    nn::lite::{
+        LatentKind,
+        latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
+    },
+};
+
+/// Write a model as an ONNX file.
+///
+/// The file takes pictures of any size. It holds the network for one scale; enlarging by bicubic interpolation (which
+/// the network improves) is left to its user.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tadsr-train export --model tiny --onnx tiny-x2.onnx
+  tadsr-train export --model runs/my-x4/model.safetensors --scale 4 --onnx my-x4.onnx --example my-x4.safetensors")]
+pub struct Args {
+    /// Name of a bundled model or path of a model file
+    #[arg(long, value_name = "NAME_OR_PATH")]
+    model: String,
+    /// The ONNX file to write
+    #[arg(long, value_name = "FILE")]
+    onnx: PathBuf,
+    /// The scale that the network is told, 1 to 4
+    #[arg(long, default_value_t = 2.0)]
+    scale: f64,
+    /// What goes in and comes out
+    #[arg(long, value_enum, default_value = "planes")]
+    ends: Ends,
+    /// Also write an input and what this program makes of it, as tensors by the ONNX file's names (safetensors)
+    #[arg(long, value_name = "FILE")]
+    example: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ends {
+    /// Planes enlarged by bicubic interpolation, and the planes with the network's detail: y (and u, v at half the
+    /// size) to y_out (u_out, v_out); luma 0 to 1, chroma -0.5 to 0.5, sides in multiples of the model's r
+    Planes,
+    /// The bare network: whitened latent to whitened residual
+    Latent,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let models = LiteModel::find(&args.model)?;
+    let serves = |m: &&LiteModel| args.scale >= 1.0 && args.scale <= m.metadata.scales[1];
+    let Some(model) = models.iter().find(serves) else {
+        let most = models
+            .iter()
+            .map(|m| m.metadata.scales[1])
+            .fold(1.0, f64::max);
+        bail!(
+            "model '{}' serves scales 1 to {most}, not {}",
+            args.model,
+            args.scale
+        );
+    };
+    let ends = match args.ends {
+        Ends::Planes => OnnxEnds::Planes,
+        Ends::Latent => OnnxEnds::Latent,
+    };
+    let bytes = model.to_onnx(args.scale, ends);
+    fs::write(&args.onnx, bytes)
+        .with_context(|| format!("cannot write '{}'", args.onnx.display()))?;
+    if let Some(path) = &args.example {
+        let tensors = match args.ends {
+            Ends::Planes => planes_example(model, args.scale)?,
+            Ends::Latent => latent_example(model, args.scale)?,
+        };
+        candle_core::safetensors::save(&tensors, path)
+            .with_context(|| format!("cannot write '{}'", path.display()))?;
+    }
+    println!(
+        "{} at scale {}: '{}'",
+        model.metadata.name,
+        args.scale,
+        args.onnx.display()
+    );
+    Ok(())
+}
+
+/// Cells of the examples' grids: no multiple of a tile.
+const CELLS: (usize, usize) = (45, 31);
+
+type Tensors = HashMap<String, Tensor>;
+
+/// A latent and its residual without a border as wide as there are layers: what lies in it would depend on the padding.
+fn latent_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
+    let student = &model.metadata.student;
+    let grid = Grid {
+        width: CELLS.0,
+        height: CELLS.1,
+        channels: student.latent.channels(student.r),
+        margin: model.layers.len(),
+    };
+    let latent: Vec<f32> = (0..grid.len()).map(wave).collect();
+    let residual = residual_of(model, scale, &latent, grid)?;
+    let tensor = |values: Vec<f32>, grid: Grid| -> Result<Tensor> {
+        let nhwc = Tensor::from_vec(
+            values,
+            (1, grid.height, grid.width, grid.channels),
+            &Device::Cpu,
+        )?;
+        Ok(nhwc.permute((0, 3, 1, 2))?.contiguous()?)
+    };
+    Ok(Tensors::from([
+        ("latent".into(), tensor(latent, grid)?),
+        ("residual".into(), tensor(residual, grid.with_margin(0))?),
+    ]))
+}
+
+/// Planes before and after.
+fn planes_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
+    let (student, stats) = (&model.metadata.student, &model.stats);
+    let r = student.r;
+    let mut planes = vec![("y", luma_slot(r))];
+    if student.latent == LatentKind::Yuv {
+        planes.extend([("u", chroma_slot(r, 0)), ("v", chroma_slot(r, 1))]);
+    }
+    let cells = Grid::new(student.latent, r, CELLS.0 * r, CELLS.1 * r);
+    let grid = cells.with_margin(model.layers.len());
+    let mut latent = vec![0.0; grid.len()];
+    let mut bases = Vec::new();
+    for &(_, slot) in &planes {
+        let width = CELLS.0 * slot.r;
+        let base: Vec<f32> = (0..width * CELLS.1 * slot.r)
+            .map(|i| 0.5 + 0.4 * wave(i))
+            .collect();
+        unshuffle(
+            &base,
+            width,
+            slot,
+            grid,
+            &stats.input_mean,
+            &stats.input_std,
+            &mut latent,
+        );
+        bases.push(base);
+    }
+    let residual = residual_of(model, scale, &latent, grid)?;
+    let mut tensors = Tensors::new();
+    for (&(name, slot), base) in planes.iter().zip(bases) {
+        let (width, height) = (CELLS.0 * slot.r, CELLS.1 * slot.r);
+        let mut sum = base.clone();
+        shuffle_add(&residual, slot, cells, &stats.residual_std, &mut sum, width);
+        let tensor = |values| Tensor::from_vec(values, (1, 1, height, width), &Device::Cpu);
+        tensors.insert(name.into(), tensor(base)?);
+        tensors.insert(format!("{name}_out"), tensor(sum)?);
+    }
+    Ok(tensors)
+}
+
+/// A value from -1 to 1 for an example.
+fn wave(i: usize) -> f32 {
+    let i = i as f32;
+    0.6 * (i * 0.37).sin() + 0.4 * (i * i * 1e-3).cos()
+}

@@ -1,0 +1,409 @@
+//! Students as ONNX files, for other runtimes.
+//!
+//! The files are written by hand: an ONNX model is a protocol buffer, and of that encoding (numbered fields that are
+//! variable-length integers, four-byte floats or counted bytes) a few lines are enough. Field numbers are those of
+//! `onnx.proto` version 1.
+
+use super::LiteModel;
+use crate::nn::lite::{Activated, LEAKY_SLOPE, LatentKind, Role, latent::chroma_slot};
+
+/// Version of the file format and of the set of operators: those of ONNX 1.13, which every current runtime reads.
+const IR_VERSION: u64 = 8;
+const OPSET: u64 = 18;
+
+/// Between which tensors an exported network runs; all are f32, N x C x height x width, of any height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnnxEnds {
+    /// From `latent` to `residual`, both whitened: the network alone, convolutions padded with zeros.
+    Latent,
+    /// From the bicubic base's planes to the upscaled ones: `y` to `y_out`, and where the model has chroma also `u` to
+    /// `u_out` and `v` to `v_out` at half the size. Sides are multiples of r. Borders are repeated as the engine does
+    /// it, and nothing is clamped.
+    Planes,
+}
+
+impl LiteModel {
+    /// The model at `scale` as the bytes of an ONNX file.
+    pub fn to_onnx(&self, scale: f64, ends: OnnxEnds) -> Vec<u8> {
+        let mut graph = Graph::default();
+        let channels = self.stats.input_mean.len();
+        match ends {
+            OnnxEnds::Latent => {
+                graph.input("latent", channels);
+                let residual = graph.network(self, scale, "latent");
+                graph.node("Identity", &[&residual], &["residual"], &[]);
+                graph.output("residual", channels);
+            }
+            OnnxEnds::Planes => graph.planes(self, scale),
+        }
+        let mut opset = Message::default();
+        opset.text(1, "").number(2, OPSET);
+        let mut model = Message::default();
+        model
+            .number(1, IR_VERSION)
+            .text(2, "tadsr")
+            .text(3, env!("CARGO_PKG_VERSION"))
+            .message(7, &graph.finish(&self.metadata.name))
+            .message(8, &opset);
+        for (key, value) in [
+            ("scale", scale.to_string()),
+            ("licence", self.metadata.licence.clone()),
+            ("color", self.metadata.color.clone()),
+        ] {
+            let mut entry = Message::default();
+            entry.text(1, key).text(2, &value);
+            model.message(14, &entry);
+        }
+        model.0
+    }
+}
+
+/// A message in the making: its bytes so far.
+#[derive(Default)]
+struct Message(Vec<u8>);
+
+impl Message {
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+
+    fn number(&mut self, field: u64, value: u64) -> &mut Self {
+        self.varint(field << 3);
+        self.varint(value);
+        self
+    }
+
+    fn float(&mut self, field: u64, value: f32) -> &mut Self {
+        self.varint(field << 3 | 5);
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn bytes(&mut self, field: u64, bytes: &[u8]) -> &mut Self {
+        self.varint(field << 3 | 2);
+        self.varint(bytes.len() as u64);
+        self.0.extend(bytes);
+        self
+    }
+
+    fn text(&mut self, field: u64, text: &str) -> &mut Self {
+        self.bytes(field, text.as_bytes())
+    }
+
+    fn message(&mut self, field: u64, message: &Message) -> &mut Self {
+        self.bytes(field, &message.0)
+    }
+}
+
+/// A node's attribute.
+enum Attribute<'a> {
+    Float(f32),
+    Int(i64),
+    Ints(&'a [i64]),
+    Text(&'a str),
+}
+
+impl Attribute<'_> {
+    fn message(&self, name: &str) -> Message {
+        let mut message = Message::default();
+        message.text(1, name);
+        // Field 20 is the type.
+        match self {
+            Self::Float(v) => message.float(2, *v).number(20, 1),
+            Self::Int(v) => message.number(3, *v as u64).number(20, 2),
+            Self::Text(v) => message.text(4, v).number(20, 3),
+            Self::Ints(v) => {
+                v.iter().for_each(|v| _ = message.number(8, *v as u64));
+                message.number(20, 7)
+            }
+        };
+        message
+    }
+}
+
+/// A graph in the making.
+#[derive(Default)]
+struct Graph {
+    /// The fields of the message, in any order.
+    fields: Message,
+}
+
+impl Graph {
+    fn finish(mut self, name: &str) -> Message {
+        self.fields.text(2, name);
+        self.fields
+    }
+
+    fn node(
+        &mut self,
+        kind: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attributes: &[(&str, Attribute)],
+    ) {
+        let mut node = Message::default();
+        inputs.iter().for_each(|name| _ = node.text(1, name));
+        outputs.iter().for_each(|name| _ = node.text(2, name));
+        node.text(3, outputs[0]).text(4, kind);
+        for (name, attribute) in attributes {
+            node.message(5, &attribute.message(name));
+        }
+        self.fields.message(1, &node);
+    }
+
+    /// A constant of the type with ONNX's number `kind`.
+    fn constant(&mut self, name: &str, dims: &[usize], kind: u64, bytes: &[u8]) {
+        let mut tensor = Message::default();
+        dims.iter().for_each(|d| _ = tensor.number(1, *d as u64));
+        tensor.number(2, kind).text(8, name).bytes(9, bytes);
+        self.fields.message(5, &tensor);
+    }
+
+    fn floats(&mut self, name: &str, dims: &[usize], values: &[f32]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name, dims, 1, &bytes);
+    }
+
+    fn ints(&mut self, name: &str, values: &[i64]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name, &[values.len()], 7, &bytes);
+    }
+
+    fn input(&mut self, name: &str, channels: usize) {
+        self.fields.message(11, &value(name, channels));
+    }
+
+    fn output(&mut self, name: &str, channels: usize) {
+        self.fields.message(12, &value(name, channels));
+    }
+
+    /// The layers, from the tensor `x`; returns the name of the residual.
+    fn network(&mut self, model: &LiteModel, scale: f64, x: &str) -> String {
+        let (mut x, mut kept) = (x.to_string(), String::new());
+        for layer in &model.layers {
+            let spec = &layer.spec;
+            let name = |part: &str| format!("{}.{part}", spec.name);
+            self.floats(&name("weight"), &[spec.co, spec.ci, 3, 3], &layer.weight);
+            let bias = layer.bias_at(scale, model.metadata.student.r);
+            self.floats(&name("bias"), &[spec.co], &bias);
+            let attributes = [
+                ("kernel_shape", Attribute::Ints(&[3, 3])),
+                ("pads", Attribute::Ints(&[1, 1, 1, 1])),
+            ];
+            let mut y = name("conv");
+            self.node(
+                "Conv",
+                &[&x, &name("weight"), &name("bias")],
+                &[&y],
+                &attributes,
+            );
+            if spec.activated == Activated::Leaky {
+                let activated = name("activated");
+                let alpha = [("alpha", Attribute::Float(LEAKY_SLOPE))];
+                self.node("LeakyRelu", &[&y], &[&activated], &alpha);
+                y = activated;
+            }
+            match spec.role {
+                Role::Chain => {}
+                Role::PairFirst => kept.clone_from(&x),
+                Role::PairSecond => {
+                    self.node("Add", &[&kept, &y], &[&name("sum")], &[]);
+                    y = name("sum");
+                }
+            }
+            x = y;
+        }
+        x
+    }
+
+    /// From planes to planes.
+    fn planes(&mut self, model: &LiteModel, scale: f64) {
+        let (student, stats) = (&model.metadata.student, &model.stats);
+        let (r, channels) = (student.r, stats.input_mean.len());
+        // Name, factor, first channel.
+        let mut planes = vec![("y", r, 0)];
+        if student.latent == LatentKind::Yuv {
+            let slots = [0, 1].map(|which| chroma_slot(r, which));
+            planes.extend(
+                ["u", "v"]
+                    .into_iter()
+                    .zip(slots)
+                    .map(|(n, s)| (n, s.r, s.channel)),
+            );
+        }
+        let margin = model.layers.len() as i64;
+        let of = |plane: &str, part: &str| format!("{plane}.{part}");
+        for &(plane, r, _) in &planes {
+            self.input(plane, 1);
+            let pad = margin * r as i64;
+            self.ints(&of(plane, "margin"), &[0, 0, pad, pad, 0, 0, pad, pad]);
+            let edge = [("mode", Attribute::Text("edge"))];
+            self.node(
+                "Pad",
+                &[plane, &of(plane, "margin")],
+                &[&of(plane, "padded")],
+                &edge,
+            );
+            let blocks = [("blocksize", Attribute::Int(r as i64))];
+            self.node(
+                "SpaceToDepth",
+                &[&of(plane, "padded")],
+                &[&of(plane, "cells")],
+                &blocks,
+            );
+        }
+        let cells: Vec<String> = planes.iter().map(|p| of(p.0, "cells")).collect();
+        let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+        self.node("Concat", &cells, &["cells"], &[("axis", Attribute::Int(1))]);
+        let dims = [1, channels, 1, 1];
+        self.floats("input_mean", &dims, &stats.input_mean);
+        self.floats("input_std", &dims, &stats.input_std);
+        self.floats("residual_std", &dims, &stats.residual_std);
+        self.node("Sub", &["cells", "input_mean"], &["centred"], &[]);
+        self.node("Div", &["centred", "input_std"], &["latent"], &[]);
+        let residual = self.network(model, scale, "latent");
+        self.ints("first", &[margin, margin]);
+        self.ints("end", &[-margin, -margin]);
+        self.ints("axes", &[2, 3]);
+        self.node(
+            "Slice",
+            &[&residual, "first", "end", "axes"],
+            &["inside"],
+            &[],
+        );
+        self.node("Mul", &["inside", "residual_std"], &["residual"], &[]);
+        for &(plane, r, channel) in &planes {
+            self.ints(&of(plane, "from"), &[channel as i64]);
+            self.ints(&of(plane, "to"), &[(channel + r * r) as i64]);
+            self.ints(&of(plane, "axis"), &[1]);
+            let part = [
+                "residual",
+                &of(plane, "from"),
+                &of(plane, "to"),
+                &of(plane, "axis"),
+            ];
+            self.node("Slice", &part, &[&of(plane, "channels")], &[]);
+            let blocks = [("blocksize", Attribute::Int(r as i64))];
+            let out = of(plane, "residual");
+            self.node("DepthToSpace", &[&of(plane, "channels")], &[&out], &blocks);
+            let sum = format!("{plane}_out");
+            self.node("Add", &[plane, &out], &[&sum], &[]);
+            self.output(&sum, 1);
+        }
+    }
+}
+
+/// An input's or output's name and shape: any number of pictures of any size.
+fn value(name: &str, channels: usize) -> Message {
+    let mut shape = Message::default();
+    for (letter, fixed) in [
+        ("n", None),
+        ("c", Some(channels)),
+        ("height", None),
+        ("width", None),
+    ] {
+        let mut dim = Message::default();
+        match fixed {
+            Some(size) => dim.number(1, size as u64),
+            // Planes of one size share the names of their sides.
+            None if letter == "n" => dim.text(2, "n"),
+            None => dim.text(2, &format!("{letter}_{}", name.trim_end_matches("_out"))),
+        };
+        shape.message(1, &dim);
+    }
+    let mut tensor = Message::default();
+    tensor.number(1, 1).message(2, &shape);
+    let mut kind = Message::default();
+    kind.message(1, &tensor);
+    let mut value = Message::default();
+    value.text(1, name).message(2, &kind);
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fields of a message: number, and the integer or the bytes.
+    fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
+        fn varint(bytes: &mut &[u8]) -> u64 {
+            let mut value = 0;
+            for shift in (0..).step_by(7) {
+                let (first, rest) = bytes.split_first().unwrap();
+                *bytes = rest;
+                value |= u64::from(first & 0x7f) << shift;
+                if first & 0x80 == 0 {
+                    break;
+                }
+            }
+            value
+        }
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let key = varint(&mut bytes);
+            let (number, payload) = match key & 7 {
+                0 => (varint(&mut bytes), &bytes[..0]),
+                wire => {
+                    let len = if wire == 5 {
+                        4
+                    } else {
+                        varint(&mut bytes) as usize
+                    };
+                    let (payload, rest) = bytes.split_at(len);
+                    bytes = rest;
+                    (0, payload)
+                }
+            };
+            found.push((key >> 3, number, payload));
+        }
+        found
+    }
+
+    fn sub<'a>(message: &'a [u8], field: u64) -> Vec<&'a [u8]> {
+        let all = fields(message).into_iter();
+        all.filter(|f| f.0 == field).map(|f| f.2).collect()
+    }
+
+    fn text(message: &[u8], field: u64) -> String {
+        String::from_utf8(sub(message, field)[0].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_file_holds_the_layers_and_every_name_leads_somewhere() {
+        for model in ["tiny-x2", "tiny-x4"] {
+            let model = LiteModel::find(model).unwrap().remove(0);
+            for ends in [OnnxEnds::Latent, OnnxEnds::Planes] {
+                let bytes = model.to_onnx(1.5, ends);
+                assert_eq!(fields(&bytes)[0], (1, IR_VERSION, &[][..]));
+                let graph = sub(&bytes, 7)[0];
+                let nodes = sub(graph, 1);
+                let convs = nodes.iter().filter(|n| text(n, 4) == "Conv").count();
+                assert_eq!(convs, model.layers.len());
+                let constants = sub(graph, 5);
+                let mut known: Vec<String> = constants.iter().map(|c| text(c, 8)).collect();
+                known.extend(sub(graph, 11).iter().map(|v| text(v, 1)));
+                for node in nodes {
+                    for input in sub(node, 1) {
+                        let input = String::from_utf8(input.to_vec()).unwrap();
+                        assert!(known.contains(&input), "{input}");
+                    }
+                    known.push(text(node, 2));
+                }
+                sub(graph, 12)
+                    .iter()
+                    .for_each(|v| assert!(known.contains(&text(v, 1))));
+                let weight = constants
+                    .iter()
+                    .find(|c| text(c, 8) == "tail.weight")
+                    .unwrap();
+                let values = sub(weight, 9)[0].chunks_exact(4);
+                let values = values.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                assert!(values.eq(model.layers.last().unwrap().weight.iter().copied()));
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `tadsr-train export`: the file is there, its example is what the engine makes, what cannot be exported is refused.
+#![cfg(feature = "train")]
+
+use std::fs;
+
+use assert_cmd::Command;
+use candle_core::{Device, safetensors};
+
+fn export(args: &[&str]) -> std::process::Output {
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.arg("export").args(args).output().unwrap()
+}
+
+#[test]
+fn a_model_and_its_example_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (onnx, example) = (path("tiny.onnx"), path("tiny.safetensors"));
+    for (ends, input, result) in [("planes", "y", "y_out"), ("latent", "latent", "residual")] {
+        let args = [
+            "--model",
+            "tiny",
+            "--scale",
+            "3",
+            "--onnx",
+            &onnx,
+            "--example",
+            &example,
+            "--ends",
+            ends,
+        ];
+        let output = export(&args);
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("tiny-x4"), "the model for the scale: {said}");
+        // 46 thousand parameters of four bytes, and a little for the graph.
+        let size = fs::metadata(&onnx).unwrap().len();
+        assert!((184_000..200_000).contains(&size), "{size} bytes");
+        let tensors = safetensors::load(&example, &Device::Cpu).unwrap();
+        let rank4 = |name: &str| tensors[name].dims4().unwrap();
+        let ((_, c, h, w), (_, c2, h2, w2)) = (rank4(input), rank4(result));
+        assert!(c == c2 && h >= h2 && w >= w2, "{ends}");
+    }
+}
+
+#[test]
+fn scales_and_models_that_are_not_there_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let onnx = dir.path().join("x.onnx");
+    let onnx = onnx.to_str().unwrap();
+    for (model, scale, reason) in [
+        ("tiny", "5", "serves scales 1 to 4"),
+        ("nothing", "2", "neither a file nor a bundled model"),
+    ] {
+        let output = export(&["--model", model, "--scale", scale, "--onnx", onnx]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(reason), "{said}");
+        assert!(fs::metadata(onnx).is_err());
+    }
+}
