@@ -40,6 +40,15 @@ pub enum Error {
     /// A training run that cannot start or go on; `path` is its folder or checkpoint.
     #[error("'{path}': {reason}")]
     Training { path: PathBuf, reason: String },
+    /// A training run whose loss or gradient is no number; its checkpoint is the last good one.
+    #[error(
+        "'{path}': the {what} is not finite at step {step}: go on with --resume and a lower learning rate"
+    )]
+    Diverged {
+        path: PathBuf,
+        what: String,
+        step: u64,
+    },
     /// A video file that cannot be read or written.
     #[error("'{path}': {reason}")]
     Video { path: PathBuf, reason: String },

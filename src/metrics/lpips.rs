@@ -30,6 +30,7 @@ const POOL_BEFORE: [usize; 3] = [3, 6, 9];
 const TAPS: [usize; 6] = [4, 7, 9, 10, 11, 12];
 
 /// The LPIPS distance: lower is more alike, 0 for equal pictures.
+#[derive(Clone)]
 pub struct Lpips {
     stem: Conv,
     fires: Vec<Fire>,
@@ -45,6 +46,7 @@ pub struct LpipsFeatures {
     taps: Vec<Tensor>,
 }
 
+#[derive(Clone)]
 struct Conv {
     weight: Tensor,
     bias: Tensor,
@@ -52,6 +54,7 @@ struct Conv {
     padding: usize,
 }
 
+#[derive(Clone)]
 struct Fire {
     index: usize,
     squeeze: Conv,

@@ -3,10 +3,12 @@
 //!
 //! It takes features as tensors and knows no teacher.
 
-use candle_core::{Device, Result, Shape, Tensor, Var, bail};
+use candle_core::{Device, Result, Shape, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use super::spectral::SpectralWeight;
+pub use super::spectral::is_parameter;
 use crate::ops::{Activation, conv2d, group_norm, silu};
 
 /// Groups of the norm over a feature map.
@@ -126,7 +128,7 @@ impl Discriminator {
     pub fn power_iteration(&self) -> Result<()> {
         for branch in &self.branches {
             for conv in branch.spectral() {
-                conv.power_iteration()?;
+                conv.weight.power_iteration()?;
             }
         }
         Ok(())
@@ -140,11 +142,6 @@ impl Discriminator {
             branches: self.branches.iter().map(Branch::frozen).collect(),
         }
     }
-}
-
-/// Whether a tensor of the discriminator is trained; the rest are the spectral norms' vectors.
-pub fn is_parameter(name: &str) -> bool {
-    !name.ends_with(".weight_u") && !name.ends_with(".weight_v")
 }
 
 /// The sinusoidal embedding of steps `t`: `[n, channels]`, cosines then sines of `t / 10000^(2i / channels)`.
@@ -266,51 +263,24 @@ fn block((conv, norm): &(SpectralConv, Affine), x: &Tensor) -> Result<Tensor> {
     )?)
 }
 
-/// A 1-d convolution with circular padding whose kernel is divided by its largest singular value (Miyato et al.,
-/// "Spectral Normalization", arXiv 1802.05957), estimated by `u` and `v`.
+/// A 1-d convolution with circular padding and a spectrally normalised kernel `[co, ci, taps]`.
 #[derive(Clone, Debug)]
 struct SpectralConv {
-    /// `[co, ci, taps]`
-    weight: Tensor,
+    weight: SpectralWeight,
     bias: Tensor,
-    /// `[co]`, the left singular vector.
-    u: Var,
-    /// `[ci taps]`, the right one.
-    v: Var,
 }
 
 impl SpectralConv {
     fn new(ci: usize, co: usize, taps: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
-            weight: vb.get((co, ci, taps), "weight_orig")?,
+            weight: SpectralWeight::new(&[co, ci, taps], vb)?,
             bias: vb.get(co, "bias")?,
-            u: Var::from_tensor(&vb.get(co, "weight_u")?)?,
-            v: Var::from_tensor(&vb.get(ci * taps, "weight_v")?)?,
         })
-    }
-
-    fn power_iteration(&self) -> Result<()> {
-        let matrix = self.weight.detach().flatten_from(1)?;
-        let u = self.u.as_detached_tensor().unsqueeze(1)?;
-        let v = normalised(&matrix.t()?.matmul(&u)?)?;
-        let u = normalised(&matrix.matmul(&v)?)?;
-        self.v.set(&v.squeeze(1)?)?;
-        self.u.set(&u.squeeze(1)?)
-    }
-
-    /// The kernel over `u^T W v`, `[co, ci, 1, taps]`.
-    fn kernel(&self) -> Result<Tensor> {
-        // Copies: the graph must keep the values that the forward pass saw.
-        let u = self.u.as_detached_tensor().unsqueeze(1)?.copy()?;
-        let v = self.v.as_detached_tensor().unsqueeze(0)?.copy()?;
-        let matrix = self.weight.flatten_from(1)?;
-        let sigma = (matrix * u.matmul(&v)?)?.sum_all()?;
-        self.weight.broadcast_div(&sigma)?.unsqueeze(2)
     }
 
     /// `[n, 1, l, ci]` to `[n, 1, l, co]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (length, reach) = (x.dim(2)?, self.weight.dim(2)? / 2);
+        let (length, reach) = (x.dim(2)?, self.weight.dims()[2] / 2);
         if length < reach {
             bail!("discriminator: a feature map of {length} pixels, fewer than {reach}");
         }
@@ -321,29 +291,23 @@ impl SpectralConv {
                 Tensor::cat(&[&end, x, &start], 2)?
             }
         };
-        conv2d(&padded, &self.kernel()?, &self.bias, 1, 0, Activation::None)
+        let kernel = self.weight.normalised()?.unsqueeze(2)?;
+        conv2d(&padded, &kernel, &self.bias, 1, 0, Activation::None)
     }
 
     fn frozen(&self) -> Self {
         Self {
-            weight: self.weight.detach(),
+            weight: self.weight.frozen(),
             bias: self.bias.detach(),
-            u: self.u.clone(),
-            v: self.v.clone(),
         }
     }
-}
-
-fn normalised(v: &Tensor) -> Result<Tensor> {
-    let norm = v.sqr()?.sum_all()?.sqrt()?;
-    v.broadcast_div(&norm.maximum(1e-12)?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
-    use candle_core::DType;
+    use candle_core::{DType, Var};
     use candle_nn::VarMap;
 
     use super::*;
@@ -371,13 +335,13 @@ mod tests {
             d.power_iteration().unwrap();
         }
         for conv in d.branches[0].spectral() {
-            let matrix = conv.kernel().unwrap().flatten_from(1).unwrap();
+            let matrix = conv.weight.normalised().unwrap().flatten_from(1).unwrap();
             let gain = |v: &Tensor| {
                 let length = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>();
                 (length(&matrix.matmul(v).unwrap()).unwrap() / length(v).unwrap()).sqrt()
             };
             let columns = matrix.dim(1).unwrap();
-            let largest = gain(&conv.v.unsqueeze(1).unwrap());
+            let largest = gain(&conv.weight.right().unsqueeze(1).unwrap());
             assert!((largest - 1.0).abs() < 1e-3, "{largest}");
             for _ in 0..20 {
                 let any = gain(&random((columns, 1)));

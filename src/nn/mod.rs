@@ -3,3 +3,4 @@
 pub mod discriminator;
 pub mod lite;
 pub mod official;
+mod spectral;

@@ -1,13 +1,73 @@
 //! A discriminator in training.
 
+use std::collections::HashMap;
+
 use candle_core::{Result, Tensor, backprop::GradStore};
 
 use super::{
-    init,
     losses::hinge_discriminator,
     optim::{AdamW, Parameter},
 };
-use crate::nn::discriminator::{Discriminator, DiscriminatorConfig, is_parameter};
+use crate::nn::{
+    discriminator::{Discriminator, is_parameter},
+    lite,
+};
+
+/// A discriminator that judges the features of a frozen teacher.
+pub trait Judge: Sized {
+    /// The logits of each head for `features` at the times `t`. A loss is a mean over each head, then over the heads.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>>;
+
+    /// One power iteration of every spectral norm.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn power_iteration(&self) -> Result<()>;
+
+    /// The same discriminator, which a gradient flows through and not into.
+    fn frozen(&self) -> Self;
+}
+
+/// The published discriminator: all logits weigh the same.
+impl Judge for Discriminator {
+    fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
+        Ok(vec![self.forward(features, t)?])
+    }
+
+    fn power_iteration(&self) -> Result<()> {
+        Self::power_iteration(self)
+    }
+
+    fn frozen(&self) -> Self {
+        Self::frozen(self)
+    }
+}
+
+impl Judge for lite::Discriminator {
+    fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
+        self.forward(features, t)
+    }
+
+    fn power_iteration(&self) -> Result<()> {
+        Self::power_iteration(self)
+    }
+
+    fn frozen(&self) -> Self {
+        Self::frozen(self)
+    }
+}
+
+/// The mean of `loss` over a discriminator's heads.
+///
+/// # Errors
+/// Those of `loss`.
+pub fn mean_of_heads(heads: impl Iterator<Item = Result<Tensor>>) -> Result<Tensor> {
+    let heads: Vec<Tensor> = heads.collect::<Result<_>>()?;
+    Tensor::stack(&heads, 0)?.mean_all()
+}
 
 /// A teacher's features of real latents and of a student's, both perturbed to the same times.
 pub struct Judged {
@@ -19,27 +79,26 @@ pub struct Judged {
 }
 
 /// A discriminator, its optimiser and the state of both.
-pub struct Adversary {
-    discriminator: Discriminator,
+pub struct Adversary<J> {
+    judge: J,
     /// All variables, the spectral norms' vectors among them.
     variables: Vec<Parameter>,
     adam: AdamW,
 }
 
-impl Adversary {
-    /// A new discriminator with weights drawn from `seed`.
+impl<J: Judge> Adversary<J> {
+    /// A discriminator whose tensors are `variables`.
     ///
     /// # Errors
-    /// As [`Discriminator::new`].
-    pub fn new(config: &DiscriminatorConfig, seed: u64) -> Result<Self> {
-        let (discriminator, variables) = init::discriminator(config, seed)?;
+    /// When memory cannot be had.
+    pub fn new((judge, variables): (J, Vec<Parameter>)) -> Result<Self> {
         let name = |(name, var)| (format!("discriminator.{name}"), var);
         let variables: Vec<_> = variables.into_iter().map(name).collect();
         let trained = variables.iter().filter(|(name, _)| is_parameter(name));
         let mut adam = AdamW::new(trained.cloned().collect())?;
         adam.beta2 = 0.999;
         Ok(Self {
-            discriminator,
+            judge,
             variables,
             adam,
         })
@@ -55,13 +114,15 @@ impl Adversary {
         batches: usize,
         mut judged: impl FnMut(usize) -> Result<Judged>,
     ) -> Result<(f64, GradStore)> {
-        self.discriminator.power_iteration()?;
+        self.judge.power_iteration()?;
         let (mut sum, mut grads) = (0.0, GradStore::default());
         for i in 0..batches {
             let Judged { real, fake, t } = judged(i)?;
-            let real = self.discriminator.forward(&real, &t)?;
-            let fake = self.discriminator.forward(&fake, &t)?;
-            let loss = (hinge_discriminator(&real, &fake)? / batches as f64)?;
+            let real = self.judge.heads(&real, &t)?;
+            let fake = self.judge.heads(&fake, &t)?;
+            let heads = real.iter().zip(&fake);
+            let loss = mean_of_heads(heads.map(|(real, fake)| hinge_discriminator(real, fake)))?;
+            let loss = (loss / batches as f64)?;
             sum += f64::from(loss.to_scalar::<f32>()?);
             grads.extend(loss.backward()?)?;
         }
@@ -81,12 +142,12 @@ impl Adversary {
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn judge(&self) -> Result<Discriminator> {
-        self.discriminator.power_iteration()?;
-        Ok(self.discriminator.frozen())
+    pub fn judge(&self) -> Result<J> {
+        self.judge.power_iteration()?;
+        Ok(self.judge.frozen())
     }
 
-    /// Variables and optimiser by name, for a checkpoint.
+    /// The variables (`weights.discriminator.*`) and the moments by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let variables = self.variables.iter();
         let mut all: Vec<_> = variables
@@ -96,11 +157,15 @@ impl Adversary {
         all
     }
 
-    /// Takes back what [`Self::state`] gave after `step` steps.
+    /// Takes back what [`Self::state`] gave after `step` updates.
     ///
     /// # Errors
-    /// When `get` does.
-    pub fn restore(&mut self, step: u64, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+    /// When a tensor is missing or has another shape.
+    pub fn restore(&mut self, step: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let get = |name: &str| {
+            let found = tensors.get(name).cloned();
+            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
+        };
         for (name, var) in &self.variables {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
@@ -113,11 +178,12 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::{nn::discriminator::DiscriminatorConfig, train::init};
 
     #[test]
     fn it_learns_to_tell_two_kinds_of_features_apart() {
         let config = DiscriminatorConfig::new(vec![32], 8);
-        let mut adversary = Adversary::new(&config, 1).unwrap();
+        let mut adversary = Adversary::new(init::discriminator(&config, 1).unwrap()).unwrap();
         // Both are noise on a slope; the real one rises and the fake one falls.
         let slope = Tensor::arange(0f32, 6.0, &Device::Cpu).unwrap();
         let slope = slope.reshape((1, 1, 6, 1)).unwrap();

@@ -279,7 +279,7 @@ pub struct Distill {
     parameters: Vec<Parameter>,
     adam: AdamW,
     ema: Ema,
-    adversary: Adversary,
+    adversary: Adversary<Discriminator>,
     step: u64,
     loader: Loader<Pictures>,
     held_out: Prepared,
@@ -333,7 +333,7 @@ impl Distill {
         let make = move |seed| spec.batch(&all, batch, seed);
         let mut run = Self {
             ema: Ema::new(parameters.clone(), options.ema)?,
-            adversary: Adversary::new(&judge, options.seed ^ DISCRIMINATOR)?,
+            adversary: Adversary::new(init::discriminator(&judge, options.seed ^ DISCRIMINATOR)?)?,
             parameters,
             adam,
             held_out: prepare(&options, &frozen, &student, &examined, HELD_OUT)?,
@@ -379,7 +379,7 @@ impl Distill {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
         self.adam.restore(state.step, get)?;
-        self.adversary.restore(state.step, get)?;
+        self.adversary.restore(state.step, tensors)?;
         self.ema.restore(|name| get(&format!("ema.{name}")))?;
         Ok(())
     }

@@ -7,7 +7,10 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::degrade::normal;
-use crate::nn::discriminator::{Discriminator, DiscriminatorConfig};
+use crate::nn::{
+    discriminator::{Discriminator, DiscriminatorConfig},
+    lite::{self, Teacher, TeacherConfig},
+};
 
 /// Tensors by name.
 pub type Tensors = HashMap<String, Tensor>;
@@ -59,26 +62,70 @@ pub fn discriminator(
     let vars = candle_nn::VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let made = Discriminator::new(config, vb)?;
+    let variables = sorted(&vars)?;
+    draw(&variables, seed, |name| name.starts_with("conv."))?;
+    for _ in 0..POWER_ITERATIONS {
+        made.power_iteration()?;
+    }
+    Ok((made, variables))
+}
+
+/// A new teacher of the lite family and its variables. The second convolution of each block and the last of all are zero:
+/// at first it predicts no residual.
+///
+/// # Errors
+/// As [`Teacher::new`].
+pub fn teacher(config: &TeacherConfig, seed: u64) -> Result<(Teacher, Variables)> {
+    let vars = candle_nn::VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let made = Teacher::new(config.clone(), vb)?;
+    let variables = sorted(&vars)?;
+    draw(&variables, seed, |name| {
+        name.ends_with("conv2.weight") || name.starts_with("tail.")
+    })?;
+    Ok((made, variables))
+}
+
+/// A new discriminator for the lite family's teacher and its variables, the spectral norms' vectors among them.
+///
+/// # Errors
+/// As [`lite::Discriminator::new`].
+pub fn lite_discriminator(
+    config: &lite::DiscriminatorConfig,
+    seed: u64,
+) -> Result<(lite::Discriminator, Variables)> {
+    let vars = candle_nn::VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let made = lite::Discriminator::new(config.clone(), vb)?;
+    let variables = sorted(&vars)?;
+    draw(&variables, seed, |_| false)?;
+    for _ in 0..POWER_ITERATIONS {
+        made.power_iteration()?;
+    }
+    Ok((made, variables))
+}
+
+/// The variables in their names' order: the map has none of its own, and candle's CPU random numbers no seed.
+pub(super) fn sorted(vars: &candle_nn::VarMap) -> Result<Variables> {
     let all = vars.data().lock();
     let all = all.map_err(|_| candle_core::Error::Msg("poisoned variables".into()))?;
     let mut variables: Variables = all.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
-    // The map has no order of its own, and candle's CPU random numbers no seed.
     variables.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(variables)
+}
+
+fn draw(variables: &Variables, seed: u64, is_zero: impl Fn(&str) -> bool) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let inputs = inputs(variables.iter().map(|(n, v)| (n.as_str(), v.dims())));
-    for (name, var) in &variables {
+    for (name, var) in variables {
         let kind = match name.as_str() {
-            n if n.starts_with("conv.") => Kind::Zero,
+            n if is_zero(n) => Kind::Zero,
             n if n.ends_with("weight_u") || n.ends_with("weight_v") => Kind::Normal(1.0),
             _ => Kind::of(name, &inputs),
         };
         var.set(&kind.draw(var.dims(), &mut rng)?)?;
     }
-    for _ in 0..POWER_ITERATIONS {
-        made.power_iteration()?;
-    }
-    drop(all);
-    Ok((made, variables))
+    Ok(())
 }
 
 /// A distribution of initial weights.

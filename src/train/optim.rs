@@ -1,5 +1,7 @@
 //! AdamW and the exponential moving average of the weights, with state that can be saved.
 
+use std::collections::HashMap;
+
 use candle_core::{Result, Tensor, Var, backprop::GradStore};
 
 /// A named parameter.
@@ -142,6 +144,83 @@ impl Ema {
             *average = get(name)?;
         }
         Ok(())
+    }
+}
+
+/// A network in training: its parameters, their optimiser and their averages.
+pub struct Trained {
+    parameters: Vec<Parameter>,
+    adam: AdamW,
+    ema: Ema,
+}
+
+impl Trained {
+    /// `parameters` with an optimiser whose second moments decay by `beta2`, and averages that decay by `decay`.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn new(parameters: Vec<Parameter>, beta2: f64, decay: f64) -> Result<Self> {
+        let mut adam = AdamW::new(parameters.clone())?;
+        adam.beta2 = beta2;
+        Ok(Self {
+            ema: Ema::new(parameters.clone(), decay)?,
+            adam,
+            parameters,
+        })
+    }
+
+    /// Takes one step of learning rate `lr`; the averages follow.
+    ///
+    /// # Errors
+    /// When a gradient's shape is not its parameter's.
+    pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
+        self.adam.step(grads, lr)?;
+        self.ema.update(self.adam.step)
+    }
+
+    /// The averages by the parameters' names.
+    pub fn averages(&self) -> HashMap<String, Tensor> {
+        self.ema.state().into_iter().collect()
+    }
+
+    /// Weights, averages and moments by name, for a checkpoint.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let weights = self.parameters.iter();
+        let weights = weights.map(|(name, v)| (format!("weights.{name}"), v.as_tensor().clone()));
+        let averages = self.ema.state().into_iter();
+        let averages = averages.map(|(name, t)| (format!("ema.{name}"), t));
+        weights.chain(averages).chain(self.adam.state()).collect()
+    }
+
+    /// Takes back what [`Self::state`] gave after `step` steps.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn restore(&mut self, step: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let get = |name: &str| {
+            let found = tensors.get(name).cloned();
+            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
+        };
+        for (name, var) in &self.parameters {
+            var.set(&get(&format!("weights.{name}"))?)?;
+        }
+        self.adam.restore(step, get)?;
+        self.ema.restore(|name| get(&format!("ema.{name}")))
+    }
+
+    /// Begins with the averaged weights of another run's checkpoint, with fresh moments.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn begin(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let average = |name: &str| {
+            let found = tensors.get(&format!("ema.{name}")).cloned();
+            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
+        };
+        for (name, var) in &self.parameters {
+            var.set(&average(name)?)?;
+        }
+        self.ema.restore(average)
     }
 }
 

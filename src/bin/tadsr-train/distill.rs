@@ -237,6 +237,7 @@ pub fn run(args: Args) -> Result<()> {
         images: options.batch * options.accumulate,
         save_every: args.save_every,
         folder: &args.out,
+        product: "model.safetensors",
     };
     let place = Place {
         dir: &args.out,

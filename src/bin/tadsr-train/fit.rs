@@ -1,16 +1,15 @@
 //! `tadsr-train fit`: supervised training of a student on photographs.
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use tadsr::{
-    nn::lite::StudentConfig,
-    train::{
-        degrade::Degradation,
-        fit::{Fit, Options},
-        pairs::DamagedPhotos,
+use tadsr::train::{
+    lite::{
+        Latent, Material, Place,
+        student::{Distillation, Options, StudentRun, Target},
     },
+    recipe::{self, train_scales},
 };
 
 use crate::run::{self, Plan, Training};
@@ -93,103 +92,103 @@ enum Preset {
 }
 
 impl Args {
-    fn options(&self) -> Result<Options> {
-        if !(1.0 < self.scale && self.scale <= 4.0) {
-            bail!("--scale {}: above 1, up to 4", self.scale);
-        }
-        let (student, low) = match self.student {
-            Size::Tiny if self.scale <= 2.0 => (StudentConfig::tiny(2), 1.0),
-            Size::Tiny => (StudentConfig::tiny(4), 2.0),
-            Size::Small => (StudentConfig::small(), 1.0),
+    fn target(&self) -> Result<Target> {
+        let size = match self.student {
+            Size::Tiny => recipe::Size::Tiny,
+            Size::Small => recipe::Size::Small,
         };
-        let patch = self.patch.unwrap_or(48 * student.r);
-        if patch < 16 || !patch.is_multiple_of(2 * student.r) {
-            bail!(
-                "--patch {patch}: a multiple of {} of at least 16",
-                2 * student.r
-            );
-        }
-        run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
-        if self.expand > 1024 || patch > 1024 {
-            bail!("--patch and --expand: at most 1024");
-        }
-        let folder = self
-            .out
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned());
-        Ok(Options {
-            name: self
-                .name
-                .clone()
-                .or(folder)
-                .unwrap_or_else(|| "model".into()),
+        let (student, low) = size.student(self.scale)?;
+        let folder = self.out.file_name().map(|n| n.to_string_lossy());
+        let name = self.name.as_deref().or(folder.as_deref());
+        Ok(Target {
+            name: name.unwrap_or("model").into(),
             student,
             scales: [low, self.scale],
-            // Near scale 1 there is nothing to learn.
-            train_scales: [low + (self.scale - low).min(0.25), self.scale],
-            degradation: match self.preset {
-                Preset::Streaming => Degradation::streaming(),
-                Preset::Clean => Degradation::clean(),
-            },
+        })
+    }
+
+    fn options(&self) -> Result<Options> {
+        run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
+        if self.expand > 1024 {
+            bail!("--expand: at most 1024");
+        }
+        Ok(Options {
             steps: self.steps,
             batch: self.batch,
-            patch,
+            accumulate: 1,
+            patch: self.patch.unwrap_or(0),
             learning_rate: self.lr,
             ema: self.ema,
             expand: self.expand,
             seed: self.seed,
+            distillation: Distillation::none(),
         })
     }
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let options = args.options()?;
+    let (target, options) = (args.target()?, args.options()?);
+    let preset = match args.preset {
+        Preset::Streaming => recipe::Preset::Streaming,
+        Preset::Clean => recipe::Preset::Clean,
+    };
     let threads = run::use_threads(args.threads)?;
     run::make_folder(&args.out)?;
     let stop = run::stop_flag()?;
-    let mut photos = run::load_photos(&args.data, options.patch)?;
+    let student = target.student;
+    let patch = args.patch.unwrap_or(48 * student.r);
+    let mut photos = run::load_photos(&args.data, patch)?;
     let held_out = photos.hold_out(20);
     eprintln!(
         "{} photos to train on, {} held out; {:?} with {} parameters",
         photos.len(),
         held_out.len(),
-        options.student.architecture,
-        options.student.parameters()
+        student.architecture,
+        student.parameters()
     );
     let plan = Plan {
         steps: options.steps,
         images: options.batch,
         save_every: args.save_every,
         folder: &args.out,
+        product: "model.safetensors",
     };
-    let source = Arc::new(DamagedPhotos {
-        photos: Arc::new(photos),
-        degradation: options.degradation.clone(),
-    });
-    let held_out = Arc::new(held_out);
-    let mut fit = Fit::new(options, source, held_out, &args.out, args.resume, threads)?;
+    let material = Material::photos(photos, held_out, preset.degradation());
+    let scales = train_scales(target.scales[0], target.scales[1]);
+    let (kind, r) = (student.latent, student.r);
+    let latent = Latent::measure(kind, r, scales, &*material.source, patch)?;
+    let place = Place {
+        dir: &args.out,
+        resume: args.resume,
+        data_threads: threads,
+        slower: 0,
+    };
+    let mut fit = StudentRun::new(options, target, latent, None, None, &material, &place)?;
     run::train(&mut fit, &plan, &stop)
 }
 
-impl Training for Fit {
+impl Training for StudentRun {
     fn done(&self) -> u64 {
-        Fit::done(self)
+        Self::done(self)
     }
 
     fn step(&mut self) -> tadsr::Result<Vec<(&'static str, f64)>> {
-        Ok(vec![("loss", f64::from(Fit::step(self)?))])
+        Self::step(self)
     }
 
     fn save(&self) -> tadsr::Result<()> {
-        Fit::save(self)
+        Self::save(self)
     }
 
     fn validate(&self) -> tadsr::Result<String> {
-        let gains = Fit::validate(self)?;
-        let gains = gains
-            .iter()
-            .map(|(name, gain)| format!("{name} {gain:+.3} dB"));
-        let gains: Vec<String> = gains.collect();
-        Ok(format!("against bicubic {}", gains.join(", ")))
+        let all = Self::validate(self)?;
+        let text = all.iter().map(|v| match v.lpips {
+            None => format!("{} {:+.3} dB", v.name, v.gain),
+            Some([ours, base]) => {
+                format!("{} {:+.3} dB, LPIPS {ours:.4} ({base:.4})", v.name, v.gain)
+            }
+        });
+        let text: Vec<_> = text.collect();
+        Ok(format!("against bicubic {}", text.join("; ")))
     }
 }

@@ -5,6 +5,7 @@ mod eval;
 mod export;
 mod fit;
 mod import;
+mod recipe;
 mod run;
 mod upscale;
 
@@ -22,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(recipe::Args),
     Fit(fit::Args),
     Distill(distill::Args),
     Eval(eval::Args),
@@ -32,6 +34,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Run(args) => recipe::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Distill(args) => distill::run(args),
         Command::Eval(args) => eval::run(args),

@@ -36,6 +36,8 @@ pub struct Plan<'a> {
     pub save_every: u64,
     /// The run's folder; `losses.csv` in it gets a line for every step.
     pub folder: &'a Path,
+    /// The file in it that the run is for.
+    pub product: &'a str,
 }
 
 /// Makes a run's folder.
@@ -74,6 +76,40 @@ pub fn load_photos(data: &[PathBuf], side: usize) -> Result<PhotoSet> {
         eprintln!("left out '{}': {}", skipped.path.display(), skipped.reason);
     }
     Ok(photos)
+}
+
+/// How often in a row a run that diverges is taken up from its last checkpoint.
+const PATIENCE: i32 = 5;
+
+/// [`train`]s the run that `open` gives. Where it diverges, it is opened anew, from its last checkpoint and at half the
+/// learning rate. `open` is told whether to go on with the checkpoint, and how often to halve the rate.
+pub fn train_with_patience<R: Training>(
+    mut open: impl FnMut(bool, i32) -> Result<R>,
+    resume: bool,
+    plan: &Plan,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let (mut run, mut slower) = (open(resume, 0)?, 0);
+    loop {
+        let begun = run.done();
+        let Err(error) = train(&mut run, plan, stop) else {
+            return Ok(());
+        };
+        let diverged = matches!(error.downcast_ref(), Some(tadsr::Error::Diverged { .. }));
+        if !diverged || slower == PATIENCE {
+            return Err(error);
+        }
+        drop(run);
+        eprintln!("{error}; going back to the last checkpoint, at half the learning rate");
+        let resume = plan.folder.join("checkpoint.safetensors").exists();
+        slower += 1;
+        run = open(resume, slower)?;
+        if run.done() > begun {
+            // The checkpoint knows of the halvings before it.
+            slower = 1;
+            run = open(resume, slower)?;
+        }
+    }
 }
 
 /// Steps until the end or until `stop`, with a line of numbers at every checkpoint and a last checkpoint.
@@ -120,8 +156,7 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
         let all = plan.steps;
         eprintln!("stopped at step {done} of {all}; go on with the same command and --resume");
     } else {
-        let model = plan.folder.join("model.safetensors");
-        eprintln!("model: {}", model.display());
+        eprintln!("done: {}", plan.folder.join(plan.product).display());
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ impl LatentKind {
 }
 
 /// Per-channel statistics of the training set that whiten the latent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatentStats {
     /// Mean of the base's latent.
     pub input_mean: Vec<f32>,

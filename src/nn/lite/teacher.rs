@@ -1,6 +1,6 @@
 //! The teacher of the lite family: a U-Net that denoises the whitened residual.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -222,15 +222,8 @@ impl Teacher {
 
     /// `[n, e]`, after a SiLU: what each block's modulation is computed from.
     fn embed(&self, t: &[usize], scale: f64, like: &Tensor) -> Result<Tensor> {
-        let half = self.config.widths[0] / 2;
-        let mut values = Vec::with_capacity(t.len() * (2 * half + 2));
-        for &t in t {
-            let angle = |i: usize| t as f64 * (-(10_000f64.ln()) * i as f64 / half as f64).exp();
-            values.extend((0..half).map(|i| angle(i).cos() as f32));
-            values.extend((0..half).map(|i| angle(i).sin() as f32));
-            values.extend(scale_features(scale, self.config.r));
-        }
-        let x = Tensor::from_vec(values, (t.len(), 2 * half + 2), like.device())?;
+        let features = scale_features(scale, self.config.r);
+        let x = sinusoids(t, self.config.widths[0], &features, like.device())?;
         let [first, second] = &self.embedding;
         silu(&second.forward(&silu(&first.forward(&x)?)?)?)
     }
@@ -238,6 +231,26 @@ impl Teacher {
     fn embedding_width(config: &TeacherConfig) -> usize {
         4 * config.widths[0]
     }
+}
+
+/// The sinusoidal embedding of the times `t`, `[n, channels + more]`: cosines, then sines, of `t / 10000^(2i / channels)`,
+/// then the numbers `more`. `channels` is even.
+pub(super) fn sinusoids(
+    t: &[usize],
+    channels: usize,
+    more: &[f32],
+    device: &Device,
+) -> Result<Tensor> {
+    let half = channels / 2;
+    let width = 2 * half + more.len();
+    let mut values = Vec::with_capacity(t.len() * width);
+    for &t in t {
+        let angle = |i: usize| t as f64 * (-(10_000f64.ln()) * i as f64 / half as f64).exp();
+        values.extend((0..half).map(|i| angle(i).cos() as f32));
+        values.extend((0..half).map(|i| angle(i).sin() as f32));
+        values.extend(more);
+    }
+    Tensor::from_vec(values, (t.len(), width), device)
 }
 
 /// `x + conv(silu(modulated norm(conv(silu(norm(x))))))`.

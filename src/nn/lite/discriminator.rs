@@ -1,0 +1,174 @@
+//! The discriminator of the lite family's adversarial loss: it judges residuals by the features that a frozen teacher
+//! makes of them at a noise level `t` (TAD-SR, arXiv 2408.07476), with 2-d heads instead of the published 1-d ones: the
+//! maps are small, and texture has two dimensions.
+
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    nn::{lite::teacher::sinusoids, spectral::SpectralWeight},
+    ops::{Activation, conv2d, group_norm, silu},
+};
+
+/// Channels that a normalisation group has, as in the teacher.
+const GROUP: usize = 16;
+const NORM_EPS: f64 = 1e-5;
+const SLOPE: f32 = 0.2;
+
+/// A discriminator's shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscriminatorConfig {
+    /// Channels of each feature map, a multiple of 16 each.
+    pub channels: Vec<usize>,
+    /// Channels inside a head.
+    pub width: usize,
+    /// Channels of the sinusoidal embedding of `t`; even.
+    pub time_channels: usize,
+}
+
+/// One head a feature map: norm and modulation by `t`, two spectrally normalised 3x3 convolutions, and a 1x1 one to a
+/// logit a position.
+#[derive(Clone, Debug)]
+pub struct Discriminator {
+    config: DiscriminatorConfig,
+    heads: Vec<Head>,
+}
+
+#[derive(Clone, Debug)]
+struct Head {
+    /// Weight `[2c, e]` and bias `[2c]` of scale and shift.
+    time: [Tensor; 2],
+    norm: [Tensor; 2],
+    convs: [Conv; 3],
+}
+
+#[derive(Clone, Debug)]
+struct Conv {
+    weight: SpectralWeight,
+    bias: Tensor,
+}
+
+impl Discriminator {
+    /// A discriminator with the tensors `HEAD.{time,norm}.{weight,bias}` and `HEAD.{0,1,2}.*` of `vb`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape, or a count of channels is not a multiple of 16.
+    pub fn new(config: DiscriminatorConfig, vb: VarBuilder) -> Result<Self> {
+        let head = |(i, &c): (usize, &usize)| {
+            if c == 0 || c % GROUP != 0 {
+                bail!("discriminator: a feature map of {c} channels, not a multiple of {GROUP}");
+            }
+            Head::new(c, &config, &vb.pp(i))
+        };
+        let heads = config.channels.iter().enumerate().map(head);
+        Ok(Self {
+            heads: heads.collect::<Result<_>>()?,
+            config,
+        })
+    }
+
+    /// The logits `[n, h, w, 1]` of each head for its feature map `[n, h, w, c]` at the noise level `t` `[n]`.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn forward(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
+        if features.len() != self.heads.len() {
+            let (got, want) = (features.len(), self.heads.len());
+            bail!("discriminator: {got} feature maps, not {want}");
+        }
+        let Some(first) = features.first() else {
+            return Ok(Vec::new());
+        };
+        let time = silu(&sinusoids(
+            t,
+            self.config.time_channels,
+            &[],
+            first.device(),
+        )?)?;
+        let pairs = self.heads.iter().zip(features);
+        pairs.map(|(head, f)| head.forward(f, &time)).collect()
+    }
+
+    /// One power iteration of every spectral norm; comes before each use in training.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn power_iteration(&self) -> Result<()> {
+        let convs = self.heads.iter().flat_map(|head| &head.convs);
+        convs
+            .into_iter()
+            .try_for_each(|conv| conv.weight.power_iteration())
+    }
+
+    /// The same discriminator, which a gradient flows through and not into: for the student's loss.
+    pub fn frozen(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            heads: self.heads.iter().map(Head::frozen).collect(),
+        }
+    }
+}
+
+impl Head {
+    fn new(c: usize, config: &DiscriminatorConfig, vb: &VarBuilder) -> Result<Self> {
+        let (w, e) = (config.width, config.time_channels);
+        let (time, norm) = (vb.pp("time"), vb.pp("norm"));
+        Ok(Self {
+            time: [time.get((2 * c, e), "weight")?, time.get(2 * c, "bias")?],
+            norm: [norm.get(c, "weight")?, norm.get(c, "bias")?],
+            convs: [
+                Conv::new([w, c, 3, 3], &vb.pp(0))?,
+                Conv::new([w, w, 3, 3], &vb.pp(1))?,
+                Conv::new([1, w, 1, 1], &vb.pp(2))?,
+            ],
+        })
+    }
+
+    fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
+        let c = x.dim(3)?;
+        let [weight, bias] = &self.time;
+        let time = time.matmul(&weight.t()?)?.broadcast_add(bias)?;
+        let (scale, shift) = ((time.narrow(1, 0, c)? + 1.0)?, time.narrow(1, c, c)?);
+        let [weight, bias] = &self.norm;
+        let weight = scale.broadcast_mul(weight)?;
+        let bias = (scale.broadcast_mul(bias)? + shift)?;
+        let x = group_norm(x, c / GROUP, &weight, &bias, NORM_EPS, Activation::Silu)?;
+        let [first, second, last] = &self.convs;
+        let x = first.forward(&x, Activation::LeakyRelu(SLOPE))?;
+        let x = second.forward(&x, Activation::LeakyRelu(SLOPE))?;
+        last.forward(&x, Activation::None)
+    }
+
+    fn frozen(&self) -> Self {
+        Self {
+            time: self.time.clone().map(|t| t.detach()),
+            norm: self.norm.clone().map(|t| t.detach()),
+            convs: self.convs.clone().map(|conv| Conv {
+                weight: conv.weight.frozen(),
+                bias: conv.bias.detach(),
+            }),
+        }
+    }
+}
+
+impl Conv {
+    fn new(shape: [usize; 4], vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: SpectralWeight::new(&shape, vb)?,
+            bias: vb.get(shape[0], "bias")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let pad = self.weight.dims()[2] / 2;
+        conv2d(
+            x,
+            &self.weight.normalised()?,
+            &self.bias,
+            1,
+            pad,
+            activation,
+        )
+    }
+}

@@ -1,0 +1,257 @@
+//! Training of the lite family: a teacher, and students by time-aware distillation.
+//!
+//! The latent is the whitened residual over the bicubic base (see [`crate::nn::lite::latent`]). Residual-shifting
+//! diffusion seen from the base has `zy = 0`: `r_t = (1 - eta_t) r_0 + kappa sqrt(eta_t) eps`, so the losses of
+//! [`super::losses`] serve it as they are.
+
+pub mod student;
+pub mod teacher;
+
+use std::{path::Path, sync::Arc};
+
+use candle_core::{Device, Tensor};
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    data::PhotoSet,
+    degrade::{Degradation, normal},
+    loader::step_seed,
+    losses,
+    pairs::{Batch, DamagedPhotos, PairSource, PairSpec},
+};
+use crate::{
+    Error, Result,
+    diffusion::Schedule,
+    nn::{
+        lite::{LatentKind, LatentStats, Teacher},
+        official::DiffusionConfig,
+    },
+};
+
+/// Batches that the latent's statistics are measured on.
+const STATISTICS_BATCHES: u64 = 64;
+
+/// Probability that a batch has the largest scale.
+const NATIVE: f64 = 0.6;
+
+/// What a teacher and its students must agree in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Latent {
+    pub kind: LatentKind,
+    /// Output pixels a side in a grid cell.
+    pub r: usize,
+    /// Scales in training; the upper end is also the model's own.
+    pub scales: [f64; 2],
+    pub stats: LatentStats,
+}
+
+impl Latent {
+    /// A latent with the statistics of `source`, measured on patches of `patch` pixels.
+    ///
+    /// # Errors
+    /// As [`PairSpec::measure`].
+    pub fn measure(
+        kind: LatentKind,
+        r: usize,
+        scales: [f64; 2],
+        source: &dyn PairSource,
+        patch: usize,
+    ) -> Result<Self> {
+        let mut latent = Self {
+            kind,
+            r,
+            scales,
+            stats: LatentStats::nominal(kind, r),
+        };
+        let pairs = latent.pairs(patch, 16);
+        latent.stats = pairs.measure(source, 0, STATISTICS_BATCHES)?;
+        Ok(latent)
+    }
+
+    /// Batches of `batch` pairs of `patch` pixels a side.
+    pub fn pairs(&self, patch: usize, batch: usize) -> PairSpec {
+        PairSpec {
+            latent: self.kind,
+            r: self.r,
+            patch,
+            batch,
+            scales: self.scales,
+            native: NATIVE,
+        }
+    }
+
+    /// The whitened base and the whitened residual of a batch of patches of `patch` pixels, `[n, h, w, c]`.
+    ///
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn tensors(&self, batch: &Batch, patch: usize) -> Result<[Tensor; 2]> {
+        let (side, channels) = (patch / self.r, self.kind.channels(self.r));
+        let n = batch.base.len() / (side * side * channels);
+        let tensor =
+            |values: &[f32]| Tensor::from_slice(values, (n, side, side, channels), &Device::Cpu);
+        Ok([tensor(&batch.base)?, tensor(&batch.residual)?])
+    }
+}
+
+/// What a run is trained on, and what it is measured on while it is trained.
+#[derive(Clone)]
+pub struct Material {
+    pub source: Arc<dyn PairSource>,
+    /// Kinds of damage, by name, of pictures that are not trained on.
+    pub held_out: Vec<(&'static str, Arc<dyn PairSource>)>,
+}
+
+impl Material {
+    /// Photos damaged one by one; of those `held_out`, clean ones and ones with JPEG of quality 60.
+    pub fn photos(photos: PhotoSet, held_out: PhotoSet, degradation: Degradation) -> Self {
+        let held_out = Arc::new(held_out);
+        let kind = |name, degradation| -> (_, Arc<dyn PairSource>) {
+            let photos = held_out.clone();
+            (
+                name,
+                Arc::new(DamagedPhotos {
+                    photos,
+                    degradation,
+                }),
+            )
+        };
+        Self {
+            source: Arc::new(DamagedPhotos {
+                photos: Arc::new(photos),
+                degradation,
+            }),
+            held_out: vec![
+                kind("clean", Degradation::fixed()),
+                kind("jpeg60", Degradation::jpeg(60)),
+            ],
+        }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.source.fingerprint()
+    }
+
+    /// A batch of each kind of damage at the model's own scale.
+    fn validation(&self, pairs: &PairSpec, stats: &LatentStats) -> Result<Vec<HeldOut>> {
+        let pairs = PairSpec {
+            batch: 64,
+            native: 1.0,
+            ..pairs.clone()
+        };
+        let batch = |(name, source): &(&'static str, Arc<dyn PairSource>)| {
+            Ok((*name, pairs.batch(&**source, stats, step_seed(0, 0))?))
+        };
+        self.held_out.iter().map(batch).collect()
+    }
+}
+
+/// A kind of damage and its batch.
+type HeldOut = (&'static str, Batch);
+
+/// Where a run is kept and how it goes on.
+pub struct Place<'a> {
+    /// Folder with its checkpoint.
+    pub dir: &'a Path,
+    /// Whether it goes on with the checkpoint there.
+    pub resume: bool,
+    pub data_threads: usize,
+    /// How often the learning rate is halved, beside the times that the checkpoint knows of: after it has diverged.
+    pub slower: i32,
+}
+
+/// The diffusion of the whitened residual.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Diffusion {
+    /// Steps T of the schedule.
+    pub steps: usize,
+    /// Standard deviation of the noise at eta = 1, in standard deviations of the residual.
+    pub kappa: f64,
+    /// Exponent of the schedule's growth.
+    pub power: f64,
+    /// Standard deviation of the noise at the first step.
+    pub min_noise_level: f64,
+    /// Square root of eta at the last step.
+    pub etas_end: f64,
+    /// Steps of the deterministic sampler, up to T.
+    pub sampling_steps: usize,
+}
+
+impl Default for Diffusion {
+    fn default() -> Self {
+        Self {
+            steps: 8,
+            kappa: 1.0,
+            power: 0.3,
+            min_noise_level: 0.1,
+            etas_end: 0.99,
+            sampling_steps: 4,
+        }
+    }
+}
+
+impl Diffusion {
+    /// # Errors
+    /// When a value is out of its range.
+    pub fn schedule(&self) -> Result<Schedule> {
+        let schedule = Schedule::new(&DiffusionConfig {
+            scale: 1,
+            steps: self.steps,
+            kappa: self.kappa,
+            power: self.power,
+            min_noise_level: self.min_noise_level,
+            etas_end: self.etas_end,
+        })?;
+        schedule.times(self.sampling_steps)?;
+        Ok(schedule)
+    }
+}
+
+/// A teacher and the base that it looks at, as losses and samplers take them.
+pub struct Guided<'a> {
+    pub teacher: &'a Teacher,
+    /// The whitened latent of the base.
+    pub base: &'a Tensor,
+    pub scale: f64,
+}
+
+impl losses::Teacher for Guided<'_> {
+    fn predict(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Tensor> {
+        self.teacher.forward(x, self.base, t, self.scale)
+    }
+
+    fn features(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Vec<Tensor>> {
+        self.teacher.features(x, self.base, t, self.scale)
+    }
+}
+
+/// Standard normal numbers of the shape of `like`.
+fn normals(like: &Tensor, rng: &mut StdRng) -> candle_core::Result<Tensor> {
+    let values: Vec<f32> = (0..like.elem_count()).map(|_| normal(rng)).collect();
+    Tensor::from_vec(values, like.shape(), like.device())
+}
+
+/// The value, unless it is no number: then the run has diverged.
+fn finite(dir: &Path, step: u64, what: &str, value: f64) -> Result<f64> {
+    match value.is_finite() {
+        true => Ok(value),
+        false => Err(Error::Diverged {
+            path: dir.into(),
+            what: what.into(),
+            step,
+        }),
+    }
+}
+
+/// How much smaller the mean square of `left` is than that of `truth`, in dB: the gain in PSNR over the base. Channels
+/// have their own units, so both are brought back to those of luma and chroma first.
+fn gain(truth: &Tensor, left: &Tensor, stats: &LatentStats) -> Result<f64> {
+    let std = Tensor::new(stats.residual_std.as_slice(), truth.device())?;
+    let energy = |t: &Tensor| -> Result<f64> {
+        let mean = t.broadcast_mul(&std)?.sqr()?.mean_all()?;
+        Ok(f64::from(mean.to_scalar::<f32>()?))
+    };
+    Ok(10.0 * (energy(truth)? / energy(left)?).log10())
+}

@@ -1,0 +1,328 @@
+//! The teacher's training: residual-shifting diffusion (ResShift, arXiv 2307.12348) on the whitened residual.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor, backprop::GradStore};
+use candle_nn::VarBuilder;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+
+use super::{Diffusion, Guided, HeldOut, Latent, Material, Place, finite, gain, normals};
+use crate::{
+    Error, Result,
+    diffusion::{Schedule, deterministic},
+    nn::lite::{Teacher, TeacherConfig},
+    train::{
+        checkpoint, init,
+        loader::{Loader, step_seed},
+        losses::{Perturbation, Teacher as _, denoising},
+        optim::{Trained, cosine},
+        pairs::Batch,
+    },
+};
+
+/// Everything that determines a run's result, beside the data and the latent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Channels of each level, multiples of 16; each level but the last halves the grid.
+    pub widths: Vec<usize>,
+    /// ResBlocks of each level, on the way down and on the way up.
+    pub blocks: usize,
+    pub diffusion: Diffusion,
+    pub steps: u64,
+    /// Pairs in a batch.
+    pub batch: usize,
+    /// Batches whose gradients are averaged in a step.
+    pub accumulate: usize,
+    /// Side of a high-resolution patch in pixels; 0 for 48 cells of the grid.
+    pub patch: usize,
+    /// Peak; it warms up, then falls along a cosine.
+    pub learning_rate: f64,
+    /// Decay of the averaged weights.
+    pub ema: f64,
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            widths: vec![16, 32, 48],
+            blocks: 2,
+            diffusion: Diffusion::default(),
+            steps: 30_000,
+            batch: 8,
+            accumulate: 1,
+            patch: 0,
+            learning_rate: 1e-3,
+            ema: 0.999,
+            seed: 1,
+        }
+    }
+}
+
+impl Options {
+    /// The network's shape for `latent`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] that names what is out of range.
+    pub fn config(&self, latent: &Latent) -> Result<TeacherConfig> {
+        let config = TeacherConfig {
+            latent: latent.kind.channels(latent.r),
+            r: latent.r,
+            widths: self.widths.clone(),
+            blocks: self.blocks,
+        };
+        config
+            .check()
+            .map_err(|e| Error::Setting(format!("teacher: {e}")))?;
+        Ok(config)
+    }
+}
+
+/// Separates the seeds of noise, initial weights and measurements from those of the data.
+const NOISE: u64 = 0x4e4f_4953;
+const WEIGHTS: u64 = 0x5445_4143;
+const HELD_OUT: u64 = 0x4845_4c44;
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    options: Options,
+    latent: Latent,
+    step: u64,
+    slowed: i32,
+    /// Of the data.
+    fingerprint: u64,
+}
+
+/// A trained teacher, frozen.
+pub struct FrozenTeacher {
+    pub net: Teacher,
+    pub schedule: Schedule,
+    pub sampling_steps: usize,
+    pub latent: Latent,
+}
+
+impl FrozenTeacher {
+    /// Reads a teacher's file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Model`] when it is no teacher.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (tensors, state) = checkpoint::load::<State>(path)?;
+        let config = state.options.config(&state.latent)?;
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        Ok(Self {
+            net: Teacher::new(config, vb)?,
+            schedule: state.options.diffusion.schedule()?,
+            sampling_steps: state.options.diffusion.sampling_steps,
+            latent: state.latent,
+        })
+    }
+
+    /// A sample of the residual over `base` by the deterministic sampler, from `noise` of the residual's shape.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn sample(&self, base: &Tensor, scale: f64, noise: &Tensor) -> Result<Tensor> {
+        let guided = Guided {
+            teacher: &self.net,
+            base,
+            scale,
+        };
+        let n = base.dim(0)?;
+        let zero = base.zeros_like()?;
+        let prior = self.schedule.prior(&zero, noise)?;
+        let predict = |x: &Tensor, t| guided.predict(x, &vec![t; n]);
+        Ok(deterministic(
+            &self.schedule,
+            &zero,
+            &prior,
+            self.sampling_steps,
+            predict,
+        )?)
+    }
+}
+
+/// A training run in a directory: `checkpoint.safetensors` and `teacher.safetensors`, the averaged weights.
+pub struct TeacherRun {
+    options: Options,
+    latent: Latent,
+    patch: usize,
+    schedule: Schedule,
+    teacher: Teacher,
+    trained: Trained,
+    step: u64,
+    /// How often the learning rate has been halved.
+    slowed: i32,
+    loader: Loader<Batch>,
+    held_out: Vec<HeldOut>,
+    fingerprint: u64,
+    dir: PathBuf,
+}
+
+impl TeacherRun {
+    /// Starts a run at `place`, or goes on with its checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Training`] when there is a checkpoint and the run does not go on with it, or the other way round, or it
+    /// was made with other options or data; [`Error::Setting`] when a value is out of range.
+    pub fn new(
+        options: Options,
+        latent: Latent,
+        material: &Material,
+        place: &Place,
+    ) -> Result<Self> {
+        let path = place.dir.join("checkpoint.safetensors");
+        let saved = checkpoint::load_if::<State>(&path, place.resume)?;
+        let fingerprint = material.fingerprint();
+        let config = options.config(&latent)?;
+        let patch = match options.patch {
+            0 => 48 * latent.r,
+            patch => patch,
+        };
+        let multiple = latent.r * config.multiple();
+        if patch == 0 || !patch.is_multiple_of(multiple) {
+            let text = format!("teacher: patch = {patch}: a multiple of {multiple}");
+            return Err(Error::Setting(text));
+        }
+        let (teacher, parameters) = init::teacher(&config, options.seed ^ WEIGHTS)?;
+        let mut trained = Trained::new(parameters, 0.999, options.ema)?;
+        let (mut step, mut slowed) = (0, place.slower);
+        if let Some((tensors, state)) = saved {
+            if state.fingerprint != fingerprint {
+                let reason = "was made with other data: give it as it was";
+                return Err(Error::training(path, reason));
+            }
+            if state.options != options || state.latent != latent {
+                let was = serde_json::to_string(&state.options).unwrap_or_default();
+                let reason = format!("was made with other options: {was}");
+                return Err(Error::training(path, reason));
+            }
+            trained.restore(state.step, &tensors)?;
+            step = state.step;
+            slowed += state.slowed;
+        }
+        let spec = latent.pairs(patch, options.batch);
+        let held_out = material.validation(&spec, &latent.stats)?;
+        let (source, stats) = (material.source.clone(), latent.stats.clone());
+        let make = move |seed| spec.batch(&*source, &stats, seed);
+        let first = step * options.accumulate as u64;
+        Ok(Self {
+            schedule: options.diffusion.schedule()?,
+            loader: Loader::start(make, options.seed, first, place.data_threads),
+            options,
+            latent,
+            patch,
+            teacher,
+            trained,
+            step,
+            held_out,
+            slowed,
+            fingerprint,
+            dir: place.dir.to_path_buf(),
+        })
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> u64 {
+        self.step
+    }
+
+    /// Takes one step and gives its loss: the mean square of what the prediction misses, 1 for a teacher that predicts
+    /// no residual.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when the loss is not finite; the checkpoint is then still the last good one.
+    pub fn step(&mut self) -> Result<f64> {
+        let o = &self.options;
+        let (mut grads, mut sum) = (GradStore::default(), 0.0);
+        for i in 0..o.accumulate as u64 {
+            let batch = self.loader.next_batch()?;
+            let seed = step_seed(o.seed ^ NOISE, self.step * o.accumulate as u64 + i);
+            let loss = (self.loss(&self.teacher, &batch, seed)? / o.accumulate as f64)?;
+            sum += f64::from(loss.to_scalar::<f32>()?);
+            grads.extend(loss.backward()?)?;
+        }
+        finite(&self.dir, self.step, "loss", sum)?;
+        let warm_up = (o.steps / 50).clamp(1, 1000);
+        let peak = o.learning_rate * 0.5f64.powi(self.slowed);
+        let rate = cosine(peak, self.step, o.steps, warm_up);
+        self.trained.step(&grads, rate)?;
+        self.step += 1;
+        Ok(sum)
+    }
+
+    fn loss(&self, teacher: &Teacher, batch: &Batch, seed: u64) -> Result<Tensor> {
+        let [base, residual] = self.latent.tensors(batch, self.patch)?;
+        let mut rng = StdRng::seed_from_u64(seed);
+        let times = 0..base.dim(0)?;
+        let t: Vec<usize> = times
+            .map(|_| rng.random_range(0..self.schedule.steps()))
+            .collect();
+        let draw = Perturbation {
+            schedule: &self.schedule,
+            zy: &base.zeros_like()?,
+            t: &t,
+            noise: &normals(&residual, &mut rng)?,
+        };
+        Ok(denoising(&residual, &draw, |x, t| {
+            teacher.forward(x, &base, t, batch.scale)
+        })?)
+    }
+
+    /// On held-out photos, for each kind of damage: the loss, and the gain in PSNR over the base in dB of the prediction
+    /// from noise alone, the mean of what the picture may be.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn validate(&self) -> Result<Vec<(&'static str, f64, f64)>> {
+        let teacher = self.averaged()?;
+        let measure = |(name, batch): &HeldOut| {
+            let loss = self.loss(&teacher, batch, HELD_OUT)?.to_scalar::<f32>()?;
+            let [base, residual] = self.latent.tensors(batch, self.patch)?;
+            let mut rng = StdRng::seed_from_u64(HELD_OUT);
+            let last = self.schedule.steps() - 1;
+            let t = vec![last; base.dim(0)?];
+            let prior = self
+                .schedule
+                .prior(&base.zeros_like()?, &normals(&residual, &mut rng)?)?;
+            let x = (prior * self.schedule.input_scale(last))?;
+            let mean = teacher.forward(&x, &base, &t, batch.scale)?;
+            let left = (&residual - mean)?;
+            Ok((
+                *name,
+                f64::from(loss),
+                gain(&residual, &left, &self.latent.stats)?,
+            ))
+        };
+        self.held_out.iter().map(measure).collect()
+    }
+
+    fn averaged(&self) -> Result<Teacher> {
+        let vb = VarBuilder::from_tensors(self.trained.averages(), DType::F32, &Device::Cpu);
+        Ok(Teacher::new(self.options.config(&self.latent)?, vb)?)
+    }
+
+    /// Writes the checkpoint and the teacher's file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be written; the files there before stay whole.
+    pub fn save(&self) -> Result<()> {
+        let state = State {
+            options: self.options.clone(),
+            latent: self.latent.clone(),
+            step: self.step,
+            slowed: self.slowed,
+            fingerprint: self.fingerprint,
+        };
+        let path = |name| self.dir.join(name);
+        checkpoint::save(
+            &path("checkpoint.safetensors"),
+            self.trained.state(),
+            &state,
+        )?;
+        let averages = self.trained.averages().into_iter().collect();
+        checkpoint::save(&path("teacher.safetensors"), averages, &state)
+    }
+}

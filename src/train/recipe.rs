@@ -1,0 +1,215 @@
+//! Recipes: what a run of all stages is made of, as TOML.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use toml::{Table, Value};
+
+use super::{
+    degrade::Degradation,
+    lite::{student, teacher},
+};
+use crate::{Error, Result, nn::lite::StudentConfig};
+
+/// A recipe. Each section is a table or the name of a TOML file with that table, beside the recipe's own.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recipe {
+    /// Name of the model.
+    pub name: String,
+    pub size: Size,
+    /// Largest scale that the model serves, above 1 up to 4.
+    pub scale: f64,
+    pub data: Data,
+    /// None: the student learns from the truth alone.
+    pub teacher: Option<teacher::Options>,
+    pub student: student::Options,
+}
+
+/// The kind of student.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Size {
+    /// Luma only, for CPUs.
+    Tiny,
+    /// Luma and chroma, for GPUs.
+    Small,
+}
+
+/// What is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Folders or files, relative to the recipe's folder.
+    #[serde(default)]
+    pub dirs: Vec<PathBuf>,
+    #[serde(default)]
+    pub preset: Preset,
+    /// Every how many-th photo is only measured on.
+    #[serde(default = "twenty")]
+    pub hold_out: usize,
+}
+
+/// What happens to the input besides being shrunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    #[default]
+    Streaming,
+    Clean,
+}
+
+fn twenty() -> usize {
+    20
+}
+
+impl Preset {
+    pub fn degradation(self) -> Degradation {
+        match self {
+            Self::Streaming => Degradation::streaming(),
+            Self::Clean => Degradation::clean(),
+        }
+    }
+}
+
+impl Size {
+    /// The student for scales up to `scale`, and the lowest scale that it serves.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a scale out of range.
+    pub fn student(self, scale: f64) -> Result<(StudentConfig, f64)> {
+        if !(1.0 < scale && scale <= 4.0) {
+            return Err(Error::Setting(format!("scale {scale}: above 1, up to 4")));
+        }
+        Ok(match self {
+            Self::Tiny if scale <= 2.0 => (StudentConfig::tiny(2), 1.0),
+            Self::Tiny => (StudentConfig::tiny(4), 2.0),
+            Self::Small => (StudentConfig::small(), 1.0),
+        })
+    }
+}
+
+/// The scales that a model from `low` to `high` is trained at: near 1 there is nothing to learn.
+pub fn train_scales(low: f64, high: f64) -> [f64; 2] {
+    [low + (high - low).min(0.25), high]
+}
+
+impl Recipe {
+    /// Reads a recipe and the files that it names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a file that cannot be read, [`Error::Setting`] that names the file and the fault.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut table = read_table(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let wrong = |text: String| Error::Setting(format!("'{}': {text}", path.display()));
+        let mut recipe = Self {
+            name: value(&mut table, "name", path)?.ok_or_else(|| wrong("no name".into()))?,
+            size: value(&mut table, "size", path)?
+                .ok_or_else(|| wrong("no size: tiny or small".into()))?,
+            scale: value(&mut table, "scale", path)?
+                .ok_or_else(|| wrong("no scale: above 1, up to 4".into()))?,
+            data: section(&mut table, "data", path)?.ok_or_else(|| wrong("no data".into()))?,
+            teacher: section(&mut table, "teacher", path)?,
+            student: section(&mut table, "student", path)?.unwrap_or_default(),
+        };
+        if let Some((name, _)) = table.iter().next() {
+            return Err(wrong(format!(
+                "'{name}' is none of name, size, scale, data, teacher, student"
+            )));
+        }
+        recipe
+            .size
+            .student(recipe.scale)
+            .map_err(|e| wrong(e.to_string()))?;
+        if recipe.teacher.is_none() {
+            recipe.student.distillation = student::Distillation::none();
+        }
+        for dir in &mut recipe.data.dirs {
+            *dir = folder.join(&dir);
+        }
+        Ok(recipe)
+    }
+}
+
+fn read_table(path: &Path) -> Result<Table> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let wrong = |e: toml::de::Error| Error::Setting(format!("'{}': {e}", path.display()));
+    text.parse().map_err(wrong)
+}
+
+/// Takes the value `key` out of `table`.
+fn value<T: DeserializeOwned>(table: &mut Table, key: &str, path: &Path) -> Result<Option<T>> {
+    let wrong = |e: toml::de::Error| {
+        let reason = e.to_string();
+        Error::Setting(format!("'{}': {key}: {}", path.display(), reason.trim()))
+    };
+    let value = table.remove(key).map(T::deserialize);
+    value.transpose().map_err(wrong)
+}
+
+/// Takes the section `key` out of `table`, from another file where it names one.
+fn section<T: DeserializeOwned>(table: &mut Table, key: &str, path: &Path) -> Result<Option<T>> {
+    match table.get(key) {
+        Some(Value::String(name)) => {
+            let file = path.with_file_name(name);
+            let wrong = |e: toml::de::Error| {
+                let reason = e.to_string();
+                Error::Setting(format!("'{}': {}", file.display(), reason.trim()))
+            };
+            let read = T::deserialize(read_table(&file)?).map_err(wrong)?;
+            table.remove(key);
+            Ok(Some(read))
+        }
+        _ => value(table, key, path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(text: &str) -> Result<Recipe> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipe.toml");
+        fs::write(&path, text).unwrap();
+        fs::write(dir.path().join("t.toml"), "steps = 7\nblocks = 1\n").unwrap();
+        Recipe::read(&path)
+    }
+
+    const HEAD: &str = "name = 'a'\nsize = 'tiny'\nscale = 4.0\n";
+
+    #[test]
+    fn sections_stand_in_the_recipe_or_in_files_beside_it() {
+        let text = format!(
+            "{HEAD}teacher = 't.toml'\n[data]\ndirs = ['/photos']\n[student]\nsteps = 9\n[student.distillation]\nscore = 0.0\n"
+        );
+        let read = recipe(&text).unwrap();
+        assert_eq!(read.teacher.unwrap().steps, 7);
+        assert_eq!(read.student.steps, 9);
+        assert_eq!(read.student.distillation.score, 0.0);
+        assert_eq!(read.student.distillation.adversarial, 0.2);
+        assert_eq!(read.data.dirs, [PathBuf::from("/photos")]);
+        // Without a teacher only the truth teaches.
+        let alone = recipe(&format!("{HEAD}[data]\n")).unwrap();
+        assert_eq!(alone.student.distillation, student::Distillation::none());
+    }
+
+    #[test]
+    fn faults_are_named_with_their_file() {
+        let fault = |text: &str| recipe(text).unwrap_err().to_string();
+        assert!(fault("name = 'a'\nsize = 'tiny'\n[data]\n").contains("scale"));
+        assert!(fault(&format!("{HEAD}colour = 1\n[data]\n")).contains("colour"));
+        let nested = fault(&format!("{HEAD}[data]\n[student]\nstep = 1\n"));
+        assert!(
+            nested.contains("student") && nested.contains("step"),
+            "{nested}"
+        );
+        let file = fault(&format!("{HEAD}teacher = 'none.toml'\n[data]\n"));
+        assert!(file.contains("none.toml"), "{file}");
+        let scale = fault("name = 'a'\nsize = 'tiny'\nscale = 8.0\n[data]\n");
+        assert!(scale.contains('8'), "{scale}");
+    }
+}
