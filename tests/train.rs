@@ -111,7 +111,7 @@ fn a_stopped_run_goes_on_to_the_same_model() {
     std::fs::remove_file(&lost).unwrap();
     let resume = [&options[..], &["--resume"]].concat();
     let fewer = fails(fit(&data, &stopped, &resume));
-    assert!(fewer.contains("other photos"), "{fewer}");
+    assert!(fewer.contains("other data"), "{fewer}");
     std::fs::write(&lost, kept).unwrap();
     run(fit(&data, &stopped, &resume));
     assert!(

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use tadsr::train::{
     lite::{
@@ -97,7 +97,8 @@ impl Args {
             Size::Tiny => recipe::Size::Tiny,
             Size::Small => recipe::Size::Small,
         };
-        let (student, low) = size.student(self.scale)?;
+        let named = |e| anyhow!("--{e}");
+        let (student, low) = size.student(self.scale).map_err(named)?;
         let folder = self.out.file_name().map(|n| n.to_string_lossy());
         let name = self.name.as_deref().or(folder.as_deref());
         Ok(Target {

@@ -265,7 +265,70 @@ pub fn check_common(steps: u64, batch: usize, save_every: u64, lr: f64, ema: f64
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, rc::Rc};
+
     use super::*;
+
+    /// Diverges at a step as long as the learning rate is too high.
+    struct Unstable {
+        done: u64,
+        saved: Rc<Cell<(u64, i32)>>,
+        slowed: i32,
+    }
+
+    impl Training for Unstable {
+        fn done(&self) -> u64 {
+            self.done
+        }
+
+        fn step(&mut self) -> tadsr::Result<Vec<(&'static str, f64)>> {
+            // From step 7 on once halved is enough, from step 23 on only twice.
+            let need = i32::from(self.done >= 7) + i32::from(self.done >= 23);
+            if self.slowed < need {
+                return Err(tadsr::Error::Diverged {
+                    path: "run".into(),
+                    what: "loss".into(),
+                    step: self.done,
+                });
+            }
+            self.done += 1;
+            Ok(vec![("loss", 1.0)])
+        }
+
+        fn save(&self) -> tadsr::Result<()> {
+            self.saved.set((self.done, self.slowed));
+            Ok(())
+        }
+
+        fn validate(&self) -> tadsr::Result<String> {
+            Ok(String::new())
+        }
+    }
+
+    #[test]
+    fn a_run_that_diverges_goes_on_from_its_checkpoint_ever_slower() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("checkpoint.safetensors"), "").unwrap();
+        let saved = Rc::new(Cell::new((0, 0)));
+        let open = |resume: bool, slower| {
+            let (done, slowed) = saved.get();
+            assert!(resume);
+            Ok(Unstable {
+                done,
+                saved: saved.clone(),
+                slowed: slowed + slower,
+            })
+        };
+        let plan = Plan {
+            steps: 30,
+            images: 1,
+            save_every: 5,
+            folder: dir.path(),
+            product: "model.safetensors",
+        };
+        train_with_patience(open, true, &plan, &AtomicBool::new(false)).unwrap();
+        assert_eq!(saved.get(), (30, 2));
+    }
 
     #[test]
     fn a_resumed_log_forgets_the_steps_that_come_again() {

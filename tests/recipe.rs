@@ -1,0 +1,172 @@
+//! Recipes from the command line: teacher and student, stopped and resumed.
+
+#![cfg(feature = "train")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use assert_cmd::cargo::CommandCargoExt;
+use tadsr::{Device, Upscaler, model::LiteModel};
+
+const RECIPE: &str = "
+name = 'test'
+size = 'tiny'
+scale = 2.0
+teacher = 'teacher.toml'
+[data]
+dirs = ['photos']
+preset = 'clean'
+hold_out = 3
+[student]
+steps = 12
+batch = 2
+patch = 32
+expand = 0
+[student.distillation]
+after = 0.25
+width = 16
+";
+
+const TEACHER: &str = "
+widths = [16, 16]
+blocks = 1
+steps = 8
+batch = 2
+patch = 32
+accumulate = 2
+";
+
+/// A folder with a recipe and textured pictures.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let photos = dir.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    for n in 0..3u32 {
+        let picture = image::RgbImage::from_fn(160, 120, |x, y| {
+            let edge = ((x / 7 + y / 5 + n) % 2) * 90;
+            let wave = 60.0 * ((x * y) as f32 * 0.01 + n as f32).sin();
+            image::Rgb([edge as u8 + 40, (100.0 + wave) as u8, (edge / 2 + x) as u8])
+        });
+        picture.save(photos.join(format!("{n}.png"))).unwrap();
+    }
+    fs::write(dir.path().join("recipe.toml"), RECIPE).unwrap();
+    fs::write(dir.path().join("teacher.toml"), TEACHER).unwrap();
+    let recipe = dir.path().join("recipe.toml");
+    (dir, recipe)
+}
+
+fn run(recipe: &Path, out: &Path, more: &[&str]) -> (bool, String) {
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.arg("run").arg(recipe).arg("--out").arg(out);
+    let output = command.args(more).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.success(), text)
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(str::to_string).collect()
+}
+
+#[test]
+fn one_command_makes_a_teacher_and_a_student_that_loads() {
+    let (dir, recipe) = folder();
+    let out = dir.path().join("run");
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(done, "{text}");
+    let model = LiteModel::read(&out.join("model.safetensors")).unwrap();
+    assert_eq!(model.metadata.name, "test");
+    assert_eq!(model.metadata.training["steps_done"], 12);
+    let path = out.join("model.safetensors");
+    Upscaler::load(path.to_str().unwrap(), Device::Auto).unwrap();
+    assert_eq!(lines(&out.join("teacher/losses.csv")).len(), 9);
+    let losses = lines(&out.join("losses.csv"));
+    assert_eq!(losses.len(), 13);
+    let names: Vec<_> = losses[0].split(',').collect();
+    let column = |step: usize, name: &str| -> f64 {
+        let at = names.iter().position(|n| *n == name).unwrap();
+        losses[step].split(',').nth(at).unwrap().parse().unwrap()
+    };
+    // The teacher's terms begin after a quarter of the steps.
+    for term in ["grad_regression", "grad_score", "discriminator"] {
+        assert_eq!(column(3, term), 0.0, "{term}");
+        assert!(column(5, term) > 0.0, "{term}");
+    }
+    assert!(column(12, "grad_adversarial") > 0.0);
+    // Gradients have their shares: those of regression and score are the same.
+    let share = column(8, "grad_regression") / column(8, "grad_score");
+    assert!((0.5..2.0).contains(&share), "{share}");
+    // With everything done, the command has nothing left to do.
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(done && lines(&out.join("losses.csv")) == losses, "{text}");
+}
+
+/// Ctrl-C in the teacher's and in the student's training; the model is the one of a run that was not stopped.
+#[test]
+#[cfg(unix)]
+fn a_stopped_recipe_goes_on_to_the_same_model() {
+    let (dir, recipe) = folder();
+    let text = RECIPE.replace("steps = 12", "steps = 40");
+    fs::write(&recipe, text).unwrap();
+    let teacher = TEACHER.replace("steps = 8", "steps = 30");
+    fs::write(dir.path().join("teacher.toml"), teacher).unwrap();
+    let (whole, stopped) = (dir.path().join("whole"), dir.path().join("stopped"));
+    let options = ["--threads", "1", "--save-every", "5"];
+    let (done, text) = run(&recipe, &whole, &options);
+    assert!(done, "{text}");
+    for first in ["teacher/checkpoint.safetensors", "checkpoint.safetensors"] {
+        let mut child = Command::cargo_bin("tadsr-train").unwrap();
+        child.arg("run").arg(&recipe).arg("--out").arg(&stopped);
+        let child = child.args(options).stderr(std::process::Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        while !stopped.join(first).exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let pid = child.id().to_string();
+        let _ = Command::new("kill").args(["-INT", &pid]).status();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+    }
+    let (done, text) = run(&recipe, &stopped, &options);
+    assert!(done, "{text}");
+    for file in ["teacher/losses.csv", "losses.csv"] {
+        assert!(
+            lines(&whole.join(file)) == lines(&stopped.join(file)),
+            "{file} differs"
+        );
+    }
+    let model = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
+    assert!(model(&whole) == model(&stopped));
+}
+
+#[test]
+fn a_run_that_diverges_for_good_says_so_after_some_patience() {
+    let (dir, recipe) = folder();
+    let text = RECIPE.replace("expand = 0", "expand = 0\nlearning_rate = 1e30");
+    fs::write(&recipe, text).unwrap();
+    let (done, text) = run(&recipe, &dir.path().join("run"), &[]);
+    assert!(!done && text.contains("not finite"), "{text}");
+    assert_eq!(text.matches("half the learning rate").count(), 5, "{text}");
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let (dir, recipe) = folder();
+    let out = dir.path().join("run");
+    for (was, is, word) in [
+        ("teacher.toml", "none.toml", "none.toml"),
+        ("steps = 12", "stepps = 12", "stepps"),
+        ("after = 0.25", "after = 2.0", "after"),
+        ("patch = 32", "patch = 30", "patch"),
+        ("dirs = ['photos']", "", "--data"),
+    ] {
+        fs::write(&recipe, RECIPE.replace(was, is)).unwrap();
+        let (done, text) = run(&recipe, &out, &[]);
+        assert!(!done && text.contains(word), "{word}: {text}");
+        let _ = fs::remove_dir_all(&out);
+    }
+}
