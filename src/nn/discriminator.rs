@@ -3,12 +3,12 @@
 //!
 //! It takes features as tensors and knows no teacher.
 
-use candle_core::{Device, Result, Shape, Tensor, bail};
+use candle_core::{Result, Shape, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::spectral::SpectralWeight;
 pub use super::spectral::is_parameter;
+use super::{embedding::sinusoids, spectral::SpectralWeight};
 use crate::ops::{Activation, conv2d, group_norm, silu};
 
 /// Groups of the norm over a feature map.
@@ -19,8 +19,6 @@ const HEAD_GROUPS: usize = 4;
 const TAPS: usize = 9;
 const NORM_EPS: f64 = 1e-5;
 const LEAKY_SLOPE: f64 = 0.2;
-/// Longest period of the time embedding.
-const MAX_PERIOD: f64 = 10000.0;
 
 /// A discriminator's shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,11 +99,7 @@ impl Discriminator {
         if first.dim(0)? != t.len() {
             bail!("discriminator: {} times for maps {first:?}", t.len());
         }
-        let time = silu(&time_embedding(
-            t,
-            self.config.time_channels,
-            first.device(),
-        )?)?;
+        let time = silu(&sinusoids(t, self.config.time_channels, first.device())?)?;
         let pairs = self.branches.iter().zip(features);
         pairs.map(|(branch, f)| branch.forward(f, &time)).collect()
     }
@@ -142,18 +136,6 @@ impl Discriminator {
             branches: self.branches.iter().map(Branch::frozen).collect(),
         }
     }
-}
-
-/// The sinusoidal embedding of steps `t`: `[n, channels]`, cosines then sines of `t / 10000^(2i / channels)`.
-fn time_embedding(t: &[usize], channels: usize, device: &Device) -> Result<Tensor> {
-    let half = channels / 2;
-    let angle = |t: usize, i: usize| t as f64 * (-MAX_PERIOD.ln() * i as f64 / half as f64).exp();
-    let row = |&t: &usize| {
-        let cos = (0..half).map(move |i| angle(t, i).cos() as f32);
-        cos.chain((0..half).map(move |i| angle(t, i).sin() as f32))
-    };
-    let values: Vec<f32> = t.iter().flat_map(row).collect();
-    Tensor::from_vec(values, (t.len(), channels), device)
 }
 
 fn leaky_relu(x: &Tensor) -> Result<Tensor> {
@@ -307,7 +289,7 @@ impl SpectralConv {
 mod tests {
     use std::collections::HashMap;
 
-    use candle_core::{DType, Var};
+    use candle_core::{DType, Device, Var};
     use candle_nn::VarMap;
 
     use super::*;

@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    nn::{lite::teacher::sinusoids, spectral::SpectralWeight},
+    nn::{embedding::sinusoids, spectral::SpectralWeight},
     ops::{Activation, conv2d, group_norm, silu},
 };
 
@@ -80,12 +80,7 @@ impl Discriminator {
         let Some(first) = features.first() else {
             return Ok(Vec::new());
         };
-        let time = silu(&sinusoids(
-            t,
-            self.config.time_channels,
-            &[],
-            first.device(),
-        )?)?;
+        let time = silu(&sinusoids(t, self.config.time_channels, first.device())?)?;
         let pairs = self.heads.iter().zip(features);
         pairs.map(|(head, f)| head.forward(f, &time)).collect()
     }
@@ -170,5 +165,83 @@ impl Conv {
             pad,
             activation,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use candle_nn::VarMap;
+
+    use super::*;
+    use crate::nn::spectral::is_parameter;
+
+    fn config() -> DiscriminatorConfig {
+        DiscriminatorConfig {
+            channels: vec![16, 32],
+            width: 8,
+            time_channels: 16,
+        }
+    }
+
+    fn map(h: usize, w: usize, c: usize) -> Tensor {
+        Tensor::randn(0f32, 1.0, (2, h, w, c), &Device::Cpu).unwrap()
+    }
+
+    /// With random weights, and the variables by name.
+    fn made() -> (Discriminator, VarMap) {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let made = Discriminator::new(config(), vb).unwrap();
+        for var in vars.all_vars() {
+            let value = Tensor::randn(0f32, 1.0, var.shape(), &Device::Cpu).unwrap();
+            var.set(&value).unwrap();
+        }
+        made.power_iteration().unwrap();
+        (made, vars)
+    }
+
+    #[test]
+    fn each_head_has_a_logit_for_each_position_that_depends_on_the_time() {
+        let (d, _) = made();
+        let maps = [map(6, 7, 16), map(3, 4, 32)];
+        let logits = d.forward(&maps, &[1, 5]).unwrap();
+        assert_eq!(logits[0].dims(), [2, 6, 7, 1]);
+        assert_eq!(logits[1].dims(), [2, 3, 4, 1]);
+        let other = d.forward(&maps, &[1, 6]).unwrap();
+        let apart = (&logits[1] - &other[1]).unwrap().abs().unwrap();
+        let apart: Vec<f32> = apart.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(apart[..12].iter().all(|v| *v == 0.0));
+        assert!(apart[12..].iter().all(|v| *v > 0.0));
+    }
+
+    #[test]
+    fn gradients_reach_all_parameters_and_none_when_frozen() {
+        let (d, vars) = made();
+        let maps = [map(6, 7, 16), map(3, 4, 32)];
+        let gradients = |d: &Discriminator| {
+            let sums = d.forward(&maps, &[1, 5]).unwrap();
+            let sums = sums.iter().map(|l| l.sqr().unwrap().sum_all().unwrap());
+            let total = sums.reduce(|a, b| (a + b).unwrap()).unwrap();
+            total.backward().unwrap()
+        };
+        let (grads, none) = (gradients(&d), gradients(&d.frozen()));
+        for (name, var) in vars.data().lock().unwrap().iter() {
+            assert_eq!(grads.get(var).is_some(), is_parameter(name), "{name}");
+            assert!(none.get(var).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let (d, _) = made();
+        assert!(d.forward(&[map(6, 7, 16)], &[1, 5]).is_err());
+        assert!(d.forward(&[map(6, 7, 16), map(3, 4, 16)], &[1, 5]).is_err());
+        let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
+        let odd = DiscriminatorConfig {
+            channels: vec![24],
+            ..config()
+        };
+        assert!(Discriminator::new(odd, vb).is_err());
     }
 }

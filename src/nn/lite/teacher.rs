@@ -1,10 +1,11 @@
 //! The teacher of the lite family: a U-Net that denoises the whitened residual.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::student::scale_features;
+use crate::nn::embedding::sinusoids;
 use crate::ops::{Activation, conv2d, group_norm, silu, upsample2x};
 
 /// Channels that a normalisation group has.
@@ -222,8 +223,9 @@ impl Teacher {
 
     /// `[n, e]`, after a SiLU: what each block's modulation is computed from.
     fn embed(&self, t: &[usize], scale: f64, like: &Tensor) -> Result<Tensor> {
-        let features = scale_features(scale, self.config.r);
-        let x = sinusoids(t, self.config.widths[0], &features, like.device())?;
+        let time = sinusoids(t, self.config.widths[0], like.device())?;
+        let scale = Tensor::new(&scale_features(scale, self.config.r), like.device())?;
+        let x = Tensor::cat(&[time, scale.broadcast_as((t.len(), 2))?], 1)?;
         let [first, second] = &self.embedding;
         silu(&second.forward(&silu(&first.forward(&x)?)?)?)
     }
@@ -231,26 +233,6 @@ impl Teacher {
     fn embedding_width(config: &TeacherConfig) -> usize {
         4 * config.widths[0]
     }
-}
-
-/// The sinusoidal embedding of the times `t`, `[n, channels + more]`: cosines, then sines, of `t / 10000^(2i / channels)`,
-/// then the numbers `more`. `channels` is even.
-pub(super) fn sinusoids(
-    t: &[usize],
-    channels: usize,
-    more: &[f32],
-    device: &Device,
-) -> Result<Tensor> {
-    let half = channels / 2;
-    let width = 2 * half + more.len();
-    let mut values = Vec::with_capacity(t.len() * width);
-    for &t in t {
-        let angle = |i: usize| t as f64 * (-(10_000f64.ln()) * i as f64 / half as f64).exp();
-        values.extend((0..half).map(|i| angle(i).cos() as f32));
-        values.extend((0..half).map(|i| angle(i).sin() as f32));
-        values.extend(more);
-    }
-    Tensor::from_vec(values, (t.len(), width), device)
 }
 
 /// `x + conv(silu(modulated norm(conv(silu(norm(x))))))`.

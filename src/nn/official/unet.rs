@@ -9,13 +9,11 @@ use super::{
     layers::{Conv, Linear, Norm, record},
     swin::SwinLayer,
 };
+use crate::nn::embedding::sinusoids;
 use crate::ops::{self, Activation};
 
 /// What the group norms of this network add to the variance.
 pub(super) const EPS: f64 = 1e-5;
-
-/// Longest period of the time's sinusoids.
-const MAX_PERIOD: f64 = 10_000.0;
 
 /// The U-Net of the published checkpoints.
 pub struct Unet {
@@ -188,7 +186,7 @@ impl Unet {
     /// When a tensor operation fails.
     pub fn embed_time(&self, t: &[usize]) -> Result<Tensor> {
         let c = self.config.model_channels;
-        let x = Tensor::from_vec(sinusoids(t, c), (t.len(), c), self.time_embed[0].device())?;
+        let x = sinusoids(t, c, self.time_embed[0].device())?;
         let h = ops::silu(&self.time_embed[0].forward(&x)?)?;
         self.time_embed[1].forward(&h)
     }
@@ -398,17 +396,4 @@ impl ResBlock {
         }
         Ok(())
     }
-}
-
-/// Cosines, then sines, of every time at `c / 2` frequencies from 1 down to one in [`MAX_PERIOD`]: `[n, c]`.
-fn sinusoids(t: &[usize], c: usize) -> Vec<f32> {
-    let half = c / 2;
-    let angle = move |t: usize, i: usize| t as f64 * MAX_PERIOD.powf(-(i as f64) / half as f64);
-    t.iter()
-        .flat_map(|&t| {
-            let cosines = (0..half).map(move |i| angle(t, i).cos());
-            cosines.chain((0..half).map(move |i| angle(t, i).sin()))
-        })
-        .map(|v| v as f32)
-        .collect()
 }
