@@ -6,15 +6,17 @@ mod niqe;
 mod psnr;
 mod report;
 mod ssim;
+mod table;
 mod temporal;
 
 pub use flow::Flow;
 pub use lpips::{Lpips, LpipsFeatures};
 pub use niqe::Niqe;
 pub use psnr::psnr;
-pub use report::{Comparison, Mean, Report, Row};
+pub use report::{Comparison, Gate, Limit, Mean, Report, Row};
 pub use ssim::{ms_ssim, ssim};
-pub use temporal::{Temporal, TemporalScores};
+pub use table::Table;
+pub use temporal::{Motion, Temporal, TemporalScores};
 
 use crate::{Error, Result, frame::Matrix};
 

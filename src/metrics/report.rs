@@ -1,4 +1,4 @@
-//! Tables of metrics: a row a method; a column for each condition, scale and metric.
+//! What an evaluation measured: means, differences that can be believed, and whether gates are met.
 
 use std::{
     collections::HashMap,
@@ -7,15 +7,21 @@ use std::{
 
 use serde::Serialize;
 
-/// What one method reached on one picture.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+use super::Table;
+
+/// What one method reached on one picture, or on one part of a clip.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     pub method: String,
     /// What was done to the input, such as `clean` or `jpeg60`.
     pub condition: String,
     pub scale: f64,
-    /// Name of the picture.
+    /// Name of the picture or clip.
     pub image: String,
+    /// Which part of the clip, from 0.
+    pub part: usize,
+    /// Frames in the part, over which the values are means; 1 for a picture.
+    pub frames: usize,
     /// dB, higher is better; infinite (`null` in JSON) for equal pictures.
     pub psnr_y: f64,
     /// 0 to 1, higher is better; `None` for pictures below its window.
@@ -26,24 +32,57 @@ pub struct Row {
     pub lpips: Option<f64>,
     /// 0 and up, lower is more natural; `None` where it was not measured and for pictures below its blocks.
     pub niqe: Option<f64>,
+    /// As [`super::TemporalScores::warping_error`]; `None` for pictures.
+    pub warping_error: Option<f64>,
+    /// As [`super::TemporalScores::tof`]; `None` for pictures.
+    pub tof: Option<f64>,
+    /// As [`super::TemporalScores::flicker`]; `None` for pictures, and where nothing is still.
+    pub flicker: Option<f64>,
 }
 
-/// The means over the pictures of one method, condition and scale; a metric's mean is over those that have it.
+impl Default for Row {
+    fn default() -> Self {
+        Self {
+            method: String::new(),
+            condition: String::new(),
+            scale: 1.0,
+            image: String::new(),
+            part: 0,
+            frames: 1,
+            psnr_y: 0.0,
+            ssim: None,
+            ms_ssim: None,
+            lpips: None,
+            niqe: None,
+            warping_error: None,
+            tof: None,
+            flicker: None,
+        }
+    }
+}
+
+/// The means of one method, condition and scale over the pictures and clips that have the metric; a clip counts as
+/// much as a picture, whatever its length.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mean {
     pub method: String,
     pub condition: String,
     pub scale: f64,
-    /// Number of pictures.
+    /// Number of pictures and clips.
     pub images: usize,
+    /// Number of pictures and frames.
+    pub frames: usize,
     pub psnr_y: f64,
     pub ssim: Option<f64>,
     pub ms_ssim: Option<f64>,
     pub lpips: Option<f64>,
     pub niqe: Option<f64>,
+    pub warping_error: Option<f64>,
+    pub tof: Option<f64>,
+    pub flicker: Option<f64>,
 }
 
-/// How much a method differs from another on the same pictures.
+/// How much a method differs from another on the same pictures and clips.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     pub method: String,
@@ -51,16 +90,43 @@ pub struct Comparison {
     pub scale: f64,
     /// Heading of the metric.
     pub metric: &'static str,
-    /// Pictures that both were measured on, at least 2.
+    /// Pictures and clips that both were measured on.
     pub images: usize,
-    /// Mean of the differences, picture by picture: the method's value minus the other's.
+    /// Mean of the differences, picture by picture and clip by clip: the method's value minus the other's.
     pub difference: f64,
-    /// Half the width of the 95 % confidence interval of that mean (Student's t): where it is smaller than the
-    /// difference, the sign can be believed.
-    pub margin: f64,
+    /// Half the width of the 95 % confidence interval of that mean (Student's t) over pictures and clips: where it is
+    /// smaller than the difference, the sign can be believed of others of their kind. `None` for a single one.
+    pub margin: Option<f64>,
+    /// The same with the parts of each clip for independent measurements of this clip: what can be believed of these
+    /// very clips. `None` where a clip has a single part.
+    pub margin_within: Option<f64>,
 }
 
-/// All rows of an evaluation. [`fmt::Display`] writes the table of means.
+/// A value that a method must not exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Limit {
+    pub value: f64,
+    /// The reference's value plus a tenth of its size.
+    pub limit: f64,
+    /// Whether the value is within the limit.
+    pub met: bool,
+}
+
+/// What a published model is asked for, beside plain interpolation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gate {
+    pub method: String,
+    pub condition: String,
+    pub scale: f64,
+    /// How much lower LPIPS is, in parts of the reference's; negative where it is higher.
+    pub lpips_gain: Option<f64>,
+    /// PSNR-Y minus the reference's, in dB.
+    pub psnr_gain: f64,
+    pub flicker: Option<Limit>,
+    pub warping_error: Option<Limit>,
+}
+
+/// All rows of an evaluation. [`fmt::Display`] writes the tables of means.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     rows: Vec<Row>,
@@ -77,39 +143,36 @@ impl Report {
 
     /// One for each method, condition and scale, in the order of their first rows.
     pub fn means(&self) -> Vec<Mean> {
-        let mut keys: Vec<(&str, &str, f64)> = Vec::new();
-        for r in &self.rows {
-            let key = (r.method.as_str(), r.condition.as_str(), r.scale);
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
+        let keys = self.rows.iter();
+        let keys = distinct(keys.map(|r| (r.method.as_str(), r.condition.as_str(), r.scale)));
         keys.into_iter().map(|key| self.mean_of(key)).collect()
     }
 
-    fn mean_of(&self, (method, condition, scale): (&str, &str, f64)) -> Mean {
-        let rows: Vec<_> = self
-            .rows
-            .iter()
-            .filter(|r| {
-                (r.method.as_str(), r.condition.as_str(), r.scale) == (method, condition, scale)
-            })
-            .collect();
+    fn mean_of(&self, key: (&str, &str, f64)) -> Mean {
+        let rows: Vec<_> = self.rows.iter().filter(|r| r.is_of(key)).collect();
+        let mean = |of: fn(&Row) -> Option<f64>| {
+            let images = by_image(rows.iter().filter_map(|r| Some((*r, of(r)?))));
+            mean(images.iter().map(|(_, parts)| weighted(parts)))
+        };
         Mean {
-            method: method.into(),
-            condition: condition.into(),
-            scale,
-            images: rows.len(),
-            psnr_y: mean(rows.iter().map(|r| r.psnr_y)).unwrap_or(f64::NAN),
-            ssim: mean(rows.iter().filter_map(|r| r.ssim)),
-            ms_ssim: mean(rows.iter().filter_map(|r| r.ms_ssim)),
-            lpips: mean(rows.iter().filter_map(|r| r.lpips)),
-            niqe: mean(rows.iter().filter_map(|r| r.niqe)),
+            method: key.0.into(),
+            condition: key.1.into(),
+            scale: key.2,
+            images: distinct(rows.iter().map(|r| &r.image)).len(),
+            frames: rows.iter().map(|r| r.frames).sum(),
+            psnr_y: mean(|r| Some(r.psnr_y)).unwrap_or(f64::NAN),
+            ssim: mean(|r| r.ssim),
+            ms_ssim: mean(|r| r.ms_ssim),
+            lpips: mean(|r| r.lpips),
+            niqe: mean(|r| r.niqe),
+            warping_error: mean(|r| r.warping_error),
+            tof: mean(|r| r.tof),
+            flicker: mean(|r| r.flicker),
         }
     }
 
-    /// Every other method against `reference`, for each condition, scale and metric that both were measured in, on two
-    /// pictures or more.
+    /// Every other method against `reference`, for each condition, scale and metric that both were measured in, where
+    /// there are pictures, clips or parts enough to tell how far the difference can be believed.
     pub fn against(&self, reference: &str) -> Vec<Comparison> {
         let means = self.means();
         let others = means.iter().filter(|m| m.method != reference);
@@ -119,80 +182,257 @@ impl Report {
     }
 
     fn compare(&self, of: &Mean, reference: &str, metric: &Metric) -> Option<Comparison> {
-        let group = |r: &&Row| (r.condition.as_str(), r.scale) == (of.condition.as_str(), of.scale);
-        let rows = |method: &str| {
-            let value = |r: &Row| (metric.of_row)(r).filter(|v| v.is_finite());
-            let rows = self
-                .rows
-                .iter()
-                .filter(group)
-                .filter(|r| r.method == method);
-            rows.filter_map(|r| Some((r.image.as_str(), value(r)?)))
-                .collect::<HashMap<_, _>>()
+        let rows = |method| {
+            let key = (method, of.condition.as_str(), of.scale);
+            let rows = self.rows.iter().filter(move |r| r.is_of(key));
+            rows.filter_map(|r| Some((r, (metric.of_row)(r).filter(|v| v.is_finite())?)))
         };
-        let theirs = rows(reference);
-        let differences: Vec<f64> = rows(&of.method)
-            .iter()
-            .filter_map(|(image, v)| Some(v - theirs.get(image)?))
+        let theirs: HashMap<_, _> = rows(reference)
+            .map(|(r, v)| ((r.image.as_str(), r.part), v))
             .collect();
-        let n = differences.len();
-        if n < 2 {
+        let differences = rows(&of.method)
+            .filter_map(|(r, v)| Some((r, v - theirs.get(&(r.image.as_str(), r.part))?)));
+        let images = by_image(differences);
+        let of_images: Vec<f64> = images.iter().map(|(_, parts)| weighted(parts)).collect();
+        let margin = margin(&of_images);
+        let margin_within = margin_within(&images);
+        if margin.is_none() && margin_within.is_none() {
             return None;
         }
-        let difference = differences.iter().sum::<f64>() / n as f64;
-        let squares: f64 = differences.iter().map(|d| (d - difference).powi(2)).sum();
-        let deviation = (squares / (n - 1) as f64).sqrt();
         Some(Comparison {
             method: of.method.clone(),
             condition: of.condition.clone(),
             scale: of.scale,
             metric: metric.heading,
-            images: n,
-            difference,
-            margin: t_975(n - 1) * deviation / (n as f64).sqrt(),
+            images: images.len(),
+            difference: mean(of_images.into_iter())?,
+            margin,
+            margin_within,
         })
     }
 
-    /// The differences to `reference` as lines of text.
-    pub fn against_as_text(&self, reference: &str) -> String {
+    /// The differences to `reference`: a table for each scale and condition, with the margin over pictures and clips
+    /// behind `±` and that within the clips in brackets.
+    pub fn differences(&self, reference: &str) -> Vec<Table> {
         let all = self.against(reference);
-        let width = all
-            .iter()
-            .map(|c| c.method.chars().count())
-            .max()
-            .unwrap_or(0);
-        let mut text = String::new();
-        let groups = distinct(
-            all.iter()
-                .map(|c| (c.scale, c.condition.as_str(), c.method.as_str())),
-        );
-        for (scale, condition, method) in groups {
-            let _ = write!(text, "{method:width$}  x{scale} {condition}:");
-            let of = |c: &&Comparison| {
-                (c.scale, c.condition.as_str(), c.method.as_str()) == (scale, condition, method)
-            };
-            for c in all.iter().filter(of) {
-                let decimals = METRICS
-                    .iter()
-                    .find(|m| m.heading == c.metric)
-                    .map_or(4, |m| m.decimals);
-                let (d, m) = (c.difference, c.margin);
-                let _ = write!(text, "  {} {d:+.decimals$} ±{m:.decimals$}", c.metric);
-            }
-            text.push('\n');
-        }
-        text
+        let cell = |method: &str, group: (f64, &str), metric: &Metric| {
+            let found = all.iter().find(|c| {
+                c.method == method
+                    && (c.scale, c.condition.as_str()) == group
+                    && c.metric == metric.heading
+            });
+            found.map(|c| c.text(metric.decimals))
+        };
+        let groups = distinct(all.iter().map(|c| (c.scale, c.condition.as_str())));
+        let methods = distinct(all.iter().map(|c| c.method.as_str()));
+        groups
+            .into_iter()
+            .map(|group| table(group, &methods, |m, metric| cell(m, group, metric)))
+            .collect()
     }
 
-    /// `{"means": [...], "against_bicubic": [...], "images": [...]}` with the fields of [`Mean`], [`Comparison`] and
-    /// [`Row`].
+    /// The means: a table for each scale and condition.
+    pub fn tables(&self) -> Vec<Table> {
+        let means = self.means();
+        let cell = |method: &str, group: (f64, &str), metric: &Metric| {
+            let of_cell =
+                |m: &&Mean| m.method == method && (m.scale, m.condition.as_str()) == group;
+            let value = (metric.of_mean)(means.iter().find(of_cell)?)?;
+            Some(format!("{value:.0$}", metric.decimals))
+        };
+        let groups = distinct(means.iter().map(|m| (m.scale, m.condition.as_str())));
+        let of_group = |group: (f64, &str)| {
+            let rows = means
+                .iter()
+                .filter(|m| (m.scale, m.condition.as_str()) == group);
+            let methods = distinct(rows.map(|m| m.method.as_str()));
+            table(group, &methods, |m, metric| cell(m, group, metric))
+        };
+        groups.into_iter().map(of_group).collect()
+    }
+
+    /// What every method but `reference` is asked for, from the means.
+    pub fn gates(&self, reference: &str) -> Vec<Gate> {
+        let means = self.means();
+        let gate = |m: &Mean| {
+            let same = |r: &&Mean| {
+                r.method == reference && (&r.condition, r.scale) == (&m.condition, m.scale)
+            };
+            let r = means.iter().find(same)?;
+            Some(Gate {
+                method: m.method.clone(),
+                condition: m.condition.clone(),
+                scale: m.scale,
+                lpips_gain: m.lpips.zip(r.lpips).map(|(m, r)| 1.0 - m / r),
+                psnr_gain: m.psnr_y - r.psnr_y,
+                flicker: m.flicker.zip(r.flicker).map(Limit::of),
+                warping_error: m.warping_error.zip(r.warping_error).map(Limit::of),
+            })
+        };
+        let others = means.iter().filter(|m| m.method != reference);
+        others.filter_map(gate).collect()
+    }
+
+    /// [`Self::gates`] as a table.
+    pub fn gates_table(&self, reference: &str) -> Table {
+        let none = || "-".to_string();
+        let limit = |l: Option<Limit>, decimals: usize| {
+            l.map_or_else(none, |l| {
+                let verdict = if l.met { "within" } else { "above" };
+                format!(
+                    "{verdict} ({:.decimals$} / {:.decimals$})",
+                    l.value, l.limit
+                )
+            })
+        };
+        let row = |g: Gate| {
+            vec![
+                format!("{} x{} {}", g.method, g.scale, g.condition),
+                g.lpips_gain
+                    .map_or_else(none, |gain| format!("{:+.1} %", 100.0 * gain)),
+                format!("{:+.2} dB", g.psnr_gain),
+                limit(g.flicker, 3),
+                limit(g.warping_error, 2),
+            ]
+        };
+        let head = [
+            "",
+            "LPIPS gain",
+            "PSNR-Y",
+            "flicker / limit",
+            "warping / limit",
+        ];
+        Table {
+            title: format!("against {reference}; limits: {reference}'s + 10 %"),
+            head: head.map(str::to_string).to_vec(),
+            rows: self.gates(reference).into_iter().map(row).collect(),
+        }
+    }
+
+    /// `{"means": [...], "against_bicubic": [...], "gates": [...], "images": [...]}` with the fields of [`Mean`],
+    /// [`Comparison`], [`Gate`] and [`Row`].
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "means": self.means(),
             "against_bicubic": self.against("bicubic"),
+            "gates": self.gates("bicubic"),
             "images": self.rows,
         })
     }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tables().iter().try_for_each(|table| table.fmt(f))
+    }
+}
+
+impl Row {
+    fn is_of(&self, (method, condition, scale): (&str, &str, f64)) -> bool {
+        self.method == method && self.condition == condition && self.scale == scale
+    }
+}
+
+impl Limit {
+    fn of((value, reference): (f64, f64)) -> Self {
+        let limit = reference + 0.1 * reference.abs();
+        Self {
+            value,
+            limit,
+            met: value <= limit,
+        }
+    }
+}
+
+impl Comparison {
+    fn text(&self, decimals: usize) -> String {
+        let mut text = format!("{:+.decimals$}", self.difference);
+        // Writing to a string cannot fail.
+        if let Some(margin) = self.margin {
+            let _ = write!(text, " ±{margin:.decimals$}");
+        }
+        if let Some(margin) = self.margin_within {
+            let _ = write!(text, " [{margin:.decimals$}]");
+        }
+        text
+    }
+}
+
+/// A table of `methods` by the metrics that `cell` has for any of them.
+fn table(
+    (scale, condition): (f64, &str),
+    methods: &[&str],
+    cell: impl Fn(&str, &Metric) -> Option<String>,
+) -> Table {
+    let measured = |metric: &&Metric| methods.iter().any(|m| cell(m, metric).is_some());
+    let metrics: Vec<_> = METRICS.iter().filter(measured).collect();
+    let row = |method: &&str| {
+        let cells = metrics
+            .iter()
+            .map(|metric| cell(method, metric).unwrap_or_else(|| "-".into()));
+        std::iter::once((*method).to_string())
+            .chain(cells)
+            .collect()
+    };
+    Table {
+        title: format!("x{scale} {condition}"),
+        head: std::iter::once("")
+            .chain(metrics.iter().map(|m| m.heading))
+            .map(str::to_string)
+            .collect(),
+        rows: methods.iter().map(row).collect(),
+    }
+}
+
+/// A part of a clip: its frames and a value.
+type Part = (usize, f64);
+
+/// The values of `rows`, brought together by picture or clip, in the order of their first rows.
+fn by_image<'a>(rows: impl Iterator<Item = (&'a Row, f64)>) -> Vec<(&'a str, Vec<Part>)> {
+    let mut images: Vec<(&str, Vec<Part>)> = Vec::new();
+    for (row, value) in rows {
+        let part = (row.frames, value);
+        match images.iter_mut().find(|(image, _)| *image == row.image) {
+            Some((_, parts)) => parts.push(part),
+            None => images.push((&row.image, vec![part])),
+        }
+    }
+    images
+}
+
+/// The mean over all frames.
+fn weighted(parts: &[Part]) -> f64 {
+    let frames: usize = parts.iter().map(|p| p.0).sum();
+    let sum: f64 = parts.iter().map(|(n, v)| *n as f64 * v).sum();
+    sum / frames as f64
+}
+
+/// Half the width of the 95 % confidence interval of the mean of independent `values`.
+fn margin(values: &[f64]) -> Option<f64> {
+    let (n, deviation) = (values.len(), deviation(values)?);
+    Some(t_975(n - 1) * deviation / (n as f64).sqrt())
+}
+
+/// The same for the mean over clips, each known as well as its parts agree.
+fn margin_within(images: &[(&str, Vec<Part>)]) -> Option<f64> {
+    let (mut variance, mut freedom) = (0.0, 0);
+    for (_, parts) in images {
+        let values: Vec<f64> = parts.iter().map(|p| p.1).collect();
+        variance += deviation(&values)?.powi(2) / values.len() as f64;
+        freedom += values.len() - 1;
+    }
+    Some(t_975(freedom) * variance.sqrt() / images.len() as f64)
+}
+
+/// The standard deviation of a population that `values` are drawn from.
+fn deviation(values: &[f64]) -> Option<f64> {
+    let n = values.len();
+    if n < 2 {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / n as f64;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    Some((squares / (n - 1) as f64).sqrt())
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -233,12 +473,15 @@ macro_rules! metric {
     };
 }
 
-const METRICS: [Metric; 5] = [
+const METRICS: [Metric; 8] = [
     metric!("PSNR-Y", 2, |r| Some(r.psnr_y)),
     metric!("SSIM", 4, |r| r.ssim),
     metric!("MS-SSIM", 4, |r| r.ms_ssim),
     metric!("LPIPS", 4, |r| r.lpips),
     metric!("NIQE", 2, |r| r.niqe),
+    metric!("warping", 2, |r| r.warping_error),
+    metric!("tOF", 3, |r| r.tof),
+    metric!("flicker", 3, |r| r.flicker),
 ];
 
 /// The 97.5th percentile of Student's t distribution.
@@ -255,58 +498,6 @@ fn t_975(freedom: usize) -> f64 {
     }
 }
 
-const CELL: usize = 8;
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let means = self.means();
-        let methods = distinct(means.iter().map(|m| m.method.as_str()));
-        let groups = distinct(means.iter().map(|m| (m.scale, m.condition.as_str())));
-        let measured = |metric: &&Metric| means.iter().any(|m| (metric.of_mean)(m).is_some());
-        let metrics: Vec<_> = METRICS.iter().filter(measured).collect();
-        let name_width = methods.iter().map(|m| m.chars().count()).max();
-        let name_width = name_width.unwrap_or(0);
-
-        write!(f, "{:name_width$}", "")?;
-        for (scale, condition) in &groups {
-            let title = format!("x{scale} {condition}");
-            write!(f, " |{title:^0$}", CELL * metrics.len())?;
-        }
-        write!(f, "\n{:name_width$}", "")?;
-        for _ in &groups {
-            f.write_str(" |")?;
-            for metric in &metrics {
-                write!(f, "{:>CELL$}", metric.heading)?;
-            }
-        }
-        for method in methods {
-            write!(f, "\n{method:name_width$}")?;
-            for group in &groups {
-                let of_cell =
-                    |m: &&Mean| m.method == method && (m.scale, m.condition.as_str()) == *group;
-                f.write_str(" |")?;
-                write_cells(f, means.iter().find(of_cell), &metrics)?;
-            }
-        }
-        writeln!(f)
-    }
-}
-
-fn write_cells(
-    f: &mut fmt::Formatter<'_>,
-    mean: Option<&Mean>,
-    metrics: &[&Metric],
-) -> fmt::Result {
-    for metric in metrics {
-        let decimals = metric.decimals;
-        match mean.and_then(metric.of_mean) {
-            Some(v) => write!(f, "{v:>CELL$.decimals$}")?,
-            None => write!(f, "{:>CELL$}", "-")?,
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,9 +510,8 @@ mod tests {
             image: "a.png".into(),
             psnr_y,
             ssim: Some(0.9),
-            ms_ssim: None,
             lpips,
-            niqe: None,
+            ..Row::default()
         }
     }
 
@@ -336,35 +526,51 @@ mod tests {
 
     #[test]
     fn means_are_taken_for_each_method_condition_and_scale() {
-        let means = report().means();
+        let mut report = report();
+        report.push(Row {
+            image: "b.png".into(),
+            ..row("bicubic", "clean", 2.0, 33.0, None)
+        });
+        let means = report.means();
         assert_eq!(means.len(), 3);
         let first = &means[0];
         assert_eq!((first.method.as_str(), first.images), ("bicubic", 2));
-        assert_eq!((first.psnr_y, first.lpips), (31.0, Some(0.2)));
+        assert_eq!((first.psnr_y, first.lpips), (32.0, Some(0.2)));
         assert_eq!(means[2].condition, "jpeg60");
     }
 
     #[test]
-    fn the_table_has_a_row_for_each_method_and_dashes_where_nothing_was_measured() {
-        let text = report().to_string();
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 4, "{text}");
-        assert!(lines[0].contains("x2 clean") && lines[0].contains("x2 jpeg60"));
-        assert_eq!(lines[1].matches("PSNR-Y").count(), 2);
-        let cells: Vec<_> = lines[2].split_whitespace().collect();
-        assert_eq!(
-            cells,
-            [
-                "bicubic", "|", "31.00", "0.9000", "0.2000", "|", "28.00", "0.9000", "-"
-            ]
-        );
-        assert!(lines[3].starts_with("tiny") && lines[3].contains("31.00"));
-        let widths = lines.iter().map(|l| l.chars().count());
-        assert_eq!(distinct(widths).len(), 1, "{text}");
+    fn a_clip_counts_as_much_as_another_and_its_parts_by_their_frames() {
+        let mut report = Report::default();
+        for (image, part, frames, psnr_y) in
+            [("a", 0, 10, 30.0), ("a", 1, 30, 34.0), ("b", 0, 1, 23.0)]
+        {
+            report.push(Row {
+                image: image.into(),
+                part,
+                frames,
+                ..row("bicubic", "clean", 2.0, psnr_y, None)
+            });
+        }
+        let mean = &report.means()[0];
+        assert_eq!((mean.images, mean.frames, mean.psnr_y), (2, 41, 28.0));
     }
 
     #[test]
-    fn differences_are_taken_picture_by_picture() {
+    fn a_table_has_a_row_for_each_method_and_dashes_where_nothing_was_measured() {
+        let mut report = report();
+        report.push(row("tiny", "jpeg60", 2.0, 29.0, Some(0.3)));
+        let tables = report.tables();
+        assert_eq!(tables.len(), 2);
+        assert_eq!(tables[0].title, "x2 clean");
+        assert_eq!(tables[0].head, ["", "PSNR-Y", "SSIM", "LPIPS"]);
+        assert_eq!(tables[0].rows[0], ["bicubic", "31.00", "0.9000", "0.2000"]);
+        assert_eq!(tables[1].rows[0], ["bicubic", "28.00", "0.9000", "-"]);
+        assert!(report.to_string().contains("x2 jpeg60\n"));
+    }
+
+    /// Of three pictures, or clips of one part.
+    fn paired() -> Report {
         let mut report = Report::default();
         for (image, bicubic, tiny) in [("a", 20.0, 21.0), ("b", 30.0, 32.0), ("c", 40.0, 43.0)] {
             for (method, psnr) in [("bicubic", bicubic), ("tiny", tiny)] {
@@ -375,22 +581,78 @@ mod tests {
                 });
             }
         }
-        report.push(row("tiny", "clean", 2.0, 99.0, None));
+        report
+    }
+
+    #[test]
+    fn differences_are_taken_picture_by_picture() {
+        let mut report = paired();
+        report.push(Row {
+            image: "alone".into(),
+            ..row("tiny", "clean", 2.0, 99.0, None)
+        });
         let all = report.against("bicubic");
         let psnr = all.iter().find(|c| c.metric == "PSNR-Y").unwrap();
         assert_eq!((psnr.images, psnr.difference), (3, 2.0));
         // A standard deviation of 1 over three pictures: 4.303 / sqrt 3.
-        assert!((psnr.margin - 2.4844).abs() < 1e-3, "{}", psnr.margin);
+        assert!((psnr.margin.unwrap() - 2.4844).abs() < 1e-3, "{psnr:?}");
+        assert_eq!(psnr.margin_within, None);
         assert!(
             all.iter()
                 .all(|c| c.metric != "LPIPS" && c.method == "tiny")
         );
-        assert!(
-            report
-                .against_as_text("bicubic")
-                .contains("PSNR-Y +2.00 ±2.48")
-        );
+        let table = &report.differences("bicubic")[0];
+        assert_eq!(table.rows[0][..2], ["tiny", "+2.00 ±2.48"]);
         assert!(self::report().against("bicubic").is_empty());
+    }
+
+    #[test]
+    fn parts_of_a_clip_say_how_far_a_difference_on_this_clip_can_be_believed() {
+        let mut report = Report::default();
+        for part in 0..4 {
+            for (method, psnr) in [("bicubic", 20.0), ("tiny", [21.0, 22.0][part % 2])] {
+                report.push(Row {
+                    part,
+                    frames: 8,
+                    ..row(method, "clean", 2.0, psnr + part as f64, None)
+                });
+            }
+        }
+        let psnr = &report.against("bicubic")[0];
+        assert_eq!((psnr.images, psnr.difference, psnr.margin), (1, 1.5, None));
+        // A variance of 1/3 over four parts, t of 3 degrees of freedom.
+        let want = 3.182 * (1.0f64 / 12.0).sqrt();
+        assert!((psnr.margin_within.unwrap() - want).abs() < 1e-9);
+        assert_eq!(report.differences("bicubic")[0].rows[0][1], "+1.50 [0.92]");
+    }
+
+    #[test]
+    fn gates_allow_a_tenth_more_than_the_reference_whatever_its_sign() {
+        let mut report = Report::default();
+        for (method, lpips, flicker, warping) in [
+            ("bicubic", 0.4, 1.0, -2.0),
+            ("a", 0.3, 1.09, -1.9),
+            ("b", 0.5, 1.11, -1.7),
+        ] {
+            report.push(Row {
+                flicker: Some(flicker),
+                warping_error: Some(warping),
+                ..row(method, "clean", 4.0, 30.0, Some(lpips))
+            });
+        }
+        let gates = report.gates("bicubic");
+        let met = |g: &Gate| (g.flicker.unwrap().met, g.warping_error.unwrap().met);
+        assert_eq!(
+            (met(&gates[0]), met(&gates[1])),
+            ((true, true), (false, false))
+        );
+        assert!((gates[0].lpips_gain.unwrap() - 0.25).abs() < 1e-9);
+        assert!((gates[1].lpips_gain.unwrap() + 0.25).abs() < 1e-9);
+        let table = report.gates_table("bicubic").to_string();
+        assert!(
+            table.contains("+25.0 %") && table.contains("above (1.110 / 1.100)"),
+            "{table}"
+        );
     }
 
     #[test]

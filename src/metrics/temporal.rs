@@ -9,11 +9,29 @@ const NEIGHBOURHOOD: usize = 2;
 /// Pixels that there and back again end further away than this were hidden or came into view.
 const ROUND_TRIP: f32 = 1.0;
 
+/// Where the ground truth, brought along its motion, still differs by more than this on average, it has been cut.
+const CUT: f64 = 20.0;
+
+/// How the ground truth changes from one frame to the next: what every result of the later frame is measured by.
+pub struct Motion {
+    /// From the later frame to the frame before.
+    back: Flow,
+    /// Pixels of the later frame that the frame before shows, too.
+    visible: Vec<bool>,
+    /// Pixels around which nothing changes.
+    still: Vec<bool>,
+    /// The later frame minus the frame before.
+    change: Vec<f32>,
+    /// Squared difference along the motion, over the visible pixels.
+    warping: Mean,
+    cut: bool,
+}
+
 /// Collects the scores of a video frame by frame.
 #[derive(Default)]
 pub struct Temporal {
-    /// Truth and result of the frame before.
-    last: Option<(Gray, Gray)>,
+    /// The result of the frame before.
+    last: Option<Gray>,
     warping: Mean,
     truth_warping: Mean,
     tof: Mean,
@@ -36,85 +54,112 @@ pub struct TemporalScores {
     pub flicker: Option<f64>,
 }
 
-impl Temporal {
-    /// Takes the next frame: luma of the ground truth and of the result.
+impl Motion {
+    /// The motion from the frame `last` of the ground truth to the `next`, both luma on the scale 0..255.
     ///
     /// # Panics
-    /// When the sizes differ from each other or from the frame's before.
-    pub fn push(&mut self, truth: Gray, result: Gray) {
-        let size = |g: &Gray| (g.width, g.height);
-        assert_eq!(size(&truth), size(&result), "sizes differ");
-        if let Some((last_truth, last_result)) = self.last.take() {
-            assert_eq!(size(&truth), size(&last_truth), "sizes differ");
-            let back = Flow::between(&truth, &last_truth);
-            let forth = Flow::between(&last_truth, &truth);
-            self.warp(
-                &back,
-                &forth,
-                (&truth, &last_truth),
-                (&result, &last_result),
-            );
-            let moved = Flow::between(&result, &last_result);
-            for (a, b) in back.vectors.iter().zip(&moved.vectors) {
+    /// When the sizes differ.
+    pub fn between(last: &Gray, next: &Gray) -> Self {
+        let (back, forth) = (Flow::between(next, last), Flow::between(last, next));
+        let warped = back.warp(last);
+        let visible: Vec<bool> = (0..warped.len())
+            .map(|i| warped[i].is_some() && returns(&back, &forth, i))
+            .collect();
+        let (mut warping, mut left) = (Mean::default(), Mean::default());
+        for ((warped, next), visible) in warped.iter().zip(&next.data).zip(&visible) {
+            let Some(warped) = warped else { continue };
+            left.add(f64::from((next - warped).abs()));
+            if *visible {
+                warping.add(f64::from(next - warped).powi(2));
+            }
+        }
+        let change: Vec<f32> = next
+            .data
+            .iter()
+            .zip(&last.data)
+            .map(|(n, l)| n - l)
+            .collect();
+        Self {
+            still: still(&change, next.width),
+            cut: left.get().is_none_or(|left| left > CUT),
+            back,
+            visible,
+            change,
+            warping,
+        }
+    }
+
+    /// Whether the frames show different scenes: no motion leads from one to the other.
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+}
+
+/// Whether pixel `i` comes back to where it was when it goes along `back` and then `forth`.
+fn returns(back: &Flow, forth: &Flow, i: usize) -> bool {
+    let [dx, dy] = back.vectors[i];
+    let (x, y) = ((i % back.width) as f32 + dx, (i / back.width) as f32 + dy);
+    let way = forth.at(x, y);
+    way.is_some_and(|[fx, fy]| (dx + fx).hypot(dy + fy) <= ROUND_TRIP)
+}
+
+/// Where nothing in a pixel's neighbourhood changes.
+fn still(change: &[f32], width: usize) -> Vec<bool> {
+    let height = change.len() / width.max(1);
+    let around =
+        |v: usize, len: usize| v.saturating_sub(NEIGHBOURHOOD)..(v + NEIGHBOURHOOD + 1).min(len);
+    let changed: Vec<bool> = change.iter().map(|c| c.abs() >= STILL).collect();
+    let at = |i: usize| {
+        let (x, y) = (i % width, i / width);
+        !around(y, height).any(|y| changed[y * width..][around(x, width)].contains(&true))
+    };
+    (0..change.len()).map(at).collect()
+}
+
+impl Temporal {
+    /// Takes the result of the next frame, luma on the scale 0..255. `motion` is how the ground truth came there from
+    /// the frame before; without it, and across a cut, nothing is measured.
+    ///
+    /// # Panics
+    /// When the sizes differ.
+    pub fn push(&mut self, motion: Option<&Motion>, result: Gray) {
+        let last = self.last.replace(result);
+        let motion = motion.filter(|m| !m.cut);
+        if let (Some(motion), Some(last), Some(result)) = (motion, last, &self.last) {
+            let moved = Flow::between(result, &last);
+            for (a, b) in motion.back.vectors.iter().zip(&moved.vectors) {
                 self.tof.add(f64::from((a[0] - b[0]).hypot(a[1] - b[1])));
             }
-            self.flicker((&truth, &last_truth), (&result, &last_result));
-        }
-        self.last = Some((truth, result));
-    }
-
-    /// Forgets the frame before, as at a cut.
-    pub fn cut(&mut self) {
-        self.last = None;
-    }
-
-    pub fn scores(&self) -> TemporalScores {
-        let difference = |(a, b): (f64, f64)| a - b;
-        TemporalScores {
-            warping_error: self
-                .warping
-                .get()
-                .zip(self.truth_warping.get())
-                .map(difference),
-            tof: self.tof.get(),
-            flicker: self.flicker.get(),
-        }
-    }
-
-    fn warp(&mut self, back: &Flow, forth: &Flow, truth: (&Gray, &Gray), result: (&Gray, &Gray)) {
-        let (warped_truth, warped) = (back.warp(truth.1), back.warp(result.1));
-        for (i, (t, r)) in warped_truth.iter().zip(&warped).enumerate() {
-            let (Some(t), Some(r)) = (t, r) else { continue };
-            let [dx, dy] = back.vectors[i];
-            let (x, y) = ((i % back.width) as f32 + dx, (i / back.width) as f32 + dy);
-            let Some([fx, fy]) = forth.at(x, y) else {
-                continue;
-            };
-            if (dx + fx).hypot(dy + fy) > ROUND_TRIP {
-                continue;
-            }
-            self.truth_warping
-                .add(f64::from(truth.0.data[i] - t).powi(2));
-            self.warping.add(f64::from(result.0.data[i] - r).powi(2));
-        }
-    }
-
-    fn flicker(&mut self, truth: (&Gray, &Gray), result: (&Gray, &Gray)) {
-        let (w, h) = (truth.0.width, truth.0.height);
-        let changed = |i: usize| (truth.0.data[i] - truth.1.data[i]).abs() >= STILL;
-        let around = |v: usize, len: usize| {
-            v.saturating_sub(NEIGHBOURHOOD)..=(v + NEIGHBOURHOOD).min(len - 1)
-        };
-        for y in 0..h {
-            for x in 0..w {
-                let moves = || around(y, h).any(|y| around(x, w).any(|x| changed(y * w + x)));
-                let i = y * w + x;
-                if !changed(i) && !moves() {
-                    let of_truth = truth.0.data[i] - truth.1.data[i];
-                    let of_result = result.0.data[i] - result.1.data[i];
-                    self.flicker.add(f64::from((of_result - of_truth).abs()));
+            self.truth_warping.merge(&motion.warping);
+            let warped = motion.back.warp(&last).into_iter().zip(&motion.visible);
+            for (result, warped) in result.data.iter().zip(warped) {
+                if let (Some(warped), true) = warped {
+                    self.warping.add(f64::from(result - warped).powi(2));
                 }
             }
+            let changes = result.data.iter().zip(&last.data).zip(&motion.change);
+            for (((result, last), of_truth), still) in changes.zip(&motion.still) {
+                if *still {
+                    self.flicker
+                        .add(f64::from((result - last - of_truth).abs()));
+                }
+            }
+        }
+    }
+
+    /// The scores of the frames since this was called last; the frame before stays known.
+    pub fn take_scores(&mut self) -> TemporalScores {
+        let [warping, truth, tof, flicker] = [
+            &mut self.warping,
+            &mut self.truth_warping,
+            &mut self.tof,
+            &mut self.flicker,
+        ]
+        .map(|m| std::mem::take(m).get());
+        TemporalScores {
+            warping_error: warping.zip(truth).map(|(a, b)| a - b),
+            tof,
+            flicker,
         }
     }
 }
@@ -129,6 +174,11 @@ impl Mean {
     fn add(&mut self, value: f64) {
         self.sum += value;
         self.count += 1;
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.sum += other.sum;
+        self.count += other.count;
     }
 
     fn get(&self) -> Option<f64> {
@@ -167,12 +217,14 @@ mod tests {
 
     fn scores(speed: f32, result: impl Fn(usize, Gray) -> Gray) -> TemporalScores {
         let mut temporal = Temporal::default();
+        let mut last = None;
         for t in 0..4 {
             let truth = frame(speed * t as f32, |_, _| 0.0);
-            let result = result(t, truth.clone());
-            temporal.push(truth, result);
+            let motion = last.as_ref().map(|last| Motion::between(last, &truth));
+            temporal.push(motion.as_ref(), result(t, truth.clone()));
+            last = Some(truth);
         }
-        temporal.scores()
+        temporal.take_scores()
     }
 
     #[test]
@@ -214,10 +266,30 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_across_a_cut() {
+        let plain = |shift| frame(shift, |_, _| 0.0);
+        let other = Gray {
+            data: (0..SIZE.0 * SIZE.1)
+                .map(|i| (i % SIZE.0) as f32 * 2.6)
+                .collect(),
+            ..plain(0.0)
+        };
+        let motion = Motion::between(&plain(0.0), &other);
+        assert!(motion.is_cut() && !Motion::between(&plain(0.0), &plain(2.0)).is_cut());
         let mut temporal = Temporal::default();
-        temporal.push(frame(0.0, |_, _| 0.0), frame(0.0, |_, _| 0.0));
-        temporal.cut();
-        temporal.push(frame(30.0, |_, _| 0.0), frame(30.0, |_, _| 0.0));
-        assert_eq!(temporal.scores(), TemporalScores::default());
+        temporal.push(None, plain(0.0));
+        temporal.push(Some(&motion), other);
+        assert_eq!(temporal.take_scores(), TemporalScores::default());
+    }
+
+    #[test]
+    fn scores_are_those_since_they_were_taken_last() {
+        let (a, b) = (frame(0.0, |_, _| 0.0), frame(0.0, |_, _| 3.0));
+        let still = Motion::between(&a, &a);
+        let mut temporal = Temporal::default();
+        temporal.push(None, a.clone());
+        temporal.push(Some(&still), b.clone());
+        assert!((temporal.take_scores().flicker.unwrap() - 3.0).abs() < 1e-4);
+        temporal.push(Some(&still), b);
+        assert_eq!(temporal.take_scores().flicker, Some(0.0));
     }
 }

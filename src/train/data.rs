@@ -359,8 +359,17 @@ impl Patch {
 /// # Errors
 /// [`DataError::Read`] for a directory that cannot be read.
 pub fn image_files(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+    files(dirs, is_image)
+}
+
+/// As [`image_files`], for the files that are `wanted`; those that `dirs` names are taken as they are.
+///
+/// # Errors
+/// [`DataError::Read`] for a directory that cannot be read.
+pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>, DataError> {
     fn visit(
         path: &Path,
+        wanted: fn(&Path) -> bool,
         seen: &mut HashSet<PathBuf>,
         files: &mut Vec<PathBuf>,
     ) -> Result<(), DataError> {
@@ -379,8 +388,8 @@ pub fn image_files(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
         }
         for entry in fs::read_dir(path).map_err(at)? {
             let path = entry.map_err(at)?.path();
-            if path.is_dir() || is_image(&path) {
-                visit(&path, seen, files)?;
+            if path.is_dir() || wanted(&path) {
+                visit(&path, wanted, seen, files)?;
             }
         }
         Ok(())
@@ -391,7 +400,7 @@ pub fn image_files(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
             path: dir.clone(),
             source,
         })?;
-        visit(dir, &mut seen, &mut files)?;
+        visit(dir, wanted, &mut seen, &mut files)?;
     }
     files.sort();
     Ok(files)
@@ -448,7 +457,8 @@ pub fn jpeg_is_whole(bytes: &[u8]) -> bool {
     last(0xD9) > last(0xDA)
 }
 
-fn is_image(path: &Path) -> bool {
+/// Whether `path` has the name of a JPEG or PNG file.
+pub fn is_image(path: &Path) -> bool {
     let extension = path.extension().map(|e| e.to_ascii_lowercase());
     extension.is_some_and(|e| e == "jpg" || e == "jpeg" || e == "png")
 }

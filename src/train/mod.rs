@@ -7,6 +7,7 @@ pub mod codec;
 pub mod data;
 pub mod degrade;
 pub mod distill;
+pub mod eval;
 pub mod init;
 pub mod lite;
 pub mod loader;

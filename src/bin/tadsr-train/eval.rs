@@ -1,52 +1,59 @@
-//! `tadsr-train eval`: what models reach on a directory of pictures, beside plain resampling.
+//! `tadsr-train eval`: what models reach on pictures and clips, beside plain interpolation.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args as ClapArgs;
-use indicatif::{ProgressBar, ProgressStyle};
-use rand::{SeedableRng, rngs::SmallRng};
 use tadsr::{
-    Device, Upscaler,
-    frame::{Frame, resample::Kernel},
-    metrics::{Lpips, LpipsFeatures, Niqe, Picture, Report, Row, ms_ssim, psnr, ssim},
-    train::{
-        data::{Patch, decode, image_files},
-        degrade::Degradation,
-    },
+    Error,
+    metrics::{Report, Row},
+    train::eval::{Condition, Evaluation, INTERPOLATIONS, Judges, Method, REFERENCE, media_files},
 };
+
+use crate::{meter::Meter, stop::Stop};
 
 const EXAMPLES: &str = "\
 Examples:
   tadsr-train eval --data val/Set5 val/BSD20 --model tiny
   tadsr-train eval --data val --model runs/a/model.safetensors --scale 2,3,4 \\
       --condition clean,jpeg30,jpeg60 --lpips lpips_squeeze.safetensors --json eval.json
+  tadsr-train eval --data clips --model tiny --frames 48 --condition clean,h264-23,vp9-32 --html eval.html
 
-Each picture is cut to a size that the scale divides, downscaled (Catmull-Rom, antialiased), perhaps
-sent through JPEG, and upscaled again by bicubic (a = -0.75), Catmull-Rom, Lanczos and each model.
-PSNR-Y, SSIM, MS-SSIM and NIQE are taken on BT.601 luma, LPIPS on RGB, all without a border of
-ceil(scale) pixels. The first table shows means over the pictures, the second differences to bicubic
-picture by picture with their 95 % confidence intervals.";
+Each picture or frame is cut to a size that the scale divides, downscaled (Catmull-Rom, antialiased), perhaps
+damaged, and upscaled again by every method. PSNR-Y, SSIM, MS-SSIM and NIQE are taken on luma, LPIPS on RGB, all
+without a border of ceil(scale) pixels. Of clips also: warping error (minus the ground truth's), tOF and flicker.
 
-/// Measure models on pictures, beside bicubic and Lanczos
+The first tables show means, the second differences to bicubic, picture by picture: behind ± half the 95 %
+confidence interval over pictures and clips, in brackets that within these very clips (parts of 12 frames). The last
+table holds what published models are asked for. docs/evaluation.md says more.";
+
+/// Measure models on pictures and clips, beside bicubic and Lanczos
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directories of pictures (JPEG, PNG; searched to their depths), or pictures; may be repeated
-    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    /// Folders (searched to their depths), pictures (JPEG, PNG) and clips (what GStreamer plays); may be repeated
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Name of a bundled model or path of a model file; may be repeated
     #[arg(long, value_name = "NAME_OR_PATH")]
     model: Vec<String>,
+    /// Plain interpolations beside bicubic, which always takes part
+    #[arg(long, value_delimiter = ',', default_value = "catmull-rom,lanczos3", value_parser = interpolation)]
+    interpolation: Vec<String>,
     /// Scales, above 1 up to 4
     #[arg(long, value_delimiter = ',', default_value = "2,4", value_parser = scale)]
     scale: Vec<f64>,
-    /// What is done to the small pictures: clean, or jpegQ with a quality Q of 1 to 100
-    #[arg(long, value_delimiter = ',', default_value = "clean,jpeg60")]
+    /// What is done to the small pictures and clips: clean; for pictures jpegQ with a quality Q of 1 to 100; for clips
+    /// h264-C, h265-C, vp9-C or av1-C with a CRF C of 0 to 51
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "clean,jpeg60,h264-23,h264-32"
+    )]
     condition: Vec<Condition>,
     /// Weights of LPIPS-squeeze (safetensors); without them LPIPS is left out
     #[arg(long, value_name = "WEIGHTS")]
@@ -54,45 +61,15 @@ pub struct Args {
     /// Model of natural pictures for NIQE (npz); without it NIQE is left out
     #[arg(long, value_name = "MODEL")]
     niqe: Option<PathBuf>,
-    /// Write means and the numbers of each picture to this file
+    /// Most frames of a clip that are measured
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(2..))]
+    frames: u32,
+    /// Where in a clip measuring begins, in seconds
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS", value_parser = seconds)]
+    start: f64,
+    /// Write means, differences, gates and the numbers of each picture and part of a clip to this file
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
-}
-
-/// What is done to the small pictures.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Condition {
-    Clean,
-    Jpeg(u8),
-}
-
-impl FromStr for Condition {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let quality = s.strip_prefix("jpeg").map(str::parse);
-        match quality {
-            None if s == "clean" => Ok(Self::Clean),
-            Some(Ok(q)) if (1..=100).contains(&q) => Ok(Self::Jpeg(q)),
-            _ => Err("use clean, or jpegQ with a quality Q of 1 to 100, such as jpeg60".into()),
-        }
-    }
-}
-
-impl Condition {
-    fn name(self) -> String {
-        match self {
-            Self::Clean => "clean".into(),
-            Self::Jpeg(q) => format!("jpeg{q}"),
-        }
-    }
-
-    fn degradation(self) -> Degradation {
-        match self {
-            Self::Clean => Degradation::fixed(),
-            Self::Jpeg(q) => Degradation::jpeg(q),
-        }
-    }
 }
 
 fn scale(s: &str) -> Result<f64, String> {
@@ -102,213 +79,205 @@ fn scale(s: &str) -> Result<f64, String> {
     }
 }
 
-/// A way to upscale, and its name in the table.
-struct Method {
-    name: String,
-    kind: Kind,
+fn seconds(s: &str) -> Result<f64, String> {
+    match s.parse() {
+        Ok(v) if (0.0..1e6).contains(&v) => Ok(v),
+        _ => Err("a time is a number of seconds".into()),
+    }
 }
 
-enum Kind {
-    Resample(Kernel),
-    Model(Box<Upscaler>),
+fn interpolation(s: &str) -> Result<String, String> {
+    let known = INTERPOLATIONS.map(|i| i.0);
+    match known.contains(&s) {
+        true => Ok(s.into()),
+        false => Err(format!("use {}", known.join(", "))),
+    }
 }
 
-impl Method {
-    /// The resamplers, then the models.
-    fn all(models: &[String], scales: &[f64]) -> Result<Vec<Self>> {
-        let resamplers = [
-            ("bicubic", Kernel::Bicubic),
-            ("catmull-rom", Kernel::CatmullRom),
-            ("lanczos3", Kernel::Lanczos3),
-        ];
-        let mut methods: Vec<_> = resamplers
-            .map(|(name, kernel)| Self {
-                name: name.into(),
-                kind: Kind::Resample(kernel),
-            })
-            .into();
-        for model in models {
-            let upscaler = Upscaler::load(model, Device::Auto)?;
-            let max = upscaler.max_scale();
-            if let Some(scale) = scales.iter().find(|s| **s > max) {
-                bail!("model '{model}' serves scales up to {max}: leave {scale} out of --scale");
-            }
-            methods.push(Self {
-                name: model.clone(),
-                kind: Kind::Model(Box::new(upscaler)),
-            });
+impl Args {
+    fn evaluation(&self, stop: &Stop) -> Result<Evaluation> {
+        let others = self.interpolation.iter().map(String::as_str);
+        let others: Vec<_> = others.filter(|name| *name != REFERENCE).collect();
+        let names = [REFERENCE].into_iter().chain(others);
+        let mut methods: Vec<_> = names.filter_map(Method::interpolation).collect();
+        for model in &self.model {
+            methods.push(Method::model(model)?);
         }
-        Ok(methods)
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = methods.iter().find(|m| !seen.insert(m.name())) {
+            bail!("'{}' is named twice", twice.name());
+        }
+        let judges = Judges::load(self.lpips.as_deref(), self.niqe.as_deref())?;
+        let (scales, conditions) = (self.scale.clone(), self.condition.clone());
+        Ok(Evaluation::new(
+            methods,
+            scales,
+            conditions,
+            judges,
+            stop.flag(),
+        )?)
     }
-
-    /// Upscales `lr` to `width` x `height`, rounded to 8 bits.
-    fn upscale(&mut self, lr: &Patch, width: usize, height: usize) -> Result<Picture> {
-        let rgb = match &mut self.kind {
-            Kind::Resample(kernel) => lr.clone().resize(width, height, *kernel)?.to_rgb8(),
-            Kind::Model(upscaler) => {
-                let frame = Frame::from_rgb8(lr.width, lr.height, &lr.to_rgb8())?;
-                let mut large = Frame::new(frame.info().with_size(width, height))?;
-                upscaler.upscale_into(&frame.as_ref(), &mut large.as_mut())?;
-                large.to_rgb8()?
-            }
-        };
-        Ok(Picture::new(width, height, rgb)?)
-    }
-}
-
-/// The picture that an upscaler should have made, without its border, and its features.
-struct Truth {
-    picture: Picture,
-    features: Option<LpipsFeatures>,
-    border: usize,
-}
-
-impl Truth {
-    fn new(hr: &Patch, scale: f64, lpips: Option<&Lpips>) -> Result<Self> {
-        let border = scale.ceil() as usize;
-        let picture = Picture::new(hr.width, hr.height, hr.to_rgb8())?.cropped(border);
-        ensure!(
-            picture.width() > 0 && picture.height() > 0,
-            "nothing is left of {}x{} pixels at scale {scale} without a border of {border}",
-            hr.width,
-            hr.height
-        );
-        let features = lpips.map(|l| l.features(&picture)).transpose()?;
-        Ok(Self {
-            picture,
-            features,
-            border,
-        })
-    }
-
-    /// The row of `result` but for what it was made by and from.
-    fn judge(&self, result: &Picture, judges: &Judges) -> Result<Row> {
-        let result = result.cropped(self.border);
-        let (truth, luma) = (self.picture.luma(), result.luma());
-        let distance = |l: &Lpips| match &self.features {
-            Some(features) => l.distance(features, &l.features(&result)?).map(Some),
-            None => Ok(None),
-        };
-        let natural = |n: &Niqe| n.score(&luma);
-        Ok(Row {
-            psnr_y: psnr(&truth, &luma),
-            ssim: ssim(&truth, &luma),
-            ms_ssim: ms_ssim(&truth, &luma),
-            lpips: judges.lpips.as_ref().map(distance).transpose()?.flatten(),
-            niqe: judges.niqe.as_ref().map(natural).transpose()?.flatten(),
-            ..Row::default()
-        })
-    }
-}
-
-/// The metrics that need a file.
-#[derive(Default)]
-struct Judges {
-    lpips: Option<Lpips>,
-    niqe: Option<Niqe>,
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let files = image_files(&args.data)?;
-    if files.is_empty() {
-        let dirs: Vec<_> = args
-            .data
-            .iter()
-            .map(|d| format!("'{}'", d.display()))
-            .collect();
-        bail!("no picture (.jpg, .jpeg, .png) in {}", dirs.join(", "));
-    }
-    let judges = Judges {
-        lpips: args.lpips.as_deref().map(Lpips::load).transpose()?,
-        niqe: args.niqe.as_deref().map(Niqe::load).transpose()?,
-    };
-    let mut methods = Method::all(&args.model, &args.scale)?;
+    measure(&args, &Stop::on_signals()?)
+}
+
+fn measure(args: &Args, stop: &Stop) -> Result<()> {
+    let files = Files::find(args)?;
+    let mut evaluation = args.evaluation(stop)?;
+    let total = files.steps(args) * evaluation.passes();
+    let meter = Meter::new("pictures and frames", "a second", Some(total as u64))?;
     let mut report = Report::default();
-    let mut skipped = Vec::new();
-    let progress = progress_bar(files.len() * args.scale.len())?;
-    for (i, file) in files.iter().enumerate() {
-        progress.set_position((i * args.scale.len()) as u64);
-        progress.set_message(file.display().to_string());
-        match rows(file, &args, &judges, &mut methods, &progress) {
-            Ok(rows) => rows.into_iter().for_each(|row| report.push(row)),
-            Err(e) => skipped.push(format!("'{}': {e:#}", file.display())),
+    let (mut measured, mut skipped) = (0, Vec::new());
+    for file in files.all() {
+        match file.measure(&mut evaluation, args, &meter) {
+            Ok(rows) => {
+                rows.into_iter().for_each(|row| report.push(row));
+                measured += 1;
+            }
+            Err(Error::Cancelled) => break,
+            Err(e) => skipped.push(format!("'{}': {e}", file.path().display())),
         }
     }
-    progress.finish_and_clear();
+    meter.finish();
     for line in &skipped {
         eprintln!("skipped {line}");
     }
-    let measured = files.len() - skipped.len();
+    let stopped = stop.is_asked();
     ensure!(
         measured > 0,
-        "none of {} pictures could be measured",
+        "{} of {} pictures and clips could be measured",
+        if stopped { "stopped: none" } else { "none" },
         files.len()
     );
-    println!("{measured} pictures");
-    print!("{report}");
-    let differences = report.against_as_text("bicubic");
-    if !differences.is_empty() {
-        print!("\nagainst bicubic, with 95 % confidence:\n{differences}");
-    }
+    println!("{measured} pictures and clips\n");
+    print!("{}", as_text(&report));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.to_json())?;
         fs::write(path, text + "\n")
             .with_context(|| format!("cannot write '{}'", path.display()))?;
     }
+    ensure!(!stopped, "stopped after {measured} of {}", files.len());
     Ok(())
 }
 
-/// Every method under every condition and scale on one picture; all or none.
-fn rows(
-    file: &Path,
-    args: &Args,
-    judges: &Judges,
-    methods: &mut [Method],
-    progress: &ProgressBar,
-) -> Result<Vec<Row>> {
-    let image = decode(file).map_err(|e| anyhow!(e))?;
-    let (w, h) = (image.width() as usize, image.height() as usize);
-    let full = Patch::from_rgb8(w, h, image.as_raw());
-    let mut rows = Vec::new();
-    for &scale in &args.scale {
-        let ((lw, hw), (lh, hh)) = (fitting(w, scale), fitting(h, scale));
+/// Means, differences and gates, as far as there are any.
+fn as_text(report: &Report) -> String {
+    let mut text = report.to_string();
+    let differences = report.differences(REFERENCE);
+    if !differences.is_empty() {
+        text += &format!("\nagainst {REFERENCE}, with 95 % confidence:\n");
+        differences.iter().for_each(|t| text += &t.to_string());
+    }
+    let gates = report.gates_table(REFERENCE);
+    if !gates.rows.is_empty() {
+        text += &format!("\n{gates}");
+    }
+    text
+}
+
+/// What is measured.
+struct Files {
+    pictures: Vec<PathBuf>,
+    clips: Vec<PathBuf>,
+}
+
+enum File<'a> {
+    Picture(&'a Path),
+    Clip(&'a Path),
+}
+
+impl Files {
+    fn find(args: &Args) -> Result<Self> {
+        let (pictures, clips) = media_files(&args.data).map_err(|e| anyhow!(e))?;
+        if !clips.is_empty() && !cfg!(feature = "video") {
+            eprintln!(
+                "{} clips are left out: this tool was built without video",
+                clips.len()
+            );
+        }
+        let files = Self {
+            pictures,
+            clips: if cfg!(feature = "video") {
+                clips
+            } else {
+                Vec::new()
+            },
+        };
+        if files.len() == 0 {
+            let dirs = args.data.iter();
+            let dirs: Vec<_> = dirs.map(|d| format!("'{}'", d.display())).collect();
+            bail!(
+                "no picture (.jpg, .jpeg, .png) and no clip in {}",
+                dirs.join(", ")
+            );
+        }
+        let served = |of: fn(Condition) -> bool| args.condition.iter().any(|c| of(*c));
         ensure!(
-            lw > 0 && lh > 0,
-            "{w}x{h} pixels are too few for scale {scale}"
+            files.pictures.is_empty() || served(Condition::is_for_pictures),
+            "--condition: none of these is for pictures"
         );
-        let hr = full.top_left(hw, hh);
-        let truth = Truth::new(&hr, scale, judges.lpips.as_ref())?;
-        for &condition in &args.condition {
-            // The evaluation's degradations draw nothing that matters.
-            let mut rng = SmallRng::seed_from_u64(0);
-            let lr = condition.degradation().apply(&hr, lw, lh, &mut rng)?;
-            for method in &mut *methods {
-                let result = method.upscale(&lr, hw, hh)?;
-                rows.push(Row {
-                    method: method.name.clone(),
-                    condition: condition.name(),
-                    scale,
-                    image: file.display().to_string(),
-                    ..truth.judge(&result, judges)?
-                });
+        ensure!(
+            files.clips.is_empty() || served(Condition::is_for_clips),
+            "--condition: none of these is for clips"
+        );
+        Ok(files)
+    }
+
+    fn len(&self) -> usize {
+        self.pictures.len() + self.clips.len()
+    }
+
+    fn all(&self) -> impl Iterator<Item = File<'_>> {
+        let pictures = self.pictures.iter().map(|p| File::Picture(p));
+        pictures.chain(self.clips.iter().map(|c| File::Clip(c)))
+    }
+
+    /// Pictures and frames.
+    fn steps(&self, args: &Args) -> usize {
+        #[cfg(feature = "video")]
+        let frames = |path: &PathBuf| clip(path, args).expected_frames().unwrap_or(1);
+        #[cfg(not(feature = "video"))]
+        let frames = |_: &PathBuf| args.frames as usize;
+        self.pictures.len() + self.clips.iter().map(frames).sum::<usize>()
+    }
+}
+
+#[cfg(feature = "video")]
+fn clip(path: &Path, args: &Args) -> tadsr::train::eval::Clip {
+    tadsr::train::eval::Clip {
+        path: path.into(),
+        start: std::time::Duration::from_secs_f64(args.start),
+        frames: args.frames as usize,
+    }
+}
+
+impl File<'_> {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Picture(path) | Self::Clip(path) => path,
+        }
+    }
+
+    fn measure(
+        &self,
+        evaluation: &mut Evaluation,
+        args: &Args,
+        meter: &Meter,
+    ) -> tadsr::Result<Vec<Row>> {
+        meter.name(&self.path().display().to_string());
+        match self {
+            Self::Picture(path) => evaluation.picture(path, || meter.advance()),
+            #[cfg(feature = "video")]
+            Self::Clip(path) => evaluation.clip(&clip(path, args), || meter.advance()),
+            #[cfg(not(feature = "video"))]
+            Self::Clip(_) => {
+                let _ = args;
+                Ok(Vec::new())
             }
         }
-        progress.inc(1);
     }
-    Ok(rows)
-}
-
-/// The low-resolution length for a picture of `len` pixels, and the length that it becomes at `scale`: whole
-/// pixels, at most `len`.
-fn fitting(len: usize, scale: f64) -> (usize, usize) {
-    let small = (len as f64 / scale + 1e-9).floor();
-    (small as usize, (small * scale - 1e-9).ceil() as usize)
-}
-
-fn progress_bar(steps: usize) -> Result<ProgressBar> {
-    let style =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left {eta}) {wide_msg}")?;
-    Ok(ProgressBar::new(steps as u64).with_style(style))
 }
 
 #[cfg(test)]
@@ -316,27 +285,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_are_cut_to_what_the_scale_fits() {
-        assert_eq!(fitting(321, 2.0), (160, 320));
-        assert_eq!(fitting(321, 4.0), (80, 320));
-        assert_eq!(fitting(10, 1.5), (6, 9));
-        assert_eq!(fitting(3, 4.0), (0, 0));
-        for len in 1..200 {
-            for scale in [1.1, 4.0 / 3.0, 1.5, 2.0, 2.25, 3.0, 3.7, 4.0] {
-                let (small, large) = fitting(len, scale);
-                assert!(large <= len && (large as f64 - small as f64 * scale).abs() < 1.0);
-            }
-        }
-    }
-
-    #[test]
-    fn conditions_and_scales_are_checked() {
-        assert_eq!("clean".parse(), Ok(Condition::Clean));
-        assert_eq!("jpeg60".parse(), Ok(Condition::Jpeg(60)));
-        for wrong in ["", "jpeg", "jpeg0", "jpeg101", "webp60"] {
-            assert!(wrong.parse::<Condition>().is_err(), "{wrong}");
-        }
+    fn scales_times_and_interpolations_are_checked() {
         assert!(scale("2.5").is_ok() && scale("1").is_err() && scale("nan").is_err());
+        assert!(seconds("1.5").is_ok() && seconds("-1").is_err() && seconds("inf").is_err());
+        assert!(interpolation("lanczos3").is_ok() && interpolation("nearest").is_err());
     }
 
     /// A picture with edges and texture that no resampler restores.
@@ -359,12 +311,17 @@ mod tests {
     }
 
     /// What `eval` writes as JSON.
-    fn measure(data: &[&Path], extra: &[&str]) -> serde_json::Value {
+    fn measured(data: &[&Path], extra: &[&str]) -> serde_json::Value {
         let dir = tempfile::tempdir().unwrap();
         let json = dir.path().join("out.json");
         let extra = [extra, &["--json", json.to_str().unwrap()]].concat();
-        run(args(data, &extra)).unwrap();
+        measure(&args(data, &extra), &Stop::default()).unwrap();
         serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap()
+    }
+
+    fn fails(data: &[&Path], extra: &[&str]) -> String {
+        let error = measure(&args(data, extra), &Stop::default()).unwrap_err();
+        error.to_string()
     }
 
     fn list<'a>(report: &'a serde_json::Value, key: &str) -> &'a [serde_json::Value] {
@@ -378,7 +335,7 @@ mod tests {
         scene(50, 40).save(dir.path().join("b.jpg")).unwrap();
         fs::write(dir.path().join("broken.png"), "no picture").unwrap();
         scene(3, 40).save(dir.path().join("narrow.png")).unwrap();
-        let report = measure(&[dir.path()], &["--scale", "1.5,4"]);
+        let report = measured(&[dir.path()], &["--scale", "1.5,4"]);
         assert_eq!(list(&report, "images").len(), 2 * 2 * 2 * 3);
         assert_eq!(list(&report, "means").len(), 2 * 2 * 3);
         for mean in list(&report, "means") {
@@ -393,16 +350,11 @@ mod tests {
         scene(40, 40).save(dir.path().join("large.png")).unwrap();
         let tiny = dir.path().join("tiny.png");
         scene(10, 10).save(&tiny).unwrap();
-        let report = measure(&[dir.path()], &["--scale", "4"]);
+        let report = measured(&[dir.path()], &["--scale", "4"]);
         for mean in list(&report, "means") {
             assert!(mean["images"] == 1 && mean["psnr_y"].is_number(), "{mean}");
         }
-        let alone = args(&[&tiny], &["--scale", "4"]);
-        let progress = ProgressBar::hidden();
-        let mut methods = Method::all(&[], &alone.scale).unwrap();
-        let error = rows(&tiny, &alone, &Judges::default(), &mut methods, &progress).unwrap_err();
-        assert!(error.to_string().contains("8x8 pixels at scale 4"));
-        assert!(run(alone).unwrap_err().to_string().contains("none of 1"));
+        assert!(fails(&[&tiny], &["--scale", "4"]).contains("none of 1"));
     }
 
     #[test]
@@ -410,7 +362,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // 50 / 1.05 is 47 whole pixels, which become 49.35: a part of a pixel more than rounding keeps.
         scene(50, 41).save(dir.path().join("a.png")).unwrap();
-        let report = measure(
+        let report = measured(
             &[dir.path()],
             &["--scale", "1.05,1.15,1.9,3.3", "--model", "tiny"],
         );
@@ -430,14 +382,14 @@ mod tests {
         }
         scene(30, 30).save(dirs[1].path().join("b.png")).unwrap();
         let data = [dirs[0].path(), &dirs[1].path().join("b.png")];
-        let report = measure(&data, &["--scale", "2", "--condition", "clean"]);
+        let report = measured(&data, &["--scale", "2", "--condition", "clean"]);
         assert_eq!(report["means"][0]["images"], 2);
     }
 
     #[test]
     fn nothing_to_measure_is_an_error_that_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let message = |data: &Path| run(args(&[data], &[])).unwrap_err().to_string();
+        let message = |data: &Path| fails(&[data], &[]);
         assert!(message(dir.path()).contains(dir.path().to_str().unwrap()));
         assert!(message(&dir.path().join("nowhere")).contains("nowhere"));
         fs::write(dir.path().join("broken.png"), "no picture").unwrap();

@@ -5,8 +5,10 @@ mod eval;
 mod export;
 mod fit;
 mod import;
+mod meter;
 mod recipe;
 mod run;
+mod stop;
 mod upscale;
 
 use std::process::ExitCode;

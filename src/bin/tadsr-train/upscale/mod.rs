@@ -1,10 +1,8 @@
 //! `tadsr-train upscale`: pictures, folders of pictures and videos, with any model.
 
 mod folder;
-mod meter;
 mod picture;
 mod settings;
-mod stop;
 #[cfg(feature = "video")]
 mod video;
 
@@ -19,10 +17,10 @@ use anyhow::{Context, Result, bail, ensure};
 use tadsr::video::{Container, partial_path};
 use tadsr::{Error, Upscaler, frame::Frame};
 
-use meter::Meter;
 use picture::Picture;
 use settings::Settings;
-use stop::Stop;
+
+use crate::{meter::Meter, stop::Stop};
 
 /// Upscale a picture, a folder of pictures or a video
 ///

@@ -44,6 +44,11 @@ impl Stop {
         self.asked.load(Ordering::SeqCst)
     }
 
+    /// What is set when somebody has asked.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.asked.clone()
+    }
+
     /// Names the file that is worth nothing when the process ends at once.
     #[cfg(feature = "video")]
     pub fn set_unfinished(&self, path: Option<PathBuf>) {

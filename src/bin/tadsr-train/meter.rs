@@ -13,7 +13,7 @@ use anyhow::Result;
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use tadsr::Observer;
 
-use super::Stop;
+use crate::stop::Stop;
 
 /// How often a line is printed where there is no terminal.
 const EVERY: Duration = Duration::from_secs(30);
@@ -85,6 +85,11 @@ impl Meter {
                 false => ControlFlow::Continue(()),
             }
         })
+    }
+
+    /// Says what is worked on.
+    pub fn name(&self, what: &str) {
+        self.bar.set_message(what.to_string());
     }
 
     /// One more is done.

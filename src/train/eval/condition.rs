@@ -1,0 +1,125 @@
+//! What is done to the small pictures and clips.
+
+use std::{fmt, str::FromStr};
+
+#[cfg(feature = "video")]
+use crate::train::codec::{Codec, Kind, Rate};
+use crate::train::degrade::Degradation;
+
+/// What is done to a small picture or clip before it is upscaled. As text: `clean`, `jpeg60` (JPEG of a quality of 1 to
+/// 100), `h264-23`, `h265-28`, `vp9-32`, `av1-32` (a codec and its CRF, 0 to 51).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Condition {
+    Clean,
+    /// For pictures.
+    Jpeg(u8),
+    /// For clips, with a CRF.
+    #[cfg(feature = "video")]
+    Codec(Kind, u8),
+}
+
+/// Frames from one key frame to the next, as x264 has it by default.
+#[cfg(feature = "video")]
+pub(super) const GOP: u32 = 250;
+
+impl Condition {
+    /// Whether pictures are measured under it.
+    pub fn is_for_pictures(self) -> bool {
+        matches!(self, Self::Clean | Self::Jpeg(_))
+    }
+
+    /// Whether clips are measured under it.
+    pub fn is_for_clips(self) -> bool {
+        !matches!(self, Self::Jpeg(_))
+    }
+
+    /// How a picture is made small: Catmull-Rom, antialiased, then JPEG.
+    pub(super) fn degradation(self) -> Degradation {
+        match self {
+            Self::Jpeg(quality) => Degradation::jpeg(quality),
+            _ => Degradation::fixed(),
+        }
+    }
+
+    /// The codec that a clip goes through: the encoders' medium preset, three B frames.
+    #[cfg(feature = "video")]
+    pub(super) fn codec(self) -> Option<Codec> {
+        let Self::Codec(kind, crf) = self else {
+            return None;
+        };
+        Some(Codec {
+            kind,
+            rate: Rate::Crf(crf),
+            effort: 5,
+            gop: GOP,
+            b_frames: 3,
+        })
+    }
+}
+
+#[cfg(feature = "video")]
+const CODECS: [(&str, Kind); 4] = [
+    ("h264", Kind::H264),
+    ("h265", Kind::H265),
+    ("vp9", Kind::Vp9),
+    ("av1", Kind::Av1),
+];
+
+impl FromStr for Condition {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "clean" {
+            return Ok(Self::Clean);
+        }
+        if let Some(Ok(quality @ 1..=100)) = s.strip_prefix("jpeg").map(str::parse) {
+            return Ok(Self::Jpeg(quality));
+        }
+        #[cfg(feature = "video")]
+        if let Some((name, crf)) = s.split_once('-')
+            && let Some((_, kind)) = CODECS.iter().find(|c| c.0 == name)
+            && let Ok(crf @ 0..=51) = crf.parse()
+        {
+            return Ok(Self::Codec(*kind, crf));
+        }
+        Err(
+            "use clean, jpegQ with a quality Q of 1 to 100, or h264-C, h265-C, vp9-C or av1-C with a CRF C of 0 to 51"
+                .into(),
+        )
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clean => f.write_str("clean"),
+            Self::Jpeg(quality) => write!(f, "jpeg{quality}"),
+            #[cfg(feature = "video")]
+            Self::Codec(kind, crf) => {
+                let name = CODECS.iter().find(|c| c.1 == *kind).map_or("", |c| c.0);
+                write!(f, "{name}-{crf}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_read_as_they_are_written_and_wrong_ones_refused() {
+        let mut texts = vec!["clean", "jpeg1", "jpeg100"];
+        if cfg!(feature = "video") {
+            texts.extend(["h264-0", "h265-51", "vp9-32", "av1-23"]);
+        }
+        for text in texts {
+            assert_eq!(text.parse::<Condition>().unwrap().to_string(), text);
+        }
+        for wrong in [
+            "", "jpeg", "jpeg0", "jpeg101", "webp60", "h264", "h264-52", "h266-20",
+        ] {
+            assert!(wrong.parse::<Condition>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The ways to upscale that are compared.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::{
+    Device, Error, Result, Upscaler,
+    frame::{
+        Frame,
+        resample::{Kernel, Resampler},
+    },
+};
+
+/// The plain interpolations by name.
+pub const INTERPOLATIONS: [(&str, Kernel); 3] = [
+    (super::REFERENCE, Kernel::Bicubic),
+    ("catmull-rom", Kernel::CatmullRom),
+    ("lanczos3", Kernel::Lanczos3),
+];
+
+/// A way to upscale, and its name in the tables.
+pub struct Method {
+    name: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Interpolation(Kernel),
+    Model(Box<Upscaler>),
+}
+
+impl Method {
+    /// One of [`INTERPOLATIONS`].
+    pub fn interpolation(name: &str) -> Option<Self> {
+        let (name, kernel) = INTERPOLATIONS.into_iter().find(|i| i.0 == name)?;
+        Some(Self {
+            name: name.into(),
+            kind: Kind::Interpolation(kernel),
+        })
+    }
+
+    /// The name of a bundled model, or the path of a model file.
+    ///
+    /// # Errors
+    /// Those of [`Upscaler::load`].
+    pub fn model(name: &str) -> Result<Self> {
+        let upscaler = Upscaler::load(name, Device::Auto)?;
+        Ok(Self {
+            name: name.into(),
+            kind: Kind::Model(Box::new(upscaler)),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it serves `scales`.
+    pub(super) fn check(&self, scales: &[f64]) -> Result<()> {
+        let Kind::Model(upscaler) = &self.kind else {
+            return Ok(());
+        };
+        let max = upscaler.max_scale();
+        match scales.iter().find(|s| **s > max) {
+            Some(scale) => Err(Error::Scale(format!(
+                "model '{}' serves scales up to {max}, not {scale}",
+                self.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets slow models give up a frame once `stop` is set.
+    pub(super) fn stop_when(&mut self, stop: &Arc<AtomicBool>) {
+        if let Kind::Model(upscaler) = &mut self.kind {
+            let stop = stop.clone();
+            upscaler.set_observer(Some(Box::new(move |_| match stop.load(Ordering::SeqCst) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })));
+        }
+    }
+
+    /// `small` at `width` x `height`, in its format.
+    pub(super) fn upscale(&mut self, small: &Frame, width: usize, height: usize) -> Result<Frame> {
+        match &mut self.kind {
+            Kind::Interpolation(kernel) => resized(small, width, height, *kernel),
+            Kind::Model(upscaler) => {
+                let mut large = Frame::new(small.info().with_size(width, height))?;
+                upscaler.upscale_into(&small.as_ref(), &mut large.as_mut())?;
+                Ok(large)
+            }
+        }
+    }
+}
+
+/// `frame` at another size, component by component, antialiased where it shrinks.
+pub(super) fn resized(frame: &Frame, width: usize, height: usize, kernel: Kernel) -> Result<Frame> {
+    let info = frame.info();
+    let mut out = Frame::new(info.with_size(width, height))?;
+    let shrinks = width < info.width || height < info.height;
+    for layout in info.format.components() {
+        let component = layout.component;
+        let (w, h) = info
+            .format
+            .component_size(component, info.width, info.height);
+        let (to_w, to_h) = info.format.component_size(component, width, height);
+        let (mut from, mut to) = (vec![0.0; w * h], vec![0.0; to_w * to_h]);
+        frame.as_ref().read(component, &mut from)?;
+        Resampler::for_component(info, component, width, height, kernel, shrinks)?
+            .run(&from, &mut to);
+        out.as_mut().write(component, &to)?;
+    }
+    Ok(out)
+}

@@ -1,0 +1,71 @@
+//! One picture.
+
+use std::path::Path;
+
+use rand::{SeedableRng, rngs::SmallRng};
+
+use super::{Evaluation, Scores, Truth, View, border, check, fitting};
+use crate::{
+    Error, Result,
+    frame::Frame,
+    metrics::Row,
+    train::data::{Patch, decode},
+};
+
+impl Evaluation {
+    /// Measures every method under every condition for pictures, at every scale, on the picture `path`. `step` is called
+    /// when a scale is done.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when the file is no picture or too small, [`Error::Cancelled`], and those of the methods.
+    pub fn picture(&mut self, path: &Path, mut step: impl FnMut()) -> Result<Vec<Row>> {
+        let image = decode(path).map_err(Error::Frame)?;
+        let (w, h) = (image.width() as usize, image.height() as usize);
+        let full = Patch::from_rgb8(w, h, image.as_raw());
+        let mut rows = Vec::new();
+        for scale in self.scales.clone() {
+            let ((lw, hw), (lh, hh)) = (fitting(w, scale, 1), fitting(h, scale, 1));
+            if lw == 0 || lh == 0 {
+                return Err(Error::Frame(format!(
+                    "{w}x{h} pixels are too few for scale {scale}"
+                )));
+            }
+            let hr = full.top_left(hw, hh);
+            let frame = Frame::from_rgb8(hw, hh, &hr.to_rgb8())?;
+            let truth = Truth::new(View::of(&frame.as_ref(), border(scale))?, &self.judges)?;
+            for condition in self.conditions.iter().filter(|c| c.is_for_pictures()) {
+                // The evaluation's degradations draw nothing that matters.
+                let mut rng = SmallRng::seed_from_u64(0);
+                let small = condition.degradation().apply(&hr, lw, lh, &mut rng)?;
+                let small = Frame::from_rgb8(lw, lh, &small.to_rgb8())?;
+                for method in &mut self.methods {
+                    check(&self.stop)?;
+                    let large = method.upscale(&small, hw, hh)?;
+                    let result = View::of(&large.as_ref(), border(scale))?;
+                    rows.push(Row {
+                        method: method.name().into(),
+                        condition: condition.to_string(),
+                        scale,
+                        image: path.display().to_string(),
+                        ..truth.judge(&result, &self.judges)?.into()
+                    });
+                }
+            }
+            step();
+        }
+        Ok(rows)
+    }
+}
+
+impl From<Scores> for Row {
+    fn from(s: Scores) -> Self {
+        Self {
+            psnr_y: s.psnr_y,
+            ssim: s.ssim,
+            ms_ssim: s.ms_ssim,
+            lpips: s.lpips,
+            niqe: s.niqe,
+            ..Self::default()
+        }
+    }
+}
