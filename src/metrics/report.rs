@@ -5,12 +5,12 @@ use std::{
     fmt::{self, Write as _},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Table;
 
 /// What one method reached on one picture, or on one part of a clip.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub method: String,
     /// What was done to the input, such as `clean` or `jpeg60`.
@@ -23,6 +23,7 @@ pub struct Row {
     /// Frames in the part, over which the values are means; 1 for a picture.
     pub frames: usize,
     /// dB, higher is better; infinite (`null` in JSON) for equal pictures.
+    #[serde(deserialize_with = "infinite")]
     pub psnr_y: f64,
     /// 0 to 1, higher is better; `None` for pictures below its window.
     pub ssim: Option<f64>,
@@ -38,6 +39,11 @@ pub struct Row {
     pub tof: Option<f64>,
     /// As [`super::TemporalScores::flicker`]; `None` for pictures, and where nothing is still.
     pub flicker: Option<f64>,
+}
+
+/// A number; `null` is infinity, which JSON does not have.
+fn infinite<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 impl Default for Row {
@@ -307,6 +313,33 @@ impl Report {
             head: head.map(str::to_string).to_vec(),
             rows: self.gates(reference).into_iter().map(row).collect(),
         }
+    }
+
+    /// [`Self::tables`], [`Self::differences`] and [`Self::gates_table`], as far as there are any.
+    pub fn all_tables(&self, reference: &str) -> Vec<Table> {
+        let mut all = self.tables();
+        all.extend(self.differences(reference).into_iter().map(|table| Table {
+            title: format!("{}, against {reference}, with 95 % confidence", table.title),
+            ..table
+        }));
+        let gates = self.gates_table(reference);
+        if !gates.rows.is_empty() {
+            all.push(gates);
+        }
+        all
+    }
+
+    /// What [`Self::to_json`] gave, as text.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Saved {
+            images: Vec<Row>,
+        }
+        let Saved { images: rows } = serde_json::from_str(text)?;
+        Ok(Self { rows })
     }
 
     /// `{"means": [...], "against_bicubic": [...], "gates": [...], "images": [...]}` with the fields of [`Mean`],
@@ -668,5 +701,10 @@ mod tests {
         assert_eq!(json["means"][1]["method"], "tiny");
         assert_eq!(json["means"][0]["psnr_y"], 31.0);
         assert!(json["images"][2]["lpips"].is_null());
+        let mut report = report();
+        report.push(row("bicubic", "clean", 2.0, f64::INFINITY, None));
+        let text = report.to_json().to_string();
+        assert_eq!(Report::from_json(&text).unwrap().rows(), report.rows());
+        assert!(Report::from_json("{}").is_err());
     }
 }

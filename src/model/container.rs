@@ -198,6 +198,11 @@ impl<R: Read + Seek> Reader<R> {
         parse(&self.json)
     }
 
+    /// The metadata of any family.
+    pub fn any_metadata(&self) -> Result<serde_json::Value, String> {
+        parse(&self.json)
+    }
+
     /// Whether the file has exactly the `expected` names and shapes.
     pub fn compare(&self, expected: &[(String, Vec<usize>)]) -> Result<(), Mismatch> {
         compare(

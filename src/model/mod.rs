@@ -29,6 +29,17 @@ pub enum Model {
     Official(Box<OfficialModel>),
 }
 
+/// What the model file `path` says of itself, without its weights.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no model.
+pub fn model_metadata(path: &Path) -> Result<serde_json::Value> {
+    let file = container::open(path)?;
+    let reader = container::Reader::new(file);
+    let metadata = reader.and_then(|reader| reader.any_metadata());
+    metadata.map_err(|reason| Error::model(path, reason))
+}
+
 impl Model {
     /// Reads a model file of whichever family.
     ///

@@ -16,3 +16,5 @@ pub mod optim;
 pub mod pairs;
 pub mod real_world;
 pub mod recipe;
+pub mod report;
+pub mod tensorboard;

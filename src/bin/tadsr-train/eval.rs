@@ -11,7 +11,10 @@ use clap::Args as ClapArgs;
 use tadsr::{
     Error,
     metrics::{Report, Row},
-    train::eval::{Condition, Evaluation, INTERPOLATIONS, Judges, Method, REFERENCE, media_files},
+    train::{
+        eval::{Condition, Evaluation, INTERPOLATIONS, Judges, Method, REFERENCE, media_files},
+        report::{Report as HtmlReport, versions},
+    },
 };
 
 use crate::{meter::Meter, stop::Stop};
@@ -70,6 +73,9 @@ pub struct Args {
     /// Write means, differences, gates and the numbers of each picture and part of a clip to this file
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
+    /// Write the tables to this file as a page of HTML, with plots of the differences
+    #[arg(long, value_name = "OUT")]
+    html: Option<PathBuf>,
 }
 
 fn scale(s: &str) -> Result<f64, String> {
@@ -152,29 +158,28 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
         files.len()
     );
     println!("{measured} pictures and clips\n");
-    print!("{}", as_text(&report));
+    for table in report.all_tables(REFERENCE) {
+        println!("{table}");
+    }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.to_json())?;
         fs::write(path, text + "\n")
             .with_context(|| format!("cannot write '{}'", path.display()))?;
     }
+    if let Some(path) = &args.html {
+        let command: Vec<_> = std::env::args().collect();
+        let page = HtmlReport {
+            title: "Evaluation".into(),
+            summary: vec![format!("{measured} pictures and clips")],
+            config: command.join(" "),
+            evaluation: Some(report),
+            versions: versions(),
+            ..HtmlReport::default()
+        };
+        page.write(path)?;
+    }
     ensure!(!stopped, "stopped after {measured} of {}", files.len());
     Ok(())
-}
-
-/// Means, differences and gates, as far as there are any.
-fn as_text(report: &Report) -> String {
-    let mut text = report.to_string();
-    let differences = report.differences(REFERENCE);
-    if !differences.is_empty() {
-        text += &format!("\nagainst {REFERENCE}, with 95 % confidence:\n");
-        differences.iter().for_each(|t| text += &t.to_string());
-    }
-    let gates = report.gates_table(REFERENCE);
-    if !gates.rows.is_empty() {
-        text += &format!("\n{gates}");
-    }
-    text
 }
 
 /// What is measured.

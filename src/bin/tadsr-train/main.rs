@@ -7,6 +7,7 @@ mod fit;
 mod import;
 mod meter;
 mod recipe;
+mod report;
 mod run;
 mod stop;
 mod upscale;
@@ -30,6 +31,7 @@ enum Command {
     Distill(distill::Args),
     Eval(eval::Args),
     Import(import::Args),
+    Report(report::Args),
     Export(export::Args),
     Upscale(upscale::Args),
 }
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Distill(args) => distill::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
+        Command::Report(args) => report::run(args),
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
     };

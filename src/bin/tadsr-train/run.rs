@@ -13,7 +13,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use tadsr::train::data::PhotoSet;
+use tadsr::train::{
+    data::PhotoSet,
+    report::{GRADIENT, REPORT_FILE, Report},
+    tensorboard::EventWriter,
+};
 
 /// A training run as the command line drives it.
 pub trait Training {
@@ -34,7 +38,8 @@ pub struct Plan<'a> {
     pub images: usize,
     /// Steps between two checkpoints.
     pub save_every: u64,
-    /// The run's folder; `losses.csv` in it gets a line for every step.
+    /// The run's folder. It gets `losses.csv` with a line for every step, TensorBoard's events, and at every checkpoint
+    /// `report.html`.
     pub folder: &'a Path,
     /// The file in it that the run is for.
     pub product: &'a str,
@@ -121,18 +126,20 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
     bar.reset_eta();
     let (start, first) = (Instant::now(), run.done());
     let mut log = LossLog::open(plan.folder, first)?;
-    let mut shown = Instant::now();
+    let mut board = Board::open(plan, first)?;
+    let (mut shown, mut saved) = (Instant::now(), None);
     while run.done() < plan.steps && !stop.load(Ordering::SeqCst) {
         let losses = run.step()?;
         log.add(run.done(), &losses)?;
+        board.add(run.done(), &losses)?;
         bar.set_position(run.done());
         if shown.elapsed() > Duration::from_secs(1) {
             bar.set_message(log.means());
             shown = Instant::now();
         }
         if run.done().is_multiple_of(plan.save_every) || run.done() == plan.steps {
-            log.flush()?;
-            run.save()?;
+            save(run, plan, &mut log, &mut board)?;
+            saved = Some(run.done());
             let rate = (run.done() - first) as f64 / start.elapsed().as_secs_f64();
             let left = Duration::from_secs_f64((plan.steps - run.done()) as f64 / rate);
             let line = format!(
@@ -148,8 +155,9 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
             log.restart();
         }
     }
-    log.flush()?;
-    run.save()?;
+    if saved != Some(run.done()) {
+        save(run, plan, &mut log, &mut board)?;
+    }
     bar.finish_and_clear();
     let done = run.done();
     if done < plan.steps {
@@ -159,6 +167,53 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
         eprintln!("done: {}", plan.folder.join(plan.product).display());
     }
     Ok(())
+}
+
+/// Writes checkpoint, model, logs and report.
+fn save(run: &impl Training, plan: &Plan, log: &mut LossLog, board: &mut Board) -> Result<()> {
+    log.flush()?;
+    board.events.flush()?;
+    run.save()?;
+    Report::of_run(plan.folder)?.write(&plan.folder.join(REPORT_FILE))?;
+    Ok(())
+}
+
+/// TensorBoard's curves: the numbers of the steps, a second apart or more.
+struct Board {
+    events: EventWriter,
+    images: usize,
+    written: Instant,
+    /// The step that was written last.
+    last: u64,
+}
+
+impl Board {
+    fn open(plan: &Plan, done: u64) -> Result<Self> {
+        Ok(Self {
+            events: EventWriter::open(plan.folder, done)?,
+            images: plan.images,
+            written: Instant::now(),
+            last: done,
+        })
+    }
+
+    fn add(&mut self, step: u64, losses: &[(&'static str, f64)]) -> Result<()> {
+        let seconds = self.written.elapsed().as_secs_f64();
+        if seconds < 1.0 {
+            return Ok(());
+        }
+        let name = |name: &str| match name.strip_prefix(GRADIENT) {
+            Some(term) => format!("gradient/{term}"),
+            None => format!("loss/{name}"),
+        };
+        let mut values: Vec<_> = losses.iter().map(|(n, v)| (name(n), *v)).collect();
+        let images = (step - self.last) as f64 * self.images as f64;
+        values.push(("images per second".into(), images / seconds));
+        self.events.scalars(step, &values)?;
+        self.events.flush()?;
+        (self.written, self.last) = (Instant::now(), step);
+        Ok(())
+    }
 }
 
 /// Prints a line above the progress bar, or plainly where there is no terminal.

@@ -1,0 +1,309 @@
+//! A self-contained HTML report of a training run: one file, readable in light and dark, without scripts and without
+//! anything from elsewhere.
+//!
+//! Plots are SVG written by hand, not by a plotting library: what stands in the page takes its colours from the page's
+//! style sheet, so it follows the reader's light or dark setting, and needs no fonts while it is drawn.
+
+mod curves;
+mod folder;
+mod html;
+mod plot;
+
+pub use curves::Curves;
+pub use folder::{REPORT_FILE, load_samples, save_samples};
+pub use html::Page;
+
+use std::path::Path;
+
+use image::RgbImage;
+
+use super::{checkpoint::write_atomically, eval::REFERENCE};
+use crate::{
+    Result,
+    metrics::{self, Table},
+};
+
+/// Columns of the losses' log that begin so are norms of the gradients of weighted loss terms.
+pub const GRADIENT: &str = "grad_";
+
+/// Pictures side by side, such as bicubic, student, teacher and truth.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SampleRow {
+    pub label: String,
+    pub images: Vec<(String, RgbImage)>,
+}
+
+/// What there is to say of a training run. Empty parts are left out.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub title: String,
+    /// A few sentences that come first, such as how far the run is.
+    pub summary: Vec<String>,
+    /// The run's settings, as text.
+    pub config: String,
+    /// Losses, and under names that begin with [`GRADIENT`] gradient norms.
+    pub curves: Curves,
+    pub samples: Vec<SampleRow>,
+    /// Shown as tables, and as plots of the differences to bicubic interpolation.
+    pub evaluation: Option<metrics::Report>,
+    /// Other tables.
+    pub tables: Vec<Table>,
+    /// What made the run: names and versions.
+    pub versions: Vec<(String, String)>,
+}
+
+impl Report {
+    /// The page.
+    pub fn to_html(&self) -> String {
+        let mut page = Page::new(&self.title);
+        self.summary.iter().for_each(|line| page.text(line));
+        self.plots(&mut page);
+        if !self.samples.is_empty() {
+            page.heading("Samples");
+            self.samples.iter().for_each(|row| page.samples(row));
+        }
+        if let Some(evaluation) = &self.evaluation {
+            page.heading("Evaluation");
+            evaluation
+                .all_tables(REFERENCE)
+                .iter()
+                .for_each(|table| page.table(table));
+            differences(evaluation, &mut page);
+        }
+        self.tables.iter().for_each(|table| page.table(table));
+        if !self.config.is_empty() {
+            page.heading("Settings");
+            page.preformatted(&self.config);
+        }
+        if !self.versions.is_empty() {
+            page.heading("Versions");
+            page.pairs(&self.versions);
+        }
+        page.finish()
+    }
+
+    fn plots(&self, page: &mut Page) {
+        let (norms, losses): (Vec<_>, Vec<_>) = self
+            .curves
+            .columns
+            .iter()
+            .partition(|(name, _)| name.starts_with(GRADIENT));
+        if self.curves.steps.len() < 2 {
+            return;
+        }
+        if !losses.is_empty() {
+            page.heading("Losses");
+            let plots = losses
+                .iter()
+                .map(|(name, values)| plot::curve(name, &self.curves.steps, values));
+            page.plots(plots);
+        }
+        if norms.len() > 1 {
+            page.heading("Shares of the gradient's norm");
+            let parts: Vec<_> = norms
+                .iter()
+                .map(|(name, values)| (&name[GRADIENT.len()..], values.as_slice()))
+                .collect();
+            page.plots([plot::shares(&self.curves.steps, &parts)]);
+        }
+        if !norms.is_empty() {
+            page.heading("Gradient norms");
+            let plots = norms.iter().map(|(name, values)| {
+                plot::curve(&name[GRADIENT.len()..], &self.curves.steps, values)
+            });
+            page.plots(plots);
+        }
+    }
+
+    /// Writes the page to `path`, as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_atomically(path, self.to_html().as_bytes())
+    }
+}
+
+/// A plot for each metric: by how much every method differs from the reference, and how far that can be believed.
+fn differences(evaluation: &metrics::Report, page: &mut Page) {
+    let all = evaluation.against(REFERENCE);
+    let mut metrics: Vec<&str> = all.iter().map(|c| c.metric).collect();
+    metrics.dedup();
+    metrics.sort_unstable();
+    metrics.dedup();
+    let plot = |metric: &str| {
+        let rows = all.iter().filter(|c| c.metric == metric);
+        let rows: Vec<_> = rows
+            .map(|c| {
+                let name = format!("{} x{} {}", c.method, c.scale, c.condition);
+                let margin = c.margin.or(c.margin_within).unwrap_or_default();
+                (name, c.difference, margin)
+            })
+            .collect();
+        plot::intervals(&format!("{metric} minus {REFERENCE}'s"), &rows)
+    };
+    if !metrics.is_empty() {
+        page.plots(metrics.into_iter().map(plot));
+    }
+}
+
+/// What this library is and where it runs, for [`Report::versions`].
+pub fn versions() -> Vec<(String, String)> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut all = vec![
+        (
+            "tadsr-train".to_string(),
+            env!("CARGO_PKG_VERSION").to_string(),
+        ),
+        (
+            "system".into(),
+            format!(
+                "{} on {}, {threads} hardware threads",
+                std::env::consts::OS,
+                std::env::consts::ARCH
+            ),
+        ),
+    ];
+    #[cfg(feature = "video")]
+    all.push(("GStreamer".into(), {
+        let (major, minor, micro, _) = gst::version();
+        format!("{major}.{minor}.{micro}")
+    }));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let steps: Vec<u64> = (1..=500).collect();
+        let falling = |k: f64| steps.iter().map(|s| k / *s as f64).collect::<Vec<_>>();
+        let picture = RgbImage::from_fn(6, 4, |x, y| image::Rgb([x as u8 * 40, y as u8 * 60, 9]));
+        Report {
+            title: "run <b>one</b>".into(),
+            summary: vec!["500 of 500 steps".into()],
+            config: "name = \"</pre><script>alert(1)</script>\"\nquote = '&'".into(),
+            curves: Curves {
+                columns: vec![
+                    ("regression".into(), falling(2.0)),
+                    ("grad_regression".into(), falling(1.0)),
+                    ("grad_score".into(), falling(3.0)),
+                ],
+                steps,
+            },
+            samples: vec![SampleRow {
+                label: "a \"quoted\" <label>".into(),
+                images: vec![
+                    ("bicubic".into(), picture.clone()),
+                    ("<truth>".into(), picture),
+                ],
+            }],
+            evaluation: Some(evaluation()),
+            tables: vec![Table {
+                title: "x2 clean".into(),
+                head: vec![String::new(), "PSNR-Y".into()],
+                rows: vec![vec!["tiny & <co>".into(), "30.12".into()]],
+            }],
+            versions: versions(),
+        }
+    }
+
+    fn evaluation() -> metrics::Report {
+        let mut report = metrics::Report::default();
+        for (image, psnr_y) in [("a", 20.0), ("b", 25.0), ("c", 27.5)] {
+            for method in ["bicubic", "<i>model</i>"] {
+                report.push(metrics::Row {
+                    method: method.into(),
+                    image: image.into(),
+                    condition: "clean".into(),
+                    psnr_y: psnr_y + (psnr_y / 100.0) * method.len() as f64,
+                    ..metrics::Row::default()
+                });
+            }
+        }
+        report
+    }
+
+    #[test]
+    fn everything_is_in_the_page_and_hostile_text_is_only_text() {
+        let html = report().to_html();
+        for part in [
+            "500 of 500 steps",
+            "regression",
+            "30.12",
+            "data:image/png;base64,",
+            "run &lt;b&gt;one&lt;/b&gt;",
+            "tiny &amp; &lt;co&gt;",
+            "PSNR-Y minus bicubic",
+            "&lt;i&gt;model",
+            "quote = &#39;&amp;&#39;",
+            env!("CARGO_PKG_VERSION"),
+        ] {
+            assert!(html.contains(part), "{part}");
+        }
+        for part in [
+            "<script",
+            "<b>",
+            "<label>",
+            "<truth>",
+            "<i>",
+            "NaN",
+            "javascript",
+        ] {
+            assert!(!html.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn the_page_needs_nothing_from_elsewhere() {
+        let html = report().to_html();
+        assert!(html.contains("default-src 'none'"));
+        for part in [
+            "http://", "https://", "src=\"//", "url(", "@import", "<link",
+        ] {
+            assert!(!html.contains(part), "{part}");
+        }
+    }
+
+    /// Every element that is opened is closed, in order.
+    #[test]
+    fn the_page_is_well_formed() {
+        let html = report().to_html();
+        let mut open: Vec<&str> = Vec::new();
+        let mut rest = html.split_once("<html").unwrap().1;
+        while let Some((_, tag)) = rest.split_once('<') {
+            let (tag, after) = tag.split_once('>').unwrap();
+            rest = after;
+            let name = tag.split([' ', '/']).find(|s| !s.is_empty()).unwrap();
+            if tag.starts_with('/') {
+                if name != "html" {
+                    assert_eq!(open.pop(), Some(name), "{tag}");
+                }
+            } else if !tag.ends_with('/') && !["meta", "img"].contains(&name) {
+                open.push(name);
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+
+    #[test]
+    fn a_run_without_anything_has_a_report_all_the_same() {
+        let html = Report::default().to_html();
+        assert!(html.contains("</html>") && !html.contains("<svg"));
+        let odd = Report {
+            curves: Curves {
+                steps: vec![1, 2, 3],
+                columns: vec![
+                    ("flat".into(), vec![0.0; 3]),
+                    ("broken".into(), vec![f64::NAN, f64::INFINITY, -1.0]),
+                    ("grad_a".into(), vec![0.0; 3]),
+                    ("grad_b".into(), vec![0.0, f64::NAN, 0.0]),
+                ],
+            },
+            ..Report::default()
+        };
+        let html = odd.to_html();
+        assert!(html.contains("<svg") && !html.contains("NaN") && !html.contains("inf"));
+    }
+}
