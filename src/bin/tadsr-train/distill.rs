@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +21,10 @@ use tadsr::{
     },
 };
 
-use crate::run::{self, Plan, Training};
+use crate::{
+    dry_run,
+    run::{self, Plan, Training},
+};
 
 /// Distil a many-step model into a student that takes one step.
 ///
@@ -238,6 +241,7 @@ pub fn run(args: Args) -> Result<()> {
         save_every: args.save_every,
         folder: &args.out,
         product: "model.safetensors",
+        go_on: Some("--resume"),
     };
     let place = Place {
         dir: &args.out,
@@ -278,19 +282,11 @@ fn dry_run(distill: &mut Distill, plan: &Plan) -> Result<()> {
         step.as_secs_f64(),
         HumanDuration(whole)
     );
-    if let Some(peak) = peak_memory() {
+    if let Some(peak) = dry_run::peak_memory() {
         println!("memory at its peak: {}", HumanBytes(peak));
     }
     println!("nothing was written to '{}'", plan.folder.display());
     Ok(())
-}
-
-/// The most memory that this process has had, in bytes, where the system says so.
-fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string(Path::new("/proc/self/status")).ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(1024 * kilobytes)
 }
 
 impl Training for Distill {

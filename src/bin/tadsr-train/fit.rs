@@ -10,6 +10,7 @@ use tadsr::train::{
         student::{Distillation, Options, StudentRun, Target},
     },
     recipe::{self, train_scales},
+    report::SampleRow,
 };
 
 use crate::run::{self, Plan, Training};
@@ -153,6 +154,7 @@ pub fn run(args: Args) -> Result<()> {
         save_every: args.save_every,
         folder: &args.out,
         product: "model.safetensors",
+        go_on: Some("--resume"),
     };
     let material = Material::photos(photos, held_out, preset.degradation());
     let scales = train_scales(target.scales[0], target.scales[1]);
@@ -179,6 +181,10 @@ impl Training for StudentRun {
 
     fn save(&self) -> tadsr::Result<()> {
         Self::save(self)
+    }
+
+    fn samples(&self) -> tadsr::Result<Vec<SampleRow>> {
+        Self::samples(self)
     }
 
     fn validate(&self) -> tadsr::Result<String> {

@@ -1,6 +1,7 @@
 //! The command line of the training tool: one file a subcommand.
 
 mod distill;
+mod dry_run;
 mod eval;
 mod export;
 mod fit;

@@ -1,6 +1,11 @@
 //! `tadsr-train run`: all stages of a recipe.
 
-use std::{fs, path::PathBuf, sync::atomic::Ordering};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use tadsr::{
@@ -9,14 +14,17 @@ use tadsr::{
         checkpoint::write_atomically,
         lite::{
             Latent, Material, Place,
-            student::{StudentRun, Target},
-            teacher::{FrozenTeacher, TeacherRun},
+            student::{Distillation, Options as StudentOptions, StudentRun, Target},
+            teacher::{FrozenTeacher, Options as TeacherOptions, TeacherRun},
         },
         recipe::{Recipe, train_scales},
     },
 };
 
-use crate::run::{self, Plan, Training};
+use crate::{
+    dry_run,
+    run::{self, Plan, Training},
+};
 
 /// Make a model by a recipe: measure the latent, train a teacher, distil it into a student.
 ///
@@ -24,6 +32,7 @@ use crate::run::{self, Plan, Training};
 /// saves a checkpoint, and the same command goes on from it exactly.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
+  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4 --dry-run   # how long, how much memory
   tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4
   tadsr-train run recipes/tiny-x4.toml --out runs/tiny-x4                     # goes on after Ctrl-C
   tadsr-train run recipes/tiny-x4.toml --out runs/b --teacher runs/tiny-x4/teacher  # with a teacher that is there")]
@@ -45,6 +54,9 @@ pub struct Args {
     /// Weights of LPIPS, to measure it on what is held out
     #[arg(long, value_name = "FILE")]
     lpips: Option<PathBuf>,
+    /// Take some steps without writing anything, and say how long the run takes and how much memory it needs
+    #[arg(long)]
+    dry_run: bool,
     /// Steps between two checkpoints, each with a measurement on what is held out
     #[arg(long, default_value_t = 1000)]
     save_every: u64,
@@ -54,15 +66,177 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let recipe = Recipe::read(&args.recipe)?;
-    let (student, low) = recipe.size.student(recipe.scale)?;
     if args.save_every == 0 {
         bail!("--save-every must be at least 1");
     }
-    let threads = run::use_threads(args.threads)?;
-    run::make_folder(&args.out)?;
+    let job = Job::new(args)?;
+    if job.args.dry_run {
+        return job.dry_run();
+    }
+    let text = toml::to_string(&job.recipe)?;
+    write_atomically(&job.args.out.join("recipe.toml"), text.as_bytes())?;
     let stop = run::stop_flag()?;
-    let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
+    if job.recipe.teacher.is_some() {
+        job.train_teacher(&stop)?;
+    }
+    if !stop.load(Ordering::SeqCst) {
+        job.train_student(&stop)?;
+    }
+    Ok(())
+}
+
+/// A recipe and what its stages have in common.
+struct Job {
+    args: Args,
+    recipe: Recipe,
+    target: Target,
+    material: Material,
+    latent: Latent,
+    teacher_dir: PathBuf,
+    lpips: Option<Lpips>,
+    threads: usize,
+}
+
+impl Job {
+    fn new(args: Args) -> Result<Self> {
+        let recipe = Recipe::read(&args.recipe)?;
+        let (student, low) = recipe.size.student(recipe.scale)?;
+        let target = Target {
+            name: recipe.name.clone(),
+            student,
+            scales: [low, recipe.scale],
+        };
+        let threads = run::use_threads(args.threads)?;
+        let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
+        let material = material(&args, &recipe, student.r)?;
+        let teacher_dir = match (&args.teacher, &recipe.teacher) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(_)) => args.out.join("teacher"),
+            (None, None) => args.out.clone(),
+        };
+        Ok(Self {
+            latent: latent(&args, &target, &material, &teacher_dir)?,
+            args,
+            recipe,
+            target,
+            material,
+            teacher_dir,
+            lpips,
+            threads,
+        })
+    }
+
+    fn place<'a>(&self, dir: &'a Path, resume: bool, slower: i32) -> Place<'a> {
+        Place {
+            dir,
+            resume,
+            data_threads: self.threads,
+            slower,
+        }
+    }
+
+    fn plan<'a>(&'a self, folder: &'a Path, steps: u64, images: usize) -> Plan<'a> {
+        Plan {
+            steps,
+            images,
+            save_every: self.args.save_every,
+            folder,
+            product: match folder == self.args.out {
+                true => "model.safetensors",
+                false => "teacher.safetensors",
+            },
+            go_on: None,
+        }
+    }
+
+    fn open_teacher(&self, options: &TeacherOptions, place: &Place) -> Result<TeacherRun> {
+        let latent = self.latent.clone();
+        Ok(TeacherRun::new(
+            options.clone(),
+            latent,
+            &self.material,
+            place,
+        )?)
+    }
+
+    fn train_teacher(&self, stop: &AtomicBool) -> Result<()> {
+        let Some(options) = &self.recipe.teacher else {
+            return Ok(());
+        };
+        eprintln!("teacher: {} steps", options.steps);
+        let dir = &self.teacher_dir;
+        let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
+        let open = |resume, slower| self.open_teacher(options, &self.place(dir, resume, slower));
+        run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
+    }
+
+    fn open_student(
+        &self,
+        options: &StudentOptions,
+        teacher: Option<FrozenTeacher>,
+        place: &Place,
+    ) -> Result<StudentRun> {
+        let (target, latent) = (self.target.clone(), self.latent.clone());
+        let (begin, material) = (self.args.begin.as_deref(), &self.material);
+        let options = options.clone();
+        let mut run = StudentRun::new(options, target, latent, teacher, begin, material, place)?;
+        if let Some(lpips) = &self.lpips {
+            run.set_lpips(lpips.clone());
+        }
+        Ok(run)
+    }
+
+    fn train_student(&self, stop: &AtomicBool) -> Result<()> {
+        let options = &self.recipe.student;
+        eprintln!("student: {} steps", options.steps);
+        let dir = &self.args.out;
+        let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
+        let open = |resume, slower| {
+            let path = self.teacher_dir.join("teacher.safetensors");
+            let teacher = match self.recipe.teacher {
+                Some(_) => Some(FrozenTeacher::read(&path)?),
+                None => None,
+            };
+            self.open_student(options, teacher, &self.place(dir, resume, slower))
+        };
+        run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
+    }
+
+    /// Takes steps of each kind and says what all of them take.
+    fn dry_run(&self) -> Result<()> {
+        let nowhere = self.place(Path::new(""), false, 0);
+        let mut whole = Duration::ZERO;
+        let mut teacher = None;
+        if let Some(options) = &self.recipe.teacher {
+            let mut run = self.open_teacher(options, &nowhere)?;
+            whole += dry_run::stage("teacher", &mut run, options.steps)?;
+            teacher = Some(run.frozen()?);
+        }
+        let mut options = self.recipe.student.clone();
+        let d = options.distillation.clone();
+        let alone = match teacher.is_some() {
+            true => (d.after * options.steps as f64).round() as u64,
+            false => options.steps,
+        };
+        options.distillation = Distillation::none();
+        let mut run = self.open_student(&options, None, &nowhere)?;
+        whole += dry_run::stage("student", &mut run, alone)?;
+        if let Some(teacher) = teacher {
+            options.distillation = Distillation { after: 0.0, ..d };
+            let mut run = self.open_student(&options, Some(teacher), &nowhere)?;
+            whole += dry_run::stage("distillation", &mut run, options.steps - alone)?;
+        }
+        dry_run::summary(whole);
+        Ok(())
+    }
+}
+
+fn has_checkpoint(dir: &Path) -> bool {
+    dir.join("checkpoint.safetensors").exists()
+}
+
+/// What is trained on: the folders of the command line, or those of the recipe.
+fn material(args: &Args, recipe: &Recipe, r: usize) -> Result<Material> {
     let dirs = match args.data.is_empty() {
         true => &recipe.data.dirs,
         false => &args.data,
@@ -70,115 +244,39 @@ pub fn run(args: Args) -> Result<()> {
     if dirs.is_empty() {
         bail!("nothing to train on: name folders by --data or by dirs in the recipe's data");
     }
-    let patches = [
-        recipe.student.patch,
-        recipe.teacher.as_ref().map_or(0, |t| t.patch),
-        48 * student.r,
-    ];
-    let side = patches.into_iter().max().unwrap_or_default();
+    let teacher = recipe.teacher.as_ref().map_or(0, |t| t.patch);
+    let side = (48 * r).max(teacher).max(recipe.student.patch);
     let mut photos = run::load_photos(dirs, side)?;
     let held_out = photos.hold_out(recipe.data.hold_out);
-    eprintln!(
-        "{} photos to train on, {} held out",
-        photos.len(),
-        held_out.len()
-    );
-    let material = Material::photos(photos, held_out, recipe.data.preset.degradation());
-    let teacher_dir = args.teacher.unwrap_or_else(|| args.out.join("teacher"));
-    let shared = match recipe.teacher {
-        Some(_) => &teacher_dir,
-        None => &args.out,
-    };
-    run::make_folder(shared)?;
-    let latent = {
-        let path = shared.join("latent.json");
-        let scales = train_scales(low, recipe.scale);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("'{}' cannot be understood", path.display()))?,
-            Err(_) => {
-                eprintln!("measuring the latent");
-                let (kind, r) = (student.latent, student.r);
-                let latent = Latent::measure(kind, r, scales, &*material.source, 48 * r)?;
-                write_atomically(&path, &serde_json::to_vec_pretty(&latent)?)?;
-                latent
-            }
+    let counts = [photos.len(), held_out.len()];
+    eprintln!("{} photos to train on, {} held out", counts[0], counts[1]);
+    let degradation = recipe.data.preset.degradation();
+    Ok(Material::photos(photos, held_out, degradation))
+}
+
+/// The latent that the teacher's folder has, or a newly measured one, which is then kept there.
+fn latent(args: &Args, target: &Target, material: &Material, dir: &Path) -> Result<Latent> {
+    let path = dir.join("latent.json");
+    let student = target.student;
+    let scales = train_scales(target.scales[0], target.scales[1]);
+    if let Ok(bytes) = fs::read(&path) {
+        let kept: Latent = serde_json::from_slice(&bytes)
+            .with_context(|| format!("'{}' cannot be understood", path.display()))?;
+        if (kept.kind, kept.r, kept.scales) != (student.latent, student.r, scales) {
+            let path = path.display();
+            bail!("'{path}' is for other scales or another kind of student: use another folder");
         }
-    };
-    if let Some(options) = &recipe.teacher {
-        eprintln!("teacher: {} steps", options.steps);
-        let plan = Plan {
-            steps: options.steps,
-            images: options.batch * options.accumulate,
-            save_every: args.save_every,
-            folder: &teacher_dir,
-            product: "teacher.safetensors",
-        };
-        let open = |resume, slower| {
-            let place = Place {
-                dir: &teacher_dir,
-                resume,
-                data_threads: threads,
-                slower,
-            };
-            Ok(TeacherRun::new(
-                options.clone(),
-                latent.clone(),
-                &material,
-                &place,
-            )?)
-        };
-        let resume = teacher_dir.join("checkpoint.safetensors").exists();
-        run::train_with_patience(open, resume, &plan, &stop)?;
-        if stop.load(Ordering::SeqCst) {
-            return Ok(());
-        }
+        return Ok(kept);
     }
-    let target = Target {
-        name: recipe.name.clone(),
-        student,
-        scales: [low, recipe.scale],
-    };
-    let options = &recipe.student;
-    eprintln!("student: {} steps", options.steps);
-    let plan = Plan {
-        steps: options.steps,
-        images: options.batch * options.accumulate,
-        save_every: args.save_every,
-        folder: &args.out,
-        product: "model.safetensors",
-    };
-    let open = |resume, slower| {
-        let teacher = match recipe.teacher {
-            Some(_) => Some(FrozenTeacher::read(
-                &teacher_dir.join("teacher.safetensors"),
-            )?),
-            None => None,
-        };
-        let place = Place {
-            dir: &args.out,
-            resume,
-            data_threads: threads,
-            slower,
-        };
-        let (target, latent) = (target.clone(), latent.clone());
-        let begin = args.begin.as_deref();
-        let mut run = StudentRun::new(
-            options.clone(),
-            target,
-            latent,
-            teacher,
-            begin,
-            &material,
-            &place,
-        )?;
-        if let Some(lpips) = &lpips {
-            run.set_lpips(lpips.clone());
-        }
-        Ok(run)
-    };
-    let resume = args.out.join("checkpoint.safetensors").exists();
-    run::train_with_patience(open, resume, &plan, &stop)
+    eprintln!("measuring the latent");
+    let patch = 48 * student.r;
+    let latent = Latent::measure(student.latent, student.r, scales, &*material.source, patch)?;
+    if !args.dry_run {
+        run::make_folder(&args.out)?;
+        run::make_folder(dir)?;
+        write_atomically(&path, &serde_json::to_vec_pretty(&latent)?)?;
+    }
+    Ok(latent)
 }
 
 impl Training for TeacherRun {

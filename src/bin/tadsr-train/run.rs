@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use tadsr::train::{
     data::PhotoSet,
-    report::{GRADIENT, REPORT_FILE, Report},
+    report::{GRADIENT, REPORT_FILE, Report, SampleRow, save_samples},
     tensorboard::EventWriter,
 };
 
@@ -29,6 +29,10 @@ pub trait Training {
     fn save(&self) -> tadsr::Result<()>;
     /// What held-out photos say, in words.
     fn validate(&self) -> tadsr::Result<String>;
+    /// Pictures for the report.
+    fn samples(&self) -> tadsr::Result<Vec<SampleRow>> {
+        Ok(Vec::new())
+    }
 }
 
 /// How long a run is and what its log says.
@@ -43,6 +47,8 @@ pub struct Plan<'a> {
     pub folder: &'a Path,
     /// The file in it that the run is for.
     pub product: &'a str,
+    /// The option, if any, by which the same command goes on with a run that was stopped.
+    pub go_on: Option<&'a str>,
 }
 
 /// Makes a run's folder.
@@ -162,7 +168,8 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
     let done = run.done();
     if done < plan.steps {
         let all = plan.steps;
-        eprintln!("stopped at step {done} of {all}; go on with the same command and --resume");
+        let option = plan.go_on.map_or(String::new(), |o| format!(" and {o}"));
+        eprintln!("stopped at step {done} of {all}; go on with the same command{option}");
     } else {
         eprintln!("done: {}", plan.folder.join(plan.product).display());
     }
@@ -174,6 +181,10 @@ fn save(run: &impl Training, plan: &Plan, log: &mut LossLog, board: &mut Board) 
     log.flush()?;
     board.events.flush()?;
     run.save()?;
+    let samples = run.samples()?;
+    if !samples.is_empty() {
+        save_samples(plan.folder, &samples)?;
+    }
     Report::of_run(plan.folder)?.write(&plan.folder.join(REPORT_FILE))?;
     Ok(())
 }
@@ -380,6 +391,7 @@ mod tests {
             save_every: 5,
             folder: dir.path(),
             product: "model.safetensors",
+            go_on: None,
         };
         train_with_patience(open, true, &plan, &AtomicBool::new(false)).unwrap();
         assert_eq!(saved.get(), (30, 2));

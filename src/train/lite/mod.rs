@@ -210,8 +210,13 @@ impl Diffusion {
 }
 
 /// A teacher and the base that it looks at, as losses and samplers take them.
+///
+/// The network predicts what is left of the residual after the best linear guess from the noisy one, over its deviation
+/// (the preconditioning of EDM, Karras et al., arXiv 2206.00364, for a residual of variance 1): with little noise it need
+/// not learn to copy its input.
 pub struct Guided<'a> {
     pub teacher: &'a Teacher,
+    pub schedule: &'a Schedule,
     /// The whitened latent of the base.
     pub base: &'a Tensor,
     pub scale: f64,
@@ -219,7 +224,17 @@ pub struct Guided<'a> {
 
 impl losses::Teacher for Guided<'_> {
     fn predict(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Tensor> {
-        self.teacher.forward(x, self.base, t, self.scale)
+        let each = |of: &dyn Fn(usize) -> f64| {
+            let values: Vec<f32> = t.iter().map(|&t| of(t) as f32).collect();
+            Tensor::from_vec(values, (t.len(), 1, 1, 1), x.device())
+        };
+        let eta = |t: usize| self.schedule.sqrt_eta()[t].powi(2);
+        let noise = |t: usize| self.schedule.kappa().powi(2) * eta(t);
+        let variance = |t: usize| (1.0 - eta(t)).powi(2) + noise(t);
+        let guess = each(&|t| (1.0 - eta(t)) / variance(t) / self.schedule.input_scale(t))?;
+        let left = each(&|t| (noise(t) / variance(t)).sqrt())?;
+        let y = self.teacher.forward(x, self.base, t, self.scale)?;
+        x.broadcast_mul(&guess)? + y.broadcast_mul(&left)?
     }
 
     fn features(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Vec<Tensor>> {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use candle_nn::{VarBuilder, VarMap};
+use image::RgbImage;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,7 @@ use crate::{
         },
         optim::{Parameter, Trained, cosine},
         pairs::Batch,
+        report::SampleRow,
     },
 };
 
@@ -192,6 +194,9 @@ const CHARBONNIER_EPS: f64 = 0.02;
 
 /// What the running norms of the terms' gradients keep of themselves in a step.
 const NORM_DECAY: f64 = 0.98;
+
+/// Pictures of each kind of damage in [`StudentRun::samples`].
+const SAMPLES: usize = 4;
 
 /// Separates the seeds of noise and initial weights from those of the data.
 const NOISE: u64 = 0x4e4f_4953;
@@ -602,6 +607,46 @@ impl StudentRun {
         self.held_out.iter().map(measure).collect()
     }
 
+    /// Held-out pictures, a few of each kind of damage: bicubic, the averaged student's, the teacher's if there is one, and
+    /// the truth. Luma alone.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn samples(&self) -> Result<Vec<SampleRow>> {
+        let student = self.model()?.student()?;
+        let mut rows = Vec::new();
+        for (name, batch) in &self.held_out {
+            let [base, residual] = self.latent.tensors(batch, self.patch)?;
+            let few = base.dim(0)?.min(SAMPLES);
+            let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);
+            let mut columns = vec![
+                ("bicubic", base.zeros_like()?),
+                ("student", student.forward(&base, batch.scale)?),
+            ];
+            if let Some(teacher) = &self.teacher {
+                let noise = normals(&base, &mut StdRng::seed_from_u64(NOISE))?;
+                columns.push(("teacher", teacher.sample(&base, batch.scale, &noise)?));
+            }
+            columns.push(("truth", residual));
+            let mut pictures = Vec::new();
+            for (column, residual) in columns {
+                pictures.push((column, self.pictures(&base, &residual)?));
+            }
+            for i in 0..few {
+                let image = |(column, all): &(&str, Vec<Picture>)| {
+                    let side = self.patch as u32;
+                    let image = RgbImage::from_raw(side, side, all.get(i)?.rgb().to_vec())?;
+                    Some((column.to_string(), image))
+                };
+                rows.push(SampleRow {
+                    label: format!("{name} {}", i + 1),
+                    images: pictures.iter().filter_map(image).collect(),
+                });
+            }
+        }
+        Ok(rows)
+    }
+
     /// The luma pictures that residuals over `base` make.
     fn pictures(&self, base: &Tensor, residual: &Tensor) -> Result<Vec<Picture>> {
         let stats = &self.latent.stats;
@@ -691,6 +736,7 @@ impl Drawn {
     fn guided<'a>(&'a self, teacher: &'a FrozenTeacher) -> Guided<'a> {
         Guided {
             teacher: &teacher.net,
+            schedule: &teacher.schedule,
             base: &self.base,
             scale: self.scale,
         }

@@ -127,6 +127,7 @@ impl FrozenTeacher {
     pub fn sample(&self, base: &Tensor, scale: f64, noise: &Tensor) -> Result<Tensor> {
         let guided = Guided {
             teacher: &self.net,
+            schedule: &self.schedule,
             base,
             scale,
         };
@@ -266,9 +267,13 @@ impl TeacherRun {
             t: &t,
             noise: &normals(&residual, &mut rng)?,
         };
-        Ok(denoising(&residual, &draw, |x, t| {
-            teacher.forward(x, &base, t, batch.scale)
-        })?)
+        let guided = Guided {
+            teacher,
+            schedule: &self.schedule,
+            base: &base,
+            scale: batch.scale,
+        };
+        Ok(denoising(&residual, &draw, |x, t| guided.predict(x, t))?)
     }
 
     /// On held-out photos, for each kind of damage: the loss, and the gain in PSNR over the base in dB of the prediction
@@ -288,7 +293,13 @@ impl TeacherRun {
                 .schedule
                 .prior(&base.zeros_like()?, &normals(&residual, &mut rng)?)?;
             let x = (prior * self.schedule.input_scale(last))?;
-            let mean = teacher.forward(&x, &base, &t, batch.scale)?;
+            let guided = Guided {
+                teacher: &teacher,
+                schedule: &self.schedule,
+                base: &base,
+                scale: batch.scale,
+            };
+            let mean = guided.predict(&x, &t)?;
             let left = (&residual - mean)?;
             Ok((
                 *name,
@@ -297,6 +308,19 @@ impl TeacherRun {
             ))
         };
         self.held_out.iter().map(measure).collect()
+    }
+
+    /// The teacher as it stands: the averaged weights.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn frozen(&self) -> Result<FrozenTeacher> {
+        Ok(FrozenTeacher {
+            net: self.averaged()?,
+            schedule: self.schedule.clone(),
+            sampling_steps: self.options.diffusion.sampling_steps,
+            latent: self.latent.clone(),
+        })
     }
 
     fn averaged(&self) -> Result<Teacher> {
