@@ -34,6 +34,9 @@ fn fit(data: &Path, out: &Path, more: &[&str]) -> Command {
         .arg("--out")
         .arg(out)
         .args(more);
+    if !more.contains(&"--preset") {
+        command.args(["--preset", "stills"]);
+    }
     command
 }
 
@@ -177,7 +180,7 @@ fn mistakes_are_explained() {
     ] {
         let mut command = Command::cargo_bin("tadsr-train").unwrap();
         command
-            .arg("fit")
+            .args(["fit", "--preset", "stills"])
             .arg("--data")
             .arg(data)
             .arg("--out")

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fs,
+    hash::Hasher,
     io::{self, Cursor},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,6 +12,7 @@ use std::{
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use rand::Rng;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error,
@@ -55,8 +57,30 @@ pub struct Patch {
     pub rgb: Vec<f32>,
 }
 
+/// The hash of Fowler, Noll and Vo (1a): the same on every machine and in every version.
+pub(super) struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// How patches are drawn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Sampling {
     /// Places in a photo that compete for a patch; the one with the most texture wins ...
     pub candidates: usize,
@@ -85,6 +109,29 @@ impl Default for Sampling {
             shrink: 0.5,
             min_factor: 0.5,
         }
+    }
+}
+
+impl Sampling {
+    /// # Errors
+    /// [`Error::Setting`] that names the first value that is out of range.
+    pub fn check(&self) -> crate::Result<()> {
+        let shares = [
+            ("textured", self.textured, 0.0),
+            ("shrink", self.shrink, 0.0),
+            ("min_factor", self.min_factor, 0.1),
+        ];
+        for (name, value, least) in shares {
+            if !(least..=1.0).contains(&value) {
+                let text = format!("sampling: {name} = {value}: {least} to 1");
+                return Err(Error::Setting(text));
+            }
+        }
+        if !(1..=100).contains(&self.candidates) {
+            let text = format!("sampling: candidates = {}: 1 to 100", self.candidates);
+            return Err(Error::Setting(text));
+        }
+        Ok(())
     }
 }
 
@@ -155,6 +202,20 @@ impl PhotoSet {
         }
     }
 
+    /// The photos of `set` and `more` ones, if there are any, for patches of up to `min_side` pixels. All of `more` are
+    /// large enough.
+    #[cfg(feature = "video")]
+    pub(super) fn join(set: Option<Self>, more: Vec<RgbImage>, min_side: usize) -> Option<Self> {
+        let mut set = set.unwrap_or_else(|| Self {
+            photos: Vec::new(),
+            skipped: Vec::new(),
+            min_side,
+            sampling: Sampling::default(),
+        });
+        set.photos.extend(more);
+        (!set.photos.is_empty()).then_some(set)
+    }
+
     /// A number that changes with the photos: their order, sizes and contents (every 1009th byte, FNV-1a).
     pub fn fingerprint(&self) -> u64 {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -218,6 +279,36 @@ impl PhotoSet {
         let place = self.place(rng, photo, size);
         let cut = cut(photo, place, size).resize(w, h, Kernel::CatmullRom)?;
         Ok(cut.turned(turn, rng.random(), rng.random()))
+    }
+
+    /// A random square of a photo with sides of at least `least` pixels and of `most` where the photo allows it, as it
+    /// is but for flips and quarter turns.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when all photos are smaller than that.
+    pub fn square<R: Rng + ?Sized>(
+        &self,
+        rng: &mut R,
+        least: usize,
+        most: usize,
+    ) -> crate::Result<Patch> {
+        let short = |photo: &RgbImage| photo.width().min(photo.height()) as usize;
+        let large: Vec<_> = self.photos.iter().filter(|p| short(p) >= least).collect();
+        if large.is_empty() || least == 0 {
+            return Err(Error::Frame(format!(
+                "no photo has sides of {least} pixels"
+            )));
+        }
+        let photo = large[rng.random_range(0..large.len())];
+        let side = short(photo).min(most.max(least));
+        let cut = cut(photo, self.place(rng, photo, (side, side)), (side, side));
+        Ok(cut.turned(rng.random(), rng.random(), rng.random()))
+    }
+
+    /// The number of photos with sides of at least `side` pixels.
+    pub fn large(&self, side: usize) -> usize {
+        let short = |photo: &&RgbImage| photo.width().min(photo.height()) as usize >= side;
+        self.photos.iter().filter(short).count()
     }
 
     fn factor<R: Rng + ?Sized>(&self, rng: &mut R) -> f64 {
@@ -328,7 +419,7 @@ impl Patch {
     }
 
     /// Transposed if `turn`, then mirrored: with both mirrors the eight symmetries of the square.
-    fn turned(self, turn: bool, mirror_x: bool, mirror_y: bool) -> Self {
+    pub(super) fn turned(self, turn: bool, mirror_x: bool, mirror_y: bool) -> Self {
         let (width, height) = if turn {
             (self.height, self.width)
         } else {
@@ -463,6 +554,16 @@ pub fn is_image(path: &Path) -> bool {
     extension.is_some_and(|e| e == "jpg" || e == "jpeg" || e == "png")
 }
 
+/// Whether `path` has the name of a video file.
+pub fn is_video(path: &Path) -> bool {
+    const NAMES: [&str; 18] = [
+        "mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "mts", "m2ts", "mpg", "mpeg", "ogv",
+        "flv", "wmv", "3gp", "y4m", "mxf", "vob",
+    ];
+    let extension = path.extension().map(|e| e.to_ascii_lowercase());
+    extension.is_some_and(|e| NAMES.iter().any(|name| e == *name))
+}
+
 fn large_enough(photo: RgbImage, min_side: usize) -> Result<RgbImage, String> {
     let (w, h) = photo.dimensions();
     if (w.min(h) as usize) < min_side {
@@ -475,7 +576,7 @@ fn large_enough(photo: RgbImage, min_side: usize) -> Result<RgbImage, String> {
 
 /// Mean absolute difference of neighbours in green, sampled on every second pixel. It grows with detail; the
 /// absolute value, not the square, so that a few hard edges do not outweigh fine texture.
-fn texture(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> u64 {
+pub(super) fn texture(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> u64 {
     let stride = 3 * photo.width() as usize;
     let bytes = photo.as_raw();
     let mut sum = 0;
@@ -489,7 +590,7 @@ fn texture(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -
     sum
 }
 
-fn cut(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> Patch {
+pub(super) fn cut(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> Patch {
     let row = 3 * photo.width() as usize;
     let rows = photo.as_raw().chunks_exact(row).skip(y0).take(h);
     let bytes: Vec<u8> = rows

@@ -6,7 +6,10 @@ use image::{ExtendedColorType, ImageFormat, ImageReader, codecs::jpeg::JpegEncod
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::data::Patch;
+use super::{
+    data::Patch,
+    stages::{Blur, Jpeg, Noise, Stage},
+};
 use crate::{Error, Result, frame::resample::Kernel};
 
 /// A random degradation from a clean picture to a low-resolution one.
@@ -63,7 +66,19 @@ impl Default for KernelWeights {
 }
 
 impl KernelWeights {
-    fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Kernel {
+    /// # Errors
+    /// [`Error::Frame`] for weights that are negative or all zero.
+    pub(super) fn check(&self) -> Result<()> {
+        let weights = [self.catmull_rom, self.area, self.bilinear, self.lanczos3];
+        let sum: f64 = weights.iter().sum();
+        if weights.iter().any(|w| *w < 0.0) || !(sum > 0.0 && sum.is_finite()) {
+            let text = "kernels: weights are not negative and not all zero";
+            return Err(Error::Frame(text.into()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Kernel {
         let weighted = [
             (Kernel::CatmullRom, self.catmull_rom),
             (Kernel::Area, self.area),
@@ -173,13 +188,29 @@ impl Degradation {
                 "jpeg_quality = {low}..{high}: need 1 <= low <= high <= 100"
             ));
         }
-        let k = &self.kernels;
-        let weights = [k.catmull_rom, k.area, k.bilinear, k.lanczos3];
-        let sum: f64 = weights.iter().sum();
-        if weights.iter().any(|w| *w < 0.0) || !(sum > 0.0 && sum.is_finite()) {
-            return wrong("kernels: weights are not negative and not all zero".into());
-        }
-        Ok(())
+        self.kernels.check()
+    }
+
+    fn stages(&self) -> [Stage; 4] {
+        [
+            Stage::Blur(Blur {
+                chance: self.blur,
+                sigma: self.blur_sigma,
+                anisotropic: self.anisotropic,
+            }),
+            Stage::Shrink(self.kernels.clone()),
+            Stage::Noise(Noise {
+                chance: self.noise,
+                sigma: self.noise_sigma,
+                shot: self.shot,
+                grey: self.grey,
+            }),
+            Stage::Jpeg(Jpeg {
+                chance: self.jpeg,
+                quality: self.jpeg_quality,
+                shift: self.jpeg_shift,
+            }),
+        ]
     }
 
     /// Degrades `hr` to `width` x `height` pixels; each direction has its own scale. The result holds 8-bit
@@ -195,64 +226,12 @@ impl Degradation {
         rng: &mut R,
     ) -> Result<Patch> {
         self.check()?;
-        let mut picture = hr.clone();
-        if rng.random_bool(self.blur) {
-            let scale = |large: usize, small: usize| large as f32 / small.max(1) as f32;
-            let scales = (scale(hr.width, width), scale(hr.height, height));
-            self.blur(&mut picture, scales, rng);
+        let mut clip = vec![hr.clone()];
+        for stage in self.stages() {
+            clip = stage.apply(clip, (width, height), rng)?;
         }
-        let mut picture = picture.resize(width, height, self.kernels.draw(rng))?;
-        if rng.random_bool(self.noise) {
-            self.add_noise(&mut picture, rng);
-        }
-        let mut bytes = picture.to_rgb8();
-        if rng.random_bool(self.jpeg) {
-            let quality = rng.random_range(self.jpeg_quality.0..=self.jpeg_quality.1);
-            let shift = if rng.random_bool(self.jpeg_shift) {
-                (rng.random_range(0..8), rng.random_range(0..8))
-            } else {
-                (0, 0)
-            };
-            bytes = jpeg_shifted(&bytes, width, height, quality, shift)?;
-        }
+        let bytes = clip.swap_remove(0).to_rgb8();
         Ok(Patch::from_rgb8(width, height, &bytes))
-    }
-
-    fn blur<R: Rng + ?Sized>(&self, picture: &mut Patch, scale: (f32, f32), rng: &mut R) {
-        let (low, high) = self.blur_sigma;
-        let sigma = rng.random_range(low..=high);
-        if rng.random_bool(self.anisotropic) {
-            let other = rng.random_range(low..=high);
-            let (sin, cos) = rng.random_range(0.0..TAU).sin_cos();
-            // Covariance of the two widths turned by the angle, in low-resolution pixels, then scaled.
-            let (a, b) = (sigma * sigma, other * other);
-            let xx = (a * cos * cos + b * sin * sin) * scale.0 * scale.0;
-            let yy = (a * sin * sin + b * cos * cos) * scale.1 * scale.1;
-            let xy = (a - b) * sin * cos * scale.0 * scale.1;
-            blur_turned(picture, [xx, xy, yy]);
-        } else {
-            blur_axes(picture, sigma * scale.0, sigma * scale.1);
-        }
-    }
-
-    fn add_noise<R: Rng + ?Sized>(&self, picture: &mut Patch, rng: &mut R) {
-        let (low, high) = self.noise_sigma;
-        let sigma = rng.random_range(low..=high) / 255.0;
-        let shot = rng.random_bool(self.shot);
-        let grey = rng.random_bool(self.grey);
-        let area = picture.width * picture.height;
-        let field: Vec<f32> = (0..if grey { area } else { 3 * area })
-            .map(|_| normal(rng))
-            .collect();
-        for (v, n) in picture.rgb.iter_mut().zip(field.iter().cycle()) {
-            // Counted photons have a variance proportional to their mean; at these levels Poisson is Gaussian.
-            let deviation = if shot {
-                sigma * v.max(0.0).sqrt()
-            } else {
-                sigma
-            };
-            *v += n * deviation;
-        }
     }
 }
 
@@ -278,71 +257,10 @@ pub fn jpeg_round_trip(bytes: &[u8], width: usize, height: usize, quality: u8) -
     Ok(decoded.into_rgb8().into_raw())
 }
 
-/// [`jpeg_round_trip`] with the block grid moved: the picture lies `shift` pixels inside a larger one that
-/// repeats its first column and row.
-fn jpeg_shifted(
-    bytes: &[u8],
-    width: usize,
-    height: usize,
-    quality: u8,
-    shift: (usize, usize),
-) -> Result<Vec<u8>> {
-    if shift == (0, 0) {
-        return jpeg_round_trip(bytes, width, height, quality);
-    }
-    let (dx, dy) = shift;
-    let (w, h) = (width + dx, height + dy);
-    let mut padded = Vec::with_capacity(3 * w * h);
-    for y in 0..h {
-        let row = &bytes[3 * width * y.saturating_sub(dy)..][..3 * width];
-        for _ in 0..dx {
-            padded.extend_from_slice(&row[..3]);
-        }
-        padded.extend_from_slice(row);
-    }
-    let coded = jpeg_round_trip(&padded, w, h, quality)?;
-    let rows = coded.chunks_exact(3 * w).skip(dy);
-    Ok(rows.flat_map(|row| &row[3 * dx..]).copied().collect())
-}
-
 /// A standard normal number by the Box-Muller transform.
 pub(crate) fn normal<R: Rng + ?Sized>(rng: &mut R) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
     radius * (TAU * rng.random::<f32>()).cos()
-}
-
-/// Gaussian blur along the axes, widths in pixels.
-fn blur_axes(picture: &mut Patch, sigma_x: f32, sigma_y: f32) {
-    let line = |sigma: f32| {
-        let reach = reach(sigma);
-        (-reach..=reach).map(move |d| (d, (-0.5 * (d as f32 / sigma.max(1e-3)).powi(2)).exp()))
-    };
-    convolve(picture, line(sigma_x).map(|(d, k)| (d, 0, k)).collect());
-    convolve(picture, line(sigma_y).map(|(d, k)| (0, d, k)).collect());
-}
-
-/// Gaussian blur with covariance `[xx, xy, yy]` in square pixels.
-fn blur_turned(picture: &mut Patch, [xx, xy, yy]: [f32; 3]) {
-    // A hair's breadth of width keeps the covariance invertible.
-    let (xx, yy) = (xx + 1e-3, yy + 1e-3);
-    let determinant = xx * yy - xy * xy;
-    let (rx, ry) = (reach(xx.sqrt()), reach(yy.sqrt()));
-    let mut taps = Vec::new();
-    for dy in -ry..=ry {
-        for dx in -rx..=rx {
-            let (x, y) = (dx as f32, dy as f32);
-            let distance = (yy * x * x - 2.0 * xy * x * y + xx * y * y) / determinant;
-            if distance < 12.0 {
-                taps.push((dx, dy, (-0.5 * distance).exp()));
-            }
-        }
-    }
-    convolve(picture, taps);
-}
-
-/// Pixels to either side within which a Gaussian of width `sigma` matters.
-fn reach(sigma: f32) -> isize {
-    (3.0 * sigma).ceil() as isize
 }
 
 /// Weighted sum over `taps` (dx, dy, weight), weights brought to a sum of 1, border repeated.
@@ -470,58 +388,6 @@ mod tests {
             loss(98)
         );
         assert!(loss(98) < 0.01);
-    }
-
-    #[test]
-    fn a_shifted_jpeg_grid_keeps_the_picture_in_place() {
-        let bytes = scene(33, 29).to_rgb8();
-        let plain = jpeg_round_trip(&bytes, 33, 29, 95).unwrap();
-        let shifted = jpeg_shifted(&bytes, 33, 29, 95, (3, 5)).unwrap();
-        assert_ne!(plain, shifted);
-        let far = bytes
-            .iter()
-            .zip(&shifted)
-            .filter(|(a, b)| a.abs_diff(**b) > 40);
-        assert!(far.count() < 30);
-    }
-
-    #[test]
-    fn blur_spreads_a_point_by_the_width_asked_for() {
-        let variance = |turned: bool| {
-            let mut dot = Patch::new(41, 41);
-            for c in 0..3 {
-                dot.rgb[c * 1681 + 20 * 41 + 20] = 1.0;
-            }
-            if turned {
-                blur_turned(&mut dot, [6.25, 2.0, 4.0]);
-            } else {
-                blur_axes(&mut dot, 2.5, 2.0);
-            }
-            let plane = &dot.rgb[..1681];
-            let moment = |f: &dyn Fn(f32, f32) -> f32| -> f32 {
-                let at = |i: usize| ((i % 41) as f32 - 20.0, (i / 41) as f32 - 20.0);
-                let terms = plane.iter().enumerate();
-                terms.map(|(i, v)| v * f(at(i).0, at(i).1)).sum()
-            };
-            [
-                moment(&|_, _| 1.0),
-                moment(&|x, _| x * x),
-                moment(&|x, y| x * y),
-                moment(&|_, y| y * y),
-            ]
-        };
-        for (turned, want) in [
-            (false, [1.0, 6.25, 0.0, 4.0]),
-            (true, [1.0, 6.25, 2.0, 4.0]),
-        ] {
-            for (got, want) in variance(turned).into_iter().zip(want) {
-                // The cut tails cost a few per cent.
-                assert!(
-                    (got - want).abs() < 0.04 * want.abs() + 1e-3,
-                    "{got} is not {want}"
-                );
-            }
-        }
     }
 
     #[test]

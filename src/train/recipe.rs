@@ -1,15 +1,12 @@
 //! Recipes: what a run of all stages is made of, as TOML.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 use super::{
-    degrade::Degradation,
+    corpus::CorpusSpec,
     lite::{student, teacher},
 };
 use crate::{Error, Result, nn::lite::StudentConfig};
@@ -22,7 +19,7 @@ pub struct Recipe {
     pub size: Size,
     /// Largest scale that the model serves, above 1 up to 4.
     pub scale: f64,
-    pub data: Data,
+    pub data: CorpusSpec,
     /// None: the student learns from the truth alone.
     pub teacher: Option<teacher::Options>,
     pub student: student::Options,
@@ -36,42 +33,6 @@ pub enum Size {
     Tiny,
     /// Luma and chroma, for GPUs.
     Small,
-}
-
-/// What is trained on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Folders or files, relative to the recipe's folder.
-    #[serde(default)]
-    pub dirs: Vec<PathBuf>,
-    #[serde(default)]
-    pub preset: Preset,
-    /// Every how many-th photo is only measured on.
-    #[serde(default = "twenty")]
-    pub hold_out: usize,
-}
-
-/// What happens to the input besides being shrunk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    #[default]
-    Streaming,
-    Clean,
-}
-
-fn twenty() -> usize {
-    20
-}
-
-impl Preset {
-    pub fn degradation(self) -> Degradation {
-        match self {
-            Self::Streaming => Degradation::streaming(),
-            Self::Clean => Degradation::clean(),
-        }
-    }
 }
 
 impl Size {
@@ -127,6 +88,10 @@ impl Recipe {
         if recipe.teacher.is_none() {
             recipe.student.distillation = student::Distillation::none();
         }
+        recipe
+            .data
+            .check()
+            .map_err(|e| wrong(format!("data: {e}")))?;
         for dir in &mut recipe.data.dirs {
             *dir = folder.join(&dir);
         }
@@ -169,6 +134,8 @@ fn section<T: DeserializeOwned>(table: &mut Table, key: &str, path: &Path) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn recipe(text: &str) -> Result<Recipe> {

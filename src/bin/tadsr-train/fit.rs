@@ -13,22 +13,26 @@ use tadsr::train::{
     report::SampleRow,
 };
 
-use crate::run::{self, Plan, Training};
+use crate::{
+    corpus,
+    run::{self, Plan, Training},
+};
 
-/// Train a student on photographs, supervised.
+/// Train a student on photos and videos, supervised.
 ///
-/// Every pair is made on the fly: a patch of a photo, shrunk by a random scale and damaged as the preset says. Ctrl-C
-/// saves a checkpoint; --resume goes on from it exactly. The model is written beside it at every save.
+/// Every pair is made on the fly: a patch of a photo or a frame, shrunk by a random scale and damaged as the preset says;
+/// only what video codecs damage is prepared before, as clips on disk. Ctrl-C saves a checkpoint; --resume goes on from
+/// it exactly. The model is written beside it at every save.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train fit --data photos --out runs/tiny-x2
-  tadsr-train fit --data photos --out runs/tiny-x4 --scale 4 --steps 100000
+  tadsr-train fit --data photos videos --out runs/tiny-x4 --scale 4 --steps 100000
+  tadsr-train fit --data photos --preset clean --out runs/tiny-clean-x2
   tadsr-train fit --data photos --out runs/tiny-x2 --resume
   gst-launch-1.0 videotestsrc ! tadsrupscale model=runs/tiny-x2/model.safetensors ! autovideosink")]
 pub struct Args {
-    /// Folders (or files) with JPEG and PNG photos
-    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    data: corpus::Data,
     /// Folder of the run: checkpoint and model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -41,9 +45,6 @@ pub struct Args {
     /// Largest scale that the model serves, 2 to 4; `tiny` then has r = 2 up to 2, r = 4 above
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
-    /// What happens to the input besides being shrunk
-    #[arg(long, value_enum, default_value = "streaming")]
-    preset: Preset,
     /// Training steps
     #[arg(long, default_value_t = 50_000)]
     steps: u64,
@@ -84,14 +85,6 @@ enum Size {
     Small,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Preset {
-    /// A third JPEG-damaged, a few blurred or noisy, the rest clean
-    Streaming,
-    /// Shrunk and nothing else
-    Clean,
-}
-
 impl Args {
     fn target(&self) -> Result<Target> {
         let size = match self.student {
@@ -130,21 +123,17 @@ impl Args {
 
 pub fn run(args: Args) -> Result<()> {
     let (target, options) = (args.target()?, args.options()?);
-    let preset = match args.preset {
-        Preset::Streaming => recipe::Preset::Streaming,
-        Preset::Clean => recipe::Preset::Clean,
-    };
+    let spec = args.data.spec()?;
     let threads = run::use_threads(args.threads)?;
     run::make_folder(&args.out)?;
     let stop = run::stop_flag()?;
     let student = target.student;
     let patch = args.patch.unwrap_or(48 * student.r);
-    let mut photos = run::load_photos(&args.data, patch)?;
-    let held_out = photos.hold_out(20);
+    let scales = train_scales(target.scales[0], target.scales[1]);
+    let corpus = corpus::load(&spec, patch, scales, &stop)?;
     eprintln!(
-        "{} photos to train on, {} held out; {:?} with {} parameters",
-        photos.len(),
-        held_out.len(),
+        "{}; {:?} with {} parameters",
+        corpus::describe(&corpus),
         student.architecture,
         student.parameters()
     );
@@ -156,8 +145,7 @@ pub fn run(args: Args) -> Result<()> {
         product: "model.safetensors",
         go_on: Some("--resume"),
     };
-    let material = Material::photos(photos, held_out, preset.degradation());
-    let scales = train_scales(target.scales[0], target.scales[1]);
+    let material = Material::corpus(corpus);
     let (kind, r) = (student.latent, student.r);
     let latent = Latent::measure(kind, r, scales, &*material.source, patch)?;
     let place = Place {

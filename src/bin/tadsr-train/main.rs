@@ -1,5 +1,6 @@
 //! The command line of the training tool: one file a subcommand.
 
+mod corpus;
 mod distill;
 mod dry_run;
 mod eval;

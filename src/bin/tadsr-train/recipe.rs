@@ -12,6 +12,7 @@ use tadsr::{
     metrics::Lpips,
     train::{
         checkpoint::write_atomically,
+        corpus::PoolSpec,
         lite::{
             Latent, Material, Place,
             student::{Distillation, Options as StudentOptions, StudentRun, Target},
@@ -22,7 +23,7 @@ use tadsr::{
 };
 
 use crate::{
-    dry_run,
+    corpus, dry_run,
     run::{self, Plan, Training},
 };
 
@@ -69,13 +70,13 @@ pub fn run(args: Args) -> Result<()> {
     if args.save_every == 0 {
         bail!("--save-every must be at least 1");
     }
-    let job = Job::new(args)?;
+    let stop = run::stop_flag()?;
+    let job = Job::new(args, &stop)?;
     if job.args.dry_run {
         return job.dry_run();
     }
     let text = toml::to_string(&job.recipe)?;
     write_atomically(&job.args.out.join("recipe.toml"), text.as_bytes())?;
-    let stop = run::stop_flag()?;
     if job.recipe.teacher.is_some() {
         job.train_teacher(&stop)?;
     }
@@ -98,7 +99,7 @@ struct Job {
 }
 
 impl Job {
-    fn new(args: Args) -> Result<Self> {
+    fn new(args: Args, stop: &AtomicBool) -> Result<Self> {
         let recipe = Recipe::read(&args.recipe)?;
         let (student, low) = recipe.size.student(recipe.scale)?;
         let target = Target {
@@ -108,7 +109,7 @@ impl Job {
         };
         let threads = run::use_threads(args.threads)?;
         let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
-        let material = material(&args, &recipe, student.r)?;
+        let material = material(&args, &recipe, &target, stop)?;
         let teacher_dir = match (&args.teacher, &recipe.teacher) {
             (Some(dir), _) => dir.clone(),
             (None, Some(_)) => args.out.join("teacher"),
@@ -236,22 +237,25 @@ fn has_checkpoint(dir: &Path) -> bool {
 }
 
 /// What is trained on: the folders of the command line, or those of the recipe.
-fn material(args: &Args, recipe: &Recipe, r: usize) -> Result<Material> {
-    let dirs = match args.data.is_empty() {
-        true => &recipe.data.dirs,
-        false => &args.data,
-    };
-    if dirs.is_empty() {
+fn material(args: &Args, recipe: &Recipe, target: &Target, stop: &AtomicBool) -> Result<Material> {
+    let mut data = recipe.data.clone();
+    if !args.data.is_empty() {
+        data.dirs = args.data.clone();
+    }
+    if data.dirs.is_empty() {
         bail!("nothing to train on: name folders by --data or by dirs in the recipe's data");
     }
+    if args.dry_run {
+        data.pool.clips = PoolSpec::LEAST;
+    }
     let teacher = recipe.teacher.as_ref().map_or(0, |t| t.patch);
-    let side = (48 * r).max(teacher).max(recipe.student.patch);
-    let mut photos = run::load_photos(dirs, side)?;
-    let held_out = photos.hold_out(recipe.data.hold_out);
-    let counts = [photos.len(), held_out.len()];
-    eprintln!("{} photos to train on, {} held out", counts[0], counts[1]);
-    let degradation = recipe.data.preset.degradation();
-    Ok(Material::photos(photos, held_out, degradation))
+    let side = (48 * target.student.r)
+        .max(teacher)
+        .max(recipe.student.patch);
+    let scales = train_scales(target.scales[0], target.scales[1]);
+    let corpus = corpus::load(&data, side, scales, stop)?;
+    eprintln!("{}", corpus::describe(&corpus));
+    Ok(Material::corpus(corpus))
 }
 
 /// The latent that the teacher's folder has, or a newly measured one, which is then kept there.

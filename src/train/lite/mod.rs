@@ -14,11 +14,11 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    data::PhotoSet,
-    degrade::{Degradation, normal},
+    corpus::Corpus,
+    degrade::normal,
     loader::step_seed,
     losses,
-    pairs::{Batch, DamagedPhotos, PairSource, PairSpec},
+    pairs::{Batch, PairSource, PairSpec},
 };
 use crate::{
     Error, Result,
@@ -104,28 +104,11 @@ pub struct Material {
 }
 
 impl Material {
-    /// Photos damaged one by one; of those `held_out`, clean ones and ones with JPEG of quality 60.
-    pub fn photos(photos: PhotoSet, held_out: PhotoSet, degradation: Degradation) -> Self {
-        let held_out = Arc::new(held_out);
-        let kind = |name, degradation| -> (_, Arc<dyn PairSource>) {
-            let photos = held_out.clone();
-            (
-                name,
-                Arc::new(DamagedPhotos {
-                    photos,
-                    degradation,
-                }),
-            )
-        };
+    /// All of a corpus, and what it holds out.
+    pub fn corpus(corpus: Corpus) -> Self {
         Self {
-            source: Arc::new(DamagedPhotos {
-                photos: Arc::new(photos),
-                degradation,
-            }),
-            held_out: vec![
-                kind("clean", Degradation::fixed()),
-                kind("jpeg60", Degradation::jpeg(60)),
-            ],
+            held_out: corpus.held_out_kinds(),
+            source: Arc::new(corpus),
         }
     }
 

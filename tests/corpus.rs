@@ -1,0 +1,342 @@
+//! The training data: mixed folders, damage by codecs, the pool of damaged clips.
+#![cfg(all(feature = "train", feature = "video"))]
+
+use std::{fs, path::Path, sync::Mutex, time::Duration};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tadsr::{
+    Error,
+    frame::{Frame, FrameInfo, PixelFormat},
+    train::{
+        codec::Kind,
+        corpus::{Corpus, CorpusSpec, PoolSpec, Progress},
+        damage::Damage,
+        data::{Patch, Sampling},
+        pairs::PairSource,
+        pool::{Layout, Pool},
+    },
+    video::{StreamInfo, TimedFrame, Writer},
+};
+
+/// A still clip of noise with soft colours.
+fn still(rng: &mut StdRng, side: usize, frames: usize) -> Vec<Patch> {
+    let mut patch = Patch::new(side, side);
+    let coarse: Vec<f32> = (0..3 * 100 * 100).map(|_| rng.random()).collect();
+    for (i, v) in patch.rgb.iter_mut().enumerate() {
+        let (x, y, c) = (i % side / 4, i / side % side / 4, i / (side * side));
+        *v = 0.2 + 0.6 * coarse[(c * 100 + y % 100) * 100 + x % 100];
+    }
+    vec![patch; frames]
+}
+
+fn spec(clips: usize) -> PoolSpec {
+    PoolSpec {
+        clips,
+        frames: 4,
+        kept: 2,
+        ..PoolSpec::default()
+    }
+}
+
+/// H.264 of good quality after a fixed kernel, as the only recipe.
+fn gentle() -> Damage {
+    Damage::from_toml(
+        r#"
+[[recipe]]
+name = "gentle"
+weight = 1
+[[recipe.stage]]
+kind = "shrink"
+catmull_rom = 1
+area = 0
+lanczos3 = 0
+[[recipe.stage]]
+kind = "codec"
+h265 = 0
+vp9 = 0
+av1 = 0
+crf = [4, 8]
+rate_controlled = 0
+effort = [0, 0]
+"#,
+    )
+    .unwrap()
+}
+
+fn has_h264() -> bool {
+    let there = Kind::H264.try_out();
+    if let Err(e) = &there {
+        eprintln!("skipped: {e}");
+    }
+    there.is_ok()
+}
+
+fn seeded(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+/// Mean absolute difference of the truth, shrunk, and the damaged picture moved by (dx, dy).
+fn misfit(truth: &Patch, low: &Patch, (dx, dy): (isize, isize)) -> f32 {
+    let n = low.width;
+    let small = truth
+        .clone()
+        .resize(n, n, tadsr::frame::resample::Kernel::CatmullRom)
+        .unwrap();
+    let (mut sum, mut count) = (0.0, 0.0f32);
+    for y in 2..n - 2 {
+        for x in 2..n - 2 {
+            let at = y * n + x;
+            let moved = y.saturating_add_signed(dy) * n + x.saturating_add_signed(dx);
+            sum += (small.rgb[n * n + at] - low.rgb[n * n + moved]).abs();
+            count += 1.0;
+        }
+    }
+    sum / count
+}
+
+/// A folder with photos, a video, and files that are neither or broken.
+fn mixed(dir: &Path) -> CorpusSpec {
+    let data = dir.join("data");
+    fs::create_dir_all(data.join("deep")).unwrap();
+    for n in 0..3 {
+        let patch = still(&mut seeded(n), 200, 1).swap_remove(0);
+        let picture = image::RgbImage::from_raw(200, 200, patch.to_rgb8()).unwrap();
+        picture.save(data.join(format!("deep/{n}.png"))).unwrap();
+    }
+    let frames: Vec<_> = (0..20u64)
+        .map(|t| still(&mut seeded(t / 10), 160, 1).swap_remove(0))
+        .collect();
+    let info = FrameInfo::new(PixelFormat::I420, 160, 160);
+    let stream = StreamInfo::new(info, Some((25, 1))).unwrap();
+    let encoder = "x264enc pass=quant quantizer=10 speed-preset=ultrafast";
+    let mut writer = Writer::create(&data.join("a.mp4"), &stream, encoder, None).unwrap();
+    for (t, patch) in (0u32..).zip(frames) {
+        let frame = Frame::from_rgb8_as(info, &patch.to_rgb8()).unwrap();
+        let (pts, duration) = (Duration::from_millis(40) * t, None);
+        writer
+            .push(&TimedFrame {
+                frame,
+                pts,
+                duration,
+            })
+            .unwrap();
+    }
+    writer.finish(false).unwrap();
+    fs::write(data.join("b.mp4"), "no video").unwrap();
+    fs::write(data.join("c.jpg"), "no photo").unwrap();
+    fs::write(data.join("notes.txt"), "nothing").unwrap();
+    CorpusSpec {
+        dirs: vec![data],
+        cache: Some(dir.join("cache")),
+        hold_out: 3,
+        pool: spec(8),
+        video_share: 0.5,
+        recipes: gentle().recipes,
+        ..CorpusSpec::default()
+    }
+}
+
+fn load(spec: &CorpusSpec) -> tadsr::Result<Corpus> {
+    Corpus::load(spec, 48, [1.25, 2.0], &|_| true)
+}
+
+#[test]
+fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
+    if !has_h264() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = mixed(dir.path());
+    let clean = Damage::clean().recipes;
+    spec.recipes.extend(clean);
+    let seen = Mutex::new(Vec::new());
+    let corpus = Corpus::load(&spec, 48, [1.25, 2.0], &|progress| {
+        seen.lock().unwrap().push(progress);
+        true
+    });
+    let corpus = corpus.unwrap();
+    let mut skipped: Vec<_> = corpus
+        .skipped()
+        .iter()
+        .map(|s| s.path.file_name())
+        .collect();
+    skipped.sort();
+    assert_eq!(skipped, [Some("b.mp4".as_ref()), Some("c.jpg".as_ref())]);
+    assert_eq!(corpus.photos().map(|p| p.len()), Some(2));
+    assert!(corpus.clips().is_some() && corpus.held_out().len() == 1);
+    let last = seen.into_inner().unwrap().pop();
+    assert_eq!(last, Some(Progress::Pool { done: 8, all: 8 }));
+    let again = load(&spec).unwrap();
+    assert_eq!(corpus.fingerprint(), again.fingerprint());
+    for seed in 0..12 {
+        for small in [24, 33] {
+            let pair = corpus.pair(&mut seeded(seed), 48, small).unwrap();
+            assert_eq!((pair.0.width, pair.1.width), (48, small));
+            assert_eq!(pair, again.pair(&mut seeded(seed), 48, small).unwrap());
+            let there = misfit(&pair.0, &pair.1, (0, 0));
+            assert!(there < misfit(&pair.0, &pair.1, (1, 0)));
+        }
+    }
+    for (_, source) in corpus.held_out_kinds() {
+        let (truth, low) = source.pair(&mut seeded(1), 48, 24).unwrap();
+        assert!(misfit(&truth, &low, (0, 0)) < misfit(&truth, &low, (1, 0)));
+    }
+    assert_eq!(corpus.held_out_kinds().len(), 3);
+    let other = CorpusSpec {
+        video_share: 0.4,
+        ..spec
+    };
+    assert!(load(&other).unwrap().fingerprint() != corpus.fingerprint());
+}
+
+#[test]
+fn data_that_cannot_serve_is_an_error_that_says_what_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = mixed(dir.path());
+    let fault = |spec: CorpusSpec| load(&spec).err().unwrap().to_string();
+    let none = dir.path().join("none");
+    fs::create_dir(&none).unwrap();
+    let empty = CorpusSpec {
+        dirs: vec![none],
+        ..spec.clone()
+    };
+    assert!(fault(empty).contains("no usable"));
+    let missing = CorpusSpec {
+        dirs: vec![dir.path().join("missing")],
+        ..spec.clone()
+    };
+    assert!(fault(missing).contains("missing"));
+    let unknown = CorpusSpec {
+        preset: "cinema".into(),
+        recipes: Vec::new(),
+        ..spec.clone()
+    };
+    let text = fault(unknown);
+    assert!(
+        text.contains("cinema") && text.contains("streaming"),
+        "{text}"
+    );
+    if has_h264() {
+        let photos = CorpusSpec {
+            dirs: vec![dir.path().join("data/deep")],
+            ..spec.clone()
+        };
+        let large = Corpus::load(&photos, 128, [1.25, 2.0], &|_| true);
+        let text = large.err().unwrap().to_string();
+        assert!(text.contains("288") && text.contains("stills"), "{text}");
+    }
+    let stopped = Corpus::load(&spec, 48, [1.25, 2.0], &|_| false);
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+}
+
+#[test]
+fn damaged_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
+    if !has_h264() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(64, [1.25, 4.0]);
+    let pool = Pool::open(dir.path(), &spec(12), layout, gentle(), 1).unwrap();
+    let side = pool.layout().side;
+    let make = |rng: &mut StdRng| Ok(still(rng, side, 4));
+    for (seed, small) in [51, 40, 32, 31, 24, 22, 20, 16].into_iter().enumerate() {
+        for seed in 0..3 + seed as u64 % 2 {
+            let sampling = Sampling::default();
+            let (truth, low) = pool
+                .pair(&make, &sampling, &mut seeded(seed), 64, small)
+                .unwrap();
+            assert_eq!((truth.width, truth.height), (64, 64));
+            assert_eq!((low.width, low.height), (small, small));
+            let there = misfit(&truth, &low, (0, 0));
+            for beside in [(1, 0), (-1, 0), (0, 1), (0, -1)] {
+                let beside = misfit(&truth, &low, beside);
+                assert!(there < 0.6 * beside, "{small}: {there} {beside}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
+    if !has_h264() {
+        return;
+    }
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let open = |dir: &Path, source| {
+        let layout = Layout::new(48, [1.25, 2.0]);
+        Pool::open(dir, &spec(8), layout, gentle(), source).unwrap()
+    };
+    let [a, b] = [0, 1].map(|i| open(dirs[i].path(), 1));
+    let side = a.layout().side;
+    let make = |rng: &mut StdRng| Ok(still(rng, side, 4));
+    a.prepare(&make, &|_, _| true).unwrap();
+    let pair = |pool: &Pool, make: &tadsr::train::pool::Make, seed| {
+        let sampling = Sampling::default();
+        pool.pair(make, &sampling, &mut seeded(seed), 48, 24)
+    };
+    for seed in 0..6 {
+        let want = pair(&a, &make, seed).unwrap();
+        assert_eq!(want, pair(&b, &make, seed).unwrap());
+    }
+    // Nothing is made again, but for what has been damaged.
+    let never = |_: &mut StdRng| Err(Error::Frame("made again".into()));
+    let a = open(dirs[0].path(), 1);
+    a.prepare(&never, &|_, _| true).unwrap();
+    let want = pair(&a, &make, 3).unwrap();
+    for file in fs::read_dir(a.folder()).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|e| e == "rgb") {
+            fs::write(path, "broken").unwrap();
+        }
+    }
+    assert!(
+        pair(&a, &never, 3)
+            .unwrap_err()
+            .to_string()
+            .contains("made again")
+    );
+    assert_eq!(pair(&a, &make, 3).unwrap(), want);
+    // Other pictures are another pool.
+    let other = open(dirs[0].path(), 2);
+    assert!(other.key() != a.key() && other.folder() != a.folder());
+}
+
+#[test]
+fn a_pool_stays_within_its_limit_and_stops_when_told_to() {
+    if !has_h264() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let small = PoolSpec {
+        limit: 4,
+        ..spec(1000)
+    };
+    let layout = Layout::new(48, [1.25, 2.0]);
+    let open = |spec: &PoolSpec| Pool::open(dir.path(), spec, layout.clone(), gentle(), 1);
+    let pool = open(&small).unwrap();
+    assert!(pool.len() < 1000 && pool.size() <= 4 << 20 && pool.size() > 3 << 20);
+    let side = pool.layout().side;
+    let make = |rng: &mut StdRng| Ok(still(rng, side, 4));
+    let stopped = pool.prepare(&make, &|done, all| {
+        assert!(done <= all);
+        false
+    });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    pool.prepare(&make, &|_, _| true).unwrap();
+    let files = fs::read_dir(pool.folder()).unwrap();
+    let bytes: u64 = files.map(|f| f.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes < pool.size() + 4096, "{bytes}");
+    let tiny = PoolSpec {
+        limit: 1,
+        kept: 4,
+        ..spec(1000)
+    };
+    let large = Pool::open(
+        dir.path(),
+        &tiny,
+        Layout::new(192, [1.25, 4.0]),
+        gentle(),
+        1,
+    );
+    assert!(large.err().unwrap().to_string().contains("limit"));
+}
