@@ -15,7 +15,7 @@ use tadsr::{
         pairs::PairSource,
         pool::{Layout, Pool},
     },
-    video::{StreamInfo, TimedFrame, Writer},
+    video::{Options, StreamInfo, TimedFrame, Writer},
 };
 
 /// A still clip of noise with soft colours.
@@ -108,8 +108,11 @@ fn mixed(dir: &Path) -> CorpusSpec {
         .collect();
     let info = FrameInfo::new(PixelFormat::I420, 160, 160);
     let stream = StreamInfo::new(info, Some((25, 1))).unwrap();
-    let encoder = "x264enc pass=quant quantizer=10 speed-preset=ultrafast";
-    let mut writer = Writer::create(&data.join("a.mp4"), &stream, encoder, None).unwrap();
+    let options = Options {
+        encoder: "x264enc pass=quant quantizer=10 speed-preset=ultrafast".into(),
+        ..Options::default()
+    };
+    let mut writer = Writer::create(&data.join("a.mp4"), &stream, &options, None).unwrap();
     for (t, patch) in (0u32..).zip(frames) {
         let frame = Frame::from_rgb8_as(info, &patch.to_rgb8()).unwrap();
         let (pts, duration) = (Duration::from_millis(40) * t, None);

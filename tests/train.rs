@@ -147,6 +147,25 @@ fn training_beats_bicubic_and_the_model_loads() {
     assert_eq!(model.metadata.name, "test");
     assert_eq!(model.metadata.training["steps_done"], 150);
     Upscaler::load(path.to_str().unwrap(), Device::Auto).unwrap();
+
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("150 steps logged") && page.contains("<svg"));
+    assert!(page.contains("learning_rate"), "settings from the model");
+    let names = std::fs::read_dir(&out).unwrap();
+    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(
+        names
+            .into_iter()
+            .any(|n| n.starts_with("events.out.tfevents."))
+    );
+    let again = dir.path().join("again.html");
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.arg("report").arg(&out).arg("-o").arg(&again);
+    run(command);
+    assert_eq!(std::fs::read_to_string(&again).unwrap(), page);
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.arg("report").arg(&data);
+    assert!(fails(command).contains("no run of this tool"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -528,4 +529,26 @@ fn grey_and_odd_frames_find_an_encoder_that_takes_them() {
         })?))
     });
     assert_eq!(done.unwrap().frames, 3);
+}
+
+#[test]
+fn a_request_to_stop_does_not_wait_for_a_slow_encoder() {
+    let clips = Clips::new();
+    let from = clips.make("in.mp4", 60, CAPS, "x264enc");
+    let options = Options {
+        encoder: "identity sleep-time=200000 ! x264enc speed-preset=ultrafast tune=zerolatency"
+            .into(),
+        stop: Some(Arc::new(AtomicBool::new(true))),
+        ..Options::default()
+    };
+    let reader = Reader::open(&from).unwrap();
+    let done = transcode(reader, &clips.path("out.mp4"), &options, |f| {
+        Ok(Some(f.frame.clone()))
+    });
+    let done = done.unwrap();
+    assert!(matches!(done.end, End::Stopped));
+    // Those that the encoder's queue held: they are in a file that plays.
+    assert!((1..20).contains(&done.frames), "{}", done.frames);
+    let kept = frames(&clips.path("out.partial.mp4"));
+    assert_eq!(kept.len() as u64, done.frames);
 }

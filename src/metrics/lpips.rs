@@ -3,6 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{D, DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::Picture;
 use crate::{
@@ -34,8 +35,8 @@ const TAPS: [usize; 6] = [4, 7, 9, 10, 11, 12];
 pub struct Lpips {
     stem: Conv,
     fires: Vec<Fire>,
-    /// Weight of each channel, shape [c], for each tap.
-    heads: Vec<Tensor>,
+    /// Weight of each channel, for each tap.
+    heads: Vec<Vec<f32>>,
     shift: Tensor,
     scale: Tensor,
 }
@@ -43,7 +44,8 @@ pub struct Lpips {
 /// What [`Lpips`] compares of a picture.
 pub struct LpipsFeatures {
     size: (usize, usize),
-    taps: Vec<Tensor>,
+    /// Channels innermost, scaled to unit length.
+    taps: Vec<Vec<f32>>,
 }
 
 #[derive(Clone)]
@@ -137,19 +139,12 @@ impl Lpips {
                 "pictures of {aw}x{ah} and {bw}x{bh} pixels cannot be compared"
             )));
         }
-        let mut sum = 0.0;
-        for ((a, b), head) in a.taps.iter().zip(&b.taps).zip(&self.heads) {
-            let weighted = (a - b)?.sqr()?.broadcast_mul(head)?.sum(D::Minus1)?;
-            sum += weighted
-                .to_dtype(DType::F64)?
-                .mean_all()?
-                .to_scalar::<f64>()?;
-        }
-        Ok(sum)
+        let taps = a.taps.iter().zip(&b.taps).zip(&self.heads);
+        Ok(taps.map(|((a, b), head)| distance(a, b, head)).sum())
     }
 
-    /// The compared feature maps, NHWC.
-    fn taps(&self, picture: &Picture) -> candle_core::Result<Vec<Tensor>> {
+    /// The compared feature maps, channels innermost.
+    fn taps(&self, picture: &Picture) -> candle_core::Result<Vec<Vec<f32>>> {
         let shape = (1, picture.height(), picture.width(), 3);
         let input = Tensor::from_slice(picture.rgb(), shape, &Device::Cpu)?
             .to_dtype(DType::F32)?
@@ -205,32 +200,66 @@ impl Fire {
     }
 }
 
-/// Max pooling 3x3, stride 2, where the last window may hang over the edge. The padding of zero changes nothing:
-/// the inputs come from a ReLU.
+/// Max pooling 3x3, stride 2, where the last window may hang over the edge.
 fn pool(x: &Tensor) -> candle_core::Result<Tensor> {
-    let (_, h, w, _) = x.dims4()?;
-    let overhang = |len: usize| (len + 1) % 2;
-    x.permute((0, 3, 1, 2))?
-        .pad_with_zeros(2, 0, overhang(h))?
-        .pad_with_zeros(3, 0, overhang(w))?
-        .max_pool2d_with_stride(3, 2)?
-        .permute((0, 2, 3, 1))
+    let (n, h, w, c) = x.dims4()?;
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    let (oh, ow) = (pooled(h), pooled(w));
+    let mut out = vec![f32::NEG_INFINITY; n * oh * ow * c];
+    let rows = out.par_chunks_exact_mut((ow * c).max(1)).enumerate();
+    rows.for_each(|(row, out)| {
+        let (image, oy) = (row / oh, row % oh);
+        for y in 2 * oy..(2 * oy + 3).min(h) {
+            let line = &values[(image * h + y) * w * c..][..w * c];
+            for (ox, out) in out.chunks_exact_mut(c).enumerate() {
+                for cell in line.chunks_exact(c).take(2 * ox + 3).skip(2 * ox) {
+                    for (o, v) in out.iter_mut().zip(cell) {
+                        *o = o.max(*v);
+                    }
+                }
+            }
+        }
+    });
+    Tensor::from_vec(out, (n, oh, ow, c), x.device())
+}
+
+/// The length that [`pool`] makes of `len`, which is at least 2.
+fn pooled(len: usize) -> usize {
+    len.saturating_sub(3).div_ceil(2) + 1
 }
 
 /// Channels scaled to unit length at each place.
-fn unit(x: &Tensor) -> candle_core::Result<Tensor> {
-    let length = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
-    x.broadcast_div(&(length + 1e-10)?)
+fn unit(x: &Tensor) -> candle_core::Result<Vec<f32>> {
+    let channels = x.dim(D::Minus1)?;
+    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+    values.par_chunks_exact_mut(channels).for_each(|cell| {
+        let length = cell.iter().map(|v| v * v).sum::<f32>().sqrt() + 1e-10;
+        cell.iter_mut().for_each(|v| *v /= length);
+    });
+    Ok(values)
+}
+
+/// The mean over all places of the weighted sum of squared differences.
+fn distance(a: &[f32], b: &[f32], head: &[f32]) -> f64 {
+    let square = |((a, b), k): ((&f32, &f32), &f32)| (a - b) * (a - b) * k;
+    let place = |(a, b): (&[f32], &[f32])| {
+        let sum: f32 = a.iter().zip(b).zip(head).map(square).sum();
+        f64::from(sum)
+    };
+    let channels = head.len();
+    let places = a.chunks_exact(channels).zip(b.chunks_exact(channels));
+    places.map(place).sum::<f64>() / (a.len() / channels) as f64
 }
 
 fn head(
     tensors: &HashMap<String, Tensor>,
     index: usize,
     channels: usize,
-) -> Result<Tensor, String> {
+) -> Result<Vec<f32>, String> {
     let name = format!("lin{index}.model.1.weight");
     let weight = tensor(tensors, &name, &[1, channels, 1, 1])?;
-    weight.flatten_all().map_err(|e| e.to_string())
+    let values = weight.flatten_all().and_then(|w| w.to_vec1());
+    values.map_err(|e| e.to_string())
 }
 
 fn tensor(

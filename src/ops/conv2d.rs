@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use super::cpu::{
     Isa,
     conv::{self, Activation, ConvShape, PackedConv},
+    elementwise::leaky_relu_grad,
     zeros,
 };
 
@@ -70,21 +71,51 @@ impl Conv2d {
         Ok(shape)
     }
 
-    /// The gradient before the activation.
-    fn before_activation(&self, res: &Tensor, grad: &Tensor) -> Result<Vec<f32>> {
-        let mut grad = to_vec(grad)?;
+    /// The gradient before the activation, if that changes it.
+    fn before_activation(&self, res: &Tensor, grad: &Tensor) -> Result<Option<Vec<f32>>> {
         match self.activation {
-            Activation::None => {}
+            Activation::None => Ok(None),
             Activation::LeakyRelu(slope) if slope > 0.0 && slope <= 1.0 => {
-                with_slice(res, |y| {
-                    for (g, &y) in grad.iter_mut().zip(y) {
-                        *g *= if y > 0.0 { 1.0 } else { slope };
-                    }
-                })?;
+                let changed =
+                    with_slice(res, |y| with_slice(grad, |g| leaky_relu_grad(y, g, slope)))?;
+                changed.map(Some)
             }
             other => bail!("conv2d: no gradient through the fused activation {other:?}"),
         }
-        Ok(grad)
+    }
+
+    /// The gradients with respect to `x`, `w` and `b`, as far as they are wanted, for the gradient `gy` before the
+    /// activation.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        gy: &[f32],
+    ) -> Result<[Option<Tensor>; 3]> {
+        let shape = self.shape(x.shape(), w.shape(), b.shape())?;
+        let (device, isa) = (x.device(), Isa::best());
+        let gx = if x.track_op() {
+            let mut gx = zeros(x.elem_count());
+            with_slice(w, |w| conv::grad_input(&shape, gy, w, isa, &mut gx))?;
+            Some(Tensor::from_vec(gx, x.shape(), device)?)
+        } else {
+            None
+        };
+        let gw = if w.track_op() {
+            let mut gw = vec![0.0f32; w.elem_count()];
+            with_slice(x, |x| conv::grad_weight(&shape, x, gy, isa, &mut gw))?;
+            Some(Tensor::from_vec(gw, w.shape(), device)?)
+        } else {
+            None
+        };
+        let gb = if b.track_op() {
+            let gb = conv::grad_bias(shape.co, gy);
+            Some(Tensor::from_vec(gb, b.shape(), device)?)
+        } else {
+            None
+        };
+        Ok([gx, gw, gb])
     }
 }
 
@@ -123,28 +154,10 @@ impl CustomOp3 for Conv2d {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let shape = self.shape(x.shape(), w.shape(), b.shape())?;
-        let gy = self.before_activation(res, &grad.contiguous()?)?;
-        let (device, isa) = (x.device(), Isa::best());
-        let gx = if x.track_op() {
-            let mut gx = zeros(x.elem_count());
-            with_slice(w, |w| conv::grad_input(&shape, &gy, w, isa, &mut gx))?;
-            Some(Tensor::from_vec(gx, x.shape(), device)?)
-        } else {
-            None
-        };
-        let gw = if w.track_op() {
-            let mut gw = vec![0.0f32; w.elem_count()];
-            with_slice(x, |x| conv::grad_weight(&shape, x, &gy, isa, &mut gw))?;
-            Some(Tensor::from_vec(gw, w.shape(), device)?)
-        } else {
-            None
-        };
-        let gb = if b.track_op() {
-            let gb = conv::grad_bias(shape.co, &gy);
-            Some(Tensor::from_vec(gb, b.shape(), device)?)
-        } else {
-            None
+        let grad = grad.contiguous()?;
+        let [gx, gw, gb] = match self.before_activation(res, &grad)? {
+            Some(gy) => self.gradients(x, w, b, &gy)?,
+            None => with_slice(&grad, |gy| self.gradients(x, w, b, gy))??,
         };
         Ok((gx, gw, gb))
     }
@@ -166,10 +179,6 @@ pub(super) fn with_slice<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T
         candle_core::Storage::Cpu(cpu) => Ok(f(slice(cpu, layout)?)),
         _ => bail!("this operator has no kernel for {:?}", t.device()),
     }
-}
-
-pub(super) fn to_vec(t: &Tensor) -> Result<Vec<f32>> {
-    with_slice(t, <[f32]>::to_vec)
 }
 
 #[cfg(test)]

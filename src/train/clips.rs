@@ -568,7 +568,7 @@ mod tests {
     use crate::{
         frame::{FrameInfo, PixelFormat},
         train::corpus::find,
-        video::{StreamInfo, TimedFrame, Writer},
+        video::{Options, StreamInfo, TimedFrame, Writer},
     };
 
     /// Colours without a pattern that repeats.
@@ -588,8 +588,11 @@ mod tests {
     ) {
         let info = FrameInfo::new(PixelFormat::I420, w, h);
         let stream = StreamInfo::new(info, Some((25, 1))).unwrap();
-        let encoder = "x264enc pass=quant quantizer=4 speed-preset=ultrafast key-int-max=10";
-        let mut writer = Writer::create(path, &stream, encoder, None).unwrap();
+        let options = Options {
+            encoder: "x264enc pass=quant quantizer=4 speed-preset=ultrafast key-int-max=10".into(),
+            ..Options::default()
+        };
+        let mut writer = Writer::create(path, &stream, &options, None).unwrap();
         for t in 0..20 * scenes {
             let rgb: Vec<u8> = (0..w * h)
                 .flat_map(|i| pixel(i % w + 2 * (t % 20), i / w, t / 20))

@@ -30,7 +30,7 @@ pub struct Transcoded {
 pub enum End {
     /// The video is over.
     Complete,
-    /// The function has given no more frames.
+    /// The function has given no more frames, or there was a request to stop.
     Stopped,
     /// The input cannot be decoded any further.
     Damaged(Error),
@@ -51,7 +51,7 @@ pub fn partial_path(output: &Path) -> PathBuf {
 /// shape and colours. `each` is asked for one frame after the other; the first frame that it gives sets the size.
 ///
 /// The file has its name only once it is complete, and then replaces what had that name before. When `each` gives
-/// `None`, or the input turns out to be damaged, the frames until then, with as much audio, are left in a file that
+/// `None`, [`Options::stop`] is set while the encoder is busy, or the input turns out to be damaged, the frames until then, with as much audio, are left in a file that
 /// plays, under the name that [`partial_path`] says. A file that already has that name is replaced, but never the input.
 ///
 /// # Errors
@@ -79,10 +79,12 @@ pub fn transcode(
         if writer.is_none() {
             let (width, height) = (made.info().width, made.info().height);
             let stream = stream.with_size(width, height)?;
-            let encoder = &options.encoder;
             partial.make(output)?;
-            let created = Writer::create(&partial.path, &stream, encoder, audio.as_deref());
-            writer = Some(created.map_err(&named)?);
+            match Writer::create(&partial.path, &stream, options, audio.as_deref()) {
+                Ok(created) => writer = Some(created),
+                Err(Error::Cancelled) => break End::Stopped,
+                Err(e) => return Err(named(e)),
+            }
         }
         if let Some(writer) = &mut writer {
             let made = TimedFrame {
@@ -90,7 +92,11 @@ pub fn transcode(
                 pts: frame.pts,
                 duration: frame.duration,
             };
-            writer.push(&made).map_err(&named)?;
+            match writer.push(&made) {
+                Ok(()) => {}
+                Err(Error::Cancelled) => break End::Stopped,
+                Err(e) => return Err(named(e)),
+            }
         }
     };
     let mut done = Transcoded {
@@ -100,7 +106,8 @@ pub fn transcode(
         audio: Vec::new(),
         warnings: input.warnings().to_vec(),
     };
-    if let Some(writer) = writer {
+    // What broke off before a frame was encoded is no video.
+    if let Some(writer) = writer.filter(|w| w.frames() > 0) {
         let whole = matches!(done.end, End::Complete);
         done.frames = writer.frames();
         done.audio = writer.finish(!whole).map_err(&named)?;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,6 +25,8 @@ const BEHIND: u64 = 4;
 /// A pause in which nothing reaches the file, after which writing is given up: slow encoders look ahead over many
 /// large frames.
 const STALLED: Duration = Duration::from_secs(300);
+/// The same once somebody has asked to stop, and only the end of the file is waited for.
+const STALLED_AT_STOP: Duration = Duration::from_secs(20);
 /// How often room in the queue and errors are looked for.
 const POLL: ClockTime = ClockTime::from_mseconds(10);
 
@@ -82,6 +84,15 @@ pub struct Options {
     pub encoder: String,
     /// Leave out the audio.
     pub no_audio: bool,
+    /// Once it is set, nothing waits for an encoder or for audio any more, but for a short while to end the file.
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+impl Options {
+    fn is_stopped(&self) -> bool {
+        let stop = self.stop.as_ref();
+        stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
+    }
 }
 
 /// Writes frames to a video file.
@@ -94,6 +105,7 @@ pub struct Writer {
     bus: Bus,
     stream: StreamInfo,
     audio: Option<Audio>,
+    options: Options,
     /// Buffers that have reached the file.
     written: Arc<AtomicU64>,
     /// The running time in nanoseconds at which the audio ends at the latest.
@@ -109,11 +121,11 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::Video`] when the extension of `path` is not that of a [`Container`], the encoder cannot be had or does
-    /// not fit the container; [`Error::Io`] when the file cannot be written.
+    /// not fit the container; [`Error::Io`] when the file cannot be written; [`Error::Cancelled`].
     pub fn create(
         path: &Path,
         stream: &StreamInfo,
-        encoder: &str,
+        options: &Options,
         audio: Option<&Path>,
     ) -> Result<Self> {
         super::init()?;
@@ -122,7 +134,8 @@ impl Writer {
             failed("a video is written as .mp4, .m4v, .mov, .mkv or .webm".into())
         })?;
         fs::File::create(path).map_err(Error::io(path))?;
-        let (pipeline, source, mux) = build(path, container, stream, encoder).map_err(failed)?;
+        let (pipeline, source, mux) =
+            build(path, container, stream, &options.encoder).map_err(failed)?;
         let written = count(&mux);
         let cut = Arc::new(AtomicU64::new(u64::MAX));
         let audio = audio.map(|from| Audio::add(&pipeline, &mux, from, container, cut.clone()));
@@ -133,6 +146,7 @@ impl Writer {
             source,
             stream: stream.clone(),
             audio: audio.transpose().map_err(failed)?,
+            options: options.clone(),
             written,
             cut,
             frames: 0,
@@ -152,7 +166,8 @@ impl Writer {
     /// Writes `frame`, waiting while the encoder is busy with those before it.
     ///
     /// # Errors
-    /// [`Error::Video`] when the frame is not one of the stream, or encoding or writing fails.
+    /// [`Error::Video`] when the frame is not one of the stream, or encoding or writing fails; [`Error::Cancelled`] when
+    /// it is to stop while the encoder is busy. The file can still be finished.
     pub fn push(&mut self, frame: &TimedFrame) -> Result<()> {
         let mut buffer = self
             .stream
@@ -167,7 +182,8 @@ impl Writer {
         let mut watch = Watch::new(&self.written);
         while self.source.current_level_buffers() >= BEHIND {
             self.look_for_errors(POLL)?;
-            watch.check().map_err(|e| self.failed(e))?;
+            self.check_stop()?;
+            watch.check(STALLED).map_err(|e| self.failed(e))?;
         }
         self.look_for_errors(ClockTime::ZERO)?;
         if self.source.push_buffer(buffer).is_err() {
@@ -199,7 +215,13 @@ impl Writer {
             match self.bus.wait(10 * POLL) {
                 Some(Heard::End) => break,
                 Some(Heard::Failure(failure)) => self.judge(failure)?,
-                None => watch.check().map_err(|e| self.failed(e))?,
+                None => {
+                    let patience = match self.options.is_stopped() {
+                        true => STALLED_AT_STOP,
+                        false => STALLED,
+                    };
+                    watch.check(patience).map_err(|e| self.failed(e))?;
+                }
             }
         }
         // Only now the file is closed and its last bytes are where they belong.
@@ -211,6 +233,13 @@ impl Writer {
 
     fn failed(&self, reason: String) -> Error {
         Error::video(&self.path, reason)
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        match self.options.is_stopped() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
     }
 
     fn look_for_errors(&mut self, timeout: ClockTime) -> Result<()> {
@@ -240,6 +269,7 @@ impl Writer {
         let since = Instant::now();
         while self.audio.as_ref().is_some_and(|a| !a.is_known()) {
             self.look_for_errors(POLL)?;
+            self.check_stop()?;
             if since.elapsed() > audio::PATIENCE {
                 return Err(self.failed("its audio cannot be found out: leave it out".into()));
             }
@@ -271,15 +301,16 @@ impl Watch {
         }
     }
 
-    fn check(&mut self) -> Result<(), String> {
+    /// Fails when nothing has come for the time of `patience`.
+    fn check(&mut self, patience: Duration) -> Result<(), String> {
         let now = self.counter.load(Ordering::Relaxed);
         if now != self.last {
             (self.last, self.since) = (now, Instant::now());
         }
-        if self.since.elapsed() > STALLED {
+        if self.since.elapsed() > patience {
             return Err(format!(
                 "encoding has stood still for {} s",
-                STALLED.as_secs()
+                patience.as_secs()
             ));
         }
         Ok(())

@@ -691,11 +691,18 @@ fn insert_zeros(shape: &ConvShape, gy: &[f32]) -> Vec<f32> {
     let side = |o: usize| (o.max(1) - 1) * shape.stride + 1;
     let (h, w, c) = (side(oh), side(ow), shape.co);
     let mut out = vec![0.0; shape.n * h * w * c];
-    for (i, pixel) in gy.chunks_exact(c).enumerate() {
-        let (n, y, x) = (i / (oh * ow), i / ow % oh, i % ow);
-        let at = ((n * h + y * shape.stride) * w + x * shape.stride) * c;
-        out[at..at + c].copy_from_slice(pixel);
-    }
+    // Rows of which one in `stride` has values; the last of an image has no rows of zeros behind it.
+    let rows = out.par_chunks_mut((w * c).max(1)).enumerate();
+    rows.for_each(|(row, out)| {
+        let (n, y) = (row / h, row % h);
+        if y.is_multiple_of(shape.stride) {
+            let from = &gy[(n * oh + y / shape.stride) * ow * c..][..ow * c];
+            let cells = out.chunks_mut(shape.stride * c);
+            for (cell, pixel) in cells.zip(from.chunks_exact(c)) {
+                cell[..c].copy_from_slice(pixel);
+            }
+        }
+    });
     out
 }
 
@@ -858,17 +865,20 @@ impl WeightGrad<'_> {
 /// Gradient with respect to the bias: `gy` `[.., co]` summed over all pixels: f32 within a band of 256 pixels,
 /// f64 from band to band.
 pub fn grad_bias(co: usize, gy: &[f32]) -> Vec<f32> {
-    let mut total = vec![0.0f64; co];
-    let mut band = vec![0.0f32; co];
-    for pixels in gy.chunks(co * 256) {
-        band.fill(0.0);
+    let band = |pixels: &[f32]| {
+        let mut sums = vec![0.0f32; co];
         for pixel in pixels.chunks_exact(co) {
-            for (sum, g) in band.iter_mut().zip(pixel) {
+            for (sum, g) in sums.iter_mut().zip(pixel) {
                 *sum += g;
             }
         }
-        for (sum, g) in total.iter_mut().zip(&band) {
-            *sum += f64::from(*g);
+        sums
+    };
+    let bands: Vec<Vec<f32>> = gy.par_chunks(co * 256).map(band).collect();
+    let mut total = vec![0.0f64; co];
+    for sums in &bands {
+        for (total, sum) in total.iter_mut().zip(sums) {
+            *total += f64::from(*sum);
         }
     }
     total.into_iter().map(|s| s as f32).collect()

@@ -192,6 +192,26 @@ pub fn gelu_grad(x: &[f32], g: &[f32]) -> Vec<f32> {
     map2(x, g, gelu_grad_on)
 }
 
+/// The gradient of a leaky ReLU with a `slope` above 0, by its output `y`, whose sign is the input's.
+///
+/// # Panics
+/// When `y` and `g` differ in length.
+pub fn leaky_relu_grad(y: &[f32], g: &[f32], slope: f32) -> Vec<f32> {
+    assert_eq!(y.len(), g.len(), "two inputs of one length");
+    // SAFETY: the chunks cover all values, and every value of a chunk is written.
+    unsafe {
+        filled(y.len(), |gx| {
+            let inputs = y.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
+            let chunks = gx.par_chunks_mut(CHUNK).zip(inputs);
+            chunks.for_each(|(gx, (y, g))| {
+                for ((gx, y), g) in gx.iter_mut().zip(y).zip(g) {
+                    gx.write(if *y > 0.0 { *g } else { slope * g });
+                }
+            });
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -351,7 +351,7 @@ mod tests {
     use super::*;
     use crate::{
         train::eval::{Judges, Method},
-        video::{StreamInfo, TimedFrame, Writer},
+        video::{Options, StreamInfo, TimedFrame, Writer},
     };
 
     const SIZE: (usize, usize) = (135, 101);
@@ -373,7 +373,11 @@ mod tests {
         let path = dir.join("clip.mkv");
         let info = FrameInfo::new(PixelFormat::I420, SIZE.0, SIZE.1);
         let stream = StreamInfo::new(info, Some((10, 1))).unwrap();
-        let mut writer = Writer::create(&path, &stream, "avenc_ffv1", None).unwrap();
+        let options = Options {
+            encoder: "avenc_ffv1".into(),
+            ..Options::default()
+        };
+        let mut writer = Writer::create(&path, &stream, &options, None).unwrap();
         for t in 0..frames {
             let frame = TimedFrame {
                 frame: Frame::from_rgb8_as(info, &picture(t)).unwrap(),

@@ -3,8 +3,8 @@
 use std::{fmt, str::FromStr};
 
 #[cfg(feature = "video")]
-use crate::train::codec::{Codec, Kind, Rate};
-use crate::train::degrade::Degradation;
+use crate::train::codec::{Codec, Rate};
+use crate::train::{codec::Kind, degrade::Degradation};
 
 /// What is done to a small picture or clip before it is upscaled. As text: `clean`, `jpeg60` (JPEG of a quality of 1 to
 /// 100), `h264-23`, `h265-28`, `vp9-32`, `av1-32` (a codec and its CRF, 0 to 51).
@@ -14,7 +14,6 @@ pub enum Condition {
     /// For pictures.
     Jpeg(u8),
     /// For clips, with a CRF.
-    #[cfg(feature = "video")]
     Codec(Kind, u8),
 }
 
@@ -57,7 +56,6 @@ impl Condition {
     }
 }
 
-#[cfg(feature = "video")]
 const CODECS: [(&str, Kind); 4] = [
     ("h264", Kind::H264),
     ("h265", Kind::H265),
@@ -75,7 +73,6 @@ impl FromStr for Condition {
         if let Some(Ok(quality @ 1..=100)) = s.strip_prefix("jpeg").map(str::parse) {
             return Ok(Self::Jpeg(quality));
         }
-        #[cfg(feature = "video")]
         if let Some((name, crf)) = s.split_once('-')
             && let Some((_, kind)) = CODECS.iter().find(|c| c.0 == name)
             && let Ok(crf @ 0..=51) = crf.parse()
@@ -94,7 +91,6 @@ impl fmt::Display for Condition {
         match self {
             Self::Clean => f.write_str("clean"),
             Self::Jpeg(quality) => write!(f, "jpeg{quality}"),
-            #[cfg(feature = "video")]
             Self::Codec(kind, crf) => {
                 let name = CODECS.iter().find(|c| c.1 == *kind).map_or("", |c| c.0);
                 write!(f, "{name}-{crf}")
@@ -109,11 +105,9 @@ mod tests {
 
     #[test]
     fn conditions_are_read_as_they_are_written_and_wrong_ones_refused() {
-        let mut texts = vec!["clean", "jpeg1", "jpeg100"];
-        if cfg!(feature = "video") {
-            texts.extend(["h264-0", "h265-51", "vp9-32", "av1-23"]);
-        }
-        for text in texts {
+        for text in [
+            "clean", "jpeg1", "jpeg100", "h264-0", "h265-51", "vp9-32", "av1-23",
+        ] {
             assert_eq!(text.parse::<Condition>().unwrap().to_string(), text);
         }
         for wrong in [

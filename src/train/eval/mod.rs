@@ -15,7 +15,6 @@ pub use condition::Condition;
 pub use method::{INTERPOLATIONS, Method};
 
 use std::{
-    ffi::OsStr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -23,7 +22,7 @@ use std::{
     },
 };
 
-use super::data::{DataError, files, is_image};
+use super::data::{DataError, files, is_image, is_video};
 use crate::{
     Error, Result,
     frame::{Component, FrameRef},
@@ -39,17 +38,8 @@ pub const REFERENCE: &str = "bicubic";
 /// # Errors
 /// [`DataError::Read`] for a directory that cannot be read.
 pub fn media_files(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
-    let found = files(paths, |path| is_image(path) || is_clip(path))?;
-    Ok(found.into_iter().partition(|path| !is_clip(path)))
-}
-
-fn is_clip(path: &Path) -> bool {
-    const NAMES: [&str; 16] = [
-        "mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "mts", "m2ts", "mpg", "mpeg", "ogv",
-        "y4m", "flv", "wmv", "3gp",
-    ];
-    let extension = path.extension().and_then(OsStr::to_str);
-    extension.is_some_and(|e| NAMES.iter().any(|name| e.eq_ignore_ascii_case(name)))
+    let found = files(paths, |path| is_image(path) || is_video(path))?;
+    Ok(found.into_iter().partition(|path| !is_video(path)))
 }
 
 /// The metrics that need a file.

@@ -27,6 +27,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let options = Options {
         encoder: args.encoder.clone().unwrap_or_default(),
         no_audio: args.no_audio,
+        stop: Some(stop.flag()),
     };
     let done = transcode(reader, output, &options, |frame| {
         if stop.is_asked() {

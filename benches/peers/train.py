@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Our training steps of students and of the teacher beside PyTorch's, in one run on the same cores.
+
+    benches/peers/train.py [--threads N] [--rounds N] [--json OUT]
+
+A step is forward, backward, AdamW and the moving average of the weights, at batch 16 on a grid of 48x48, f32. PyTorch
+gets the better of its two memory layouts, its fused AdamW and its batched average. The two sides take turns for some
+rounds; each side's best time counts, since a machine's noise only adds.
+"""
+
+import json
+
+import peers
+
+TORCH = peers.TORCH + r"""
+from torch import nn
+import copy
+
+BATCH, GRID = 16, 48
+
+class Conv(nn.Module):
+    # A 3x3 convolution, its kernel perhaps a product, its bias a function of the scale.
+    def __init__(self, ci, co, expand=None):
+        super().__init__()
+        self.expand = expand
+        if expand:
+            self.wide, self.squeeze = nn.Parameter(torch.randn(expand, ci, 3, 3) * 0.05), nn.Parameter(torch.randn(co, expand) * 0.05)
+        else:
+            self.weight = nn.Parameter(torch.randn(co, ci, 3, 3) * 0.05)
+        self.bias, self.scale = nn.Parameter(torch.zeros(co)), nn.Parameter(torch.zeros(co, 2))
+    def forward(self, x, features):
+        weight = (self.squeeze @ self.wide.flatten(1)).view(-1, *self.wide.shape[1:]) if self.expand else self.weight
+        return F.conv2d(x, weight, self.bias + (self.scale @ features)[:, 0], padding=1)
+
+class Student(nn.Module):
+    def __init__(self, z, c, depth, pairs=False, expand=None):
+        super().__init__()
+        self.pairs = pairs
+        self.head, self.tail = Conv(z, c, expand), Conv(c, z, expand)
+        self.body = nn.ModuleList(Conv(c, c, expand) for _ in range(2 * depth if pairs else depth))
+    def forward(self, x):
+        features = torch.tensor([[-0.11], [0.0121]])
+        act = lambda x: F.leaky_relu(x, 0.1, inplace=True)
+        x = act(self.head(x, features))
+        if self.pairs:
+            for a, b in zip(self.body[::2], self.body[1::2]):
+                x = x + b(act(a(x, features)), features)
+        else:
+            for layer in self.body:
+                x = act(layer(x, features))
+        return self.tail(x, features)
+
+class Block(nn.Module):
+    def __init__(self, ci, co, e):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(ci // 16, ci), nn.Conv2d(ci, co, 3, padding=1)
+        self.modulation = nn.Linear(e, 2 * co)
+        self.norm2, self.conv2 = nn.GroupNorm(co // 16, co), nn.Conv2d(co, co, 3, padding=1)
+        self.skip = nn.Conv2d(ci, co, 1) if ci != co else nn.Identity()
+    def forward(self, x, e):
+        y = self.conv1(F.silu(self.norm1(x), inplace=True))
+        scale, shift = self.modulation(e)[:, :, None, None].chunk(2, 1)
+        y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift, inplace=True))
+        return self.skip(x) + y
+
+class Teacher(nn.Module):
+    def __init__(self, z, widths=(16, 32, 48), blocks=2):
+        super().__init__()
+        first, e = widths[0], 4 * widths[0]
+        self.embedding = nn.Sequential(nn.Linear(first + 2, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self.head = nn.Conv2d(2 * z, first, 3, padding=1)
+        self.down = nn.ModuleList(nn.ModuleList(Block(w, w, e) for _ in range(blocks)) for w in widths)
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
+        self.middle = nn.ModuleList(Block(widths[-1], widths[-1], e) for _ in range(2))
+        self.up = nn.ModuleList(nn.ModuleList(Block(2 * w, w, e) for _ in range(blocks)) for w in widths)
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:]))
+        self.norm, self.tail = nn.GroupNorm(first // 16, first), nn.Conv2d(first, z, 3, padding=1)
+        self.first = first
+    def forward(self, noisy, base, t):
+        half = self.first // 2
+        angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
+        e = self.embedding(torch.cat([angles.cos(), angles.sin(), torch.tensor([[-0.11, 0.0121]]).expand(len(t), 2)], 1))
+        x, kept = self.head(torch.cat([noisy, base], 1)), []
+        for i, level in enumerate(self.down):
+            for block in level:
+                x = block(x, e)
+                kept.append(x)
+            if i < len(self.shrink):
+                x = self.shrink[i](x)
+        for block in self.middle:
+            x = block(x, e)
+        for i in reversed(range(len(self.up))):
+            for block in self.up[i]:
+                x = block(torch.cat([x, kept.pop()], 1), e)
+            if i:
+                x = self.grow[i - 1](F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.tail(F.silu(self.norm(x), inplace=True))
+
+def timed(net, z, loss):
+    times = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        model = copy.deepcopy(net).to(memory_format=layout)
+        parameters = list(model.parameters())
+        averages = [p.detach().clone() for p in parameters]
+        adam = torch.optim.AdamW(parameters, 1e-4, (0.9, 0.99), weight_decay=0.0, fused=True)
+        inputs = [torch.randn(BATCH, z, GRID, GRID).to(memory_format=layout) for _ in range(3)]
+        def step():
+            adam.zero_grad(set_to_none=True)
+            value = loss(model, *inputs)
+            value.backward()
+            assert value.item() == value.item()
+            adam.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, parameters, 0.001)
+        times.append(best(step, 2.5))
+    return min(times)
+
+def charbonnier(model, base, truth, _):
+    return ((model(base) - truth).square() + 4e-4).sqrt().mean()
+
+def denoising(model, base, noisy, truth):
+    return (model(noisy, base, torch.arange(BATCH) % 8) - truth).square().mean()
+
+rows = {
+    "tiny, r = 4": timed(Student(16, 32, 4), 16, charbonnier),
+    "tiny, r = 4, expanded to 64": timed(Student(16, 32, 4, expand=64), 16, charbonnier),
+    "small": timed(Student(24, 64, 4, pairs=True), 24, charbonnier),
+    "micro teacher, r = 4": timed(Teacher(16), 16, denoising),
+}
+print(json.dumps({"version": torch.__version__, "rows": rows}))
+"""
+
+
+def main():
+    args = peers.parser(__doc__).parse_args()
+    ours, theirs, version = {}, {}, ""
+    for mine, peer in peers.turns("train", TORCH, args):
+        peers.least(ours, {row["name"]: row["ms"] for row in mine["rows"]})
+        peers.least(theirs, peer["rows"])
+        version = peer["version"]
+    print(f"{args.threads} thread(s), PyTorch {version}; ratio: PyTorch's time over ours, above 1 we are faster")
+    print(f"{'':32} {'ours':>10} {'PyTorch':>10} {'ratio':>6}")
+    for name, ms in ours.items():
+        print(f"{name:32} {ms:7.2f} ms {theirs[name]:7.2f} ms {theirs[name] / ms:6.2f}")
+    if args.json:
+        args.json.write_text(json.dumps({"threads": args.threads, "pytorch": version, "ours": ours, "theirs": theirs}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

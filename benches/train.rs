@@ -1,0 +1,135 @@
+//! Speed of training steps: a student's, plain and with expanded kernels, and the teacher's, with optimiser and averages.
+//!
+//! `cargo bench --bench train [-- --threads N] [--json]`. `benches/peers/train.py` runs this and PyTorch in turn. Batches
+//! are random and ready: making them is other threads' work. The best of many steps is reported.
+
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{VarBuilder, VarMap};
+use tadsr::{
+    nn::lite::{Student, StudentConfig, Teacher, TeacherConfig},
+    train::optim::{AdamW, Ema, Parameter},
+};
+
+const BATCH: usize = 16;
+/// Cells a side of the latent's grid.
+const GRID: usize = 48;
+
+/// A network's parameters and what moves them.
+struct Trained {
+    parameters: Vec<Parameter>,
+    adam: AdamW,
+    ema: Ema,
+    steps: u64,
+}
+
+impl Trained {
+    /// Draws the weights of `vars`: they keep the signal's size.
+    fn new(vars: &VarMap) -> Result<Self> {
+        let all = vars.data().lock().expect("no thread has panicked");
+        let parameters: Vec<Parameter> = all.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        for (_, var) in &parameters {
+            let inputs: usize = var.dims().iter().skip(1).product();
+            let std = (1.0 / inputs.max(1) as f32).sqrt();
+            var.set(&Tensor::randn(0f32, std, var.shape(), &Device::Cpu)?)?;
+        }
+        Ok(Self {
+            adam: AdamW::new(parameters.clone())?,
+            ema: Ema::new(parameters.clone(), 0.999)?,
+            parameters,
+            steps: 0,
+        })
+    }
+
+    fn step(&mut self, loss: &Tensor) -> Result<()> {
+        assert!(loss.to_scalar::<f32>()?.is_finite());
+        let grads = loss.backward()?;
+        assert!(self.parameters.iter().all(|(_, v)| grads.get(v).is_some()));
+        self.adam.step(&grads, 1e-4)?;
+        self.steps += 1;
+        self.ema.update(self.steps)
+    }
+}
+
+/// The best time of `step`, in milliseconds, over at least `TIME` and three runs.
+fn best(mut step: impl FnMut() -> Result<()>) -> Result<f64> {
+    const TIME: Duration = Duration::from_millis(2500);
+    step()?;
+    let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
+    while start.elapsed() < TIME || runs < 3 {
+        let run = Instant::now();
+        step()?;
+        best = best.min(run.elapsed());
+        runs += 1;
+    }
+    Ok(best.as_secs_f64() * 1e3)
+}
+
+fn random(channels: usize) -> Result<Tensor> {
+    Tensor::randn(0f32, 1.0, (BATCH, GRID, GRID, channels), &Device::Cpu)
+}
+
+/// Supervised: a Charbonnier loss.
+fn student(config: StudentConfig, expand: Option<usize>) -> Result<f64> {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let student = match expand {
+        None => Student::new(config, vb)?,
+        Some(width) => Student::expanded(config, width, vb)?,
+    };
+    let mut trained = Trained::new(&vars)?;
+    let channels = config.latent.channels(config.r);
+    let (base, truth) = (random(channels)?, random(channels)?);
+    best(|| {
+        let difference = (student.forward(&base, 3.7)? - &truth)?;
+        let loss = (difference.sqr()? + 4e-4)?.sqrt()?.mean_all()?;
+        trained.step(&loss)
+    })
+}
+
+/// Denoising: a squared loss.
+fn teacher(config: TeacherConfig) -> Result<f64> {
+    let channels = config.latent;
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let teacher = Teacher::new(config, vb)?;
+    let mut trained = Trained::new(&vars)?;
+    let (base, noisy, truth) = (random(channels)?, random(channels)?, random(channels)?);
+    let times: Vec<usize> = (0..BATCH).map(|i| i % 8).collect();
+    best(|| {
+        let difference = (teacher.forward(&noisy, &base, &times, 3.7)? - &truth)?;
+        trained.step(&difference.sqr()?.mean_all()?)
+    })
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
+    let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .expect("the first pool of the process");
+    let rows = [
+        ("tiny, r = 4", student(StudentConfig::tiny(4), None)?),
+        (
+            "tiny, r = 4, expanded to 64",
+            student(StudentConfig::tiny(4), Some(64))?,
+        ),
+        ("small", student(StudentConfig::small(), None)?),
+        (
+            "micro teacher, r = 4",
+            teacher(TeacherConfig::micro(16, 4))?,
+        ),
+    ];
+    if args.iter().any(|a| a == "--json") {
+        let rows = rows.map(|(name, ms)| serde_json::json!({"name": name, "ms": ms}));
+        println!("{}", serde_json::json!({"threads": threads, "rows": rows}));
+    } else {
+        println!("{threads} thread(s), {BATCH} x {GRID}x{GRID}");
+        rows.iter()
+            .for_each(|(name, ms)| println!("{name:32} {ms:9.2} ms"));
+    }
+    Ok(())
+}
