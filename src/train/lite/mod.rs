@@ -253,3 +253,60 @@ fn gain(truth: &Tensor, left: &Tensor, stats: &LatentStats) -> Result<f64> {
     };
     Ok(10.0 * (energy(truth)? / energy(left)?).log10())
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+    use candle_nn::VarBuilder;
+
+    use super::{losses::Teacher as _, *};
+    use crate::{nn::lite::TeacherConfig, train::losses::Perturbation};
+
+    /// With a network that gives zero, the prediction is the best linear guess: what it misses is as large as it must be.
+    #[test]
+    fn a_network_that_knows_nothing_leaves_the_best_linear_guess() {
+        let config = TeacherConfig::micro(4, 2);
+        let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
+        let teacher = Teacher::new(config, vb).unwrap();
+        let schedule = Diffusion::default().schedule().unwrap();
+        let random = || Tensor::randn(0f32, 1.0, (4, 64, 64, 4), &Device::Cpu).unwrap();
+        let (residual, noise, base) = (random(), random(), random());
+        let guided = Guided {
+            teacher: &teacher,
+            schedule: &schedule,
+            base: &base,
+            scale: 2.0,
+        };
+        for t in 0..schedule.steps() {
+            let draw = Perturbation {
+                schedule: &schedule,
+                zy: &base.zeros_like().unwrap(),
+                t: &[t; 4],
+                noise: &noise,
+            };
+            let guess = guided
+                .predict(&draw.input(&residual).unwrap(), &[t; 4])
+                .unwrap();
+            let missed = (guess - &residual).unwrap().sqr().unwrap();
+            let missed = missed.mean_all().unwrap().to_scalar::<f32>().unwrap();
+            let eta = schedule.sqrt_eta()[t].powi(2);
+            let want = (eta / ((1.0 - eta).powi(2) + eta)) as f32;
+            assert!(
+                (missed - want).abs() < 0.03 * want,
+                "{t}: {missed}, not {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn gains_are_in_the_units_of_the_picture() {
+        let stats = LatentStats {
+            residual_std: vec![1.0, 3.0],
+            ..LatentStats::nominal(LatentKind::Luma, 1)
+        };
+        let truth = Tensor::new(&[[1f32, 1.0]], &Device::Cpu).unwrap();
+        let left = Tensor::new(&[[1f32, 0.0]], &Device::Cpu).unwrap();
+        let gain = gain(&truth, &left, &stats).unwrap();
+        assert!((gain - 10.0).abs() < 1e-5, "{gain}");
+    }
+}
