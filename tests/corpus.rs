@@ -1,7 +1,9 @@
 //! The training data: mixed folders, damage by codecs, the pool of damaged clips.
 #![cfg(all(feature = "train", feature = "video"))]
 
-use std::{fs, path::Path, sync::Mutex, time::Duration};
+use std::{fs, path::Path, process::Command, sync::Mutex, time::Duration};
+
+use assert_cmd::cargo::CommandCargoExt;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tadsr::{
@@ -342,4 +344,62 @@ fn a_pool_stays_within_its_limit_and_stops_when_told_to() {
         1,
     );
     assert!(large.err().unwrap().to_string().contains("limit"));
+}
+
+fn tool(args: &[&str]) -> (bool, String) {
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    let output = command.args(args).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn data_check_says_what_is_used_and_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    mixed(dir.path());
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let check = ["data", "check", data, "--patch", "48"];
+    let (good, text) = tool(&check);
+    assert!(good, "{text}");
+    for word in [
+        "photos: 3",
+        "c.jpg",
+        "b.mp4",
+        "1 with .txt",
+        "H.264",
+        "clean",
+    ] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    if has_h264() {
+        for word in [
+            "160x160, 25.00 fps, 0.8 s, H.264",
+            "damaged clips of 144x144",
+        ] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+    }
+    let own = dir.path().join("damage.toml");
+    let own = own.to_str().unwrap();
+    let (_, preset) = tool(&["data", "preset", "real-world"]);
+    fs::write(own, &preset).unwrap();
+    let (good, text) = tool(&[&check[..], &["--damage", own]].concat());
+    assert!(good && text.contains("100 % real-world"), "{text}");
+    fs::write(own, preset.replace("gaussian", "gausian")).unwrap();
+    let (good, text) = tool(&[&check[..], &["--damage", own]].concat());
+    assert!(
+        !good && text.contains("damage.toml") && text.contains("gausian"),
+        "{text}"
+    );
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let (good, text) = tool(&[
+        "data",
+        "check",
+        empty.to_str().unwrap(),
+        "--preset",
+        "clean",
+    ]);
+    assert!(!good && text.contains("nothing"), "{text}");
 }

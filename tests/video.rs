@@ -230,9 +230,12 @@ fn reading_can_start_anywhere() {
     let clips = Clips::new();
     let path = clips.make("s.mp4", 100, CAPS, "x264enc key-int-max=10");
     let mut reader = Reader::open(&path).unwrap();
+    assert_eq!(reader.codec(), "H.264");
     reader.seek(Duration::from_millis(2050)).unwrap();
     let rest: Vec<_> = reader.map(|f| f.unwrap()).collect();
     assert_eq!(rest.len(), 50);
+    // Times are those of the file: it is at 25 frames a second.
+    assert_eq!(rest[0].pts, Duration::from_secs(2));
 }
 
 #[test]

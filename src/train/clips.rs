@@ -77,6 +77,8 @@ pub struct Source {
     pub rate: Option<f64>,
     /// 0 where the file does not say.
     pub seconds: f64,
+    /// What people call its codec.
+    pub codec: String,
 }
 
 /// Seconds of `videos` in all.
@@ -116,6 +118,7 @@ fn open(path: &Path, side: usize) -> Result<Source, String> {
         height,
         rate: stream.framerate().map(|(n, d)| f64::from(n) / f64::from(d)),
         seconds: stream.duration().unwrap_or_default().as_secs_f64(),
+        codec: reader.codec(),
     })
 }
 
@@ -388,11 +391,14 @@ impl Extraction<'_> {
         };
         let mut hash = Fnv::default();
         let (mut next, mut reported) = (0.0, 0.0);
+        let (mut seeks, mut left) = (true, None);
         let mut moment: Vec<Frame> = Vec::with_capacity(self.shape.frames);
         while let Some(frame) = reader.next() {
             // A file that breaks off is as good as its beginning.
             let Ok(frame) = frame else { break };
             let time = frame.pts.as_secs_f64();
+            // Between key frames that lie far apart a jump leads back.
+            seeks &= left.take().is_none_or(|left| time > left);
             if time < next {
                 continue;
             }
@@ -419,9 +425,10 @@ impl Extraction<'_> {
                 return Err("stopped".into());
             }
             reported = time;
-            if next - time > FAR {
+            if seeks && next - time > FAR {
                 // Where it does not work, everything is decoded.
-                let _ = reader.seek(Duration::from_secs_f64(next));
+                seeks = reader.seek(Duration::from_secs_f64(next)).is_ok();
+                left = Some(time);
             }
         }
         (self.report)(video.seconds - reported);

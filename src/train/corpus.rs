@@ -318,9 +318,29 @@ pub struct Found {
 /// # Errors
 /// [`DataError::Read`] for a folder that cannot be read.
 pub fn find(folders: &[PathBuf]) -> Result<Found, DataError> {
-    let found = files(folders, |path| is_image(path) || is_video(path))?;
+    let found = files(folders, is_material)?;
     let (videos, photos) = found.into_iter().partition(|p| is_video(p));
     Ok(Found { photos, videos })
+}
+
+/// Whether `path` has the name of a photo or a video.
+pub fn is_material(path: &Path) -> bool {
+    is_image(path) || is_video(path)
+}
+
+/// The size of the clips that are cut out of videos for patches of `patch` pixels.
+#[cfg(feature = "video")]
+pub fn clip_shape(spec: &CorpusSpec, damage: &Damage, patch: usize, scales: [f64; 2]) -> Shape {
+    match damage.coded().next() {
+        Some(_) => Shape {
+            side: Layout::new(patch, scales).side,
+            frames: spec.pool.frames,
+        },
+        None => Shape {
+            side: (patch * 3).div_ceil(4) * 2,
+            frames: 1,
+        },
+    }
 }
 
 /// What is to be done without the codecs that are not there.
@@ -401,17 +421,7 @@ impl Corpus {
         let held_out = photos.as_mut().map(|p| p.hold_out(spec.hold_out));
         #[cfg(feature = "video")]
         let (clips, held_out) = {
-            let layout = damage.coded().next().map(|_| Layout::new(patch, scales));
-            let shape = match &layout {
-                Some(layout) => Shape {
-                    side: layout.side,
-                    frames: spec.pool.frames,
-                },
-                None => Shape {
-                    side: (patch * 3).div_ceil(4) * 2,
-                    frames: 1,
-                },
-            };
+            let shape = clip_shape(spec, &damage, patch, scales);
             let (videos, more) = clips::survey(&found.videos, shape.side);
             skipped.extend(more);
             let report = |done, all| progress(Progress::Videos { done, all });

@@ -311,3 +311,118 @@ impl Recipe {
         Ok(clip.iter().map(rounded).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::SmallRng};
+
+    use super::*;
+
+    #[test]
+    fn presets_are_named_hold_and_come_back_from_toml() {
+        for (name, _) in PRESETS {
+            let preset = Damage::preset(name).unwrap();
+            preset.check().unwrap();
+            assert_eq!(
+                Damage::from_toml(&preset.to_toml()).unwrap(),
+                preset,
+                "{name}"
+            );
+        }
+        assert!(Damage::preset("cinema").is_none());
+    }
+
+    #[test]
+    fn faults_are_named_by_recipe_stage_and_value() {
+        let fault = |stages: &str| {
+            let head = "[[recipe]]\nname = 'mine'\nweight = 1\n";
+            let text = stages.replace('#', "[[recipe.stage]]\nkind =");
+            Damage::from_toml(&format!("{head}{text}"))
+                .unwrap_err()
+                .to_string()
+        };
+        for (stages, words) in [
+            (
+                "# 'shrink'\n# 'jpeg'\nquality = [90, 30]",
+                ["mine", "stage 2 (jpeg)", "quality = 90..30"],
+            ),
+            (
+                "# 'shrink'\n# 'codec'\ncrf = [10, 60]",
+                ["mine", "stage 2 (codec)", "crf = 10..60"],
+            ),
+            (
+                "# 'blur'\nchance = 1.5\n# 'shrink'",
+                ["mine", "stage 1 (blur)", "chance = 1.5"],
+            ),
+            (
+                "# 'shrink'\narea = -1",
+                ["mine", "stage 1 (shrink)", "weights"],
+            ),
+            ("# 'jpeg'", ["mine", "shrinks", "has 0"]),
+            ("# 'shrink'\n# 'real_world'", ["mine", "shrinks", "has 2"]),
+            ("# 'codec'\n# 'shrink'", ["mine", "'codec' comes after", ""]),
+            ("# 'real_world'\n# 'codec'", ["mine", "use one", ""]),
+            (
+                "# 'shrink'\n# 'noise'\nsigmas = [1, 2]",
+                ["sigmas", "line", ""],
+            ),
+            ("# 'melt'", ["melt", "shrink", "line"]),
+        ] {
+            let text = fault(stages);
+            assert!(words.iter().all(|w| text.contains(w)), "{stages}: {text}");
+        }
+        let none = Damage::from_toml("recipe = []").unwrap_err().to_string();
+        assert!(none.contains("weights"), "{none}");
+    }
+
+    #[test]
+    fn recipes_are_drawn_by_their_weights() {
+        let damage = Damage::streaming();
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut drawn = [0; 4];
+        for _ in 0..2000 {
+            let recipe = damage.draw(&mut rng).unwrap();
+            let at = damage.recipes.iter().position(|r| r.name == recipe.name);
+            drawn[at.unwrap()] += 1;
+        }
+        for (n, share) in drawn.into_iter().zip([0.5, 0.25, 0.2, 0.05]) {
+            assert!((f64::from(n) / 2000.0 - share).abs() < 0.04, "{drawn:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_codec_its_recipes_go_and_the_others_stay() {
+        let damage = Damage::streaming();
+        assert_eq!(damage.kinds(), Kind::ALL);
+        let some = damage.without(&[Kind::Av1, Kind::H264]);
+        assert_eq!(
+            (some.recipes.len(), some.kinds()),
+            (4, vec![Kind::H265, Kind::Vp9])
+        );
+        let none = damage.without(&Kind::ALL);
+        assert!(none.recipes.len() == 3 && none.kinds().is_empty());
+        none.check().unwrap();
+    }
+
+    #[test]
+    fn a_preset_without_codecs_damages_as_its_seed_says_to_8_bit_values() {
+        let mut patch = Patch::new(40, 40);
+        let values = patch.rgb.iter_mut().enumerate();
+        values.for_each(|(i, v)| *v = (i * 31 % 97) as f32 / 97.0);
+        for name in ["stills", "clean", "real-world"] {
+            let recipe = &Damage::preset(name).unwrap().recipes[0];
+            let damaged = |seed| {
+                let mut rng = SmallRng::seed_from_u64(seed);
+                let clip = recipe
+                    .apply(vec![patch.clone()], (20, 10), &mut rng)
+                    .unwrap();
+                clip.into_iter().next().unwrap()
+            };
+            let low = damaged(1);
+            assert_eq!((low.width, low.height), (20, 10));
+            assert_eq!(low, damaged(1));
+            let whole = |v: &f32| (v * 255.0 - (v * 255.0).round()).abs() < 1e-3;
+            assert!(low.rgb.iter().all(whole), "{name}");
+        }
+    }
+}

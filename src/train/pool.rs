@@ -55,6 +55,31 @@ impl Layout {
         Self { side, scales }
     }
 
+    /// The number of clips that the limit of `spec` allows, and their bytes.
+    pub fn room(&self, spec: &PoolSpec) -> (usize, u64) {
+        let most = (spec.limit << 20) / self.bytes(0, spec).max(1);
+        let count = spec.clips.min(usize::try_from(most).unwrap_or(usize::MAX));
+        (count, (0..count).map(|i| self.bytes(i, spec)).sum())
+    }
+
+    /// The scale of clip `i`: every second one has the largest, the others take turns.
+    fn scale(&self, i: usize) -> usize {
+        match &self.scales[..] {
+            [] => 1,
+            [only] => *only,
+            [others @ .., largest] => match i % 2 {
+                0 => *largest,
+                _ => others[i / 2 % others.len()],
+            },
+        }
+    }
+
+    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B.
+    fn bytes(&self, i: usize, spec: &PoolSpec) -> u64 {
+        let low = self.side / self.scale(i);
+        (3 * (self.side.pow(2) + low.pow(2)) * spec.kept) as u64
+    }
+
     /// Which of the scales serves pictures of `side` pixels from `small`.
     fn scale_for(&self, side: usize, small: usize) -> Result<usize> {
         let inside = |s: &&usize| **s * small <= self.side;
@@ -82,8 +107,9 @@ pub struct Pool {
     layout: Layout,
     damage: Damage,
     key: u64,
-    /// The number of clips.
+    /// The number of clips and their bytes.
     count: usize,
+    size: u64,
 }
 
 impl Pool {
@@ -117,9 +143,9 @@ impl Pool {
             damage,
             key,
             count: 0,
+            size: 0,
         };
-        let most = (spec.limit << 20) / pool.bytes(0);
-        pool.count = spec.clips.min(usize::try_from(most).unwrap_or(usize::MAX));
+        (pool.count, pool.size) = pool.layout.room(spec);
         if pool.count < PoolSpec::LEAST {
             return Err(Error::Setting(format!(
                 "pool: limit = {} MB: not room for {} clips of {} bytes",
@@ -163,7 +189,7 @@ impl Pool {
 
     /// Bytes of all clips, when they have been made.
     pub fn size(&self) -> u64 {
-        (0..self.count).map(|i| self.bytes(i)).sum()
+        self.size
     }
 
     /// Makes the clips that are not there yet, on all cores. `progress` is called from several threads with (clips there,
@@ -237,29 +263,15 @@ impl Pool {
         Ok((truth.turned(turn, x, y), low.turned(turn, x, y)))
     }
 
-    /// The scale of clip `i`: every second one has the largest, the others take turns.
-    fn scale(&self, i: usize) -> usize {
-        match &self.layout.scales[..] {
-            [] => 1,
-            [only] => *only,
-            [others @ .., largest] => match i % 2 {
-                0 => *largest,
-                _ => others[i / 2 % others.len()],
-            },
-        }
-    }
-
     /// A clip of `scale`.
     fn draw(&self, rng: &mut StdRng, scale: usize) -> usize {
-        let of_scale = || (0..self.count).filter(|&i| self.scale(i) == scale);
+        let of_scale = || (0..self.count).filter(|&i| self.layout.scale(i) == scale);
         let drawn = rng.random_range(0..of_scale().count().max(1));
         of_scale().nth(drawn).unwrap_or(0)
     }
 
-    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B.
     fn bytes(&self, i: usize) -> u64 {
-        let low = self.layout.side / self.scale(i);
-        (3 * (self.layout.side.pow(2) + low.pow(2)) * self.spec.kept) as u64
+        self.layout.bytes(i, &self.spec)
     }
 
     fn path(&self, i: usize) -> PathBuf {
@@ -269,7 +281,7 @@ impl Pool {
     fn make(&self, i: usize, make: &Make) -> Result<()> {
         let mut rng = StdRng::seed_from_u64(step_seed(self.spec.seed ^ POOL, i as u64));
         let truth = make(&mut rng)?;
-        let low = self.layout.side / self.scale(i);
+        let low = self.layout.side / self.layout.scale(i);
         let nothing = || Error::Frame("a pool without recipes".into());
         let recipe = self.damage.draw(&mut rng).ok_or_else(nothing)?;
         let damaged = recipe.apply(truth.clone(), (low, low), &mut rng)?;
@@ -309,7 +321,7 @@ impl Pool {
         let mut bytes = vec![0; len as usize];
         file.seek(SeekFrom::Start(frame as u64 * len)).ok()?;
         file.read_exact(&mut bytes).ok()?;
-        let (side, low) = (self.layout.side, self.layout.side / self.scale(i));
+        let (side, low) = (self.layout.side, self.layout.side / self.layout.scale(i));
         let damaged = bytes.split_off(3 * side * side);
         let image = |side: usize, bytes| RgbImage::from_raw(side as u32, side as u32, bytes);
         image(side, bytes).zip(image(low, damaged))

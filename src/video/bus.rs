@@ -264,6 +264,14 @@ pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
         ("audio/x-opus", _) => "Opus".into(),
         ("audio/x-vorbis", _) => "Vorbis".into(),
         ("audio/x-flac", _) => "FLAC".into(),
+        ("video/x-h264", _) => "H.264".into(),
+        ("video/x-h265", _) => "H.265".into(),
+        ("video/x-vp8", _) => "VP8".into(),
+        ("video/x-vp9", _) => "VP9".into(),
+        ("video/x-av1", _) => "AV1".into(),
+        ("video/x-theora", _) => "Theora".into(),
+        ("video/mpeg", version @ (1 | 2 | 4)) => format!("MPEG-{version}"),
+        ("video/x-raw", _) => "uncompressed".into(),
         (name, _) => name.into(),
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -47,6 +47,8 @@ pub struct Reader {
     first: Option<gst::Sample>,
     /// Where the last frame ends.
     end: Duration,
+    /// Whether the frames come from behind a jump: their running time then counts from there.
+    sought: bool,
     over: bool,
     warnings: Vec<String>,
 }
@@ -55,6 +57,7 @@ pub struct Reader {
 #[derive(Default)]
 struct Found {
     video: AtomicBool,
+    codec: Mutex<String>,
     audio: AtomicUsize,
     subtitles: AtomicUsize,
     /// Where the streams beside the video end, as far as they have been read, in nanoseconds.
@@ -96,6 +99,7 @@ impl Reader {
             caps,
             first: Some(first),
             end: Duration::ZERO,
+            sought: false,
             over: false,
             warnings,
         })
@@ -109,6 +113,14 @@ impl Reader {
     /// What the first frame is like; the frames after it are the same, but for files that change their size midway.
     pub fn stream(&self) -> &StreamInfo {
         &self.stream
+    }
+
+    /// What people call the video's codec.
+    pub fn codec(&self) -> String {
+        self.found
+            .codec
+            .lock()
+            .map_or_else(|_| String::new(), |c| c.clone())
     }
 
     /// The number of audio streams.
@@ -137,6 +149,7 @@ impl Reader {
         sought.map_err(|_| self.failed("GStreamer cannot seek in it".into()))?;
         self.first = None;
         self.over = false;
+        self.sought = true;
         Ok(())
     }
 
@@ -175,7 +188,10 @@ impl Reader {
         let segment = sample.segment().and_then(|s| s.downcast_ref::<ClockTime>());
         let pts = match (segment, buffer.pts()) {
             (Some(segment), Some(pts)) => match segment.to_running_time(pts) {
-                Some(time) => time.into(),
+                Some(time) => {
+                    let from = segment.time().filter(|_| self.sought);
+                    Duration::from(time) + from.map(Duration::from).unwrap_or_default()
+                }
                 None => return Ok(None),
             },
             _ => self.end,
@@ -338,6 +354,9 @@ fn build(path: &Path) -> Result<(gst::Pipeline, AppSink, Arc<Found>), String> {
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
         let kind = caps.structure(0).map_or("", |s| s.name().as_str());
         let linked = if is_video(kind) && !seen.video.swap(true, Ordering::SeqCst) {
+            if let Ok(mut codec) = seen.codec.lock() {
+                *codec = codec_name(&caps);
+            }
             decode(&pipeline, pad, &sink)
         } else {
             if kind.starts_with("audio/") {

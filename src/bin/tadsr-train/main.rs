@@ -1,6 +1,7 @@
 //! The command line of the training tool: one file a subcommand.
 
 mod corpus;
+mod data;
 mod distill;
 mod dry_run;
 mod eval;
@@ -31,6 +32,7 @@ enum Command {
     Run(recipe::Args),
     Fit(fit::Args),
     Distill(distill::Args),
+    Data(data::Args),
     Eval(eval::Args),
     Import(import::Args),
     Report(report::Args),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Run(args) => recipe::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Distill(args) => distill::run(args),
+        Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
         Command::Report(args) => report::run(args),

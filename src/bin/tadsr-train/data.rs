@@ -1,0 +1,288 @@
+//! `tadsr-train data`: what a model would be trained on.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+use clap::{Args as ClapArgs, Subcommand};
+#[cfg(feature = "video")]
+use tadsr::train::{clips, pool::Layout};
+use tadsr::train::{
+    corpus::{self, CorpusSpec, Found},
+    damage::Damage,
+    data::{PhotoSet, Skipped},
+    recipe::train_scales,
+};
+
+use crate::corpus::{DamageArgs, Preset};
+
+/// Look at training data: what of it is used, and what happens to it.
+#[derive(ClapArgs)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Check(Check),
+    Preset(Print),
+}
+
+/// Say what of some folders would be trained on, and what not and why; nothing is written.
+#[derive(ClapArgs)]
+#[command(after_help = "Examples:
+  tadsr-train data check photos videos
+  tadsr-train data check photos --scale 4              # for a model of scales up to 4
+  tadsr-train data check photos --damage damage.toml   # recipes of one's own")]
+struct Check {
+    /// Folders (or files) with photos (JPEG, PNG) and videos
+    #[arg(required = true, value_name = "DIR")]
+    dirs: Vec<PathBuf>,
+    #[command(flatten)]
+    damage: DamageArgs,
+    /// Largest scale of the model, above 1 up to 4
+    #[arg(long, default_value_t = 2.0)]
+    scale: f64,
+    /// Side of a high-resolution patch in pixels [default: 96 up to scale 2, 192 above]
+    #[arg(long)]
+    patch: Option<usize>,
+    /// Folder for prepared clips [default: tadsr in the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+/// Print a preset's recipes of damage as TOML, to change them and give them to --damage.
+#[derive(ClapArgs)]
+#[command(after_help = "Examples:
+  tadsr-train data preset streaming > damage.toml
+  tadsr-train fit --data photos --damage damage.toml --out runs/mine")]
+struct Print {
+    #[arg(value_enum)]
+    preset: Preset,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Check(check) => check.run(),
+        Command::Preset(Print { preset }) => {
+            if let Some(damage) = Damage::preset(preset.name()) {
+                print!("{}", damage.to_toml());
+            }
+            Ok(())
+        }
+    }
+}
+
+impl Check {
+    fn run(&self) -> Result<()> {
+        if !(1.0 < self.scale && self.scale <= 4.0) {
+            bail!("--scale {}: above 1, up to 4", self.scale);
+        }
+        let patch = self
+            .patch
+            .unwrap_or(if self.scale <= 2.0 { 96 } else { 192 });
+        if !(16..=1024).contains(&patch) {
+            bail!("--patch {patch}: 16 to 1024");
+        }
+        let mut spec = CorpusSpec {
+            dirs: self.dirs.clone(),
+            cache: self.cache.clone(),
+            ..CorpusSpec::default()
+        };
+        self.damage.set(&mut spec)?;
+        let available = corpus::available(&spec)?;
+        let found = corpus::find(&self.dirs)?;
+        let low = if self.scale <= 2.0 { 1.0 } else { 2.0 };
+        let photos = photos(&found, patch)?;
+        let counts = material(
+            &spec,
+            &available.damage,
+            &found,
+            photos,
+            patch,
+            train_scales(low, self.scale),
+        )?;
+        others(&self.dirs)?;
+        damage(&available);
+        encoders();
+        if counts == 0 {
+            bail!("nothing here can be trained on");
+        }
+        Ok(())
+    }
+}
+
+/// Says which photos are of use.
+fn photos(found: &Found, patch: usize) -> Result<Option<PhotoSet>> {
+    let (set, skipped) = match PhotoSet::load(&found.photos, patch, |_, _| {}) {
+        Ok(set) => {
+            let skipped = set.skipped().to_vec();
+            (Some(set), skipped)
+        }
+        Err(tadsr::train::data::DataError::Empty { skipped, .. }) => (None, skipped),
+        Err(e) => return Err(e.into()),
+    };
+    let count = set.as_ref().map_or(0, PhotoSet::len);
+    println!("photos: {count} with sides of at least {patch} pixels");
+    left_out(&skipped);
+    Ok(set)
+}
+
+fn left_out(skipped: &[Skipped]) {
+    for skipped in skipped {
+        println!("  left out: {}: {}", skipped.path.display(), skipped.reason);
+    }
+}
+
+/// Says which videos are of use and what is made of them; gives the number of photos and videos.
+#[cfg(feature = "video")]
+fn material(
+    spec: &CorpusSpec,
+    damage: &Damage,
+    found: &Found,
+    photos: Option<PhotoSet>,
+    patch: usize,
+    scales: [f64; 2],
+) -> Result<usize> {
+    let coded = damage.coded().next().is_some();
+    let layout = Layout::new(patch, scales);
+    let shape = corpus::clip_shape(spec, damage, patch, scales);
+    let (videos, skipped) = clips::survey(&found.videos, shape.side);
+    let (count, side) = (videos.len(), shape.side);
+    println!(
+        "videos: {count} with sides of at least {side} pixels, {:.0} s",
+        clips::seconds(&videos)
+    );
+    for v in &videos {
+        let rate = v
+            .rate
+            .map_or("no constant rate".into(), |r| format!("{r:.2} fps"));
+        let (path, codec) = (v.path.display(), &v.codec);
+        println!(
+            "  {path}: {}x{}, {rate}, {:.1} s, {codec}",
+            v.width, v.height, v.seconds
+        );
+    }
+    left_out(&skipped);
+    let mb = |bytes: u64| bytes.div_ceil(1 << 20);
+    let cache = spec.cache();
+    println!("kept in {}:", cache.display());
+    if count > 0 {
+        let clips = spec.clips.clips(shape, &videos);
+        let frames = shape.frames;
+        let size = mb(clips * shape.bytes());
+        println!(
+            "  up to {clips} clips of {frames} frames, {side}x{side}: {size} MB (at most {} MB)",
+            spec.clips.limit
+        );
+    }
+    let large = photos.as_ref().map_or(0, |p| p.large(layout.side));
+    if coded {
+        let (clips, bytes) = layout.room(&spec.pool);
+        let lows: Vec<_> = layout
+            .scales
+            .iter()
+            .map(|s| (layout.side / s).to_string())
+            .collect();
+        println!(
+            "  {clips} damaged clips of {0}x{0} from {1} pixels: {2} MB (at most {3} MB); {large} photos and {count} \
+             videos are large enough for them",
+            layout.side,
+            lows.join(", "),
+            mb(bytes),
+            spec.pool.limit
+        );
+    }
+    if !coded && count == 0 {
+        println!("  nothing");
+    }
+    let share = match (&photos, count) {
+        (None, 0) | (Some(_), 0) => 0.0,
+        (None, _) => 1.0,
+        _ => spec.video_share,
+    };
+    let s = &spec.sampling;
+    println!(
+        "drawn: {:.0} % of the pictures from videos; in {:.0} % of them the place with the most texture of {}",
+        100.0 * share,
+        100.0 * s.textured,
+        s.candidates
+    );
+    if coded && large == 0 && count == 0 {
+        bail!(
+            "codec damage needs photos or videos with sides of at least {} pixels",
+            layout.side
+        );
+    }
+    Ok(photos.map_or(0, |p| p.len()) + count)
+}
+
+#[cfg(not(feature = "video"))]
+fn material(
+    _: &CorpusSpec,
+    _: &Damage,
+    found: &Found,
+    photos: Option<PhotoSet>,
+    _: usize,
+    _: [f64; 2],
+) -> Result<usize> {
+    if !found.videos.is_empty() {
+        let count = found.videos.len();
+        println!(
+            "videos: {count} left out: this program is built without GStreamer (feature 'video')"
+        );
+    }
+    Ok(photos.map_or(0, |p| p.len()))
+}
+
+/// Counts the files that have no name of a photo or video.
+fn others(dirs: &[PathBuf]) -> Result<()> {
+    let named = |path: &Path| !corpus::is_material(path);
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for path in tadsr::train::data::files(dirs, named)? {
+        if fs::metadata(&path).is_ok_and(|m| m.is_file()) && !corpus::is_material(&path) {
+            let kind = path
+                .extension()
+                .map_or("no extension".into(), |e| format!(".{}", e.display()));
+            *kinds.entry(kind).or_default() += 1;
+        }
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<_> = kinds
+            .iter()
+            .map(|(kind, n)| format!("{n} with {kind}"))
+            .collect();
+        println!("not looked at, by their names: {}", kinds.join(", "));
+    }
+    Ok(())
+}
+
+/// Says what happens to the pictures.
+fn damage(available: &corpus::Available) {
+    let recipes = &available.damage.recipes;
+    let all: f64 = recipes.iter().map(|r| r.weight).sum();
+    println!("damage:");
+    for recipe in recipes {
+        let stages: Vec<_> = recipe.stages.iter().map(|s| s.name()).collect();
+        let share = 100.0 * recipe.weight / all;
+        println!("  {share:.0} % {}: {}", recipe.name, stages.join(", "));
+    }
+    for note in &available.notes {
+        println!("  note: {note}");
+    }
+}
+
+/// Says which codecs GStreamer has here.
+fn encoders() {
+    println!("codecs:");
+    for (kind, there) in corpus::codecs() {
+        match there {
+            Ok(()) => println!("  {}: here", kind.name()),
+            Err(_) => println!("  {}: not here; it needs {}", kind.name(), kind.needs()),
+        }
+    }
+}
