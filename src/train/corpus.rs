@@ -8,9 +8,7 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(feature = "video")]
-use rand::Rng;
-use rand::rngs::StdRng;
+use rand::{Rng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "video")]
