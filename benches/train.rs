@@ -104,6 +104,7 @@ fn teacher(config: TeacherConfig) -> Result<f64> {
 }
 
 fn main() -> Result<()> {
+    tadsr::train::keep_memory();
     let args: Vec<String> = std::env::args().collect();
     let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
     let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);

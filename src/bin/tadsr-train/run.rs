@@ -58,6 +58,7 @@ pub fn make_folder(path: &Path) -> Result<()> {
 
 /// Lets the networks use `threads` threads, or one for each core; gives their number.
 pub fn use_threads(threads: Option<usize>) -> Result<usize> {
+    tadsr::train::keep_memory();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or(cores).max(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);

@@ -150,26 +150,17 @@ fn differences(evaluation: &metrics::Report, page: &mut Page) {
 /// What this library is and where it runs, for [`Report::versions`].
 pub fn versions() -> Vec<(String, String)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut all = vec![
-        (
-            "tadsr-train".to_string(),
-            env!("CARGO_PKG_VERSION").to_string(),
-        ),
-        (
-            "system".into(),
-            format!(
-                "{} on {}, {threads} hardware threads",
-                std::env::consts::OS,
-                std::env::consts::ARCH
-            ),
-        ),
-    ];
-    #[cfg(feature = "video")]
-    all.push(("GStreamer".into(), {
-        let (major, minor, micro, _) = gst::version();
-        format!("{major}.{minor}.{micro}")
-    }));
-    all
+    let system = format!(
+        "{} on {}, {threads} hardware threads",
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    );
+    vec![
+        ("tadsr-train".into(), env!("CARGO_PKG_VERSION").into()),
+        ("system".into(), system),
+        #[cfg(feature = "video")]
+        ("GStreamer".into(), gst::version_string().into()),
+    ]
 }
 
 #[cfg(test)]
