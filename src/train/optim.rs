@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Result, Tensor, Var, backprop::GradStore};
+use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};
 
 /// A named parameter.
 pub type Parameter = (String, Var);
@@ -44,13 +44,18 @@ impl AdamW {
     /// # Errors
     /// When a gradient's shape is not its parameter's.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
+        self.step_scaled(grads, lr, 1.0)
+    }
+
+    /// As [`Self::step`], with the gradients times `scale`.
+    fn step_scaled(&mut self, grads: &GradStore, lr: f64, scale: f64) -> Result<()> {
         self.step += 1;
         let correct1 = 1.0 - self.beta1.powf(self.step as f64);
         let correct2 = 1.0 - self.beta2.powf(self.step as f64);
         for (i, (_, var)) in self.parameters.iter().enumerate() {
             let Some(g) = grads.get(var) else { continue };
             // A gradient may carry its own history; the moments must not keep it alive.
-            let g = g.detach();
+            let g = (g.detach() * scale)?;
             self.first[i] = ((&self.first[i] * self.beta1)? + (&g * (1.0 - self.beta1))?)?;
             self.second[i] = ((&self.second[i] * self.beta2)? + (g.sqr()? * (1.0 - self.beta2))?)?;
             let denominator = ((&self.second[i] / correct2)?.sqrt()? + self.eps)?;
@@ -152,7 +157,12 @@ pub struct Trained {
     parameters: Vec<Parameter>,
     adam: AdamW,
     ema: Ema,
+    /// Running mean of the gradients' norm; 0 before the first step.
+    usual: f64,
 }
+
+/// How many times its running mean a gradient's norm may be.
+const CLIP: f64 = 4.0;
 
 impl Trained {
     /// `parameters` with an optimiser whose second moments decay by `beta2`, and averages that decay by `decay`.
@@ -166,16 +176,29 @@ impl Trained {
             ema: Ema::new(parameters.clone(), decay)?,
             adam,
             parameters,
+            usual: 0.0,
         })
     }
 
-    /// Takes one step of learning rate `lr`; the averages follow.
+    /// Takes one step of learning rate `lr`; the averages follow. Gives the norm of the gradients; where it is more than
+    /// four times its running mean, they are scaled down to that: one odd batch must not undo what many have taught.
     ///
     /// # Errors
     /// When a gradient's shape is not its parameter's.
-    pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
-        self.adam.step(grads, lr)?;
-        self.ema.update(self.adam.step)
+    pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<f64> {
+        let mut squares = 0.0;
+        for (_, var) in &self.parameters {
+            if let Some(g) = grads.get(var) {
+                squares += f64::from(g.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            }
+        }
+        let norm = squares.sqrt();
+        let usual = if self.usual > 0.0 { self.usual } else { norm };
+        let scale = (CLIP * usual / norm.max(1e-30)).min(1.0);
+        self.usual = 0.99 * usual + 0.01 * norm.min(CLIP * usual);
+        self.adam.step_scaled(grads, lr, scale)?;
+        self.ema.update(self.adam.step)?;
+        Ok(norm)
     }
 
     /// The averages by the parameters' names.
@@ -184,12 +207,18 @@ impl Trained {
     }
 
     /// Weights, averages and moments by name, for a checkpoint.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let weights = self.parameters.iter();
         let weights = weights.map(|(name, v)| (format!("weights.{name}"), v.as_tensor().clone()));
         let averages = self.ema.state().into_iter();
         let averages = averages.map(|(name, t)| (format!("ema.{name}"), t));
-        weights.chain(averages).chain(self.adam.state()).collect()
+        let mut all: Vec<_> = weights.chain(averages).chain(self.adam.state()).collect();
+        // As a tensor: numbers in JSON need not come back to the last digit.
+        all.push(("usual".into(), Tensor::new(&[self.usual], &Device::Cpu)?));
+        Ok(all)
     }
 
     /// Takes back what [`Self::state`] gave after `step` steps.
@@ -205,6 +234,9 @@ impl Trained {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
         self.adam.restore(step, get)?;
+        if let [usual] = get("usual")?.to_vec1::<f64>()?[..] {
+            self.usual = usual;
+        }
         self.ema.restore(|name| get(&format!("ema.{name}")))
     }
 

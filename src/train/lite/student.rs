@@ -486,10 +486,11 @@ impl StudentRun {
             grads.extend((stand_in(&result, &total)? * part)?.backward()?)?;
         }
         let o = &self.options;
-        let warm_up = (o.steps / 50).clamp(1, 500);
+        let warm_up = (o.steps / 20).clamp(1, 500);
         let peak = o.learning_rate * 0.5f64.powi(self.slowed);
         let rate = cosine(peak, self.step, o.steps, warm_up);
-        self.trained.step(&grads, rate)?;
+        let whole = self.trained.step(&grads, rate)?;
+        finite(&self.dir, self.step, "gradient", whole)?;
         Ok((losses, norms))
     }
 
@@ -709,7 +710,7 @@ impl StudentRun {
     /// # Errors
     /// [`Error::Io`] when a file cannot be written; the files there before stay whole.
     pub fn save(&self) -> Result<()> {
-        let mut tensors = self.trained.state();
+        let mut tensors = self.trained.state()?;
         if let Some(adversary) = &self.adversary {
             tensors.extend(adversary.state());
         }

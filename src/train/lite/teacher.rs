@@ -246,10 +246,11 @@ impl TeacherRun {
             grads.extend(loss.backward()?)?;
         }
         finite(&self.dir, self.step, "loss", sum)?;
-        let warm_up = (o.steps / 50).clamp(1, 1000);
+        let warm_up = (o.steps / 20).clamp(1, 1000);
         let peak = o.learning_rate * 0.5f64.powi(self.slowed);
         let rate = cosine(peak, self.step, o.steps, warm_up);
-        self.trained.step(&grads, rate)?;
+        let norm = self.trained.step(&grads, rate)?;
+        finite(&self.dir, self.step, "gradient", norm)?;
         self.step += 1;
         Ok(sum)
     }
@@ -343,7 +344,7 @@ impl TeacherRun {
         let path = |name| self.dir.join(name);
         checkpoint::save(
             &path("checkpoint.safetensors"),
-            self.trained.state(),
+            self.trained.state()?,
             &state,
         )?;
         let averages = self.trained.averages().into_iter().collect();
