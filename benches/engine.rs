@@ -16,10 +16,10 @@ use std::{
 
 use rayon::prelude::*;
 use tadsr::{
-    engine::cpu::Engine,
+    engine::cpu::{Engine, Patches, Precision, calibrate},
     frame::{Frame, FrameInfo, PixelFormat},
     model::{Layer, LiteModel, Metadata},
-    nn::lite::{LatentStats, StudentConfig},
+    nn::lite::{LatentStats, StudentConfig, latent::Grid},
 };
 
 /// The best time of `f` over at least `time` and three runs, in seconds.
@@ -44,10 +44,10 @@ fn noise(len: usize, seed: u32) -> impl Iterator<Item = f32> {
     })
 }
 
-/// A model with weights that keep the signal's size.
+/// A model with weights that keep the signal's size, calibrated on noise.
 fn model(student: StudentConfig) -> LiteModel {
     let layers = student.layers().into_iter().enumerate();
-    LiteModel {
+    let mut model = LiteModel {
         metadata: Metadata::lite("bench", student, [1.0, 4.0]),
         stats: LatentStats::nominal(student.latent, student.r),
         layers: layers
@@ -63,10 +63,28 @@ fn model(student: StudentConfig) -> LiteModel {
                 }
             })
             .collect(),
-    }
+        calibration: None,
+    };
+    let side = 32;
+    let grid = Grid::new(
+        student.latent,
+        student.r,
+        side * student.r,
+        side * student.r,
+    );
+    let latents = noise(grid.len(), 3).map(|v| 2.0 * v).collect();
+    let scale = student.r as f64;
+    let patches = Patches {
+        scale,
+        grid,
+        latents,
+    };
+    model.calibration = Some(calibrate(&model, &[patches]));
+    model
 }
 
 /// A case: a model and the frames that it upscales.
+#[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     student: StudentConfig,
@@ -116,7 +134,7 @@ impl Case {
     }
 
     /// Seconds for a frame, with the network and without (bicubic interpolation only).
-    fn run(&self, time: Duration) -> tadsr::Result<(f64, f64)> {
+    fn run(&self, precision: Precision, time: Duration) -> tadsr::Result<(f64, f64)> {
         let (src, dst) = self.infos();
         let mut frame = Frame::new(src)?;
         for plane in 0..src.format.planes() {
@@ -128,7 +146,7 @@ impl Case {
                 .for_each(|(b, v)| *b = (128.0 + 90.0 * v) as u8);
         }
         let mut out = Frame::new(dst)?;
-        let mut engine = Engine::new(&model(self.student), src, dst)?;
+        let mut engine = Engine::new(&model(self.student), src, dst, precision)?;
         let mut seconds = |strength| {
             best(time, || {
                 let ran = engine.run(&frame.as_ref(), &mut out.as_mut(), strength);
@@ -296,12 +314,14 @@ fn main() -> tadsr::Result<()> {
     }
     let wanted =
         |case: &Case| option("--case").is_none_or(|name| case.name().contains(name.as_str()));
-    for case in cases().into_iter().filter(wanted) {
-        let (seconds, base) = case.run(time)?;
+    let precisions = Precision::ALL.into_iter().skip(1);
+    let cases = cases().into_iter().filter(wanted);
+    for (case, (precision, name)) in cases.flat_map(|c| precisions.clone().map(move |p| (c, p))) {
+        let (seconds, base) = case.run(precision, time)?;
         let rate = case.flop() / seconds / 1e9;
         if !json {
             println!(
-                "{:34} {:6.2} ms {:7.1} {:6.2} ms {rate:9.1} {:6.0} %   {:.1} MB in and out, {:.2} GB/s",
+                "{:34} {name:5} {:6.2} ms {:7.1} {:6.2} ms {rate:9.1} {:6.0} %   {:.1} MB in and out, {:.2} GB/s",
                 case.name(),
                 seconds * 1e3,
                 1.0 / seconds,
@@ -312,7 +332,7 @@ fn main() -> tadsr::Result<()> {
             );
         }
         rows.push(serde_json::json!({
-            "name": case.name(), "precision": "f32", "ms": seconds * 1e3, "bicubic_ms": base * 1e3,
+            "name": case.name(), "precision": name, "ms": seconds * 1e3, "bicubic_ms": base * 1e3,
             "flop": case.flop(), "bytes": case.bytes(),
         }));
     }

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use crate::{
     Device, Error, Result,
     engine::{
-        cpu::Engine,
+        cpu::{Engine, Precision},
         official::{self, ColorFix, NoiseField, Options, Progress, Tile},
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef},
@@ -22,6 +22,7 @@ pub struct Upscaler {
     family: Family,
     device: Device,
     strength: f32,
+    precision: Precision,
     scale: f64,
     pool: Option<Arc<rayon::ThreadPool>>,
     /// For published networks.
@@ -41,7 +42,7 @@ enum Family {
 struct Lite {
     /// In the order of their scales; not empty.
     models: Vec<LiteModel>,
-    /// The plan in use and the index of its model.
+    /// The plan in use and the index of its model; made for the precision that is set.
     plan: Option<(usize, Engine)>,
 }
 
@@ -73,6 +74,7 @@ impl Upscaler {
             family,
             device,
             strength: 1.0,
+            precision: Precision::default(),
             scale,
             pool: None,
             options: Options::default(),
@@ -106,6 +108,36 @@ impl Upscaler {
         } else {
             strength.clamp(0.0, 1.0)
         };
+    }
+
+    /// In what numbers a student is computed, [`Precision::Auto`] by default. Published networks are computed in f32
+    /// whatever is set.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the model does not have the precision; the one before stays.
+    pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
+        if precision == self.precision {
+            return Ok(());
+        }
+        if let Family::Lite(lite) = &mut self.family {
+            for model in &lite.models {
+                precision.resolve(model)?;
+            }
+            lite.plan = None;
+        }
+        self.precision = precision;
+        Ok(())
+    }
+
+    /// In what numbers frames are computed that grow by `scale`: never [`Precision::Auto`].
+    pub fn active_precision(&self, scale: f64) -> Precision {
+        match &self.family {
+            Family::Lite(lite) => {
+                let model = &lite.models[lite.model_for(scale)];
+                self.precision.resolve(model).unwrap_or(Precision::F32)
+            }
+            Family::Official { .. } => Precision::F32,
+        }
     }
 
     /// How much noise the published networks start from: 0 none, 1 (the default) what they were trained with. Less noise
@@ -255,13 +287,16 @@ impl Upscaler {
     pub fn upscale_into(&mut self, src: &FrameRef, dst: &mut FrameMut) -> Result<()> {
         let (from, to) = (*src.info(), *dst.info());
         let scale = self.scale_of(&from, &to)?;
-        let (strength, options, family) = (self.strength, &self.options, &mut self.family);
+        let (strength, precision) = (self.strength, self.precision);
+        let (options, family) = (&self.options, &mut self.family);
         let observer: official::Observer = match &mut self.observer {
             Some(observer) => Some(&mut **observer),
             None => None,
         };
         let run = || match family {
-            Family::Lite(lite) => lite.engine(scale, from, to)?.run(src, dst, strength),
+            Family::Lite(lite) => lite
+                .engine(scale, from, to, precision)?
+                .run(src, dst, strength),
             Family::Official { engine, .. } => engine.run(src, dst, strength, options, observer),
         };
         match &self.pool {
@@ -316,11 +351,17 @@ impl Lite {
     }
 
     /// The plan for frames `from` that become frames `to`.
-    fn engine(&mut self, scale: f64, from: FrameInfo, to: FrameInfo) -> Result<&mut Engine> {
+    fn engine(
+        &mut self,
+        scale: f64,
+        from: FrameInfo,
+        to: FrameInfo,
+        precision: Precision,
+    ) -> Result<&mut Engine> {
         let index = self.model_for(scale);
         let plan = match self.plan.take() {
             Some((i, engine)) if i == index && engine.fits(&from, &to) => engine,
-            _ => Engine::new(&self.models[index], from, to)?,
+            _ => Engine::new(&self.models[index], from, to, precision)?,
         };
         Ok(&mut self.plan.insert((index, plan)).1)
     }

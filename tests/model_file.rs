@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use tadsr::{
     Device, Error, Upscaler,
-    model::{Layer, LiteModel, Metadata},
+    model::{Calibration, Layer, LiteModel, Metadata},
     nn::lite::{LatentStats, StudentConfig},
 };
 
@@ -31,6 +31,7 @@ fn model() -> LiteModel {
                 spec,
             })
             .collect(),
+        calibration: None,
     }
 }
 
@@ -77,6 +78,30 @@ fn what_is_written_is_read_back() {
             assert!((a - b).abs() <= 1e-3 * b.abs().max(1e-3), "{a}, not {b}");
         }
     }
+}
+
+#[test]
+fn a_calibration_is_read_back_and_a_wrong_one_refused() {
+    let mut model = model();
+    let ranges = |n: usize| {
+        (0..n)
+            .map(|i| [-1.0 - i as f32, 2.0, 0.5])
+            .collect::<Vec<_>>()
+    };
+    // The latent, the head and the one layer of the body.
+    let stages = vec![ranges(4), ranges(5), ranges(5)];
+    model.calibration = Some(Calibration { ranges: stages });
+    for half in [false, true] {
+        let bytes = model.to_bytes(half).unwrap();
+        let back = LiteModel::parse(&bytes, Path::new("x")).unwrap();
+        assert_eq!(back.calibration, model.calibration);
+    }
+    let mut wrong = model.clone();
+    wrong.calibration.as_mut().unwrap().ranges[1][2] = [0.0, 1.0, 3.0];
+    let reason = reason(&wrong.to_bytes(true).unwrap());
+    assert!(reason.contains("head.range"), "{reason}");
+    wrong.calibration.as_mut().unwrap().ranges.truncate(2);
+    assert!(LiteModel::parse(&wrong.to_bytes(true).unwrap(), Path::new("x")).is_err());
 }
 
 #[test]

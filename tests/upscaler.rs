@@ -10,10 +10,10 @@ use std::{
 };
 
 use tadsr::{
-    Device, Error, Upscaler,
+    Device, Error, Precision, Upscaler,
     engine::official::{ColorFix, NoiseField, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    model::{Layer, LiteModel, Metadata, OfficialMetadata, Precision},
+    model::{self, Layer, LiteModel, Metadata, OfficialMetadata},
     nn::{
         lite::{LatentStats, StudentConfig},
         official::OfficialConfig,
@@ -86,6 +86,7 @@ fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
                 spec,
             })
             .collect(),
+        calibration: None,
     };
     let path = dir.path().join("made-up.safetensors");
     std::fs::write(&path, model.to_bytes(false).unwrap()).unwrap();
@@ -139,25 +140,35 @@ fn every_format_and_odd_size_keeps_its_constant_colour() {
     }
 }
 
-/// A flat area comes out at its own level: whatever the network adds there rounds away in 8-bit video.
+/// A flat area comes out at its own level: whatever the network adds there rounds away in 8-bit video. In integers the
+/// larger model does not manage that.
 #[test]
 fn flat_areas_keep_their_level() {
-    for scale in [1.5, 2.0, 3.0, 4.0] {
-        for level in 0..=20 {
-            let level = level as f32 / 20.0;
-            let mut frame = Frame::new(FrameInfo::new(PixelFormat::I420_10Le, 40, 40)).unwrap();
-            frame.as_mut().write(Component::Y, &[level; 1600]).unwrap();
-            let flat = component(&frame, Component::Y)[0];
-            let large = upscaled(&frame, scale, 1.0);
-            let worst = component(&large, Component::Y)
-                .iter()
-                .map(|v| (v - flat).abs())
-                .fold(0.0, f32::max);
-            assert!(
-                worst * 219.0 <= 0.5,
-                "x{scale} level {level}: {:.2} steps",
-                worst * 219.0
-            );
+    for precision in [
+        Precision::Auto,
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int8,
+    ] {
+        let mut upscaler = Upscaler::load("", Device::Cpu).unwrap();
+        upscaler.set_precision(precision).unwrap();
+        for scale in [1.5, 2.0, 3.0, 4.0] {
+            let coarse = precision == Precision::Int8 && scale > 2.0;
+            let allowed = if coarse { 1.01 } else { 0.501 };
+            upscaler.set_scale(scale).unwrap();
+            for level in 0..=20 {
+                let level = level as f32 / 20.0;
+                let mut frame = Frame::new(FrameInfo::new(PixelFormat::I420_10Le, 40, 40)).unwrap();
+                frame.as_mut().write(Component::Y, &[level; 1600]).unwrap();
+                let flat = component(&frame, Component::Y)[0];
+                let large = component(&upscaler.upscale(&frame).unwrap(), Component::Y);
+                let far = large.iter().map(|v| 219.0 * (v - flat).abs());
+                let worst = far.fold(0.0, f32::max);
+                assert!(
+                    worst <= allowed,
+                    "{precision} x{scale} level {level}: {worst:.2} steps"
+                );
+            }
         }
     }
 }
@@ -182,6 +193,35 @@ fn the_same_frame_gives_the_same_bytes_whatever_the_threads() {
             "after another frame"
         );
     }
+}
+
+#[test]
+fn precisions_are_chosen_refused_and_close_to_each_other() {
+    let frame = picture(FrameInfo::new(PixelFormat::I420, 90, 71));
+    let luma = |model: &str, precision| {
+        let mut upscaler = Upscaler::load(model, Device::Cpu).unwrap();
+        upscaler.set_precision(precision).unwrap();
+        let active = upscaler.active_precision(2.0);
+        assert!(active != Precision::Auto && [active, Precision::Auto].contains(&precision));
+        component(&upscaler.upscale(&frame).unwrap(), Component::Y)
+    };
+    for model in ["tiny-x2", "tiny-clean-x2"] {
+        let exact = luma(model, Precision::F32);
+        for precision in [Precision::Auto, Precision::Bf16, Precision::Int8] {
+            let pairs = luma(model, precision).into_iter().zip(exact.iter());
+            let squares: f32 = pairs.map(|(a, b)| (a - b) * (a - b)).sum();
+            let error = 255.0 * (squares / exact.len() as f32).sqrt();
+            assert!(error < 0.6, "{model} {precision}: {error} codes");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut upscaler = load(&yuv_model(&dir));
+    let error = upscaler.set_precision(Precision::Int8).unwrap_err();
+    assert!(matches!(error, Error::Setting(_)), "{error}");
+    assert!(
+        upscaler.upscale(&frame).is_ok(),
+        "the precision before stays"
+    );
 }
 
 #[test]
@@ -228,6 +268,8 @@ fn rgb_and_444_video_are_treated_alike() {
     let yuv = Frame::from_rgb8_as(info(PixelFormat::Y444), &soft).unwrap();
     let mut upscaler = Upscaler::load(path.to_str().unwrap(), Device::Cpu).unwrap();
     upscaler.set_scale(2.0).unwrap();
+    // Random weights magnify the roundings of others.
+    upscaler.set_precision(Precision::F32).unwrap();
     let mut run = |frame: &Frame| upscaler.upscale(frame).unwrap().to_rgb8().unwrap();
     let (a, b) = (run(&rgb), run(&yuv));
     let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
@@ -361,7 +403,9 @@ fn official_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
         let mean = f32::from(shape.len() == 1 && name.ends_with("weight"));
         Ok(noise.values().iter().map(|v| mean + spread * v).collect())
     };
-    metadata.write(&path, Precision::F32, values).unwrap();
+    metadata
+        .write(&path, model::Precision::F32, values)
+        .unwrap();
     path
 }
 

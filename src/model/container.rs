@@ -248,6 +248,11 @@ impl<R: Read + Seek> Reader<R> {
         Ok(values)
     }
 
+    /// Whether the file has a tensor of this name that has not been taken.
+    pub fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
     pub fn finish(self) -> Result<(), String> {
         let mut left: Vec<_> = self.left.into_keys().collect();
         if left.is_empty() {

@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     io::{Cursor, Read, Seek},
+    iter,
     path::Path,
 };
 
@@ -66,12 +67,53 @@ impl Layer {
     }
 }
 
+/// What the values are that a network meets, for computing it in integers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration {
+    /// Of the whitened latent, then of every layer's output (with what a pair adds) but the last's: of each channel the
+    /// lowest and the highest value to be told apart, and the mean.
+    pub ranges: Vec<Vec<[f32; 3]>>,
+}
+
+impl Calibration {
+    /// Of a student's layers, the names of the tensors and the channels.
+    fn tensors(layers: &[LayerSpec]) -> Vec<(String, usize)> {
+        let Some((last, inner)) = layers.split_last() else {
+            return Vec::new();
+        };
+        let latent = ("latent.range".to_string(), last.co);
+        let inner = inner.iter().map(|l| (format!("{}.range", l.name), l.co));
+        iter::once(latent).chain(inner).collect()
+    }
+
+    fn take(
+        reader: &mut Reader<impl Read + Seek>,
+        layers: &[LayerSpec],
+    ) -> std::result::Result<Self, String> {
+        let mut ranges = Vec::new();
+        for (name, channels) in Self::tensors(layers) {
+            let values = reader.take(&name, &[channels, 3])?;
+            let values = values.as_chunks::<3>().0.to_vec();
+            if values
+                .iter()
+                .any(|[low, high, mean]| !(low <= mean && mean <= high))
+            {
+                return Err(format!("'{name}' has a mean outside of its range"));
+            }
+            ranges.push(values);
+        }
+        Ok(Self { ranges })
+    }
+}
+
 /// A student of the lite family, as its file holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LiteModel {
     pub metadata: Metadata,
     pub stats: LatentStats,
     pub layers: Vec<Layer>,
+    /// Of models that may be computed in integers.
+    pub calibration: Option<Calibration>,
 }
 
 impl Metadata {
@@ -151,13 +193,19 @@ impl LiteModel {
                 spec,
             })
         };
-        let layers = metadata.student.layers().into_iter().map(layer);
+        let specs = metadata.student.layers();
+        let layers = specs.iter().cloned().map(layer);
         let layers = layers.collect::<std::result::Result<_, _>>()?;
+        let calibration = match reader.has("latent.range") {
+            true => Some(Calibration::take(&mut reader, &specs)?),
+            false => None,
+        };
         reader.finish()?;
         Ok(Self {
             metadata,
             stats,
             layers,
+            calibration,
         })
     }
 
@@ -182,7 +230,8 @@ impl LiteModel {
         Ok(Student::new(self.metadata.student, vb)?)
     }
 
-    /// The bytes of the model file, weights in f16 when `half` is set, the latent's statistics always in f32.
+    /// The bytes of the model file, weights in f16 when `half` is set, the latent's statistics and the calibration always
+    /// in f32.
     ///
     /// # Errors
     /// [`Error::Model`] when a weight does not fit in f16 or the metadata cannot be written.
@@ -223,6 +272,13 @@ impl LiteModel {
                 }
                 let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                 data.push((name, shape, Dtype::F16, bytes));
+            }
+        }
+        if let Some(calibration) = &self.calibration {
+            let names = Calibration::tensors(&self.metadata.student.layers());
+            for ((name, channels), ranges) in names.into_iter().zip(&calibration.ranges) {
+                let bytes = f32_bytes(ranges.as_flattened());
+                data.push((name, vec![channels, 3], Dtype::F32, bytes));
             }
         }
         let wrong = |e: String| Error::model(&self.metadata.name, e);

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
 pub use container::{FORMAT_VERSION, Mismatch, Precision};
-pub use file::{Layer, LiteModel, Metadata};
+pub use file::{Calibration, Layer, LiteModel, Metadata};
 pub use official::{OfficialMetadata, OfficialModel};
 pub use onnx::OnnxEnds;
 

@@ -363,7 +363,7 @@ mod tests {
         found
     }
 
-    fn sub<'a>(message: &'a [u8], field: u64) -> Vec<&'a [u8]> {
+    fn sub(message: &[u8], field: u64) -> Vec<&[u8]> {
         let all = fields(message).into_iter();
         all.filter(|f| f.0 == field).map(|f| f.2).collect()
     }

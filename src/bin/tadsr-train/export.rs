@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use tadsr::{
-    engine::cpu::residual_of,
+    engine::cpu::{Precision, residual_of},
     model::{LiteModel, OnnxEnds},
     nn::lite::{
         LatentKind,
@@ -102,7 +102,7 @@ fn latent_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
         margin: model.layers.len(),
     };
     let latent: Vec<f32> = (0..grid.len()).map(wave).collect();
-    let residual = residual_of(model, scale, &latent, grid)?;
+    let residual = residual_of(model, scale, &latent, grid, Precision::F32)?;
     let tensor = |values: Vec<f32>, grid: Grid| -> Result<Tensor> {
         let nhwc = Tensor::from_vec(
             values,
@@ -145,7 +145,7 @@ fn planes_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
         );
         bases.push(base);
     }
-    let residual = residual_of(model, scale, &latent, grid)?;
+    let residual = residual_of(model, scale, &latent, grid, Precision::F32)?;
     let mut tensors = Tensors::new();
     for (&(name, slot), base) in planes.iter().zip(bases) {
         let (width, height) = (CELLS.0 * slot.r, CELLS.1 * slot.r);

@@ -9,6 +9,7 @@ mod export;
 mod fit;
 mod import;
 mod meter;
+mod quantize;
 mod recipe;
 mod report;
 mod run;
@@ -36,6 +37,7 @@ enum Command {
     Eval(eval::Args),
     Import(import::Args),
     Report(report::Args),
+    Quantize(quantize::Args),
     Export(export::Args),
     Upscale(upscale::Args),
 }
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
         Command::Report(args) => report::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
     };

@@ -3,12 +3,19 @@
 //! Y'CbCr frames never pass through RGB. Everything between the bytes of the input's planes and those of the output's
 //! happens row by row, so that what is made is used while it is in the caches.
 
+mod calibrate;
 mod crew;
 mod grids;
 mod network;
 mod planes;
+mod precision;
 mod program;
+#[cfg(test)]
+mod tests;
 mod video;
+
+pub use calibrate::{Patches, calibrate};
+pub use precision::Precision;
 
 use grids::Grids;
 use network::{Network, zeros};
@@ -26,6 +33,7 @@ use crate::{
 pub struct Engine {
     src: FrameInfo,
     dst: FrameInfo,
+    precision: Precision,
     way: Way,
 }
 
@@ -38,18 +46,35 @@ impl Engine {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] when a side is out of range, [`crate::Error::Memory`] when there is not enough for it.
-    pub fn new(model: &LiteModel, src: FrameInfo, dst: FrameInfo) -> Result<Self> {
+    /// [`crate::Error::Frame`] when a side is out of range, [`crate::Error::Memory`] when there is not enough for it,
+    /// [`crate::Error::Setting`] when the model does not have the precision.
+    pub fn new(
+        model: &LiteModel,
+        src: FrameInfo,
+        dst: FrameInfo,
+        precision: Precision,
+    ) -> Result<Self> {
+        let precision = precision.resolve(model)?;
         let way = match Video::serves(model, dst.format) {
-            true => Way::Video(Box::new(Video::new(model, &src, &dst)?)),
-            false => Way::Planes(Box::new(Planes::new(model, src, dst)?)),
+            true => Way::Video(Box::new(Video::new(model, &src, &dst, precision)?)),
+            false => Way::Planes(Box::new(Planes::new(model, src, dst, precision)?)),
         };
-        Ok(Self { src, dst, way })
+        Ok(Self {
+            src,
+            dst,
+            precision,
+            way,
+        })
     }
 
     /// Whether this plan is for frames `src` that become frames `dst`.
     pub fn fits(&self, src: &FrameInfo, dst: &FrameInfo) -> bool {
         self.src == *src && self.dst == *dst
+    }
+
+    /// What the network is computed in: never [`Precision::Auto`].
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the current rayon pool.
@@ -82,13 +107,25 @@ fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
 /// cells as there are layers, to the whitened residual without the margin.
 ///
 /// # Errors
-/// [`crate::Error::Memory`] when there is not enough.
+/// [`crate::Error::Memory`] when there is not enough, [`crate::Error::Setting`] when the model does not have the
+/// precision.
 ///
 /// # Panics
 /// When `latent` has another length than its grid.
-pub fn residual_of(model: &LiteModel, scale: f64, latent: &[f32], grid: Grid) -> Result<Vec<f32>> {
+pub fn residual_of(
+    model: &LiteModel,
+    scale: f64,
+    latent: &[f32],
+    grid: Grid,
+    precision: Precision,
+) -> Result<Vec<f32>> {
     let cells = grid.with_margin(0);
-    let mut network = Network::new(model, scale, cells.width, cells.height)?;
+    let mut network = Network::new(
+        model,
+        scale,
+        (cells.width, cells.height),
+        precision.resolve(model)?,
+    )?;
     let mut residual = zeros(cells.len())?;
     network.divide();
     network.run(&Grids::new(latent, grid, &mut residual));

@@ -7,16 +7,18 @@ use std::{
 };
 
 use super::{
+    Precision,
     crew::Crew,
-    program::{Op, Program, Slot, pool, reach},
+    program::{Op, Program, READ, Slot, pool, reach},
 };
 use crate::{
     Error, Result,
-    model::LiteModel,
+    model::{self, Calibration, LiteModel},
     nn::lite::{Activated, LEAKY_SLOPE, Role},
     ops::cpu::{
         Isa,
-        winograd::{Band, TILE, Winograd},
+        int8::{Coding, Ends as Codings, Int8, IntBand, IntIsa, IntOutput},
+        winograd::{Band, Products, TILE, Winograd},
     },
 };
 
@@ -51,7 +53,9 @@ pub(super) trait Ends: Sync {
 
 /// The layers of a student with packed weights, the scale folded into the biases, and what a frame needs.
 pub(super) struct Network {
-    layers: Vec<Winograd>,
+    layers: Vec<Layer>,
+    /// Of the latent, where the layers work on codes.
+    coding: Option<Coding>,
     program: Program,
     /// Cells of the frame.
     width: usize,
@@ -68,22 +72,31 @@ pub(super) struct Network {
     scratch: Vec<Mutex<Scratch>>,
 }
 
+/// A layer, and with it what feature maps hold.
+enum Layer {
+    /// f32.
+    Floats(Winograd),
+    /// u8.
+    Codes(Int8),
+}
+
 /// Row buffers one after the other.
 struct Rows {
-    /// Floats from one pixel to the next.
+    /// Bytes from one pixel to the next.
     step: usize,
-    /// Floats in a buffer.
+    /// Bytes in a buffer.
     len: usize,
-    values: Vec<f32>,
+    /// In floats for the alignment's sake.
+    memory: Vec<f32>,
 }
 
 impl Rows {
     /// Of `cells` pixels each.
     fn new(count: usize, cells: usize, step: usize) -> Result<Self> {
         // An odd number of cache lines: neighbouring rows fall into different sets of the cache.
-        let len = 16 * ((cells * step).div_ceil(16) | 1);
-        let values = zeros(count * len)?;
-        Ok(Self { step, len, values })
+        let len = 64 * ((cells * step).div_ceil(64) | 1);
+        let memory = zeros(count * len / size_of::<f32>())?;
+        Ok(Self { step, len, memory })
     }
 }
 
@@ -92,6 +105,8 @@ impl Rows {
 struct Scratch {
     /// Rows of the residual.
     residual: Vec<f32>,
+    /// A row of the latent on its way to codes.
+    latent: Vec<f32>,
     winograd: Vec<f32>,
 }
 
@@ -99,33 +114,44 @@ impl Network {
     /// For frames of `width` x `height` cells at `scale`.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the feature maps do not fit in memory.
-    pub fn new(model: &LiteModel, scale: f64, width: usize, height: usize) -> Result<Self> {
+    /// [`Error::Memory`] when the feature maps do not fit in memory, [`Error::Setting`] for integers without calibration.
+    pub fn new(
+        model: &LiteModel,
+        scale: f64,
+        (width, height): (usize, usize),
+        precision: Precision,
+    ) -> Result<Self> {
         let student = &model.metadata.student;
-        let layers = model.layers.iter().map(|layer| {
-            let slope = match layer.spec.activated {
-                Activated::Leaky => LEAKY_SLOPE,
-                Activated::No => 1.0,
-            };
-            let bias = layer.bias_at(scale, student.r);
-            let (co, ci) = (layer.spec.co, layer.spec.ci);
-            Winograd::new(co, ci, &layer.weight, &bias, slope, Isa::best())
-        });
-        let layers: Vec<_> = layers.collect();
+        let channels = student.latent.channels(student.r);
+        let (layers, coding) = match (precision.resolve(model)?, &model.calibration) {
+            (Precision::Int8, Some(calibration)) => {
+                let (layers, coding) = integers(model, scale, calibration);
+                (layers, Some(coding))
+            }
+            (Precision::Bf16, _) => (floats(model, scale, Products::Bf16), None),
+            _ => (floats(model, scale, Products::F32), None),
+        };
+        // Of a pixel of the latent and of the feature maps, in bytes.
+        let steps = match &layers[0] {
+            Layer::Floats(head) => {
+                [head.input_step(), head.output_step()].map(|n| n * size_of::<f32>())
+            }
+            Layer::Codes(head) => [head.input_step(), head.output_step()],
+        };
         let roles: Vec<Role> = model.layers.iter().map(|l| l.spec.role).collect();
         let program = Program::new(&roles, height, 1);
         let margin = reach(layers.len(), 0).next_multiple_of(TILE);
         let left = margin + 1;
         let cells = left + width.next_multiple_of(TILE) + margin + 1;
-        let steps = [layers[0].input_step(), layers[0].output_step()];
         let rows = |i: usize| Rows::new(program.slots[i], cells, steps[i]);
         Ok(Self {
             rows: [rows(0)?, rows(1)?],
             layers,
+            coding,
             program,
             width,
             height,
-            channels: student.latent.channels(student.r),
+            channels,
             left,
             crew: Crew::new(0),
             cuts: Vec::new(),
@@ -164,7 +190,7 @@ impl Network {
     /// Runs the network from `ends` to `ends` on the blocks of the last [`Self::divide`].
     pub fn run(&mut self, ends: &impl Ends) {
         let rows = self.rows.each_mut();
-        let rows = rows.map(|rows| (rows.values.as_mut_ptr(), rows.step, rows.len));
+        let rows = rows.map(|rows| (rows.memory.as_mut_ptr().cast(), rows.step, rows.len));
         let mut crew = mem::take(&mut self.crew);
         let frame = Frame {
             network: self,
@@ -204,11 +230,51 @@ impl Network {
     }
 }
 
+/// The layers for feature maps of floats.
+fn floats(model: &LiteModel, scale: f64, products: Products) -> Vec<Layer> {
+    let layer = |layer: &model::Layer| {
+        let bias = layer.bias_at(scale, model.metadata.student.r);
+        let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
+        let isa = Isa::best();
+        let layer = Winograd::new(channels, &layer.weight, &bias, slope, products, isa);
+        Layer::Floats(layer)
+    };
+    model.layers.iter().map(layer).collect()
+}
+
+/// The layers for feature maps of codes, and the latent's coding.
+fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<Layer>, Coding) {
+    // Of the latent and of each layer's output, but for the last.
+    let codings: Vec<Coding> = calibration.ranges.iter().map(|r| Coding::new(r)).collect();
+    let layer = |(i, layer): (usize, &model::Layer)| {
+        let bias = layer.bias_at(scale, model.metadata.student.r);
+        let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
+        let ends = Codings {
+            input: &codings[i],
+            output: codings.get(i + 1),
+            skip: (layer.spec.role == Role::PairSecond).then(|| &codings[i - 1]),
+            first: i == 0,
+        };
+        let isa = IntIsa::best();
+        Layer::Codes(Int8::new(channels, &layer.weight, &bias, slope, ends, isa))
+    };
+    let layers = model.layers.iter().enumerate().map(layer).collect();
+    (layers, codings[0].clone())
+}
+
+/// The slope of a layer's leaky ReLU below 0.
+pub(super) fn slope(layer: &model::Layer) -> f32 {
+    match layer.spec.activated {
+        Activated::Leaky => LEAKY_SLOPE,
+        Activated::No => 1.0,
+    }
+}
+
 /// One run.
 struct Frame<'a> {
     network: &'a Network,
-    /// Of either pool: pointer, floats from pixel to pixel and from buffer to buffer.
-    rows: [(*mut f32, usize, usize); 2],
+    /// Of either pool: pointer, bytes from pixel to pixel and from buffer to buffer.
+    rows: [(*mut u8, usize, usize); 2],
 }
 
 // SAFETY: blocks write disjoint columns of the rows, and read columns of their neighbours that no one writes meanwhile:
@@ -218,55 +284,80 @@ unsafe impl Sync for Frame<'_> {}
 impl Frame<'_> {
     fn step(&self, op: &Op, block: usize, ends: &impl Ends, scratch: &mut Scratch) {
         let x = self.network.columns(op.stage, block);
-        let Some(layer) = op.stage.checked_sub(1).map(|i| &self.network.layers[i]) else {
-            return self.latent(op, block, x, ends);
+        let Some(index) = op.stage.checked_sub(1) else {
+            return self.latent(op, block, x, ends, scratch);
         };
+        let last = op.stage == self.network.layers.len();
+        let len = x.len() * self.network.channels;
+        if last {
+            scratch.residual.resize(TILE * len, 0.0);
+        }
+        let mut residual = scratch.residual.chunks_exact_mut(len.max(1));
+        let mut residual = || residual.next().unwrap_or_default();
         let tiles = x.len() / TILE;
-        let around = x.start - 1..x.end + 1;
-        // SAFETY: nothing writes these columns of these rows during this step.
-        let input = op
-            .input
-            .map(|slot| unsafe { self.cells(op.stage - 1, slot, around.clone()) });
-        if op.stage < self.network.layers.len() {
-            // SAFETY: as above.
-            let skip = |slot| unsafe { self.cells(op.stage, slot, x.clone()) };
-            // SAFETY: only this block writes these columns, and nothing reads them during this step.
-            let output = |slot| unsafe { self.cells_mut(op.stage, slot, x.clone()) };
-            let band = Band {
-                input,
-                skip: op.skip.map(|slots| slots.map(skip)),
-                output: op.output.map(output),
-                out_step: layer.output_step(),
-                tiles,
-            };
-            layer.run(band, &mut scratch.winograd);
+        // SAFETY: of the rows' columns that are read nothing writes any during this step, and only this block writes
+        // those that are written, which nothing reads.
+        unsafe {
+            match &self.network.layers[index] {
+                Layer::Floats(layer) => {
+                    let (output, out_step) = match last {
+                        true => (op.output.map(|_| residual()), self.network.channels),
+                        false => (self.output(op, &x), layer.output_step()),
+                    };
+                    let band = Band {
+                        input: self.input(op, &x),
+                        skip: self.skip(op, &x),
+                        output,
+                        out_step,
+                        tiles,
+                    };
+                    layer.run(band, &mut scratch.winograd);
+                }
+                Layer::Codes(layer) => layer.run(IntBand {
+                    input: self.input(op, &x),
+                    skip: self.skip(op, &x),
+                    output: match last {
+                        true => IntOutput::Values(op.output.map(|_| residual())),
+                        false => IntOutput::Codes(self.output(op, &x)),
+                    },
+                    tiles,
+                }),
+            }
+        }
+        if !last {
             return self.clear_ends(op, block, &x);
         }
-        let len = x.len() * self.network.channels;
-        scratch.residual.resize(TILE * len, 0.0);
-        let mut rows = scratch.residual.chunks_exact_mut(len.max(1));
-        let mut row = || rows.next().unwrap_or_default();
-        let band = Band {
-            input,
-            skip: None,
-            output: [row(), row(), row(), row()],
-            out_step: self.network.channels,
-            tiles,
-        };
-        layer.run(band, &mut scratch.winograd);
         let x = x.start as usize..self.network.width.min(x.end as usize);
-        for (y, row) in
-            (op.y as usize..self.network.height).zip(scratch.residual.chunks_exact(len.max(1)))
-        {
+        let rows = scratch.residual.chunks_exact(len.max(1));
+        for (y, row) in (op.y as usize..self.network.height).zip(rows) {
             ends.residual(block, y, x.clone(), &row[..x.len() * self.network.channels]);
         }
     }
 
-    fn latent(&self, op: &Op, block: usize, x: Range<isize>, ends: &impl Ends) {
+    fn latent(
+        &self,
+        op: &Op,
+        block: usize,
+        x: Range<isize>,
+        ends: &impl Ends,
+        scratch: &mut Scratch,
+    ) {
+        let step = self.rows[0].1;
         for (y, &slot) in (op.y..).zip(&op.output) {
             // SAFETY: only this block writes these columns, and nothing reads them during this step.
-            let row = unsafe { self.cells_mut(0, slot, x.clone()) };
-            ends.latent(block, y, x.clone(), row, self.rows[0].1);
+            unsafe {
+                match &self.network.coding {
+                    None => {
+                        let row = self.cells_mut(0, slot, x.clone());
+                        ends.latent(block, y, x.clone(), row, step / size_of::<f32>());
+                    }
+                    Some(coding) => {
+                        scratch.latent.resize(x.len() * step, 0.0);
+                        ends.latent(block, y, x.clone(), &mut scratch.latent, step);
+                        coding.encode(&scratch.latent, self.cells_mut(0, slot, x.clone()));
+                    }
+                }
+            }
         }
         self.clear_ends(op, block, &x);
     }
@@ -277,23 +368,55 @@ impl Frame<'_> {
         for slot in op.output {
             if block == 0 {
                 // SAFETY: this column is the first block's.
-                unsafe { self.cells_mut(op.stage, slot, x.start - 1..x.start) }.fill(0.0);
+                unsafe { self.cells_mut::<u8>(op.stage, slot, x.start - 1..x.start) }.fill(0);
             }
             if block + 2 == self.network.cuts.len() {
                 // SAFETY: this column is the last block's.
-                unsafe { self.cells_mut(op.stage, slot, x.end..x.end + 1) }.fill(0.0);
+                unsafe { self.cells_mut::<u8>(op.stage, slot, x.end..x.end + 1) }.fill(0);
             }
         }
+    }
+
+    /// What the columns `x` of an operation read of the stage before, and one column more on both sides.
+    ///
+    /// # Safety
+    /// As of [`Self::cells`].
+    unsafe fn input<T: Sample>(&self, op: &Op, x: &Range<isize>) -> [&[T]; READ] {
+        let around = x.start - 1..x.end + 1;
+        // SAFETY: by the caller's promise.
+        op.input
+            .map(|slot| unsafe { self.cells(op.stage - 1, slot, around.clone()) })
+    }
+
+    /// What is added to the columns `x` of an operation's result.
+    ///
+    /// # Safety
+    /// As of [`Self::cells`].
+    unsafe fn skip<T: Sample>(&self, op: &Op, x: &Range<isize>) -> Option<[&[T]; TILE]> {
+        // SAFETY: by the caller's promise.
+        let row = |slot| unsafe { self.cells(op.stage, slot, x.clone()) };
+        op.skip.map(|slots| slots.map(row))
+    }
+
+    /// Where the columns `x` of an operation's result go.
+    ///
+    /// # Safety
+    /// As of [`Self::cells_mut`].
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn output<T: Sample>(&self, op: &Op, x: &Range<isize>) -> [&mut [T]; TILE] {
+        // SAFETY: by the caller's promise; an operation's rows are different ones.
+        op.output
+            .map(|slot| unsafe { self.cells_mut(op.stage, slot, x.clone()) })
     }
 
     /// The columns `x` of a row of a stage.
     ///
     /// # Safety
     /// Nothing writes them while they are in use.
-    unsafe fn cells(&self, stage: usize, slot: Slot, x: Range<isize>) -> &[f32] {
+    unsafe fn cells<T: Sample>(&self, stage: usize, slot: Slot, x: Range<isize>) -> &[T] {
         let (start, len) = self.place(stage, slot, x);
-        // SAFETY: by the caller's promise.
-        unsafe { std::slice::from_raw_parts(start, len) }
+        // SAFETY: by the caller's promise; the memory is initialised, aligned for floats and any bits are a sample.
+        unsafe { std::slice::from_raw_parts(start.cast(), len / size_of::<T>()) }
     }
 
     /// As [`Self::cells`], to be written.
@@ -301,14 +424,14 @@ impl Frame<'_> {
     /// # Safety
     /// Nothing else reads or writes them while they are in use.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn cells_mut(&self, stage: usize, slot: Slot, x: Range<isize>) -> &mut [f32] {
+    unsafe fn cells_mut<T: Sample>(&self, stage: usize, slot: Slot, x: Range<isize>) -> &mut [T] {
         let (start, len) = self.place(stage, slot, x);
-        // SAFETY: by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(start, len) }
+        // SAFETY: as in `cells`.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), len / size_of::<T>()) }
     }
 
-    /// Where the columns `x` of a row begin, and how many floats they are: all in the row's buffer.
-    fn place(&self, stage: usize, slot: Slot, x: Range<isize>) -> (*mut f32, usize) {
+    /// Where the columns `x` of a row begin, and how many bytes they are: all in the row's buffer.
+    fn place(&self, stage: usize, slot: Slot, x: Range<isize>) -> (*mut u8, usize) {
         let (rows, step, row) = self.rows[pool(stage)];
         let (first, len) = (
             (x.start + self.network.left as isize) as usize * step,
@@ -327,133 +450,12 @@ impl Frame<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{super::grids::Grids, *};
-    use crate::{
-        model::{Layer, Metadata},
-        nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig, latent::Grid},
-        ops::{
-            Activation,
-            cpu::conv::{ConvShape, reference},
-        },
-    };
-    use proptest::prelude::*;
-
-    fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
-        };
-        (0..len).map(|_| next()).collect()
-    }
-
-    /// A model of `student` with weights that keep the signal's size.
-    fn model(student: StudentConfig, seed: u32) -> LiteModel {
-        let layers = student.layers().into_iter().enumerate();
-        let layers = layers.map(|(i, spec)| {
-            let seed = seed.wrapping_add(3 * i as u32);
-            Layer {
-                weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
-                bias: values(spec.co, 0.1, seed + 1),
-                scale: values(spec.co * 2, 0.1, seed + 2),
-                spec,
-            }
-        });
-        LiteModel {
-            metadata: Metadata::lite("test", student, [1.0, 4.0]),
-            stats: LatentStats::nominal(student.latent, student.r),
-            layers: layers.collect(),
-        }
-    }
-
-    /// The layers one after the other on the whole grid, by the formula.
-    fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f32> {
-        let (mut x, mut kept) = (z.to_vec(), Vec::new());
-        for layer in &model.layers {
-            let spec = &layer.spec;
-            let shape = ConvShape {
-                n: 1,
-                h: grid.height,
-                w: grid.width,
-                ci: spec.ci,
-                co: spec.co,
-                kh: 3,
-                kw: 3,
-                stride: 1,
-                pad: 1,
-            };
-            let activation = match spec.activated {
-                Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
-                Activated::No => Activation::None,
-            };
-            let bias = layer.bias_at(scale, model.metadata.student.r);
-            let mut y = reference(&shape, &x, &layer.weight, Some(&bias), activation);
-            match spec.role {
-                Role::Chain => {}
-                Role::PairFirst => kept.clone_from(&x),
-                Role::PairSecond => y.iter_mut().zip(&kept).for_each(|(y, x)| *y += x),
-            }
-            x = y;
-        }
-        x
-    }
-
-    prop_compose! {
-        fn students()(
-            plain: bool, luma: bool, r in 1usize..5, channels in 1usize..40, depth in 0usize..4,
-        ) -> StudentConfig {
-            let r = if luma { r } else { r.next_multiple_of(2) };
-            StudentConfig {
-                architecture: if plain { Architecture::Plain } else { Architecture::Residual },
-                latent: if luma { LatentKind::Luma } else { LatentKind::Yuv },
-                r,
-                channels: channels.min(16 * r * r),
-                depth,
-            }
-        }
-    }
-
-    fn run(network: &mut Network, threads: usize, z: &[f32], grid: Grid) -> Vec<f32> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
-        let mut residual = vec![f32::NAN; grid.with_margin(0).len()];
-        pool.install(|| {
-            network.divide();
-            network.run(&Grids::new(z, grid, &mut residual));
-        });
-        residual
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
-        #[test]
-        fn any_network_on_any_grid_computes_the_formula_on_any_number_of_threads(
-            student in students(), width in 1usize..50, height in 1usize..24, threads in 2usize..4, seed: u32,
-        ) {
-            let model = model(student, seed);
-            let cells = Grid { width, height, channels: student.latent.channels(student.r), margin: 0 };
-            let grid = cells.with_margin(student.layers().len());
-            let z = values(grid.len(), 1.0, seed ^ 1);
-            let mut network = Network::new(&model, 1.5, width, height).unwrap();
-            let one = run(&mut network, 1, &z, grid);
-            let many = run(&mut network, threads, &z, grid);
-            prop_assert!(one == many, "{threads} threads change the result");
-            prop_assert!(one == run(&mut network, 1, &z, grid), "the same again changes the result");
-
-            let want = by_the_formula(&model, 1.5, &z, grid);
-            let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let rows = want.chunks_exact(grid.width * grid.channels).skip(grid.margin);
-            for (got, want) in one.chunks_exact(width * grid.channels).zip(rows) {
-                let want = &want[grid.margin * grid.channels..];
-                for (a, b) in got.iter().zip(want) {
-                    prop_assert!((a - b).abs() <= 1e-4 * largest, "{a}, not {b}");
-                }
-            }
-        }
-    }
-}
+/// What a feature map holds: f32 or u8.
+///
+/// # Safety
+/// Any bits are a value, and the alignment is at most that of f32; pixels are whole numbers of them.
+unsafe trait Sample {}
+// SAFETY: as the trait asks.
+unsafe impl Sample for f32 {}
+// SAFETY: as the trait asks.
+unsafe impl Sample for u8 {}

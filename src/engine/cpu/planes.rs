@@ -4,6 +4,7 @@
 //! through the inverse matrix.
 
 use super::{
+    Precision,
     grids::Grids,
     network::{Network, zeros},
 };
@@ -114,7 +115,12 @@ impl Planes {
     ///
     /// # Errors
     /// [`crate::Error::Frame`] when a side is out of range, [`crate::Error::Memory`] when there is not enough for it.
-    pub fn new(model: &LiteModel, src: FrameInfo, dst: FrameInfo) -> Result<Self> {
+    pub fn new(
+        model: &LiteModel,
+        src: FrameInfo,
+        dst: FrameInfo,
+        precision: Precision,
+    ) -> Result<Self> {
         let student = model.metadata.student;
         let ratios = (
             dst.width as f64 / src.width as f64,
@@ -137,7 +143,7 @@ impl Planes {
         let grid = cells.with_margin(model.layers.len());
         let scale = (ratios.0 * ratios.1).sqrt();
         Ok(Self {
-            network: Network::new(model, scale, cells.width, cells.height)?,
+            network: Network::new(model, scale, (cells.width, cells.height), precision)?,
             planes: components.map(plane).collect::<Result<_>>()?,
             z: zeros(grid.len())?,
             residual: zeros(cells.len())?,

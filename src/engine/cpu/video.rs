@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    Precision,
     network::{Ends, Network},
     scale,
 };
@@ -150,7 +151,12 @@ impl Video {
         luma || format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8
     }
 
-    pub fn new(model: &LiteModel, src: &FrameInfo, dst: &FrameInfo) -> Result<Self> {
+    pub fn new(
+        model: &LiteModel,
+        src: &FrameInfo,
+        dst: &FrameInfo,
+        precision: Precision,
+    ) -> Result<Self> {
         let student = &model.metadata.student;
         let (r, stats) = (student.r, &model.stats);
         let plan = |component| -> Result<Plan> {
@@ -175,7 +181,7 @@ impl Video {
         let components = components.collect::<Result<Vec<_>>>()?;
         let (width, height) = (dst.width.div_ceil(r), dst.height.div_ceil(r));
         Ok(Self {
-            network: Network::new(model, scale(src, dst), width, height)?,
+            network: Network::new(model, scale(src, dst), (width, height), precision)?,
             slots: slots(dst, student.latent, r, &components),
             components,
             channels: stats.input_mean.len(),

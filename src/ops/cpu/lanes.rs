@@ -26,11 +26,23 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// `c - self * b`, likewise.
     unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self;
+    /// The nearest bfloat16, at a tie the even one. Of numbers only.
+    unsafe fn round_bf16(self) -> Self;
+    /// Stores the lanes as bfloat16; needs AVX-512 BF16 and VL.
+    unsafe fn store_bf16(self, p: *mut u16) {
+        let _ = p;
+        unreachable!("vectors of AVX-512 BF16 only");
+    }
+    /// In each lane, the sum of the products of the two bfloat16 in its bits, added to `self`; likewise.
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        let _ = (a, b);
+        unreachable!("vectors of AVX-512 BF16 only");
+    }
 }
 
 /// Lanes of plain Rust, vectorised by the compiler for the target's baseline.
 #[derive(Clone, Copy)]
-pub(super) struct Portable<const N: usize>([f32; N]);
+pub(super) struct Portable<const N: usize>(pub(super) [f32; N]);
 
 impl<const N: usize> Portable<N> {
     #[inline(always)]
@@ -91,6 +103,13 @@ impl<const M: usize> Lanes for Portable<M> {
     unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self {
         self.zip(b, |a, b| a * b).zip(c, |a, c| c - a)
     }
+    #[inline(always)]
+    unsafe fn round_bf16(self) -> Self {
+        Self(self.0.map(|v| {
+            let bits = v.to_bits();
+            f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+        }))
+    }
 }
 
 /// Four lanes of AVX2 with FMA.
@@ -101,18 +120,18 @@ pub(super) struct Quad(__m128);
 /// Eight lanes of AVX2 with FMA.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256);
+pub(super) struct Avx2(pub(super) __m256);
 
 /// Sixteen lanes of AVX-512 F.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(super) struct Avx512(pub(super) __m512);
 
 /// The operations that both have under names that differ by a prefix.
 #[cfg(target_arch = "x86_64")]
 macro_rules! lanes {
     ($name:ident, $n:literal, $set1:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $max:ident,
-     $fmadd:ident, $fnmadd:ident, $store_first:expr) => {
+     $fmadd:ident, $fnmadd:ident, $store_first:expr, $round:expr, {$($more:item)*}) => {
         impl Lanes for $name {
             const N: usize = $n;
 
@@ -166,6 +185,12 @@ macro_rules! lanes {
                 // SAFETY: by the caller's promise.
                 Self(unsafe { $fnmadd(self.0, b.0, c.0) })
             }
+            #[inline(always)]
+            unsafe fn round_bf16(self) -> Self {
+                // SAFETY: by the caller's promise.
+                Self(unsafe { $round(self.0) })
+            }
+            $($more)*
         }
     };
 }
@@ -183,7 +208,34 @@ lanes!(
     _mm512_max_ps,
     _mm512_fmadd_ps,
     _mm512_fnmadd_ps,
-    |p, v, n: usize| _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, v)
+    |p, v, n: usize| _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, v),
+    |v| {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(!0xffff)))
+    },
+    {
+        #[inline(always)]
+        unsafe fn store_bf16(self, p: *mut u16) {
+            // SAFETY: by the caller's promise; the types differ in name only.
+            unsafe {
+                let v: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(self.0));
+                _mm256_storeu_si256(p.cast(), v);
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+            // SAFETY: by the caller's promise; the types differ in name only.
+            unsafe {
+                let (a, b) = (
+                    std::mem::transmute::<__m512, __m512bh>(a.0),
+                    std::mem::transmute::<__m512, __m512bh>(b.0),
+                );
+                Self(_mm512_dpbf16_ps(self.0, a, b))
+            }
+        }
+    }
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -202,7 +254,14 @@ lanes!(
     |p, v, n: usize| {
         let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), index), v)
-    }
+    },
+    |v| {
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(!0xffff)))
+    },
+    {}
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -221,5 +280,21 @@ lanes!(
     |p, v, n: usize| {
         let index = _mm_setr_epi32(0, 1, 2, 3);
         _mm_maskstore_ps(p, _mm_cmpgt_epi32(_mm_set1_epi32(n as i32), index), v)
+    },
+    |v| {
+        let bits = _mm_castps_si128(v);
+        let odd = _mm_and_si128(_mm_srli_epi32::<16>(bits), _mm_set1_epi32(1));
+        let up = _mm_add_epi32(bits, _mm_add_epi32(odd, _mm_set1_epi32(0x7fff)));
+        _mm_castsi128_ps(_mm_and_si128(up, _mm_set1_epi32(!0xffff)))
+    },
+    {
+        #[inline(always)]
+        unsafe fn store_bf16(self, p: *mut u16) {
+            // SAFETY: by the caller's promise; the types differ in name only.
+            unsafe {
+                let v: __m128i = std::mem::transmute(_mm_cvtneps_pbh(self.0));
+                _mm_storel_epi64(p.cast(), v);
+            }
+        }
     }
 );

@@ -35,6 +35,7 @@ mod conv_portable;
 #[cfg(target_arch = "x86_64")]
 mod conv_x86;
 pub mod elementwise;
+pub mod int8;
 mod lanes;
 mod matmul;
 mod memory;

@@ -16,12 +16,13 @@ pub fn unshuffle(
     r: usize,
     rows: &[f32],
     width: usize,
-    (mean, scale): (&[f32], &[f32]),
+    whiten: (&[f32], &[f32]),
     cells: &mut [f32],
     step: usize,
 ) {
+    let (mean, scale) = whiten;
     assert!((1..=MOST).contains(&r) && mean.len() == r * r && scale.len() == r * r);
-    unshuffle_on(Isa::best(), r, rows, width, mean, scale, cells, step);
+    unshuffle_on(Isa::best(), r, rows, width, whiten, cells, step);
 }
 
 /// `out = base + gain * cells` for one row of samples. `cells` begins at the first cell's channel for the row's first
@@ -41,7 +42,7 @@ pub fn add_shuffled(
     add_on(Isa::best(), r, base, gain, cells, step, out);
 }
 
-dispatch!(unshuffle_on, unshuffle_body, (r: usize, rows: &[f32], width: usize, mean: &[f32], scale: &[f32], cells: &mut [f32], step: usize));
+dispatch!(unshuffle_on, unshuffle_body, (r: usize, rows: &[f32], width: usize, whiten: (&[f32], &[f32]), cells: &mut [f32], step: usize));
 dispatch!(add_on, add_body, (r: usize, base: &[f32], gain: &[f32], cells: &[f32], step: usize, out: &mut [f32]));
 
 /// A multiplication and a sum are rounded each, whatever the instruction set.
@@ -50,8 +51,7 @@ fn unshuffle_body<const FMA: bool>(
     r: usize,
     rows: &[f32],
     width: usize,
-    mean: &[f32],
-    scale: &[f32],
+    (mean, scale): (&[f32], &[f32]),
     cells: &mut [f32],
     step: usize,
 ) {

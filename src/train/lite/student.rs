@@ -702,6 +702,7 @@ impl StudentRun {
             metadata,
             stats: self.latent.stats.clone(),
             layers: layers.collect::<Result<_>>()?,
+            calibration: None,
         })
     }
 

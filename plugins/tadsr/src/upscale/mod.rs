@@ -30,6 +30,39 @@ pub enum Fallback {
     Bicubic = 3,
 }
 
+/// In what numbers `tadsrupscale` computes a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstTadsrUpscalePrecision")]
+#[repr(u32)]
+pub enum Precision {
+    #[default]
+    #[enum_value(
+        name = "Auto: the fastest that the processor has instructions for",
+        nick = "auto"
+    )]
+    Auto = 0,
+    #[enum_value(name = "F32: 32-bit floats", nick = "f32")]
+    F32 = 1,
+    #[enum_value(name = "BF16: products of 16-bit floats", nick = "bf16")]
+    Bf16 = 2,
+    #[enum_value(
+        name = "INT8: products of 8-bit integers, of calibrated models",
+        nick = "int8"
+    )]
+    Int8 = 3,
+}
+
+impl From<Precision> for tadsr::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Auto => Self::Auto,
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Int8 => Self::Int8,
+        }
+    }
+}
+
 /// How `tadsrupscale` brings the colours of what a published network makes back to those of the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstTadsrUpscaleColorFix")]
@@ -58,7 +91,11 @@ glib::wrapper! {
 /// Adds the element to `plugin`. It is never plugged in automatically.
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     #[cfg(feature = "doc")]
-    for kind in [Fallback::static_type(), ColorFix::static_type()] {
+    for kind in [
+        Fallback::static_type(),
+        Precision::static_type(),
+        ColorFix::static_type(),
+    ] {
         kind.mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tadsr::{
-    Device, Error, Upscaler,
+    Device, Error, Precision, Upscaler,
     engine::official::{ColorFix, NoiseField, Tile},
     frame::FrameInfo,
     train::checkpoint::write_atomically,
@@ -40,6 +40,10 @@ pub struct Settings {
     /// How much of the network's detail is added, 0 to 1; 0 is bicubic interpolation
     #[arg(long, default_value_t = 1.0, value_parser = fraction)]
     strength: f32,
+    /// In what numbers a student is computed: auto (the fastest that the processor has instructions for), f32, bf16 or,
+    /// of a calibrated model, int8
+    #[arg(long, default_value = "auto", value_parser = Precision::from_str)]
+    precision: Precision,
     /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with [default: 1]
     #[arg(long, help_heading = OFFICIAL)]
     steps: Option<usize>,
@@ -98,6 +102,7 @@ impl Settings {
         let mut upscaler = Upscaler::load(&self.model, self.device)?;
         upscaler.set_threads(self.threads.into())?;
         upscaler.set_strength(self.strength);
+        upscaler.set_precision(self.precision)?;
         if let Some(scale) = self.scale {
             upscaler.set_scale(scale)?;
         }

@@ -1,0 +1,152 @@
+//! `tadsr-train quantize`: a model that can be computed in integers.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, bail, ensure};
+use tadsr::{
+    engine::cpu::{Patches, Precision, calibrate, residual_of},
+    model::LiteModel,
+    nn::lite::latent::Grid,
+    train::{
+        degrade::Degradation,
+        pairs::{Batch, DamagedPhotos, PairSpec},
+    },
+};
+
+use crate::run;
+
+/// Calibrate a model on photographs, so that it can be computed in 8-bit integers.
+///
+/// The model file gets the ranges of the values that the network meets on patches of the photos, shrunk and damaged as in
+/// training; its weights stay as they are. What the precisions reach is measured on patches of other photos.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tadsr-train quantize --model runs/my-x2/model.safetensors --data photos --out my-x2.safetensors
+  tadsr-train upscale clip.mp4 large.mp4 --model my-x2.safetensors --precision int8")]
+pub struct Args {
+    /// Name of a bundled model or path of a model file
+    #[arg(long, value_name = "NAME_OR_PATH")]
+    model: String,
+    /// Folders (or files) with JPEG and PNG photos
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// The model file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Batches of 16 patches to calibrate on; a quarter as many are measured
+    #[arg(long, default_value_t = 32)]
+    batches: u64,
+    /// The same seed, data and options give the same model
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the weights in f32 instead of f16
+    #[arg(long)]
+    full: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    ensure!((4..=4096).contains(&args.batches), "--batches: 4 to 4096");
+    let mut models = LiteModel::find(&args.model)?;
+    if models.len() > 1 {
+        let names: Vec<_> = models.iter().map(|m| m.metadata.name.clone()).collect();
+        bail!(
+            "'{}' is a group: name one of {}",
+            args.model,
+            names.join(", ")
+        );
+    }
+    let mut model = models.remove(0);
+    let spec = spec(&model);
+    let mut photos = run::load_photos(&args.data, spec.patch)?;
+    let others = photos.hold_out(20);
+    let batches = |photos, seed: u64, count: u64| -> Result<Vec<Batch>> {
+        let source = DamagedPhotos {
+            photos: Arc::new(photos),
+            degradation: Degradation::streaming(),
+        };
+        let batch = |i| {
+            spec.batch(
+                &source,
+                &model.stats,
+                seed.wrapping_mul(1 << 32).wrapping_add(i),
+            )
+        };
+        Ok((0..count).map(batch).collect::<tadsr::Result<_>>()?)
+    };
+    let measured = batches(others, args.seed, args.batches / 4)?;
+    let patches = batches(photos, args.seed.wrapping_add(1), args.batches)?;
+    let patches: Vec<_> = patches
+        .into_iter()
+        .map(|b| as_patches(b, spec.grid()))
+        .collect();
+    model.calibration = Some(calibrate(&model, &patches));
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        let decibels = decibels(&model, &spec, &measured, precision)?;
+        println!("{:5} {decibels:.3} dB", precision.to_string());
+    }
+    let bytes = model.to_bytes(!args.full)?;
+    fs::write(&args.out, bytes)
+        .with_context(|| format!("cannot write '{}'", args.out.display()))?;
+    println!("{}: '{}'", model.metadata.name, args.out.display());
+    Ok(())
+}
+
+/// Patches as the model was trained on.
+fn spec(model: &LiteModel) -> PairSpec {
+    let (student, [low, high]) = (&model.metadata.student, model.metadata.scales);
+    PairSpec {
+        latent: student.latent,
+        r: student.r,
+        patch: 48 * student.r.next_multiple_of(2),
+        batch: 16,
+        scales: [low + (high - low).min(0.25), high],
+        native: 0.5,
+    }
+}
+
+fn as_patches(batch: Batch, grid: Grid) -> Patches {
+    Patches {
+        scale: batch.scale,
+        grid,
+        latents: batch.base,
+    }
+}
+
+/// The PSNR of the batches' luma without the border that the patch's end spoils.
+fn decibels(
+    model: &LiteModel,
+    spec: &PairSpec,
+    batches: &[Batch],
+    precision: Precision,
+) -> Result<f64> {
+    let (grid, margin) = (spec.grid(), model.layers.len());
+    let inside = Grid {
+        width: grid.width - 2 * margin,
+        height: grid.height - 2 * margin,
+        ..grid
+    };
+    let luma = model.metadata.student.r.pow(2);
+    let (mut squares, mut count) = (0.0, 0.0);
+    for batch in batches {
+        let patches = batch
+            .base
+            .chunks_exact(grid.len())
+            .zip(batch.residual.chunks_exact(grid.len()));
+        for (base, truth) in patches {
+            let found = residual_of(model, batch.scale, base, Grid { margin, ..grid }, precision)?;
+            for (y, row) in found.chunks_exact(inside.width * grid.channels).enumerate() {
+                let first = ((y + margin) * grid.width + margin) * grid.channels;
+                let cells = row
+                    .chunks_exact(grid.channels)
+                    .zip(truth[first..].chunks_exact(grid.channels));
+                for (found, truth) in cells {
+                    for c in 0..luma {
+                        let error = f64::from((found[c] - truth[c]) * model.stats.residual_std[c]);
+                        (squares, count) = (squares + error * error, count + 1.0);
+                    }
+                }
+            }
+        }
+    }
+    Ok(-10.0 * (squares / count).log10())
+}

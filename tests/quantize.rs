@@ -1,0 +1,73 @@
+//! `tadsr-train quantize`: the model gets what int8 needs and loses nothing.
+#![cfg(feature = "train")]
+
+use std::path::Path;
+
+use assert_cmd::Command;
+use image::{Rgb, RgbImage};
+use tadsr::model::LiteModel;
+
+/// Photos of a kind: ramps, edges, noise.
+fn photos(folder: &Path) {
+    for i in 0..24u32 {
+        let pixel = |x: u32, y: u32| {
+            let wave = ((x * (1 + i % 5) + y * (i % 7)) as f32 * 0.05).sin() * 80.0;
+            let edge = if (x / (9 + i) + y / 14).is_multiple_of(2) {
+                40.0
+            } else {
+                0.0
+            };
+            let noise = ((x * 31 + y * 17 + x * y) % 13) as f32;
+            let v = (110.0 + wave + edge + noise) as u8;
+            Rgb([v, v.saturating_add(9), v.saturating_sub(20)])
+        };
+        let photo = RgbImage::from_fn(140, 130, pixel);
+        photo.save(folder.join(format!("{i}.png"))).unwrap();
+    }
+}
+
+fn quantize(model: &str, data: &Path, out: &Path) -> std::process::Output {
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.args(["quantize", "--batches", "4", "--model", model, "--data"]);
+    command.arg(data).arg("--out").arg(out).output().unwrap()
+}
+
+#[test]
+fn a_model_is_calibrated_and_otherwise_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    photos(dir.path());
+    let out = dir.path().join("calibrated.safetensors");
+    let output = quantize("tiny-x2", dir.path(), &out);
+    assert!(output.status.success(), "{output:?}");
+    let (before, after) = (
+        LiteModel::find("tiny-x2").unwrap().remove(0),
+        LiteModel::read(&out).unwrap(),
+    );
+    assert_eq!(after.layers, before.layers);
+    assert_eq!(after.metadata, before.metadata);
+    let ranges = after.calibration.unwrap().ranges;
+    assert_eq!(
+        ranges.iter().map(Vec::len).collect::<Vec<_>>(),
+        [4, 16, 16, 16, 16, 16]
+    );
+    // What it says of f32, bf16 and int8.
+    let said = String::from_utf8(output.stdout).unwrap();
+    let decibels = |name: &str| -> f64 {
+        let line = said.lines().find(|l| l.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    for name in ["bf16", "int8"] {
+        assert!((decibels("f32") - decibels(name)).abs() < 0.1, "{said}");
+    }
+}
+
+#[test]
+fn a_group_of_models_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = quantize("tiny", dir.path(), &dir.path().join("out"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("tiny-x2"),
+        "{said}"
+    );
+}
