@@ -4,8 +4,12 @@
 //! Runtime and OpenVINO in turn. A machine's noise only ever adds time, so the best of many runs is reported. With
 //! `--models DIR` the networks that are measured are written there and listed, and nothing else is done.
 //!
-//! GFLOP/s count two operations for each weight and cell of the direct convolutions, whatever the engine really
-//! multiplies: Winograd's algorithm does with a quarter of them, so the rate may exceed the machine's.
+//! The rates are given twice, and both against the machine's measured f32 peak on as many threads:
+//! - direct: two operations for each weight and cell of the direct convolutions, whatever the engine really calculates.
+//!   Winograd's algorithm does with a quarter of the multiplications, so this may exceed the peak; it is what compares with
+//!   others.
+//! - done (f32 alone): the products and both transforms of Winograd's algorithm for the cells of the frame. What is
+//!   calculated beyond the frame's border, the interpolation and the rest of the way count as time only.
 
 use std::{
     fs,
@@ -20,6 +24,10 @@ use tadsr::{
     frame::{Frame, FrameInfo, PixelFormat},
     model::{Layer, LiteModel, Metadata},
     nn::lite::{LatentStats, StudentConfig, latent::Grid},
+    ops::cpu::{
+        Isa,
+        winograd::{Band, Products, Winograd},
+    },
 };
 
 /// The best time of `f` over at least `time` and three runs, in seconds.
@@ -121,6 +129,14 @@ impl Case {
         2.0 * (weights * cells) as f64
     }
 
+    /// Operations of Winograd's algorithm for a frame.
+    fn done(&self) -> f64 {
+        let r = self.student.r;
+        let cells = self.to.0.div_ceil(r) * self.to.1.div_ceil(r);
+        let layers = self.student.layers();
+        layers.iter().map(|l| winograd(l.ci, l.co, cells)).sum()
+    }
+
     /// Bytes that a frame cannot do without: its planes read and written once.
     fn bytes(&self) -> f64 {
         let (src, dst) = self.infos();
@@ -156,6 +172,47 @@ impl Case {
         Ok((seconds(1.0), seconds(0.0)))
     }
 }
+
+/// Operations of Winograd's algorithm F(4x4, 3x3) for `cells` outputs: of a tile of 16 the products at 36 points; of the
+/// inputs' transform 10 vectors (two columns are taken over from the neighbour) of 20 operations a channel; of the
+/// outputs' 10 of 13, and for each output bias and leaky ReLU.
+fn winograd(ci: usize, co: usize, cells: usize) -> f64 {
+    let tile = 2 * 36 * ci * co + 10 * 20 * ci + (10 * 13 + 16 * 3) * co;
+    (tile * cells) as f64 / 16.0
+}
+
+/// Seconds that each thread takes for a layer of 3x3 on a band of [`BAND`] cells, alone in the caches.
+fn layer(channels: usize, threads: usize, time: Duration) -> f64 {
+    let tiles = BAND / 16;
+    let weights: Vec<f32> = noise(channels * channels * 9, 1).collect();
+    let bias: Vec<f32> = noise(channels, 2).collect();
+    let shape = [channels, channels];
+    let conv = Winograd::new(shape, &weights, &bias, 0.1, Products::F32, Isa::best());
+    let input: Vec<f32> = noise((BAND / 4 + 2) * conv.input_step(), 3).collect();
+    let mut outputs = vec![vec![0.0f32; BAND * conv.output_step()]; threads];
+    best(time, || {
+        outputs.par_iter_mut().for_each(|output| {
+            let mut scratch = Vec::new();
+            for _ in 0..BANDS {
+                let mut rows = output.chunks_exact_mut(BAND / 4 * conv.output_step());
+                conv.run(
+                    Band {
+                        input: [&input; 6],
+                        skip: None,
+                        output: [(); 4].map(|_| rows.next().unwrap_or_default()),
+                        out_step: conv.output_step(),
+                        tiles,
+                    },
+                    &mut scratch,
+                );
+            }
+        });
+    }) / BANDS as f64
+}
+
+/// Cells of a band, and bands in a measurement.
+const BAND: usize = 4 * 240;
+const BANDS: usize = 50;
 
 /// GFLOP/s of fused multiply-adds on all threads, and GB/s of a sum of two arrays far larger than the caches (the
 /// bytes read and written).
@@ -282,6 +339,16 @@ impl Case {
     }
 }
 
+/// Rates in GFLOP/s and of the peak.
+fn rates(direct: f64, done: Option<f64>, peak: f64) -> String {
+    let rate = |v: f64| format!("{v:6.1} {:4.0} %", 100.0 * v / peak);
+    format!(
+        "{}  {}",
+        rate(direct),
+        done.map_or(format!("{:13}", ""), rate)
+    )
+}
+
 fn main() -> tadsr::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let option = |name: &str| args.iter().skip_while(|a| *a != name).nth(1);
@@ -307,9 +374,19 @@ fn main() -> tadsr::Result<()> {
         println!(
             "{threads} thread(s): {flops:.0} GFLOP/s of multiply-adds, {bandwidth:.1} GB/s of memory"
         );
+        println!("\nLayers of 3x3 in f32, alone{:48}direct          done", "");
+        for channels in [16, 32, 64] {
+            let seconds = layer(channels, threads, time) / threads as f64;
+            let direct = 18.0 * (channels * channels * BAND) as f64 / seconds / 1e9;
+            let done = winograd(channels, channels, BAND) / seconds / 1e9;
+            println!(
+                "{channels} to {channels:60} {}",
+                rates(direct, Some(done), flops)
+            );
+        }
         println!(
-            "{:34} {:>9} {:>7} {:>9} {:>9} {:>8}",
-            "", "frame", "fps", "bicubic", "GFLOP/s", "of peak"
+            "\nWhole frames: {:26} {:>9} {:>7} {:>9} {:>20} {:>13}",
+            "", "frame", "fps", "bicubic", "direct", "done"
         );
     }
     let wanted =
@@ -318,22 +395,23 @@ fn main() -> tadsr::Result<()> {
     let cases = cases().into_iter().filter(wanted);
     for (case, (precision, name)) in cases.flat_map(|c| precisions.clone().map(move |p| (c, p))) {
         let (seconds, base) = case.run(precision, time)?;
-        let rate = case.flop() / seconds / 1e9;
+        let direct = case.flop() / seconds / 1e9;
+        let done = (precision == Precision::F32).then(|| case.done() / seconds / 1e9);
         if !json {
             println!(
-                "{:34} {name:5} {:6.2} ms {:7.1} {:6.2} ms {rate:9.1} {:6.0} %   {:.1} MB in and out, {:.2} GB/s",
+                "{:34} {name:5} {:6.2} ms {:7.1} {:6.2} ms  {}  {:.1} MB in and out, {:.2} GB/s",
                 case.name(),
                 seconds * 1e3,
                 1.0 / seconds,
                 base * 1e3,
-                100.0 * rate / flops,
+                rates(direct, done, flops),
                 case.bytes() / 1e6,
                 case.bytes() / seconds / 1e9,
             );
         }
         rows.push(serde_json::json!({
             "name": case.name(), "precision": name, "ms": seconds * 1e3, "bicubic_ms": base * 1e3,
-            "flop": case.flop(), "bytes": case.bytes(),
+            "flop": case.flop(), "done": case.done(), "bytes": case.bytes(),
         }));
     }
     if json {

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The element in real pipelines: frames a second from an H.264 file to a sink that shows nothing, beside GStreamer's own
+//! scaler; PSNR-Y; the element beside the bare engine; the most memory that a pipeline takes.
+//!
+//! ```text
+//! cargo bench -p gst-plugin-tadsr --bench pipeline [-- TRUTH.mp4 [WORK]]
+//! ```
+//! TRUTH is a clip of 1280x720 or more, of which half the size and less is encoded as H.264 and upscaled again;
+//! `benches/pipeline.sh` makes one. Every pipeline has two threads for the decoder and two for the scaler; on a machine
+//! with more cores run it under `taskset -c 0,1`. Of several runs the best counts, since a machine's noise only adds time.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use gst::prelude::*;
+use tadsr::{
+    Device, Upscaler,
+    frame::{Frame, FrameInfo, PixelFormat},
+};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const RUNS: usize = 3;
+
+/// Frames of the clips, and of a run of the bare engine.
+const FRAMES: usize = 150;
+
+/// Runs a pipeline to its end; when the first and the last buffer came to the element `sink`, and how many.
+fn run(description: &str) -> Result<(f64, usize)> {
+    let pipeline = gst::parse::launch(description)?;
+    let pipeline = pipeline
+        .downcast::<gst::Pipeline>()
+        .map_err(|_| "no pipeline")?;
+    let seen = Arc::new(Mutex::new((None, Instant::now(), 0)));
+    let pad = pipeline.by_name("sink").and_then(|s| s.static_pad("sink"));
+    let counted = seen.clone();
+    pad.ok_or("no sink")?
+        .add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            if let Ok(mut seen) = counted.lock() {
+                let now = Instant::now();
+                *seen = (seen.0.or(Some(now)), now, seen.2 + 1);
+            }
+            gst::PadProbeReturn::Ok
+        });
+    let end = play(&pipeline);
+    pipeline.set_state(gst::State::Null)?;
+    end?;
+    let seen = seen.lock().map_err(|_| "a probe panicked")?;
+    let seconds = seen.0.map_or(0.0, |first| (seen.1 - first).as_secs_f64());
+    Ok((seconds, seen.2))
+}
+
+fn play(pipeline: &gst::Pipeline) -> Result<()> {
+    let bus = pipeline.bus().ok_or("no bus")?;
+    pipeline.set_state(gst::State::Playing)?;
+    for message in bus.iter_timed(gst::ClockTime::NONE) {
+        match message.view() {
+            gst::MessageView::Eos(_) => return Ok(()),
+            gst::MessageView::Error(e) => {
+                return Err(format!("{}: {:?}", e.error(), e.debug()).into());
+            }
+            _ => {}
+        }
+    }
+    Err("the bus is closed".into())
+}
+
+/// Frames a second at the end of a pipeline: the best of some runs.
+fn fps(description: &str) -> Result<f64> {
+    let mut best = 0.0f64;
+    for _ in 0..RUNS {
+        let (seconds, frames) = run(description)?;
+        best = best.max((frames.max(1) - 1) as f64 / seconds);
+    }
+    Ok(best)
+}
+
+fn decoder(file: &Path) -> String {
+    let file = file.display();
+    format!("filesrc location={file} ! qtdemux ! h264parse ! avdec_h264 max-threads=2")
+}
+
+/// Encodes `truth` at `width` x `height`, once.
+fn small(truth: &Path, work: &Path, width: usize, height: usize) -> Result<PathBuf> {
+    let path = work.join(format!("{width}x{height}.mp4"));
+    if !path.exists() {
+        let part = work.join("part.mp4");
+        run(&format!(
+            "filesrc location={} ! decodebin ! videoconvert ! videoscale method=lanczos n-threads=2 ! \
+             video/x-raw,format=I420,width={width},height={height} ! identity name=sink eos-after={} ! \
+             x264enc pass=quant quantizer=18 ! h264parse ! mp4mux ! filesink location={}",
+            truth.display(),
+            FRAMES + 1,
+            part.display(),
+        ))?;
+        fs::rename(part, &path)?;
+    }
+    Ok(path)
+}
+
+/// The luma of all frames of a pipeline, written to a file and read back.
+fn luma(source: &str, (width, height): (usize, usize), work: &Path) -> Result<Vec<u8>> {
+    let raw = work.join("luma.raw");
+    run(&format!(
+        "{source} ! videoconvert ! video/x-raw,format=I420,width={width},height={height} ! \
+         filesink name=sink location={}",
+        raw.display()
+    ))?;
+    let bytes = fs::read(&raw)?;
+    fs::remove_file(&raw)?;
+    let frame = width * height * 3 / 2;
+    Ok(bytes
+        .chunks_exact(frame)
+        .flat_map(|f| &f[..width * height])
+        .copied()
+        .collect())
+}
+
+/// PSNR of the frames that both have.
+fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    let pairs = a.iter().zip(b);
+    let squares: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum();
+    let mean = squares as f64 / a.len().min(b.len()).max(1) as f64;
+    10.0 * (255.0 * 255.0 / mean).log10()
+}
+
+/// Frames a second of the bare engine, and of the element between a source that costs nothing and a sink that does not
+/// either, in turn.
+fn engine_and_element() -> Result<(f64, f64)> {
+    let info = FrameInfo::new(PixelFormat::I420, 640, 360);
+    let frame = Frame::new(info)?;
+    let mut out = Frame::new(info.with_size(1280, 720))?;
+    let mut upscaler = Upscaler::load("", Device::Cpu)?;
+    upscaler.set_threads(2)?;
+    let (mut engine, mut element) = (0.0f64, 0.0f64);
+    for _ in 0..2 * RUNS {
+        upscaler.upscale_into(&frame.as_ref(), &mut out.as_mut())?;
+        let start = Instant::now();
+        for _ in 0..FRAMES {
+            upscaler.upscale_into(&frame.as_ref(), &mut out.as_mut())?;
+        }
+        engine = engine.max(FRAMES as f64 / start.elapsed().as_secs_f64());
+        let (seconds, frames) = run(&format!(
+            "videotestsrc num-buffers=1 ! video/x-raw,format=I420,width=640,height=360 ! \
+             imagefreeze num-buffers={FRAMES} ! tadsrupscale threads=2 ! fakevideosink name=sink sync=false"
+        ))?;
+        element = element.max((frames.max(1) - 1) as f64 / seconds);
+    }
+    Ok((engine, element))
+}
+
+/// What a child of this program says of the most memory that it took for a pipeline, in MB.
+fn memory(description: &str) -> Result<f64> {
+    let child = Command::new(env::current_exe()?)
+        .args(["--memory", description])
+        .output()?;
+    if !child.status.success() {
+        return Err(String::from_utf8_lossy(&child.stderr).into_owned().into());
+    }
+    Ok(String::from_utf8(child.stdout)?.trim().parse()?)
+}
+
+/// The most memory that this process has had, in MB.
+fn peak() -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .ok_or("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0 / 1e6)
+}
+
+fn main() -> Result<()> {
+    gst::init()?;
+    gsttadsr::plugin_register_static()?;
+    let args: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
+    if let [flag, description] = &args[..]
+        && flag == "--memory"
+    {
+        run(description)?;
+        println!("{}", peak()?);
+        return Ok(());
+    }
+    let (engine, element) = engine_and_element()?;
+    println!(
+        "640x360 to 1280x720, precision=auto, 2 threads: engine {engine:.1} fps, element {element:.1} fps, ratio {:.3}",
+        element / engine
+    );
+    let Some(truth) = args.first().map(PathBuf::from) else {
+        println!("with a clip to upscale there is more to measure: see the top of this file");
+        return Ok(());
+    };
+    let work = args.get(1).map_or_else(env::temp_dir, PathBuf::from);
+    fs::create_dir_all(&work)?;
+    let sink = "fakevideosink name=sink sync=false";
+
+    let source = decoder(&small(&truth, &work, 640, 360)?);
+    let size = "video/x-raw,width=1280,height=720";
+    let truth_luma = luma(
+        &format!(
+            "filesrc location={} ! decodebin ! videoconvert ! videoscale method=lanczos",
+            truth.display()
+        ),
+        (1280, 720),
+        &work,
+    )?;
+    println!("\n640x360 H.264 to 1280x720 into fakevideosink");
+    println!("{:52} {:>7} {:>8}", "", "fps", "PSNR-Y");
+    println!(
+        "{:52} {:7.1}",
+        "decoder alone",
+        fps(&format!("{source} ! {sink}"))?
+    );
+    let scalers = ["bilinear", "4-tap", "lanczos"]
+        .map(|m| format!("videoscale n-threads=2 method={m} ! {size}"));
+    let ours = [
+        "strength=0",
+        "precision=f32",
+        "precision=bf16",
+        "precision=int8",
+        "precision=auto",
+        "model=tiny-clean",
+    ];
+    let ours = ours.map(|p| format!("tadsrupscale threads=2 {p} ! {size}"));
+    for scaler in scalers.iter().chain(&ours) {
+        let name = scaler.trim_end_matches(&format!(" ! {size}"));
+        let rate = fps(&format!("{source} ! {scaler} ! {sink}"))?;
+        let decibels = psnr(
+            &luma(&format!("{source} ! {scaler}"), (1280, 720), &work)?,
+            &truth_luma,
+        );
+        println!("{name:52} {rate:7.1} {decibels:8.3}");
+    }
+
+    let source = decoder(&small(&truth, &work, 960, 540)?);
+    let most = memory(&format!(
+        "{source} ! tadsrupscale threads=2 ! video/x-raw,width=1920,height=1080 ! {sink}"
+    ))?;
+    let without = memory(&format!("{source} ! {sink}"))?;
+    println!(
+        "\n960x540 H.264 to 1920x1080: {most:.0} MB at most, of which {without:.0} MB without tadsrupscale"
+    );
+    Ok(())
+}
