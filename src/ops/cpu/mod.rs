@@ -4,6 +4,7 @@
 /// fused multiply-add.
 macro_rules! dispatch {
     ($name:ident, $body:ident, ($($arg:ident: $type:ty),*)) => {
+        #[allow(clippy::too_many_arguments)]
         fn $name(isa: Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
