@@ -99,6 +99,11 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     // Gradients have their shares: those of regression and score are the same.
     let share = column(8, "grad_regression") / column(8, "grad_score");
     assert!((0.5..2.0).contains(&share), "{share}");
+    // Another student of the same teacher.
+    let (other, teacher) = (dir.path().join("other"), out.join("teacher"));
+    let (done, text) = run(&recipe, &other, &["--teacher", teacher.to_str().unwrap()]);
+    assert!(done && other.join("model.safetensors").exists(), "{text}");
+    assert!(!other.join("teacher").exists());
     // With everything done, the command has nothing left to do.
     let (done, text) = run(&recipe, &out, &["--threads", "1"]);
     assert!(done && lines(&out.join("losses.csv")) == losses, "{text}");

@@ -75,6 +75,7 @@ pub fn run(args: Args) -> Result<()> {
     if job.args.dry_run {
         return job.dry_run();
     }
+    run::make_folder(&job.args.out)?;
     let text = toml::to_string(&job.recipe)?;
     write_atomically(&job.args.out.join("recipe.toml"), text.as_bytes())?;
     if job.recipe.teacher.is_some() {
@@ -276,7 +277,6 @@ fn latent(args: &Args, target: &Target, material: &Material, dir: &Path) -> Resu
     let patch = 48 * student.r;
     let latent = Latent::measure(student.latent, student.r, scales, &*material.source, patch)?;
     if !args.dry_run {
-        run::make_folder(&args.out)?;
         run::make_folder(dir)?;
         write_atomically(&path, &serde_json::to_vec_pretty(&latent)?)?;
     }

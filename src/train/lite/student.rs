@@ -123,7 +123,7 @@ impl Default for Distillation {
             score_weight: ScoreWeight::NoiseLevel,
             adversarial: 0.2,
             time_aware: true,
-            width: 64,
+            width: 32,
             discriminator_rate: 5e-4,
         }
     }
