@@ -1,4 +1,5 @@
 //! A trained model at work: from the planes of a frame to the planes of a larger one.
 
 pub mod cpu;
+pub mod cuda;
 pub mod official;

@@ -13,7 +13,7 @@ mod simd;
 
 pub use color::{ChromaSite, Colorimetry, Matrix, Range};
 pub use format::{Component, ComponentLayout, PixelFormat};
-pub(crate) use samples::{Sink, Source};
+pub(crate) use samples::{Quant, Sink, Source};
 
 use crate::{Error, Result};
 

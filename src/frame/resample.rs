@@ -327,6 +327,11 @@ impl Axis {
         (part, source)
     }
 
+    /// For each output the first source sample that it weighs, as many weights for each as is said first, and these.
+    pub(crate) fn table(&self) -> (usize, &[u32], &[f32]) {
+        (self.taps, &self.starts, &self.weights)
+    }
+
     fn start(&self, j: usize) -> usize {
         self.starts[j] as usize
     }

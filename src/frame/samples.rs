@@ -266,14 +266,14 @@ impl Field {
 
 /// The affine map between codes and values: code = value * scale + offset.
 #[derive(Clone, Copy)]
-struct Quant {
-    scale: f32,
-    offset: f32,
-    max: f32,
+pub(crate) struct Quant {
+    pub scale: f32,
+    pub offset: f32,
+    pub max: f32,
 }
 
 impl Quant {
-    fn new(info: &FrameInfo, component: Component) -> Self {
+    pub fn new(info: &FrameInfo, component: Component) -> Self {
         let depth = info.format.depth();
         let unit = (1 << (depth - 8)) as f32;
         let max = ((1 << depth) - 1) as f32;

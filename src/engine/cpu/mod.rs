@@ -95,7 +95,7 @@ impl Engine {
 }
 
 /// The scale that a network is told of frames that grow from `src` to `dst`: the mean of both directions.
-fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
+pub(super) fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
     let (x, y) = (
         dst.width as f64 / src.width as f64,
         dst.height as f64 / src.height as f64,

@@ -1,0 +1,690 @@
+//! The CUDA driver API: the few functions that the engine needs, found in the driver's own library when they are first
+//! asked for, so that one binary starts on machines with and without it. Nothing of the toolkit is needed at build or
+//! at run time.
+//!
+//! Bound by hand, with `dlopen` from the `libc` crate that is in the tree anyway: the functions are some forty, while
+//! cudarc takes long to build, binds all of CUDA, and refuses to be built with dynamic loading beside the copy of itself
+//! that candle's `cuda` feature brings along with dynamic linking.
+
+use std::{ffi::c_void, fmt, ptr::NonNull};
+
+use crate::Error;
+
+/// `CUDA_ERROR_OUT_OF_MEMORY`
+pub const OUT_OF_MEMORY: i32 = 2;
+
+/// What a call of the driver said when it failed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{call}: {text} (CUDA error {code})")]
+pub struct Fault {
+    pub call: &'static str,
+    /// `CUresult`
+    pub code: i32,
+    pub text: String,
+}
+
+impl Fault {
+    /// Whether the memory was too small, which a smaller plan may cure.
+    pub fn out_of_memory(&self) -> bool {
+        self.code == OUT_OF_MEMORY
+    }
+
+    /// Whether the device or what the process has on it is gone, so that every call that follows fails too:
+    /// deinitialised, unavailable, memory errors, illegal address or instruction, time-out, failed launch, unknown.
+    pub fn lost(&self) -> bool {
+        matches!(
+            self.code,
+            4 | 46 | 201 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 999
+        )
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match (fault.out_of_memory(), fault.lost()) {
+            (true, _) => Self::Memory(format!("not enough CUDA memory: {fault}")),
+            (_, true) => Self::Device(format!("the CUDA device was lost: {fault}")),
+            _ => Self::Device(format!("the CUDA device failed: {fault}")),
+        }
+    }
+}
+
+pub type Result<T, E = Fault> = std::result::Result<T, E>;
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceInfo {
+    pub ordinal: usize,
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Bytes of its memory.
+    pub memory: usize,
+}
+
+macro_rules! handles {
+    ($($(#[$doc:meta])* $name:ident)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub u64);
+    )*};
+}
+
+handles! {
+    /// An address in the device's memory.
+    Address
+    /// Work in order.
+    Stream
+    /// A point in a stream.
+    Event
+    Module
+    Function
+    /// Recorded launches, ready to be launched at once.
+    Graph
+}
+
+/// A launch's blocks and threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+}
+
+/// One device. All methods may be called from any thread; what is made is released by its caller.
+pub trait Driver: Send + Sync {
+    fn info(&self) -> &DeviceInfo;
+    /// Bytes that are free.
+    fn free_memory(&self) -> Result<usize>;
+
+    fn alloc(&self, bytes: usize) -> Result<Address>;
+    fn free(&self, address: Address);
+    /// Memory of the host that the device copies from and to by itself.
+    fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>>;
+    /// # Safety
+    /// `memory` is from [`Self::alloc_pinned`] and no longer in use.
+    unsafe fn free_pinned(&self, memory: NonNull<u8>);
+
+    fn stream(&self) -> Result<Stream>;
+    fn destroy_stream(&self, stream: Stream);
+    fn synchronize(&self, stream: Stream) -> Result<()>;
+    fn event(&self) -> Result<Event>;
+    fn destroy_event(&self, event: Event);
+    fn record(&self, event: Event, stream: Stream) -> Result<()>;
+    /// What comes later in `stream` waits for `event` as it was last recorded.
+    fn wait(&self, stream: Stream, event: Event) -> Result<()>;
+    /// Blocks until what was last recorded is done; returns at once when nothing was.
+    fn synchronize_event(&self, event: Event) -> Result<()>;
+    /// Milliseconds from one event to another, both done.
+    fn elapsed(&self, from: Event, to: Event) -> Result<f32>;
+
+    /// Copies to the device when its turn in `stream` comes.
+    ///
+    /// # Safety
+    /// The `bytes` at `from` are pinned, and neither written nor freed before that; those at `to` are allocated.
+    unsafe fn upload(
+        &self,
+        to: Address,
+        from: *const u8,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()>;
+    /// Copies from the device when its turn in `stream` comes.
+    ///
+    /// # Safety
+    /// The `bytes` at `to` are pinned, and not used or freed before that; those at `from` are allocated.
+    unsafe fn download(
+        &self,
+        to: *mut u8,
+        from: Address,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()>;
+
+    /// Loads a cubin, a fatbin, or PTX that ends in a zero byte.
+    fn load(&self, image: &[u8]) -> Result<Module>;
+    fn unload(&self, module: Module);
+    fn function(&self, module: Module, name: &str) -> Result<Function>;
+    /// Launches a kernel whose only parameter is the structure that `params` holds, aligned to 8 bytes.
+    ///
+    /// # Safety
+    /// The structure is the kernel's, and the addresses in it are allocated for all that the kernel reads and writes.
+    unsafe fn launch(
+        &self,
+        function: Function,
+        shape: Shape,
+        params: &[u64],
+        stream: Stream,
+    ) -> Result<()>;
+
+    /// Records what is launched on `stream` from here on, instead of running it.
+    fn begin_capture(&self, stream: Stream) -> Result<()>;
+    fn end_capture(&self, stream: Stream) -> Result<Graph>;
+    fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()>;
+    fn destroy_graph(&self, graph: Graph);
+}
+
+impl fmt::Debug for dyn Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.info().fmt(f)
+    }
+}
+
+#[cfg(unix)]
+pub use library::{open, probe};
+
+/// Without a way to load the driver there is no device.
+#[cfg(not(unix))]
+pub fn probe() -> crate::Result<Vec<DeviceInfo>> {
+    Err(Error::Device(
+        "CUDA is not supported on this platform".into(),
+    ))
+}
+
+/// Without a way to load the driver there is no device.
+#[cfg(not(unix))]
+pub fn open(_ordinal: usize) -> crate::Result<std::sync::Arc<dyn Driver>> {
+    Err(Error::Device(
+        "CUDA is not supported on this platform".into(),
+    ))
+}
+
+#[cfg(unix)]
+mod library {
+    use std::{
+        ffi::{CStr, CString, c_char, c_int, c_uint},
+        ptr,
+        sync::{Arc, OnceLock},
+    };
+
+    use super::*;
+
+    type Handle = *mut c_void;
+    type Code = c_int;
+
+    /// Declares the table of functions and how it is filled.
+    macro_rules! table {
+        ($($field:ident = $symbol:literal: ($($arg:ty),*);)*) => {
+            struct Table { $($field: unsafe extern "C" fn($($arg),*) -> Code,)* }
+
+            impl Table {
+                fn load(library: Handle) -> Result<Self, String> {
+                    Ok(Self {$(
+                        $field: {
+                            let symbol = find(library, $symbol)?;
+                            // SAFETY: the driver's function of this name has this signature (cuda.h of CUDA 12 and 13).
+                            unsafe { std::mem::transmute::<Handle, unsafe extern "C" fn($($arg),*) -> Code>(symbol) }
+                        },
+                    )*})
+                }
+            }
+        };
+    }
+
+    table! {
+        init = c"cuInit": (c_uint);
+        error_name = c"cuGetErrorName": (Code, *mut *const c_char);
+        error_string = c"cuGetErrorString": (Code, *mut *const c_char);
+        device_count = c"cuDeviceGetCount": (*mut c_int);
+        device_get = c"cuDeviceGet": (*mut c_int, c_int);
+        device_name = c"cuDeviceGetName": (*mut c_char, c_int, c_int);
+        device_memory = c"cuDeviceTotalMem_v2": (*mut usize, c_int);
+        device_attribute = c"cuDeviceGetAttribute": (*mut c_int, c_int, c_int);
+        retain = c"cuDevicePrimaryCtxRetain": (*mut Handle, c_int);
+        release = c"cuDevicePrimaryCtxRelease_v2": (c_int);
+        push = c"cuCtxPushCurrent_v2": (Handle);
+        pop = c"cuCtxPopCurrent_v2": (*mut Handle);
+        memory_info = c"cuMemGetInfo_v2": (*mut usize, *mut usize);
+        alloc = c"cuMemAlloc_v2": (*mut u64, usize);
+        free = c"cuMemFree_v2": (u64);
+        host_alloc = c"cuMemHostAlloc": (*mut Handle, usize, c_uint);
+        host_free = c"cuMemFreeHost": (Handle);
+        upload = c"cuMemcpyHtoDAsync_v2": (u64, *const c_void, usize, Handle);
+        download = c"cuMemcpyDtoHAsync_v2": (Handle, u64, usize, Handle);
+        stream_create = c"cuStreamCreate": (*mut Handle, c_uint);
+        stream_destroy = c"cuStreamDestroy_v2": (Handle);
+        stream_synchronize = c"cuStreamSynchronize": (Handle);
+        stream_wait = c"cuStreamWaitEvent": (Handle, Handle, c_uint);
+        event_create = c"cuEventCreate": (*mut Handle, c_uint);
+        event_destroy = c"cuEventDestroy_v2": (Handle);
+        event_record = c"cuEventRecord": (Handle, Handle);
+        event_synchronize = c"cuEventSynchronize": (Handle);
+        event_elapsed = c"cuEventElapsedTime": (*mut f32, Handle, Handle);
+        module_load = c"cuModuleLoadData": (*mut Handle, *const c_void);
+        module_unload = c"cuModuleUnload": (Handle);
+        module_function = c"cuModuleGetFunction": (*mut Handle, Handle, *const c_char);
+        launch = c"cuLaunchKernel":
+            (Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut Handle, *mut Handle);
+        capture_begin = c"cuStreamBeginCapture_v2": (Handle, c_int);
+        capture_end = c"cuStreamEndCapture": (Handle, *mut Handle);
+        graph_instantiate = c"cuGraphInstantiateWithFlags": (*mut Handle, Handle, u64);
+        graph_launch = c"cuGraphLaunch": (Handle, Handle);
+        graph_destroy = c"cuGraphDestroy": (Handle);
+        graph_exec_destroy = c"cuGraphExecDestroy": (Handle);
+    }
+
+    /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`
+    const CAPABILITY: [c_int; 2] = [75, 76];
+    /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream of other libraries.
+    const NON_BLOCKING: c_uint = 1;
+    /// `CU_MEMHOSTALLOC_PORTABLE`
+    const PORTABLE: c_uint = 1;
+    /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do meanwhile is their own affair.
+    const THREAD_LOCAL: c_int = 1;
+
+    fn last_error() -> String {
+        // SAFETY: dlerror returns null or a string that lives until the thread's next dl call.
+        unsafe {
+            let text = libc::dlerror();
+            match text.is_null() {
+                true => "unknown error".into(),
+                false => CStr::from_ptr(text).to_string_lossy().into_owned(),
+            }
+        }
+    }
+
+    fn find(library: Handle, name: &CStr) -> Result<Handle, String> {
+        // SAFETY: the library stays open, the name is a C string.
+        let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+        match symbol.is_null() {
+            false => Ok(symbol),
+            true => Err(format!(
+                "the NVIDIA driver is too old: it has no {} (version 470 or newer is needed)",
+                name.to_string_lossy()
+            )),
+        }
+    }
+
+    /// The driver's functions, initialised; or why there are none.
+    fn table() -> crate::Result<&'static Table> {
+        static TABLE: OnceLock<Result<Table, String>> = OnceLock::new();
+        let load = || {
+            let open = |name: &CStr| {
+                // SAFETY: the driver's library may be loaded at any time; it is never closed.
+                unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) }
+            };
+            let mut library = open(c"libcuda.so.1");
+            if library.is_null() {
+                library = open(c"libcuda.so");
+            }
+            if library.is_null() {
+                return Err(format!("there is no NVIDIA driver ({})", last_error()));
+            }
+            let table = Table::load(library)?;
+            // SAFETY: the flags must be 0.
+            let code = unsafe { (table.init)(0) };
+            match code {
+                0 => Ok(table),
+                _ => Err(format!(
+                    "the NVIDIA driver does not start: {}",
+                    table.fault("cuInit", code)
+                )),
+            }
+        };
+        let table = TABLE.get_or_init(load).as_ref();
+        table.map_err(|reason| Error::Device(format!("CUDA cannot be used: {reason}")))
+    }
+
+    impl Table {
+        fn fault(&self, call: &'static str, code: Code) -> Fault {
+            let text = |get: unsafe extern "C" fn(Code, *mut *const c_char) -> Code| {
+                let mut text = ptr::null();
+                // SAFETY: the driver writes a pointer to a string of its own, or null.
+                unsafe {
+                    let known = get(code, &mut text) == 0 && !text.is_null();
+                    known.then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+                }
+            };
+            let text = match (text(self.error_name), text(self.error_string)) {
+                (Some(name), Some(string)) => format!("{name}, {string}"),
+                _ => "unknown error".into(),
+            };
+            Fault { call, code, text }
+        }
+
+        fn check(&self, call: &'static str, code: Code) -> Result<()> {
+            match code {
+                0 => Ok(()),
+                _ => Err(self.fault(call, code)),
+            }
+        }
+
+        fn count(&self) -> Result<usize> {
+            let mut count = 0;
+            // SAFETY: the pointer is to a local.
+            self.check("cuDeviceGetCount", unsafe {
+                (self.device_count)(&mut count)
+            })?;
+            Ok(count.max(0) as usize)
+        }
+
+        /// The handle of a device and what it is.
+        fn device(&self, ordinal: usize) -> Result<(c_int, DeviceInfo)> {
+            let (mut device, mut memory, mut capability) = (0, 0, [0; 2]);
+            let mut name: [c_char; 128] = [0; 128];
+            // SAFETY: the pointers are to locals of the lengths that are passed.
+            unsafe {
+                self.check(
+                    "cuDeviceGet",
+                    (self.device_get)(&mut device, ordinal as c_int),
+                )?;
+                let len = name.len() as c_int - 1;
+                self.check(
+                    "cuDeviceGetName",
+                    (self.device_name)(name.as_mut_ptr(), len, device),
+                )?;
+                self.check(
+                    "cuDeviceTotalMem",
+                    (self.device_memory)(&mut memory, device),
+                )?;
+                for (value, attribute) in capability.iter_mut().zip(CAPABILITY) {
+                    let code = (self.device_attribute)(value, attribute, device);
+                    self.check("cuDeviceGetAttribute", code)?;
+                }
+            }
+            // SAFETY: the last byte is still 0.
+            let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+            let info = DeviceInfo {
+                ordinal,
+                name: name.to_string_lossy().into_owned(),
+                capability: (capability[0] as u32, capability[1] as u32),
+                memory,
+            };
+            Ok((device, info))
+        }
+    }
+
+    /// The devices of this machine, none where the driver has none.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the reason when there is no driver or it does not work.
+    pub fn probe() -> crate::Result<Vec<DeviceInfo>> {
+        let table = table()?;
+        let devices = (0..table.count()?).map(|i| Ok(table.device(i)?.1));
+        devices.collect()
+    }
+
+    /// The device of that number, in its primary context.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the reason when there is no driver, it does not work, or it has no such device.
+    pub fn open(ordinal: usize) -> crate::Result<Arc<dyn Driver>> {
+        let table = table()?;
+        let count = table.count()?;
+        if ordinal >= count {
+            return Err(Error::Device(format!(
+                "this machine has {count} CUDA devices, numbered from 0"
+            )));
+        }
+        let (device, info) = table.device(ordinal)?;
+        let mut context = ptr::null_mut();
+        // SAFETY: the device is there; the context is released when the value is dropped.
+        let code = unsafe { (table.retain)(&mut context, device) };
+        table.check("cuDevicePrimaryCtxRetain", code)?;
+        Ok(Arc::new(Device {
+            table,
+            device,
+            context,
+            info,
+        }))
+    }
+
+    struct Device {
+        table: &'static Table,
+        device: c_int,
+        context: Handle,
+        info: DeviceInfo,
+    }
+
+    // SAFETY: the driver's functions and handles may be used from any thread; the current context is set for each call.
+    unsafe impl Send for Device {}
+    // SAFETY: as above.
+    unsafe impl Sync for Device {}
+
+    impl Drop for Device {
+        fn drop(&mut self) {
+            // SAFETY: retained once, by `open`.
+            unsafe { (self.table.release)(self.device) };
+        }
+    }
+
+    impl Device {
+        /// Makes one call in this device's context and leaves the thread in the context that it was in.
+        fn call(&self, name: &'static str, call: impl FnOnce(&Table) -> Code) -> Result<()> {
+            // SAFETY: the context is retained as long as `self` lives.
+            let pushed = unsafe { (self.table.push)(self.context) };
+            self.table.check("cuCtxPushCurrent", pushed)?;
+            let code = call(self.table);
+            let mut popped = ptr::null_mut();
+            // SAFETY: what was pushed above.
+            unsafe { (self.table.pop)(&mut popped) };
+            self.table.check(name, code)
+        }
+
+        /// As [`Self::call`] for what makes a handle.
+        fn make(
+            &self,
+            name: &'static str,
+            call: impl FnOnce(&Table, &mut Handle) -> Code,
+        ) -> Result<u64> {
+            let mut handle = ptr::null_mut();
+            self.call(name, |table| call(table, &mut handle))?;
+            Ok(handle as u64)
+        }
+    }
+
+    // What fails while something is released is not told: the call that broke the device has told it.
+    // SAFETY (of every block below): the handles were made by this driver in this context and not destroyed, the
+    // pointers are to locals, and for the rest the trait's callers promise what the driver asks.
+    impl Driver for Device {
+        fn info(&self) -> &DeviceInfo {
+            &self.info
+        }
+
+        fn free_memory(&self) -> Result<usize> {
+            let (mut free, mut total) = (0, 0);
+            self.call("cuMemGetInfo", |t| unsafe {
+                (t.memory_info)(&mut free, &mut total)
+            })?;
+            Ok(free)
+        }
+
+        fn alloc(&self, bytes: usize) -> Result<Address> {
+            let mut address = 0;
+            self.call("cuMemAlloc", |t| unsafe { (t.alloc)(&mut address, bytes) })?;
+            Ok(Address(address))
+        }
+
+        fn free(&self, address: Address) {
+            let _ = self.call("cuMemFree", |t| unsafe { (t.free)(address.0) });
+        }
+
+        fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+            let call = "cuMemHostAlloc";
+            let memory = self.make(call, |t, out| unsafe {
+                (t.host_alloc)(out, bytes, PORTABLE)
+            })?;
+            NonNull::new(memory as *mut u8).ok_or(Fault {
+                call,
+                code: OUT_OF_MEMORY,
+                text: "no address".into(),
+            })
+        }
+
+        unsafe fn free_pinned(&self, memory: NonNull<u8>) {
+            let _ = self.call("cuMemFreeHost", |t| unsafe {
+                (t.host_free)(memory.as_ptr().cast())
+            });
+        }
+
+        fn stream(&self) -> Result<Stream> {
+            let stream = self.make("cuStreamCreate", |t, out| unsafe {
+                (t.stream_create)(out, NON_BLOCKING)
+            });
+            stream.map(Stream)
+        }
+
+        fn destroy_stream(&self, stream: Stream) {
+            let _ = self.call("cuStreamDestroy", |t| unsafe {
+                (t.stream_destroy)(stream.0 as Handle)
+            });
+        }
+
+        fn synchronize(&self, stream: Stream) -> Result<()> {
+            self.call("cuStreamSynchronize", |t| unsafe {
+                (t.stream_synchronize)(stream.0 as Handle)
+            })
+        }
+
+        fn event(&self) -> Result<Event> {
+            self.make("cuEventCreate", |t, out| unsafe {
+                (t.event_create)(out, 0)
+            })
+            .map(Event)
+        }
+
+        fn destroy_event(&self, event: Event) {
+            let _ = self.call("cuEventDestroy", |t| unsafe {
+                (t.event_destroy)(event.0 as Handle)
+            });
+        }
+
+        fn record(&self, event: Event, stream: Stream) -> Result<()> {
+            let (event, stream) = (event.0 as Handle, stream.0 as Handle);
+            self.call("cuEventRecord", |t| unsafe {
+                (t.event_record)(event, stream)
+            })
+        }
+
+        fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+            let (event, stream) = (event.0 as Handle, stream.0 as Handle);
+            self.call("cuStreamWaitEvent", |t| unsafe {
+                (t.stream_wait)(stream, event, 0)
+            })
+        }
+
+        fn synchronize_event(&self, event: Event) -> Result<()> {
+            self.call("cuEventSynchronize", |t| unsafe {
+                (t.event_synchronize)(event.0 as Handle)
+            })
+        }
+
+        fn elapsed(&self, from: Event, to: Event) -> Result<f32> {
+            let mut time = 0.0;
+            let (from, to) = (from.0 as Handle, to.0 as Handle);
+            self.call("cuEventElapsedTime", |t| unsafe {
+                (t.event_elapsed)(&mut time, from, to)
+            })?;
+            Ok(time)
+        }
+
+        unsafe fn upload(
+            &self,
+            to: Address,
+            from: *const u8,
+            bytes: usize,
+            stream: Stream,
+        ) -> Result<()> {
+            let stream = stream.0 as Handle;
+            self.call("cuMemcpyHtoDAsync", |t| unsafe {
+                (t.upload)(to.0, from.cast(), bytes, stream)
+            })
+        }
+
+        unsafe fn download(
+            &self,
+            to: *mut u8,
+            from: Address,
+            bytes: usize,
+            stream: Stream,
+        ) -> Result<()> {
+            let stream = stream.0 as Handle;
+            self.call("cuMemcpyDtoHAsync", |t| unsafe {
+                (t.download)(to.cast(), from.0, bytes, stream)
+            })
+        }
+
+        fn load(&self, image: &[u8]) -> Result<Module> {
+            let image = image.as_ptr().cast();
+            self.make("cuModuleLoadData", |t, out| unsafe {
+                (t.module_load)(out, image)
+            })
+            .map(Module)
+        }
+
+        fn unload(&self, module: Module) {
+            let _ = self.call("cuModuleUnload", |t| unsafe {
+                (t.module_unload)(module.0 as Handle)
+            });
+        }
+
+        fn function(&self, module: Module, name: &str) -> Result<Function> {
+            let (module, name) = (module.0 as Handle, CString::new(name).unwrap_or_default());
+            let get = |t: &Table, out: &mut Handle| unsafe {
+                (t.module_function)(out, module, name.as_ptr())
+            };
+            self.make("cuModuleGetFunction", get).map(Function)
+        }
+
+        unsafe fn launch(
+            &self,
+            function: Function,
+            shape: Shape,
+            params: &[u64],
+            stream: Stream,
+        ) -> Result<()> {
+            let ([gx, gy, gz], [bx, by, bz]) = (shape.grid, shape.block);
+            let (function, stream) = (function.0 as Handle, stream.0 as Handle);
+            // The driver copies the parameters before it returns.
+            let mut params = [params.as_ptr() as Handle];
+            let none = ptr::null_mut();
+            self.call("cuLaunchKernel", |t| unsafe {
+                (t.launch)(
+                    function,
+                    gx,
+                    gy,
+                    gz,
+                    bx,
+                    by,
+                    bz,
+                    0,
+                    stream,
+                    params.as_mut_ptr(),
+                    none,
+                )
+            })
+        }
+
+        fn begin_capture(&self, stream: Stream) -> Result<()> {
+            let stream = stream.0 as Handle;
+            self.call("cuStreamBeginCapture", |t| unsafe {
+                (t.capture_begin)(stream, THREAD_LOCAL)
+            })
+        }
+
+        fn end_capture(&self, stream: Stream) -> Result<Graph> {
+            let stream = stream.0 as Handle;
+            let graph = self.make("cuStreamEndCapture", |t, out| unsafe {
+                (t.capture_end)(stream, out)
+            })?;
+            let graph = graph as Handle;
+            let exec = self.make("cuGraphInstantiate", |t, out| unsafe {
+                (t.graph_instantiate)(out, graph, 0)
+            });
+            let _ = self.call("cuGraphDestroy", |t| unsafe { (t.graph_destroy)(graph) });
+            exec.map(Graph)
+        }
+
+        fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
+            let (graph, stream) = (graph.0 as Handle, stream.0 as Handle);
+            self.call("cuGraphLaunch", |t| unsafe {
+                (t.graph_launch)(graph, stream)
+            })
+        }
+
+        fn destroy_graph(&self, graph: Graph) {
+            let _ = self.call("cuGraphExecDestroy", |t| unsafe {
+                (t.graph_exec_destroy)(graph.0 as Handle)
+            });
+        }
+    }
+}

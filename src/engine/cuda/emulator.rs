@@ -1,0 +1,689 @@
+//! A driver without a device. It fails where a test asks for it, and runs the kernels' own index arithmetic on memory
+//! that knows its bounds.
+//!
+//! What is put into a stream runs as late as the driver's promises allow: when somebody waits for it. A wait that is
+//! missing so gives wrong pixels.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ptr::NonNull,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use half::f16;
+
+use super::{
+    driver::*,
+    params::{Component, Conv, Frame, NO_SLOT, Params},
+    program::{COLUMNS, ROWS},
+};
+
+/// Plain numbers that the kernels load and store.
+trait Number: Copy {
+    fn from_bytes(bytes: &[u8]) -> Self;
+    fn put(self, bytes: &mut [u8]);
+}
+
+macro_rules! numbers {
+    ($($type:ty)*) => {$(
+        impl Number for $type {
+            fn from_bytes(bytes: &[u8]) -> Self {
+                Self::from_le_bytes(bytes.try_into().unwrap())
+            }
+            fn put(self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.to_le_bytes());
+            }
+        }
+    )*};
+}
+
+numbers!(u8 u16 u32 f32 f16);
+
+/// The device's memory: allocations far apart, so that an address outside of one is in none. Fresh memory is full of
+/// ones, which are NaN.
+#[derive(Default)]
+struct Ram(BTreeMap<u64, Vec<u8>>);
+
+impl Ram {
+    fn find(&self, address: u64, len: usize) -> (u64, usize) {
+        let (&start, bytes) = self
+            .0
+            .range(..=address)
+            .next_back()
+            .expect("an address below all allocations");
+        let at = (address - start) as usize;
+        assert!(
+            at + len <= bytes.len(),
+            "{len} bytes at {at} of {}",
+            bytes.len()
+        );
+        (start, at)
+    }
+
+    fn bytes(&mut self, address: u64, len: usize) -> &mut [u8] {
+        let (start, at) = self.find(address, len);
+        &mut self.0.get_mut(&start).unwrap()[at..at + len]
+    }
+
+    fn get<T: Number>(&self, address: u64, index: usize) -> T {
+        let size = size_of::<T>();
+        let address = address + (index * size) as u64;
+        assert!(address.is_multiple_of(size as u64), "misaligned");
+        let (start, at) = self.find(address, size);
+        T::from_bytes(&self.0[&start][at..at + size])
+    }
+
+    fn set<T: Number>(&mut self, address: u64, index: usize, value: T) {
+        let size = size_of::<T>();
+        let address = address + (index * size) as u64;
+        assert!(address.is_multiple_of(size as u64), "misaligned");
+        value.put(self.bytes(address, size));
+    }
+}
+
+#[derive(Clone)]
+enum Op {
+    Upload(u64, usize, usize),
+    Download(usize, u64, usize),
+    Launch(Function, Shape, Vec<u64>),
+    Graph(u64),
+    Record(u64, u64),
+    Wait(u64, u64),
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    ram: Ram,
+    limit: usize,
+    pinned: BTreeMap<usize, Box<[u64]>>,
+    streams: BTreeMap<u64, VecDeque<Op>>,
+    /// Of each event the stream of its last record, and how often it was recorded and reached.
+    events: BTreeMap<u64, (u64, u64, u64)>,
+    graphs: BTreeMap<u64, Vec<Op>>,
+    modules: usize,
+    capture: Option<(u64, Vec<Op>)>,
+    names: Vec<String>,
+    log: Vec<String>,
+    fail: Option<(&'static str, usize, i32)>,
+}
+
+impl State {
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn push(&mut self, stream: Stream, op: Op) {
+        match &mut self.capture {
+            Some((captured, ops)) if *captured == stream.0 => ops.push(op),
+            _ => self.streams.get_mut(&stream.0).unwrap().push_back(op),
+        }
+    }
+
+    /// Runs a stream until it is empty, or `until` was reached.
+    fn drain(&mut self, stream: u64, until: Option<(u64, u64)>) {
+        while until.is_none_or(|(event, count)| self.events[&event].2 < count) {
+            let Some(op) = self.streams.get_mut(&stream).unwrap().pop_front() else {
+                return assert!(until.is_none(), "an event that no one records");
+            };
+            self.run(op);
+        }
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Upload(to, from, len) => {
+                // SAFETY: the engine promises that the memory is pinned and left alone until now.
+                let from = unsafe { std::slice::from_raw_parts(from as *const u8, len) };
+                self.ram.bytes(to, len).copy_from_slice(from);
+            }
+            Op::Download(to, from, len) => {
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, len) };
+                to.copy_from_slice(self.ram.bytes(from, len));
+            }
+            Op::Launch(function, shape, params) => match self.names[function.0 as usize].as_str() {
+                "tadsr_unpack" => unpack(&mut self.ram, shape, &Frame::from_words(&params)),
+                "tadsr_pack" => pack(&mut self.ram, shape, &Frame::from_words(&params)),
+                name => {
+                    let channels = name["tadsr_conv".len()..].parse().unwrap();
+                    convolve(&mut self.ram, shape, &Conv::from_words(&params), channels);
+                }
+            },
+            Op::Graph(graph) => self.graphs[&graph]
+                .clone()
+                .into_iter()
+                .for_each(|op| self.run(op)),
+            Op::Record(event, count) => self.events.get_mut(&event).unwrap().2 = count,
+            Op::Wait(event, count) => self.drain(self.events[&event].0, Some((event, count))),
+        }
+    }
+}
+
+pub(super) struct Fake {
+    info: DeviceInfo,
+    state: Mutex<State>,
+}
+
+impl Fake {
+    /// A device of compute capability `capability` with `memory` bytes.
+    pub fn new(capability: (u32, u32), memory: usize) -> Arc<Self> {
+        let info = DeviceInfo {
+            ordinal: 0,
+            name: "a fake".into(),
+            capability,
+            memory,
+        };
+        let state = State {
+            limit: memory,
+            next: 1,
+            ..State::default()
+        };
+        Arc::new(Self {
+            info,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Makes the call of that name fail with `code`, after it has worked `after` times.
+    pub fn fail(&self, call: &'static str, after: usize, code: i32) {
+        self.lock().fail = Some((call, after, code));
+    }
+
+    pub fn recover(&self) {
+        self.lock().fail = None;
+    }
+
+    /// The calls since the last time.
+    pub fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().log)
+    }
+
+    /// What was made and not released.
+    pub fn alive(&self) -> usize {
+        let s = self.lock();
+        s.ram.0.len()
+            + s.pinned.len()
+            + s.streams.len()
+            + s.events.len()
+            + s.graphs.len()
+            + s.modules
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self, call: &'static str) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        state.log.push(call.into());
+        match &mut state.fail {
+            Some((name, after, code)) if *name == call => match after.checked_sub(1) {
+                None => {
+                    return Err(Fault {
+                        call,
+                        code: *code,
+                        text: "as asked".into(),
+                    });
+                }
+                Some(less) => *after = less,
+            },
+            _ => {}
+        }
+        Ok(state)
+    }
+}
+
+impl Driver for Fake {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        let state = self.call("free_memory")?;
+        Ok(state.limit - state.ram.0.values().map(Vec::len).sum::<usize>())
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        assert!(bytes > 0, "the driver refuses to allocate nothing");
+        let mut state = self.call("alloc")?;
+        if state.ram.0.values().map(Vec::len).sum::<usize>() + bytes > state.limit {
+            return Err(Fault {
+                call: "alloc",
+                code: OUT_OF_MEMORY,
+                text: "full".into(),
+            });
+        }
+        let address = state.id() << 32;
+        state.ram.0.insert(address, vec![0xff; bytes]);
+        Ok(Address(address))
+    }
+
+    fn free(&self, address: Address) {
+        assert!(
+            self.lock().ram.0.remove(&address.0).is_some(),
+            "freed twice"
+        );
+    }
+
+    fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        let mut memory = vec![0u64; bytes.div_ceil(8)].into_boxed_slice();
+        let start = NonNull::new(memory.as_mut_ptr().cast()).unwrap();
+        self.call("alloc_pinned")?
+            .pinned
+            .insert(start.as_ptr() as usize, memory);
+        Ok(start)
+    }
+
+    unsafe fn free_pinned(&self, memory: NonNull<u8>) {
+        assert!(
+            self.lock()
+                .pinned
+                .remove(&(memory.as_ptr() as usize))
+                .is_some(),
+            "freed twice"
+        );
+    }
+
+    fn stream(&self) -> Result<Stream> {
+        let mut state = self.call("stream")?;
+        let id = state.id();
+        state.streams.insert(id, VecDeque::new());
+        Ok(Stream(id))
+    }
+
+    fn destroy_stream(&self, stream: Stream) {
+        let rest = self.lock().streams.remove(&stream.0);
+        assert!(rest.is_some_and(|ops| ops.is_empty()), "destroyed at work");
+    }
+
+    fn synchronize(&self, stream: Stream) -> Result<()> {
+        let failed = self.call("synchronize").map(drop);
+        // A failing device does nothing any more: what waits is gone.
+        let mut state = self.lock();
+        match &failed {
+            Ok(()) => state.drain(stream.0, None),
+            Err(_) => state.streams.get_mut(&stream.0).unwrap().clear(),
+        }
+        failed
+    }
+
+    fn event(&self) -> Result<Event> {
+        let mut state = self.call("event")?;
+        let id = state.id();
+        state.events.insert(id, (0, 0, 0));
+        Ok(Event(id))
+    }
+
+    fn destroy_event(&self, event: Event) {
+        assert!(
+            self.lock().events.remove(&event.0).is_some(),
+            "destroyed twice"
+        );
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        let mut state = self.call("record")?;
+        let entry = state.events.get_mut(&event.0).unwrap();
+        entry.0 = stream.0;
+        entry.1 += 1;
+        let count = entry.1;
+        state.push(stream, Op::Record(event.0, count));
+        Ok(())
+    }
+
+    fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+        let mut state = self.call("wait")?;
+        let count = state.events[&event.0].1;
+        state.push(stream, Op::Wait(event.0, count));
+        Ok(())
+    }
+
+    fn synchronize_event(&self, event: Event) -> Result<()> {
+        let mut state = self.call("synchronize_event")?;
+        let (stream, count, _) = state.events[&event.0];
+        if count > 0 {
+            state.drain(stream, Some((event.0, count)));
+        }
+        Ok(())
+    }
+
+    fn elapsed(&self, from: Event, to: Event) -> Result<f32> {
+        let state = self.call("elapsed")?;
+        for event in [from, to] {
+            let (_, recorded, reached) = state.events[&event.0];
+            assert!(
+                recorded > 0 && recorded == reached,
+                "an event that has not come"
+            );
+        }
+        Ok(1.0)
+    }
+
+    unsafe fn upload(
+        &self,
+        to: Address,
+        from: *const u8,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        self.call("upload")?
+            .push(stream, Op::Upload(to.0, from as usize, bytes));
+        Ok(())
+    }
+
+    unsafe fn download(
+        &self,
+        to: *mut u8,
+        from: Address,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        self.call("download")?
+            .push(stream, Op::Download(to as usize, from.0, bytes));
+        Ok(())
+    }
+
+    fn load(&self, image: &[u8]) -> Result<Module> {
+        assert!(image.as_ptr().addr().is_multiple_of(8));
+        self.call("load")?.modules += 1;
+        Ok(Module(1))
+    }
+
+    fn unload(&self, _module: Module) {
+        self.lock().modules -= 1;
+    }
+
+    fn function(&self, _module: Module, name: &str) -> Result<Function> {
+        let mut state = self.call("function")?;
+        state.names.push(name.into());
+        Ok(Function(state.names.len() as u64 - 1))
+    }
+
+    unsafe fn launch(
+        &self,
+        function: Function,
+        shape: Shape,
+        params: &[u64],
+        stream: Stream,
+    ) -> Result<()> {
+        let Shape {
+            grid: [gx, gy, gz],
+            block: [bx, by, bz],
+        } = shape;
+        assert!(
+            gx > 0 && (1..65536).contains(&gy) && (1..65536).contains(&gz),
+            "{shape:?}"
+        );
+        assert!(bz == 1 && (1..=1024).contains(&(bx * by)), "{shape:?}");
+        let mut state = self.call("launch")?;
+        state.push(stream, Op::Launch(function, shape, params.to_vec()));
+        Ok(())
+    }
+
+    fn begin_capture(&self, stream: Stream) -> Result<()> {
+        let mut state = self.call("begin_capture")?;
+        assert!(state.capture.is_none());
+        state.capture = Some((stream.0, Vec::new()));
+        Ok(())
+    }
+
+    fn end_capture(&self, stream: Stream) -> Result<Graph> {
+        let mut state = self.call("end_capture")?;
+        let (captured, ops) = state.capture.take().expect("a capture that has begun");
+        assert_eq!(captured, stream.0);
+        let id = state.id();
+        state.graphs.insert(id, ops);
+        Ok(Graph(id))
+    }
+
+    fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
+        self.call("launch_graph")?.push(stream, Op::Graph(graph.0));
+        Ok(())
+    }
+
+    fn destroy_graph(&self, graph: Graph) {
+        assert!(
+            self.lock().graphs.remove(&graph.0).is_some(),
+            "destroyed twice"
+        );
+    }
+}
+
+// ---- The kernels of student.cu, thread by thread ----
+
+fn base_at(ram: &Ram, c: &Component, x: usize, y: usize) -> f32 {
+    let corner = c.src
+        + u64::from(ram.get::<u32>(c.y_starts, y)) * u64::from(c.src_stride)
+        + u64::from(ram.get::<u32>(c.x_starts, x)) * u64::from(c.step)
+        + u64::from(c.offset);
+    let (x_taps, y_taps) = (c.x_taps as usize, c.y_taps as usize);
+    let mut sum = 0.0;
+    for j in 0..y_taps {
+        let mut line = 0.0;
+        for i in 0..x_taps {
+            let at = corner + (j * c.src_stride as usize + i * c.step as usize) as u64;
+            let word = match c.bytes {
+                2 => u32::from(ram.get::<u16>(at, 0)),
+                _ => u32::from(ram.get::<u8>(at, 0)),
+            };
+            line +=
+                ram.get::<f32>(c.x_weights, x * x_taps + i) * ((word >> c.shift) & c.mask) as f32;
+        }
+        sum += ram.get::<f32>(c.y_weights, y * y_taps + j) * line;
+    }
+    (sum - c.zero) / c.scale
+}
+
+/// Calls `thread(block, thread)` for each.
+fn threads(shape: Shape, mut thread: impl FnMut([usize; 3], [usize; 3])) {
+    let [gx, gy, gz] = shape.grid.map(|n| n as usize);
+    let [bx, by, bz] = shape.block.map(|n| n as usize);
+    for block in (0..gx * gy * gz).map(|i| [i % gx, i / gx % gy, i / gx / gy]) {
+        (0..bx * by * bz).for_each(|i| thread(block, [i % bx, i / bx % by, i / bx / by]));
+    }
+}
+
+fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
+    threads(shape, |block, thread| {
+        let (channel, x, y) = (
+            thread[0],
+            block[0] * shape.block[1] as usize + thread[1],
+            block[1],
+        );
+        if x >= f.latent_width as usize {
+            return;
+        }
+        let mut value = 0.0;
+        for (s, slot) in f.slots[..f.slot_count as usize].iter().enumerate() {
+            let (first, r) = (slot.channel as usize, slot.r as usize);
+            if channel < first || channel - first >= r * r {
+                continue;
+            }
+            let k = channel - first;
+            let sx = (x as i32 - f.margin as i32) * r as i32 + (k % r) as i32;
+            let sy = (y as i32 + f.latent_top) * r as i32 + (k / r) as i32;
+            let (px, py) = (
+                sx.max(0).min(slot.width as i32 - 1),
+                sy.max(0).min(slot.height as i32 - 1),
+            );
+            for c in &f.components[..f.component_count as usize] {
+                if c.slot == s as u32 {
+                    value += c.weight * base_at(ram, c, px as usize, py as usize);
+                }
+            }
+            value =
+                (value - ram.get::<f32>(f.mean, channel)) * ram.get::<f32>(f.inverse_std, channel);
+            break;
+        }
+        let at = (y * f.latent_width as usize + x) * f.channels as usize + channel;
+        ram.set(f.latent, at, f16::from_f32(value));
+    });
+}
+
+fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
+    threads(shape, |block, thread| {
+        let c = &f.components[block[2]];
+        let (x, y) = (
+            block[0] * shape.block[0] as usize + thread[0],
+            c.top as usize + block[1],
+        );
+        if x >= c.width as usize || block[1] >= c.rows as usize {
+            return;
+        }
+        let mut value = base_at(ram, c, x, y);
+        let strength = ram.get::<f32>(f.strength, 0);
+        if c.slot != NO_SLOT && strength > 0.0 {
+            let slot = &f.slots[c.slot as usize];
+            let r = slot.r as usize;
+            let channel = slot.channel as usize + y % r * r + x % r;
+            let cell = (y / r - f.residual_top as usize) * f.residual_width as usize + x / r;
+            let residual = ram
+                .get::<f16>(f.residual, cell * f.channels as usize + channel)
+                .to_f32();
+            value += strength * ram.get::<f32>(f.residual_std, channel) * residual;
+        }
+        let code = (value * c.scale + c.zero).max(0.0).min(c.mask as f32);
+        let word = (code.round_ties_even() as u32) << c.shift;
+        let pixel = c.dst + (y * c.dst_stride as usize + x * c.step as usize) as u64;
+        match c.bytes {
+            2 => ram.set(pixel + u64::from(c.offset), 0, word as u16),
+            _ => ram.set(pixel + u64::from(c.offset), 0, word as u8),
+        }
+        if f.opaque != 0 && block[2] == 0 {
+            ram.set(pixel, 3, 255u8);
+        }
+    });
+}
+
+const WIDTH: usize = COLUMNS + 2;
+const STEP: usize = 24;
+
+/// Two halves of shared memory.
+fn pair_at(shared: &[f32], at: usize) -> [f32; 2] {
+    [shared[at], shared[at + 1]]
+}
+
+/// `mma.m16n8k16` by the fragments' layouts in the PTX manual: lane l holds, with g = l / 4 and t = l % 4, of a the rows
+/// g and g + 8 at columns 2t, 2t + 1 and those plus 8, of b column g at rows 2t, 2t + 1 and those plus 8, of d the rows g and
+/// g + 8 at columns 2t, 2t + 1.
+fn multiply(d: &mut [[f32; 4]; 32], a: &[[[f32; 2]; 4]; 32], b: &[[[f32; 2]; 2]; 32]) {
+    let (mut left, mut right) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
+    for lane in 0..32 {
+        let (g, t) = (lane / 4, lane % 4);
+        for e in 0..2 {
+            left[g][2 * t + e] = a[lane][0][e];
+            left[g + 8][2 * t + e] = a[lane][1][e];
+            left[g][2 * t + 8 + e] = a[lane][2][e];
+            left[g + 8][2 * t + 8 + e] = a[lane][3][e];
+            right[2 * t + e][g] = b[lane][0][e];
+            right[2 * t + 8 + e][g] = b[lane][1][e];
+        }
+    }
+    for lane in 0..32 {
+        let (g, t) = (lane / 4, lane % 4);
+        for (i, sum) in d[lane].iter_mut().enumerate() {
+            let (row, column) = (g + i / 2 * 8, 2 * t + i % 2);
+            *sum += (0..16)
+                .map(|k| left[row][k] * right[k][column])
+                .sum::<f32>();
+        }
+    }
+}
+
+fn convolve(ram: &mut Ram, shape: Shape, p: &Conv, n: usize) {
+    assert_eq!(shape.block, [32 * ROWS as u32, 1, 1]);
+    let [gx, gy, gz] = shape.grid.map(|n| n as usize);
+    for block in (0..gx * gy * gz).map(|i| [i % gx, i / gx % gy, i / gx / gy]) {
+        convolve_block(ram, block, p, n);
+    }
+}
+
+fn convolve_block(ram: &mut Ram, block: [usize; 3], p: &Conv, n: usize) {
+    let [in_width, in_height, ci, co] = [p.in_width, p.in_height, p.ci, p.co].map(|n| n as usize);
+    let (left, top, first) = (block[0] * COLUMNS, block[1] * ROWS, block[2] * n);
+    let mut cells = vec![f32::NAN; (ROWS + 2) * WIDTH * STEP];
+    let mut weights = vec![f32::NAN; 9 * n * STEP];
+    let mut sums = vec![[[0.0; 4]; 32]; ROWS * 2 * (n / 8)];
+    for chunk in 0..ci / 16 {
+        for i in 0..(ROWS + 2) * WIDTH * 2 {
+            let (cell, half) = (i / 2, i % 2 * 8);
+            let (x, y) = (left + cell % WIDTH, top + cell / WIDTH);
+            for e in 0..8 {
+                let inside = x < in_width && y < in_height;
+                let at = (y * in_width + x) * ci + chunk * 16 + half + e;
+                cells[cell * STEP + half + e] = if inside {
+                    ram.get::<f16>(p.input, at).to_f32()
+                } else {
+                    0.0
+                };
+            }
+        }
+        for i in 0..9 * n * 2 {
+            let (row, half) = (i / 2, i % 2 * 8);
+            let at = ((chunk * 9 + row / n) * co + first + row % n) * 16 + half;
+            for e in 0..8 {
+                weights[row * STEP + half + e] = ram.get::<f16>(p.weights, at + e).to_f32();
+            }
+        }
+        for (warp, tap) in (0..ROWS).flat_map(|warp| (0..9).map(move |tap| (warp, tap))) {
+            let (ky, kx) = (tap / 3, tap % 3);
+            let a = [0, 1].map(|m| {
+                std::array::from_fn(|lane| {
+                    let (group, pair) = (lane / 4, lane % 4 * 2);
+                    let at = ((warp + ky) * WIDTH + 16 * m + kx + group) * STEP + pair;
+                    [at, at + 8 * STEP, at + 8, at + 8 * STEP + 8].map(|at| pair_at(&cells, at))
+                })
+            });
+            for tile in 0..n / 8 {
+                let b = std::array::from_fn(|lane| {
+                    let (group, pair) = (lane / 4, lane % 4 * 2);
+                    let at = ((3 * ky + kx) * n + 8 * tile + group) * STEP + pair;
+                    [at, at + 8].map(|at| pair_at(&weights, at))
+                });
+                for (m, a) in a.iter().enumerate() {
+                    multiply(&mut sums[(warp * 2 + m) * (n / 8) + tile], a, &b);
+                }
+            }
+        }
+    }
+    store(ram, (left, top, first), p, n, &sums);
+}
+
+fn store(
+    ram: &mut Ram,
+    (left, top, first): (usize, usize, usize),
+    p: &Conv,
+    n: usize,
+    sums: &[[[f32; 4]; 32]],
+) {
+    let (out_width, out_height, co) = (
+        p.in_width as usize - 2,
+        p.in_height as usize - 2,
+        p.co as usize,
+    );
+    for (index, sums) in sums.iter().enumerate() {
+        let (warp, m, tile) = (index / (n / 8) / 2, index / (n / 8) % 2, index % (n / 8));
+        let y = top + warp;
+        for (lane, i) in (0..32).flat_map(|lane| (0..4).map(move |i| (lane, i))) {
+            let (group, pair) = (lane / 4, lane % 4 * 2);
+            let x = left + 16 * m + i / 2 * 8 + group;
+            if y >= out_height || x >= out_width {
+                continue;
+            }
+            let channel = first + 8 * tile + pair + i % 2;
+            let mut value = sums[lane][i] + ram.get::<f32>(p.bias, channel);
+            value = if value > 0.0 { value } else { value * p.slope };
+            if p.skip != 0 {
+                let at = (y * p.skip_width as usize + x) * co + channel;
+                value += ram.get::<f16>(p.skip, at).to_f32();
+            }
+            ram.set(
+                p.output,
+                (y * out_width + x) * co + channel,
+                f16::from_f32(value),
+            );
+        }
+    }
+}

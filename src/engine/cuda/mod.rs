@@ -1,0 +1,401 @@
+//! The plan on a CUDA device, with nothing but the NVIDIA driver.
+//!
+//! [`driver`] is the little of the driver's interface that is used, found at run time; the kernels are compiled beforehand
+//! for every generation since Turing (`scripts/kernels.sh`) and embedded. What a frame goes through is recorded once as
+//! a graph; several frames may be in flight, copied to and from the device while another one is computed.
+//!
+//! The arithmetic is that of the CPU's plan but for f16 weights and feature maps, summed in f32.
+
+pub mod driver;
+#[cfg(test)]
+mod emulator;
+mod owned;
+mod params;
+mod plan;
+mod program;
+
+use std::{collections::VecDeque, sync::Arc};
+
+use driver::{Driver, Event, Fault, Function, Graph, Stream};
+use owned::{Memory, Owned, Pinned};
+use plan::Plan;
+
+use crate::{
+    Error, Result,
+    frame::{FrameInfo, FrameMut, FrameRef, PixelFormat},
+    model::LiteModel,
+};
+
+/// The compiled kernels, for every chip in one.
+#[repr(align(64))]
+struct Image<T: ?Sized>(T);
+
+static KERNELS: &Image<[u8]> = &Image(*include_bytes!("kernels/student.fatbin"));
+
+/// A device with the kernels loaded.
+pub struct Context {
+    driver: Arc<dyn Driver>,
+    unpack: Function,
+    /// For 16, 32 and 64 channels at once.
+    convs: [Function; 3],
+    pack: Function,
+    /// Keeps the functions.
+    _module: Owned<driver::Module>,
+}
+
+impl Context {
+    /// Opens the device of that number.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the reason when there is no driver, no such device, or one that is too old.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let named =
+            |e: Error| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}"));
+        let driver = driver::open(ordinal).map_err(named)?;
+        Self::new(driver).map_err(named)
+    }
+
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device is older than the kernels' oldest, or the driver refuses them.
+    pub fn new(driver: Arc<dyn Driver>) -> Result<Arc<Self>> {
+        let info = driver.info();
+        let (major, minor) = info.capability;
+        if info.capability < (7, 5) {
+            return Err(Error::Device(format!(
+                "{} has compute capability {major}.{minor}: 7.5 (Turing) or newer is needed",
+                info.name
+            )));
+        }
+        let module = Owned::module(&driver, &KERNELS.0)?;
+        let function = |name: &str| driver.function(*module, name);
+        let convs = [
+            function("tadsr_conv16")?,
+            function("tadsr_conv32")?,
+            function("tadsr_conv64")?,
+        ];
+        let (unpack, pack) = (function("tadsr_unpack")?, function("tadsr_pack")?);
+        Ok(Arc::new(Self {
+            unpack,
+            convs,
+            pack,
+            _module: module,
+            driver,
+        }))
+    }
+
+    /// The device.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+}
+
+/// Milliseconds that a frame spent, from the device's own clock; the wait for the frame before it is part of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    pub upload: f32,
+    pub compute: f32,
+    pub download: f32,
+}
+
+/// A model ready for frames of one kind and size, on one device.
+pub struct Engine {
+    src: FrameInfo,
+    dst: FrameInfo,
+    /// Frames in flight, oldest first.
+    busy: VecDeque<usize>,
+    idle: VecDeque<usize>,
+    flights: Vec<Flight>,
+    upload: Owned<Stream>,
+    compute: Owned<Stream>,
+    download: Owned<Stream>,
+    plan: Plan,
+    /// What the graphs read and write.
+    constants: Memory,
+    maps: [Memory; 3],
+    context: Arc<Context>,
+}
+
+/// What one frame in flight has for itself.
+struct Flight {
+    input: Pinned,
+    output: Pinned,
+    device_input: Memory,
+    device_output: Memory,
+    begun: Owned<Event>,
+    uploaded: Owned<Event>,
+    computed: Owned<Event>,
+    done: Owned<Event>,
+    graph: Option<Owned<Graph>>,
+}
+
+impl Flight {
+    fn new(driver: &Arc<dyn Driver>, plan: &Plan) -> Result<Self, Fault> {
+        Ok(Self {
+            input: Pinned::new(driver, plan.input.bytes)?,
+            output: Pinned::new(driver, plan.output.bytes)?,
+            device_input: Owned::memory(driver, plan.input.bytes)?,
+            device_output: Owned::memory(driver, plan.output.bytes)?,
+            begun: Owned::event(driver)?,
+            uploaded: Owned::event(driver)?,
+            computed: Owned::event(driver)?,
+            done: Owned::event(driver)?,
+            graph: None,
+        })
+    }
+}
+
+impl Engine {
+    /// Whether `model` can run here on frames of `format`. The latents that have chroma want it at half the luma's
+    /// size, as 4:2:0 video has it; frames that have it otherwise are the CPU's.
+    pub fn serves(model: &LiteModel, format: PixelFormat) -> bool {
+        plan::serves(model, format)
+    }
+
+    /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, up to `depth` at a time
+    /// (at least 1). Where the device has not enough memory for a frame at once, it is computed in bands of rows, with
+    /// the same result.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when a side is out of range, [`Error::Setting`] when the model does not run here on this format,
+    /// [`Error::Memory`] when even a small band does not fit, [`Error::Device`] when the device fails.
+    pub fn new(
+        context: &Arc<Context>,
+        model: &LiteModel,
+        src: FrameInfo,
+        dst: FrameInfo,
+        depth: usize,
+    ) -> Result<Self> {
+        let mut plan = Plan::new(model, &src, &dst)?;
+        loop {
+            match Self::build(context, &plan, (src, dst), depth.max(1)) {
+                Ok(engine) => return Ok(engine),
+                Err(fault) if fault.out_of_memory() => plan = plan.smaller().ok_or(fault)?,
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+    }
+
+    /// With everything allocated and recorded.
+    fn build(
+        context: &Arc<Context>,
+        plan: &Plan,
+        (src, dst): (FrameInfo, FrameInfo),
+        depth: usize,
+    ) -> Result<Self, Fault> {
+        let driver = &context.driver;
+        let map = || Owned::memory(driver, plan.map_bytes());
+        let flights: Result<Vec<_>, Fault> =
+            (0..depth).map(|_| Flight::new(driver, plan)).collect();
+        let mut engine = Self {
+            src,
+            dst,
+            busy: VecDeque::new(),
+            idle: (0..depth).collect(),
+            flights: flights?,
+            upload: Owned::stream(driver)?,
+            compute: Owned::stream(driver)?,
+            download: Owned::stream(driver)?,
+            constants: Owned::memory(driver, plan.constants.len())?,
+            maps: [map()?, map()?, map()?],
+            plan: plan.clone(),
+            context: context.clone(),
+        };
+        engine.fill()?;
+        engine.record()?;
+        Ok(engine)
+    }
+
+    /// Copies weights and tables to the device.
+    fn fill(&mut self) -> Result<(), Fault> {
+        let driver = &self.context.driver;
+        let mut staged = Pinned::new(driver, self.plan.constants.len())?;
+        staged.bytes_mut().copy_from_slice(&self.plan.constants);
+        // SAFETY: both are as long as the constants, and the copy ends before `staged` does: were the wait to fail, the
+        // device would be gone.
+        unsafe {
+            driver.upload(
+                *self.constants,
+                staged.bytes().as_ptr(),
+                staged.bytes().len(),
+                *self.upload,
+            )?;
+        }
+        driver.synchronize(*self.upload)
+    }
+
+    /// Records the graph of each frame in flight.
+    fn record(&mut self) -> Result<(), Fault> {
+        let driver = &self.context.driver;
+        for flight in &mut self.flights {
+            let place = program::Place {
+                constants: *self.constants,
+                maps: [*self.maps[0], *self.maps[1], *self.maps[2]],
+                input: *flight.device_input,
+                output: *flight.device_output,
+            };
+            driver.begin_capture(*self.compute)?;
+            let launched = program::launches(&self.plan, &place)
+                .into_iter()
+                .try_for_each(|launch| {
+                    let function = launch.kernel.function(&self.context);
+                    // SAFETY: the parameters are of the kernel's type, made for these allocations.
+                    unsafe { driver.launch(function, launch.shape, &launch.params, *self.compute) }
+                });
+            // A capture that has begun must end, whatever happened.
+            let graph = driver.end_capture(*self.compute);
+            let graph = graph.map(|graph| Owned::graph(driver, graph));
+            launched?;
+            flight.graph = Some(graph?);
+        }
+        Ok(())
+    }
+
+    /// Whether this plan is for frames `src` that become frames `dst`.
+    pub fn fits(&self, src: &FrameInfo, dst: &FrameInfo) -> bool {
+        self.src == *src && self.dst == *dst
+    }
+
+    /// Frames that may be in flight at a time.
+    pub fn depth(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Frames in flight.
+    pub fn in_flight(&self) -> usize {
+        self.busy.len()
+    }
+
+    /// Bands of rows that a frame is computed in.
+    pub fn bands(&self) -> usize {
+        self.plan.bands().count()
+    }
+
+    /// Bytes of the device's memory that are in use.
+    pub fn memory(&self) -> usize {
+        let flight = self.plan.input.bytes + self.plan.output.bytes;
+        self.plan.constants.len() + 3 * self.plan.map_bytes() + self.flights.len() * flight
+    }
+
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual.
+    ///
+    /// # Errors
+    /// As [`Self::submit`] and [`Self::receive`]; [`Error::Setting`] while frames are in flight.
+    pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
+        if *dst.info() != self.dst {
+            return Err(foreign());
+        }
+        if !self.busy.is_empty() {
+            return Err(Error::Setting("frames are still in flight".into()));
+        }
+        self.submit(src, strength)?;
+        self.receive(dst)?;
+        Ok(())
+    }
+
+    /// Sends a frame on its way; its samples are copied before this returns.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when it is not of the kind and size that the plan is for, [`Error::Setting`] when as many
+    /// frames are in flight as may be, [`Error::Device`] when the device fails; then no frame is in flight any more.
+    pub fn submit(&mut self, src: &FrameRef, strength: f32) -> Result<()> {
+        if *src.info() != self.src {
+            return Err(foreign());
+        }
+        let Some(index) = self.idle.pop_front() else {
+            return Err(Error::Setting(format!(
+                "{} frames are in flight already",
+                self.depth()
+            )));
+        };
+        self.busy.push_back(index);
+        self.plan
+            .fill_input(src, strength, self.flights[index].input.bytes_mut());
+        self.start(index).map_err(|fault| {
+            self.flush();
+            fault.into()
+        })
+    }
+
+    fn start(&self, index: usize) -> Result<(), Fault> {
+        let (driver, flight) = (&self.context.driver, &self.flights[index]);
+        let (upload, compute, download) = (*self.upload, *self.compute, *self.download);
+        let (input, output) = (&flight.input, &flight.output);
+        driver.record(*flight.begun, upload)?;
+        // SAFETY: both sides are as long as the plan's input; the frame is in flight, so that nothing else uses them.
+        unsafe { driver.upload(*flight.device_input, input.as_ptr(), input.len(), upload)? };
+        driver.record(*flight.uploaded, upload)?;
+        driver.wait(compute, *flight.uploaded)?;
+        if let Some(graph) = &flight.graph {
+            driver.launch_graph(**graph, compute)?;
+        }
+        driver.record(*flight.computed, compute)?;
+        driver.wait(download, *flight.computed)?;
+        // SAFETY: as above, of the plan's output.
+        unsafe {
+            driver.download(
+                output.as_ptr(),
+                *flight.device_output,
+                output.len(),
+                download,
+            )?
+        };
+        driver.record(*flight.done, download)
+    }
+
+    /// Waits for the oldest frame in flight and copies it to `dst`.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] when `dst` is not of the kind and size that the plan is for, [`Error::Setting`] when no frame is
+    /// in flight, [`Error::Device`] when the device fails; then no frame is in flight any more.
+    pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
+        if *dst.info() != self.dst {
+            return Err(foreign());
+        }
+        let Some(&index) = self.busy.front() else {
+            return Err(Error::Setting("no frame is in flight".into()));
+        };
+        let times = self.finish(index).map_err(|fault| {
+            self.flush();
+            Error::from(fault)
+        })?;
+        self.plan
+            .take_output(self.flights[index].output.bytes(), dst);
+        self.busy.pop_front();
+        self.idle.push_back(index);
+        Ok(times)
+    }
+
+    fn finish(&self, index: usize) -> Result<Times, Fault> {
+        let (driver, flight) = (&self.context.driver, &self.flights[index]);
+        driver.synchronize_event(*flight.done)?;
+        Ok(Times {
+            upload: driver.elapsed(*flight.begun, *flight.uploaded)?,
+            compute: driver.elapsed(*flight.uploaded, *flight.computed)?,
+            download: driver.elapsed(*flight.computed, *flight.done)?,
+        })
+    }
+
+    /// Waits for the frames in flight and forgets them.
+    pub fn flush(&mut self) {
+        for stream in [*self.upload, *self.compute, *self.download] {
+            // A device that fails here does nothing any more, and the next frame tells of it.
+            let _ = self.context.driver.synchronize(stream);
+        }
+        self.idle.extend(self.busy.drain(..));
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+fn foreign() -> Error {
+    Error::Frame("the frame is not the one that the engine was built for".into())
+}
+
+#[cfg(test)]
+mod tests;

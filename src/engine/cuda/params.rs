@@ -1,0 +1,119 @@
+//! What the kernels are passed: the structures of `kernels/student.cu`, field by field.
+
+/// [`Component::slot`] of a component that the network leaves alone.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// A structure of plain numbers that a kernel takes.
+///
+/// # Safety
+/// The type is `repr(C)`, holds only numbers, has no padding, and its size is a multiple of 8 bytes.
+pub unsafe trait Params: Copy {
+    /// The structure as words, aligned as the kernel's parameters are.
+    fn words(&self) -> Vec<u64> {
+        let mut words = vec![0; size_of::<Self>() / 8];
+        // SAFETY: as many bytes as the structure has, none of them padding.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                std::ptr::from_ref(self).cast::<u8>(),
+                words.as_mut_ptr().cast(),
+                size_of::<Self>(),
+            );
+        }
+        words
+    }
+
+    /// The structure that [`Self::words`] gave.
+    ///
+    /// # Panics
+    /// When they are another number of words.
+    #[cfg(test)]
+    fn from_words(words: &[u64]) -> Self {
+        assert_eq!(words.len() * 8, size_of::<Self>());
+        // SAFETY: as many bytes as the structure has, and any bytes make numbers.
+        unsafe { words.as_ptr().cast::<Self>().read() }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Component {
+    pub src: u64,
+    pub dst: u64,
+    pub x_starts: u64,
+    pub x_weights: u64,
+    pub y_starts: u64,
+    pub y_weights: u64,
+    pub src_stride: u32,
+    pub dst_stride: u32,
+    pub step: u32,
+    pub offset: u32,
+    pub x_taps: u32,
+    pub y_taps: u32,
+    pub width: u32,
+    pub top: u32,
+    pub rows: u32,
+    pub bytes: u32,
+    pub shift: u32,
+    pub mask: u32,
+    pub slot: u32,
+    pub weight: f32,
+    pub scale: f32,
+    pub zero: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    pub channel: u32,
+    pub r: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frame {
+    pub components: [Component; 4],
+    pub slots: [Slot; 3],
+    pub mean: u64,
+    pub inverse_std: u64,
+    pub residual_std: u64,
+    pub strength: u64,
+    pub latent: u64,
+    pub residual: u64,
+    pub latent_width: u32,
+    pub latent_top: i32,
+    pub margin: u32,
+    pub residual_width: u32,
+    pub residual_top: u32,
+    pub channels: u32,
+    pub slot_count: u32,
+    pub component_count: u32,
+    pub opaque: u32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Conv {
+    pub input: u64,
+    pub weights: u64,
+    pub bias: u64,
+    pub skip: u64,
+    pub output: u64,
+    pub in_width: u32,
+    pub in_height: u32,
+    pub ci: u32,
+    pub co: u32,
+    pub skip_width: u32,
+    pub slope: f32,
+}
+
+// SAFETY: numbers alone; the sizes, which are the sums of the fields', are checked below.
+unsafe impl Params for Frame {}
+// SAFETY: as above.
+unsafe impl Params for Conv {}
+
+// The same are asserted where the kernels are compiled.
+const _: () =
+    assert!(size_of::<Component>() == 112 && size_of::<Frame>() == 584 && size_of::<Conv>() == 64);

@@ -1,0 +1,392 @@
+use super::{emulator::Fake, *};
+use crate::{
+    engine::cpu,
+    frame::{Component, Frame},
+    model::{Layer, Metadata},
+    nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig},
+};
+
+const PLENTY: usize = 1 << 30;
+
+fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// A model whose residual is large enough to see.
+fn model(
+    architecture: Architecture,
+    latent: LatentKind,
+    r: usize,
+    channels: usize,
+    depth: usize,
+) -> LiteModel {
+    let student = StudentConfig {
+        architecture,
+        latent,
+        r,
+        channels,
+        depth,
+    };
+    let layers = student
+        .layers()
+        .into_iter()
+        .zip(1..)
+        .map(|(spec, seed)| Layer {
+            weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
+            bias: values(spec.co, 0.1, seed + 100),
+            scale: values(spec.co * 2, 0.1, seed + 200),
+            spec,
+        });
+    LiteModel {
+        metadata: Metadata::lite("test", student, [1.0, 4.0]),
+        stats: LatentStats::nominal(latent, r),
+        layers: layers.collect(),
+    }
+}
+
+fn small() -> LiteModel {
+    model(Architecture::Residual, LatentKind::Yuv, 4, 32, 1)
+}
+
+fn context(fake: &Arc<Fake>) -> Arc<Context> {
+    Context::new(fake.clone()).unwrap()
+}
+
+/// A frame of soft noise: neighbours differ, but no code is far from the middle.
+fn frame(format: PixelFormat, width: usize, height: usize, seed: u32) -> Frame {
+    let mut frame = Frame::new(FrameInfo::new(format, width, height)).unwrap();
+    for &layout in format.components() {
+        let (w, h) = format.component_size(layout.component, width, height);
+        let middle = match layout.component {
+            Component::U | Component::V => 0.0,
+            _ => 0.5,
+        };
+        let samples: Vec<f32> = values(w * h, 0.25, seed)
+            .iter()
+            .map(|v| v + middle)
+            .collect();
+        frame.as_mut().write(layout.component, &samples).unwrap();
+    }
+    frame
+}
+
+fn on_the_cpu(model: &LiteModel, src: &Frame, dst: FrameInfo, strength: f32) -> Frame {
+    let mut out = Frame::new(dst).unwrap();
+    let mut engine = cpu::Engine::new(model, *src.info(), dst).unwrap();
+    engine
+        .run(&src.as_ref(), &mut out.as_mut(), strength)
+        .unwrap();
+    out
+}
+
+/// The largest difference of two frames' samples, in codes.
+fn difference(a: &Frame, b: &Frame) -> u32 {
+    let format = a.info().format;
+    let codes = |frame: &Frame| -> Vec<u32> {
+        let bytes = (0..format.planes()).flat_map(|plane| frame.plane(plane).to_vec());
+        let bytes: Vec<u8> = bytes.collect();
+        match format.depth() {
+            8 => bytes.into_iter().map(u32::from).collect(),
+            _ => {
+                let words = bytes
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|&b| u16::from_le_bytes(b));
+                words.map(|w| u32::from(w >> format.shift())).collect()
+            }
+        }
+    };
+    codes(a)
+        .into_iter()
+        .zip(codes(b))
+        .map(|(a, b)| a.abs_diff(b))
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn every_format_comes_out_as_on_the_cpu() {
+    let fake = Fake::new((8, 0), PLENTY);
+    let context = context(&fake);
+    let luma = model(Architecture::Plain, LatentKind::Luma, 2, 16, 2);
+    let yuv = small();
+    for format in PixelFormat::ALL {
+        for model in [&luma, &yuv] {
+            if !Engine::serves(model, format) {
+                continue;
+            }
+            let src = frame(format, 23, 13, 7);
+            let dst = src.info().with_size(47, 26);
+            let mut engine = Engine::new(&context, model, *src.info(), dst, 1).unwrap();
+            for strength in [1.0, 0.3, 0.0] {
+                let want = on_the_cpu(model, &src, dst, strength);
+                let mut got = Frame::new(dst).unwrap();
+                engine
+                    .run(&src.as_ref(), &mut got.as_mut(), strength)
+                    .unwrap();
+                // f16 moves a residual of some ten codes by a small part of one; the rounding does the rest.
+                let most = if format.depth() > 8 { 2 } else { 1 };
+                let far = difference(&got, &want);
+                assert!(
+                    far <= most,
+                    "{format:?} {:?} {strength}: {far}",
+                    model.metadata.student
+                );
+            }
+            let bicubic = on_the_cpu(model, &src, dst, 0.0);
+            let change = difference(&on_the_cpu(model, &src, dst, 1.0), &bicubic);
+            assert!(
+                change > 4,
+                "{format:?}: the network does too little to be seen"
+            );
+        }
+    }
+}
+
+#[test]
+fn networks_of_all_widths_come_out_as_on_the_cpu() {
+    let fake = Fake::new((7, 5), PLENTY);
+    let context = context(&fake);
+    let cases = [
+        (Architecture::Residual, 4, 64, 2),
+        (Architecture::Plain, 4, 48, 3),
+        (Architecture::Residual, 2, 5, 2),
+        (Architecture::Plain, 6, 33, 0),
+    ];
+    for (architecture, r, channels, depth) in cases {
+        let model = model(architecture, LatentKind::Yuv, r, channels, depth);
+        let src = frame(PixelFormat::Nv12, 35, 11, 3);
+        let dst = src.info().with_size(140, 43);
+        let mut engine = Engine::new(&context, &model, *src.info(), dst, 1).unwrap();
+        let mut got = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut got.as_mut(), 1.0).unwrap();
+        let far = difference(&got, &on_the_cpu(&model, &src, dst, 1.0));
+        assert!(
+            far <= 1,
+            "{architecture:?} r {r}, {channels} channels: {far}"
+        );
+    }
+}
+
+#[test]
+fn frames_in_flight_come_back_in_order_and_unmixed() {
+    let fake = Fake::new((8, 0), PLENTY);
+    let (context, model) = (context(&fake), small());
+    let frames: Vec<Frame> = (0..5)
+        .map(|seed| frame(PixelFormat::I420, 24, 16, seed))
+        .collect();
+    let (src, dst) = (*frames[0].info(), frames[0].info().with_size(48, 32));
+    let mut engine = Engine::new(&context, &model, src, dst, 3).unwrap();
+    let mut alone = Engine::new(&context, &model, src, dst, 1).unwrap();
+    let mut got = Vec::new();
+    for frame in &frames {
+        if engine.in_flight() == engine.depth() {
+            assert!(
+                engine.submit(&frame.as_ref(), 1.0).is_err(),
+                "one more than there is room for"
+            );
+            got.push(receive(&mut engine, dst));
+        }
+        engine.submit(&frame.as_ref(), 1.0).unwrap();
+    }
+    while engine.in_flight() > 0 {
+        got.push(receive(&mut engine, dst));
+    }
+    for (frame, got) in frames.iter().zip(&got) {
+        let mut want = Frame::new(dst).unwrap();
+        alone.run(&frame.as_ref(), &mut want.as_mut(), 1.0).unwrap();
+        assert_eq!(difference(got, &want), 0);
+    }
+    assert_eq!(got.len(), frames.len());
+}
+
+fn receive(engine: &mut Engine, dst: FrameInfo) -> Frame {
+    let mut out = Frame::new(dst).unwrap();
+    engine.receive(&mut out.as_mut()).unwrap();
+    out
+}
+
+#[test]
+fn a_frame_costs_a_copy_each_way_and_one_graph() {
+    let fake = Fake::new((9, 0), PLENTY);
+    let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    let mut engine = Engine::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let setup = fake.log();
+    let count = |log: &[String], call: &str| log.iter().filter(|c| *c == call).count();
+    // Unpack, four layers, pack; for either frame in flight.
+    assert_eq!(
+        (count(&setup, "launch"), count(&setup, "begin_capture")),
+        (12, 2)
+    );
+    for _ in 0..3 {
+        let mut out = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+        let calls = "record upload record wait launch_graph record wait download record synchronize_event \
+                     elapsed elapsed elapsed";
+        assert_eq!(fake.log().join(" "), calls);
+    }
+}
+
+#[test]
+fn too_little_memory_means_bands_with_the_same_result() {
+    let (model, src) = (small(), frame(PixelFormat::I420, 20, 130, 1));
+    let dst = src.info().with_size(40, 260);
+    let mut results = Vec::new();
+    for memory in [PLENTY, 340_000, 240_000] {
+        let fake = Fake::new((8, 6), memory);
+        let mut engine = Engine::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
+        let mut out = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+        assert!(engine.memory() <= memory);
+        results.push((engine.bands(), out));
+    }
+    let bands: Vec<usize> = results.iter().map(|(bands, _)| *bands).collect();
+    assert!(
+        bands[0] == 1 && bands[1] > 1 && bands[2] > bands[1],
+        "{bands:?}"
+    );
+    assert!(
+        results
+            .iter()
+            .all(|(_, out)| difference(out, &results[0].1) == 0)
+    );
+
+    let fake = Fake::new((8, 6), 50_000);
+    let error = Engine::new(&context(&fake), &model, *src.info(), dst, 1)
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, Error::Memory(text) if text.contains("alloc")),
+        "{error}"
+    );
+}
+
+#[test]
+fn whatever_fails_is_told_and_leaves_nothing_behind() {
+    let calls = [
+        "load",
+        "function",
+        "alloc",
+        "alloc_pinned",
+        "stream",
+        "event",
+        "upload",
+        "synchronize",
+        "begin_capture",
+        "launch",
+        "record",
+        "wait",
+        "launch_graph",
+        "download",
+        "synchronize_event",
+        "elapsed",
+    ];
+    let (model, src) = (small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    for call in calls {
+        for after in 0..3 {
+            let fake = Fake::new((8, 0), PLENTY);
+            fake.fail(call, after, 719);
+            let run = || -> Result<()> {
+                let context = Context::new(fake.clone())?;
+                let mut engine = Engine::new(&context, &model, *src.info(), dst, 2)?;
+                let mut out = Frame::new(dst)?;
+                engine.run(&src.as_ref(), &mut out.as_mut(), 1.0)
+            };
+            match run() {
+                Ok(()) => assert!(after > 0, "{call} was never called"),
+                Err(error) => {
+                    let told = matches!(&error, Error::Device(text) if text.contains("lost") && text.contains(call));
+                    assert!(told, "{error}");
+                }
+            }
+            assert_eq!(fake.alive(), 0, "{call} after {after}");
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_frame_the_next_one_may_be_sent() {
+    let fake = Fake::new((8, 0), PLENTY);
+    let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    let mut engine = Engine::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut out = Frame::new(dst).unwrap();
+    engine.submit(&src.as_ref(), 1.0).unwrap();
+    fake.fail("launch_graph", 0, 1);
+    let error = engine.submit(&src.as_ref(), 1.0).unwrap_err();
+    assert!(
+        matches!(&error, Error::Device(text) if text.contains("failed") && !text.contains("lost")),
+        "{error}"
+    );
+    assert_eq!(engine.in_flight(), 0);
+    fake.recover();
+    for _ in 0..3 {
+        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+    }
+    assert!(difference(&out, &on_the_cpu(&model, &src, dst, 1.0)) <= 1);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_reason() {
+    let fake = Fake::new((7, 0), PLENTY);
+    let error = Context::new(fake).err().unwrap();
+    assert!(error.to_string().contains("7.5"), "{error}");
+
+    let context = context(&Fake::new((8, 0), PLENTY));
+    let src = FrameInfo::new(PixelFormat::Rgb, 8, 8);
+    let error = Engine::new(&context, &small(), src, src.with_size(16, 16), 1)
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, Error::Setting(text) if text.contains("RGB")),
+        "{error}"
+    );
+
+    let src = frame(PixelFormat::I420, 8, 8, 0);
+    let mut engine = Engine::new(
+        &context,
+        &small(),
+        *src.info(),
+        src.info().with_size(16, 16),
+        1,
+    )
+    .unwrap();
+    let mut wrong = Frame::new(src.info().with_size(16, 18)).unwrap();
+    assert!(engine.run(&src.as_ref(), &mut wrong.as_mut(), 1.0).is_err());
+    assert_eq!(engine.in_flight(), 0);
+    assert!(engine.submit(&wrong.as_ref(), 1.0).is_err());
+}
+
+/// A device may be there, but none of this number.
+#[test]
+fn a_device_that_is_not_there_is_an_error_with_the_reason() {
+    let error = Context::open(99).err().unwrap();
+    let text = error.to_string();
+    assert!(
+        matches!(error, Error::Device(_)) && text.contains("cuda:99"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_embedded_kernels_are_those_of_the_source() {
+    /// FNV-1a, 64 bits.
+    fn hash(bytes: &[u8]) -> String {
+        let step = |value: u64, &byte: &u8| (value ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        format!("{:016x}", bytes.iter().fold(0xcbf2_9ce4_8422_2325, step))
+    }
+    let found = [hash(include_bytes!("kernels/student.cu")), hash(&KERNELS.0)].join(" ");
+    assert_eq!(
+        found,
+        include_str!("kernels/student.hash").trim(),
+        "run scripts/kernels.sh"
+    );
+}
