@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Error, Result};
+use crate::{Error, Result, engine::cuda::Context};
 
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,13 +19,19 @@ impl Device {
     /// The device that will really run.
     ///
     /// # Errors
-    /// [`Error::Device`] when a CUDA device is asked for: this build has no CUDA engine.
+    /// [`Error::Device`] when a CUDA device is asked for, with what keeps it from being used. [`crate::engine::cuda`] has
+    /// not run on a GPU yet, so that even a device that is there is left alone.
     pub fn resolve(self) -> Result<Self> {
         match self {
             Self::Auto | Self::Cpu => Ok(Self::Cpu),
-            Self::Cuda(_) => Err(Error::Device(format!(
-                "device '{self}' cannot be used: this build has no CUDA engine; use device=cpu or device=auto"
-            ))),
+            Self::Cuda(index) => {
+                let context = Context::open(index)?;
+                Err(Error::Device(format!(
+                    "device '{self}' ({}) is there, but inference on CUDA has not been proven on a GPU yet; \
+                     use device=cpu or device=auto",
+                    context.driver().info().name
+                )))
+            }
         }
     }
 }

@@ -581,9 +581,9 @@ fn multiply(d: &mut [[f32; 4]; 32], a: &[[[f32; 2]; 4]; 32], b: &[[[f32; 2]; 2];
             right[2 * t + 8 + e][g] = b[lane][1][e];
         }
     }
-    for lane in 0..32 {
+    for (lane, sums) in d.iter_mut().enumerate() {
         let (g, t) = (lane / 4, lane % 4);
-        for (i, sum) in d[lane].iter_mut().enumerate() {
+        for (i, sum) in sums.iter_mut().enumerate() {
             let (row, column) = (g + i / 2 * 8, 2 * t + i % 2);
             *sum += (0..16)
                 .map(|k| left[row][k] * right[k][column])

@@ -46,6 +46,7 @@ fn model(
         metadata: Metadata::lite("test", student, [1.0, 4.0]),
         stats: LatentStats::nominal(latent, r),
         layers: layers.collect(),
+        calibration: None,
     }
 }
 
@@ -77,7 +78,7 @@ fn frame(format: PixelFormat, width: usize, height: usize, seed: u32) -> Frame {
 
 fn on_the_cpu(model: &LiteModel, src: &Frame, dst: FrameInfo, strength: f32) -> Frame {
     let mut out = Frame::new(dst).unwrap();
-    let mut engine = cpu::Engine::new(model, *src.info(), dst).unwrap();
+    let mut engine = cpu::Engine::new(model, *src.info(), dst, cpu::Precision::F32).unwrap();
     engine
         .run(&src.as_ref(), &mut out.as_mut(), strength)
         .unwrap();
