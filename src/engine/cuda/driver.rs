@@ -288,7 +288,7 @@ mod library {
         match symbol.is_null() {
             false => Ok(symbol),
             true => Err(format!(
-                "the NVIDIA driver is too old: it has no {} (version 470 or newer is needed)",
+                "the NVIDIA driver is too old: it has no {} (version 580 or newer is needed)",
                 name.to_string_lossy()
             )),
         }
