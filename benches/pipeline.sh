@@ -39,7 +39,7 @@ gst-launch-1.0 -q filesrc location="$clip" ! decodebin ! videoconvert ! videosca
 measure() {
     local name=$1 filter=$2 out
     shift 2
-    if ! out=$(taskset -c 0,1 ffmpeg -v error -benchmark -stats "$@" -threads 2 -i "$work/640x360.mp4" -vf "$filter" \
+    if ! out=$(taskset -c 0,1 ffmpeg -v info -hide_banner -benchmark -stats "$@" -threads 2 -i "$work/640x360.mp4" -vf "$filter" \
         -filter_threads 2 -f null - 2>&1); then
         echo "$name: $(tail -n 1 <<<"$out")"
         return
