@@ -37,7 +37,7 @@ pub fn summary(whole: Duration) {
     if let Some(peak) = peak_memory() {
         println!("memory at its peak: {}", HumanBytes(peak));
     }
-    println!("nothing was written");
+    println!("nothing was written but clips in the cache, where videos or codecs are used");
 }
 
 /// The most memory that this process has had, in bytes, where the system says so.

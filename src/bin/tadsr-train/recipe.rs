@@ -35,8 +35,8 @@ use crate::{
 #[command(after_help = "Examples:
   tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4 --dry-run   # how long, how much memory
   tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4
-  tadsr-train run recipes/tiny-x4.toml --out runs/tiny-x4                     # goes on after Ctrl-C
-  tadsr-train run recipes/tiny-x4.toml --out runs/b --teacher runs/tiny-x4/teacher  # with a teacher that is there")]
+  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4             # again: goes on after Ctrl-C
+  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/b --teacher runs/tiny-x4/teacher  # with a teacher that is there")]
 pub struct Args {
     /// The recipe, a TOML file
     recipe: PathBuf,
@@ -55,7 +55,7 @@ pub struct Args {
     /// Weights of LPIPS, to measure it on what is held out
     #[arg(long, value_name = "FILE")]
     lpips: Option<PathBuf>,
-    /// Take some steps without writing anything, and say how long the run takes and how much memory it needs
+    /// Take some steps without writing into the run's folder, and say how long the run takes and how much memory it needs
     #[arg(long)]
     dry_run: bool,
     /// Steps between two checkpoints, each with a measurement on what is held out

@@ -77,7 +77,8 @@ impl TeacherConfig {
     }
 }
 
-/// Predicts the clean residual from a noisy one, at a time of the diffusion, given the base.
+/// Predicts, from a noisy residual at a time of the diffusion and the base, what its training asks for: see
+/// `train::lite::Guided`, which makes the clean residual of it.
 pub struct Teacher {
     config: TeacherConfig,
     /// What makes a cell's details of the base's latent, `[z, z]`.
@@ -152,7 +153,7 @@ impl Teacher {
         &self.config
     }
 
-    /// Predicts the whitened residual `[n, h, w, z]` from the noisy one `r_t`, scaled to about unit variance, and the
+    /// The network's output `[n, h, w, z]` for the noisy whitened residual `r_t`, scaled to about unit variance, and the
     /// whitened latent of the base, both of this shape, at times `t` (one for each sample) and the scale of the batch.
     /// `h` and `w` are multiples of [`TeacherConfig::multiple`].
     ///
