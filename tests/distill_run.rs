@@ -2,6 +2,9 @@
 
 #![cfg(feature = "train")]
 
+#[path = "support/photos.rs"]
+mod photos;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -93,21 +96,6 @@ fn teacher(path: &Path, config: OfficialConfig) {
     model.save(path, Precision::F32).unwrap();
 }
 
-/// A folder of drawn pictures.
-fn photos(dir: &Path) -> PathBuf {
-    let folder = dir.join("photos");
-    std::fs::create_dir(&folder).unwrap();
-    for n in 0..3u32 {
-        let picture = image::RgbImage::from_fn(96, 80, |x, y| {
-            let edge = ((x / 7 + y / 5 + n) % 2) * 90;
-            let wave = 60.0 * ((x * y) as f32 * 0.01 + n as f32).sin();
-            image::Rgb([edge as u8 + 40, (100.0 + wave) as u8, (edge / 2 + x) as u8])
-        });
-        picture.save(folder.join(format!("{n}.png"))).unwrap();
-    }
-    folder
-}
-
 struct Place {
     dir: tempfile::TempDir,
     data: PathBuf,
@@ -116,7 +104,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let data = photos(dir.path());
+        let data = photos::photos(dir.path(), (96, 80));
         teacher(&dir.path().join("teacher.safetensors"), config(32, 4));
         Self { dir, data }
     }

@@ -2,6 +2,9 @@
 
 #![cfg(feature = "train")]
 
+#[path = "support/photos.rs"]
+mod photos;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -42,16 +45,7 @@ accumulate = 2
 /// A folder with a recipe and textured pictures.
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
-    let photos = dir.path().join("photos");
-    fs::create_dir(&photos).unwrap();
-    for n in 0..3u32 {
-        let picture = image::RgbImage::from_fn(160, 120, |x, y| {
-            let edge = ((x / 7 + y / 5 + n) % 2) * 90;
-            let wave = 60.0 * ((x * y) as f32 * 0.01 + n as f32).sin();
-            image::Rgb([edge as u8 + 40, (100.0 + wave) as u8, (edge / 2 + x) as u8])
-        });
-        picture.save(photos.join(format!("{n}.png"))).unwrap();
-    }
+    photos::photos(dir.path(), (160, 120));
     fs::write(dir.path().join("recipe.toml"), RECIPE).unwrap();
     fs::write(dir.path().join("teacher.toml"), TEACHER).unwrap();
     let recipe = dir.path().join("recipe.toml");

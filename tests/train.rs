@@ -2,28 +2,13 @@
 
 #![cfg(feature = "train")]
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+#[path = "support/photos.rs"]
+mod photos;
+
+use std::{path::Path, process::Command};
 
 use assert_cmd::cargo::CommandCargoExt;
 use tadsr::{Device, Upscaler, model::LiteModel};
-
-/// A folder of textured pictures.
-fn photos(dir: &Path) -> PathBuf {
-    let folder = dir.join("photos");
-    std::fs::create_dir(&folder).unwrap();
-    for n in 0..3u32 {
-        let picture = image::RgbImage::from_fn(160, 120, |x, y| {
-            let edge = ((x / 7 + y / 5 + n) % 2) * 90;
-            let wave = 60.0 * ((x * y) as f32 * 0.01 + n as f32).sin();
-            image::Rgb([edge as u8 + 40, (100.0 + wave) as u8, (edge / 2 + x) as u8])
-        });
-        picture.save(folder.join(format!("{n}.png"))).unwrap();
-    }
-    folder
-}
 
 fn fit(data: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
@@ -62,7 +47,7 @@ fn model(out: &Path) -> Vec<u8> {
 #[test]
 fn a_seed_gives_the_same_model_whatever_the_threads() {
     let dir = tempfile::tempdir().unwrap();
-    let data = photos(dir.path());
+    let data = photos::photos(dir.path(), (160, 120));
     let out = |name: &str| dir.path().join(name);
     let steps = |seed, threads| ["--steps", "12", "--seed", seed, "--threads", threads];
     run(fit(&data, &out("a"), &steps("7", "1")));
@@ -77,7 +62,7 @@ fn a_seed_gives_the_same_model_whatever_the_threads() {
 #[cfg(unix)]
 fn a_stopped_run_goes_on_to_the_same_model() {
     let dir = tempfile::tempdir().unwrap();
-    let data = photos(dir.path());
+    let data = photos::photos(dir.path(), (160, 120));
     let (whole, stopped) = (dir.path().join("whole"), dir.path().join("stopped"));
     let options = ["--steps", "300", "--save-every", "100"];
     run(fit(&data, &whole, &options));
@@ -129,7 +114,7 @@ fn a_stopped_run_goes_on_to_the_same_model() {
 #[test]
 fn training_beats_bicubic_and_the_model_loads() {
     let dir = tempfile::tempdir().unwrap();
-    let data = photos(dir.path());
+    let data = photos::photos(dir.path(), (160, 120));
     let out = dir.path().join("run");
     let options = ["--steps", "150", "--preset", "clean", "--save-every", "150"];
     let text = run(fit(&data, &out, &options));
@@ -171,7 +156,7 @@ fn training_beats_bicubic_and_the_model_loads() {
 #[test]
 fn a_small_student_trains_too() {
     let dir = tempfile::tempdir().unwrap();
-    let data = photos(dir.path());
+    let data = photos::photos(dir.path(), (160, 120));
     let out = dir.path().join("run");
     run(fit(
         &data,
@@ -185,7 +170,7 @@ fn a_small_student_trains_too() {
 #[test]
 fn mistakes_are_explained() {
     let dir = tempfile::tempdir().unwrap();
-    let data = photos(dir.path());
+    let data = photos::photos(dir.path(), (160, 120));
     let out = dir.path().join("run");
     let none = dir.path().join("none");
     std::fs::create_dir(&none).unwrap();
@@ -214,7 +199,7 @@ fn mistakes_are_explained() {
 #[test]
 fn a_damaged_checkpoint_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let data = photos(dir.path());
+    let data = photos::photos(dir.path(), (160, 120));
     let out = dir.path().join("run");
     run(fit(&data, &out, &["--steps", "2"]));
     let path = out.join("checkpoint.safetensors");
