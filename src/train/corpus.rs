@@ -24,6 +24,7 @@ use super::{
     motion::Motion,
     pairs::{DamagedPhotos, PairSource},
     stages::Stage,
+    synthetic::Synthetic,
 };
 use crate::{Error, Result};
 
@@ -50,6 +51,9 @@ pub struct CorpusSpec {
     pub clips: ClipSpec,
     /// Clips that codecs have damaged.
     pub pool: PoolSpec,
+    /// Drawn pictures among the photos.
+    #[serde(skip_serializing_if = "is_none")]
+    pub synthetic: Synthetic,
     /// The damage, written down: it counts instead of the preset.
     #[serde(rename = "recipe", skip_serializing_if = "Vec::is_empty")]
     pub recipes: Vec<Recipe>,
@@ -99,8 +103,13 @@ impl Default for CorpusSpec {
             motion: Motion::default(),
             clips: ClipSpec::default(),
             pool: PoolSpec::default(),
+            synthetic: Synthetic::default(),
         }
     }
+}
+
+fn is_none(synthetic: &Synthetic) -> bool {
+    *synthetic == Synthetic::default()
 }
 
 impl Default for ClipSpec {
@@ -213,6 +222,7 @@ impl CorpusSpec {
         self.motion.check()?;
         self.clips.check()?;
         self.pool.check()?;
+        self.synthetic.check()?;
         self.damage().map(drop)
     }
 
@@ -417,6 +427,8 @@ impl Corpus {
             Err(e) => return Err(unusable(e)),
         };
         let held_out = photos.as_mut().map(|p| p.hold_out(spec.hold_out));
+        // After that: what is measured on is photographed.
+        let photos = PhotoSet::join(photos, spec.synthetic.draw(patch)?, patch);
         #[cfg(feature = "video")]
         let (clips, held_out) = {
             let shape = clip_shape(spec, &damage, patch, scales);

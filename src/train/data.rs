@@ -204,7 +204,6 @@ impl PhotoSet {
 
     /// The photos of `set` and `more` ones, if there are any, for patches of up to `min_side` pixels. All of `more` are
     /// large enough.
-    #[cfg(feature = "video")]
     pub(super) fn join(set: Option<Self>, more: Vec<RgbImage>, min_side: usize) -> Option<Self> {
         let mut set = set.unwrap_or_else(|| Self {
             photos: Vec::new(),

@@ -24,6 +24,7 @@ pub mod real_world;
 pub mod recipe;
 pub mod report;
 pub mod stages;
+pub mod synthetic;
 pub mod tensorboard;
 
 /// Lets freed memory stay with the process, for the next tensor, instead of going back to the system.
