@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! The element in real pipelines: frames a second from an H.264 file to a sink that shows nothing, beside GStreamer's own
-//! scaler; PSNR-Y; the element beside the bare engine; the most memory that a pipeline takes.
+//! scaler and ffmpeg's, where it is installed; PSNR-Y; the element beside the bare engine; the most memory that a pipeline takes.
 //!
 //! ```text
 //! cargo bench -p gst-plugin-tadsr --bench pipeline [-- TRUTH.mp4 [WORK]]
@@ -13,7 +13,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -114,12 +114,49 @@ fn luma(source: &str, (width, height): (usize, usize), work: &Path) -> Result<Ve
     ))?;
     let bytes = fs::read(&raw)?;
     fs::remove_file(&raw)?;
-    let frame = width * height * 3 / 2;
-    Ok(bytes
-        .chunks_exact(frame)
-        .flat_map(|f| &f[..width * height])
-        .copied()
-        .collect())
+    Ok(luma_of(&bytes, (width, height)))
+}
+
+/// The luma of frames in I420.
+fn luma_of(frames: &[u8], (width, height): (usize, usize)) -> Vec<u8> {
+    let frames = frames.chunks_exact(width * height * 3 / 2);
+    frames.flat_map(|f| &f[..width * height]).copied().collect()
+}
+
+/// Frames a second of one of ffmpeg's filters on two threads, and its PSNR-Y; what ffmpeg says where it cannot.
+fn ffmpeg(file: &Path, options: &[&str], filter: &str, truth: &[u8]) -> Result<(f64, f64)> {
+    let call = |output: &[&str]| -> Result<Output> {
+        let output = Command::new("ffmpeg")
+            .args(["-v", "info", "-hide_banner", "-nostats", "-benchmark"])
+            .args(options)
+            .args(["-threads", "2", "-i"])
+            .arg(file)
+            .args(["-vf", filter, "-filter_threads", "2"])
+            .args(output)
+            .output()?;
+        match output.status.success() {
+            true => Ok(output),
+            false => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                Err(text.lines().last().unwrap_or_default().into())
+            }
+        }
+    };
+    let raw = call(&["-pix_fmt", "yuv420p", "-f", "rawvideo", "-"])?.stdout;
+    let luma = luma_of(&raw, (1280, 720));
+    let frames = luma.len() / (1280 * 720);
+    let mut best = 0.0f64;
+    for _ in 0..RUNS {
+        let text = call(&["-f", "null", "-"])?.stderr;
+        let text = String::from_utf8_lossy(&text);
+        let seconds = text
+            .split("rtime=")
+            .nth(1)
+            .and_then(|t| t.split('s').next());
+        let seconds: f64 = seconds.ok_or("ffmpeg gives no time")?.parse()?;
+        best = best.max(frames as f64 / seconds);
+    }
+    Ok((best, psnr(&luma, truth)))
 }
 
 /// PSNR of the frames that both have.
@@ -236,6 +273,30 @@ fn main() -> Result<()> {
             &truth_luma,
         );
         println!("{name:52} {rate:7.1} {decibels:8.3}");
+    }
+    let placebo = "format=yuv420p,hwupload,libplacebo=w=1280:h=720:upscaler=ewa_lanczos,\
+                   hwdownload,format=yuv420p";
+    let peers: [(_, _, &[&str]); 4] = [
+        ("scale=flags=bicubic", "scale=1280:720:flags=bicubic", &[]),
+        ("scale=flags=lanczos", "scale=1280:720:flags=lanczos", &[]),
+        (
+            "zscale=filter=lanczos",
+            "zscale=1280:720:filter=lanczos",
+            &[],
+        ),
+        (
+            "libplacebo ewa_lanczos",
+            placebo,
+            &["-init_hw_device", "vulkan"],
+        ),
+    ];
+    let encoded = work.join("640x360.mp4");
+    for (name, filter, options) in peers {
+        let name = format!("ffmpeg {name}");
+        match ffmpeg(&encoded, options, filter, &truth_luma) {
+            Ok((rate, decibels)) => println!("{name:52} {rate:7.1} {decibels:8.3}"),
+            Err(e) => println!("{name:52} left out: {e}"),
+        }
     }
 
     let source = decoder(&small(&truth, &work, 960, 540)?);
