@@ -23,7 +23,7 @@ use tadsr::{
 
 use crate::{
     dry_run,
-    run::{self, Plan, Training},
+    run::{self, HeldOut, Plan, Training},
 };
 
 /// Distil a many-step model into a student that takes one step.
@@ -256,7 +256,10 @@ pub fn run(args: Args) -> Result<()> {
         return dry_run(&mut distill, &plan);
     }
     if distill.done() == 0 {
-        eprintln!("before the first step: {}", Training::validate(&distill)?);
+        eprintln!(
+            "before the first step: {}",
+            Training::validate(&distill)?.text
+        );
     }
     run::train(&mut distill, &plan, &stop)
 }
@@ -311,10 +314,16 @@ impl Training for Distill {
         Distill::save(self)
     }
 
-    fn validate(&self) -> tadsr::Result<String> {
+    fn validate(&self) -> tadsr::Result<HeldOut> {
         let [teacher, truth] = Distill::validate(self)?;
-        Ok(format!(
-            "held out {teacher:.4} from the teacher's result, {truth:.4} from the picture"
-        ))
+        Ok(HeldOut {
+            text: format!(
+                "held out {teacher:.4} from the teacher's result, {truth:.4} from the picture"
+            ),
+            values: vec![
+                ("held out/teacher".into(), teacher),
+                ("held out/truth".into(), truth),
+            ],
+        })
     }
 }

@@ -15,7 +15,7 @@ use tadsr::train::{
 
 use crate::{
     corpus,
-    run::{self, Plan, Training},
+    run::{self, HeldOut, Plan, Training},
 };
 
 /// Train a student on photos and videos, supervised.
@@ -175,15 +175,18 @@ impl Training for StudentRun {
         Self::samples(self)
     }
 
-    fn validate(&self) -> tadsr::Result<String> {
-        let all = Self::validate(self)?;
-        let text = all.iter().map(|v| match v.lpips {
-            None => format!("{} {:+.3} dB", v.name, v.gain),
-            Some([ours, base]) => {
-                format!("{} {:+.3} dB, LPIPS {ours:.4} ({base:.4})", v.name, v.gain)
+    fn validate(&self) -> tadsr::Result<HeldOut> {
+        let (mut text, mut values) = (Vec::new(), Vec::new());
+        for v in Self::validate(self)? {
+            let mut line = format!("{} {:+.3} dB", v.name, v.gain);
+            values.push((format!("held out {}/gain", v.name), v.gain));
+            if let Some([ours, base]) = v.lpips {
+                line += &format!(", LPIPS {ours:.4} ({base:.4})");
+                values.push((format!("held out {}/LPIPS", v.name), ours));
             }
-        });
-        let text: Vec<_> = text.collect();
-        Ok(format!("against bicubic {}", text.join("; ")))
+            text.push(line);
+        }
+        let text = format!("against bicubic {}", text.join("; "));
+        Ok(HeldOut { text, values })
     }
 }

@@ -24,7 +24,7 @@ use tadsr::{
 
 use crate::{
     corpus, dry_run,
-    run::{self, Plan, Training},
+    run::{self, HeldOut, Plan, Training},
 };
 
 /// Make a model by a recipe: measure the latent, train a teacher, distil it into a student.
@@ -296,12 +296,14 @@ impl Training for TeacherRun {
         Self::save(self)
     }
 
-    fn validate(&self) -> tadsr::Result<String> {
-        let all = Self::validate(self)?;
-        let text = all
-            .iter()
-            .map(|(name, loss, gain)| format!("{name} {loss:.4} ({gain:+.3} dB)"));
-        let text: Vec<_> = text.collect();
-        Ok(format!("held out {}", text.join(", ")))
+    fn validate(&self) -> tadsr::Result<HeldOut> {
+        let (mut text, mut values) = (Vec::new(), Vec::new());
+        for (name, loss, gain) in Self::validate(self)? {
+            text.push(format!("{name} {loss:.4} ({gain:+.3} dB)"));
+            values.push((format!("held out {name}/loss"), loss));
+            values.push((format!("held out {name}/gain"), gain));
+        }
+        let text = format!("held out {}", text.join(", "));
+        Ok(HeldOut { text, values })
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use image::RgbImage;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use tadsr::train::{
     data::PhotoSet,
@@ -27,12 +28,21 @@ pub trait Training {
     fn step(&mut self) -> tadsr::Result<Vec<(&'static str, f64)>>;
     /// Writes checkpoint and model.
     fn save(&self) -> tadsr::Result<()>;
-    /// What held-out photos say, in words.
-    fn validate(&self) -> tadsr::Result<String>;
+    /// What held-out photos say.
+    fn validate(&self) -> tadsr::Result<HeldOut>;
     /// Pictures for the report.
     fn samples(&self) -> tadsr::Result<Vec<SampleRow>> {
         Ok(Vec::new())
     }
+}
+
+/// What a run measures on held-out photos.
+#[derive(Default)]
+pub struct HeldOut {
+    /// In words.
+    pub text: String,
+    /// As curves: names and values.
+    pub values: Vec<(String, f64)>,
 }
 
 /// How long a run is and what its log says.
@@ -147,6 +157,8 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
         if run.done().is_multiple_of(plan.save_every) || run.done() == plan.steps {
             save(run, plan, &mut log, &mut board)?;
             saved = Some(run.done());
+            let held_out = run.validate()?;
+            board.events.scalars(run.done(), &held_out.values)?;
             let rate = (run.done() - first) as f64 / start.elapsed().as_secs_f64();
             let left = Duration::from_secs_f64((plan.steps - run.done()) as f64 / rate);
             let line = format!(
@@ -154,7 +166,7 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
                 run.done(),
                 plan.steps,
                 log.means(),
-                run.validate()?,
+                held_out.text,
                 rate * plan.images as f64,
                 HumanDuration(left)
             );
@@ -180,12 +192,13 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
 /// Writes checkpoint, model, logs and report.
 fn save(run: &impl Training, plan: &Plan, log: &mut LossLog, board: &mut Board) -> Result<()> {
     log.flush()?;
-    board.events.flush()?;
     run.save()?;
     let samples = run.samples()?;
     if !samples.is_empty() {
         save_samples(plan.folder, &samples)?;
+        board.add_samples(run.done(), &samples)?;
     }
+    board.events.flush()?;
     Report::of_run(plan.folder)?.write(&plan.folder.join(REPORT_FILE))?;
     Ok(())
 }
@@ -224,6 +237,24 @@ impl Board {
         self.events.scalars(step, &values)?;
         self.events.flush()?;
         (self.written, self.last) = (Instant::now(), step);
+        Ok(())
+    }
+
+    /// Each row of samples as one picture, side by side.
+    fn add_samples(&mut self, step: u64, rows: &[SampleRow]) -> Result<()> {
+        for row in rows {
+            let images = row.images.iter().map(|(_, image)| image);
+            let width = images.clone().map(RgbImage::width).sum();
+            let height = images.clone().map(RgbImage::height).max().unwrap_or(0);
+            let (mut strip, mut x) = (RgbImage::new(width, height), 0);
+            for image in images {
+                image::imageops::replace(&mut strip, image, x, 0);
+                x += i64::from(image.width());
+            }
+            let names: Vec<_> = row.images.iter().map(|(name, _)| name.as_str()).collect();
+            let name = format!("{}: {}", row.label, names.join(" | "));
+            self.events.picture(step, &name, &strip)?;
+        }
         Ok(())
     }
 }
@@ -367,8 +398,8 @@ mod tests {
             Ok(())
         }
 
-        fn validate(&self) -> tadsr::Result<String> {
-            Ok(String::new())
+        fn validate(&self) -> tadsr::Result<HeldOut> {
+            Ok(HeldOut::default())
         }
     }
 

@@ -101,8 +101,10 @@ pub struct Distillation {
     pub score_weight: ScoreWeight,
     /// Share of the adversarial term.
     pub adversarial: f64,
-    /// Whether the discriminator sees residuals at all noise levels; else as they are.
+    /// Whether the discriminator sees residuals at random noise levels; else as they are.
     pub time_aware: bool,
+    /// It sees them at times below this; 0: at all but the last.
+    pub judge_times: usize,
     /// Channels in the discriminator's heads.
     pub width: usize,
     /// The discriminator's learning rate.
@@ -123,6 +125,7 @@ impl Default for Distillation {
             score_weight: ScoreWeight::NoiseLevel,
             adversarial: 0.2,
             time_aware: true,
+            judge_times: 0,
             width: 32,
             discriminator_rate: 5e-4,
         }
@@ -421,7 +424,11 @@ impl StudentRun {
         let steps = self.teacher.as_ref().map_or(2, |t| t.schedule.steps());
         let score = noisy(d.score_times)?;
         // The last time is all noise; at the others there is something to judge.
-        let mut judged = noisy(steps - 1)?;
+        let judge_times = match d.judge_times {
+            0 => steps - 1,
+            times => times,
+        };
+        let mut judged = noisy(judge_times)?;
         if !d.time_aware {
             judged = (vec![0; n], zero.clone());
         }
@@ -791,8 +798,9 @@ fn check(
         if teacher.latent != *latent {
             return wrong("the teacher was trained on another latent: other scales or data".into());
         }
-        if options.distillation.score_times > teacher.schedule.steps() {
-            return wrong("score_times: at most the teacher's steps".into());
+        let d = &options.distillation;
+        if d.score_times.max(d.judge_times) > teacher.schedule.steps() {
+            return wrong("score_times and judge_times: at most the teacher's steps".into());
         }
     } else if options.distillation.needs_teacher() {
         return wrong("distillation needs a teacher".into());
