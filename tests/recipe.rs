@@ -30,6 +30,8 @@ patch = 32
 expand = 0
 [student.distillation]
 after = 0.25
+regression = 0.1
+score = 0.1
 width = 16
 ";
 
@@ -153,6 +155,27 @@ fn a_run_that_diverges_for_good_says_so_after_some_patience() {
 }
 
 #[test]
+fn a_dry_run_says_what_a_run_takes_and_writes_nothing() {
+    let (dir, recipe) = folder();
+    let out = dir.path().join("run");
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.arg("run").arg(&recipe).arg("--out").arg(&out);
+    let output = command.arg("--dry-run").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    for word in [
+        "teacher: ",
+        "student: ",
+        "distillation: ",
+        "in all: about",
+        "memory",
+    ] {
+        assert!(text.contains(word), "no '{word}' in {text}");
+    }
+    assert!(!out.exists());
+}
+
+#[test]
 fn mistakes_are_explained() {
     let (dir, recipe) = folder();
     let out = dir.path().join("run");
@@ -161,11 +184,20 @@ fn mistakes_are_explained() {
         ("steps = 12", "stepps = 12", "stepps"),
         ("after = 0.25", "after = 2.0", "after"),
         ("patch = 32", "patch = 30", "patch"),
+        ("batch = 2", "batch = 0", "batch"),
+        ("expand = 0", "ema = 1.0", "ema"),
         ("dirs = ['photos']", "", "--data"),
     ] {
         fs::write(&recipe, RECIPE.replace(was, is)).unwrap();
         let (done, text) = run(&recipe, &out, &[]);
         assert!(!done && text.contains(word), "{word}: {text}");
+        let _ = fs::remove_dir_all(&out);
+    }
+    fs::write(&recipe, RECIPE).unwrap();
+    for (was, is) in [("steps = 8", "steps = 0"), ("patch = 32", "patch = 30")] {
+        fs::write(dir.path().join("teacher.toml"), TEACHER.replace(was, is)).unwrap();
+        let (done, text) = run(&recipe, &out, &[]);
+        assert!(!done && text.contains(&is[..5]), "{is}: {text}");
         let _ = fs::remove_dir_all(&out);
     }
 }

@@ -33,10 +33,12 @@ use crate::{
 /// saves a checkpoint, and the same command goes on from it exactly.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4 --dry-run   # how long, how much memory
-  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4
-  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/tiny-x4             # again: goes on after Ctrl-C
-  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/b --teacher runs/tiny-x4/teacher  # with a teacher that is there")]
+  tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory
+  tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain
+  tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain             # again: goes on after Ctrl-C
+  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/a --begin runs/plain/checkpoint.safetensors
+  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/b --begin runs/plain/checkpoint.safetensors \\
+      --teacher runs/a/teacher                                                          # with a teacher that is there")]
 pub struct Args {
     /// The recipe, a TOML file
     recipe: PathBuf,

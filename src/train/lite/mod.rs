@@ -29,6 +29,28 @@ use crate::{
     },
 };
 
+/// Checks what all runs have among their options.
+fn check_common(
+    steps: u64,
+    [batch, accumulate]: [usize; 2],
+    learning_rate: f64,
+    ema: f64,
+) -> Result<()> {
+    let wrong = |text: String| Err(Error::Setting(text));
+    if steps == 0 || !(1..=1024).contains(&batch) || !(1..=1024).contains(&accumulate) {
+        return wrong(
+            "steps, batch and accumulate must be at least 1, the latter two at most 1024".into(),
+        );
+    }
+    if !(learning_rate > 0.0 && learning_rate.is_finite()) {
+        return wrong(format!("learning_rate = {learning_rate}: above 0"));
+    }
+    if !(0.0..1.0).contains(&ema) {
+        return wrong(format!("ema = {ema}: at least 0, below 1"));
+    }
+    Ok(())
+}
+
 /// Batches that the latent's statistics are measured on.
 const STATISTICS_BATCHES: u64 = 64;
 

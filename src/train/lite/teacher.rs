@@ -7,7 +7,9 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{Diffusion, Guided, HeldOut, Latent, Material, Place, finite, gain, normals};
+use super::{
+    Diffusion, Guided, HeldOut, Latent, Material, Place, check_common, finite, gain, normals,
+};
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
@@ -178,13 +180,15 @@ impl TeacherRun {
         let saved = checkpoint::load_if::<State>(&path, place.resume)?;
         let fingerprint = material.fingerprint();
         let config = options.config(&latent)?;
+        let batches = [options.batch, options.accumulate];
+        check_common(options.steps, batches, options.learning_rate, options.ema)?;
         let patch = match options.patch {
             0 => 48 * latent.r,
             patch => patch,
         };
         let multiple = latent.r * config.multiple();
-        if patch == 0 || !patch.is_multiple_of(multiple) {
-            let text = format!("teacher: patch = {patch}: a multiple of {multiple}");
+        if !(1..=1024).contains(&patch) || !patch.is_multiple_of(multiple) {
+            let text = format!("teacher: patch = {patch}: a multiple of {multiple} up to 1024");
             return Err(Error::Setting(text));
         }
         let (teacher, parameters) = init::teacher(&config, options.seed ^ WEIGHTS)?;
