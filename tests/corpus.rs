@@ -16,6 +16,7 @@ use tadsr::{
         data::{Patch, Sampling},
         pairs::PairSource,
         pool::{Layout, Pool},
+        synthetic::Synthetic,
     },
     video::{Options, StreamInfo, TimedFrame, Writer},
 };
@@ -136,6 +137,7 @@ fn mixed(dir: &Path) -> CorpusSpec {
         hold_out: 3,
         pool: spec(8),
         video_share: 0.5,
+        flat: 0.0,
         recipes: gentle().recipes,
         ..CorpusSpec::default()
     }
@@ -189,9 +191,25 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     assert_eq!(corpus.held_out_kinds().len(), 3);
     let other = CorpusSpec {
         video_share: 0.4,
-        ..spec
+        ..spec.clone()
     };
     assert!(load(&other).unwrap().fingerprint() != corpus.fingerprint());
+    // Drawn pictures join the photos; none is held out. Even ones are even on both sides.
+    let synthetic = Synthetic {
+        dead_leaves: 3,
+        ..Synthetic::default()
+    };
+    let drawn = CorpusSpec {
+        flat: 1.0,
+        synthetic,
+        ..spec
+    };
+    let drawn = load(&drawn).unwrap();
+    assert_eq!(drawn.photos().map(|p| p.len()), Some(2 + 3));
+    assert_eq!(drawn.held_out().len(), corpus.held_out().len());
+    let (truth, low) = drawn.pair(&mut seeded(5), 48, 24).unwrap();
+    assert_eq!(low, Patch::even(24, truth.rgb[0]));
+    assert_eq!(truth, Patch::even(48, truth.rgb[0]));
 }
 
 #[test]

@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(read.teacher.unwrap().steps, 7);
         assert_eq!(read.student.steps, 9);
         assert_eq!(read.student.distillation.score, 0.0);
-        assert_eq!(read.student.distillation.adversarial, 0.2);
+        assert_eq!(read.student.distillation.adversarial, 0.3);
         assert_eq!(read.data.dirs, [PathBuf::from("/photos")]);
         // Without a teacher only the truth teaches.
         let alone = recipe(&format!("{HEAD}[data]\n")).unwrap();
