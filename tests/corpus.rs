@@ -137,7 +137,6 @@ fn mixed(dir: &Path) -> CorpusSpec {
         hold_out: 3,
         pool: spec(8),
         video_share: 0.5,
-        flat: 0.0,
         recipes: gentle().recipes,
         ..CorpusSpec::default()
     }
@@ -194,22 +193,15 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
         ..spec.clone()
     };
     assert!(load(&other).unwrap().fingerprint() != corpus.fingerprint());
-    // Drawn pictures join the photos; none is held out. Even ones are even on both sides.
+    // Drawn pictures join the photos; none is held out.
     let synthetic = Synthetic {
         dead_leaves: 3,
         ..Synthetic::default()
     };
-    let drawn = CorpusSpec {
-        flat: 1.0,
-        synthetic,
-        ..spec
-    };
+    let drawn = CorpusSpec { synthetic, ..spec };
     let drawn = load(&drawn).unwrap();
     assert_eq!(drawn.photos().map(|p| p.len()), Some(2 + 3));
     assert_eq!(drawn.held_out().len(), corpus.held_out().len());
-    let (truth, low) = drawn.pair(&mut seeded(5), 48, 24).unwrap();
-    assert_eq!(low, Patch::even(24, truth.rgb[0]));
-    assert_eq!(truth, Patch::even(48, truth.rgb[0]));
 }
 
 #[test]

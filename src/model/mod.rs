@@ -1,5 +1,6 @@
 //! Model files: one safetensors file with JSON metadata, and the models that come with the library.
 
+mod blend;
 mod bundled;
 mod container;
 mod file;

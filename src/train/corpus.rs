@@ -43,9 +43,6 @@ pub struct CorpusSpec {
     pub hold_out: usize,
     /// Probability that a picture is a frame of a video, where there are videos and photos.
     pub video_share: f64,
-    /// Probability that a pair is one even grey, undamaged, which a network must leave as it is. A discriminator alone
-    /// does not see to that.
-    pub flat: f64,
     /// How patches are drawn.
     pub sampling: Sampling,
     /// How a camera moves over photos.
@@ -102,7 +99,6 @@ impl Default for CorpusSpec {
             cache: None,
             hold_out: 20,
             video_share: 0.3,
-            flat: 0.05,
             sampling: Sampling::default(),
             motion: Motion::default(),
             clips: ClipSpec::default(),
@@ -211,11 +207,12 @@ impl CorpusSpec {
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
-        for (name, share) in [("video_share", self.video_share), ("flat", self.flat)] {
-            if !(0.0..=1.0).contains(&share) {
-                let text = format!("{name} = {share}: a probability is 0 to 1");
-                return Err(Error::Setting(text));
-            }
+        if !(0.0..=1.0).contains(&self.video_share) {
+            let text = format!(
+                "video_share = {}: a probability is 0 to 1",
+                self.video_share
+            );
+            return Err(Error::Setting(text));
         }
         if self.hold_out < 2 {
             let text = format!("hold_out = {}: at least 2", self.hold_out);
@@ -630,10 +627,6 @@ fn nothing() -> Error {
 
 impl PairSource for Corpus {
     fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)> {
-        if rng.random_bool(self.spec.flat) {
-            let level = rng.random();
-            return Ok((Patch::even(side, level), Patch::even(small, level)));
-        }
         let recipe = self.damage.draw(rng).ok_or_else(nothing)?;
         #[cfg(feature = "video")]
         if let (Some(_), Some(pool)) = (recipe.codecs(), &self.pool) {
@@ -650,8 +643,7 @@ impl PairSource for Corpus {
         let mut hash = Fnv::default();
         self.content().hash(&mut hash);
         self.damage.to_toml().hash(&mut hash);
-        let shares = [self.spec.video_share, self.spec.flat].map(f64::to_bits);
-        let shares = (shares, self.spec.hold_out);
+        let shares = (self.spec.video_share.to_bits(), self.spec.hold_out);
         shares.hash(&mut hash);
         format!("{:?}{:?}", self.spec.sampling, self.spec.motion).hash(&mut hash);
         #[cfg(feature = "video")]

@@ -351,15 +351,6 @@ impl Patch {
         }
     }
 
-    /// A square of one grey, 0 to 1.
-    pub fn even(side: usize, level: f32) -> Self {
-        Self {
-            width: side,
-            height: side,
-            rgb: vec![level; 3 * side * side],
-        }
-    }
-
     /// From interleaved 8-bit R'G'B'.
     pub fn from_rgb8(width: usize, height: usize, bytes: &[u8]) -> Self {
         assert_eq!(bytes.len(), 3 * width * height, "three bytes a pixel");

@@ -1,5 +1,6 @@
 //! The command line of the training tool: one file a subcommand.
 
+mod blend;
 mod corpus;
 mod data;
 mod distill;
@@ -37,6 +38,7 @@ enum Command {
     Eval(eval::Args),
     Import(import::Args),
     Report(report::Args),
+    Blend(blend::Args),
     Quantize(quantize::Args),
     Export(export::Args),
     Upscale(upscale::Args),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),
         Command::Report(args) => report::run(args),
+        Command::Blend(args) => blend::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
