@@ -31,9 +31,11 @@ impl LiteModel {
         }
         let mut blended = other.clone();
         blended.calibration = None;
-        blended.metadata.training = serde_json::json!({
-            "blend": { "share": share, "of": b.training, "with": a.training },
-        });
+        let training = &mut blended.metadata.training;
+        if !training.is_object() {
+            *training = serde_json::json!({});
+        }
+        training["blend"] = serde_json::json!({ "share": share, "with": a.training });
         for (to, from) in blended.layers.iter_mut().zip(&self.layers) {
             let pairs = [
                 (&mut to.weight, &from.weight),
@@ -154,6 +156,10 @@ mod tests {
         let half = a.blend(&b, 0.5).unwrap();
         assert!((half.layers[0].weight[5] - a.layers[0].weight[5] - 0.5).abs() < 1e-5);
         assert!(half.calibration.is_none());
+        let training = &half.metadata.training;
+        assert_eq!(training["blend"]["share"], 0.5);
+        assert_eq!(training["blend"]["with"], a.metadata.training);
+        assert_eq!(training["steps_done"], b.metadata.training["steps_done"]);
         assert!(a.blend(&b, 1.5).is_err());
         b.metadata.scales = [1.0, 3.0];
         assert!(a.blend(&b, 0.5).unwrap_err().to_string().contains("scales"));
