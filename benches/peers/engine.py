@@ -8,8 +8,8 @@ written by `tadsr-train export --onnx`; first each runtime has to agree with our
 value. Then all take turns for some rounds, and each side's best time counts, since a machine's noise only adds.
 
 Ours is the whole frame, planes in to planes out. The peers' is the bare network between tensors in memory, without
-the interpolation before it, whitening and what turns the result into pixels; of their configurations the fastest
-counts.
+the interpolation before it, whitening and what turns the result into pixels. ONNX Runtime runs with its defaults, of
+OpenVINO's latency and throughput hints the faster one counts.
 """
 
 import argparse

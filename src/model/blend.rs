@@ -55,7 +55,7 @@ impl LiteModel {
     pub fn level(&mut self) {
         let (r, [low, high]) = (self.metadata.student.r, self.metadata.scales);
         // Near 1 there is nothing to learn, and nothing was.
-        let low = low + (high - low).min(0.25);
+        let low = low + ((high - low) / 2.0).min(0.25);
         let scales = [low, (low * high).sqrt(), high];
         let u = scales.map(|scale| f64::from(scale_features(scale, r)[0]));
         let [a, b, d] = scales.map(|scale| self.middle(scale));

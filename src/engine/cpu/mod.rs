@@ -1,7 +1,8 @@
 //! The plan on the CPU: bicubic base, network on its latent, residual added.
 //!
 //! Y'CbCr frames never pass through RGB. Everything between the bytes of the input's planes and those of the output's
-//! happens row by row, so that what is made is used while it is in the caches.
+//! happens row by row, so that what is made is used while it is in the caches; but for models that see chroma on frames
+//! whose chroma is not 4:2:0, for which whole planes are kept.
 
 mod calibrate;
 mod crew;

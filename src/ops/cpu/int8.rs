@@ -14,7 +14,7 @@ mod x86;
 use super::{
     Isa,
     lanes::{Lanes, Portable},
-    winograd::TILE,
+    winograd::{MOST_TILES, TILE},
 };
 
 /// Input rows that a band reads.
@@ -175,6 +175,8 @@ pub struct Int8 {
     skip: Vec<f32>,
     offset: Vec<f32>,
     slope: f32,
+    /// Whether the output is codes.
+    codes: bool,
 }
 
 /// The rows of a band: slices that begin at its first tile.
@@ -228,6 +230,7 @@ impl Int8 {
             skip: vec![0.0; padded],
             offset: vec![0.0; padded],
             slope,
+            codes: ends.output.is_some(),
         };
         let mut codes = Vec::with_capacity(weights.len());
         for (o, kernels) in weights.chunks_exact(ci * 9).enumerate() {
@@ -293,6 +296,9 @@ impl Int8 {
     /// # Panics
     /// When a row is too short, or the layer was made for the other kind of output.
     pub fn run(&self, band: IntBand) {
+        let codes = matches!(band.output, IntOutput::Codes(_));
+        assert!(codes == self.codes, "the other kind of output");
+        assert!(band.tiles <= MOST_TILES, "{} tiles", band.tiles);
         let columns = TILE * band.tiles;
         let long = |rows: &[&[u8]], len: usize| rows.iter().all(|r| r.len() >= len);
         assert!(

@@ -26,6 +26,9 @@ use super::{
 /// Rows and columns of outputs in a tile.
 pub const TILE: usize = 4;
 
+/// Tiles in a band, at most: products of lengths stay far from overflowing.
+pub(super) const MOST_TILES: usize = 1 << 24;
+
 /// Rows and columns of inputs that a tile reads, and points of the transform a side.
 const SIDE: usize = TILE + 2;
 const POINTS: usize = SIDE * SIDE;
@@ -55,7 +58,9 @@ pub enum Products {
 pub fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        Isa::best() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
+        Isa::best() == Isa::Avx512
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512vl")
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
@@ -164,6 +169,7 @@ impl Winograd {
     /// # Panics
     /// When a row is too short or the step of the output is neither of the two.
     pub fn run(&self, band: Band, scratch: &mut Vec<f32>) {
+        assert!(band.tiles <= MOST_TILES, "{} tiles", band.tiles);
         let columns = TILE * band.tiles;
         let (step, out_step) = (self.input_step(), band.out_step);
         assert!(

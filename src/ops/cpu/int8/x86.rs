@@ -81,7 +81,9 @@ impl Sums for Vnni512 {
     unsafe fn store(values: [Avx512; 4], to: *mut u8, offsets: [usize; 4]) {
         // SAFETY: by the caller's promise.
         unsafe {
-            let [a, b, c, d] = values.map(|v| _mm512_cvtps_epi32(v.0));
+            // Floats beyond the integers would turn into the least one.
+            let most = _mm512_set1_ps(255.0);
+            let [a, b, c, d] = values.map(|v| _mm512_cvtps_epi32(_mm512_min_ps(v.0, most)));
             // Packing leaves a quarter of each vector in every 128 bits.
             let mixed = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -135,7 +137,9 @@ macro_rules! eight_sums {
             for (values, offset) in values.into_iter().zip(offsets) {
                 // SAFETY: by the caller's promise.
                 unsafe {
-                    let codes = _mm256_cvtps_epi32(values.0);
+                    // Floats beyond the integers would turn into the least one.
+                    let values = _mm256_min_ps(values.0, _mm256_set1_ps(255.0));
+                    let codes = _mm256_cvtps_epi32(values);
                     let high = _mm256_extracti128_si256::<1>(codes);
                     let words = _mm_packs_epi32(_mm256_castsi256_si128(codes), high);
                     _mm_storel_epi64(to.add(offset).cast(), _mm_packus_epi16(words, words));
