@@ -98,7 +98,7 @@ fn spec(model: &LiteModel) -> PairSpec {
         latent: student.latent,
         r: student.r,
         // Deep networks leave nothing of small patches but their border.
-        patch: (2 * model.layers.len() + 16).max(48) * student.r.next_multiple_of(2),
+        patch: (2 * model.layers.len() + 16).next_multiple_of(48) * student.r.next_multiple_of(2),
         batch: 16,
         scales: [low + (high - low).min(0.25), high],
         native: 0.5,
