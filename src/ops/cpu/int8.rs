@@ -34,6 +34,9 @@ const MOST_VECTORS: usize = 2;
 pub enum IntIsa {
     /// x86-64 with AVX-512 VNNI.
     Avx512Vnni,
+    /// The same on vectors of half the size: what [`Self::AvxVnni`] does, with its instruction in another encoding, so that
+    /// machines without it can test it.
+    Avx512VnniShort,
     /// x86-64 with AVX-VNNI, on vectors of half the size.
     AvxVnni,
     /// x86-64 with AVX2 and FMA: multiplies 16-bit integers.
@@ -52,6 +55,9 @@ impl IntIsa {
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("fma");
             if avx512 && has!("avx512vnni") {
                 isas.push(Self::Avx512Vnni);
+                if has!("avx512vl") {
+                    isas.push(Self::Avx512VnniShort);
+                }
             }
             if has!("avx2") && has!("fma") {
                 if has!("avxvnni") {
@@ -64,17 +70,18 @@ impl IntIsa {
         isas
     }
 
-    /// The best instruction set that this CPU has, of those that the tests have run on: [`Self::AvxVnni`] is not yet
-    /// among them.
+    /// The best instruction set that this CPU has.
     pub fn best() -> Self {
-        let tested = |isa: &Self| *isa != Self::AvxVnni;
-        let found = Self::available().into_iter().find(tested);
+        let found = Self::available().into_iter().next();
         found.unwrap_or(Self::Portable)
     }
 
     /// Whether integers are multiplied so much faster here than floats that it pays.
     pub fn is_fast(self) -> bool {
-        matches!(self, Self::Avx512Vnni | Self::AvxVnni)
+        matches!(
+            self,
+            Self::Avx512Vnni | Self::Avx512VnniShort | Self::AvxVnni
+        )
     }
 }
 
@@ -332,6 +339,8 @@ impl Int8 {
             match self.isa {
                 #[cfg(target_arch = "x86_64")]
                 IntIsa::Avx512Vnni => x86::run_avx512_vnni(self, &rows),
+                #[cfg(target_arch = "x86_64")]
+                IntIsa::Avx512VnniShort => x86::run_avx512_vnni_short(self, &rows),
                 #[cfg(target_arch = "x86_64")]
                 IntIsa::AvxVnni => x86::run_avx_vnni(self, &rows),
                 #[cfg(target_arch = "x86_64")]

@@ -22,11 +22,19 @@ pub unsafe fn run_avx512_vnni(layer: &Int8, rows: &Rows) {
 }
 
 /// # Safety
+/// As [`run`]; the CPU has AVX-512 F, VL and VNNI.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512vnni")]
+pub unsafe fn run_avx512_vnni_short(layer: &Int8, rows: &Rows) {
+    // SAFETY: by the caller's promise.
+    unsafe { run::<Vnni256<false>, 8, 4, 0>(layer, rows) }
+}
+
+/// # Safety
 /// As [`run`]; the CPU has AVX2, FMA and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,avxvnni")]
 pub unsafe fn run_avx_vnni(layer: &Int8, rows: &Rows) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<Vnni256, 8, 4, 0>(layer, rows) }
+    unsafe { run::<Vnni256<true>, 8, 4, 0>(layer, rows) }
 }
 
 /// # Safety
@@ -149,10 +157,11 @@ macro_rules! eight_sums {
     };
 }
 
+/// With the instruction of AVX-VNNI, or with that of AVX-512 VNNI.
 #[derive(Clone, Copy)]
-struct Vnni256(__m256i);
+struct Vnni256<const AVX: bool>(__m256i);
 
-impl Sums for Vnni256 {
+impl<const AVX: bool> Sums for Vnni256<AVX> {
     eight_sums!();
     const WEIGHTS: usize = 8 * GROUP;
     type Inputs = __m256i;
@@ -171,7 +180,12 @@ impl Sums for Vnni256 {
     #[inline(always)]
     unsafe fn dot(self, x: __m256i, w: __m256i) -> Self {
         // SAFETY: by the caller's promise.
-        Self(unsafe { _mm256_dpbusd_avx_epi32(self.0, x, w) })
+        Self(unsafe {
+            match AVX {
+                true => _mm256_dpbusd_avx_epi32(self.0, x, w),
+                false => _mm256_dpbusd_epi32(self.0, x, w),
+            }
+        })
     }
 }
 
