@@ -190,7 +190,7 @@ make_picture() {
 main() {
     parse_arguments "$@"
     check_files
-    install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${label_packages[@]}"
+    install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${text_packages[@]}"
     require_rust
     build_plugin
     [[ -z $rendered ]] || render_clip

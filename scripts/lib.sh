@@ -14,8 +14,8 @@ gstreamer_packages=(
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
 )
-# What side_by_side writes its labels with.
-label_packages=(gstreamer1.0-x)
+# What text is written with: labels of pictures side by side, and drawn training pictures.
+text_packages=(gstreamer1.0-x fonts-dejavu-core)
 
 # Prints each argument on a line of its own.
 say() { printf '%s\n' "$@"; }

@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${label_packages[@]}"
+install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${text_packages[@]}"
 require_rust
 build_plugin
 

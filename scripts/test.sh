@@ -10,7 +10,7 @@ set -euo pipefail
 exec </dev/null
 
 case ${1-} in
-    '') install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" ;;
+    '') install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${text_packages[@]}" ;;
     --no-install) ;;
     *) fail "unknown argument '$1'; the only one is --no-install" ;;
 esac

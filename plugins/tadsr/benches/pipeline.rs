@@ -237,7 +237,8 @@ fn main() -> Result<()> {
     fs::create_dir_all(&work)?;
     let sink = "fakevideosink name=sink sync=false";
 
-    let source = decoder(&small(&truth, &work, 640, 360)?);
+    let encoded = small(&truth, &work, 640, 360)?;
+    let source = decoder(&encoded);
     let size = "video/x-raw,width=1280,height=720";
     let truth_luma = luma(
         &format!(
@@ -290,7 +291,6 @@ fn main() -> Result<()> {
             &["-init_hw_device", "vulkan"],
         ),
     ];
-    let encoded = work.join("640x360.mp4");
     for (name, filter, options) in peers {
         let name = format!("ffmpeg {name}");
         match ffmpeg(&encoded, options, filter, &truth_luma) {

@@ -48,8 +48,8 @@ pub struct Args {
     /// Folder of the run
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Folder of the teacher's run; a teacher.safetensors that is there is taken as it is, and recipes with the same latent
-    /// may share it [default: teacher in the run's folder]
+    /// Folder of the teacher's run, which recipes with the same latent and data may share [default: teacher in the run's
+    /// folder]
     #[arg(long, value_name = "DIR")]
     teacher: Option<PathBuf>,
     /// Checkpoint of another student's run whose weights this one begins with
@@ -168,13 +168,8 @@ impl Job {
         let Some(options) = &self.recipe.teacher else {
             return Ok(());
         };
-        let dir = &self.teacher_dir;
-        let made = dir.join("teacher.safetensors");
-        if self.args.teacher.is_some() && made.exists() {
-            eprintln!("teacher: '{}', as it is", made.display());
-            return Ok(());
-        }
         eprintln!("teacher: {} steps", options.steps);
+        let dir = &self.teacher_dir;
         let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
         let open = |resume, slower| self.open_teacher(options, &self.place(dir, resume, slower));
         run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
