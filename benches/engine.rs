@@ -11,6 +11,9 @@
 //! - done (f32 alone): the products and both transforms of Winograd's algorithm for the cells of the frame. What is
 //!   calculated beyond the frame's border, the interpolation and the rest of the way count as time only.
 
+#[path = "support/students.rs"]
+mod students;
+
 use std::{
     fs,
     hint::black_box,
@@ -22,13 +25,15 @@ use rayon::prelude::*;
 use tadsr::{
     engine::cpu::{Engine, Patches, Precision, calibrate},
     frame::{Frame, FrameInfo, PixelFormat},
-    model::{Layer, LiteModel, Metadata},
-    nn::lite::{LatentStats, StudentConfig, latent::Grid},
+    model::LiteModel,
+    nn::lite::{StudentConfig, latent::Grid},
     ops::cpu::{
         Isa,
         winograd::{Band, Products, Winograd},
     },
 };
+
+use students::noise;
 
 /// The best time of `f` over at least `time` and three runs, in seconds.
 fn best(time: Duration, mut f: impl FnMut()) -> f64 {
@@ -43,36 +48,9 @@ fn best(time: Duration, mut f: impl FnMut()) -> f64 {
     best.as_secs_f64()
 }
 
-/// Values without pattern from -1 to 1.
-fn noise(len: usize, seed: u32) -> impl Iterator<Item = f32> {
-    let mut state = seed;
-    (0..len).map(move |_| {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    })
-}
-
-/// A model with weights that keep the signal's size, calibrated on noise.
+/// A student that is calibrated on noise.
 fn model(student: StudentConfig) -> LiteModel {
-    let layers = student.layers().into_iter().enumerate();
-    let mut model = LiteModel {
-        metadata: Metadata::lite("bench", student, [1.0, 4.0]),
-        stats: LatentStats::nominal(student.latent, student.r),
-        layers: layers
-            .map(|(i, spec)| {
-                let size = (0.5 / spec.ci as f32).sqrt();
-                Layer {
-                    weight: noise(spec.co * spec.ci * 9, i as u32)
-                        .map(|v| v * size)
-                        .collect(),
-                    bias: noise(spec.co, i as u32).map(|v| v * 0.1).collect(),
-                    scale: vec![0.0; spec.co * 2],
-                    spec,
-                }
-            })
-            .collect(),
-        calibration: None,
-    };
+    let mut model = students::model(student);
     let side = 32;
     let grid = Grid::new(
         student.latent,

@@ -4,6 +4,9 @@
 //! a result differs by more than f16 explains. Without a device it says so and ends well.
 //! With `--compare` nothing is timed.
 
+#[path = "support/students.rs"]
+mod students;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -15,9 +18,10 @@ use tadsr::{
         cuda::{Context, Engine, Times},
     },
     frame::{Frame, FrameInfo, PixelFormat},
-    model::{Layer, LiteModel, Metadata},
-    nn::lite::{LatentStats, StudentConfig},
+    nn::lite::StudentConfig,
 };
+
+use students::{model, noise};
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
@@ -26,38 +30,6 @@ const MOST: u32 = 1;
 
 /// How long speed is measured for.
 const TIME: Duration = Duration::from_secs(3);
-
-/// Values without pattern from -1 to 1.
-fn noise(len: usize, seed: u32) -> impl Iterator<Item = f32> {
-    let mut state = seed;
-    (0..len).map(move |_| {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    })
-}
-
-/// A model with weights that keep the signal's size.
-fn model(student: StudentConfig) -> LiteModel {
-    let layers = student.layers().into_iter().zip(1..);
-    LiteModel {
-        metadata: Metadata::lite("bench", student, [1.0, 4.0]),
-        stats: LatentStats::nominal(student.latent, student.r),
-        layers: layers
-            .map(|(spec, seed)| {
-                let size = (0.5 / spec.ci as f32).sqrt();
-                Layer {
-                    weight: noise(spec.co * spec.ci * 9, seed)
-                        .map(|v| v * size)
-                        .collect(),
-                    bias: noise(spec.co, seed).map(|v| v * 0.1).collect(),
-                    scale: vec![0.0; spec.co * 2],
-                    spec,
-                }
-            })
-            .collect(),
-        calibration: None,
-    }
-}
 
 fn frame(info: FrameInfo) -> Result<Frame> {
     let mut frame = Frame::new(info)?;
