@@ -369,9 +369,10 @@ fn main() -> tadsr::Result<()> {
     }
     let wanted =
         |case: &Case| option("--case").is_none_or(|name| case.name().contains(name.as_str()));
-    let precisions = Precision::ALL.into_iter().skip(1);
+    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
     let cases = cases().into_iter().filter(wanted);
-    for (case, (precision, name)) in cases.flat_map(|c| precisions.clone().map(move |p| (c, p))) {
+    for (case, precision) in cases.flat_map(|c| precisions.map(move |p| (c, p))) {
+        let name = precision.to_string();
         let (seconds, base) = case.run(precision, time)?;
         let direct = case.flop() / seconds / 1e9;
         let done = (precision == Precision::F32).then(|| case.done() / seconds / 1e9);

@@ -2,38 +2,17 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Error, Result, engine::cuda::Context};
+use crate::{Error, Result};
 
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best that is there.
+    /// The CPU, for now: [`crate::engine::cuda`] has not run on a GPU yet, let alone been measured.
     #[default]
     Auto,
     Cpu,
-    /// A CUDA device by its index.
+    /// A CUDA device by its index, for students. It has to compute a small frame as the CPU does before it is used.
     Cuda(usize),
-}
-
-impl Device {
-    /// The device that will really run.
-    ///
-    /// # Errors
-    /// [`Error::Device`] when a CUDA device is asked for, with what keeps it from being used. [`crate::engine::cuda`] has
-    /// not run on a GPU yet, so that even a device that is there is left alone.
-    pub fn resolve(self) -> Result<Self> {
-        match self {
-            Self::Auto | Self::Cpu => Ok(Self::Cpu),
-            Self::Cuda(index) => {
-                let context = Context::open(index)?;
-                Err(Error::Device(format!(
-                    "device '{self}' ({}) is there, but inference on CUDA has not been proven on a GPU yet; \
-                     use device=cpu or device=auto",
-                    context.driver().info().name
-                )))
-            }
-        }
-    }
 }
 
 impl FromStr for Device {

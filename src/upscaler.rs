@@ -5,7 +5,8 @@ use std::{ops::ControlFlow, sync::Arc};
 use crate::{
     Device, Error, Result,
     engine::{
-        cpu::{Engine, Precision},
+        cpu::{self, Precision},
+        cuda::{self, Context, Times},
         official::{self, ColorFix, NoiseField, Options, Progress, Tile},
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef},
@@ -15,6 +16,7 @@ use crate::{
 /// A loaded model that upscales frames.
 ///
 /// It keeps its plan and working memory from frame to frame; a frame of another size or kind makes a new plan.
+/// On a CUDA device several frames may be on their way at a time, by [`Self::submit`] and [`Self::receive`].
 /// The result for a frame depends on nothing but the frame: not on the frames before it, nor on the number of
 /// threads. With a published model it also depends on how the frame is cut into tiles, and [`Tile::Auto`] lets the free
 /// memory decide that for each size of frames; a fixed tile gives the same result anywhere.
@@ -43,7 +45,16 @@ struct Lite {
     /// In the order of their scales; not empty.
     models: Vec<LiteModel>,
     /// The plan in use and the index of its model; made for the precision that is set.
-    plan: Option<(usize, Engine)>,
+    plan: Option<(usize, Plan)>,
+    /// The CUDA device; without it the CPU computes.
+    context: Option<Arc<Context>>,
+    /// Frames that may be in flight there.
+    depth: usize,
+}
+
+enum Plan {
+    Cpu(Box<cpu::Engine>),
+    Cuda(Box<cuda::Engine>),
 }
 
 /// Called before every pass through a published network, and when the last is done; [`ControlFlow::Break`] stops the
@@ -54,17 +65,39 @@ impl Upscaler {
     /// Loads `model`: the name of a bundled model or the path of a model file. The empty name is the default model.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device.
+    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device, which
+    /// also has to compute the model rightly ([`Context::check`]), and for a published model on a CUDA device.
     pub fn load(model: &str, device: Device) -> Result<Self> {
-        let device = device.resolve()?;
+        let context = match device {
+            Device::Auto | Device::Cpu => None,
+            Device::Cuda(ordinal) => Some(Context::open(ordinal)?),
+        };
+        let used = match context {
+            None => Device::Cpu,
+            Some(_) => device,
+        };
         let (family, scale) = match Model::find(model)? {
             Model::Lite(models) => {
+                if let Some(context) = &context {
+                    models.iter().try_for_each(|model| context.check(model))?;
+                }
                 let largest = models.iter().map(|m| m.metadata.scales[1]);
                 let scale = largest.fold(4.0, f64::min);
-                (Family::Lite(Box::new(Lite { models, plan: None })), scale)
+                let lite = Lite {
+                    models,
+                    plan: None,
+                    context,
+                    depth: 2,
+                };
+                (Family::Lite(Box::new(lite)), scale)
             }
             Model::Official(model) => {
                 let name = model.metadata.name.clone();
+                if context.is_some() {
+                    return Err(Error::Device(format!(
+                        "device '{device}': '{name}' is a published model, which runs on the CPU only; use device=cpu"
+                    )));
+                }
                 let engine = Box::new(model_engine(*model)?);
                 let scale = engine.scale() as f64;
                 (Family::Official { name, engine }, scale)
@@ -72,7 +105,7 @@ impl Upscaler {
         };
         Ok(Self {
             family,
-            device,
+            device: used,
             strength: 1.0,
             precision: Precision::default(),
             scale,
@@ -114,16 +147,19 @@ impl Upscaler {
     /// whatever is set.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model does not have the precision; the one before stays.
+    /// [`Error::Setting`] when the model or the device does not have the precision; the one before stays.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
         if precision == self.precision {
             return Ok(());
         }
         if let Family::Lite(lite) = &mut self.family {
             for model in &lite.models {
-                precision.resolve(model)?;
+                lite.resolve(precision, model)?;
             }
-            lite.plan = None;
+            // On a CUDA device there is one precision, and frames may be in flight.
+            if lite.context.is_none() {
+                lite.plan = None;
+            }
         }
         self.precision = precision;
         Ok(())
@@ -134,7 +170,8 @@ impl Upscaler {
         match &self.family {
             Family::Lite(lite) => {
                 let model = &lite.models[lite.model_for(scale)];
-                self.precision.resolve(model).unwrap_or(Precision::F32)
+                let precision = lite.resolve(self.precision, model);
+                precision.unwrap_or(Precision::F32)
             }
             Family::Official { .. } => Precision::F32,
         }
@@ -294,14 +331,93 @@ impl Upscaler {
             None => None,
         };
         let run = || match family {
-            Family::Lite(lite) => lite
-                .engine(scale, from, to, precision)?
-                .run(src, dst, strength),
+            Family::Lite(lite) => match lite.plan(scale, from, to, precision)? {
+                Plan::Cpu(engine) => engine.run(src, dst, strength),
+                Plan::Cuda(engine) => engine.run(src, dst, strength),
+            },
             Family::Official { engine, .. } => engine.run(src, dst, strength, options, observer),
         };
         match &self.pool {
             Some(pool) => pool.install(run),
             None => run(),
+        }
+    }
+
+    /// Sets how many frames may be in flight on a CUDA device, 2 by default: with two or three, one is copied there
+    /// or back while another is computed. Less than 1 is 1; frames in flight are forgotten.
+    pub fn set_queue_depth(&mut self, depth: usize) {
+        if let Family::Lite(lite) = &mut self.family {
+            lite.depth = depth.max(1);
+            lite.plan = None;
+        }
+    }
+
+    /// Frames that [`Self::submit`] takes before one must be received; 1 on the CPU, which is for
+    /// [`Self::upscale_into`].
+    pub fn queue_depth(&self) -> usize {
+        match &self.family {
+            Family::Lite(lite) if lite.context.is_some() => lite.depth,
+            _ => 1,
+        }
+    }
+
+    /// Frames in flight.
+    pub fn in_flight(&self) -> usize {
+        self.cuda().map_or(0, cuda::Engine::in_flight)
+    }
+
+    /// Bytes of a CUDA device's memory that the plan in use takes.
+    pub fn device_memory(&self) -> usize {
+        self.cuda().map_or(0, cuda::Engine::memory)
+    }
+
+    fn cuda(&self) -> Option<&cuda::Engine> {
+        match &self.family {
+            Family::Lite(lite) => match &lite.plan {
+                Some((_, Plan::Cuda(engine))) => Some(engine),
+                _ => None,
+            },
+            Family::Official { .. } => None,
+        }
+    }
+
+    /// Sends `src` on its way to a frame `to` on a CUDA device; its samples are copied before this returns.
+    ///
+    /// # Errors
+    /// As [`Self::upscale_into`], and [`Error::Setting`] on the CPU, when [`Self::queue_depth`] frames are in flight, or
+    /// frames of another kind or size. After [`Error::Device`] no frame is in flight any more.
+    pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
+        let scale = self.scale_of(src.info(), &to)?;
+        if let Family::Lite(lite) = &mut self.family
+            && let Plan::Cuda(engine) = lite.plan(scale, *src.info(), to, self.precision)?
+        {
+            return engine.submit(src, self.strength);
+        }
+        Err(Error::Setting(
+            "on the CPU no frames are in flight: they are upscaled one by one".into(),
+        ))
+    }
+
+    /// Waits for the oldest frame in flight and copies it to `dst`. Returns where its time went.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when no frame is in flight, [`Error::Frame`] when `dst` is not what it was submitted for,
+    /// [`Error::Device`] when the device fails; then no frame is in flight any more.
+    pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
+        if let Family::Lite(lite) = &mut self.family
+            && let Some((_, Plan::Cuda(engine))) = &mut lite.plan
+        {
+            return engine.receive(dst);
+        }
+        Err(Error::Setting("no frame is in flight".into()))
+    }
+
+    /// Forgets the frames in flight.
+    pub fn flush(&mut self) {
+        if let Family::Lite(lite) = &mut self.family
+            && let Some((_, Plan::Cuda(engine))) = &mut lite.plan
+        {
+            engine.flush();
         }
     }
 
@@ -350,20 +466,63 @@ impl Lite {
         found.unwrap_or(self.models.len() - 1)
     }
 
+    /// What `model` is computed in where this runs.
+    fn resolve(&self, precision: Precision, model: &LiteModel) -> Result<Precision> {
+        match self.context {
+            None => precision.resolve(model),
+            Some(_) => precision.resolve_on_cuda(),
+        }
+    }
+
     /// The plan for frames `from` that become frames `to`.
-    fn engine(
+    fn plan(
         &mut self,
         scale: f64,
         from: FrameInfo,
         to: FrameInfo,
         precision: Precision,
-    ) -> Result<&mut Engine> {
+    ) -> Result<&mut Plan> {
         let index = self.model_for(scale);
         let plan = match self.plan.take() {
-            Some((i, engine)) if i == index && engine.fits(&from, &to) => engine,
-            _ => Engine::new(&self.models[index], from, to, precision)?,
+            Some((i, plan)) if i == index && plan.fits(&from, &to) => plan,
+            Some((i, Plan::Cuda(engine))) if engine.in_flight() > 0 => {
+                self.plan = Some((i, Plan::Cuda(engine)));
+                return Err(Error::Setting(
+                    "frames of another size or kind are still in flight".into(),
+                ));
+            }
+            old => {
+                // Its memory is free again before the new one takes its own.
+                drop(old);
+                self.make(&self.models[index], from, to, precision)?
+            }
         };
         Ok(&mut self.plan.insert((index, plan)).1)
+    }
+
+    fn make(
+        &self,
+        model: &LiteModel,
+        from: FrameInfo,
+        to: FrameInfo,
+        precision: Precision,
+    ) -> Result<Plan> {
+        Ok(match &self.context {
+            None => Plan::Cpu(Box::new(cpu::Engine::new(model, from, to, precision)?)),
+            Some(context) => {
+                let engine = cuda::Engine::new(context, model, from, to, self.depth)?;
+                Plan::Cuda(Box::new(engine))
+            }
+        })
+    }
+}
+
+impl Plan {
+    fn fits(&self, from: &FrameInfo, to: &FrameInfo) -> bool {
+        match self {
+            Self::Cpu(engine) => engine.fits(from, to),
+            Self::Cuda(engine) => engine.fits(from, to),
+        }
     }
 }
 
@@ -374,3 +533,6 @@ fn model_engine(model: OfficialModel) -> Result<official::Engine> {
     drop(model.tensors);
     official::Engine::new(&config, unet, autoencoder)
 }
+
+#[cfg(test)]
+mod tests;

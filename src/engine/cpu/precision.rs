@@ -19,25 +19,29 @@ pub enum Precision {
     /// f32. For a model and a processor it is always the same one.
     #[default]
     Auto,
-    /// 32-bit floats.
+    /// 32-bit floats. CPU only.
     F32,
-    /// Products of 16-bit floats (bfloat16), summed in 32 bits. Without the instructions it is correct and not faster.
+    /// 16-bit floats (half precision), which CUDA devices compute in whatever the model. A CPU computes in
+    /// [`Self::Bf16`] or [`Self::F32`] instead, as it has instructions.
+    F16,
+    /// Products of 16-bit floats (bfloat16), summed in 32 bits. Without the instructions it is correct and not faster. CPU only.
     Bf16,
     /// Products of 8-bit integers; of models that are calibrated for it. Without the instructions it is correct and
-    /// slower.
+    /// slower. CPU only.
     Int8,
 }
 
 impl Precision {
     /// All, with their names.
-    pub const ALL: [(Self, &str); 4] = [
+    pub const ALL: [(Self, &str); 5] = [
         (Self::Auto, "auto"),
         (Self::F32, "f32"),
+        (Self::F16, "f16"),
         (Self::Bf16, "bf16"),
         (Self::Int8, "int8"),
     ];
 
-    /// What `model` is computed in on this processor: never [`Self::Auto`].
+    /// What `model` is computed in on this processor: [`Self::F32`], [`Self::Bf16`] or [`Self::Int8`].
     ///
     /// # Errors
     /// [`Error::Setting`] when the model is not calibrated for integers.
@@ -47,13 +51,26 @@ impl Precision {
         let narrow = model.metadata.student.channels <= 16;
         match self {
             Self::Auto if int8 && narrow => Ok(Self::Int8),
-            Self::Auto if has_bf16() => Ok(Self::Bf16),
-            Self::Auto => Ok(Self::F32),
+            Self::Auto | Self::F16 if has_bf16() => Ok(Self::Bf16),
+            Self::Auto | Self::F16 => Ok(Self::F32),
             Self::Int8 if model.calibration.is_none() => Err(Error::Setting(format!(
                 "model '{}' is not calibrated for int8: 'tadsr-train quantize' does that",
                 model.metadata.name
             ))),
             set => Ok(set),
+        }
+    }
+
+    /// What a CUDA device computes in: always [`Self::F16`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the precisions that only CPUs have.
+    pub fn resolve_on_cuda(self) -> Result<Self> {
+        match self {
+            Self::Auto | Self::F16 => Ok(Self::F16),
+            _ => Err(Error::Setting(format!(
+                "precision '{self}': CUDA devices compute in f16; use auto or f16, or device=cpu"
+            ))),
         }
     }
 }
@@ -72,7 +89,7 @@ impl FromStr for Precision {
         let found = Self::ALL.iter().find(|p| p.1 == s);
         let names = || {
             Error::Setting(format!(
-                "precision '{s}': there are auto, f32, bf16 and int8"
+                "precision '{s}': there are auto, f32, f16, bf16 and int8"
             ))
         };
         found.map(|p| p.0).ok_or_else(names)

@@ -1,4 +1,4 @@
-//! A driver without a device. It fails where a test asks for it, and runs the kernels' own index arithmetic on memory
+//! A driver without a device, for tests. It fails where a test asks for it, and runs the kernels' own index arithmetic on memory
 //! that knows its bounds.
 //!
 //! What is put into a stream runs as late as the driver's promises allow: when somebody waits for it. A wait that is
@@ -106,6 +106,7 @@ struct State {
     names: Vec<String>,
     log: Vec<String>,
     fail: Option<(&'static str, usize, i32)>,
+    spoilt: bool,
 }
 
 impl State {
@@ -148,7 +149,11 @@ impl State {
                 "tadsr_pack" => pack(&mut self.ram, shape, &Frame::from_words(&params)),
                 name => {
                     let channels = name["tadsr_conv".len()..].parse().unwrap();
-                    convolve(&mut self.ram, shape, &Conv::from_words(&params), channels);
+                    let mut p = Conv::from_words(&params);
+                    if self.spoilt {
+                        p.slope = 0.0;
+                    }
+                    convolve(&mut self.ram, shape, &p, channels);
                 }
             },
             Op::Graph(graph) => self.graphs[&graph]
@@ -161,9 +166,18 @@ impl State {
     }
 }
 
-pub(super) struct Fake {
+/// The emulated driver.
+pub struct Fake {
     info: DeviceInfo,
     state: Mutex<State>,
+}
+
+/// Emulated devices that [`super::Context::open`] finds, by their numbers.
+static PLUGGED: Mutex<BTreeMap<usize, Arc<Fake>>> = Mutex::new(BTreeMap::new());
+
+pub(super) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
+    let plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    plugged.get(&ordinal).cloned()
 }
 
 impl Fake {
@@ -184,6 +198,17 @@ impl Fake {
             info,
             state: Mutex::new(state),
         })
+    }
+
+    /// Makes this the device of that number, for this process.
+    pub fn plug(self: &Arc<Self>, ordinal: usize) {
+        let mut plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
+        plugged.insert(ordinal, self.clone());
+    }
+
+    /// Makes the convolutions lose what is below 0: a device that computes wrongly.
+    pub fn spoil(&self) {
+        self.lock().spoilt = true;
     }
 
     /// Makes the call of that name fail with `code`, after it has worked `after` times.

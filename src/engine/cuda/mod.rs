@@ -6,9 +6,10 @@
 //!
 //! The arithmetic is that of the CPU's plan but for f16 weights and feature maps, summed in f32.
 
+mod check;
 pub mod driver;
-#[cfg(test)]
-mod emulator;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulator;
 mod owned;
 mod params;
 mod plan;
@@ -51,6 +52,10 @@ impl Context {
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         let named =
             |e: Error| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}"));
+        #[cfg(any(test, feature = "emulator"))]
+        if let Some(fake) = emulator::plugged(ordinal) {
+            return Self::new(fake).map_err(named);
+        }
         let driver = driver::open(ordinal).map_err(named)?;
         Self::new(driver).map_err(named)
     }
@@ -83,6 +88,15 @@ impl Context {
             _module: module,
             driver,
         }))
+    }
+
+    /// Runs `model` on a small frame and compares the result with the CPU's: what a driver, a chip or a compiler does
+    /// wrong is found before a frame that anybody sees. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the results differ by more than f16 explains, or the device fails.
+    pub fn check(self: &Arc<Self>, model: &LiteModel) -> Result<()> {
+        check::check(self, model)
     }
 
     /// The device.
