@@ -26,7 +26,7 @@ pub unsafe trait Params: Copy {
     ///
     /// # Panics
     /// When they are another number of words.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "emulator"))]
     fn from_words(words: &[u64]) -> Self {
         assert_eq!(words.len() * 8, size_of::<Self>());
         // SAFETY: as many bytes as the structure has, and any bytes make numbers.

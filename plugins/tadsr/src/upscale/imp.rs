@@ -37,28 +37,39 @@
  * Interlaced video must be deinterlaced first.
  */
 use std::{
+    collections::VecDeque,
     mem,
     ops::ControlFlow,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use gst::{glib, prelude::*, subclass::prelude::*};
-use gst_base::{prelude::*, subclass::prelude::*};
+use gst_base::{
+    prelude::*,
+    subclass::{
+        base_transform::{GenerateOutputSuccess, InputBuffer, PrepareOutputBufferSuccess},
+        prelude::*,
+    },
+};
 use gst_video::{VideoInfo, subclass::prelude::*, video_meta::VideoMetaTransformScale};
 use tadsr::{
     Device, Error, Upscaler,
-    engine::official::{self, Tile},
-    frame::{FrameInfo, MAX_SIDE, PixelFormat},
+    engine::{
+        cuda::Times,
+        official::{self, Tile},
+    },
+    frame::{FrameInfo, FrameMut, FrameRef, MAX_SIDE, PixelFormat},
 };
 
 use super::{
     ColorFix, Fallback, Precision,
     planes::{self, Layout},
     scale::{MAX_SCALE, Scale},
+    stats::Stats,
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -79,6 +90,7 @@ struct Settings {
     threads: u32,
     precision: Precision,
     fallback: Fallback,
+    queue_depth: u32,
     noise: f64,
     seed: u64,
     steps: u32,
@@ -98,6 +110,7 @@ impl Default for Settings {
             threads: 0,
             precision: Precision::default(),
             fallback: Fallback::default(),
+            queue_depth: 2,
             noise: 1.0,
             seed: 0,
             steps: 1,
@@ -136,17 +149,10 @@ enum Engine {
     #[default]
     None,
     Ready(Loaded),
-    /// A frame is being upscaled; a model that was loaded meanwhile waits for its end.
-    Busy(Option<Loaded>),
+    /// The streaming thread has it.
+    Busy,
     /// There is no model and the fallback is passthrough.
     Bypass,
-}
-
-impl Engine {
-    fn ready(upscaler: Upscaler) -> Self {
-        let plain = false;
-        Self::Ready(Loaded { upscaler, plain })
-    }
 }
 
 /// A model and how it is used.
@@ -154,6 +160,20 @@ struct Loaded {
     upscaler: Upscaler,
     /// The fallback is bicubic: the network's residual is left out.
     plain: bool,
+}
+
+/// A frame in work: what came in, and what goes out in its place.
+struct Frame {
+    input: gst::Buffer,
+    output: gst::Buffer,
+    started: Instant,
+}
+
+/// What waits for frames in work.
+enum Item {
+    Frame(Frame),
+    /// Pushed after the frames before it.
+    Event(gst::Event),
 }
 
 /// What goes in and what comes out.
@@ -190,12 +210,18 @@ impl Negotiated {
 #[derive(Default)]
 struct State {
     engine: Engine,
+    /// A model that was loaded meanwhile; it takes over with the next frame.
+    next: Option<Loaded>,
     /// Counts the models asked for and the stops, so that a model that was loaded too late is recognised.
     generation: u64,
     /// The largest scale that the model serves.
     max_scale: Option<f64>,
     /// The only scale that the model itself makes, for models that have only one.
     native_scale: Option<f64>,
+    /// Frames that the engine has in work before one comes out.
+    depth: usize,
+    /// The latency that was told.
+    latency: gst::ClockTime,
     /// Of the caps in force.
     negotiated: Option<Negotiated>,
     /// Input caps that were refused with an error message.
@@ -205,47 +231,12 @@ struct State {
     stats: Stats,
 }
 
-/// What the property `stats` tells, since the element was started.
-#[derive(Default)]
-struct Stats {
-    frames: u64,
-    /// Frames that came too late to be shown and were left out.
-    dropped: u64,
-    /// Time spent on upscaling.
-    busy: Duration,
-    /// When the first frame was done and the latest.
-    span: Option<(Instant, Instant)>,
-}
-
-impl Stats {
-    fn count(&mut self, started: Instant) {
-        let now = Instant::now();
-        self.frames += 1;
-        self.busy += now - started;
-        self.span = Some((self.span.map_or(now, |(first, _)| first), now));
-    }
-
-    fn structure(&self) -> gst::Structure {
-        let seconds = self
-            .span
-            .map_or(0.0, |(first, last)| (last - first).as_secs_f64());
-        let per = |n: f64, of: f64| if of > 0.0 { n / of } else { 0.0 };
-        gst::Structure::builder("tadsr-stats")
-            .field("frames", self.frames)
-            .field("dropped", self.dropped)
-            .field("fps", per(self.frames.saturating_sub(1) as f64, seconds))
-            .field(
-                "mean-ms",
-                per(self.busy.as_secs_f64() * 1e3, self.frames as f64),
-            )
-            .build()
-    }
-}
-
 #[derive(Default)]
 pub struct TadsrUpscale {
     settings: Mutex<Settings>,
     state: Mutex<State>,
+    /// Frames in work, oldest first, and what comes between them. Of the streaming thread.
+    queue: Mutex<VecDeque<Item>>,
     /// The frame in work is not wanted any more: the pads are flushing or the element stops.
     cancel: Arc<AtomicBool>,
 }
@@ -293,7 +284,10 @@ impl ObjectImpl for TadsrUpscale {
                     .build(),
                 glib::ParamSpecString::builder("device")
                     .nick("Device")
-                    .blurb("Device that runs the model: auto, cpu, cuda or cuda:N")
+                    .blurb(
+                        "Device that runs the model: auto, cpu, cuda or cuda:N; auto is the CPU, and published models run \
+                         there only",
+                    )
                     .default_value(default.device.as_str())
                     .mutable_ready()
                     .build(),
@@ -324,6 +318,17 @@ impl ObjectImpl for TadsrUpscale {
                 glib::ParamSpecEnum::builder_with_default("fallback", default.fallback)
                     .nick("Fallback")
                     .blurb("What to do when the model or the device cannot be used")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("queue-depth")
+                    .nick("Queue depth")
+                    .blurb(
+                        "Frames that a CUDA device has in work at a time, so that it computes while others are copied; \
+                         each but the first delays the video by a frame. The CPU has one",
+                    )
+                    .minimum(1)
+                    .maximum(16)
+                    .default_value(default.queue_depth)
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecDouble::builder("noise")
@@ -391,7 +396,10 @@ impl ObjectImpl for TadsrUpscale {
                     .nick("Statistics")
                     .blurb(
                         "Since the start: frames upscaled (frames), frames left out because they came too late \
-                         (dropped), frames per second from the first to the latest (fps), mean time that upscaling a frame takes in milliseconds (mean-ms)",
+                         (dropped), frames per second from the first to the latest (fps), milliseconds that a frame \
+                         spends here: mean (mean-ms) and 99th percentile of the latest 1000 (p99-ms). On a CUDA device \
+                         also the mean milliseconds by its clock (upload-ms, compute-ms, download-ms) and bytes of its \
+                         memory (device-memory)",
                     )
                     .read_only()
                     .build(),
@@ -429,6 +437,7 @@ impl ObjectImpl for TadsrUpscale {
             "strength" => settings.strength = value.get().expect("type checked upstream"),
             "threads" => settings.threads = value.get().expect("type checked upstream"),
             "precision" => settings.precision = value.get().expect("type checked upstream"),
+            "queue-depth" => settings.queue_depth = value.get().expect("type checked upstream"),
             "fallback" => settings.fallback = value.get().expect("type checked upstream"),
             "noise" => settings.noise = value.get().expect("type checked upstream"),
             "seed" => settings.seed = value.get().expect("type checked upstream"),
@@ -449,6 +458,7 @@ impl ObjectImpl for TadsrUpscale {
             "threads" => lock(&self.settings).threads.to_value(),
             "precision" => lock(&self.settings).precision.to_value(),
             "fallback" => lock(&self.settings).fallback.to_value(),
+            "queue-depth" => lock(&self.settings).queue_depth.to_value(),
             "noise" => lock(&self.settings).noise.to_value(),
             "seed" => lock(&self.settings).seed.to_value(),
             "steps" => lock(&self.settings).steps.to_value(),
@@ -555,6 +565,7 @@ impl BaseTransformImpl for TadsrUpscale {
         );
         drop(state);
         drop(old);
+        lock(&self.queue).clear();
         self.notify_active();
         Ok(())
     }
@@ -626,8 +637,19 @@ impl BaseTransformImpl for TadsrUpscale {
         match event.type_() {
             // It comes while a frame is in work.
             gst::EventType::FlushStart => self.cancel.store(true, Ordering::Relaxed),
-            gst::EventType::FlushStop => self.cancel.store(false, Ordering::Relaxed),
+            gst::EventType::FlushStop => {
+                self.discard();
+                self.cancel.store(false, Ordering::Relaxed);
+            }
             _ => {}
+        }
+        if event.is_serialized() && !lock(&self.queue).is_empty() {
+            if waits(event.type_()) {
+                lock(&self.queue).push_back(Item::Event(event));
+                return true;
+            }
+            // What keeps the frames from going out will keep the event, too.
+            let _ = self.drain();
         }
         if let gst::EventView::Caps(caps) = event.view() {
             let caps = caps.caps_owned();
@@ -639,6 +661,46 @@ impl BaseTransformImpl for TadsrUpscale {
             lock(&self.state).refused = None;
         }
         self.parent_sink_event(event)
+    }
+
+    /// Latency grows by the frames in work. Who asks for a drain wants them out.
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        if direction == gst::PadDirection::Sink && query.type_() == gst::QueryType::Drain {
+            let _ = self.drain();
+        }
+        if !BaseTransformImplExt::parent_query(self, direction, query) {
+            return false;
+        }
+        if direction == gst::PadDirection::Src
+            && let gst::QueryViewMut::Latency(query) = query.view_mut()
+        {
+            let own = self.latency();
+            let (live, min, max) = query.result();
+            query.set(live, min + own, max.map(|max| max + own));
+        }
+        true
+    }
+
+    /// Frames in work keep their buffers.
+    fn propose_allocation(
+        &self,
+        decide_query: Option<&gst::query::Allocation>,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        self.parent_propose_allocation(decide_query, query)?;
+        let depth = lock(&self.state).depth as u32;
+        more_buffers(query, |min| min.max(depth + 1));
+        Ok(())
+    }
+
+    /// As above.
+    fn decide_allocation(
+        &self,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        let depth = lock(&self.state).depth as u32;
+        more_buffers(query, |min| min + depth.saturating_sub(1));
+        self.parent_decide_allocation(query)
     }
 
     /// Pointer coordinates are those of the output when they arrive and those of the input when they leave.
@@ -721,8 +783,13 @@ impl BaseTransformImpl for TadsrUpscale {
         if let Some(passes) = passes
             && passes != self.obj().is_passthrough()
         {
+            self.drain()?;
             self.obj().set_passthrough(passes);
             self.obj().reconfigure_src();
+        }
+        if is_discont {
+            // The mark is for this frame and not for those before it.
+            self.drain()?;
         }
         let result = self.parent_submit_input_buffer(is_discont, inbuf);
         if result == Ok(gst_base::BASE_TRANSFORM_FLOW_DROPPED) {
@@ -731,36 +798,31 @@ impl BaseTransformImpl for TadsrUpscale {
         result
     }
 
-    fn transform(
-        &self,
-        inbuf: &gst::Buffer,
-        outbuf: &mut gst::BufferRef,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let mut state = lock(&self.state);
-        let Some(negotiated) = state.negotiated.clone() else {
-            return Err(gst::FlowError::NotNegotiated);
-        };
-        // Taken out, so that no lock is held while it works.
-        let mut loaded = match mem::replace(&mut state.engine, Engine::Busy(None)) {
-            Engine::Ready(loaded) => loaded,
-            other => {
-                state.engine = other;
-                return Err(gst::FlowError::Flushing);
-            }
-        };
-        drop(state);
-
-        let started = Instant::now();
-        let result = self.upscale(&mut loaded, &negotiated, inbuf, outbuf);
-        self.put_back(loaded, result.is_ok().then_some(started));
-        match result {
-            Ok(()) => Ok(gst::FlowSuccess::Ok),
-            Err(Error::Cancelled) => Err(gst::FlowError::Flushing),
-            Err(reason) => {
-                gst::element_imp_error!(self, gst::StreamError::Failed, ("{reason}"));
-                Err(gst::FlowError::Error)
-            }
+    /// A frame goes into work; the oldest in work comes out when there are as many as there may be.
+    fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
+        if self.obj().is_passthrough() {
+            return self.parent_generate_output();
         }
+        let Some(input) = self.take_queued_buffer() else {
+            // Called again after a frame was pushed.
+            self.push_events();
+            return Ok(GenerateOutputSuccess::NoOutput);
+        };
+        let prepared = self.parent_prepare_output_buffer(InputBuffer::Readable(&input))?;
+        let PrepareOutputBufferSuccess::Buffer(output) = prepared else {
+            // Only what transforms in place does that.
+            return Err(gst::FlowError::Error);
+        };
+        let started = Instant::now();
+        let done = self.work(Some(Frame {
+            input,
+            output,
+            started,
+        }))?;
+        Ok(done.map_or(
+            GenerateOutputSuccess::NoOutput,
+            GenerateOutputSuccess::Buffer,
+        ))
     }
 }
 
@@ -775,6 +837,10 @@ impl VideoFilterImpl for TadsrUpscale {
         gst::info!(CAT, imp = self, "from {incaps} to {outcaps}");
         let frame = planes::frame_info(in_info, incaps)
             .ok_or_else(|| gst::loggable_error!(CAT, "no frames of format {}", in_info.format()))?;
+        // The caps before are still those downstream. Frames that cannot go out are lost with what keeps them.
+        if self.drain().is_err() {
+            self.discard();
+        }
         // From here on no model takes over that does not serve the scale; the one in use may still be one.
         let negotiated = Some(Negotiated {
             input: in_info.clone(),
@@ -797,21 +863,24 @@ impl VideoFilterImpl for TadsrUpscale {
         drop(state);
         self.obj().set_passthrough(passes);
         self.obj().notify("active-model");
+        self.tell_latency();
         Ok(())
     }
 }
 
 impl State {
-    /// Takes over what the read-only properties tell of `engine`.
-    fn describe(&mut self, engine: &Engine) {
-        match engine {
-            Engine::Ready(loaded) => {
+    /// Takes over what the read-only properties tell of the model; `None` is passthrough.
+    fn describe(&mut self, loaded: Option<&Loaded>) {
+        match loaded {
+            Some(loaded) => {
+                self.depth = loaded.upscaler.queue_depth();
                 self.max_scale = Some(loaded.upscaler.max_scale());
                 self.native_scale = loaded.upscaler.native_scale();
                 self.active_device = Some(loaded.upscaler.active_device().to_string());
                 self.active_model = Some(loaded.name(self.ratio()));
             }
-            _ => {
+            None => {
+                self.depth = 1;
                 self.native_scale = None;
                 self.active_device = None;
                 self.active_model = Some("passthrough".into());
@@ -819,18 +888,20 @@ impl State {
         }
     }
 
-    /// Puts `engine` in place, behind the frame that is being upscaled. Returns what it replaces, to be dropped
+    /// Puts a model in place, behind the frames in work; `None` is passthrough. Returns what it replaces, to be dropped
     /// without the lock.
-    fn install(&mut self, engine: Engine) -> Engine {
-        self.describe(&engine);
-        match (mem::take(&mut self.engine), engine) {
-            (Engine::Busy(next), Engine::Ready(loaded)) => {
-                self.engine = Engine::Busy(Some(loaded));
-                next.map_or(Engine::None, Engine::Ready)
-            }
-            (old, engine) => {
-                self.engine = engine;
-                old
+    fn install(&mut self, loaded: Option<Loaded>) -> (Engine, Option<Loaded>) {
+        self.describe(loaded.as_ref());
+        let waits = match &self.engine {
+            Engine::Busy => true,
+            Engine::Ready(old) => old.upscaler.in_flight() > 0,
+            Engine::None | Engine::Bypass => false,
+        };
+        match loaded {
+            Some(loaded) if waits => (Engine::None, self.next.replace(loaded)),
+            loaded => {
+                let engine = loaded.map_or(Engine::Bypass, Engine::Ready);
+                (mem::replace(&mut self.engine, engine), self.next.take())
             }
         }
     }
@@ -847,6 +918,16 @@ impl State {
 }
 
 impl Loaded {
+    fn new(upscaler: Upscaler) -> Self {
+        let plain = false;
+        Self { upscaler, plain }
+    }
+
+    /// Whether it runs on a CUDA device.
+    fn on_device(&self) -> bool {
+        self.upscaler.active_device() != Device::Cpu
+    }
+
     fn name(&self, scale: f64) -> String {
         match self.plain {
             true => "bicubic".into(),
@@ -939,7 +1020,7 @@ impl TadsrUpscale {
         if settings.fallback != Fallback::Bicubic {
             return Err(reason);
         }
-        let engine = self
+        let loaded = self
             .bicubic(&settings)
             .map_err(|err| format!("{reason}; {err}"))?;
         let mut state = lock(&self.state);
@@ -947,20 +1028,17 @@ impl TadsrUpscale {
             // A model that was loaded in the background serves it.
             return Ok(());
         }
-        let old = state.install(engine);
+        let old = state.install(Some(loaded));
         drop(state);
         drop(old);
-        gst::element_imp_warning!(
-            self,
-            gst::LibraryError::Settings,
-            ("{reason}; upscaling without a network")
-        );
+        gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{reason}; {PLAIN}"));
         self.notify_active();
         Ok(())
     }
 
-    /// Loads the model that `settings` ask for, or what the fallback puts in its place, with a warning.
-    fn load_or_fall_back(&self, settings: &Settings) -> Result<Engine, gst::ErrorMessage> {
+    /// Loads the model that `settings` ask for, or what the fallback puts in its place, with a warning: `None` to pass
+    /// the video through.
+    fn load_or_fall_back(&self, settings: &Settings) -> Result<Option<Loaded>, gst::ErrorMessage> {
         if Scale::new(settings.scale, MAX_SCALE, None).is_none() {
             return Err(gst::error_msg!(
                 gst::LibraryError::Settings,
@@ -976,29 +1054,30 @@ impl TadsrUpscale {
             .map_err(|err| gst::error_msg!(gst::LibraryError::Settings, ("{err}")))?;
 
         let err = match self.load(settings, &settings.model, device) {
-            Ok(upscaler) => return Ok(Engine::ready(upscaler)),
+            Ok(upscaler) => return Ok(Some(Loaded::new(upscaler))),
             Err(err) => err,
         };
-        let (instead, engine) = match settings.fallback {
+        let (instead, loaded) = match settings.fallback {
             Fallback::Error => return Err(error_message(&err)),
             Fallback::Cpu => {
                 let loaded = self.load(settings, &settings.model, Device::Cpu);
                 let upscaler = loaded.map_err(|err| error_message(&err))?;
-                ("running on the CPU", Engine::ready(upscaler))
+                (ON_CPU, Some(Loaded::new(upscaler)))
             }
-            Fallback::Passthrough => ("leaving the video as it is", Engine::Bypass),
+            Fallback::Passthrough => ("leaving the video as it is", None),
             Fallback::Bicubic => {
-                let engine = self.bicubic(settings).map_err(|_| error_message(&err))?;
-                ("upscaling without a network", engine)
+                let loaded = self.bicubic(settings).map_err(|_| error_message(&err))?;
+                (PLAIN, Some(loaded))
             }
         };
         gst::element_imp_warning!(self, gst::ResourceError::OpenRead, ("{err}; {instead}"));
-        Ok(engine)
+        Ok(loaded)
     }
 
     fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
         let mut upscaler = Upscaler::load(model, device)?;
         upscaler.set_threads(settings.threads as usize)?;
+        upscaler.set_queue_depth(settings.queue_depth as usize);
         settings.apply(&mut upscaler)?;
         let cancel = self.cancel.clone();
         upscaler.set_observer(Some(Box::new(move |_| {
@@ -1013,11 +1092,11 @@ impl TadsrUpscale {
         }
     }
 
-    /// The engine of the fallback to bicubic interpolation: the default model is the frame around it.
-    fn bicubic(&self, settings: &Settings) -> tadsr::Result<Engine> {
+    /// The fallback to bicubic interpolation: the default model is the frame around it.
+    fn bicubic(&self, settings: &Settings) -> tadsr::Result<Loaded> {
         let upscaler = self.load(settings, "", Device::Cpu)?;
         let plain = true;
-        Ok(Engine::Ready(Loaded { upscaler, plain }))
+        Ok(Loaded { upscaler, plain })
     }
 
     /// After `model` was set in a started element: loads it in another thread and lets it take over between two
@@ -1062,72 +1141,261 @@ impl TadsrUpscale {
                 return;
             }
         };
-        let old = state.install(Engine::ready(upscaler));
+        let old = state.install(Some(Loaded::new(upscaler)));
         drop(state);
         drop(old);
         self.notify_active();
+        self.tell_latency();
         // Other sizes may have become possible.
         self.obj().reconfigure_src();
     }
 
-    /// Upscales one frame.
-    ///
-    /// # Errors
-    /// Says what is wrong with a buffer, or why the engine failed and the fallback did not help; [`Error::Cancelled`]
-    /// when the frame is not wanted any more.
-    fn upscale(
+    /// Puts `frame` into work and gets the oldest frame out when there are as many in work as there may be; without a
+    /// frame, gets all out. All but the last that comes out are pushed.
+    fn work(&self, frame: Option<Frame>) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        let mut state = lock(&self.state);
+        let Some(negotiated) = state.negotiated.clone() else {
+            return Err(gst::FlowError::NotNegotiated);
+        };
+        // Taken out, so that no lock is held while it works.
+        let mut loaded = match mem::replace(&mut state.engine, Engine::Busy) {
+            Engine::Ready(loaded) => loaded,
+            other => {
+                state.engine = other;
+                return Err(gst::FlowError::Flushing);
+            }
+        };
+        let next = state.next.take();
+        drop(state);
+
+        let work = || {
+            if let Some(next) = next {
+                let last = self.finish(&mut loaded, &negotiated, 0)?;
+                last.map_or(Ok(()), |buffer| self.push(buffer))?;
+                loaded = next;
+            }
+            let Some(frame) = frame else {
+                return self.finish(&mut loaded, &negotiated, 0);
+            };
+            if let Err(err) = self.begin(&mut loaded, &negotiated, &frame.input) {
+                self.recover(&mut loaded, err)?;
+            }
+            lock(&self.queue).push_back(Item::Frame(frame));
+            let most = loaded.upscaler.queue_depth() - 1;
+            self.finish(&mut loaded, &negotiated, most)
+        };
+        let result = work();
+        if result.is_err() {
+            loaded.upscaler.flush();
+            lock(&self.queue).clear();
+        }
+        let mut state = lock(&self.state);
+        state.stats.device_memory = loaded.upscaler.device_memory() as u64;
+        // A stopped element has no use for it.
+        if matches!(state.engine, Engine::Busy) {
+            state.engine = Engine::Ready(loaded);
+        }
+        result
+    }
+
+    /// Gets frames out until at most `most` are in work, or fewer if the engine has come to take fewer. All but the last
+    /// are pushed.
+    fn finish(
         &self,
         loaded: &mut Loaded,
         negotiated: &Negotiated,
-        inbuf: &gst::Buffer,
-        outbuf: &mut gst::BufferRef,
-    ) -> tadsr::Result<()> {
-        let settings = lock(&self.settings).clone();
-        let in_layout = Layout::of(inbuf, &negotiated.input).map_err(Error::Frame)?;
-        let out_layout = Layout::of(outbuf, &negotiated.output).map_err(Error::Frame)?;
-        let unmapped = |err: glib::BoolError| Error::Frame(err.to_string());
-        let data = inbuf.map_readable().map_err(unmapped)?;
-        let mut out_data = outbuf.map_writable().map_err(unmapped)?;
-        let src = in_layout
-            .frame(negotiated.frame, &data)
-            .map_err(Error::Frame)?;
-        let mut dst = out_layout
-            .frame_mut(negotiated.out_frame(), &mut out_data)
-            .map_err(Error::Frame)?;
-
-        let upscaler = &mut loaded.upscaler;
-        if !loaded.plain {
-            let result = settings.apply(upscaler);
-            let result = result.and_then(|()| upscaler.upscale_into(&src, &mut dst));
-            let err = match result {
-                Err(err) if settings.fallback == Fallback::Bicubic => err,
-                result => return result,
-            };
-            if matches!(err, Error::Cancelled) {
-                return Err(err);
+        most: usize,
+    ) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        let mut last = None;
+        loop {
+            let mut queue = lock(&self.queue);
+            let frames = queue.iter().filter(|i| matches!(i, Item::Frame(_))).count();
+            if frames <= most.min(loaded.upscaler.queue_depth() - 1) {
+                return Ok(last);
             }
-            gst::element_imp_warning!(
-                self,
-                gst::StreamError::Failed,
-                ("{err}; upscaling without a network from here")
-            );
-            loaded.plain = true;
-            lock(&self.state).active_model = Some(loaded.name(1.0));
-            self.obj().notify("active-model");
+            let next = queue.pop_front();
+            drop(queue);
+            if let Some(buffer) = last.take() {
+                self.push(buffer)?;
+            }
+            match next {
+                Some(Item::Frame(mut frame)) => {
+                    let times = match self.end(loaded, negotiated, &mut frame) {
+                        Ok(times) => times,
+                        Err(err) => {
+                            self.recover(loaded, err)?;
+                            let again = self.end(loaded, negotiated, &mut frame);
+                            again.map_err(|err| self.fail(&err))?
+                        }
+                    };
+                    lock(&self.state).stats.count(frame.started, times);
+                    last = Some(frame.output);
+                }
+                Some(Item::Event(event)) => self.push_event(event),
+                None => {}
+            }
         }
-        loaded.upscaler.set_strength(0.0);
-        loaded.upscaler.upscale_into(&src, &mut dst)
     }
 
-    /// Ends what [`Self::transform`] began; `started` is when, if the frame is to be counted.
-    fn put_back(&self, loaded: Loaded, started: Option<Instant>) {
-        let mut state = lock(&self.state);
-        if let Some(started) = started {
-            state.stats.count(started);
+    /// Sends a frame to a CUDA device.
+    ///
+    /// # Errors
+    /// As [`Self::end`].
+    fn begin(
+        &self,
+        loaded: &mut Loaded,
+        negotiated: &Negotiated,
+        input: &gst::Buffer,
+    ) -> tadsr::Result<()> {
+        if !loaded.on_device() {
+            return Ok(());
         }
-        // A stopped element has no use for it.
-        if let Engine::Busy(next) = mem::take(&mut state.engine) {
-            state.engine = Engine::Ready(next.unwrap_or(loaded));
+        let settings = lock(&self.settings).clone();
+        settings.apply(&mut loaded.upscaler)?;
+        with_input(input, negotiated, |src| {
+            loaded.upscaler.submit(src, negotiated.out_frame())
+        })
+    }
+
+    /// Gets the oldest frame back from a CUDA device, or upscales it here and now.
+    ///
+    /// # Errors
+    /// Says what is wrong with a buffer, or why the engine failed; [`Error::Cancelled`] when the frame is not wanted any
+    /// more.
+    fn end(
+        &self,
+        loaded: &mut Loaded,
+        negotiated: &Negotiated,
+        frame: &mut Frame,
+    ) -> tadsr::Result<Option<Times>> {
+        let on_device = loaded.on_device();
+        let Loaded { upscaler, plain } = loaded;
+        if on_device {
+            return with_output(&mut frame.output, negotiated, |dst| {
+                upscaler.receive(dst).map(Some)
+            });
+        }
+        let settings = lock(&self.settings).clone();
+        settings.apply(upscaler)?;
+        if *plain {
+            upscaler.set_strength(0.0);
+        }
+        with_input(&frame.input, negotiated, |src| {
+            with_output(&mut frame.output, negotiated, |dst| {
+                upscaler.upscale_into(src, dst).map(|()| None)
+            })
+        })
+    }
+
+    /// After an engine failed in the middle of the video: replaces it as the fallback has it, with a warning. Frames in
+    /// work are then upscaled anew.
+    ///
+    /// # Errors
+    /// When nothing replaces it, with an error message; when the frame is not wanted any more, without.
+    fn recover(&self, loaded: &mut Loaded, err: Error) -> Result<(), gst::FlowError> {
+        let settings = lock(&self.settings).clone();
+        let (instead, new) = match settings.fallback {
+            // No engine would take the buffer, nor is one to blame.
+            _ if matches!(err, Error::Cancelled | Error::Frame(_)) => return Err(self.fail(&err)),
+            Fallback::Cpu if loaded.on_device() => {
+                let loaded = self.load(&settings, &settings.model, Device::Cpu);
+                (ON_CPU, loaded.map(Loaded::new))
+            }
+            Fallback::Bicubic if !loaded.plain => (PLAIN, self.bicubic(&settings)),
+            _ => return Err(self.fail(&err)),
+        };
+        *loaded = new.map_err(|_| self.fail(&err))?;
+        lock(&self.state).describe(Some(loaded));
+        gst::element_imp_warning!(
+            self,
+            gst::StreamError::Failed,
+            ("{err}; {instead} from here")
+        );
+        self.notify_active();
+        self.tell_latency();
+        Ok(())
+    }
+
+    /// What a failure makes of the flow; it is told unless somebody wanted it.
+    fn fail(&self, err: &Error) -> gst::FlowError {
+        if matches!(err, Error::Cancelled) {
+            return gst::FlowError::Flushing;
+        }
+        gst::element_imp_error!(self, gst::StreamError::Failed, ("{err}"));
+        gst::FlowError::Error
+    }
+
+    /// Gets all frames in work out, and pushes them.
+    fn drain(&self) -> Result<(), gst::FlowError> {
+        if lock(&self.queue).is_empty() {
+            return Ok(());
+        }
+        let last = self.work(None)?;
+        last.map_or(Ok(()), |buffer| self.push(buffer))?;
+        self.push_events();
+        Ok(())
+    }
+
+    /// Forgets the frames in work, and what comes between them.
+    fn discard(&self) {
+        lock(&self.queue).clear();
+        if let Engine::Ready(loaded) = &mut lock(&self.state).engine {
+            loaded.upscaler.flush();
+        }
+    }
+
+    fn push(&self, buffer: gst::Buffer) -> Result<(), gst::FlowError> {
+        self.obj().src_pad().push(buffer).map(drop)
+    }
+
+    /// Pushes the events before the next frame in work.
+    fn push_events(&self) {
+        loop {
+            let mut queue = lock(&self.queue);
+            let Some(Item::Event(_)) = queue.front() else {
+                return;
+            };
+            let event = queue.pop_front();
+            drop(queue);
+            if let Some(Item::Event(event)) = event {
+                self.push_event(event);
+            }
+        }
+    }
+
+    fn push_event(&self, event: gst::Event) {
+        // Downstream may not want it; nobody waits for the answer any more.
+        let _ = self.parent_sink_event(event);
+    }
+
+    /// The time that the frames in work delay the video by: a frame's each, but for the one that comes out.
+    fn latency(&self) -> gst::ClockTime {
+        let state = lock(&self.state);
+        let delay = (state.negotiated.as_ref()).and_then(|negotiated| {
+            let fps = negotiated.input.fps();
+            let (num, den) = (
+                u64::try_from(fps.numer()).ok()?,
+                u64::try_from(fps.denom()).ok()?,
+            );
+            let frames = state.depth.saturating_sub(1) as u64;
+            (frames * den).mul_div_ceil(gst::ClockTime::SECOND.nseconds(), num)
+        });
+        drop(state);
+        match self.obj().is_passthrough() {
+            true => gst::ClockTime::ZERO,
+            false => gst::ClockTime::from_nseconds(delay.unwrap_or(0)),
+        }
+    }
+
+    /// Tells the pipeline when the latency is another one.
+    fn tell_latency(&self) {
+        let latency = self.latency();
+        let before = mem::replace(&mut lock(&self.state).latency, latency);
+        if latency != before {
+            gst::debug!(CAT, imp = self, "latency is {latency}");
+            let message = gst::message::Latency::builder().src(&*self.obj()).build();
+            // Nobody may be listening.
+            let _ = self.obj().post_message(message);
         }
     }
 
@@ -1142,6 +1410,66 @@ impl TadsrUpscale {
     fn notify_active(&self) {
         self.obj().notify("active-device");
         self.obj().notify("active-model");
+    }
+}
+
+/// What is told when the CPU takes over.
+const ON_CPU: &str = "running on the CPU";
+
+/// What is told when bicubic interpolation takes over.
+const PLAIN: &str = "upscaling without a network";
+
+/// Calls `f` with the frame in `buffer`.
+fn with_input<T>(
+    buffer: &gst::BufferRef,
+    negotiated: &Negotiated,
+    f: impl FnOnce(&FrameRef) -> tadsr::Result<T>,
+) -> tadsr::Result<T> {
+    let layout = Layout::of(buffer, &negotiated.input).map_err(Error::Frame)?;
+    let data = buffer
+        .map_readable()
+        .map_err(|err| Error::Frame(err.to_string()))?;
+    let frame = layout.frame(negotiated.frame, &data);
+    f(&frame.map_err(Error::Frame)?)
+}
+
+/// Calls `f` with the frame that `buffer` is to hold.
+fn with_output<T>(
+    buffer: &mut gst::Buffer,
+    negotiated: &Negotiated,
+    f: impl FnOnce(&mut FrameMut) -> tadsr::Result<T>,
+) -> tadsr::Result<T> {
+    let buffer = buffer.make_mut();
+    let layout = Layout::of(buffer, &negotiated.output).map_err(Error::Frame)?;
+    let mut data = buffer
+        .map_writable()
+        .map_err(|err| Error::Frame(err.to_string()))?;
+    let frame = layout.frame_mut(negotiated.out_frame(), &mut data);
+    f(&mut frame.map_err(Error::Frame)?)
+}
+
+/// Whether a serialized event may wait for the frames in work; others want them out first.
+fn waits(kind: gst::EventType) -> bool {
+    matches!(
+        kind,
+        gst::EventType::Tag
+            | gst::EventType::Toc
+            | gst::EventType::Protection
+            | gst::EventType::SinkMessage
+            | gst::EventType::CustomDownstream
+            | gst::EventType::CustomDownstreamSticky
+            | gst::EventType::CustomBoth
+    )
+}
+
+/// Makes the pools in `query` hold as many buffers as `least` makes of their own minimum.
+fn more_buffers(query: &mut gst::query::Allocation, least: impl Fn(u32) -> u32) {
+    let pools: Vec<_> = query.allocation_pools().collect();
+    for (index, (pool, size, min, max)) in pools.into_iter().enumerate() {
+        let min = least(min);
+        // 0 is no limit.
+        let max = if max == 0 { 0 } else { max.max(min) };
+        query.set_nth_allocation_pool(index as u32, pool.as_ref(), size, min, max);
     }
 }
 

@@ -7,6 +7,7 @@ use gst::{glib, prelude::*};
 mod imp;
 mod planes;
 mod scale;
+mod stats;
 
 /// What `tadsrupscale` does when it cannot do what its properties ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
@@ -37,7 +38,7 @@ pub enum Fallback {
 pub enum Precision {
     #[default]
     #[enum_value(
-        name = "Auto: the fastest that the processor has instructions for",
+        name = "Auto: the fastest that the device has instructions for",
         nick = "auto"
     )]
     Auto = 0,
@@ -50,6 +51,8 @@ pub enum Precision {
         nick = "int8"
     )]
     Int8 = 3,
+    #[enum_value(name = "F16: products of 16-bit floats, on CUDA devices", nick = "f16")]
+    F16 = 4,
 }
 
 impl From<Precision> for tadsr::Precision {
@@ -59,6 +62,7 @@ impl From<Precision> for tadsr::Precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
             Precision::Int8 => Self::Int8,
+            Precision::F16 => Self::F16,
         }
     }
 }

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The element on a CUDA device, which is emulated: frames in flight, what comes between them, and failures.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::*;
+use gst::prelude::*;
+use tadsr::engine::cuda::emulator::Fake;
+
+const SIZE: (u32, u32) = (24, 18);
+const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
+/// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.
+const LOST: i32 = 719;
+
+/// A device under the number 7: every test has a process of its own, or else the last one plugged in serves all.
+fn plug() -> Arc<Fake> {
+    let fake = Fake::new((8, 0), 1 << 30);
+    fake.plug(ordinal(&fake));
+    fake
+}
+
+/// A number that no other test of this process uses.
+fn ordinal(fake: &Arc<Fake>) -> usize {
+    Arc::as_ptr(fake) as usize
+}
+
+fn rig(fake: &Arc<Fake>, depth: &str, more: &[(&str, &str)]) -> Rig {
+    let device = format!("cuda:{}", ordinal(fake));
+    let mut properties = vec![("device", device.as_str()), ("queue-depth", depth)];
+    properties.extend_from_slice(more);
+    Rig::raw(&properties, "I420", SIZE.0, SIZE.1)
+}
+
+/// The `n`th frame: each looks different.
+fn picture(n: u64) -> gst::Buffer {
+    let info = info(&raw("I420", SIZE.0, SIZE.1));
+    let mut buffer = frame(&info, |c, x, y| match c {
+        0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
+        _ => 120,
+    });
+    let buffer_ref = buffer.get_mut().unwrap();
+    buffer_ref.set_pts(FRAME * n);
+    buffer_ref.set_duration(FRAME);
+    buffer
+}
+
+/// What the CPU makes of the frame.
+fn on_the_cpu(n: u64, strength: &str) -> Vec<u16> {
+    let properties = [("device", "cpu"), ("strength", strength)];
+    let mut rig = Rig::raw(&properties, "I420", SIZE.0, SIZE.1);
+    let out = rig.harness.push_and_pull(picture(n)).unwrap();
+    samples(&out, &rig.out_info(), 0)
+}
+
+/// Asserts that `out` are the frames `numbers`, in order and unmixed.
+fn assert_frames(rig: &Rig, out: &[gst::Buffer], numbers: impl Iterator<Item = u64>) {
+    assert_frames_as(rig, out, numbers, "1");
+}
+
+fn assert_frames_as(
+    rig: &Rig,
+    out: &[gst::Buffer],
+    numbers: impl Iterator<Item = u64>,
+    strength: &str,
+) {
+    let numbers: Vec<u64> = numbers.collect();
+    let times: Vec<_> = out.iter().map(|b| b.pts().unwrap()).collect();
+    assert_eq!(
+        times,
+        numbers.iter().map(|&n| FRAME * n).collect::<Vec<_>>()
+    );
+    for (buffer, n) in out.iter().zip(numbers) {
+        let got = samples(buffer, &rig.out_info(), 0);
+        let want = on_the_cpu(n, strength);
+        let far = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
+        // f16 on the device, on the CPU perhaps 8-bit integers.
+        assert!(far <= Some(3), "frame {n} is {far:?} from the CPU's");
+    }
+}
+
+/// All buffers that have come out.
+fn pulled(rig: &mut Rig) -> Vec<gst::Buffer> {
+    std::iter::from_fn(|| rig.harness.try_pull()).collect()
+}
+
+#[test]
+fn frames_come_out_in_order_and_the_end_of_the_stream_brings_the_last() {
+    for depth in [1, 2, 3] {
+        let fake = plug();
+        let mut rig = rig(&fake, &depth.to_string(), &[]);
+        let device = format!("cuda:{}", ordinal(&fake));
+        assert_eq!(rig.element.property::<String>("active-device"), device);
+        for n in 0..5 {
+            rig.harness.push(picture(n)).unwrap();
+            let out = rig.harness.buffers_in_queue() as u64;
+            assert_eq!(out, (n + 2).saturating_sub(depth), "after frame {n}");
+        }
+        rig.harness.push_event(gst::event::Eos::new());
+        let out = pulled(&mut rig);
+        assert_frames(&rig, &out, 0..5);
+        assert!(rig.message(gst::MessageType::Warning).is_none());
+
+        let stats: gst::Structure = rig.element.property("stats");
+        assert_eq!(stats.get::<u64>("frames"), Ok(5));
+        assert!(stats.get::<u64>("device-memory").unwrap() > 0);
+        for time in [
+            "upload-ms",
+            "compute-ms",
+            "download-ms",
+            "mean-ms",
+            "p99-ms",
+        ] {
+            assert!(stats.get::<f64>(time).unwrap() > 0.0, "{time}");
+        }
+        drop(rig);
+        assert_eq!(fake.alive(), 0, "released with the element");
+    }
+}
+
+#[test]
+fn frames_in_work_are_latency() {
+    for (depth, frames) in [("1", 0), ("3", 2)] {
+        let fake = plug();
+        let mut rig = rig(&fake, depth, &[]);
+        let told = rig.message(gst::MessageType::Latency).is_some();
+        assert_eq!(told, frames > 0);
+        rig.harness.set_upstream_latency(FRAME * 5);
+        assert_eq!(rig.harness.query_latency(), Some(FRAME * (5 + frames)));
+    }
+    // What passes through waits for nothing.
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[("scale", "1")]);
+    rig.harness.push_and_pull(picture(0)).unwrap();
+    assert_eq!(rig.harness.query_latency(), Some(gst::ClockTime::ZERO));
+}
+
+#[test]
+fn events_keep_their_place_between_the_frames() {
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[]);
+    // What comes out, in order: times of frames, names of events.
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = order.clone();
+    let pad = rig.element.static_pad("src").unwrap();
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |_, info| {
+        let item = match &info.data {
+            Some(gst::PadProbeData::Buffer(b)) => {
+                (b.pts().unwrap().nseconds() / FRAME.nseconds()).to_string()
+            }
+            Some(gst::PadProbeData::Event(e)) => e.type_().name().to_string(),
+            _ => return gst::PadProbeReturn::Ok,
+        };
+        seen.lock().unwrap().push(item);
+        gst::PadProbeReturn::Ok
+    });
+    let tag = || {
+        let mut tags = gst::TagList::new();
+        tags.make_mut()
+            .add::<gst::tags::Title>(&"a title", gst::TagMergeMode::Append);
+        gst::event::Tag::new(tags)
+    };
+    rig.harness.push(picture(0)).unwrap();
+    rig.harness.push_event(tag());
+    rig.harness.push(picture(1)).unwrap();
+    rig.harness.push(picture(2)).unwrap();
+    rig.harness.push(picture(3)).unwrap();
+    rig.harness
+        .push_event(gst::event::Gap::builder(FRAME * 4).duration(FRAME).build());
+    rig.harness.push(picture(5)).unwrap();
+    rig.harness.push_event(tag());
+    rig.harness.push_event(gst::event::Eos::new());
+    let order: Vec<String> = order.lock().unwrap().clone();
+    assert_eq!(order.join(" "), "0 tag 1 2 3 gap 5 tag eos");
+}
+
+#[test]
+fn another_size_and_another_scale_lose_no_frame() {
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[("scale", "2")]);
+    for n in 0..2 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    rig.element.set_property("scale", 3.0);
+    for n in 2..4 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    let out = pulled(&mut rig);
+    assert_eq!(out.len(), 2, "drained before the new size");
+    let small = info(&raw("I420", 32, 16));
+    rig.harness.set_src_caps_str(&raw("I420", 32, 16));
+    rig.harness.push(blank(&small)).unwrap();
+    rig.harness.push_event(gst::event::Eos::new());
+    let more = pulled(&mut rig);
+    let sizes: Vec<usize> = out.iter().chain(&more).map(|b| b.size()).collect();
+    let size = |width, height| info(&raw("I420", width, height)).size();
+    let expected = [
+        size(48, 36),
+        size(48, 36),
+        size(72, 54),
+        size(72, 54),
+        size(96, 48),
+    ];
+    assert_eq!(sizes, expected);
+}
+
+#[test]
+fn a_flush_forgets_what_is_in_work() {
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[]);
+    for n in 0..2 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    rig.harness.push_event(gst::event::FlushStart::new());
+    rig.harness.push_event(gst::event::FlushStop::new(true));
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    rig.harness.push_event(gst::event::Segment::new(&segment));
+    assert_eq!(pulled(&mut rig).len(), 0);
+    for n in 10..13 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    rig.harness.push_event(gst::event::Eos::new());
+    let out = pulled(&mut rig);
+    assert_frames(&rig, &out, 10..13);
+}
+
+#[test]
+fn a_device_that_is_lost_loses_no_frame_when_the_cpu_may_take_over() {
+    // Where a device may fail: frames are sent, and waited for.
+    for call in ["launch_graph", "synchronize_event"] {
+        let fake = plug();
+        let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
+        for n in 0..4 {
+            rig.harness.push(picture(n)).unwrap();
+        }
+        fake.fail(call, 0, LOST);
+        for n in 4..7 {
+            rig.harness.push(picture(n)).unwrap();
+        }
+        let warning = rig.message(gst::MessageType::Warning).unwrap();
+        assert!(
+            warning.contains("lost") && warning.contains("CPU"),
+            "{warning}"
+        );
+        assert!(
+            rig.message(gst::MessageType::Warning).is_none(),
+            "told once"
+        );
+        assert_eq!(rig.element.property::<String>("active-device"), "cpu");
+        let out = pulled(&mut rig);
+        assert_frames(&rig, &out, 0..7);
+        assert_eq!(rig.harness.query_latency(), Some(gst::ClockTime::ZERO));
+        assert!(rig.message(gst::MessageType::Error).is_none());
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_ends_the_stream_or_leaves_bicubic() {
+    let fake = plug();
+    let mut rig_1 = rig(&fake, "2", &[]);
+    rig_1.harness.push(picture(0)).unwrap();
+    fake.fail("synchronize_event", 0, LOST);
+    assert_eq!(rig_1.harness.push(picture(1)), Err(gst::FlowError::Error));
+    let error = rig_1.message(gst::MessageType::Error).unwrap();
+    assert!(error.contains("lost"), "{error}");
+
+    let fake = plug();
+    let mut rig_2 = rig(&fake, "2", &[("fallback", "bicubic")]);
+    rig_2.harness.push(picture(0)).unwrap();
+    fake.fail("synchronize_event", 0, LOST);
+    rig_2.harness.push(picture(1)).unwrap();
+    assert_eq!(rig_2.element.property::<String>("active-model"), "bicubic");
+    let out = pulled(&mut rig_2);
+    assert_frames_as(&rig_2, &out, 0..2, "0");
+}
+
+#[test]
+fn a_device_that_computes_wrongly_or_is_full_is_not_started() {
+    let wrong = plug();
+    wrong.spoil();
+    let full = Fake::new((8, 0), 1000);
+    full.plug(ordinal(&full));
+    let old = Fake::new((7, 0), 1 << 30);
+    old.plug(ordinal(&old));
+    for (fake, reason) in [(wrong, "wrongly"), (full, "memory"), (old, "7.5")] {
+        let device = format!("cuda:{}", ordinal(&fake));
+        let (failing, bus) = element(&[("device", &device)]);
+        assert!(failing.set_state(gst::State::Paused).is_err());
+        let error = message(&bus, gst::MessageType::Error).unwrap();
+        assert!(error.contains(reason), "{error}");
+        failing.set_state(gst::State::Null).unwrap();
+
+        let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
+        let warning = rig.message(gst::MessageType::Warning).unwrap();
+        assert!(warning.contains(reason), "{warning}");
+        assert_eq!(rig.element.property::<String>("active-device"), "cpu");
+        let out = rig.harness.push_and_pull(picture(0)).unwrap();
+        assert_frames(&rig, &[out], 0..1);
+    }
+}
+
+#[test]
+fn a_precision_that_the_device_does_not_have_is_an_error_with_the_remedy() {
+    let fake = plug();
+    let device = format!("cuda:{}", ordinal(&fake));
+    let (failing, bus) = element(&[("device", &device), ("precision", "int8")]);
+    assert!(failing.set_state(gst::State::Paused).is_err());
+    let error = message(&bus, gst::MessageType::Error).unwrap();
+    assert!(
+        error.contains("f16") && error.contains("device=cpu"),
+        "{error}"
+    );
+    failing.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn a_model_that_is_swapped_takes_over_behind_the_frames_in_work() {
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[("model", "tiny")]);
+    for n in 0..2 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    rig.element.set_property("model", "tiny-clean");
+    let mut sent = 2;
+    while rig.element.property::<String>("active-model") != "tiny-clean-x2" {
+        rig.harness.push(picture(sent)).unwrap();
+        sent += 1;
+        assert!(sent < 10_000, "the model never came");
+    }
+    for n in sent..sent + 3 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    rig.harness.push_event(gst::event::Eos::new());
+    let out = pulled(&mut rig);
+    let times: Vec<_> = out.iter().map(|b| b.pts().unwrap()).collect();
+    assert_eq!(times, (0..sent + 3).map(|n| FRAME * n).collect::<Vec<_>>());
+    assert_frames(&rig, &out[..2], 0..2);
+    // Both models run there, one after the other.
+    let stats: gst::Structure = rig.element.property("stats");
+    assert_eq!(stats.get::<u64>("frames"), Ok(sent + 3));
+    assert!(rig.message(gst::MessageType::Error).is_none());
+}
+
+#[test]
+fn buffers_in_work_are_asked_for() {
+    let fake = plug();
+    let mut rig = rig(&fake, "4", &[]);
+    let caps: gst::Caps = raw("I420", SIZE.0, SIZE.1).parse().unwrap();
+    let mut query = gst::query::Allocation::new(Some(&caps), true);
+    assert!(
+        rig.element
+            .static_pad("sink")
+            .unwrap()
+            .query(query.query_mut())
+    );
+    let least = query.allocation_pools().map(|(_, _, min, _)| min).max();
+    assert_eq!(least, Some(5));
+    rig.harness.push(picture(0)).unwrap();
+    assert!(rig.harness.try_pull().is_none());
+    // Who asks for a drain gets the frames at once.
+    rig.element
+        .static_pad("sink")
+        .unwrap()
+        .query(gst::query::Drain::new().query_mut());
+    let out = pulled(&mut rig);
+    assert_frames(&rig, &out, 0..1);
+}
+
+#[test]
+fn a_short_buffer_is_an_error_with_frames_in_work() {
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
+    rig.harness.push(picture(0)).unwrap();
+    let mut short = gst::Buffer::from_mut_slice(vec![0u8; 100]);
+    short.get_mut().unwrap().set_pts(FRAME);
+    assert_eq!(rig.harness.push(short), Err(gst::FlowError::Error));
+    let error = rig.message(gst::MessageType::Error).unwrap();
+    assert!(error.contains("100"), "{error}");
+    assert!(
+        rig.message(gst::MessageType::Warning).is_none(),
+        "the device is not to blame"
+    );
+}
