@@ -1,4 +1,5 @@
-//! Speed of training steps: a student's, plain and with expanded kernels, and the teacher's, with optimiser and averages.
+//! Speed of training steps: a student's, plain and with expanded kernels, the teacher's, and one of distillation as the
+//! bundled `tiny-x4` was made, with optimisers and averages.
 //!
 //! `cargo bench --bench train [-- --threads N] [--json]`. `benches/peers/train.py` runs this and PyTorch in turn. Batches
 //! are random and ready: making them is other threads' work. The best of many steps is reported.
@@ -8,8 +9,13 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use tadsr::{
-    nn::lite::{Student, StudentConfig, Teacher, TeacherConfig},
-    train::optim::{AdamW, Ema, Parameter},
+    nn::lite::{DiscriminatorConfig, Student, StudentConfig, Teacher, TeacherConfig},
+    train::{
+        adversary::{Adversary, Judge, Judged, mean_of_heads},
+        init,
+        losses::{Term, hinge_generator, stand_in},
+        optim::{AdamW, Ema, Parameter},
+    },
 };
 
 const BATCH: usize = 16;
@@ -70,6 +76,10 @@ fn random(channels: usize) -> Result<Tensor> {
     Tensor::randn(0f32, 1.0, (BATCH, GRID, GRID, channels), &Device::Cpu)
 }
 
+fn charbonnier(z: &Tensor, truth: &Tensor) -> Result<Tensor> {
+    ((z - truth)?.sqr()? + 4e-4)?.sqrt()?.mean_all()
+}
+
 /// Supervised: a Charbonnier loss.
 fn student(config: StudentConfig, expand: Option<usize>) -> Result<f64> {
     let vars = VarMap::new();
@@ -81,11 +91,7 @@ fn student(config: StudentConfig, expand: Option<usize>) -> Result<f64> {
     let mut trained = Trained::new(&vars)?;
     let channels = config.latent.channels(config.r);
     let (base, truth) = (random(channels)?, random(channels)?);
-    best(|| {
-        let difference = (student.forward(&base, 3.7)? - &truth)?;
-        let loss = (difference.sqr()? + 4e-4)?.sqrt()?.mean_all()?;
-        trained.step(&loss)
-    })
+    best(|| trained.step(&charbonnier(&student.forward(&base, 3.7)?, &truth)?))
 }
 
 /// Denoising: a squared loss.
@@ -100,6 +106,63 @@ fn teacher(config: TeacherConfig) -> Result<f64> {
     best(|| {
         let difference = (teacher.forward(&noisy, &base, &times, 3.7)? - &truth)?;
         trained.step(&difference.sqr()?.mean_all()?)
+    })
+}
+
+/// Distillation: an update of the discriminator on the frozen teacher's features of noisy residuals, then one of the
+/// student by a Charbonnier and an adversarial loss, whose gradients at its result are balanced.
+fn distillation(config: StudentConfig) -> Result<f64> {
+    const SCALE: f64 = 3.7;
+    let channels = config.latent.channels(config.r);
+    let teacher = TeacherConfig {
+        widths: vec![32, 48, 64],
+        blocks: 1,
+        ..TeacherConfig::micro(channels, config.r)
+    };
+    let (teacher, variables) = init::teacher(&teacher, 1)?;
+    let frozen = variables
+        .into_iter()
+        .map(|(name, var)| (name, var.as_detached_tensor()));
+    let frozen = VarBuilder::from_tensors(frozen.collect(), DType::F32, &Device::Cpu);
+    let teacher = Teacher::new(teacher.config().clone(), frozen)?;
+    let judge = DiscriminatorConfig {
+        channels: teacher.feature_channels(),
+        width: 64,
+        time_channels: 32,
+    };
+    let mut adversary = Adversary::new(init::lite_discriminator(&judge, 1)?)?;
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let student = Student::expanded(config, 64, vb)?;
+    let mut trained = Trained::new(&vars)?;
+    let (base, truth, noise) = (random(channels)?, random(channels)?, random(channels)?);
+    let t: Vec<usize> = (0..BATCH).map(|i| i % 2).collect();
+    let features = |z: &Tensor| {
+        let noisy = ((z * 0.9)? + (&noise * 0.2)?)?;
+        teacher.features(&noisy, &base, &t, SCALE)
+    };
+    best(|| {
+        let (loss, grads) = adversary.loss(1, |_| {
+            Ok(Judged {
+                real: features(&truth)?,
+                fake: features(&student.forward(&base, SCALE)?.detach())?,
+                t: t.clone(),
+            })
+        })?;
+        assert!(loss.is_finite());
+        adversary.update(&grads, 5e-4)?;
+
+        let judge = adversary.judge()?;
+        let result = student.forward(&base, SCALE)?;
+        let real = Term::at(&result, |z| charbonnier(z, &truth))?;
+        let adversarial = Term::at(&result, |z| {
+            let heads = judge.heads(&features(z)?, &t)?;
+            mean_of_heads(heads.iter().map(hinge_generator))
+        })?;
+        let norm = |g: &Tensor| g.sqr()?.sum_all()?.to_scalar::<f32>();
+        let ratio = (norm(&real.gradient)? / norm(&adversarial.gradient)?).sqrt();
+        let gradient = (real.gradient + (adversarial.gradient * (0.6 * f64::from(ratio)))?)?;
+        trained.step(&stand_in(&result, &gradient)?)
     })
 }
 
@@ -122,6 +185,10 @@ fn main() -> Result<()> {
         (
             "micro teacher, r = 4",
             teacher(TeacherConfig::micro(16, 4))?,
+        ),
+        (
+            "distillation of tiny, r = 4",
+            distillation(StudentConfig::tiny(4))?,
         ),
     ];
     if args.iter().any(|a| a == "--json") {

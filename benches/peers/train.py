@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Our training steps of students and of the teacher beside PyTorch's, in one run on the same cores.
+"""Our training steps of students, of the teacher and of distillation beside PyTorch's, in one run on the same cores.
 
     benches/peers/train.py [--threads N] [--rounds N] [--json OUT]
 
@@ -68,7 +68,8 @@ class Teacher(nn.Module):
         super().__init__()
         first, e = widths[0], 4 * widths[0]
         self.embedding = nn.Sequential(nn.Linear(first + 2, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
-        self.head = nn.Conv2d(2 * z, first, 3, padding=1)
+        self.head = nn.Conv2d(3 * z, first, 3, padding=1)
+        self.details = torch.randn(z, z, 1, 1) * 0.1
         self.down = nn.ModuleList(nn.ModuleList(Block(w, w, e) for _ in range(blocks)) for w in widths)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
         self.middle = nn.ModuleList(Block(widths[-1], widths[-1], e) for _ in range(2))
@@ -76,19 +77,27 @@ class Teacher(nn.Module):
         self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:]))
         self.norm, self.tail = nn.GroupNorm(first // 16, first), nn.Conv2d(first, z, 3, padding=1)
         self.first = first
-    def forward(self, noisy, base, t):
+    def encode(self, noisy, base, t):
+        # The embedding, the middle, all blocks' outputs on the way down, and those at the end of each level.
         half = self.first // 2
         angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
         e = self.embedding(torch.cat([angles.cos(), angles.sin(), torch.tensor([[-0.11, 0.0121]]).expand(len(t), 2)], 1))
-        x, kept = self.head(torch.cat([noisy, base], 1)), []
+        x, kept, levels = self.head(torch.cat([noisy, base, F.conv2d(base, self.details)], 1)), [], []
         for i, level in enumerate(self.down):
             for block in level:
                 x = block(x, e)
                 kept.append(x)
+            levels.append(x)
             if i < len(self.shrink):
                 x = self.shrink[i](x)
         for block in self.middle:
             x = block(x, e)
+        return e, x, kept, levels
+    def features(self, noisy, base, t):
+        _, x, _, levels = self.encode(noisy, base, t)
+        return levels + [x]
+    def forward(self, noisy, base, t):
+        e, x, kept, _ = self.encode(noisy, base, t)
         for i in reversed(range(len(self.up))):
             for block in self.up[i]:
                 x = block(torch.cat([x, kept.pop()], 1), e)
@@ -96,13 +105,77 @@ class Teacher(nn.Module):
                 x = self.grow[i - 1](F.interpolate(x, scale_factor=2, mode="nearest"))
         return self.tail(F.silu(self.norm(x), inplace=True))
 
+class Head(nn.Module):
+    def __init__(self, c, width, e):
+        super().__init__()
+        spectral = nn.utils.parametrizations.spectral_norm
+        self.norm, self.time = nn.GroupNorm(c // 16, c), nn.Linear(e, 2 * c)
+        self.convs = nn.Sequential(
+            spectral(nn.Conv2d(c, width, 3, padding=1)), nn.LeakyReLU(0.2, inplace=True),
+            spectral(nn.Conv2d(width, width, 3, padding=1)), nn.LeakyReLU(0.2, inplace=True),
+            spectral(nn.Conv2d(width, 1, 1)))
+    def forward(self, x, e):
+        scale, shift = self.time(e)[:, :, None, None].chunk(2, 1)
+        return self.convs(F.silu(self.norm(x) * (1 + scale) + shift, inplace=True))
+
+class Discriminator(nn.Module):
+    def __init__(self, channels, width, e):
+        super().__init__()
+        self.heads, self.e = nn.ModuleList(Head(c, width, e) for c in channels), e
+    def forward(self, features, t):
+        half = self.e // 2
+        angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
+        e = F.silu(torch.cat([angles.cos(), angles.sin()], 1))
+        return [head(f, e) for head, f in zip(self.heads, features)]
+
+def averaged(parameters):
+    averages = [p.detach().clone() for p in parameters]
+    return lambda: torch._foreach_lerp_(averages, [p.detach() for p in parameters], 0.001)
+
+def adamw(parameters, betas):
+    return torch.optim.AdamW(parameters, 1e-4, betas, weight_decay=0.0, fused=True)
+
+def distillation(z):
+    times = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        student = Student(z, 32, 4, expand=64).to(memory_format=layout)
+        teacher = Teacher(z, (32, 48, 64), 1).to(memory_format=layout).requires_grad_(False)
+        judge = Discriminator((32, 48, 64, 64), 64, 32).to(memory_format=layout)
+        base, truth, noise = [torch.randn(BATCH, z, GRID, GRID).to(memory_format=layout) for _ in range(3)]
+        adam, adam_judge = adamw(list(student.parameters()), (0.9, 0.99)), adamw(list(judge.parameters()), (0.9, 0.999))
+        average = averaged(list(student.parameters()))
+        t = torch.arange(BATCH) % 2
+        features = lambda r: teacher.features(r * 0.9 + noise * 0.2, base, t)
+        over_heads = lambda heads, f: torch.stack([f(h) for h in heads]).mean()
+        def step():
+            adam_judge.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                real, fake = features(truth), features(student(base))
+            loss = over_heads(judge(real, t), lambda h: F.relu(1 - h).mean()) + over_heads(judge(fake, t), lambda h: F.relu(1 + h).mean())
+            loss.backward()
+            assert loss.item() == loss.item()
+            adam_judge.step()
+
+            adam.zero_grad(set_to_none=True)
+            judge.requires_grad_(False)
+            result = student(base)
+            at = result.detach().requires_grad_()
+            real, = torch.autograd.grad(((at - truth).square() + 4e-4).sqrt().mean(), at)
+            adversarial, = torch.autograd.grad(over_heads(judge(features(at), t), lambda h: -h.mean()), at)
+            judge.requires_grad_(True)
+            result.backward(real + adversarial * (0.6 * (real.norm() / adversarial.norm()).item()))
+            adam.step()
+            average()
+        times.append(best(step, 2.5))
+    return min(times)
+
 def timed(net, z, loss):
     times = []
     for layout in (torch.channels_last, torch.contiguous_format):
         model = copy.deepcopy(net).to(memory_format=layout)
         parameters = list(model.parameters())
-        averages = [p.detach().clone() for p in parameters]
-        adam = torch.optim.AdamW(parameters, 1e-4, (0.9, 0.99), weight_decay=0.0, fused=True)
+        average = averaged(parameters)
+        adam = adamw(parameters, (0.9, 0.99))
         inputs = [torch.randn(BATCH, z, GRID, GRID).to(memory_format=layout) for _ in range(3)]
         def step():
             adam.zero_grad(set_to_none=True)
@@ -110,8 +183,7 @@ def timed(net, z, loss):
             value.backward()
             assert value.item() == value.item()
             adam.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(averages, parameters, 0.001)
+            average()
         times.append(best(step, 2.5))
     return min(times)
 
@@ -126,6 +198,7 @@ rows = {
     "tiny, r = 4, expanded to 64": timed(Student(16, 32, 4, expand=64), 16, charbonnier),
     "small": timed(Student(24, 64, 4, pairs=True), 24, charbonnier),
     "micro teacher, r = 4": timed(Teacher(16), 16, denoising),
+    "distillation of tiny, r = 4": distillation(16),
 }
 print(json.dumps({"version": torch.__version__, "rows": rows}))
 """
