@@ -327,6 +327,42 @@ impl Axis {
         (part, source)
     }
 
+    /// The axis that does what this one and then `next` does.
+    ///
+    /// # Panics
+    /// When `next` does not begin with as many samples as this ends with.
+    pub(crate) fn then(&self, next: &Self) -> Self {
+        assert_eq!(self.dst_len(), next.src_len);
+        let source = |j: usize| {
+            let first = next.start(j);
+            self.source_of(first..first + next.taps)
+        };
+        let taps = (0..next.dst_len()).map(|j| source(j).len()).max();
+        let taps = taps.unwrap_or(1);
+        let mut both = Self {
+            src_len: self.src_len,
+            taps,
+            starts: Vec::with_capacity(next.dst_len()),
+            weights: Vec::with_capacity(next.dst_len() * taps),
+            identity: false,
+            phases: None,
+        };
+        let mut sums = vec![0.0; taps];
+        for j in 0..next.dst_len() {
+            let start = source(j).start.min(self.src_len - taps);
+            sums.fill(0.0);
+            for (&outer, i) in next.weights(j).iter().zip(next.start(j)..) {
+                let first = self.start(i) - start;
+                for (sum, &inner) in sums[first..].iter_mut().zip(self.weights(i)) {
+                    *sum += f64::from(outer) * f64::from(inner);
+                }
+            }
+            both.starts.push(start as u32);
+            push_rounded(&sums, &mut both.weights);
+        }
+        both
+    }
+
     /// For each output the first source sample that it weighs, as many weights for each as is said first, and these.
     pub(crate) fn table(&self) -> (usize, &[u32], &[f32]) {
         (self.taps, &self.starts, &self.weights)
@@ -1241,6 +1277,44 @@ mod tests {
             (7, 14)
         );
         assert!(Resampler::for_component(&info, Component::Y, 0, 12, Kernel::Area, true).is_err());
+    }
+
+    #[test]
+    fn an_axis_after_another_does_what_both_do() {
+        let kernels = [
+            (Kernel::Bicubic, false),
+            (Kernel::Area, true),
+            (Kernel::Bilinear, false),
+        ];
+        let axis = |from, to, (kernel, antialias)| {
+            let options = Options {
+                antialias,
+                ..Options::default()
+            };
+            Axis::new(from, to, kernel, options)
+        };
+        let column = |axis: &Axis, src: &[f32]| {
+            let mut dst = vec![0.0; axis.dst_len()];
+            Resampler::new(axis.clone(), axis_1()).run(src, &mut dst);
+            dst
+        };
+        for (from, between, to) in [(23, 47, 24), (1, 2, 1), (2, 5, 3), (16, 40, 20), (9, 9, 5)] {
+            let src: Vec<f32> = (0..from).map(|i| (i * 37 % 11) as f32).collect();
+            for (first, second) in [(0, 1), (1, 2), (2, 0)] {
+                let (first, second) = (
+                    axis(from, between, kernels[first]),
+                    axis(between, to, kernels[second]),
+                );
+                let want = column(&second, &column(&first, &src));
+                let got = column(&first.then(&second), &src);
+                let far = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+                assert!(far.fold(0.0, f32::max) < 1e-4, "{from} {between} {to}");
+            }
+        }
+    }
+
+    fn axis_1() -> Axis {
+        Axis::new(1, 1, Kernel::Bilinear, Options::default())
     }
 
     #[test]

@@ -10,10 +10,11 @@ use super::{
 };
 use crate::{
     Result,
+    engine::chroma,
     frame::{
         Component::{self, *},
         FrameInfo, FrameMut, FrameRef,
-        resample::{Axis, Kernel, Options, Resampler},
+        resample::{Axis, Kernel, Resampler},
     },
     model::LiteModel,
     nn::lite::{
@@ -62,31 +63,12 @@ struct ChromaPlan {
 
 impl ChromaPlan {
     fn new(dst: &FrameInfo) -> Result<Self> {
-        let (w, h) = match dst.format.component(U) {
-            Some(_) => dst.format.component_size(U, dst.width, dst.height),
-            None => (dst.width, dst.height),
-        };
-        let (half_w, half_h) = (dst.width.div_ceil(2), dst.height.div_ceil(2));
-        let resampler = |from: (usize, usize), to: (usize, usize), kernel, antialias| {
-            let axis = |from, to| {
-                let options = Options {
-                    antialias,
-                    ..Options::default()
-                };
-                Axis::new(from, to, kernel, options)
-            };
-            Resampler::new(axis(from.0, to.0), axis(from.1, to.1))
-        };
-        let (frame, half) = ((w, h), (half_w, half_h));
+        let (width, height) = chroma::half(dst);
+        let resampler = |[horizontal, vertical]: [Axis; 2]| Resampler::new(horizontal, vertical);
         Ok(Self {
-            half_width: half_w,
-            resamplers: (frame != half).then(|| {
-                (
-                    resampler(frame, half, Kernel::Area, true),
-                    resampler(half, frame, Kernel::Bilinear, false),
-                )
-            }),
-            half: zeros(half_w * half_h)?,
+            half_width: width,
+            resamplers: chroma::axes(dst).map(|axes| axes.map(resampler).into()),
+            half: zeros(width * height)?,
         })
     }
 

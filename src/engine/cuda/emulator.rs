@@ -14,7 +14,7 @@ use half::f16;
 
 use super::{
     driver::*,
-    params::{Component, Conv, Frame, NO_SLOT, Params},
+    params::{Conv, Frame, NO_SLOT, Params, Samples, Slot},
     program::{COLUMNS, ROWS},
 };
 
@@ -478,9 +478,9 @@ impl Driver for Fake {
 
 // ---- The kernels of student.cu, thread by thread ----
 
-fn base_at(ram: &Ram, c: &Component, x: usize, y: usize) -> f32 {
+fn sample_at(ram: &Ram, c: &Samples, x: usize, y: usize) -> f32 {
     let corner = c.src
-        + u64::from(ram.get::<u32>(c.y_starts, y)) * u64::from(c.src_stride)
+        + u64::from(ram.get::<u32>(c.y_starts, y)) * u64::from(c.stride)
         + u64::from(ram.get::<u32>(c.x_starts, x)) * u64::from(c.step)
         + u64::from(c.offset);
     let (x_taps, y_taps) = (c.x_taps as usize, c.y_taps as usize);
@@ -488,7 +488,7 @@ fn base_at(ram: &Ram, c: &Component, x: usize, y: usize) -> f32 {
     for j in 0..y_taps {
         let mut line = 0.0;
         for i in 0..x_taps {
-            let at = corner + (j * c.src_stride as usize + i * c.step as usize) as u64;
+            let at = corner + (j * c.stride as usize + i * c.step as usize) as u64;
             let word = match c.bytes {
                 2 => u32::from(ram.get::<u16>(at, 0)),
                 _ => u32::from(ram.get::<u8>(at, 0)),
@@ -533,9 +533,10 @@ fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
                 sx.max(0).min(slot.width as i32 - 1),
                 sy.max(0).min(slot.height as i32 - 1),
             );
-            for c in &f.components[..f.component_count as usize] {
-                if c.slot == s as u32 {
-                    value += c.weight * base_at(ram, c, px as usize, py as usize);
+            for source in &f.sources[..f.source_count as usize] {
+                if source.slot == s as u32 {
+                    value +=
+                        source.weight * sample_at(ram, &source.samples, px as usize, py as usize);
                 }
             }
             value =
@@ -545,6 +546,16 @@ fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
         let at = (y * f.latent_width as usize + x) * f.channels as usize + channel;
         ram.set(f.latent, at, f16::from_f32(value));
     });
+}
+
+fn residual_at(ram: &Ram, f: &Frame, slot: &Slot, x: usize, y: usize) -> f32 {
+    let r = slot.r as usize;
+    let channel = slot.channel as usize + y % r * r + x % r;
+    let row = usize::try_from((y / r) as i32 - f.residual_top).expect("a row above the residual");
+    let column = x / r + f.residual_margin as usize;
+    assert!(column < f.residual_width as usize);
+    let at = (row * f.residual_width as usize + column) * f.channels as usize + channel;
+    ram.get::<f32>(f.residual_std, channel) * ram.get::<f16>(f.residual, at).to_f32()
 }
 
 fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
@@ -557,24 +568,40 @@ fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
         if x >= c.width as usize || block[1] >= c.rows as usize {
             return;
         }
-        let mut value = base_at(ram, c, x, y);
+        let mut value = sample_at(ram, &c.base, x, y);
         let strength = ram.get::<f32>(f.strength, 0);
         if c.slot != NO_SLOT && strength > 0.0 {
-            let slot = &f.slots[c.slot as usize];
-            let r = slot.r as usize;
-            let channel = slot.channel as usize + y % r * r + x % r;
-            let cell = (y / r - f.residual_top as usize) * f.residual_width as usize + x / r;
-            let residual = ram
-                .get::<f16>(f.residual, cell * f.channels as usize + channel)
-                .to_f32();
-            value += strength * ram.get::<f32>(f.residual_std, channel) * residual;
+            value += strength * residual_at(ram, f, &f.slots[c.slot as usize], x, y);
         }
-        let code = (value * c.scale + c.zero).max(0.0).min(c.mask as f32);
-        let word = (code.round_ties_even() as u32) << c.shift;
-        let pixel = c.dst + (y * c.dst_stride as usize + x * c.step as usize) as u64;
-        match c.bytes {
-            2 => ram.set(pixel + u64::from(c.offset), 0, word as u16),
-            _ => ram.set(pixel + u64::from(c.offset), 0, word as u8),
+        for which in 0..2 {
+            if c.gains[which] == 0.0 || strength <= 0.0 {
+                continue;
+            }
+            let mut sum = 0.0;
+            let (x_taps, y_taps) = (f.x_taps as usize, f.y_taps as usize);
+            for (j, i) in (0..y_taps).flat_map(|j| (0..x_taps).map(move |i| (j, i))) {
+                let at = |starts, n| ram.get::<u32>(starts, n) as usize;
+                sum += ram.get::<f32>(f.y_weights, y * y_taps + j)
+                    * ram.get::<f32>(f.x_weights, x * x_taps + i)
+                    * residual_at(
+                        ram,
+                        f,
+                        &f.slots[1 + which],
+                        at(f.x_starts, x) + i,
+                        at(f.y_starts, y) + j,
+                    );
+            }
+            value += strength * c.gains[which] * sum;
+        }
+        let base = &c.base;
+        let code = (value * base.scale + base.zero)
+            .max(0.0)
+            .min(base.mask as f32);
+        let word = (code.round_ties_even() as u32) << base.shift;
+        let pixel = c.dst + (y * c.stride as usize + x * base.step as usize) as u64;
+        match base.bytes {
+            2 => ram.set(pixel + u64::from(base.offset), 0, word as u16),
+            _ => ram.set(pixel + u64::from(base.offset), 0, word as u8),
         }
         if f.opaque != 0 && block[2] == 0 {
             ram.set(pixel, 3, 255u8);

@@ -23,7 +23,7 @@ use plan::Plan;
 
 use crate::{
     Error, Result,
-    frame::{FrameInfo, FrameMut, FrameRef, PixelFormat},
+    frame::{FrameInfo, FrameMut, FrameRef},
     model::LiteModel,
 };
 
@@ -161,19 +161,12 @@ impl Flight {
 }
 
 impl Engine {
-    /// Whether `model` can run here on frames of `format`. The latents that have chroma want it at half the luma's
-    /// size, as 4:2:0 video has it; frames that have it otherwise are the CPU's.
-    pub fn serves(model: &LiteModel, format: PixelFormat) -> bool {
-        plan::serves(model, format)
-    }
-
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, up to `depth` at a time
     /// (at least 1). Where the device has not enough memory for a frame at once, it is computed in bands of rows, with
     /// the same result.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range, [`Error::Setting`] when the model does not run here on this format,
-    /// [`Error::Memory`] when even a small band does not fit, [`Error::Device`] when the device fails.
+    /// [`Error::Frame`] when a side is out of range, [`Error::Memory`] when even a small band does not fit, [`Error::Device`] when the device fails.
     pub fn new(
         context: &Arc<Context>,
         model: &LiteModel,

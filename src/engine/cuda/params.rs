@@ -1,6 +1,6 @@
 //! What the kernels are passed: the structures of `kernels/student.cu`, field by field.
 
-/// [`Component::slot`] of a component that the network leaves alone.
+/// [`Component::slot`] of a component that no plane of the latent is added to as it is.
 pub const NO_SLOT: u32 = u32::MAX;
 
 /// A structure of plain numbers that a kernel takes.
@@ -34,31 +34,49 @@ pub unsafe trait Params: Copy {
     }
 }
 
+/// As many samples of the frame as any format's latent is made of: R, G and B for each of its planes.
+pub const SOURCES: usize = 9;
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Component {
+pub struct Samples {
     pub src: u64,
-    pub dst: u64,
     pub x_starts: u64,
     pub x_weights: u64,
     pub y_starts: u64,
     pub y_weights: u64,
-    pub src_stride: u32,
-    pub dst_stride: u32,
+    pub stride: u32,
     pub step: u32,
     pub offset: u32,
     pub x_taps: u32,
     pub y_taps: u32,
-    pub width: u32,
-    pub top: u32,
-    pub rows: u32,
     pub bytes: u32,
     pub shift: u32,
     pub mask: u32,
-    pub slot: u32,
-    pub weight: f32,
     pub scale: f32,
     pub zero: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Source {
+    pub samples: Samples,
+    pub slot: u32,
+    pub weight: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Component {
+    pub base: Samples,
+    pub dst: u64,
+    pub stride: u32,
+    pub width: u32,
+    pub top: u32,
+    pub rows: u32,
+    pub slot: u32,
+    pub gains: [f32; 2],
+    pub unused: u32,
 }
 
 #[repr(C)]
@@ -74,7 +92,12 @@ pub struct Slot {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Frame {
     pub components: [Component; 4],
+    pub sources: [Source; SOURCES],
     pub slots: [Slot; 3],
+    pub x_starts: u64,
+    pub x_weights: u64,
+    pub y_starts: u64,
+    pub y_weights: u64,
     pub mean: u64,
     pub inverse_std: u64,
     pub residual_std: u64,
@@ -85,10 +108,14 @@ pub struct Frame {
     pub latent_top: i32,
     pub margin: u32,
     pub residual_width: u32,
-    pub residual_top: u32,
+    pub residual_top: i32,
+    pub residual_margin: u32,
     pub channels: u32,
     pub slot_count: u32,
     pub component_count: u32,
+    pub source_count: u32,
+    pub x_taps: u32,
+    pub y_taps: u32,
     pub opaque: u32,
     pub unused: u32,
 }
@@ -115,5 +142,10 @@ unsafe impl Params for Frame {}
 unsafe impl Params for Conv {}
 
 // The same are asserted where the kernels are compiled.
-const _: () =
-    assert!(size_of::<Component>() == 112 && size_of::<Frame>() == 584 && size_of::<Conv>() == 64);
+const _: () = assert!(
+    size_of::<Samples>() == 80
+        && size_of::<Source>() == 88
+        && size_of::<Component>() == 120
+        && size_of::<Frame>() == 1456
+        && size_of::<Conv>() == 64
+);

@@ -3,10 +3,10 @@
 
 use half::f16;
 
-use super::params::{Component, NO_SLOT, Slot};
+use super::params::{Component, NO_SLOT, Samples, Slot, Source};
 use crate::{
-    Error, Result,
-    engine::cpu,
+    Result,
+    engine::{chroma, cpu},
     frame::{
         Component::{self as Kind, *},
         ComponentLayout, FrameInfo, FrameMut, FrameRef, PixelFormat, Quant,
@@ -79,13 +79,24 @@ pub(super) struct Layer {
     pub bias: usize,
 }
 
+/// Weights of a direction, which lie in the constants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    pub taps: usize,
+    pub starts: usize,
+    pub weights: usize,
+}
+
 /// A model on frames of one size. Addresses in it are offsets: into the constants, the input block, the output block.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub components: Vec<Component>,
     /// Of each component, (samples a cell, samples that a cell's sample covers, rows), vertically.
     tall: Vec<(usize, usize, usize)>,
+    pub sources: Vec<Source>,
     pub slots: Vec<Slot>,
+    /// From the latent's chroma to the frame's, where the sizes differ: tables of both directions.
+    pub grow: Option<[Table; 2]>,
     /// Cells of the frame.
     pub width: usize,
     pub height: usize,
@@ -104,27 +115,19 @@ pub(super) struct Plan {
     rows: usize,
 }
 
-/// See [`super::Engine::serves`].
-pub(super) fn serves(model: &LiteModel, format: PixelFormat) -> bool {
-    let luma = model.metadata.student.latent == LatentKind::Luma;
-    luma || format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8
-}
-
 impl Plan {
     pub fn new(model: &LiteModel, src: &FrameInfo, dst: &FrameInfo) -> Result<Self> {
-        if !serves(model, dst.format) {
-            return Err(Error::Setting(format!(
-                "model '{}' takes {} on the CPU only: its latent has chroma at half the luma's size",
-                model.metadata.name,
-                dst.format.name()
-            )));
-        }
         let student = &model.metadata.student;
         let (r, kind) = (student.r, student.latent);
         let (input, output) = (Block::new(src, ALIGN), Block::new(dst, 0));
         let mut constants = Constants::default();
         let mut components = Vec::new();
         let mut tall = Vec::new();
+        let mut sources = Vec::new();
+        let axes = match kind {
+            LatentKind::Luma => None,
+            LatentKind::Yuv => chroma::axes(dst),
+        };
         for layout in dst.format.components() {
             let (width, height) = (dst.width, dst.height);
             let resampler = Resampler::for_component(
@@ -135,18 +138,53 @@ impl Plan {
                 Kernel::Bicubic,
                 false,
             )?;
-            let mut component = component(dst, layout, kind);
-            constants.axes(&mut component, resampler.horizontal(), resampler.vertical());
+            let (horizontal, vertical) = (resampler.horizontal(), resampler.vertical());
             let (from, to) = (input.planes[layout.plane], output.planes[layout.plane]);
-            (component.src, component.dst) = (from.offset as u64, to.offset as u64);
-            (component.src_stride, component.dst_stride) = (from.stride as u32, to.stride as u32);
+            let tables = [constants.table(horizontal), constants.table(vertical)];
+            let base = samples(dst, layout, &from, &tables);
+            let shares = shares(dst, layout.component, kind);
+            let mut component = Component {
+                base,
+                dst: to.offset as u64,
+                stride: to.stride as u32,
+                width: horizontal.dst_len() as u32,
+                slot: NO_SLOT,
+                ..Component::default()
+            };
+            // What the latent's chroma sees where the frame's has another size: interpolation and shrinking in one.
+            let mut shrunk = None;
+            for share in &shares {
+                let (slot, weight) = (share.slot as u32, share.weight);
+                let samples = match &axes {
+                    Some([[x, y], _]) if share.slot > 0 => *shrunk.get_or_insert_with(|| {
+                        let tables = [
+                            constants.table(&horizontal.then(x)),
+                            constants.table(&vertical.then(y)),
+                        ];
+                        samples(dst, layout, &from, &tables)
+                    }),
+                    _ => base,
+                };
+                if weight != 0.0 {
+                    sources.push(Source {
+                        samples,
+                        slot,
+                        weight,
+                    });
+                }
+                match share.slot.checked_sub(1) {
+                    Some(which) if axes.is_some() => component.gains[which] = share.gain,
+                    _ => component.slot = slot,
+                }
+            }
             components.push(component);
             tall.push((
                 r,
                 1 << vertical_shift(dst.format, layout.component),
-                resampler.vertical().dst_len(),
+                vertical.dst_len(),
             ));
         }
+        let grow = axes.map(|[_, [x, y]]| [constants.table(&x), constants.table(&y)]);
         let channels = kind.channels(r).next_multiple_of(CHANNELS);
         let mut padded = |values: &mut dyn Iterator<Item = f32>| {
             let mut values: Vec<f32> = values.collect();
@@ -161,6 +199,8 @@ impl Plan {
         Ok(Self {
             components,
             tall,
+            sources,
+            grow,
             slots: slots(dst, kind, r),
             width: dst.width.div_ceil(r),
             height: dst.height.div_ceil(r),
@@ -191,10 +231,15 @@ impl Plan {
             .map(move |top| (top, rows.min(height - top)))
     }
 
+    /// Cells that the residual keeps around a band, for growing chroma.
+    pub fn margin(&self) -> usize {
+        usize::from(self.grow.is_some())
+    }
+
     /// (cells in a row, rows) of a stage of a band of `rows` rows; stage 0 is the latent, stage n the output of layer
     /// n - 1.
     pub fn stage(&self, stage: usize, rows: usize) -> (usize, usize) {
-        let margins = 2 * (self.layers.len() - stage);
+        let margins = 2 * (self.layers.len() - stage + self.margin());
         (self.width + margins, rows + margins)
     }
 
@@ -249,34 +294,65 @@ fn vertical_shift(format: PixelFormat, component: Kind) -> u32 {
     }
 }
 
-/// All of a component but its addresses, tables and band.
-fn component(dst: &FrameInfo, layout: &ComponentLayout, kind: LatentKind) -> Component {
-    let (format, luma) = (dst.format, dst.colorimetry.matrix.luma_weights());
+/// Samples of the frame that came, in a plane of it; addresses are offsets into the input block and the constants.
+fn samples(
+    dst: &FrameInfo,
+    layout: &ComponentLayout,
+    plane: &PlaneAt,
+    [x, y]: &[Table; 2],
+) -> Samples {
     let quant = Quant::new(dst, layout.component);
-    let yuv = kind == LatentKind::Yuv;
-    let (slot, weight) = match layout.component {
-        Y => (0, 1.0),
-        R => (0, luma.0),
-        G => (0, luma.1),
-        B => (0, luma.2),
-        U if yuv => (1, 1.0),
-        V if yuv => (2, 1.0),
-        U | V | A => (NO_SLOT, 0.0),
-    };
-    Component {
+    Samples {
+        src: plane.offset as u64,
+        x_starts: x.starts as u64,
+        x_weights: x.weights as u64,
+        y_starts: y.starts as u64,
+        y_weights: y.weights as u64,
+        stride: plane.stride as u32,
         step: layout.step as u32,
         offset: layout.offset as u32,
-        width: format
-            .component_size(layout.component, dst.width, dst.height)
-            .0 as u32,
-        bytes: if format.depth() > 8 { 2 } else { 1 },
-        shift: format.shift(),
+        x_taps: x.taps as u32,
+        y_taps: y.taps as u32,
+        bytes: if dst.format.depth() > 8 { 2 } else { 1 },
+        shift: dst.format.shift(),
         mask: quant.max as u32,
-        slot,
-        weight,
         scale: quant.scale,
         zero: quant.offset,
-        ..Component::default()
+    }
+}
+
+/// What a component is to a plane of the latent.
+struct Share {
+    slot: usize,
+    /// How much of the plane it is.
+    weight: f32,
+    /// How much of the plane's residual is added to it.
+    gain: f32,
+}
+
+/// The planes of the latent that `component` has to do with.
+fn shares(dst: &FrameInfo, component: Kind, kind: LatentKind) -> Vec<Share> {
+    let share = |slot, weight, gain| Share { slot, weight, gain };
+    let matrix = dst.colorimetry.matrix;
+    let luma: [f32; 3] = matrix.luma_weights().into();
+    let rgb = |c: usize| {
+        let mut shares = vec![share(0, luma[c], 1.0)];
+        if kind == LatentKind::Yuv {
+            shares.extend([0, 1].map(|which| {
+                let inverse = matrix.inverse_chroma_weights(which)[c];
+                share(1 + which, matrix.chroma_weights(which)[c], inverse)
+            }));
+        }
+        shares
+    };
+    match component {
+        Y => vec![share(0, 1.0, 1.0)],
+        U if kind == LatentKind::Yuv => vec![share(1, 1.0, 1.0)],
+        V if kind == LatentKind::Yuv => vec![share(2, 1.0, 1.0)],
+        R => rgb(0),
+        G => rgb(1),
+        B => rgb(2),
+        U | V | A => Vec::new(),
     }
 }
 
@@ -353,17 +429,12 @@ impl Constants {
         at
     }
 
-    fn axes(&mut self, component: &mut Component, horizontal: &Axis, vertical: &Axis) {
-        let mut axis = |axis: &Axis| {
-            let (taps, starts, weights) = axis.table();
-            let starts = self.push(starts, u32::to_le_bytes) as u64;
-            (
-                taps as u32,
-                starts,
-                self.push(weights, f32::to_le_bytes) as u64,
-            )
-        };
-        (component.x_taps, component.x_starts, component.x_weights) = axis(horizontal);
-        (component.y_taps, component.y_starts, component.y_weights) = axis(vertical);
+    fn table(&mut self, axis: &Axis) -> Table {
+        let (taps, starts, weights) = axis.table();
+        Table {
+            taps,
+            starts: self.push(starts, u32::to_le_bytes),
+            weights: self.push(weights, f32::to_le_bytes),
+        }
     }
 }

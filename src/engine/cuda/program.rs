@@ -3,7 +3,7 @@
 use super::{
     Context,
     driver::{Address, Function, Shape},
-    params::{Conv, Frame, Params},
+    params::{Component, Conv, Frame, Params, Samples, Source},
     plan::Plan,
 };
 
@@ -96,7 +96,7 @@ fn frame(
     (latent, residual): (Address, Address),
 ) -> Frame {
     let constant = |offset: usize| place.constants.0 + offset as u64;
-    let margin = plan.layers.len();
+    let margin = plan.layers.len() + plan.margin();
     let mut frame = Frame {
         mean: constant(plan.mean),
         inverse_std: constant(plan.inverse_std),
@@ -107,36 +107,48 @@ fn frame(
         latent_width: plan.stage(0, rows).0 as u32,
         latent_top: top as i32 - margin as i32,
         margin: margin as u32,
-        residual_width: plan.width as u32,
-        residual_top: top as u32,
+        residual_width: plan.stage(plan.layers.len(), rows).0 as u32,
+        residual_top: top as i32 - plan.margin() as i32,
+        residual_margin: plan.margin() as u32,
         channels: plan.channels as u32,
         slot_count: plan.slots.len() as u32,
         component_count: plan.components.len() as u32,
+        source_count: plan.sources.len() as u32,
         opaque: plan.opaque.into(),
         ..Frame::default()
     };
     for (to, slot) in frame.slots.iter_mut().zip(&plan.slots) {
         *to = *slot;
     }
-    for (index, (to, component)) in frame
-        .components
-        .iter_mut()
-        .zip(&plan.components)
-        .enumerate()
-    {
-        *to = *component;
-        to.src += place.input.0;
-        to.dst += place.output.0;
-        for table in [
-            &mut to.x_starts,
-            &mut to.x_weights,
-            &mut to.y_starts,
-            &mut to.y_weights,
-        ] {
-            *table += place.constants.0;
-        }
+    if let Some([x, y]) = &plan.grow {
+        (frame.x_taps, frame.y_taps) = (x.taps as u32, y.taps as u32);
+        (frame.x_starts, frame.x_weights) = (constant(x.starts), constant(x.weights));
+        (frame.y_starts, frame.y_weights) = (constant(y.starts), constant(y.weights));
+    }
+    let placed = |samples: &Samples| Samples {
+        src: samples.src + place.input.0,
+        x_starts: samples.x_starts + place.constants.0,
+        x_weights: samples.x_weights + place.constants.0,
+        y_starts: samples.y_starts + place.constants.0,
+        y_weights: samples.y_weights + place.constants.0,
+        ..*samples
+    };
+    for (to, source) in frame.sources.iter_mut().zip(&plan.sources) {
+        *to = Source {
+            samples: placed(&source.samples),
+            ..*source
+        };
+    }
+    let components = plan.components.iter().enumerate();
+    for (to, (index, component)) in frame.components.iter_mut().zip(components) {
         let (first, count) = plan.samples(index, top, rows);
-        (to.top, to.rows) = (first as u32, count as u32);
+        *to = Component {
+            base: placed(&component.base),
+            dst: component.dst + place.output.0,
+            top: first as u32,
+            rows: count as u32,
+            ..*component
+        };
     }
     frame
 }
@@ -197,9 +209,8 @@ fn conv(plan: &Plan, place: &Place, maps: &[usize], index: usize, rows: usize) -
 
 fn pack(frame: &Frame) -> Launch {
     let components = &frame.components[..frame.component_count as usize];
-    let most = |side: fn(&super::params::Component) -> u32| {
-        components.iter().map(side).max().unwrap_or(0) as usize
-    };
+    let most =
+        |side: fn(&Component) -> u32| components.iter().map(side).max().unwrap_or(0) as usize;
     let (width, rows) = (most(|c| c.width), most(|c| c.rows));
     Launch {
         kernel: Kernel::Pack,

@@ -4,7 +4,8 @@
 // The latent has a margin of as many cells as there are layers, made of the frame's repeated border, and each
 // convolution gives a map that is one cell smaller on every side ("valid"): the last one is the frame's grid exactly, no
 // output has seen anything but the border repeated, and no convolution needs a case for the border. A band of rows is a
-// latent that begins further down.
+// latent that begins further down. Where the residual of chroma grows to the frame's size, which looks across the border
+// of a band, the residual keeps a margin of one cell.
 
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -13,26 +14,40 @@
 
 constexpr uint32_t NO_SLOT = 0xffffffffu;
 
-// A component of the frame: where its samples lie before and after, how they are resampled, what their codes mean.
-struct Component {
+// Samples of the frame as it came: where they lie, how they are resampled, what their codes mean.
+struct Samples {
     const uint8_t *src;
-    uint8_t *dst;
-    // For each output sample the first source sample, and `taps` weights.
+    // For each resampled sample the first source sample, and `taps` weights.
     const uint32_t *x_starts;
     const float *x_weights;
     const uint32_t *y_starts;
     const float *y_weights;
     // Bytes from row to row, from sample to sample, and to the first sample.
-    uint32_t src_stride, dst_stride, step, offset;
+    uint32_t stride, step, offset;
     uint32_t x_taps, y_taps;
-    // Samples in a row of the output; its rows that this band writes.
-    uint32_t width, top, rows;
     // Bytes of a sample (1 or 2); value = (((word >> shift) & mask) - zero) / scale.
     uint32_t bytes, shift, mask;
-    // The plane of the latent that it is part of, and how much of it.
+    float scale, zero;
+};
+
+// Samples, at the size of a plane of the latent, that are part of it, and how much of it.
+struct Source {
+    Samples samples;
     uint32_t slot;
     float weight;
-    float scale, zero;
+};
+
+// A component of the frame that is made: its base, and where it goes, in the same layout but for the stride.
+struct Component {
+    Samples base;
+    uint8_t *dst;
+    uint32_t stride;
+    // Samples in a row; its rows that this band writes.
+    uint32_t width, top, rows;
+    // The plane of the latent that is added to it as it is, and how much of the chroma planes is, at the frame's size.
+    uint32_t slot;
+    float gains[2];
+    uint32_t unused;
 };
 
 // A plane of the latent: its first channel, its samples a side of a cell, its size in samples.
@@ -42,7 +57,13 @@ struct Slot {
 
 struct Frame {
     Component components[4];
+    Source sources[9];
     Slot slots[3];
+    // From the latent's chroma planes to the frame's size.
+    const uint32_t *x_starts;
+    const float *x_weights;
+    const uint32_t *y_starts;
+    const float *y_weights;
     // Whitening and residual, per channel; the strength is read when the kernel runs, so that a graph serves them all.
     const float *mean, *inverse_std, *residual_std, *strength;
     __half *latent;
@@ -51,11 +72,15 @@ struct Frame {
     uint32_t latent_width;
     int32_t latent_top;
     uint32_t margin;
-    // Cells in a row of the residual, and the frame's row of its first one.
-    uint32_t residual_width, residual_top;
+    // Cells in a row of the residual, margins included, the frame's row of its first one, and the margin's width.
+    uint32_t residual_width;
+    int32_t residual_top;
+    uint32_t residual_margin;
     // Channels of latent and residual, padding included.
     uint32_t channels;
-    uint32_t slot_count, component_count;
+    uint32_t slot_count, component_count, source_count;
+    // Of the tables above.
+    uint32_t x_taps, y_taps;
     // Whether the fourth byte of a pixel is 255.
     uint32_t opaque, unused;
 };
@@ -70,18 +95,19 @@ struct Conv {
     float slope;
 };
 
-static_assert(sizeof(Component) == 112 && sizeof(Frame) == 584 && sizeof(Conv) == 64, "as in params.rs");
+static_assert(sizeof(Samples) == 80 && sizeof(Source) == 88 && sizeof(Component) == 120 && sizeof(Frame) == 1456 &&
+                  sizeof(Conv) == 64,
+              "as in params.rs");
 
 // ---- Planes to latent, residual to planes ----
 
-// The base (bicubic interpolation) of a component at a sample of the output.
-__device__ float base_at(const Component &c, uint32_t x, uint32_t y) {
-    const uint8_t *corner =
-        c.src + (size_t)c.y_starts[y] * c.src_stride + (size_t)c.x_starts[x] * c.step + c.offset;
+// The resampled sample at (x, y).
+__device__ float sample_at(const Samples &c, uint32_t x, uint32_t y) {
+    const uint8_t *corner = c.src + (size_t)c.y_starts[y] * c.stride + (size_t)c.x_starts[x] * c.step + c.offset;
     const float *wx = c.x_weights + (size_t)x * c.x_taps, *wy = c.y_weights + (size_t)y * c.y_taps;
     float sum = 0.0f;
     for (uint32_t j = 0; j < c.y_taps; ++j) {
-        const uint8_t *at = corner + (size_t)j * c.src_stride;
+        const uint8_t *at = corner + (size_t)j * c.stride;
         float line = 0.0f;
         for (uint32_t i = 0; i < c.x_taps; ++i, at += c.step) {
             uint32_t word = c.bytes == 2 ? *reinterpret_cast<const uint16_t *>(at) : *at;
@@ -109,15 +135,22 @@ extern "C" __global__ void tadsr_unpack(const __grid_constant__ Frame f) {
         const int sx = ((int)x - (int)f.margin) * (int)slot.r + (int)(k % slot.r);
         const int sy = ((int)y + f.latent_top) * (int)slot.r + (int)(k / slot.r);
         const uint32_t px = min(max(sx, 0), (int)slot.width - 1), py = min(max(sy, 0), (int)slot.height - 1);
-        for (uint32_t i = 0; i < f.component_count; ++i) {
-            if (f.components[i].slot == s) {
-                value += f.components[i].weight * base_at(f.components[i], px, py);
+        for (uint32_t i = 0; i < f.source_count; ++i) {
+            if (f.sources[i].slot == s) {
+                value += f.sources[i].weight * sample_at(f.sources[i].samples, px, py);
             }
         }
         value = (value - f.mean[channel]) * f.inverse_std[channel];
         break;
     }
     f.latent[((size_t)y * f.latent_width + x) * f.channels + channel] = __float2half_rn(value);
+}
+
+// The residual of a plane of the latent at its sample (x, y).
+__device__ float residual_at(const Frame &f, const Slot &slot, uint32_t x, uint32_t y) {
+    const uint32_t channel = slot.channel + y % slot.r * slot.r + x % slot.r;
+    const size_t row = (size_t)((int)(y / slot.r) - f.residual_top), column = x / slot.r + f.residual_margin;
+    return f.residual_std[channel] * __half2float(f.residual[(row * f.residual_width + column) * f.channels + channel]);
 }
 
 // Block: samples of a row; grid: (blocks of a row, rows, components).
@@ -127,21 +160,31 @@ extern "C" __global__ void tadsr_pack(const __grid_constant__ Frame f) {
     if (x >= c.width || blockIdx.y >= c.rows) {
         return;
     }
-    float value = base_at(c, x, y);
+    float value = sample_at(c.base, x, y);
     const float strength = *f.strength;
     if (c.slot != NO_SLOT && strength > 0.0f) {
-        const Slot &slot = f.slots[c.slot];
-        const uint32_t channel = slot.channel + y % slot.r * slot.r + x % slot.r;
-        const size_t cell = (size_t)(y / slot.r - f.residual_top) * f.residual_width + x / slot.r;
-        value += strength * f.residual_std[channel] * __half2float(f.residual[cell * f.channels + channel]);
+        value += strength * residual_at(f, f.slots[c.slot], x, y);
     }
-    const float code = fminf(fmaxf(value * c.scale + c.zero, 0.0f), (float)c.mask);
-    const uint32_t word = __float2uint_rn(code) << c.shift;
-    uint8_t *pixel = c.dst + (size_t)y * c.dst_stride + (size_t)x * c.step;
-    if (c.bytes == 2) {
-        *reinterpret_cast<uint16_t *>(pixel + c.offset) = (uint16_t)word;
+    for (uint32_t which = 0; which < 2; ++which) {
+        if (c.gains[which] == 0.0f || strength <= 0.0f) {
+            continue;
+        }
+        float sum = 0.0f;
+        for (uint32_t j = 0; j < f.y_taps; ++j) {
+            for (uint32_t i = 0; i < f.x_taps; ++i) {
+                sum += f.y_weights[y * f.y_taps + j] * f.x_weights[x * f.x_taps + i] *
+                       residual_at(f, f.slots[1 + which], f.x_starts[x] + i, f.y_starts[y] + j);
+            }
+        }
+        value += strength * c.gains[which] * sum;
+    }
+    const float code = fminf(fmaxf(value * c.base.scale + c.base.zero, 0.0f), (float)c.base.mask);
+    const uint32_t word = __float2uint_rn(code) << c.base.shift;
+    uint8_t *pixel = c.dst + (size_t)y * c.stride + (size_t)x * c.base.step;
+    if (c.base.bytes == 2) {
+        *reinterpret_cast<uint16_t *>(pixel + c.base.offset) = (uint16_t)word;
     } else {
-        pixel[c.offset] = (uint8_t)word;
+        pixel[c.base.offset] = (uint8_t)word;
     }
     if (f.opaque && blockIdx.z == 0) {
         pixel[3] = 255;
