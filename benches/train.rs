@@ -1,5 +1,5 @@
-//! Speed of training steps: a student's, plain and with expanded kernels, the teacher's, and one of distillation as the
-//! bundled `tiny-x4` was made, with optimisers and averages.
+//! Speed of training steps: a student's, plain and with expanded kernels, the teacher's, and one of distillation by a
+//! discriminator, with optimisers and averages.
 //!
 //! `cargo bench --bench train [-- --threads N] [--json]`. `benches/peers/train.py` runs this and PyTorch in turn. Batches
 //! are random and ready: making them is other threads' work. The best of many steps is reported.

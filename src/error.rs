@@ -19,7 +19,7 @@ pub enum Error {
     /// A scale that the model does not serve.
     #[error("{0}")]
     Scale(String),
-    /// A device that is not there.
+    /// A device that is not there, cannot run the model, or failed.
     #[error("{0}")]
     Device(String),
     /// A setting that the model cannot follow.

@@ -66,7 +66,8 @@ impl Upscaler {
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device, which
-    /// also has to compute the model rightly ([`Context::check`]), and for a published model on a CUDA device.
+    /// also has to compute the model rightly ([`Context::check`]), and for a published model on a CUDA device;
+    /// [`Error::Memory`] when that device has too little.
     pub fn load(model: &str, device: Device) -> Result<Self> {
         let context = match device {
             Device::Auto | Device::Cpu => None,
@@ -385,7 +386,7 @@ impl Upscaler {
     ///
     /// # Errors
     /// As [`Self::upscale_into`], and [`Error::Setting`] on the CPU, when [`Self::queue_depth`] frames are in flight, or
-    /// frames of another kind or size. After [`Error::Device`] no frame is in flight any more.
+    /// frames of another kind or size. When the device fails no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
         let scale = self.scale_of(src.info(), &to)?;
         if let Family::Lite(lite) = &mut self.family

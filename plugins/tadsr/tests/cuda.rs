@@ -15,14 +15,13 @@ const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 /// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.
 const LOST: i32 = 719;
 
-/// A device under the number 7: every test has a process of its own, or else the last one plugged in serves all.
+/// A device with a number that no other test of this process uses.
 fn plug() -> Arc<Fake> {
     let fake = Fake::new((8, 0), 1 << 30);
     fake.plug(ordinal(&fake));
     fake
 }
 
-/// A number that no other test of this process uses.
 fn ordinal(fake: &Arc<Fake>) -> usize {
     Arc::as_ptr(fake) as usize
 }
@@ -48,36 +47,35 @@ fn picture(n: u64) -> gst::Buffer {
 }
 
 /// What the CPU makes of the frame.
-fn on_the_cpu(n: u64, strength: &str) -> Vec<u16> {
-    let properties = [("device", "cpu"), ("strength", strength)];
+fn on_the_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
+    let properties = [("device", "cpu"), ("model", model), ("strength", strength)];
     let mut rig = Rig::raw(&properties, "I420", SIZE.0, SIZE.1);
     let out = rig.harness.push_and_pull(picture(n)).unwrap();
     samples(&out, &rig.out_info(), 0)
 }
 
 /// Asserts that `out` are the frames `numbers`, in order and unmixed.
-fn assert_frames(rig: &Rig, out: &[gst::Buffer], numbers: impl Iterator<Item = u64>) {
-    assert_frames_as(rig, out, numbers, "1");
+fn assert_frames(rig: &Rig, out: &[gst::Buffer], numbers: std::ops::Range<u64>) {
+    assert_frames_as(rig, out, numbers, "tiny", "1");
 }
 
 fn assert_frames_as(
     rig: &Rig,
     out: &[gst::Buffer],
-    numbers: impl Iterator<Item = u64>,
+    numbers: std::ops::Range<u64>,
+    model: &str,
     strength: &str,
 ) {
-    let numbers: Vec<u64> = numbers.collect();
     let times: Vec<_> = out.iter().map(|b| b.pts().unwrap()).collect();
-    assert_eq!(
-        times,
-        numbers.iter().map(|&n| FRAME * n).collect::<Vec<_>>()
-    );
+    let expected: Vec<_> = numbers.clone().map(|n| FRAME * n).collect();
+    assert_eq!(times, expected);
     for (buffer, n) in out.iter().zip(numbers) {
         let got = samples(buffer, &rig.out_info(), 0);
-        let want = on_the_cpu(n, strength);
+        let want = on_the_cpu(n, model, strength);
+        assert_eq!(got.len(), want.len());
         let far = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
         // f16 on the device, on the CPU perhaps 8-bit integers.
-        assert!(far <= Some(3), "frame {n} is {far:?} from the CPU's");
+        assert!(far.unwrap() <= 3, "frame {n} is {far:?} from the CPU's");
     }
 }
 
@@ -274,7 +272,7 @@ fn a_device_that_is_lost_ends_the_stream_or_leaves_bicubic() {
     rig_2.harness.push(picture(1)).unwrap();
     assert_eq!(rig_2.element.property::<String>("active-model"), "bicubic");
     let out = pulled(&mut rig_2);
-    assert_frames_as(&rig_2, &out, 0..2, "0");
+    assert_frames_as(&rig_2, &out, 0..2, "tiny", "0");
 }
 
 #[test]
@@ -335,10 +333,11 @@ fn a_model_that_is_swapped_takes_over_behind_the_frames_in_work() {
     }
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
+    let last = &out[out.len() - 2..];
+    assert_frames_as(&rig, last, sent + 1..sent + 3, "tiny-clean", "1");
     let times: Vec<_> = out.iter().map(|b| b.pts().unwrap()).collect();
     assert_eq!(times, (0..sent + 3).map(|n| FRAME * n).collect::<Vec<_>>());
     assert_frames(&rig, &out[..2], 0..2);
-    // Both models run there, one after the other.
     let stats: gst::Structure = rig.element.property("stats");
     assert_eq!(stats.get::<u64>("frames"), Ok(sent + 3));
     assert!(rig.message(gst::MessageType::Error).is_none());
@@ -377,10 +376,126 @@ fn a_short_buffer_is_an_error_with_frames_in_work() {
     let mut short = gst::Buffer::from_mut_slice(vec![0u8; 100]);
     short.get_mut().unwrap().set_pts(FRAME);
     assert_eq!(rig.harness.push(short), Err(gst::FlowError::Error));
+    let out = pulled(&mut rig);
+    assert_frames(&rig, &out, 0..1);
     let error = rig.message(gst::MessageType::Error).unwrap();
     assert!(error.contains("100"), "{error}");
     assert!(
         rig.message(gst::MessageType::Warning).is_none(),
         "the device is not to blame"
     );
+}
+
+#[test]
+fn a_discontinuity_marks_its_own_frame_and_ends_no_overlap() {
+    let fake = plug();
+    let mut rig = rig(&fake, "3", &[]);
+    let marked = |n: u64, mark: bool| {
+        let mut buffer = picture(n);
+        if mark {
+            let buffer = buffer.get_mut().unwrap();
+            buffer.set_flags(gst::BufferFlags::DISCONT);
+        }
+        buffer
+    };
+    // As sources do: the first is marked.
+    for n in 0..5 {
+        rig.harness.push(marked(n, n == 0)).unwrap();
+        let out = rig.harness.buffers_in_queue() as u64;
+        assert_eq!(out, n.saturating_sub(1), "after frame {n}");
+    }
+    // Another in the middle: what was in work before comes out first.
+    rig.harness.push(marked(5, true)).unwrap();
+    assert_eq!(rig.harness.buffers_in_queue(), 5);
+    for n in 6..8 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    assert_eq!(rig.harness.buffers_in_queue(), 6);
+    rig.harness.push_event(gst::event::Eos::new());
+    let out = pulled(&mut rig);
+    let marks: Vec<usize> = (0..out.len())
+        .filter(|&n| out[n].flags().contains(gst::BufferFlags::DISCONT))
+        .collect();
+    assert_eq!(marks, [0, 5]);
+    assert_frames(&rig, &out, 0..8);
+}
+
+#[test]
+fn a_real_pipeline_keeps_frames_in_flight_and_loses_none() {
+    init();
+    let fake = plug();
+    let line = format!(
+        "videotestsrc num-buffers=6 pattern=ball ! video/x-raw,format=NV12,width=24,height=18,framerate=25/1 ! \
+         tadsrupscale name=up device=cuda:{} queue-depth=3 ! fakesink name=sink sync=false signal-handoffs=true",
+        ordinal(&fake)
+    );
+    let pipeline = gst::parse::launch(&line)
+        .unwrap()
+        .downcast::<gst::Pipeline>()
+        .unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
+    let limit = gst::ClockTime::from_seconds(60);
+    let end = pipeline
+        .bus()
+        .unwrap()
+        .timed_pop_filtered(limit, &kinds)
+        .unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+    let stats: gst::Structure = pipeline.by_name("up").unwrap().property("stats");
+    assert_eq!(stats.get::<u64>("frames"), Ok(6));
+    // Not sent and waited for one by one: of the last six frames three were sent before the first was waited for.
+    let log = fake.log();
+    let calls = log
+        .iter()
+        .filter(|c| ["launch_graph", "synchronize_event"].contains(&c.as_str()));
+    let calls: String = calls
+        .map(|c| if c == "launch_graph" { 's' } else { 'w' })
+        .collect();
+    assert!(calls.ends_with("ssswswswswww"), "{calls}");
+    pipeline.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn a_precision_set_while_playing_that_the_device_does_not_have_changes_nothing() {
+    let fake = plug();
+    let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
+    for n in 0..2 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    rig.element.set_property_from_str("precision", "f32");
+    for n in 2..4 {
+        rig.harness.push(picture(n)).unwrap();
+    }
+    let warning = rig.message(gst::MessageType::Warning).unwrap();
+    assert!(warning.contains("f32"), "{warning}");
+    assert!(
+        rig.message(gst::MessageType::Warning).is_none(),
+        "told once"
+    );
+    rig.harness.push_event(gst::event::Eos::new());
+    let out = pulled(&mut rig);
+    assert_frames(&rig, &out, 0..4);
+    assert_ne!(rig.element.property::<String>("active-device"), "cpu");
+}
+
+#[test]
+fn a_model_set_after_the_device_was_lost_runs_on_the_cpu() {
+    let fake = plug();
+    let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
+    rig.harness.push(picture(0)).unwrap();
+    fake.fail("synchronize_event", 0, LOST);
+    rig.harness.push(picture(1)).unwrap();
+    assert_eq!(rig.element.property::<String>("active-device"), "cpu");
+    rig.element.set_property("model", "tiny-clean");
+    let mut sent = 2;
+    while rig.element.property::<String>("active-model") != "tiny-clean-x2" {
+        rig.harness.push(picture(sent)).unwrap();
+        sent += 1;
+        assert!(sent < 10_000, "the model never came");
+    }
+    rig.harness.push(picture(sent)).unwrap();
+    let out = pulled(&mut rig);
+    let last = &out[out.len() - 1..];
+    assert_frames_as(&rig, last, sent..sent + 1, "tiny-clean", "1");
 }

@@ -100,6 +100,18 @@ fn a_fixed_scale_keeps_aspect_framerate_and_multiview() {
 }
 
 #[test]
+fn video_without_a_fixed_framerate_is_upscaled_like_any_other() {
+    for rate in ["", ",framerate=0/1"] {
+        for scale in ["1", "2"] {
+            let caps = format!("video/x-raw,format=I420,width=32,height=24{rate}");
+            let mut rig = Rig::with_caps(&[("scale", scale)], &caps);
+            rig.harness.push_and_pull(blank(&info(&caps))).unwrap();
+            assert_eq!(rig.harness.query_latency(), Some(gst::ClockTime::ZERO));
+        }
+    }
+}
+
+#[test]
 fn scale_1_passes_buffers_through_untouched() {
     let mut rig = Rig::raw(&[("scale", "1")], "I420", 32, 24);
     let buffer = blank(&info(&raw("I420", 32, 24)));

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// The fastest of the others that this processor has instructions for and that keeps flat areas within half a step of
-    /// 8-bit video: int8 for calibrated models of up to 16 channels with AVX-512 VNNI, else bf16 with AVX-512 BF16, else
+    /// 8-bit video: int8 for calibrated models of up to 16 channels with AVX-512 VNNI or AVX-VNNI, else bf16 with AVX-512 BF16, else
     /// f32. For a model and a processor it is always the same one.
     #[default]
     Auto,

@@ -16,9 +16,18 @@ const SIZE: (usize, usize) = (71, 19);
 /// Codes of 8-bit video by which f16 and the order of sums may move a sample, rounding included.
 const TOLERANCE: u8 = 2;
 
+/// Formats that take the kernels' different ways between a frame and the latent.
+const FORMATS: [PixelFormat; 2] = [PixelFormat::I420, PixelFormat::Rgb];
+
 /// See [`Context::check`].
 pub(super) fn check(context: &Arc<Context>, model: &LiteModel) -> Result<()> {
-    let src = pattern(FrameInfo::new(PixelFormat::I420, SIZE.0, SIZE.1))?;
+    FORMATS
+        .into_iter()
+        .try_for_each(|format| check_format(context, model, format))
+}
+
+fn check_format(context: &Arc<Context>, model: &LiteModel, format: PixelFormat) -> Result<()> {
+    let src = pattern(FrameInfo::new(format, SIZE.0, SIZE.1))?;
     let scale = model.metadata.scales[1];
     let side = |len: usize| (len as f64 * scale) as usize;
     let dst = src.info().with_size(side(SIZE.0), side(SIZE.1));
@@ -49,11 +58,14 @@ pub(super) fn check(context: &Arc<Context>, model: &LiteModel) -> Result<()> {
 fn pattern(info: FrameInfo) -> Result<Frame> {
     let mut frame = Frame::new(info)?;
     let mut state = 1u32;
-    for component in [Component::Y, Component::U, Component::V] {
+    for component in info.format.components().iter().map(|c| c.component) {
         let (width, height) = info
             .format
             .component_size(component, info.width, info.height);
-        let middle = if component == Component::Y { 0.5 } else { 0.0 };
+        let middle = match component {
+            Component::U | Component::V => 0.0,
+            _ => 0.5,
+        };
         let samples: Vec<f32> = (0..width * height)
             .map(|i| {
                 state = state.wrapping_mul(1664525).wrapping_add(1013904223);

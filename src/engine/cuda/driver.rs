@@ -266,6 +266,8 @@ mod library {
     const CAPABILITY: [c_int; 2] = [75, 76];
     /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream of other libraries.
     const NON_BLOCKING: c_uint = 1;
+    /// `CU_EVENT_BLOCKING_SYNC`: who waits sleeps, for there may be more streams than cores.
+    const BLOCKING: c_uint = 1;
     /// `CU_MEMHOSTALLOC_PORTABLE`
     const PORTABLE: c_uint = 1;
     /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do meanwhile is their own affair.
@@ -537,7 +539,7 @@ mod library {
 
         fn event(&self) -> Result<Event> {
             self.make("cuEventCreate", |t, out| unsafe {
-                (t.event_create)(out, 0)
+                (t.event_create)(out, BLOCKING)
             })
             .map(Event)
         }

@@ -90,11 +90,12 @@ impl Context {
         }))
     }
 
-    /// Runs `model` on a small frame and compares the result with the CPU's: what a driver, a chip or a compiler does
-    /// wrong is found before a frame that anybody sees. Takes some milliseconds.
+    /// Runs `model` on two small frames, I420 and RGB, and compares the results with the CPU's: what a driver, a chip or a
+    /// compiler does grossly wrong is found before frames that anybody sees.
     ///
     /// # Errors
-    /// [`Error::Device`] when the results differ by more than f16 explains, or the device fails.
+    /// [`Error::Device`] when a sample differs by more than 2 of 255, or the device fails, [`Error::Memory`] when its memory
+    /// is too small.
     pub fn check(self: &Arc<Self>, model: &LiteModel) -> Result<()> {
         check::check(self, model)
     }
@@ -305,7 +306,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Frame`] when it is not of the kind and size that the plan is for, [`Error::Setting`] when as many
-    /// frames are in flight as may be, [`Error::Device`] when the device fails; then no frame is in flight any more.
+    /// frames are in flight as may be, [`Error::Device`] or [`Error::Memory`] when the device fails; then no frame is in
+    /// flight any more.
     pub fn submit(&mut self, src: &FrameRef, strength: f32) -> Result<()> {
         if *src.info() != self.src {
             return Err(foreign());

@@ -123,9 +123,11 @@ impl Default for Settings {
 
 impl Settings {
     /// Makes `upscaler` follow what may change from frame to frame.
+    ///
+    /// # Errors
+    /// When the model or the device does not have a setting; it keeps the one before, and takes the others.
     fn apply(&self, upscaler: &mut Upscaler) -> tadsr::Result<()> {
         upscaler.set_strength(self.strength as f32);
-        upscaler.set_precision(self.precision.into())?;
         upscaler.set_noise(self.noise as f32);
         upscaler.set_seed(self.seed);
         upscaler.set_tile(match self.tile_size {
@@ -138,7 +140,8 @@ impl Settings {
             ColorFix::Adain => official::ColorFix::Adain,
             ColorFix::None => official::ColorFix::None,
         });
-        upscaler.set_steps(self.steps as usize)
+        let precision = upscaler.set_precision(self.precision.into());
+        upscaler.set_steps(self.steps as usize).and(precision)
     }
 }
 
@@ -157,9 +160,13 @@ enum Engine {
 
 /// A model and how it is used.
 struct Loaded {
-    upscaler: Upscaler,
+    upscaler: Box<Upscaler>,
+    /// What it was asked for by.
+    model: String,
     /// The fallback is bicubic: the network's residual is left out.
     plain: bool,
+    /// What was told of settings that it does not have.
+    told: Option<String>,
 }
 
 /// A frame in work: what came in, and what goes out in its place.
@@ -663,9 +670,11 @@ impl BaseTransformImpl for TadsrUpscale {
         self.parent_sink_event(event)
     }
 
-    /// Latency grows by the frames in work. Who asks for a drain wants them out.
+    /// Latency grows by the frames in work. Who asks for a drain or for other buffers wants them out.
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        if direction == gst::PadDirection::Sink && query.type_() == gst::QueryType::Drain {
+        let drains = [gst::QueryType::Drain, gst::QueryType::Allocation];
+        if direction == gst::PadDirection::Sink && drains.contains(&query.type_()) {
+            // What keeps the frames from going out is told with the next one.
             let _ = self.drain();
         }
         if !BaseTransformImplExt::parent_query(self, direction, query) {
@@ -688,8 +697,11 @@ impl BaseTransformImpl for TadsrUpscale {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         self.parent_propose_allocation(decide_query, query)?;
-        let depth = lock(&self.state).depth as u32;
-        more_buffers(query, |min| min.max(depth + 1));
+        // Without it, the answer is that of another element: frames pass through.
+        if decide_query.is_some() {
+            let depth = lock(&self.state).depth as u32;
+            more_buffers(query, |min| min.max(depth + 1));
+        }
         Ok(())
     }
 
@@ -787,8 +799,9 @@ impl BaseTransformImpl for TadsrUpscale {
             self.obj().set_passthrough(passes);
             self.obj().reconfigure_src();
         }
-        if is_discont {
-            // The mark is for this frame and not for those before it.
+        // Not `is_discont`, which stays until a frame comes out. The frame that comes out next gets the mark; after one that
+        // is left out below, that may be one before it.
+        if inbuf.flags().contains(gst::BufferFlags::DISCONT) {
             self.drain()?;
         }
         let result = self.parent_submit_input_buffer(is_discont, inbuf);
@@ -888,6 +901,24 @@ impl State {
         }
     }
 
+    /// Takes the engine out, so that it works without a lock; `None` when there is none.
+    fn take(&mut self) -> Option<Loaded> {
+        match mem::replace(&mut self.engine, Engine::Busy) {
+            Engine::Ready(loaded) => Some(loaded),
+            other => {
+                self.engine = other;
+                None
+            }
+        }
+    }
+
+    /// Ends what [`Self::take`] began. A stopped element has no use for it.
+    fn put_back(&mut self, loaded: Loaded) {
+        if matches!(self.engine, Engine::Busy) {
+            self.engine = Engine::Ready(loaded);
+        }
+    }
+
     /// Puts a model in place, behind the frames in work; `None` is passthrough. Returns what it replaces, to be dropped
     /// without the lock.
     fn install(&mut self, loaded: Option<Loaded>) -> (Engine, Option<Loaded>) {
@@ -918,9 +949,13 @@ impl State {
 }
 
 impl Loaded {
-    fn new(upscaler: Upscaler) -> Self {
-        let plain = false;
-        Self { upscaler, plain }
+    fn new(upscaler: Upscaler, model: &str, plain: bool) -> Self {
+        Self {
+            upscaler: Box::new(upscaler),
+            model: model.into(),
+            plain,
+            told: None,
+        }
     }
 
     /// Whether it runs on a CUDA device.
@@ -1053,17 +1088,12 @@ impl TadsrUpscale {
             .parse()
             .map_err(|err| gst::error_msg!(gst::LibraryError::Settings, ("{err}")))?;
 
-        let err = match self.load(settings, &settings.model, device) {
-            Ok(upscaler) => return Ok(Some(Loaded::new(upscaler))),
+        let err = match self.load_model(settings, device) {
+            Ok(loaded) => return Ok(Some(loaded)),
             Err(err) => err,
         };
         let (instead, loaded) = match settings.fallback {
-            Fallback::Error => return Err(error_message(&err)),
-            Fallback::Cpu => {
-                let loaded = self.load(settings, &settings.model, Device::Cpu);
-                let upscaler = loaded.map_err(|err| error_message(&err))?;
-                (ON_CPU, Some(Loaded::new(upscaler)))
-            }
+            Fallback::Error | Fallback::Cpu => return Err(error_message(&err)),
             Fallback::Passthrough => ("leaving the video as it is", None),
             Fallback::Bicubic => {
                 let loaded = self.bicubic(settings).map_err(|_| error_message(&err))?;
@@ -1072,6 +1102,20 @@ impl TadsrUpscale {
         };
         gst::element_imp_warning!(self, gst::ResourceError::OpenRead, ("{err}; {instead}"));
         Ok(loaded)
+    }
+
+    /// Loads the model that `settings` ask for on `device`, or on the CPU as the fallback has it, with a warning.
+    fn load_model(&self, settings: &Settings, device: Device) -> tadsr::Result<Loaded> {
+        let model = &settings.model;
+        let upscaler = match self.load(settings, model, device) {
+            Err(err) if settings.fallback == Fallback::Cpu && matches!(device, Device::Cuda(_)) => {
+                let upscaler = self.load(settings, model, Device::Cpu)?;
+                gst::element_imp_warning!(self, gst::ResourceError::OpenRead, ("{err}; {ON_CPU}"));
+                upscaler
+            }
+            result => result?,
+        };
+        Ok(Loaded::new(upscaler, model, false))
     }
 
     fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
@@ -1095,8 +1139,7 @@ impl TadsrUpscale {
     /// The fallback to bicubic interpolation: the default model is the frame around it.
     fn bicubic(&self, settings: &Settings) -> tadsr::Result<Loaded> {
         let upscaler = self.load(settings, "", Device::Cpu)?;
-        let plain = true;
-        Ok(Loaded { upscaler, plain })
+        Ok(Loaded::new(upscaler, "", true))
     }
 
     /// After `model` was set in a started element: loads it in another thread and lets it take over between two
@@ -1114,23 +1157,23 @@ impl TadsrUpscale {
         self.obj().call_async(move |element| {
             let imp = element.imp();
             let device = settings.device.parse().unwrap_or_default();
-            let result = imp.load(&settings, &settings.model, device);
+            let result = imp.load_model(&settings, device);
             imp.take_over(generation, result);
         });
     }
 
-    fn take_over(&self, generation: u64, result: tadsr::Result<Upscaler>) {
+    fn take_over(&self, generation: u64, result: tadsr::Result<Loaded>) {
         let mut state = lock(&self.state);
         if state.generation != generation {
             return;
         }
         let ratio = state.ratio();
-        let result = result.and_then(|upscaler| match overscale(ratio, upscaler.max_scale()) {
+        let result = result.and_then(|new| match overscale(ratio, new.upscaler.max_scale()) {
             Some(reason) if state.negotiated.is_some() => Err(Error::Scale(reason)),
-            _ => Ok(upscaler),
+            _ => Ok(new),
         });
-        let upscaler = match result {
-            Ok(upscaler) => upscaler,
+        let loaded = match result {
+            Ok(loaded) => loaded,
             Err(err) => {
                 drop(state);
                 gst::element_imp_warning!(
@@ -1141,7 +1184,7 @@ impl TadsrUpscale {
                 return;
             }
         };
-        let old = state.install(Some(Loaded::new(upscaler)));
+        let old = state.install(Some(loaded));
         drop(state);
         drop(old);
         self.notify_active();
@@ -1157,45 +1200,50 @@ impl TadsrUpscale {
         let Some(negotiated) = state.negotiated.clone() else {
             return Err(gst::FlowError::NotNegotiated);
         };
-        // Taken out, so that no lock is held while it works.
-        let mut loaded = match mem::replace(&mut state.engine, Engine::Busy) {
-            Engine::Ready(loaded) => loaded,
-            other => {
-                state.engine = other;
-                return Err(gst::FlowError::Flushing);
-            }
+        let Some(mut loaded) = state.take() else {
+            return Err(gst::FlowError::Flushing);
         };
         let next = state.next.take();
         drop(state);
 
-        let work = || {
-            if let Some(next) = next {
-                let last = self.finish(&mut loaded, &negotiated, 0)?;
-                last.map_or(Ok(()), |buffer| self.push(buffer))?;
-                loaded = next;
-            }
+        let result = self.swap(&mut loaded, next, &negotiated).and_then(|()| {
             let Some(frame) = frame else {
                 return self.finish(&mut loaded, &negotiated, 0);
             };
-            if let Err(err) = self.begin(&mut loaded, &negotiated, &frame.input) {
-                self.recover(&mut loaded, err)?;
-            }
+            self.begin_or_recover(&mut loaded, &negotiated, &frame.input)?;
             lock(&self.queue).push_back(Item::Frame(frame));
             let most = loaded.upscaler.queue_depth() - 1;
             self.finish(&mut loaded, &negotiated, most)
-        };
-        let result = work();
+        });
         if result.is_err() {
             loaded.upscaler.flush();
             lock(&self.queue).clear();
         }
         let mut state = lock(&self.state);
         state.stats.device_memory = loaded.upscaler.device_memory() as u64;
-        // A stopped element has no use for it.
-        if matches!(state.engine, Engine::Busy) {
-            state.engine = Engine::Ready(loaded);
-        }
+        state.put_back(loaded);
         result
+    }
+
+    /// Lets the model `next` take over, if there is one, behind the frames in work.
+    fn swap(
+        &self,
+        loaded: &mut Loaded,
+        next: Option<Loaded>,
+        negotiated: &Negotiated,
+    ) -> Result<(), gst::FlowError> {
+        let Some(next) = next else {
+            return Ok(());
+        };
+        let last = self.finish(loaded, negotiated, 0);
+        *loaded = next;
+        // The old one may have been replaced by its fallback since the new one came.
+        lock(&self.state).describe(Some(loaded));
+        self.notify_active();
+        self.tell_latency();
+        last?.map_or(Ok(()), |buffer| self.push(buffer))?;
+        self.push_events();
+        Ok(())
     }
 
     /// Gets frames out until at most `most` are in work, or fewer if the engine has come to take fewer. All but the last
@@ -1232,9 +1280,29 @@ impl TadsrUpscale {
                     last = Some(frame.output);
                 }
                 Some(Item::Event(event)) => self.push_event(event),
-                None => {}
+                // Nobody else takes frames out.
+                None => return Ok(None),
             }
         }
+    }
+
+    /// As [`Self::begin`], and if it fails, what [`Self::recover`] makes of it. If that fails, the frames before still go
+    /// out.
+    fn begin_or_recover(
+        &self,
+        loaded: &mut Loaded,
+        negotiated: &Negotiated,
+        input: &gst::Buffer,
+    ) -> Result<(), gst::FlowError> {
+        let Err(err) = self.begin(loaded, negotiated, input) else {
+            return Ok(());
+        };
+        let recovered = self.recover(loaded, err);
+        if recovered == Err(gst::FlowError::Error) && loaded.upscaler.in_flight() > 0 {
+            let last = self.finish(loaded, negotiated, 0)?;
+            last.map_or(Ok(()), |buffer| self.push(buffer))?;
+        }
+        recovered
     }
 
     /// Sends a frame to a CUDA device.
@@ -1250,8 +1318,7 @@ impl TadsrUpscale {
         if !loaded.on_device() {
             return Ok(());
         }
-        let settings = lock(&self.settings).clone();
-        settings.apply(&mut loaded.upscaler)?;
+        self.apply(loaded);
         with_input(input, negotiated, |src| {
             loaded.upscaler.submit(src, negotiated.out_frame())
         })
@@ -1268,23 +1335,39 @@ impl TadsrUpscale {
         negotiated: &Negotiated,
         frame: &mut Frame,
     ) -> tadsr::Result<Option<Times>> {
-        let on_device = loaded.on_device();
-        let Loaded { upscaler, plain } = loaded;
-        if on_device {
+        if loaded.on_device() {
+            let upscaler = &mut loaded.upscaler;
             return with_output(&mut frame.output, negotiated, |dst| {
                 upscaler.receive(dst).map(Some)
             });
         }
-        let settings = lock(&self.settings).clone();
-        settings.apply(upscaler)?;
-        if *plain {
-            upscaler.set_strength(0.0);
-        }
+        self.apply(loaded);
+        let upscaler = &mut loaded.upscaler;
         with_input(&frame.input, negotiated, |src| {
             with_output(&mut frame.output, negotiated, |dst| {
                 upscaler.upscale_into(src, dst).map(|()| None)
             })
         })
+    }
+
+    /// Makes the engine follow the properties. What it does not have is told once, and stays as it was.
+    fn apply(&self, loaded: &mut Loaded) {
+        let settings = lock(&self.settings).clone();
+        let refused = settings.apply(&mut loaded.upscaler).err();
+        let refused = refused.map(|err| err.to_string());
+        if let Some(reason) = &refused
+            && refused != loaded.told
+        {
+            gst::element_imp_warning!(
+                self,
+                gst::LibraryError::Settings,
+                ("{reason}; it stays as it was")
+            );
+        }
+        loaded.told = refused;
+        if loaded.plain {
+            loaded.upscaler.set_strength(0.0);
+        }
     }
 
     /// After an engine failed in the middle of the video: replaces it as the fallback has it, with a warning. Frames in
@@ -1298,13 +1381,17 @@ impl TadsrUpscale {
             // No engine would take the buffer, nor is one to blame.
             _ if matches!(err, Error::Cancelled | Error::Frame(_)) => return Err(self.fail(&err)),
             Fallback::Cpu if loaded.on_device() => {
-                let loaded = self.load(&settings, &settings.model, Device::Cpu);
-                (ON_CPU, loaded.map(Loaded::new))
+                let model = &loaded.model;
+                let upscaler = self.load(&settings, model, Device::Cpu);
+                (ON_CPU, upscaler.map(|u| Loaded::new(u, model, false)))
             }
             Fallback::Bicubic if !loaded.plain => (PLAIN, self.bicubic(&settings)),
             _ => return Err(self.fail(&err)),
         };
-        *loaded = new.map_err(|_| self.fail(&err))?;
+        *loaded = new.map_err(|second| {
+            gst::warning!(CAT, imp = self, "{instead} fails, too: {second}");
+            self.fail(&err)
+        })?;
         lock(&self.state).describe(Some(loaded));
         gst::element_imp_warning!(
             self,
@@ -1339,8 +1426,10 @@ impl TadsrUpscale {
     /// Forgets the frames in work, and what comes between them.
     fn discard(&self) {
         lock(&self.queue).clear();
-        if let Engine::Ready(loaded) = &mut lock(&self.state).engine {
+        let taken = lock(&self.state).take();
+        if let Some(mut loaded) = taken {
             loaded.upscaler.flush();
+            lock(&self.state).put_back(loaded);
         }
     }
 
@@ -1374,7 +1463,7 @@ impl TadsrUpscale {
         let delay = (state.negotiated.as_ref()).and_then(|negotiated| {
             let fps = negotiated.input.fps();
             let (num, den) = (
-                u64::try_from(fps.numer()).ok()?,
+                u64::try_from(fps.numer()).ok().filter(|&num| num > 0)?,
                 u64::try_from(fps.denom()).ok()?,
             );
             let frames = state.depth.saturating_sub(1) as u64;
