@@ -15,7 +15,10 @@ mod params;
 mod plan;
 mod program;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use driver::{Driver, Event, Fault, Function, Graph, Stream};
 use owned::{Memory, Owned, Pinned};
@@ -45,19 +48,30 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens the device of that number.
+    /// Opens the device of that number. All who have it open share one context.
     ///
     /// # Errors
     /// [`Error::Device`] with the reason when there is no driver, no such device, or one that is too old.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
-        let named =
-            |e: Error| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}"));
+        static OPEN: Mutex<BTreeMap<usize, Weak<Context>>> = Mutex::new(BTreeMap::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = open.get(&ordinal).and_then(Weak::upgrade) {
+            return Ok(context);
+        }
+        let driver = Self::driver_of(ordinal);
+        let context = driver
+            .and_then(Self::new)
+            .map_err(|e| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}")))?;
+        open.insert(ordinal, Arc::downgrade(&context));
+        Ok(context)
+    }
+
+    fn driver_of(ordinal: usize) -> Result<Arc<dyn Driver>> {
         #[cfg(any(test, feature = "emulator"))]
         if let Some(fake) = emulator::plugged(ordinal) {
-            return Self::new(fake).map_err(named);
+            return Ok(fake);
         }
-        let driver = driver::open(ordinal).map_err(named)?;
-        Self::new(driver).map_err(named)
+        driver::open(ordinal)
     }
 
     /// Loads the kernels.

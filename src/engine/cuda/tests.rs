@@ -359,6 +359,18 @@ fn what_does_not_fit_is_refused_with_a_reason() {
     assert!(engine.submit(&wrong.as_ref(), 1.0).is_err());
 }
 
+#[test]
+fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
+    let fake = Fake::new((8, 0), PLENTY);
+    fake.plug(60);
+    let (a, b) = (Context::open(60).unwrap(), Context::open(60).unwrap());
+    assert!(Arc::ptr_eq(&a, &b));
+    assert_eq!(fake.alive(), 1, "the kernels, once");
+    drop((a, b));
+    assert_eq!(fake.alive(), 0);
+    assert!(Context::open(60).is_ok());
+}
+
 /// A device may be there, but none of this number.
 #[test]
 fn a_device_that_is_not_there_is_an_error_with_the_reason() {
