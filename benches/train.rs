@@ -119,7 +119,7 @@ fn distillation(config: StudentConfig) -> Result<f64> {
         blocks: 1,
         ..TeacherConfig::micro(channels, config.r)
     };
-    let (teacher, variables) = init::teacher(&teacher, 1)?;
+    let (teacher, variables) = init::teacher(&teacher, 1, &Device::Cpu)?;
     let frozen = variables
         .into_iter()
         .map(|(name, var)| (name, var.as_detached_tensor()));
@@ -130,7 +130,7 @@ fn distillation(config: StudentConfig) -> Result<f64> {
         width: 64,
         time_channels: 32,
     };
-    let mut adversary = Adversary::new(init::lite_discriminator(&judge, 1)?)?;
+    let mut adversary = Adversary::new(init::lite_discriminator(&judge, 1, &Device::Cpu)?)?;
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let student = Student::expanded(config, 64, vb)?;

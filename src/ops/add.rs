@@ -7,8 +7,11 @@ use super::{conv2d::slice, cpu::elementwise};
 /// `a + b` of one shape, f32. Differentiable.
 ///
 /// # Errors
-/// When the shapes differ or a tensor is not f32 in CPU memory.
+/// When the shapes differ or a tensor is not f32.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        return a + b;
+    }
     a.contiguous()?.apply_op2(&b.contiguous()?, Add)
 }
 

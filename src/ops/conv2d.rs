@@ -2,11 +2,14 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{
-    Isa,
-    conv::{self, Activation, ConvShape, PackedConv},
-    elementwise::leaky_relu_grad,
-    zeros,
+use super::{
+    composed,
+    cpu::{
+        Isa,
+        conv::{self, Activation, ConvShape, PackedConv},
+        elementwise::leaky_relu_grad,
+        zeros,
+    },
 };
 
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
@@ -26,6 +29,9 @@ pub fn conv2d(
     pad: usize,
     activation: Activation,
 ) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed::conv2d(x, weight, bias, stride, pad, activation);
+    }
     let op = Conv2d {
         stride,
         pad,

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{
-    Activation,
+    Activation, composed,
     conv2d::{slice, with_slice},
     cpu::{
         Isa,
@@ -29,6 +29,9 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed::group_norm(x, groups, weight, bias, eps, activation);
+    }
     let silu = match activation {
         Activation::None => false,
         Activation::Silu => true,

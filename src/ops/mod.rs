@@ -2,10 +2,12 @@
 //!
 //! Feature maps are NHWC ("channels last") throughout: a pixel's channels are contiguous, which is what the
 //! convolution kernels, norms over channels and attention want. Convolution weights keep the checkpoints' layout
-//! `[co, ci, kh, kw]`.
+//! `[co, ci, kh, kw]`. The kernels are for the CPU; on other devices what training needs is composed of candle's own
+//! operators.
 
 mod add;
 mod attention;
+mod composed;
 mod conv2d;
 pub mod cpu;
 mod gelu;

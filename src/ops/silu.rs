@@ -10,8 +10,11 @@ use super::{
 /// `x / (1 + exp(-x))`, any shape, f32.
 ///
 /// # Errors
-/// When the tensor is not f32 in CPU memory.
+/// When the tensor is not f32.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.silu();
+    }
     x.contiguous()?.apply_op1(Silu)
 }
 

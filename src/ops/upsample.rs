@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{
-    Activation,
+    Activation, composed,
     conv2d::{slice, with_slice},
     cpu::{
         Isa,
@@ -17,6 +17,9 @@ use super::{
 /// # Errors
 /// When `x` has not four dimensions.
 pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed::upsample2x(x);
+    }
     x.contiguous()?.apply_op1(Upsample2x)
 }
 
@@ -27,6 +30,10 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit.
 pub fn upsample2x_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        let x = composed::upsample2x(x)?;
+        return composed::conv2d(&x, weight, bias, 1, 1, Activation::None);
+    }
     x.contiguous()?
         .apply_op3(&weight.contiguous()?, &bias.contiguous()?, UpsampleConv)
 }

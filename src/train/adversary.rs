@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Result, Tensor, backprop::GradStore};
+use candle_core::{Device, Result, Tensor, backprop::GradStore};
 
 use super::{
     losses::hinge_discriminator,
-    optim::{AdamW, Parameter},
+    optim::{AdamW, Parameter, found},
 };
 use crate::nn::{
     discriminator::{Discriminator, is_parameter},
@@ -162,10 +162,9 @@ impl<J: Judge> Adversary<J> {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn restore(&mut self, step: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| {
-            let found = tensors.get(name).cloned();
-            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
-        };
+        let first = self.variables.first();
+        let device = first.map_or(Device::Cpu, |(_, var)| var.device().clone());
+        let get = |name: &str| found(tensors, name, &device);
         for (name, var) in &self.variables {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
@@ -175,8 +174,6 @@ impl<J: Judge> Adversary<J> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
     use crate::{nn::discriminator::DiscriminatorConfig, train::init};
 

@@ -75,9 +75,9 @@ pub fn discriminator(
 ///
 /// # Errors
 /// As [`Teacher::new`].
-pub fn teacher(config: &TeacherConfig, seed: u64) -> Result<(Teacher, Variables)> {
+pub fn teacher(config: &TeacherConfig, seed: u64, device: &Device) -> Result<(Teacher, Variables)> {
     let vars = candle_nn::VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = Teacher::new(config.clone(), vb)?;
     let variables = sorted(&vars)?;
     draw(&variables, seed, |name| {
@@ -93,9 +93,10 @@ pub fn teacher(config: &TeacherConfig, seed: u64) -> Result<(Teacher, Variables)
 pub fn lite_discriminator(
     config: &lite::DiscriminatorConfig,
     seed: u64,
+    device: &Device,
 ) -> Result<(lite::Discriminator, Variables)> {
     let vars = candle_nn::VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = lite::Discriminator::new(config.clone(), vb)?;
     let variables = sorted(&vars)?;
     draw(&variables, seed, |_| false)?;

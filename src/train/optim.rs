@@ -201,6 +201,12 @@ impl Trained {
         Ok(norm)
     }
 
+    /// Where the parameters are.
+    fn device(&self) -> Device {
+        let first = self.parameters.first();
+        first.map_or(Device::Cpu, |(_, var)| var.device().clone())
+    }
+
     /// The averages by the parameters' names.
     pub fn averages(&self) -> HashMap<String, Tensor> {
         self.ema.state().into_iter().collect()
@@ -226,10 +232,8 @@ impl Trained {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn restore(&mut self, step: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        let get = |name: &str| {
-            let found = tensors.get(name).cloned();
-            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
-        };
+        let device = self.device();
+        let get = |name: &str| found(tensors, name, &device);
         for (name, var) in &self.parameters {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
@@ -245,14 +249,24 @@ impl Trained {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn begin(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        let average = |name: &str| {
-            let found = tensors.get(&format!("ema.{name}")).cloned();
-            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
-        };
+        let device = self.device();
+        let average = |name: &str| found(tensors, &format!("ema.{name}"), &device);
         for (name, var) in &self.parameters {
             var.set(&average(name)?)?;
         }
         self.ema.restore(average)
+    }
+}
+
+/// The tensor of that name, on `device`.
+pub(super) fn found(
+    tensors: &HashMap<String, Tensor>,
+    name: &str,
+    device: &Device,
+) -> Result<Tensor> {
+    match tensors.get(name) {
+        Some(tensor) => tensor.to_device(device),
+        None => Err(candle_core::Error::Msg(format!("no tensor '{name}'"))),
     }
 }
 

@@ -3,14 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use tadsr::{
+    Device,
     metrics::Lpips,
     train::{
+        self,
         checkpoint::write_atomically,
         corpus::PoolSpec,
         lite::{
@@ -64,6 +67,9 @@ pub struct Args {
     /// Steps between two checkpoints, each with a measurement on what is held out
     #[arg(long, default_value_t = 1000)]
     save_every: u64,
+    /// Where the networks are trained: cpu or cuda:N, the latter where this tool was built with the feature cuda
+    #[arg(long, default_value = "cpu", value_parser = Device::from_str)]
+    device: Device,
     /// Threads for the network; the data has as many again [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -100,11 +106,13 @@ struct Job {
     teacher_dir: PathBuf,
     lpips: Option<Lpips>,
     threads: usize,
+    device: candle_core::Device,
 }
 
 impl Job {
     fn new(args: Args, stop: &AtomicBool) -> Result<Self> {
         let recipe = Recipe::read(&args.recipe)?;
+        let device = train::device(args.device)?;
         let (student, low) = recipe.size.student(recipe.scale)?;
         let target = Target {
             name: recipe.name.clone(),
@@ -128,6 +136,7 @@ impl Job {
             teacher_dir,
             lpips,
             threads,
+            device,
         })
     }
 
@@ -136,6 +145,7 @@ impl Job {
             dir,
             resume,
             data_threads: self.threads,
+            device: self.device.clone(),
             slower,
         }
     }
@@ -199,7 +209,7 @@ impl Job {
         let open = |resume, slower| {
             let path = self.teacher_dir.join("teacher.safetensors");
             let teacher = match self.recipe.teacher {
-                Some(_) => Some(FrozenTeacher::read(&path)?),
+                Some(_) => Some(FrozenTeacher::read(&path, &self.device)?),
                 None => None,
             };
             self.open_student(options, teacher, &self.place(dir, resume, slower))

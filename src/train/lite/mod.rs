@@ -104,15 +104,14 @@ impl Latent {
         }
     }
 
-    /// The whitened base and the whitened residual of a batch of patches of `patch` pixels, `[n, h, w, c]`.
+    /// The whitened base and the whitened residual of a batch of patches of `patch` pixels, `[n, h, w, c]`, on `device`.
     ///
     /// # Errors
     /// When a tensor cannot be made.
-    pub fn tensors(&self, batch: &Batch, patch: usize) -> Result<[Tensor; 2]> {
+    pub fn tensors(&self, batch: &Batch, patch: usize, device: &Device) -> Result<[Tensor; 2]> {
         let (side, channels) = (patch / self.r, self.kind.channels(self.r));
         let n = batch.base.len() / (side * side * channels);
-        let tensor =
-            |values: &[f32]| Tensor::from_slice(values, (n, side, side, channels), &Device::Cpu);
+        let tensor = |values: &[f32]| Tensor::from_slice(values, (n, side, side, channels), device);
         Ok([tensor(&batch.base)?, tensor(&batch.residual)?])
     }
 }
@@ -162,6 +161,8 @@ pub struct Place<'a> {
     /// Whether it goes on with the checkpoint there.
     pub resume: bool,
     pub data_threads: usize,
+    /// Where the networks are trained; they are measured on the CPU.
+    pub device: Device,
     /// How often the learning rate is halved, beside the times that the checkpoint knows of: after it has diverged.
     pub slower: i32,
 }

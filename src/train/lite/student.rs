@@ -248,6 +248,7 @@ pub struct StudentRun {
     held_out: Vec<HeldOut>,
     lpips: Option<Lpips>,
     fingerprint: u64,
+    device: Device,
     dir: PathBuf,
 }
 
@@ -294,7 +295,7 @@ impl StudentRun {
         let path = place.dir.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, place.resume)?;
         let spec = latent.pairs(patch, options.batch);
-        let (student, parameters) = new_student(target.student, &options)?;
+        let (student, parameters) = new_student(target.student, &options, &place.device)?;
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
         let first = step * options.accumulate as u64;
         let held_out = material.validation(&spec, &latent.stats)?;
@@ -302,7 +303,7 @@ impl StudentRun {
         let make = move |seed| spec.batch(&*source, &stats, seed);
         let mut run = Self {
             trained: Trained::new(parameters, 0.99, options.ema)?,
-            adversary: new_adversary(&options, teacher.as_ref())?,
+            adversary: new_adversary(&options, teacher.as_ref(), &place.device)?,
             norms: [0.0; 5],
             step: 0,
             judged: 0,
@@ -310,6 +311,7 @@ impl StudentRun {
             held_out,
             lpips: None,
             fingerprint: material.fingerprint(),
+            device: place.device.clone(),
             dir: place.dir.to_path_buf(),
             loader: Loader::start(make, options.seed, first, place.data_threads),
             patch,
@@ -413,7 +415,7 @@ impl StudentRun {
     }
 
     fn draw(&self, batch: &Batch, index: u64) -> Result<Drawn> {
-        let [base, residual] = self.latent.tensors(batch, self.patch)?;
+        let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
         let d = &self.options.distillation;
         let mut rng = StdRng::seed_from_u64(step_seed(self.options.seed ^ NOISE, index));
         let n = base.dim(0)?;
@@ -598,7 +600,7 @@ impl StudentRun {
     pub fn validate(&self) -> Result<Vec<Validation>> {
         let student = self.model()?.student()?;
         let measure = |(name, batch): &HeldOut| {
-            let [base, residual] = self.latent.tensors(batch, self.patch)?;
+            let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
             let result = student.forward(&base, batch.scale)?;
             let left = (&result - &residual)?;
             let lpips = self.lpips.as_ref().map(|lpips| {
@@ -625,7 +627,7 @@ impl StudentRun {
         let student = self.model()?.student()?;
         let mut rows = Vec::new();
         for (name, batch) in &self.held_out {
-            let [base, residual] = self.latent.tensors(batch, self.patch)?;
+            let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
             let few = base.dim(0)?.min(SAMPLES);
             let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);
             let mut columns = vec![
@@ -633,8 +635,10 @@ impl StudentRun {
                 ("student", student.forward(&base, batch.scale)?),
             ];
             if let Some(teacher) = &self.teacher {
+                let base = base.to_device(&self.device)?;
                 let noise = normals(&base, &mut StdRng::seed_from_u64(NOISE))?;
-                columns.push(("teacher", teacher.sample(&base, batch.scale, &noise)?));
+                let sample = teacher.sample(&base, batch.scale, &noise)?;
+                columns.push(("teacher", sample.to_device(&Device::Cpu)?));
             }
             columns.push(("truth", residual));
             let mut pictures = Vec::new();
@@ -816,6 +820,7 @@ fn check(
 fn new_adversary(
     options: &Options,
     teacher: Option<&FrozenTeacher>,
+    device: &Device,
 ) -> Result<Option<Adversary<Discriminator>>> {
     let Some(teacher) = teacher.filter(|_| options.distillation.adversarial > 0.0) else {
         return Ok(None);
@@ -825,7 +830,7 @@ fn new_adversary(
         width: options.distillation.width,
         time_channels: teacher.net.config().widths[0],
     };
-    let made = init::lite_discriminator(&config, options.seed ^ DISCRIMINATOR)?;
+    let made = init::lite_discriminator(&config, options.seed ^ DISCRIMINATOR, device)?;
     Ok(Some(Adversary::new(made)?))
 }
 
@@ -863,9 +868,13 @@ fn build(config: StudentConfig, expand: usize, vb: VarBuilder) -> candle_core::R
 }
 
 /// A student with weights drawn from the seed: He's normal distribution, the last layer a tenth of it, biases zero.
-fn new_student(config: StudentConfig, options: &Options) -> Result<(Student, Vec<Parameter>)> {
+fn new_student(
+    config: StudentConfig,
+    options: &Options,
+    device: &Device,
+) -> Result<(Student, Vec<Parameter>)> {
     let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let student = build(config, options.expand, vb)?;
     let parameters = init::sorted(&vars)?;
     let mut rng = StdRng::seed_from_u64(options.seed);
@@ -880,7 +889,7 @@ fn new_student(config: StudentConfig, options: &Options) -> Result<(Student, Vec
         let values: Vec<f32> = (0..var.elem_count())
             .map(|_| std * normal(&mut rng))
             .collect();
-        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+        var.set(&Tensor::from_vec(values, var.shape(), device)?)?;
     }
     Ok((student, parameters))
 }

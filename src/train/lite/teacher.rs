@@ -106,14 +106,14 @@ pub struct FrozenTeacher {
 }
 
 impl FrozenTeacher {
-    /// Reads a teacher's file.
+    /// Reads a teacher's file, for use on `device`.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Model`] when it is no teacher.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path, device: &Device) -> Result<Self> {
         let (tensors, state) = checkpoint::load::<State>(path)?;
         let config = state.options.config(&state.latent)?;
-        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
         Ok(Self {
             net: Teacher::new(config, vb)?,
             schedule: state.options.diffusion.schedule()?,
@@ -161,6 +161,7 @@ pub struct TeacherRun {
     loader: Loader<Batch>,
     held_out: Vec<HeldOut>,
     fingerprint: u64,
+    device: Device,
     dir: PathBuf,
 }
 
@@ -191,7 +192,7 @@ impl TeacherRun {
             let text = format!("teacher: patch = {patch}: a multiple of {multiple} up to 1024");
             return Err(Error::Setting(text));
         }
-        let (teacher, parameters) = init::teacher(&config, options.seed ^ WEIGHTS)?;
+        let (teacher, parameters) = init::teacher(&config, options.seed ^ WEIGHTS, &place.device)?;
         let mut trained = Trained::new(parameters, 0.999, options.ema)?;
         let (mut step, mut slowed) = (0, place.slower);
         if let Some((tensors, state)) = saved {
@@ -225,6 +226,7 @@ impl TeacherRun {
             held_out,
             slowed,
             fingerprint,
+            device: place.device.clone(),
             dir: place.dir.to_path_buf(),
         })
     }
@@ -245,7 +247,8 @@ impl TeacherRun {
         for i in 0..o.accumulate as u64 {
             let batch = self.loader.next_batch()?;
             let seed = step_seed(o.seed ^ NOISE, self.step * o.accumulate as u64 + i);
-            let loss = (self.loss(&self.teacher, &batch, seed)? / o.accumulate as f64)?;
+            let loss =
+                (self.loss(&self.teacher, &batch, seed, &self.device)? / o.accumulate as f64)?;
             sum += f64::from(loss.to_scalar::<f32>()?);
             grads.extend(loss.backward()?)?;
         }
@@ -259,8 +262,9 @@ impl TeacherRun {
         Ok(sum)
     }
 
-    fn loss(&self, teacher: &Teacher, batch: &Batch, seed: u64) -> Result<Tensor> {
-        let [base, residual] = self.latent.tensors(batch, self.patch)?;
+    /// The loss of `teacher`, which is on `device`.
+    fn loss(&self, teacher: &Teacher, batch: &Batch, seed: u64, device: &Device) -> Result<Tensor> {
+        let [base, residual] = self.latent.tensors(batch, self.patch, device)?;
         let mut rng = StdRng::seed_from_u64(seed);
         let times = 0..base.dim(0)?;
         let t: Vec<usize> = times
@@ -287,10 +291,13 @@ impl TeacherRun {
     /// # Errors
     /// When a tensor operation fails.
     pub fn validate(&self) -> Result<Vec<(&'static str, f64, f64)>> {
-        let teacher = self.averaged()?;
+        let cpu = Device::Cpu;
+        let teacher = self.averaged(&cpu)?;
         let measure = |(name, batch): &HeldOut| {
-            let loss = self.loss(&teacher, batch, HELD_OUT)?.to_scalar::<f32>()?;
-            let [base, residual] = self.latent.tensors(batch, self.patch)?;
+            let loss = self
+                .loss(&teacher, batch, HELD_OUT, &cpu)?
+                .to_scalar::<f32>()?;
+            let [base, residual] = self.latent.tensors(batch, self.patch, &cpu)?;
             let mut rng = StdRng::seed_from_u64(HELD_OUT);
             let last = self.schedule.steps() - 1;
             let t = vec![last; base.dim(0)?];
@@ -321,15 +328,15 @@ impl TeacherRun {
     /// When a tensor operation fails.
     pub fn frozen(&self) -> Result<FrozenTeacher> {
         Ok(FrozenTeacher {
-            net: self.averaged()?,
+            net: self.averaged(&self.device)?,
             schedule: self.schedule.clone(),
             sampling_steps: self.options.diffusion.sampling_steps,
             latent: self.latent.clone(),
         })
     }
 
-    fn averaged(&self) -> Result<Teacher> {
-        let vb = VarBuilder::from_tensors(self.trained.averages(), DType::F32, &Device::Cpu);
+    fn averaged(&self, device: &Device) -> Result<Teacher> {
+        let vb = VarBuilder::from_tensors(self.trained.averages(), DType::F32, device);
         Ok(Teacher::new(self.options.config(&self.latent)?, vb)?)
     }
 
