@@ -194,6 +194,12 @@ fn mistakes_are_explained() {
         let _ = fs::remove_dir_all(&out);
     }
     fs::write(&recipe, RECIPE).unwrap();
+    // Whether it was built with CUDA or not: there is no such device.
+    for device in ["cuda:99", "gpu"] {
+        let (done, text) = run(&recipe, &out, &["--device", device]);
+        assert!(!done && text.contains(device), "{device}: {text}");
+        assert!(!out.exists());
+    }
     for (was, is) in [("steps = 8", "steps = 0"), ("patch = 32", "patch = 30")] {
         fs::write(dir.path().join("teacher.toml"), TEACHER.replace(was, is)).unwrap();
         let (done, text) = run(&recipe, &out, &[]);

@@ -1241,7 +1241,7 @@ impl TadsrUpscale {
         lock(&self.state).describe(Some(loaded));
         self.notify_active();
         self.tell_latency();
-        last?.map_or(Ok(()), |buffer| self.push(buffer))?;
+        self.push(last?)?;
         self.push_events();
         Ok(())
     }
@@ -1263,9 +1263,7 @@ impl TadsrUpscale {
             }
             let next = queue.pop_front();
             drop(queue);
-            if let Some(buffer) = last.take() {
-                self.push(buffer)?;
-            }
+            self.push(last.take())?;
             match next {
                 Some(Item::Frame(mut frame)) => {
                     let times = match self.end(loaded, negotiated, &mut frame) {
@@ -1300,7 +1298,7 @@ impl TadsrUpscale {
         let recovered = self.recover(loaded, err);
         if recovered == Err(gst::FlowError::Error) && loaded.upscaler.in_flight() > 0 {
             let last = self.finish(loaded, negotiated, 0)?;
-            last.map_or(Ok(()), |buffer| self.push(buffer))?;
+            self.push(last)?;
         }
         recovered
     }
@@ -1418,7 +1416,7 @@ impl TadsrUpscale {
             return Ok(());
         }
         let last = self.work(None)?;
-        last.map_or(Ok(()), |buffer| self.push(buffer))?;
+        self.push(last)?;
         self.push_events();
         Ok(())
     }
@@ -1433,8 +1431,11 @@ impl TadsrUpscale {
         }
     }
 
-    fn push(&self, buffer: gst::Buffer) -> Result<(), gst::FlowError> {
-        self.obj().src_pad().push(buffer).map(drop)
+    fn push(&self, buffer: Option<gst::Buffer>) -> Result<(), gst::FlowError> {
+        match buffer {
+            Some(buffer) => self.obj().src_pad().push(buffer).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Pushes the events before the next frame in work.
