@@ -6,7 +6,7 @@ use crate::{
     Device, Error, Result,
     engine::{
         cpu::{self, Precision},
-        cuda::{self, Context, Times},
+        cuda::{self, Context, DevicePlanes, Times},
         official::{self, ColorFix, NoiseField, Options, Progress, Tile},
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef},
@@ -50,6 +50,8 @@ struct Lite {
     context: Option<Arc<Context>>,
     /// Frames that may be in flight there.
     depth: usize,
+    /// Whether they stay in its memory until they are received.
+    resident: bool,
 }
 
 enum Plan {
@@ -73,9 +75,22 @@ impl Upscaler {
             Device::Auto | Device::Cpu => None,
             Device::Cuda(ordinal) => Some(Context::open(ordinal)?),
         };
-        let used = match context {
+        Self::new(model, context)
+    }
+
+    /// As [`Self::load`], on the CUDA device that `context` is of, where frames in its memory can be upscaled
+    /// ([`Self::submit_device`]).
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_in(model: &str, context: Arc<Context>) -> Result<Self> {
+        Self::new(model, Some(context))
+    }
+
+    fn new(model: &str, context: Option<Arc<Context>>) -> Result<Self> {
+        let device = match &context {
             None => Device::Cpu,
-            Some(_) => device,
+            Some(context) => Device::Cuda(context.driver().info().ordinal),
         };
         let (family, scale) = match Model::find(model)? {
             Model::Lite(models) => {
@@ -89,6 +104,7 @@ impl Upscaler {
                     plan: None,
                     context,
                     depth: 2,
+                    resident: false,
                 };
                 (Family::Lite(Box::new(lite)), scale)
             }
@@ -106,7 +122,7 @@ impl Upscaler {
         };
         Ok(Self {
             family,
-            device: used,
+            device,
             strength: 1.0,
             precision: Precision::default(),
             scale,
@@ -353,6 +369,14 @@ impl Upscaler {
         }
     }
 
+    /// Whether frames submitted to a CUDA device from here on stay in its memory until they are received, for
+    /// [`Self::receive_device`]; otherwise (the default) they are on their way to the host as soon as they are computed.
+    pub fn set_resident(&mut self, resident: bool) {
+        if let Family::Lite(lite) = &mut self.family {
+            lite.resident = resident;
+        }
+    }
+
     /// Frames that [`Self::submit`] takes before one must be received; 1 on the CPU, which is for
     /// [`Self::upscale_into`].
     pub fn queue_depth(&self) -> usize {
@@ -382,17 +406,58 @@ impl Upscaler {
         }
     }
 
+    fn cuda_mut(&mut self) -> Result<&mut cuda::Engine> {
+        match &mut self.family {
+            Family::Lite(lite) => match &mut lite.plan {
+                Some((_, Plan::Cuda(engine))) => Some(&mut **engine),
+                _ => None,
+            },
+            Family::Official { .. } => None,
+        }
+        .ok_or_else(|| Error::Setting("no frame is in flight".into()))
+    }
+
     /// Sends `src` on its way to a frame `to` on a CUDA device; its samples are copied before this returns.
     ///
     /// # Errors
     /// As [`Self::upscale_into`], and [`Error::Setting`] on the CPU, when [`Self::queue_depth`] frames are in flight, or
     /// frames of another kind or size. When the device fails no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
-        let scale = self.scale_of(src.info(), &to)?;
+        let strength = self.strength;
+        self.engine_for(*src.info(), to)?.submit(src, strength)
+    }
+
+    /// As [`Self::submit`] for a frame `from` in the device's memory.
+    ///
+    /// # Safety
+    /// `planes` are those of a frame `from`, allocated in the context that the model was loaded in, written already, and
+    /// neither written nor freed until the frame is received or forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub unsafe fn submit_device(
+        &mut self,
+        from: FrameInfo,
+        planes: DevicePlanes,
+        to: FrameInfo,
+    ) -> Result<()> {
+        let strength = self.strength;
+        let engine = self.engine_for(from, to)?;
+        // SAFETY: as the caller promises.
+        unsafe { engine.submit_device(&from, planes, strength) }
+    }
+
+    /// The engine on a CUDA device for frames `from` that become frames `to`.
+    fn engine_for(&mut self, from: FrameInfo, to: FrameInfo) -> Result<&mut cuda::Engine> {
+        let scale = self.scale_of(&from, &to)?;
         if let Family::Lite(lite) = &mut self.family
-            && let Plan::Cuda(engine) = lite.plan(scale, *src.info(), to, self.precision)?
+            && lite.context.is_some()
         {
-            return engine.submit(src, self.strength);
+            let resident = lite.resident;
+            if let Plan::Cuda(engine) = lite.plan(scale, from, to, self.precision)? {
+                engine.set_resident(resident);
+                return Ok(engine);
+            }
         }
         Err(Error::Setting(
             "on the CPU no frames are in flight: they are upscaled one by one".into(),
@@ -405,19 +470,25 @@ impl Upscaler {
     /// [`Error::Setting`] when no frame is in flight, [`Error::Frame`] when `dst` is not what it was submitted for,
     /// [`Error::Device`] when the device fails; then no frame is in flight any more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
-        if let Family::Lite(lite) = &mut self.family
-            && let Some((_, Plan::Cuda(engine))) = &mut lite.plan
-        {
-            return engine.receive(dst);
-        }
-        Err(Error::Setting("no frame is in flight".into()))
+        self.cuda_mut()?.receive(dst)
+    }
+
+    /// As [`Self::receive`] for a frame `to` in the device's memory; it is complete when this returns.
+    ///
+    /// # Safety
+    /// `planes` are those of a frame `to`, allocated in the context that the model was loaded in, and used by nobody else.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub unsafe fn receive_device(&mut self, to: FrameInfo, planes: DevicePlanes) -> Result<Times> {
+        let engine = self.cuda_mut()?;
+        // SAFETY: as the caller promises.
+        unsafe { engine.receive_device(&to, planes) }
     }
 
     /// Forgets the frames in flight.
     pub fn flush(&mut self) {
-        if let Family::Lite(lite) = &mut self.family
-            && let Some((_, Plan::Cuda(engine))) = &mut lite.plan
-        {
+        if let Ok(engine) = self.cuda_mut() {
             engine.flush();
         }
     }

@@ -1,13 +1,12 @@
 use super::*;
 use crate::{
-    engine::cuda::emulator::Fake,
+    engine::cuda::{driver::Driver, emulator::Fake},
     frame::{Component, PixelFormat},
 };
 
-/// A number of its own for the device of each test.
-fn plug(fake: &Arc<Fake>, ordinal: usize) -> Device {
-    fake.plug(ordinal);
-    Device::Cuda(ordinal)
+fn plug(fake: &Arc<Fake>) -> Device {
+    fake.plug();
+    Device::Cuda(fake.info().ordinal)
 }
 
 fn picture(seed: usize) -> Frame {
@@ -37,7 +36,7 @@ fn difference(a: &Frame, b: &Frame) -> u8 {
 #[test]
 fn a_device_makes_what_the_cpu_makes() {
     let fake = Fake::new((8, 0), 1 << 30);
-    let device = plug(&fake, 70);
+    let device = plug(&fake);
     let mut cpu = Upscaler::load("tiny", Device::Cpu).unwrap();
     cpu.set_precision(Precision::F32).unwrap();
     let mut cuda = Upscaler::load("tiny", device).unwrap();
@@ -60,7 +59,7 @@ fn a_device_makes_what_the_cpu_makes() {
 #[test]
 fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
     let fake = Fake::new((8, 0), 1 << 30);
-    let mut cuda = Upscaler::load("tiny", plug(&fake, 71)).unwrap();
+    let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
     assert_eq!(cuda.queue_depth(), 2);
     cuda.set_queue_depth(3);
     let to = picture(0).info().with_size(48, 36);
@@ -101,7 +100,7 @@ fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
 fn a_device_that_computes_wrongly_is_not_used() {
     let fake = Fake::new((8, 0), 1 << 30);
     fake.spoil();
-    let error = Upscaler::load("tiny", plug(&fake, 72)).err().unwrap();
+    let error = Upscaler::load("tiny", plug(&fake)).err().unwrap();
     assert!(
         matches!(&error, Error::Device(text) if text.contains("wrongly") && text.contains("tiny")),
         "{error}"
@@ -112,7 +111,7 @@ fn a_device_that_computes_wrongly_is_not_used() {
 #[test]
 fn precisions_and_calls_that_a_device_does_not_have_are_errors() {
     let fake = Fake::new((8, 0), 1 << 30);
-    let mut cuda = Upscaler::load("tiny", plug(&fake, 73)).unwrap();
+    let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let error = cuda.set_precision(precision).unwrap_err().to_string();
         assert!(

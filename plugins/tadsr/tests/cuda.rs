@@ -8,22 +8,21 @@ use std::sync::Arc;
 
 use common::*;
 use gst::prelude::*;
-use tadsr::engine::cuda::emulator::Fake;
+use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
 
 const SIZE: (u32, u32) = (24, 18);
 const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 /// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.
 const LOST: i32 = 719;
 
-/// A device with a number that no other test of this process uses.
 fn plug() -> Arc<Fake> {
     let fake = Fake::new((8, 0), 1 << 30);
-    fake.plug(ordinal(&fake));
+    fake.plug();
     fake
 }
 
-fn ordinal(fake: &Arc<Fake>) -> usize {
-    Arc::as_ptr(fake) as usize
+fn ordinal(fake: &Fake) -> usize {
+    fake.info().ordinal
 }
 
 fn rig(fake: &Arc<Fake>, depth: &str, more: &[(&str, &str)]) -> Rig {
@@ -280,9 +279,9 @@ fn a_device_that_computes_wrongly_or_is_full_is_not_started() {
     let wrong = plug();
     wrong.spoil();
     let full = Fake::new((8, 0), 1000);
-    full.plug(ordinal(&full));
+    full.plug();
     let old = Fake::new((7, 0), 1 << 30);
-    old.plug(ordinal(&old));
+    old.plug();
     for (fake, reason) in [(wrong, "wrongly"), (full, "memory"), (old, "7.5")] {
         let device = format!("cuda:{}", ordinal(&fake));
         let (failing, bus) = element(&[("device", &device)]);

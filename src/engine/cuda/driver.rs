@@ -90,6 +90,14 @@ pub struct Shape {
     pub block: [u32; 3],
 }
 
+/// Where the rows of a picture lie in the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows {
+    pub address: Address,
+    /// Bytes from row to row.
+    pub stride: usize,
+}
+
 /// One device. All methods may be called from any thread; what is made is released by its caller.
 pub trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
@@ -140,6 +148,20 @@ pub trait Driver: Send + Sync {
         stream: Stream,
     ) -> Result<()>;
 
+    /// Copies `rows` rows of `row` bytes within the device's memory when its turn in `stream` comes.
+    ///
+    /// # Safety
+    /// All rows are allocated on both sides, reachable from this device's context; `from` is neither written nor freed,
+    /// `to` neither used nor freed before that.
+    unsafe fn copy(
+        &self,
+        to: Rows,
+        from: Rows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()>;
+
     /// Loads a cubin, a fatbin, or PTX that ends in a zero byte.
     fn load(&self, image: &[u8]) -> Result<Module>;
     fn unload(&self, module: Module);
@@ -170,11 +192,23 @@ impl fmt::Debug for dyn Driver {
 }
 
 #[cfg(unix)]
-pub use library::{open, probe};
+pub use library::{open, probe, within};
 
 /// Without a way to load the driver there is no device.
 #[cfg(not(unix))]
 pub fn probe() -> crate::Result<Vec<DeviceInfo>> {
+    Err(Error::Device(
+        "CUDA is not supported on this platform".into(),
+    ))
+}
+
+/// Without a way to load the driver there is no device.
+#[cfg(not(unix))]
+pub unsafe fn within(
+    _ordinal: usize,
+    _context: NonNull<c_void>,
+    _keep: Box<dyn Send + Sync>,
+) -> crate::Result<std::sync::Arc<dyn Driver>> {
     Err(Error::Device(
         "CUDA is not supported on this platform".into(),
     ))
@@ -240,6 +274,7 @@ mod library {
         host_free = c"cuMemFreeHost": (Handle);
         upload = c"cuMemcpyHtoDAsync_v2": (u64, *const c_void, usize, Handle);
         download = c"cuMemcpyDtoHAsync_v2": (Handle, u64, usize, Handle);
+        copy = c"cuMemcpy2DAsync_v2": (*const Copy2d, Handle);
         stream_create = c"cuStreamCreate": (*mut Handle, c_uint);
         stream_destroy = c"cuStreamDestroy_v2": (Handle);
         stream_synchronize = c"cuStreamSynchronize": (Handle);
@@ -272,6 +307,44 @@ mod library {
     const PORTABLE: c_uint = 1;
     /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do meanwhile is their own affair.
     const THREAD_LOCAL: c_int = 1;
+
+    /// `CU_MEMORYTYPE_DEVICE`
+    const DEVICE_MEMORY: c_uint = 2;
+
+    /// `CUDA_MEMCPY2D`
+    #[repr(C)]
+    struct Copy2d {
+        from: Side,
+        to: Side,
+        row: usize,
+        rows: usize,
+    }
+
+    /// One side of it.
+    #[repr(C)]
+    struct Side {
+        x: usize,
+        y: usize,
+        kind: c_uint,
+        host: Handle,
+        device: u64,
+        array: Handle,
+        pitch: usize,
+    }
+
+    impl From<Rows> for Side {
+        fn from(rows: Rows) -> Self {
+            Self {
+                x: 0,
+                y: 0,
+                kind: DEVICE_MEMORY,
+                host: ptr::null_mut(),
+                device: rows.address.0,
+                array: ptr::null_mut(),
+                pitch: rows.stride,
+            }
+        }
+    }
 
     fn last_error() -> String {
         // SAFETY: dlerror returns null or a string that lives until the thread's next dl call.
@@ -411,30 +484,65 @@ mod library {
     /// [`Error::Device`] with the reason when there is no driver, it does not work, or it has no such device.
     pub fn open(ordinal: usize) -> crate::Result<Arc<dyn Driver>> {
         let table = table()?;
-        let count = table.count()?;
-        if ordinal >= count {
-            return Err(Error::Device(format!(
-                "this machine has {count} CUDA devices, numbered from 0"
-            )));
-        }
-        let (device, info) = table.device(ordinal)?;
+        let (device, info) = numbered(table, ordinal)?;
         let mut context = ptr::null_mut();
         // SAFETY: the device is there; the context is released when the value is dropped.
         let code = unsafe { (table.retain)(&mut context, device) };
         table.check("cuDevicePrimaryCtxRetain", code)?;
         Ok(Arc::new(Device {
             table,
-            device,
             context,
             info,
+            owner: Owner::Primary(device),
         }))
+    }
+
+    /// The device of that number, in a `CUcontext` that lives as long as `keep`.
+    ///
+    /// # Safety
+    /// `context` is a context of that device.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub unsafe fn within(
+        ordinal: usize,
+        context: NonNull<c_void>,
+        keep: Box<dyn Send + Sync>,
+    ) -> crate::Result<Arc<dyn Driver>> {
+        let table = table()?;
+        let (_, info) = numbered(table, ordinal)?;
+        Ok(Arc::new(Device {
+            table,
+            context: context.as_ptr(),
+            info,
+            owner: Owner::Other { _keep: keep },
+        }))
+    }
+
+    fn numbered(table: &Table, ordinal: usize) -> crate::Result<(c_int, DeviceInfo)> {
+        let count = table.count()?;
+        if ordinal >= count {
+            return Err(Error::Device(format!(
+                "this machine has {count} CUDA devices, numbered from 0"
+            )));
+        }
+        Ok(table.device(ordinal)?)
     }
 
     struct Device {
         table: &'static Table,
-        device: c_int,
         context: Handle,
         info: DeviceInfo,
+        owner: Owner,
+    }
+
+    /// Whose the context is.
+    enum Owner {
+        /// The device's primary context, retained once.
+        Primary(c_int),
+        Other {
+            _keep: Box<dyn Send + Sync>,
+        },
     }
 
     // SAFETY: the driver's functions and handles may be used from any thread; the current context is set for each call.
@@ -444,15 +552,17 @@ mod library {
 
     impl Drop for Device {
         fn drop(&mut self) {
-            // SAFETY: retained once, by `open`.
-            unsafe { (self.table.release)(self.device) };
+            if let Owner::Primary(device) = self.owner {
+                // SAFETY: retained once, by `open`.
+                unsafe { (self.table.release)(device) };
+            }
         }
     }
 
     impl Device {
         /// Makes one call in this device's context and leaves the thread in the context that it was in.
         fn call(&self, name: &'static str, call: impl FnOnce(&Table) -> Code) -> Result<()> {
-            // SAFETY: the context is retained as long as `self` lives.
+            // SAFETY: the context lives as long as `self`.
             let pushed = unsafe { (self.table.push)(self.context) };
             self.table.check("cuCtxPushCurrent", pushed)?;
             let code = call(self.table);
@@ -603,6 +713,24 @@ mod library {
             self.call("cuMemcpyDtoHAsync", |t| unsafe {
                 (t.download)(to.cast(), from.0, bytes, stream)
             })
+        }
+
+        unsafe fn copy(
+            &self,
+            to: Rows,
+            from: Rows,
+            row: usize,
+            rows: usize,
+            stream: Stream,
+        ) -> Result<()> {
+            let copy = Copy2d {
+                from: from.into(),
+                to: to.into(),
+                row,
+                rows,
+            };
+            let stream = stream.0 as Handle;
+            self.call("cuMemcpy2DAsync", |t| unsafe { (t.copy)(&copy, stream) })
         }
 
         fn load(&self, image: &[u8]) -> Result<Module> {

@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ptr::NonNull,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use half::f16;
@@ -85,6 +88,7 @@ impl Ram {
 enum Op {
     Upload(u64, usize, usize),
     Download(usize, u64, usize),
+    Copy(Rows, Rows, usize, usize),
     Launch(Function, Shape, Vec<u64>),
     Graph(u64),
     Record(u64, u64),
@@ -107,7 +111,11 @@ struct State {
     log: Vec<String>,
     fail: Option<(&'static str, usize, i32)>,
     spoilt: bool,
+    guests: bool,
 }
+
+/// Where memory of the process begins, above all of the device's.
+const GUESTS: u64 = 1 << 44;
 
 impl State {
     fn id(&mut self) -> u64 {
@@ -132,6 +140,15 @@ impl State {
         }
     }
 
+    /// Bytes of the device's memory, or of another library's.
+    fn reach(&mut self, address: u64, len: usize) -> &mut [u8] {
+        if self.guests && address >= GUESTS {
+            // SAFETY: the engine promises that it is allocated and left alone until now.
+            return unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) };
+        }
+        self.ram.bytes(address, len)
+    }
+
     fn run(&mut self, op: Op) {
         match op {
             Op::Upload(to, from, len) => {
@@ -143,6 +160,13 @@ impl State {
                 // SAFETY: as above.
                 let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, len) };
                 to.copy_from_slice(self.ram.bytes(from, len));
+            }
+            Op::Copy(to, from, row, rows) => {
+                for y in 0..rows {
+                    let at = |rows: Rows| rows.address.0 + (y * rows.stride) as u64;
+                    let line = self.reach(at(from), row).to_vec();
+                    self.reach(at(to), row).copy_from_slice(&line);
+                }
             }
             Op::Launch(function, shape, params) => match self.names[function.0 as usize].as_str() {
                 "tadsr_unpack" => unpack(&mut self.ram, shape, &Frame::from_words(&params)),
@@ -181,10 +205,11 @@ pub(super) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
 }
 
 impl Fake {
-    /// A device of compute capability `capability` with `memory` bytes.
+    /// A device of compute capability `capability` with `memory` bytes. Each has a number of its own.
     pub fn new(capability: (u32, u32), memory: usize) -> Arc<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(1000);
         let info = DeviceInfo {
-            ordinal: 0,
+            ordinal: NEXT.fetch_add(1, Ordering::Relaxed),
             name: "a fake".into(),
             capability,
             memory,
@@ -200,15 +225,21 @@ impl Fake {
         })
     }
 
-    /// Makes this the device of that number, for this process.
-    pub fn plug(self: &Arc<Self>, ordinal: usize) {
+    /// Makes this the device of its number, for this process.
+    pub fn plug(self: &Arc<Self>) {
         let mut plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
-        plugged.insert(ordinal, self.clone());
+        plugged.insert(self.info.ordinal, self.clone());
     }
 
     /// Makes the convolutions lose what is below 0: a device that computes wrongly.
     pub fn spoil(&self) {
         self.lock().spoilt = true;
+    }
+
+    /// Lets copies within the device reach the process's own memory: what an emulated driver elsewhere in the process takes
+    /// for the device's.
+    pub fn admit_guests(&self) {
+        self.lock().guests = true;
     }
 
     /// Makes the call of that name fail with `code`, after it has worked `after` times.
@@ -407,6 +438,20 @@ impl Driver for Fake {
     ) -> Result<()> {
         self.call("download")?
             .push(stream, Op::Download(to as usize, from.0, bytes));
+        Ok(())
+    }
+
+    unsafe fn copy(
+        &self,
+        to: Rows,
+        from: Rows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        assert!(row <= to.stride && row <= from.stride);
+        self.call("copy")?
+            .push(stream, Op::Copy(to, from, row, rows));
         Ok(())
     }
 

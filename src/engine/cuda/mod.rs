@@ -17,9 +17,12 @@ mod program;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ffi::c_void,
+    ptr::NonNull,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+pub use driver::{Address, Rows};
 use driver::{Driver, Event, Fault, Function, Graph, Stream};
 use owned::{Memory, Owned, Pinned};
 use plan::Plan;
@@ -53,25 +56,50 @@ impl Context {
     /// # Errors
     /// [`Error::Device`] with the reason when there is no driver, no such device, or one that is too old.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
-        static OPEN: Mutex<BTreeMap<usize, Weak<Context>>> = Mutex::new(BTreeMap::new());
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(context) = open.get(&ordinal).and_then(Weak::upgrade) {
-            return Ok(context);
-        }
-        let driver = Self::driver_of(ordinal);
-        let context = driver
-            .and_then(Self::new)
-            .map_err(|e| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}")))?;
-        open.insert(ordinal, Arc::downgrade(&context));
-        Ok(context)
+        Self::shared(ordinal, 0, || driver::open(ordinal))
     }
 
-    fn driver_of(ordinal: usize) -> Result<Arc<dyn Driver>> {
-        #[cfg(any(test, feature = "emulator"))]
-        if let Some(fake) = emulator::plugged(ordinal) {
-            return Ok(fake);
+    /// Opens the device of that number in a `CUcontext` of another library, so that its memory can be read and written
+    /// here. `keep` is dropped when the last who has it open lets go: until then the context must live.
+    ///
+    /// # Safety
+    /// `context` is a context of that device, and lives as long as `keep`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub unsafe fn within(
+        ordinal: usize,
+        context: NonNull<c_void>,
+        keep: Box<dyn Send + Sync>,
+    ) -> Result<Arc<Self>> {
+        let handle = context.as_ptr() as usize;
+        // SAFETY: as the caller promises.
+        Self::shared(ordinal, handle, || unsafe {
+            driver::within(ordinal, context, keep)
+        })
+    }
+
+    /// The one that is open already, by the number of the device and the context's address, or a new one.
+    fn shared(
+        ordinal: usize,
+        handle: usize,
+        driver: impl FnOnce() -> Result<Arc<dyn Driver>>,
+    ) -> Result<Arc<Self>> {
+        static OPEN: Mutex<BTreeMap<(usize, usize), Weak<Context>>> = Mutex::new(BTreeMap::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = open.get(&(ordinal, handle)).and_then(Weak::upgrade) {
+            return Ok(context);
         }
-        driver::open(ordinal)
+        #[cfg(any(test, feature = "emulator"))]
+        let driver = || match emulator::plugged(ordinal) {
+            Some(fake) => Ok(fake as Arc<dyn Driver>),
+            None => driver(),
+        };
+        let context = driver()
+            .and_then(Self::new)
+            .map_err(|e| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}")))?;
+        open.insert((ordinal, handle), Arc::downgrade(&context));
+        Ok(context)
     }
 
     /// Loads the kernels.
@@ -136,6 +164,8 @@ pub struct Engine {
     busy: VecDeque<usize>,
     idle: VecDeque<usize>,
     flights: Vec<Flight>,
+    /// Whether frames stay on the device until they are received.
+    resident: bool,
     upload: Owned<Stream>,
     compute: Owned<Stream>,
     download: Owned<Stream>,
@@ -157,6 +187,8 @@ struct Flight {
     computed: Owned<Event>,
     done: Owned<Event>,
     graph: Option<Owned<Graph>>,
+    /// Whether its copy to `output` is on its way.
+    downloads: bool,
 }
 
 impl Flight {
@@ -171,9 +203,14 @@ impl Flight {
             computed: Owned::event(driver)?,
             done: Owned::event(driver)?,
             graph: None,
+            downloads: false,
         })
     }
 }
+
+/// The planes of a frame in the device's memory, in the order of its format, for [`Engine::submit_device`] and
+/// [`Engine::receive_device`].
+pub type DevicePlanes<'a> = &'a [Rows];
 
 impl Engine {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, up to `depth` at a time
@@ -216,6 +253,7 @@ impl Engine {
             busy: VecDeque::new(),
             idle: (0..depth).collect(),
             flights: flights?,
+            resident: false,
             upload: Owned::stream(driver)?,
             compute: Owned::stream(driver)?,
             download: Owned::stream(driver)?,
@@ -323,7 +361,39 @@ impl Engine {
     /// frames are in flight as may be, [`Error::Device`] or [`Error::Memory`] when the device fails; then no frame is in
     /// flight any more.
     pub fn submit(&mut self, src: &FrameRef, strength: f32) -> Result<()> {
-        if *src.info() != self.src {
+        let index = self.take(src.info())?;
+        let input = &mut self.flights[index].input;
+        self.plan.fill_strength(strength, input.bytes_mut());
+        self.plan.fill_input(src, input.bytes_mut());
+        self.guard(|engine| engine.start(index, None))
+    }
+
+    /// As [`Self::submit`] for a frame `src` in the device's memory.
+    ///
+    /// # Safety
+    /// `planes` are those of a frame `src`, allocated in the context that the engine is in, written already, and neither
+    /// written nor freed until the frame is received or forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub unsafe fn submit_device(
+        &mut self,
+        src: &FrameInfo,
+        planes: DevicePlanes,
+        strength: f32,
+    ) -> Result<()> {
+        if planes.len() != self.plan.input.planes() {
+            return Err(foreign());
+        }
+        let index = self.take(src)?;
+        let input = &mut self.flights[index].input;
+        self.plan.fill_strength(strength, input.bytes_mut());
+        self.guard(|engine| engine.start(index, Some(planes)))
+    }
+
+    /// Puts the next idle flight among the busy ones, for a frame `src`.
+    fn take(&mut self, src: &FrameInfo) -> Result<usize> {
+        if *src != self.src {
             return Err(foreign());
         }
         let Some(index) = self.idle.pop_front() else {
@@ -333,29 +403,57 @@ impl Engine {
             )));
         };
         self.busy.push_back(index);
-        self.plan
-            .fill_input(src, strength, self.flights[index].input.bytes_mut());
-        self.start(index).map_err(|fault| {
+        Ok(index)
+    }
+
+    /// After a failure no frame is in flight any more.
+    fn guard<T>(&mut self, call: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T> {
+        call(self).map_err(|fault| {
             self.flush();
             fault.into()
         })
     }
 
-    fn start(&self, index: usize) -> Result<(), Fault> {
+    /// With `planes` of the device, or those that are in the flight's input.
+    fn start(&mut self, index: usize, planes: Option<DevicePlanes>) -> Result<(), Fault> {
         let (driver, flight) = (&self.context.driver, &self.flights[index]);
-        let (upload, compute, download) = (*self.upload, *self.compute, *self.download);
-        let (input, output) = (&flight.input, &flight.output);
+        let (upload, compute) = (*self.upload, *self.compute);
+        let input = &flight.input;
+        let bytes = match planes {
+            None => input.len(),
+            Some(_) => self.plan.input.first(),
+        };
         driver.record(*flight.begun, upload)?;
         // SAFETY: both sides are as long as the plan's input; the frame is in flight, so that nothing else uses them.
-        unsafe { driver.upload(*flight.device_input, input.as_ptr(), input.len(), upload)? };
+        unsafe { driver.upload(*flight.device_input, input.as_ptr(), bytes, upload)? };
+        let own = self.plan.input.rows(*flight.device_input);
+        for ((to, row, rows), &from) in own.zip(planes.unwrap_or_default()) {
+            // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
+            unsafe { driver.copy(to, from, row, rows, upload)? };
+        }
         driver.record(*flight.uploaded, upload)?;
         driver.wait(compute, *flight.uploaded)?;
         if let Some(graph) = &flight.graph {
             driver.launch_graph(**graph, compute)?;
         }
         driver.record(*flight.computed, compute)?;
+        self.flights[index].downloads = false;
+        match self.resident {
+            true => Ok(()),
+            false => self.fetch(index),
+        }
+    }
+
+    /// Lets the copy to the host follow, once.
+    fn fetch(&mut self, index: usize) -> Result<(), Fault> {
+        let (driver, flight) = (&self.context.driver, &mut self.flights[index]);
+        if flight.downloads {
+            return Ok(());
+        }
+        flight.downloads = true;
+        let (output, download) = (&flight.output, *self.download);
         driver.wait(download, *flight.computed)?;
-        // SAFETY: as above, of the plan's output.
+        // SAFETY: both sides are as long as the plan's output; the frame is in flight, so that nothing else uses them.
         unsafe {
             driver.download(
                 output.as_ptr(),
@@ -373,21 +471,60 @@ impl Engine {
     /// [`Error::Frame`] when `dst` is not of the kind and size that the plan is for, [`Error::Setting`] when no frame is
     /// in flight, [`Error::Device`] when the device fails; then no frame is in flight any more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
-        if *dst.info() != self.dst {
-            return Err(foreign());
-        }
-        let Some(&index) = self.busy.front() else {
-            return Err(Error::Setting("no frame is in flight".into()));
-        };
-        let times = self.finish(index).map_err(|fault| {
-            self.flush();
-            Error::from(fault)
+        let index = self.oldest(dst.info())?;
+        let times = self.guard(|engine| {
+            engine.fetch(index)?;
+            engine.finish(index)
         })?;
         self.plan
             .take_output(self.flights[index].output.bytes(), dst);
-        self.busy.pop_front();
-        self.idle.push_back(index);
+        self.release();
         Ok(times)
+    }
+
+    /// As [`Self::receive`] for a frame `dst` in the device's memory; it is complete when this returns.
+    ///
+    /// # Safety
+    /// `planes` are those of a frame `dst`, allocated in the context that the engine is in, and used by nobody else.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub unsafe fn receive_device(
+        &mut self,
+        dst: &FrameInfo,
+        planes: DevicePlanes,
+    ) -> Result<Times> {
+        if planes.len() != self.plan.output.planes() {
+            return Err(foreign());
+        }
+        let index = self.oldest(dst)?;
+        let times = self.guard(|engine| {
+            let (driver, flight) = (&engine.context.driver, &engine.flights[index]);
+            let stream = *engine.download;
+            driver.wait(stream, *flight.computed)?;
+            let own = engine.plan.output.rows(*flight.device_output);
+            for ((from, row, rows), &to) in own.zip(planes) {
+                // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
+                unsafe { driver.copy(to, from, row, rows, stream)? };
+            }
+            driver.record(*flight.done, stream)?;
+            engine.finish(index)
+        })?;
+        self.release();
+        Ok(times)
+    }
+
+    /// The oldest frame in flight, which is to become a frame `dst`.
+    fn oldest(&self, dst: &FrameInfo) -> Result<usize> {
+        if *dst != self.dst {
+            return Err(foreign());
+        }
+        let oldest = self.busy.front().copied();
+        oldest.ok_or_else(|| Error::Setting("no frame is in flight".into()))
+    }
+
+    fn release(&mut self) {
+        self.idle.extend(self.busy.pop_front());
     }
 
     fn finish(&self, index: usize) -> Result<Times, Fault> {
@@ -398,6 +535,12 @@ impl Engine {
             compute: driver.elapsed(*flight.uploaded, *flight.computed)?,
             download: driver.elapsed(*flight.computed, *flight.done)?,
         })
+    }
+
+    /// Whether frames submitted from here on stay in the device's memory until they are received, for
+    /// [`Self::receive_device`]; otherwise (the default) their copy to the host begins as soon as they are computed.
+    pub fn set_resident(&mut self, resident: bool) {
+        self.resident = resident;
     }
 
     /// Waits for the frames in flight and forgets them.

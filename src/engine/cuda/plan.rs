@@ -3,6 +3,7 @@
 
 use half::f16;
 
+use super::driver::{Address, Rows};
 use super::params::{Component, NO_SLOT, Samples, Slot, Source};
 use crate::{
     Result,
@@ -64,6 +65,27 @@ impl Block {
             planes: planes.collect(),
             bytes,
         }
+    }
+
+    /// Planes in the block.
+    pub fn planes(&self) -> usize {
+        self.planes.len()
+    }
+
+    /// Bytes before the planes.
+    pub fn first(&self) -> usize {
+        self.planes.first().map_or(self.bytes, |plane| plane.offset)
+    }
+
+    /// Of each plane of the block at `address`, where its rows lie, bytes in a row, and rows.
+    pub fn rows(&self, address: Address) -> impl Iterator<Item = (Rows, usize, usize)> {
+        self.planes.iter().map(move |plane| {
+            let rows = Rows {
+                address: Address(address.0 + plane.offset as u64),
+                stride: plane.stride,
+            };
+            (rows, plane.row, plane.rows)
+        })
     }
 }
 
@@ -263,9 +285,13 @@ impl Plan {
         (at(top), at(top + rows) - at(top))
     }
 
-    /// Writes the block that is uploaded: `bytes` is as long as that.
-    pub fn fill_input(&self, src: &FrameRef, strength: f32, bytes: &mut [u8]) {
+    /// Writes the strength into the block that is uploaded: `bytes` is as long as that.
+    pub fn fill_strength(&self, strength: f32, bytes: &mut [u8]) {
         bytes[..4].copy_from_slice(&strength.to_le_bytes());
+    }
+
+    /// Writes the planes into it.
+    pub fn fill_input(&self, src: &FrameRef, bytes: &mut [u8]) {
         for (at, plane) in self.input.planes.iter().zip(src.planes()) {
             let to = bytes[at.offset..].chunks_mut(at.stride);
             let from = plane.data.chunks(plane.stride.max(1));

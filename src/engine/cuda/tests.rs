@@ -362,13 +362,122 @@ fn what_does_not_fit_is_refused_with_a_reason() {
 #[test]
 fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
     let fake = Fake::new((8, 0), PLENTY);
-    fake.plug(60);
-    let (a, b) = (Context::open(60).unwrap(), Context::open(60).unwrap());
+    fake.plug();
+    let ordinal = fake.info().ordinal;
+    let open = || Context::open(ordinal).unwrap();
+    let (a, b) = (open(), open());
     assert!(Arc::ptr_eq(&a, &b));
     assert_eq!(fake.alive(), 1, "the kernels, once");
     drop((a, b));
     assert_eq!(fake.alive(), 0);
-    assert!(Context::open(60).is_ok());
+    open();
+}
+
+#[test]
+fn another_library_s_context_is_kept_as_long_as_somebody_uses_it() {
+    let fake = Fake::new((8, 0), PLENTY);
+    fake.plug();
+    let ordinal = fake.info().ordinal;
+    let mut theirs = [0u8; 2];
+    let [one, two] = theirs.each_mut().map(|c| NonNull::from(c).cast());
+    let within = |context| {
+        // SAFETY: the emulated device asks for no context.
+        unsafe { Context::within(ordinal, context, Box::new(())) }.unwrap()
+    };
+    let (a, b, c) = (within(one), within(one), within(two));
+    assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &c));
+    assert!(!Arc::ptr_eq(&a, &Context::open(ordinal).unwrap()));
+    drop((a, b, c));
+    assert_eq!(fake.alive(), 0);
+}
+
+/// A frame's planes as another library might have them: in one block, with rows far apart.
+fn spread(info: &FrameInfo) -> (Vec<u8>, Vec<[usize; 4]>) {
+    let mut len = 5;
+    let planes = (0..info.format.planes()).map(|plane| {
+        let (row, rows) = info.format.plane_size(plane, info.width, info.height);
+        let (offset, stride) = (len, row + 13 + plane);
+        len += stride * rows;
+        [offset, stride, row, rows]
+    });
+    let planes = planes.collect();
+    (vec![0xee; len], planes)
+}
+
+fn rows_of(block: &mut [u8], planes: &[[usize; 4]]) -> Vec<Rows> {
+    let start = block.as_mut_ptr() as u64;
+    let rows = planes.iter().map(|&[offset, stride, ..]| Rows {
+        address: Address(start + offset as u64),
+        stride,
+    });
+    rows.collect()
+}
+
+#[test]
+fn frames_in_the_device_s_memory_are_those_of_the_host() {
+    let fake = Fake::new((8, 0), PLENTY);
+    fake.admit_guests();
+    let context = context(&fake);
+    for format in PixelFormat::ALL {
+        let src = frame(format, 23, 13, 7);
+        let dst = src.info().with_size(46, 26);
+        let mut engine = Engine::new(&context, &small(), *src.info(), dst, 2).unwrap();
+        let mut want = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut want.as_mut(), 0.8).unwrap();
+
+        let (mut input, planes) = spread(src.info());
+        let frame_ref = src.as_ref();
+        for (&[offset, stride, row, rows], plane) in planes.iter().zip(frame_ref.planes()) {
+            for y in 0..rows {
+                input[offset + y * stride..][..row]
+                    .copy_from_slice(&plane.data[y * plane.stride..][..row]);
+            }
+        }
+        let from = rows_of(&mut input, &planes);
+        let (mut output, planes) = spread(&dst);
+        let to = rows_of(&mut output, &planes);
+        // SAFETY: both blocks hold frames of the engine's, and nobody else uses them.
+        unsafe {
+            assert!(engine.submit_device(src.info(), &from[1..], 0.8).is_err());
+            assert!(engine.submit_device(&dst, &from, 0.8).is_err());
+            // From memory to memory.
+            engine.set_resident(true);
+            fake.log();
+            engine.submit_device(src.info(), &from, 0.8).unwrap();
+            engine
+                .submit(&frame(format, 23, 13, 8).as_ref(), 0.8)
+                .unwrap();
+            assert!(engine.receive_device(src.info(), &to).is_err());
+            engine.receive_device(&dst, &to).unwrap();
+            assert!(!fake.log().iter().any(|call| call == "download"));
+        }
+        let frame_ref = want.as_ref();
+        for (&[offset, stride, row, rows], plane) in planes.iter().zip(frame_ref.planes()) {
+            for y in 0..rows {
+                let line = &output[offset + y * stride..][..stride];
+                assert_eq!(
+                    line[..row],
+                    plane.data[y * plane.stride..][..row],
+                    "{format:?}"
+                );
+                assert!(
+                    line[row..].iter().all(|&b| b == 0xee),
+                    "{format:?}: beside it"
+                );
+            }
+        }
+        engine.flush();
+
+        // From memory to the host, both ways of the setting.
+        for resident in [true, false] {
+            engine.set_resident(resident);
+            let mut got = Frame::new(dst).unwrap();
+            // SAFETY: as above.
+            unsafe { engine.submit_device(src.info(), &from, 0.8).unwrap() };
+            engine.receive(&mut got.as_mut()).unwrap();
+            assert_eq!(difference(&got, &want), 0, "{format:?}");
+        }
+    }
 }
 
 /// A device may be there, but none of this number.

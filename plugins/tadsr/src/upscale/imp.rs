@@ -66,7 +66,7 @@ use tadsr::{
 };
 
 use super::{
-    ColorFix, Fallback, Precision,
+    ColorFix, Fallback, Precision, gstcuda,
     planes::{self, Layout},
     scale::{MAX_SCALE, Scale},
     stats::Stats,
@@ -190,6 +190,8 @@ struct Negotiated {
     output: VideoInfo,
     /// The input as the library sees it.
     frame: FrameInfo,
+    /// Whether input and output are in a CUDA device's memory.
+    on_device: [bool; 2],
 }
 
 impl Negotiated {
@@ -210,7 +212,9 @@ impl Negotiated {
     fn passes_through(&self, native_scale: Option<f64>) -> bool {
         let size = |info: &VideoInfo| (info.width(), info.height());
         let progressive = self.input.interlace_mode() == gst_video::VideoInterlaceMode::Progressive;
-        size(&self.input) == size(&self.output) && !(progressive && native_scale == Some(1.0))
+        size(&self.input) == size(&self.output)
+            && self.on_device[0] == self.on_device[1]
+            && !(progressive && native_scale == Some(1.0))
     }
 }
 
@@ -246,6 +250,8 @@ pub struct TadsrUpscale {
     queue: Mutex<VecDeque<Item>>,
     /// The frame in work is not wanted any more: the pads are flushing or the element stops.
     cancel: Arc<AtomicBool>,
+    /// The CUDA context that the pipeline shares, from READY to PAUSED and back.
+    cuda: gstcuda::Slot,
 }
 
 #[glib::object_subclass]
@@ -498,11 +504,12 @@ impl ElementImpl for TadsrUpscale {
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
             let formats = PixelFormat::ALL.map(|f| gst_video::VideoFormat::from_string(f.name()));
-            let caps = gst_video::VideoCapsBuilder::new()
+            let mut caps = gst_video::VideoCapsBuilder::new()
                 .format_list(formats)
                 .width_range(1..=MAX_SIDE as i32)
                 .height_range(1..=MAX_SIDE as i32)
                 .build();
+            caps.merge(ON_DEVICE.clone());
             let template = |name, direction| {
                 gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps)
                     .expect("caps are raw video")
@@ -513,6 +520,14 @@ impl ElementImpl for TadsrUpscale {
             ]
         });
         &TEMPLATES
+    }
+
+    fn set_context(&self, context: &gst::Context) {
+        if let Some(ordinal) = self.ordinal() {
+            let element = self.obj();
+            self.cuda.offer(element.upcast_ref(), context, ordinal);
+        }
+        self.parent_set_context(context);
     }
 
     /// Stopping waits for the frame in work, which a published model may take long for: it is given up.
@@ -541,6 +556,10 @@ impl BaseTransformImpl for TadsrUpscale {
     /// Loads the model, in the thread that changes the state: before a frame flows.
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         self.progress(gst::ProgressType::Start, "Loading the model");
+        if let Some(ordinal) = self.ordinal() {
+            let element = self.obj();
+            self.cuda.start(element.upcast_ref(), ordinal);
+        }
         let result = loop {
             let settings = lock(&self.settings).clone();
             let result = self.load_or_fall_back(&settings);
@@ -573,6 +592,7 @@ impl BaseTransformImpl for TadsrUpscale {
         drop(state);
         drop(old);
         lock(&self.queue).clear();
+        self.cuda.stop();
         self.notify_active();
         Ok(())
     }
@@ -586,30 +606,44 @@ impl BaseTransformImpl for TadsrUpscale {
         let scale = self.scale();
         // Otherwise it is refused when it comes, with a reason that failed negotiation would not give.
         let passes_interlaced = lock(&self.settings).fallback == Fallback::Passthrough;
-        let mut result = gst::Caps::new_empty();
-        let out = result.make_mut();
+        let cuda = self.reaches_device();
+        let (mut result, mut elsewhere) = (gst::Caps::new_empty(), gst::Caps::new_empty());
         for (structure, features) in caps.iter_with_features() {
-            let mut append =
-                |s: gst::Structure| out.append_structure_full(s, Some(features.to_owned()));
+            let on_device = gstcuda::is_feature(features);
+            let same = |s: gst::Structure| {
+                let mut caps = gst::Caps::new_empty();
+                caps.make_mut()
+                    .append_structure_full(s, Some(features.to_owned()));
+                caps
+            };
             match scale {
-                Some(scale) if !scale.is_identity() => {
+                // Without CUDA, what is in a device's memory passes through or not at all.
+                Some(scale) if !scale.is_identity() && (cuda || !on_device) => {
                     let to_scale = match passes_interlaced {
                         true => progressive(structure),
                         false => Some(structure.to_owned()),
                     };
                     let scaled = to_scale.and_then(|s| scale.transform(direction, &s));
                     if let Some(scaled) = scaled {
-                        append(scaled);
+                        // On the way, frames may move to the device's memory and back.
+                        if cuda {
+                            elsewhere.merge(placed(scaled.clone(), !on_device));
+                        }
+                        result.merge(match on_device {
+                            true => placed(scaled, true),
+                            false => same(scaled),
+                        });
                     }
                     let fixed = direction == gst::PadDirection::Sink && caps.is_fixed();
                     if passes_interlaced && let Some(interlaced) = interlaced(structure, fixed) {
-                        append(interlaced);
+                        result.merge(same(interlaced));
                     }
                 }
-                Some(_) => append(structure.to_owned()),
-                None => {}
+                Some(scale) if scale.is_identity() => result.merge(same(structure.to_owned())),
+                _ => {}
             }
         }
+        result.merge(elsewhere);
         gst::debug!(CAT, imp = self, "{direction:?} {caps} becomes {result}");
         Some(match filter {
             Some(filter) => filter.intersect_with_mode(&result, gst::CapsIntersectMode::First),
@@ -677,6 +711,12 @@ impl BaseTransformImpl for TadsrUpscale {
             // What keeps the frames from going out is told with the next one.
             let _ = self.drain();
         }
+        if query.type_() == gst::QueryType::Context
+            && let Some(context) = self.cuda.get()
+            && context.answer(self.obj().upcast_ref(), query)
+        {
+            return true;
+        }
         if !BaseTransformImplExt::parent_query(self, direction, query) {
             return false;
         }
@@ -696,7 +736,14 @@ impl BaseTransformImpl for TadsrUpscale {
         decide_query: Option<&gst::query::Allocation>,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        self.parent_propose_allocation(decide_query, query)?;
+        // Frames that are passed through are allocated by others.
+        match self.pool_for(query).filter(|_| decide_query.is_some()) {
+            Some((pool, size)) => {
+                query.add_allocation_pool(Some(&pool), size, 0, 0);
+                query.add_allocation_meta::<gst_video::VideoMeta>(None);
+            }
+            None => self.parent_propose_allocation(decide_query, query)?,
+        }
         // Without it, the answer is that of another element: frames pass through.
         if decide_query.is_some() {
             let depth = lock(&self.state).depth as u32;
@@ -710,6 +757,15 @@ impl BaseTransformImpl for TadsrUpscale {
         &self,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
+        if let Some((pool, size)) = self.pool_for(query) {
+            // Whatever downstream offers: frames are to be in this element's context.
+            let offered = query.allocation_pools().next();
+            let (min, max) = offered.map_or((0, 0), |(_, _, min, max)| (min, max));
+            match query.allocation_pools().next() {
+                Some(_) => query.set_nth_allocation_pool(0, Some(&pool), size, min, max),
+                None => query.add_allocation_pool(Some(&pool), size, min, max),
+            }
+        }
         let depth = lock(&self.state).depth as u32;
         more_buffers(query, |min| min + depth.saturating_sub(1));
         self.parent_decide_allocation(query)
@@ -855,10 +911,12 @@ impl VideoFilterImpl for TadsrUpscale {
             self.discard();
         }
         // From here on no model takes over that does not serve the scale; the one in use may still be one.
+        let on_device = |caps: &gst::Caps| caps.features(0).is_some_and(gstcuda::is_feature);
         let negotiated = Some(Negotiated {
             input: in_info.clone(),
             output: out_info.clone(),
             frame,
+            on_device: [on_device(incaps), on_device(outcaps)],
         });
         let before = mem::replace(&mut lock(&self.state).negotiated, negotiated);
         if let Err(reason) = self.serve_scale() {
@@ -972,6 +1030,37 @@ impl Loaded {
 }
 
 impl TadsrUpscale {
+    /// The number of the CUDA device that is asked for, if one is.
+    fn ordinal(&self) -> Option<usize> {
+        match lock(&self.settings).device.parse() {
+            Ok(Device::Cuda(ordinal)) => Some(ordinal),
+            _ => None,
+        }
+    }
+
+    /// Whether frames may be in a CUDA device's memory; before the start, whether one is asked for.
+    fn reaches_device(&self) -> bool {
+        let started = !matches!(lock(&self.state).engine, Engine::None);
+        self.cuda.get().is_some() || (!started && self.ordinal().is_some())
+    }
+
+    /// A pool in the CUDA device's memory and the size of its buffers, where `query` is for frames there.
+    fn pool_for(&self, query: &gst::query::Allocation) -> Option<(gst::BufferPool, u32)> {
+        let caps = query.get_owned().0?;
+        caps.features(0)
+            .is_some_and(gstcuda::is_feature)
+            .then_some(())?;
+        let size = VideoInfo::from_caps(&caps).ok()?.size() as u32;
+        let pool = self.cuda.get()?.pool()?;
+        let mut config = pool.config();
+        config.set_params(Some(&caps), size, 0, 0);
+        config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+        pool.set_config(config).ok()?;
+        // Rows are longer there.
+        let size = pool.config().params().map_or(size, |(_, size, ..)| size);
+        Some((pool, size))
+    }
+
     /// The scale in force; `None` when the property asks for one that does not exist.
     fn scale(&self) -> Option<Scale> {
         let state = lock(&self.state);
@@ -1119,7 +1208,12 @@ impl TadsrUpscale {
     }
 
     fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
-        let mut upscaler = Upscaler::load(model, device)?;
+        let mut upscaler = match (device, self.cuda.get()) {
+            (Device::Cuda(ordinal), Some(context)) => {
+                Upscaler::load_in(model, context.device(ordinal)?)?
+            }
+            _ => Upscaler::load(model, device)?,
+        };
         upscaler.set_threads(settings.threads as usize)?;
         upscaler.set_queue_depth(settings.queue_depth as usize);
         settings.apply(&mut upscaler)?;
@@ -1317,9 +1411,20 @@ impl TadsrUpscale {
             return Ok(());
         }
         self.apply(loaded);
-        with_input(input, negotiated, |src| {
-            loaded.upscaler.submit(src, negotiated.out_frame())
-        })
+        let upscaler = &mut loaded.upscaler;
+        upscaler.set_resident(negotiated.on_device[1]);
+        let (from, to) = (negotiated.frame, negotiated.out_frame());
+        if negotiated.on_device[0]
+            && let Some(context) = self.cuda.get()
+            && let Some(mapped) = context
+                .read(input, &negotiated.input, &from)
+                .map_err(Error::Frame)?
+        {
+            // SAFETY: the planes lie in the memory of the context that the model was loaded in, and the queue keeps the
+            // buffer until its frame is received or forgotten.
+            return unsafe { upscaler.submit_device(from, mapped.planes(), to) };
+        }
+        with_input(input, negotiated, |src| upscaler.submit(src, to))
     }
 
     /// Gets the oldest frame back from a CUDA device, or upscales it here and now.
@@ -1335,6 +1440,17 @@ impl TadsrUpscale {
     ) -> tadsr::Result<Option<Times>> {
         if loaded.on_device() {
             let upscaler = &mut loaded.upscaler;
+            let to = negotiated.out_frame();
+            if negotiated.on_device[1]
+                && let Some(context) = self.cuda.get()
+                && let Some(mapped) = context
+                    .write(frame.output.make_mut(), &negotiated.output, &to)
+                    .map_err(Error::Frame)?
+            {
+                // SAFETY: the planes lie in the memory of the context that the model was loaded in, in a buffer that is
+                // nobody else's.
+                return unsafe { upscaler.receive_device(to, mapped.planes()) }.map(Some);
+            }
             return with_output(&mut frame.output, negotiated, |dst| {
                 upscaler.receive(dst).map(Some)
             });
@@ -1508,6 +1624,28 @@ const ON_CPU: &str = "running on the CPU";
 
 /// What is told when bicubic interpolation takes over.
 const PLAIN: &str = "upscaling without a network";
+
+/// Frames in a CUDA device's memory. Their sides are even: the chroma planes of others overlap where GstCuda allocates them.
+static ON_DEVICE: LazyLock<gst::Caps> = LazyLock::new(|| {
+    let even = gst::IntRange::with_step(2, MAX_SIDE as i32 / 2 * 2, 2);
+    gst_video::VideoCapsBuilder::new()
+        .features([gstcuda::FEATURE])
+        .format_list(gstcuda::FORMATS)
+        .field("width", even)
+        .field("height", even)
+        .build()
+});
+
+/// Frames of `structure` in a CUDA device's memory, or in the system's; empty when they cannot be there.
+fn placed(structure: gst::Structure, on_device: bool) -> gst::Caps {
+    let mut caps = gst::Caps::from(structure);
+    if on_device {
+        let features = gst::CapsFeatures::new([gstcuda::FEATURE]);
+        caps.make_mut().set_features_simple(Some(features));
+        caps = caps.intersect(&ON_DEVICE);
+    }
+    caps
+}
 
 /// Calls `f` with the frame in `buffer`.
 fn with_input<T>(

@@ -4,6 +4,7 @@
 
 use gst::{glib, prelude::*};
 
+mod gstcuda;
 mod imp;
 mod planes;
 mod scale;

@@ -118,6 +118,24 @@ impl Layout {
         }
     }
 
+    /// Where the planes of the frame start, and how far their rows lie apart, in a memory of `len` bytes.
+    ///
+    /// # Errors
+    /// Says in what way the memory does not hold the frame.
+    pub fn within(&self, info: &FrameInfo, len: usize) -> Result<&[(usize, usize)], String> {
+        for (plane, &(offset, stride)) in self.0.iter().enumerate() {
+            let (row, rows) = info.format.plane_size(plane, info.width, info.height);
+            let end = (stride.checked_mul(rows - 1))
+                .and_then(|n| n.checked_add(offset)?.checked_add(row));
+            if row > stride || end.is_none_or(|end| end > len) {
+                return Err(format!(
+                    "a memory of {len} bytes does not hold {rows} rows of {row} bytes from byte {offset} on, {stride} apart"
+                ));
+            }
+        }
+        Ok(&self.0)
+    }
+
     /// The frame in `data`, the whole memory of the buffer.
     pub fn frame<'a>(&self, info: FrameInfo, data: &'a [u8]) -> Result<FrameRef<'a>, String> {
         let planes = self.0.iter().map(|&(offset, stride)| {

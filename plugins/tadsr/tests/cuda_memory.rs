@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! Frames in the memory of a CUDA device: the real GstCuda on a stand-in for the driver (`libcuda.c`), beside the emulated
+//! device of the library.
+
+mod common;
+
+use std::{
+    ffi::CString,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    process::Command,
+    sync::{Arc, Once},
+};
+
+use common::*;
+use gst::prelude::*;
+use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
+
+const SIZE: (u32, u32) = (24, 18);
+const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
+
+/// Builds the stand-in and loads it, so that it is what GstCuda finds by the name of the driver's library.
+fn load_driver() {
+    static LOADED: Once = Once::new();
+    LOADED.call_once(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let library = dir.path().join("libcuda.so.1");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libcuda.c");
+        let built = Command::new("cc")
+            .args([
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-w",
+                "-Wl,-soname,libcuda.so.1",
+                "-o",
+            ])
+            .args([&library, &source])
+            .status();
+        assert!(built.expect("a C compiler, cc").success());
+        let name = CString::new(library.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the library does nothing when it is loaded.
+        let loaded = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        assert!(!loaded.is_null());
+        // SAFETY: as GStreamer's own elements load it.
+        let gstcuda = unsafe { libc::dlopen(c"libgstcuda-1.0.so.0".as_ptr(), libc::RTLD_NOW) };
+        assert!(
+            !gstcuda.is_null(),
+            "libgstcuda is not there: install gstreamer1.0-plugins-bad"
+        );
+    });
+}
+
+fn plug() -> Arc<Fake> {
+    init();
+    load_driver();
+    let fake = Fake::new((8, 0), 1 << 30);
+    fake.admit_guests();
+    fake.plug();
+    fake
+}
+
+fn device(fake: &Fake) -> String {
+    format!("cuda:{}", fake.info().ordinal)
+}
+
+fn on_device(format: &str) -> String {
+    raw(format, SIZE.0, SIZE.1).replace("video/x-raw", "video/x-raw(memory:CUDAMemory)")
+}
+
+/// The `n`th frame: each looks different.
+fn sample(n: u64) -> impl Fn(usize, usize, usize) -> u16 {
+    move |c, x, y| match c {
+        0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
+        c => 100 + (c * 20 + x / 5) as u16,
+    }
+}
+
+/// It, in memory of the system.
+fn picture(format: &str, n: u64) -> gst::Buffer {
+    timed(frame(&info(&raw(format, SIZE.0, SIZE.1)), sample(n)), n)
+}
+
+fn timed(mut buffer: gst::Buffer, n: u64) -> gst::Buffer {
+    let buffer_ref = buffer.get_mut().unwrap();
+    buffer_ref.set_pts(FRAME * n);
+    buffer_ref.set_duration(FRAME);
+    buffer
+}
+
+/// The pool that the element offers for frames in the device's memory.
+fn pool(rig: &Rig, format: &str) -> gst::BufferPool {
+    let caps: gst::Caps = on_device(format).parse().unwrap();
+    let mut query = gst::query::Allocation::new(Some(&caps), true);
+    assert!(rig.element.static_pad("sink").unwrap().query(&mut query));
+    let (pool, size, min, max) = query.allocation_pools().next().expect("a pool");
+    let pool = pool.expect("a pool");
+    let mut config = pool.config();
+    config.set_params(Some(&caps), size, min, max);
+    pool.set_config(config).unwrap();
+    pool.set_active(true).unwrap();
+    pool
+}
+
+/// The `n`th frame in the device's memory.
+fn resident(pool: &gst::BufferPool, format: &str, n: u64) -> gst::Buffer {
+    let buffer = pool.acquire_buffer(None).unwrap();
+    assert!(is_resident(&buffer));
+    let info = info(&raw(format, SIZE.0, SIZE.1));
+    let mut mapped = gst_video::VideoFrame::from_buffer_writable(buffer, &info).unwrap();
+    let source = gst_video::VideoFrame::from_buffer_readable(picture(format, n), &info).unwrap();
+    source.copy(&mut mapped).unwrap();
+    timed(mapped.into_buffer(), n)
+}
+
+fn is_resident(buffer: &gst::Buffer) -> bool {
+    buffer.n_memory() == 1 && buffer.peek_memory(0).is_type("gst.cuda.memory")
+}
+
+/// Asserts that `out` is what the CPU makes of the `n`th frame.
+fn assert_frame(rig: &Rig, out: &gst::Buffer, format: &str, n: u64) {
+    let properties = [("device", "cpu"), ("scale", "2")];
+    let mut cpu = Rig::raw(&properties, format, SIZE.0, SIZE.1);
+    let want = cpu.harness.push_and_pull(picture(format, n)).unwrap();
+    assert_eq!(out.pts(), Some(FRAME * n));
+    for component in 0..rig.out_info().n_components() as usize {
+        let got = samples(out, &rig.out_info(), component);
+        let want = samples(&want, &cpu.out_info(), component);
+        assert_eq!(got.len(), want.len());
+        let far = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(
+            far.unwrap() <= 3,
+            "{format}, frame {n}: {far:?} from the CPU's"
+        );
+    }
+}
+
+fn out_is_resident(rig: &Rig) -> bool {
+    rig.out_caps()
+        .features(0)
+        .unwrap()
+        .contains("memory:CUDAMemory")
+}
+
+#[test]
+fn frames_stay_in_the_device_s_memory() {
+    for format in ["NV12", "I420", "RGBA"] {
+        let fake = plug();
+        let properties = [("device", device(&fake)), ("scale", "2".into())];
+        let properties = properties.each_ref().map(|(k, v)| (*k, v.as_str()));
+        let mut rig = Rig::with_caps(&properties, &on_device(format));
+        assert!(out_is_resident(&rig), "{}", rig.out_caps());
+        let pool = pool(&rig, format);
+        fake.log();
+        for n in 0..4 {
+            rig.harness.push(resident(&pool, format, n)).unwrap();
+        }
+        rig.harness.push_event(gst::event::Eos::new());
+        let log = fake.log();
+        assert!(!log.iter().any(|call| call == "download"));
+        // Of a frame, the strength alone is uploaded.
+        assert_eq!(log.iter().filter(|call| *call == "upload").count(), 1 + 4);
+        for n in 0..4 {
+            let out = rig.harness.pull().unwrap();
+            assert!(is_resident(&out));
+            assert_frame(&rig, &out, format, n);
+        }
+        assert!(rig.message(gst::MessageType::Warning).is_none());
+        drop(rig);
+        assert_eq!(fake.alive(), 0, "released with the element");
+    }
+}
+
+#[test]
+fn frames_move_to_the_device_s_memory_and_back() {
+    for (from, to) in [(false, true), (true, false)] {
+        let fake = plug();
+        let device = device(&fake);
+        let properties = [("device", device.as_str()), ("scale", "2")];
+        let mut rig = Rig::new(&properties);
+        rig.harness.play();
+        let sink = match to {
+            true => "video/x-raw(memory:CUDAMemory)",
+            false => "video/x-raw",
+        };
+        rig.harness.set_sink_caps_str(sink);
+        rig.harness.set_src_caps_str(&match from {
+            true => on_device("NV12"),
+            false => raw("NV12", SIZE.0, SIZE.1),
+        });
+        assert_eq!(out_is_resident(&rig), to);
+        for n in 0..3 {
+            let buffer = match from {
+                true => resident(&pool(&rig, "NV12"), "NV12", n),
+                false => picture("NV12", n),
+            };
+            rig.harness.push(buffer).unwrap();
+        }
+        rig.harness.push_event(gst::event::Eos::new());
+        for n in 0..3 {
+            let out = rig.harness.pull().unwrap();
+            assert_eq!(is_resident(&out), to);
+            assert_frame(&rig, &out, "NV12", n);
+        }
+    }
+}
+
+#[test]
+fn frames_of_another_context_and_after_a_lost_device_come_out_as_well() {
+    let (fake, other) = (plug(), plug());
+    let (device, other) = (device(&fake), device(&other));
+    let properties = [
+        ("device", device.as_str()),
+        ("scale", "2"),
+        ("fallback", "cpu"),
+    ];
+    let mut rig = Rig::with_caps(&properties, &on_device("NV12"));
+    let own = pool(&rig, "NV12");
+    let properties = [("device", other.as_str()), ("scale", "2")];
+    let stranger = Rig::with_caps(&properties, &on_device("NV12"));
+    let foreign = pool(&stranger, "NV12");
+
+    rig.harness.push(resident(&foreign, "NV12", 0)).unwrap();
+    rig.harness.push(resident(&own, "NV12", 1)).unwrap();
+    // CUDA_ERROR_LAUNCH_FAILED
+    fake.fail("launch_graph", 0, 719);
+    rig.harness.push(resident(&own, "NV12", 2)).unwrap();
+    rig.harness.push_event(gst::event::Eos::new());
+    for n in 0..3 {
+        let out = rig.harness.pull().unwrap();
+        assert!(is_resident(&out));
+        assert_frame(&rig, &out, "NV12", n);
+    }
+    let warning = rig.message(gst::MessageType::Warning).unwrap();
+    assert!(warning.contains("running on the CPU"), "{warning}");
+}
+
+#[test]
+fn what_the_device_s_memory_does_not_have_stays_in_the_system_s() {
+    let fake = plug();
+    let device = device(&fake);
+    // An odd height, and a format of which GstCuda has no memory.
+    for (scale, format) in [("1.5", "I420"), ("2", "GRAY8")] {
+        let properties = [("device", device.as_str()), ("scale", scale)];
+        let mut rig = Rig::raw(&properties, format, 24, 18);
+        assert!(!out_is_resident(&rig), "{}", rig.out_caps());
+        rig.harness.push(picture(format, 0)).unwrap();
+        rig.harness.push_event(gst::event::Eos::new());
+        assert!(!is_resident(&rig.harness.pull().unwrap()));
+    }
+}
+
+#[test]
+fn without_a_device_only_what_is_not_upscaled_may_be_in_its_memory() {
+    load_driver();
+    let rig = Rig::new(&[("device", "cpu"), ("scale", "2")]);
+    let caps = rig.element.static_pad("sink").unwrap().query_caps(None);
+    // Before it is started it is anybody's; then it is the CPU's.
+    let mut rig = rig;
+    rig.harness.play();
+    let running = rig.element.static_pad("sink").unwrap().query_caps(None);
+    let has = |caps: &gst::Caps| {
+        (0..caps.size()).any(|i| caps.features(i).unwrap().contains("memory:CUDAMemory"))
+    };
+    assert!(!has(&running), "{caps} became {running}");
+
+    let rig = Rig::with_caps(&[("device", "cpu"), ("scale", "1")], &on_device("NV12"));
+    assert!(out_is_resident(&rig));
+}
+
+#[test]
+fn a_pipeline_has_one_context() {
+    let fake = plug();
+    let device = device(&fake);
+    let pipeline = gst::Pipeline::new();
+    let make = |name: &str, scale: &str| {
+        gst::ElementFactory::make("tadsrupscale")
+            .name(name)
+            .property_from_str("device", &device)
+            .property_from_str("scale", scale)
+            .build()
+            .unwrap()
+    };
+    let source = gst::ElementFactory::make("videotestsrc")
+        .property("num-buffers", 3)
+        .build()
+        .unwrap();
+    let sink = gst::ElementFactory::make("fakesink").build().unwrap();
+    let (one, two) = (make("one", "1.5"), make("two", "2"));
+    pipeline.add_many([&source, &one, &two, &sink]).unwrap();
+    let caps: gst::Caps = raw("NV12", 16, 12).parse().unwrap();
+    source.link_filtered(&one, &caps).unwrap();
+    let between: gst::Caps = "video/x-raw(memory:CUDAMemory)".parse().unwrap();
+    one.link_filtered(&two, &between).unwrap();
+    two.link(&sink).unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let bus = pipeline.bus().unwrap();
+    let mut contexts = 0;
+    for message in bus.iter_timed(gst::ClockTime::from_seconds(60)) {
+        match message.view() {
+            gst::MessageView::HaveContext(_) => contexts += 1,
+            gst::MessageView::Eos(_) => break,
+            gst::MessageView::Error(err) => panic!("{err:?}"),
+            _ => {}
+        }
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+    assert_eq!(contexts, 1);
+    assert_eq!(fake.alive(), 0);
+}
