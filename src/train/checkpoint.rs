@@ -1,7 +1,7 @@
 //! Checkpoints: tensors and a JSON state in one safetensors file, replaced atomically.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -10,6 +10,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -39,6 +40,39 @@ pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize)
             e => wrong(e.to_string()),
         })
     })
+}
+
+/// The error of a checkpoint that cannot be gone on with because of `differences`.
+pub fn other_options(path: &Path, differences: Vec<String>) -> Error {
+    let differences = differences.join("; ");
+    Error::training(path, format!("was made with other options: {differences}"))
+}
+
+/// In what values of what it is made of something `was` otherwise than it `is`, such as `steps 3000, now 3500`.
+pub fn differences(was: &impl Serialize, is: &impl Serialize) -> Vec<String> {
+    fn walk(name: &str, was: &Value, is: &Value, found: &mut Vec<String>) {
+        match (was, is) {
+            (Value::Object(a), Value::Object(b)) => {
+                let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+                for key in keys {
+                    let name = match name {
+                        "" => key.clone(),
+                        _ => format!("{name}.{key}"),
+                    };
+                    walk(&name, &was[key], &is[key], found);
+                }
+            }
+            _ if was == is => {}
+            // Statistics would fill the screen.
+            (Value::Array(a), _) if a.len() > 4 => found.push(name.into()),
+            _ => found.push(format!("{name} {was}, now {is}")),
+        }
+    }
+    let was = serde_json::to_value(was).unwrap_or_default();
+    let is = serde_json::to_value(is).unwrap_or_default();
+    let mut found = Vec::new();
+    walk("", &was, &is, &mut found);
+    found
 }
 
 /// Lets `write` make the file `path`.part, makes sure that it is on the disk, then lets it replace `path`.
@@ -101,7 +135,24 @@ pub fn load_if<S: DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn differences_are_named_with_both_values() {
+        let was =
+            json!({"name": "a", "steps": 3, "sizes": [1, 2], "stats": {"mean": [1, 2, 3, 4, 5]}});
+        assert!(differences(&was, &was).is_empty());
+        let is = json!({"name": "b", "sizes": [1, 3], "stats": {"mean": [1, 2, 3, 4, 6]}});
+        let expected = [
+            "name \"a\", now \"b\"",
+            "sizes [1,2], now [1,3]",
+            "stats.mean",
+            "steps 3, now null",
+        ];
+        assert_eq!(differences(&was, &is), expected);
+    }
 
     #[test]
     fn writing_touches_no_other_file_and_leaves_none_behind_when_it_fails() {

@@ -367,9 +367,8 @@ impl Distill {
             ..state.options.clone()
         };
         if was != self.options {
-            let was = serde_json::to_string(&state.options).unwrap_or_default();
-            let reason = format!("was made with other options: {was}");
-            return Err(Error::training(path, reason));
+            let found = checkpoint::differences(&was, &self.options);
+            return Err(checkpoint::other_options(path, found));
         }
         let get = |name: &str| {
             let found = tensors.get(name).cloned();

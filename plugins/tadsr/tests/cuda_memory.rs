@@ -207,7 +207,7 @@ fn frames_move_to_the_device_s_memory_and_back() {
 }
 
 #[test]
-fn frames_of_another_context_and_after_a_lost_device_come_out_as_well() {
+fn frames_of_another_context_and_after_a_failure_come_out_as_well() {
     let (fake, other) = (plug(), plug());
     let (device, other) = (device(&fake), device(&other));
     let properties = [
@@ -223,8 +223,8 @@ fn frames_of_another_context_and_after_a_lost_device_come_out_as_well() {
 
     rig.harness.push(resident(&foreign, "NV12", 0)).unwrap();
     rig.harness.push(resident(&own, "NV12", 1)).unwrap();
-    // CUDA_ERROR_LAUNCH_FAILED
-    fake.fail("launch_graph", 0, 719);
+    // CUDA_ERROR_OUT_OF_MEMORY: one after which the memory is still there.
+    fake.fail("launch_graph", 0, 2);
     rig.harness.push(resident(&own, "NV12", 2)).unwrap();
     rig.harness.push_event(gst::event::Eos::new());
     for n in 0..3 {
@@ -234,6 +234,28 @@ fn frames_of_another_context_and_after_a_lost_device_come_out_as_well() {
     }
     let warning = rig.message(gst::MessageType::Warning).unwrap();
     assert!(warning.contains("running on the CPU"), "{warning}");
+}
+
+#[test]
+fn another_device_is_used_from_the_next_start_on() {
+    let (fake, other) = (plug(), plug());
+    let (device, other) = (device(&fake), device(&other));
+    let properties = [("device", device.as_str()), ("scale", "2")];
+    let mut rig = Rig::with_caps(&properties, &on_device("NV12"));
+    rig.element.set_property("device", &other);
+    rig.element.set_property("model", "tiny-x4");
+    let warning = rig.wait_for(gst::MessageType::Warning);
+    assert!(warning.contains("next start"), "{warning}");
+    let buffer = resident(&pool(&rig, "NV12"), "NV12", 0);
+    rig.harness.push(buffer).unwrap();
+    rig.harness.push_event(gst::event::Eos::new());
+    let out = rig.harness.pull().unwrap();
+    assert_frame(&rig, &out, "NV12", 0);
+
+    for state in [gst::State::Null, gst::State::Playing] {
+        rig.element.set_state(state).unwrap();
+    }
+    assert_eq!(rig.element.property::<String>("active-device"), other);
 }
 
 #[test]

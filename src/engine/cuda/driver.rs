@@ -83,6 +83,11 @@ handles! {
     Graph
 }
 
+impl Stream {
+    /// The context's default stream, which waits for all streams that are not non-blocking, and they for it.
+    pub const DEFAULT: Self = Self(0);
+}
+
 /// A launch's blocks and threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {

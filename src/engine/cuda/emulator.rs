@@ -217,6 +217,7 @@ impl Fake {
         let state = State {
             limit: memory,
             next: 1,
+            streams: BTreeMap::from([(Stream::DEFAULT.0, VecDeque::new())]),
             ..State::default()
         };
         Arc::new(Self {
@@ -259,9 +260,7 @@ impl Fake {
     /// What was made and not released.
     pub fn alive(&self) -> usize {
         let s = self.lock();
-        s.ram.0.len()
-            + s.pinned.len()
-            + s.streams.len()
+        s.ram.0.len() + s.pinned.len() + s.streams.len() - 1
             + s.events.len()
             + s.graphs.len()
             + s.modules

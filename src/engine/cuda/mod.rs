@@ -98,6 +98,7 @@ impl Context {
         let context = driver()
             .and_then(Self::new)
             .map_err(|e| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}")))?;
+        open.retain(|_, context| context.strong_count() > 0);
         open.insert((ordinal, handle), Arc::downgrade(&context));
         Ok(context)
     }
@@ -186,6 +187,8 @@ struct Flight {
     uploaded: Owned<Event>,
     computed: Owned<Event>,
     done: Owned<Event>,
+    /// What others had put into the context before.
+    others: Owned<Event>,
     graph: Option<Owned<Graph>>,
     /// Whether its copy to `output` is on its way.
     downloads: bool,
@@ -202,6 +205,7 @@ impl Flight {
             uploaded: Owned::event(driver)?,
             computed: Owned::event(driver)?,
             done: Owned::event(driver)?,
+            others: Owned::event(driver)?,
             graph: None,
             downloads: false,
         })
@@ -426,6 +430,9 @@ impl Engine {
         driver.record(*flight.begun, upload)?;
         // SAFETY: both sides are as long as the plan's input; the frame is in flight, so that nothing else uses them.
         unsafe { driver.upload(*flight.device_input, input.as_ptr(), bytes, upload)? };
+        if planes.is_some() {
+            self.after_others(index, upload)?;
+        }
         let own = self.plan.input.rows(*flight.device_input);
         for ((to, row, rows), &from) in own.zip(planes.unwrap_or_default()) {
             // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
@@ -442,6 +449,14 @@ impl Engine {
             true => Ok(()),
             false => self.fetch(index),
         }
+    }
+
+    /// Lets `stream` wait for what others have put into the context, who rely on its streams waiting for each other by
+    /// default: a frame may be written still, or the one that lay in the same memory may be read. Ours do not.
+    fn after_others(&self, index: usize, stream: Stream) -> Result<(), Fault> {
+        let (driver, others) = (&self.context.driver, *self.flights[index].others);
+        driver.record(others, Stream::DEFAULT)?;
+        driver.wait(stream, others)
     }
 
     /// Lets the copy to the host follow, once.
@@ -501,6 +516,7 @@ impl Engine {
         let times = self.guard(|engine| {
             let (driver, flight) = (&engine.context.driver, &engine.flights[index]);
             let stream = *engine.download;
+            engine.after_others(index, stream)?;
             driver.wait(stream, *flight.computed)?;
             let own = engine.plan.output.rows(*flight.device_output);
             for ((from, row, rows), &to) in own.zip(planes) {

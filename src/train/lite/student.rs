@@ -343,9 +343,10 @@ impl StudentRun {
             ..state.options.clone()
         };
         if was != self.options || state.target != self.target || state.latent != self.latent {
-            let was = serde_json::to_string(&state.options).unwrap_or_default();
-            let reason = format!("was made with other options: {was}");
-            return Err(Error::training(path, reason));
+            let mut found = checkpoint::differences(&was, &self.options);
+            found.extend(checkpoint::differences(&state.target, &self.target));
+            found.extend(checkpoint::differences(&state.latent, &self.latent));
+            return Err(checkpoint::other_options(path, found));
         }
         self.trained.restore(state.step, tensors)?;
         if let Some(adversary) = &mut self.adversary {

@@ -201,9 +201,9 @@ impl TeacherRun {
                 return Err(Error::training(path, reason));
             }
             if state.options != options || state.latent != latent {
-                let was = serde_json::to_string(&state.options).unwrap_or_default();
-                let reason = format!("was made with other options: {was}");
-                return Err(Error::training(path, reason));
+                let mut found = checkpoint::differences(&state.options, &options);
+                found.extend(checkpoint::differences(&state.latent, &latent));
+                return Err(checkpoint::other_options(&path, found));
             }
             trained.restore(state.step, &tensors)?;
             step = state.step;

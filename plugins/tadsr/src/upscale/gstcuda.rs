@@ -153,34 +153,59 @@ pub(super) struct Slot {
 impl Slot {
     /// Takes note of what the application or another element offers, if it is for device number `ordinal`.
     pub fn offer(&self, element: &gst::Element, offered: &gst::Context, ordinal: usize) {
-        if let (Some(library), Ok(ordinal)) = (library(), c_int::try_from(ordinal)) {
-            let context = offered.to_glib_none();
-            // SAFETY: the pointers are to objects that live, and to a place for a reference.
-            unsafe {
-                let element = element.to_glib_none();
-                (library.set_context)(element.0, context.0, ordinal, self.found.as_ptr());
-            }
+        let (Some(library), Ok(ordinal)) = (library(), c_int::try_from(ordinal)) else {
+            return;
+        };
+        // One that is in use stays.
+        if self.lock().is_some() {
+            return;
+        }
+        let mut object = ptr::null_mut();
+        // SAFETY: the pointers are to objects that live, and to a place for a reference.
+        unsafe {
+            let (element, context) = (element.to_glib_none(), offered.to_glib_none());
+            (library.set_context)(element.0, context.0, ordinal, &mut object);
+        }
+        if !object.is_null() {
+            self.keep(object);
         }
     }
 
     /// Agrees with the pipeline on a context of device number `ordinal`, a new one if there is none. Leaves the slot empty
-    /// where there is no GstCuda or no driver.
+    /// where there is no GstCuda, no driver or no such device.
     pub fn start(&self, element: &gst::Element, ordinal: usize) {
-        let (Some(library), Ok(ordinal)) = (library(), c_int::try_from(ordinal)) else {
+        let (Some(library), Ok(id)) = (library(), c_int::try_from(ordinal)) else {
             return;
         };
-        // SAFETY: as above; a reference that is found is ours.
-        let object: Option<gst::Object> = unsafe {
-            let element = element.to_glib_none();
-            (library.ensure)(element.0, ordinal, self.found.as_ptr());
-            from_glib_full(self.found.swap(ptr::null_mut(), Ordering::AcqRel))
-        };
-        *self.lock() = object.map(|object| Context { library, object });
+        if let Some(given) = element.context("gst.cuda.context") {
+            self.offer(element, &given, ordinal);
+        }
+        // What was found may be for another device, asked for before.
+        for _ in 0..2 {
+            // SAFETY: as above.
+            unsafe { (library.ensure)(element.to_glib_none().0, id, self.found.as_ptr()) };
+            if let Some(object) = self.keep(ptr::null_mut())
+                && object.property::<u32>("cuda-device-id") as usize == ordinal
+            {
+                *self.lock() = Some(Context {
+                    library,
+                    object,
+                    ordinal,
+                });
+                return;
+            }
+        }
     }
 
     pub fn stop(&self) {
         let context = self.lock().take();
-        drop(context);
+        drop((context, self.keep(ptr::null_mut())));
+    }
+
+    /// Puts `object`, a reference of ours or null, where GstCuda looks, and returns what was there.
+    fn keep(&self, object: *mut GstObject) -> Option<gst::Object> {
+        // SAFETY: what is there is a reference of ours, or null.
+        unsafe { from_glib_full(self.found.swap(object, Ordering::AcqRel)) }
     }
 
     pub fn get(&self) -> Option<Context> {
@@ -194,9 +219,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // SAFETY: a reference of ours, or null.
-        let found: Option<gst::Object> = unsafe { from_glib_full(*self.found.get_mut()) };
-        drop(found);
+        self.stop();
     }
 }
 
@@ -205,19 +228,27 @@ impl Drop for Slot {
 pub(super) struct Context {
     library: &'static Library,
     object: gst::Object,
+    /// The number of its device.
+    ordinal: usize,
 }
 
 impl Context {
     /// Device number `ordinal` in this context.
     ///
     /// # Errors
-    /// As [`Device::within`].
+    /// As [`Device::within`], and when the context is of another device.
     pub fn device(&self, ordinal: usize) -> tadsr::Result<Arc<Device>> {
+        if ordinal != self.ordinal {
+            return Err(Error::Device(format!(
+                "device 'cuda:{ordinal}' is used from the next start on: the pipeline is on 'cuda:{}'",
+                self.ordinal
+            )));
+        }
         // SAFETY: the object is a GstCudaContext.
         let handle = unsafe { (self.library.handle)(self.as_ptr()) };
         let handle = NonNull::new(handle)
             .ok_or_else(|| Error::Device("GstCuda's context has no handle".into()))?;
-        // SAFETY: the context is of that device, as was asked for, and lives as long as the object.
+        // SAFETY: the context is of that device, and lives as long as the object.
         unsafe { Device::within(ordinal, handle, Box::new(self.object.clone())) }
     }
 
@@ -284,12 +315,13 @@ impl Context {
             {
                 return Ok(None);
             }
-            if let Some(sync) = self.library.sync {
-                sync(memory);
-            }
             let mut map = std::mem::zeroed::<GstMapInfo>();
             if gst::ffi::gst_memory_map(memory, &mut map, flags | MAP_CUDA) == 0 {
                 return Err("the buffer's CUDA memory cannot be mapped".into());
+            }
+            // Mapping may have begun a copy.
+            if let Some(sync) = self.library.sync {
+                sync(memory);
             }
             Mapped {
                 map,

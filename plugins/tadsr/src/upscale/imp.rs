@@ -556,6 +556,7 @@ impl BaseTransformImpl for TadsrUpscale {
     /// Loads the model, in the thread that changes the state: before a frame flows.
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         self.progress(gst::ProgressType::Start, "Loading the model");
+        self.cuda.stop();
         if let Some(ordinal) = self.ordinal() {
             let element = self.obj();
             self.cuda.start(element.upcast_ref(), ordinal);
@@ -572,7 +573,11 @@ impl BaseTransformImpl for TadsrUpscale {
         };
         match &result {
             Ok(_) => self.progress(gst::ProgressType::Complete, "Model loaded"),
-            Err(_) => self.progress(gst::ProgressType::Error, "No model"),
+            Err(_) => {
+                // There will be no stop.
+                self.cuda.stop();
+                self.progress(gst::ProgressType::Error, "No model");
+            }
         }
         result?;
         self.notify_active();
@@ -737,13 +742,12 @@ impl BaseTransformImpl for TadsrUpscale {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         // Frames that are passed through are allocated by others.
-        match self.pool_for(query).filter(|_| decide_query.is_some()) {
-            Some((pool, size)) => {
-                query.add_allocation_pool(Some(&pool), size, 0, 0);
-                query.add_allocation_meta::<gst_video::VideoMeta>(None);
-            }
-            None => self.parent_propose_allocation(decide_query, query)?,
+        if decide_query.is_some()
+            && let Some((pool, size)) = self.pool_for(query)
+        {
+            query.add_allocation_pool(Some(&pool), size, 0, 0);
         }
+        self.parent_propose_allocation(decide_query, query)?;
         // Without it, the answer is that of another element: frames pass through.
         if decide_query.is_some() {
             let depth = lock(&self.state).depth as u32;
@@ -757,13 +761,16 @@ impl BaseTransformImpl for TadsrUpscale {
         &self,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        if let Some((pool, size)) = self.pool_for(query) {
+        if on_device(query.get().0) {
             // Whatever downstream offers: frames are to be in this element's context.
-            let offered = query.allocation_pools().next();
-            let (min, max) = offered.map_or((0, 0), |(_, _, min, max)| (min, max));
+            let (pool, size) = self
+                .pool_for(query)
+                .ok_or_else(|| gst::loggable_error!(CAT, "no CUDA memory for frames"))?;
             match query.allocation_pools().next() {
-                Some(_) => query.set_nth_allocation_pool(0, Some(&pool), size, min, max),
-                None => query.add_allocation_pool(Some(&pool), size, min, max),
+                Some((_, _, min, max)) => {
+                    query.set_nth_allocation_pool(0, Some(&pool), size, min, max);
+                }
+                None => query.add_allocation_pool(Some(&pool), size, 0, 0),
             }
         }
         let depth = lock(&self.state).depth as u32;
@@ -911,12 +918,11 @@ impl VideoFilterImpl for TadsrUpscale {
             self.discard();
         }
         // From here on no model takes over that does not serve the scale; the one in use may still be one.
-        let on_device = |caps: &gst::Caps| caps.features(0).is_some_and(gstcuda::is_feature);
         let negotiated = Some(Negotiated {
             input: in_info.clone(),
             output: out_info.clone(),
             frame,
-            on_device: [on_device(incaps), on_device(outcaps)],
+            on_device: [on_device(Some(incaps)), on_device(Some(outcaps))],
         });
         let before = mem::replace(&mut lock(&self.state).negotiated, negotiated);
         if let Err(reason) = self.serve_scale() {
@@ -1046,10 +1052,7 @@ impl TadsrUpscale {
 
     /// A pool in the CUDA device's memory and the size of its buffers, where `query` is for frames there.
     fn pool_for(&self, query: &gst::query::Allocation) -> Option<(gst::BufferPool, u32)> {
-        let caps = query.get_owned().0?;
-        caps.features(0)
-            .is_some_and(gstcuda::is_feature)
-            .then_some(())?;
+        let caps = query.get_owned().0.filter(|caps| on_device(Some(caps)))?;
         let size = VideoInfo::from_caps(&caps).ok()?.size() as u32;
         let pool = self.cuda.get()?.pool()?;
         let mut config = pool.config();
@@ -1350,24 +1353,22 @@ impl TadsrUpscale {
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let mut last = None;
         loop {
-            let mut queue = lock(&self.queue);
+            let queue = lock(&self.queue);
             let frames = queue.iter().filter(|i| matches!(i, Item::Frame(_))).count();
             if frames <= most.min(loaded.upscaler.queue_depth() - 1) {
                 return Ok(last);
             }
-            let next = queue.pop_front();
             drop(queue);
             self.push(last.take())?;
+            let next = lock(&self.queue).pop_front();
             match next {
                 Some(Item::Frame(mut frame)) => {
-                    let times = match self.end(loaded, negotiated, &mut frame) {
-                        Ok(times) => times,
-                        Err(err) => {
-                            self.recover(loaded, err)?;
-                            let again = self.end(loaded, negotiated, &mut frame);
-                            again.map_err(|err| self.fail(&err))?
-                        }
-                    };
+                    let done = self.end_or_recover(loaded, negotiated, &mut frame);
+                    if done.is_err() {
+                        // Before its buffer is given back, which a device may be reading.
+                        loaded.upscaler.flush();
+                    }
+                    let times = done?;
                     lock(&self.state).stats.count(frame.started, times);
                     last = Some(frame.output);
                 }
@@ -1464,6 +1465,20 @@ impl TadsrUpscale {
         })
     }
 
+    /// As [`Self::end`], and if it fails, once more after [`Self::recover`].
+    fn end_or_recover(
+        &self,
+        loaded: &mut Loaded,
+        negotiated: &Negotiated,
+        frame: &mut Frame,
+    ) -> Result<Option<Times>, gst::FlowError> {
+        self.end(loaded, negotiated, frame).or_else(|err| {
+            self.recover(loaded, err)?;
+            let again = self.end(loaded, negotiated, frame);
+            again.map_err(|err| self.fail(&err))
+        })
+    }
+
     /// Makes the engine follow the properties. What it does not have is told once, and stays as it was.
     fn apply(&self, loaded: &mut Loaded) {
         let settings = lock(&self.settings).clone();
@@ -1539,12 +1554,13 @@ impl TadsrUpscale {
 
     /// Forgets the frames in work, and what comes between them.
     fn discard(&self) {
-        lock(&self.queue).clear();
         let taken = lock(&self.state).take();
         if let Some(mut loaded) = taken {
+            // Before their buffers are given back, which a device may be reading.
             loaded.upscaler.flush();
             lock(&self.state).put_back(loaded);
         }
+        lock(&self.queue).clear();
     }
 
     fn push(&self, buffer: Option<gst::Buffer>) -> Result<(), gst::FlowError> {
@@ -1635,6 +1651,12 @@ static ON_DEVICE: LazyLock<gst::Caps> = LazyLock::new(|| {
         .field("height", even)
         .build()
 });
+
+/// Whether frames of `caps` are in a CUDA device's memory.
+fn on_device(caps: Option<&gst::CapsRef>) -> bool {
+    let features = caps.and_then(|caps| caps.features(0));
+    features.is_some_and(gstcuda::is_feature)
+}
 
 /// Frames of `structure` in a CUDA device's memory, or in the system's; empty when they cannot be there.
 fn placed(structure: gst::Structure, on_device: bool) -> gst::Caps {

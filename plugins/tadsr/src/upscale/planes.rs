@@ -123,6 +123,12 @@ impl Layout {
     /// # Errors
     /// Says in what way the memory does not hold the frame.
     pub fn within(&self, info: &FrameInfo, len: usize) -> Result<&[(usize, usize)], String> {
+        if self.0.len() != info.format.planes() {
+            let (planes, format) = (self.0.len(), info.format.name());
+            return Err(format!(
+                "the buffer has {planes} planes, which {format} does not"
+            ));
+        }
         for (plane, &(offset, stride)) in self.0.iter().enumerate() {
             let (row, rows) = info.format.plane_size(plane, info.width, info.height);
             let end = (stride.checked_mul(rows - 1))
@@ -237,6 +243,20 @@ mod tests {
             };
             assert_eq!(info.chroma_site, expected, "{site}");
         }
+    }
+
+    #[test]
+    fn planes_that_a_memory_does_not_hold_are_refused() {
+        let info = described("format=I420,width=4,height=2");
+        let within =
+            |planes: &[(usize, usize)], len| Layout(planes.into()).within(&info, len).is_ok();
+        assert!(within(&[(0, 4), (8, 2), (10, 2)], 12));
+        assert!(!within(&[(0, 4), (8, 2), (10, 2)], 11));
+        assert!(!within(&[(0, 3), (8, 2), (10, 2)], 12));
+        assert!(!within(&[(0, usize::MAX), (8, 2), (10, 2)], 12));
+        assert!(!within(&[(0, 4), (usize::MAX, 2), (10, 2)], 12));
+        assert!(!within(&[(0, 4), (8, 2)], 12));
+        assert!(!within(&[(0, 4), (8, 2), (10, 2), (0, 2)], 12));
     }
 
     #[test]
