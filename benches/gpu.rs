@@ -8,6 +8,7 @@
 mod students;
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use std::{
 use tadsr::{
     engine::{
         cpu,
-        cuda::{Context, Engine, Times},
+        cuda::{Context, Engine, Rows, Times},
     },
     frame::{Frame, FrameInfo, PixelFormat},
     nn::lite::StudentConfig,
@@ -92,23 +93,120 @@ fn compare(context: &Arc<Context>) -> Result<bool> {
     Ok(good)
 }
 
-/// Frames a second, and what the last one took.
-fn speed(context: &Arc<Context>, student: StudentConfig, depth: usize) -> Result<(f64, Times)> {
-    let src = frame(FrameInfo::new(PixelFormat::Nv12, 1920, 1080))?;
-    let dst = src.info().with_size(3840, 2160);
-    let mut engine = Engine::new(context, &model(student), *src.info(), dst, depth)?;
-    let mut out = Frame::new(dst)?;
+/// Frames a second, what the last one took, and the median time from a frame's submission to its end.
+struct Speed {
+    rate: f64,
+    times: Times,
+    latency: Duration,
+}
+
+/// Where frames come from and go to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Host,
+    Device,
+}
+
+/// NV12 from 1920x1080 to 3840x2160.
+fn uhd() -> (FrameInfo, FrameInfo) {
+    let src = FrameInfo::new(PixelFormat::Nv12, 1920, 1080);
+    (src, src.with_size(3840, 2160))
+}
+
+/// Memory of the device for a frame, and where its planes lie in it.
+fn planes(context: &Arc<Context>, info: &FrameInfo) -> Result<Vec<Rows>> {
+    let planes = (0..info.format.planes()).map(|plane| {
+        let (row, rows) = info.format.plane_size(plane, info.width, info.height);
+        Ok(Rows {
+            address: context.driver().alloc(row * rows)?,
+            stride: row,
+        })
+    });
+    planes.collect()
+}
+
+fn speed(
+    context: &Arc<Context>,
+    student: StudentConfig,
+    depth: usize,
+    place: Place,
+) -> Result<Speed> {
+    let (from, to) = uhd();
+    let src = frame(from)?;
+    let mut engine = Engine::new(context, &model(student), from, to, depth)?;
+    engine.set_resident(place == Place::Device);
+    let mut out = Frame::new(to)?;
+    let (input, output) = (planes(context, &from)?, planes(context, &to)?);
     let mut times = Times::default();
-    let (start, mut frames) = (Instant::now(), 0u32);
+    let (mut submitted, mut latencies) = (VecDeque::new(), Vec::new());
+    let start = Instant::now();
     while start.elapsed() < TIME {
         if engine.in_flight() == depth {
-            times = engine.receive(&mut out.as_mut())?;
-            frames += 1;
+            times = match place {
+                Place::Host => engine.receive(&mut out.as_mut())?,
+                // SAFETY: the planes were allocated for such a frame, and nobody else uses them.
+                Place::Device => unsafe { engine.receive_device(&to, &output)? },
+            };
+            let begun: Option<Instant> = submitted.pop_front();
+            latencies.extend(begun.map(|begun| begun.elapsed()));
         }
-        engine.submit(&src.as_ref(), 1.0)?;
+        submitted.push_back(Instant::now());
+        match place {
+            Place::Host => engine.submit(&src.as_ref(), 1.0)?,
+            // SAFETY: as above.
+            Place::Device => unsafe { engine.submit_device(&from, &input, 1.0)? },
+        }
     }
-    let rate = f64::from(frames) / start.elapsed().as_secs_f64();
-    Ok((rate, times))
+    let rate = latencies.len() as f64 / start.elapsed().as_secs_f64();
+    drop(engine);
+    for plane in input.iter().chain(&output) {
+        context.driver().free(plane.address);
+    }
+    latencies.sort();
+    Ok(Speed {
+        rate,
+        times,
+        latency: latencies
+            .get(latencies.len() / 2)
+            .copied()
+            .unwrap_or_default(),
+    })
+}
+
+/// Operations of a student's convolutions on a frame that becomes `to`.
+fn operations(student: &StudentConfig, to: &FrameInfo) -> f64 {
+    let cells = to.width.div_ceil(student.r) * to.height.div_ceil(student.r);
+    let layers = student.layers().into_iter().map(|l| 2 * 9 * l.ci * l.co);
+    (layers.sum::<usize>() * cells) as f64
+}
+
+/// The least frames a second of `streams` streams at once, each 960x540 to 1920x1080 with a thread of its own.
+fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Result<f64> {
+    let src = FrameInfo::new(PixelFormat::Nv12, 960, 540);
+    let dst = src.with_size(1920, 1080);
+    let stream = || -> Result<f64, tadsr::Error> {
+        let model = model(student);
+        let mut engine = Engine::new(context, &model, src, dst, 2)?;
+        let (frame, mut out) = (Frame::new(src)?, Frame::new(dst)?);
+        let (start, mut frames) = (Instant::now(), 0u32);
+        while start.elapsed() < TIME {
+            if engine.in_flight() == 2 {
+                engine.receive(&mut out.as_mut())?;
+                frames += 1;
+            }
+            engine.submit(&frame.as_ref(), 1.0)?;
+        }
+        Ok(f64::from(frames) / start.elapsed().as_secs_f64())
+    };
+    let rates: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..streams).map(|_| scope.spawn(stream)).collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    let mut least = f64::INFINITY;
+    for rate in rates {
+        least = least.min(rate.map_err(|_| "a stream has panicked")??);
+    }
+    Ok(least)
 }
 
 fn main() -> Result<()> {
@@ -128,27 +226,45 @@ fn main() -> Result<()> {
         return Ok(());
     }
     println!(
-        "\nNV12 1920x1080 to 3840x2160 from and to memory of the host, milliseconds of the last frame\n"
+        "\nNV12 1920x1080 to 3840x2160; frames in memory of the host or of the device. Milliseconds of the last frame by the \
+         device's clock; latency: the median from submission to end; TFLOP/s: of the convolutions in the computation's time\n"
     );
     println!(
-        "| student | in flight | frames/s | upload | computation | download |\n|---|---|---|---|---|---|"
+        "| student | frames in | in flight | frames/s | latency | upload | computation | download | TFLOP/s |\n\
+         |---|---|---|---|---|---|---|---|---|"
     );
     for (name, student) in [
         ("tiny r 4", StudentConfig::tiny(4)),
         ("small", StudentConfig::small()),
     ] {
-        for depth in 1..=3 {
-            let (
-                rate,
-                Times {
-                    upload,
-                    compute,
-                    download,
-                },
-            ) = speed(&context, student, depth)?;
-            println!(
-                "| {name} | {depth} | {rate:.1} | {upload:.2} | {compute:.2} | {download:.2} |"
-            );
+        let operations = operations(&student, &uhd().1);
+        for place in [Place::Host, Place::Device] {
+            for depth in 1..=3 {
+                let Speed {
+                    rate,
+                    times,
+                    latency,
+                } = speed(&context, student, depth, place)?;
+                println!(
+                    "| {name} | {place:?} | {depth} | {rate:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} |",
+                    latency.as_secs_f64() * 1e3,
+                    times.upload,
+                    times.compute,
+                    times.download,
+                    operations / f64::from(times.compute) / 1e9
+                );
+            }
+        }
+    }
+    println!("\nNV12 960x540 to 1920x1080, frames/s of the slowest of streams at once\n");
+    println!("| student | streams | frames/s |\n|---|---|---|");
+    for (name, student) in [
+        ("tiny r 4", StudentConfig::tiny(4)),
+        ("small", StudentConfig::small()),
+    ] {
+        for count in [1, 4, 16] {
+            let rate = streams(&context, student, count)?;
+            println!("| {name} | {count} | {rate:.1} |");
         }
     }
     Ok(())

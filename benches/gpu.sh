@@ -5,7 +5,7 @@
 #        FOLDER/run.sh                there
 #
 # run.sh ends with an error when a result differs from the CPU's by more than f16 explains. With compute-sanitizer on the
-# PATH it looks for accesses out of bounds and races first.
+# PATH it looks for accesses out of bounds and races first, and with PyTorch it times the same networks there.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
 cd "$root"
@@ -16,6 +16,7 @@ binary=$(cargo bench --locked -p tadsr --no-default-features --bench gpu --no-ru
     sed -n 's/.*"name":"gpu".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 [[ -n $binary ]] || fail "cargo did not say where the benchmark is"
 install -m 755 "$binary" "$folder/gpu"
+install -m 644 benches/peers/gpu.py "$folder/gpu.py"
 cat >"$folder/run.sh" <<'RUN'
 #!/usr/bin/env bash
 set -euo pipefail
@@ -25,7 +26,12 @@ if command -v compute-sanitizer >/dev/null; then
         compute-sanitizer --tool "$tool" --error-exitcode 1 ./gpu --compare
     done
 fi
-exec ./gpu
+./gpu
+if python3 -c 'import torch' 2>/dev/null; then
+    python3 gpu.py
+else
+    echo "no PyTorch: nothing to compare with"
+fi
 RUN
 chmod 755 "$folder/run.sh"
 say "$folder is ready: run $folder/run.sh on a machine with a GPU"
