@@ -205,7 +205,7 @@ fn precisions_are_chosen_refused_and_close_to_each_other() {
         assert!(active != Precision::Auto && [active, Precision::Auto].contains(&precision));
         component(&upscaler.upscale(&frame).unwrap(), Component::Y)
     };
-    for model in ["tiny-x2", "tiny-clean-x2"] {
+    for model in ["tiny-x2", "tiny-clean-x2", "small-x2"] {
         let exact = luma(model, Precision::F32);
         for precision in [Precision::Auto, Precision::Bf16, Precision::Int8] {
             let pairs = luma(model, precision).into_iter().zip(exact.iter());
@@ -373,6 +373,9 @@ fn the_default_model_follows_the_scale() {
     let clean = Upscaler::load("tiny-clean", Device::Auto).unwrap();
     assert_eq!(clean.active_model(2.0), "tiny-clean-x2");
     assert_eq!(clean.max_scale(), 2.0);
+    let small = Upscaler::load("small", Device::Auto).unwrap();
+    assert_eq!([2.0, 2.25].map(|s| small.active_model(s)), ["small-x2", "small-x4"]);
+    assert_eq!((small.scale(), small.max_scale()), (2.0, 4.0));
 }
 
 /// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1 as for faces.

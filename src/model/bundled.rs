@@ -38,6 +38,14 @@ pub static BUNDLED: &[Bundled] = &[
         name: "tiny-clean-x2",
         bytes: include_bytes!("../../models/tiny-clean-x2.safetensors"),
     },
+    Bundled {
+        name: "small-x2",
+        bytes: include_bytes!("../../models/small-x2.safetensors"),
+    },
+    Bundled {
+        name: "small-x4",
+        bytes: include_bytes!("../../models/small-x4.safetensors"),
+    },
 ];
 
 impl Model {

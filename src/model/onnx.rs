@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_file_holds_the_layers_and_every_name_leads_somewhere() {
-        for model in ["tiny-x2", "tiny-x4"] {
+        for model in ["tiny-x2", "tiny-x4", "small-x4"] {
             let model = LiteModel::find(model).unwrap().remove(0);
             for ends in [OnnxEnds::Latent, OnnxEnds::Planes] {
                 let bytes = model.to_onnx(1.5, ends);
