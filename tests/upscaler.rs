@@ -374,7 +374,10 @@ fn the_default_model_follows_the_scale() {
     assert_eq!(clean.active_model(2.0), "tiny-clean-x2");
     assert_eq!(clean.max_scale(), 2.0);
     let small = Upscaler::load("small", Device::Auto).unwrap();
-    assert_eq!([2.0, 2.25].map(|s| small.active_model(s)), ["small-x2", "small-x4"]);
+    assert_eq!(
+        [2.0, 2.25].map(|s| small.active_model(s)),
+        ["small-x2", "small-x4"]
+    );
     assert_eq!((small.scale(), small.max_scale()), (2.0, 4.0));
 }
 
