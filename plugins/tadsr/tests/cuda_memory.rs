@@ -151,6 +151,9 @@ fn frames_stay_in_the_device_s_memory() {
         let properties = properties.each_ref().map(|(k, v)| (*k, v.as_str()));
         let mut rig = Rig::with_caps(&properties, &on_device(format));
         assert!(out_is_resident(&rig), "{}", rig.out_caps());
+        // Who can make both is to make these.
+        let wanted = rig.element.static_pad("sink").unwrap().query_caps(None);
+        assert!(wanted.features(0).unwrap().contains("memory:CUDAMemory"));
         let pool = pool(&rig, format);
         fake.log();
         for n in 0..4 {

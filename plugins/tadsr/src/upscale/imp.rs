@@ -649,6 +649,12 @@ impl BaseTransformImpl for TadsrUpscale {
             }
         }
         result.merge(elsewhere);
+        // Whoever can choose is to leave frames where they are used.
+        if cuda && direction == gst::PadDirection::Src {
+            let mut device_first = result.intersect(&ON_DEVICE);
+            device_first.merge(result);
+            result = device_first;
+        }
         gst::debug!(CAT, imp = self, "{direction:?} {caps} becomes {result}");
         Some(match filter {
             Some(filter) => filter.intersect_with_mode(&result, gst::CapsIntersectMode::First),
