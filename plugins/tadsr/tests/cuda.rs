@@ -11,7 +11,6 @@ use gst::prelude::*;
 use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
 
 const SIZE: (u32, u32) = (24, 18);
-const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 /// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.
 const LOST: i32 = 719;
 
@@ -35,14 +34,11 @@ fn rig(fake: &Arc<Fake>, depth: &str, more: &[(&str, &str)]) -> Rig {
 /// The `n`th frame: each looks different.
 fn picture(n: u64) -> gst::Buffer {
     let info = info(&raw("I420", SIZE.0, SIZE.1));
-    let mut buffer = frame(&info, |c, x, y| match c {
+    let buffer = frame(&info, |c, x, y| match c {
         0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
         _ => 120,
     });
-    let buffer_ref = buffer.get_mut().unwrap();
-    buffer_ref.set_pts(FRAME * n);
-    buffer_ref.set_duration(FRAME);
-    buffer
+    timed(buffer, n)
 }
 
 /// What the CPU makes of the frame.

@@ -3,8 +3,10 @@
 
 use half::f16;
 
-use super::driver::{Address, Rows};
-use super::params::{Component, NO_SLOT, Samples, Slot, Source};
+use super::{
+    driver::{Address, Rows},
+    params::{Component, NO_SLOT, Samples, Slot, Source},
+};
 use crate::{
     Result,
     engine::{chroma, cpu},

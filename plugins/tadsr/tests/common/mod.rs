@@ -124,6 +124,17 @@ pub fn blank(info: &VideoInfo) -> gst::Buffer {
     buffer
 }
 
+/// The duration of a frame at 25 frames per second.
+pub const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
+
+/// `buffer` as the `n`th frame at that rate.
+pub fn timed(mut buffer: gst::Buffer, n: u64) -> gst::Buffer {
+    let buffer_ref = buffer.get_mut().unwrap();
+    buffer_ref.set_pts(FRAME * n);
+    buffer_ref.set_duration(FRAME);
+    buffer
+}
+
 /// A frame whose samples are `value(component, x, y)`, as wide as the format's depth, in GStreamer's component order.
 pub fn frame(info: &VideoInfo, value: impl Fn(usize, usize, usize) -> u16) -> gst::Buffer {
     let mut frame = gst_video::VideoFrame::from_buffer_writable(blank(info), info).unwrap();
