@@ -11,7 +11,8 @@ pub enum Device {
     #[default]
     Auto,
     Cpu,
-    /// A CUDA device by its index, for students. It has to compute a small frame as the CPU does before it is used.
+    /// A CUDA device by its index. It has to compute a small frame as the CPU does before a student runs there; published
+    /// models run there where this was built with the feature `cuda`.
     Cuda(usize),
 }
 
@@ -29,6 +30,27 @@ impl FromStr for Device {
                 "'{s}' is no device: use auto, cpu, cuda or cuda:N"
             ))),
         }
+    }
+}
+
+impl Device {
+    /// The same as candle has it, the CPU for [`Self::Auto`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a CUDA device is asked for and cannot be used, or this was built without the feature `cuda`.
+    pub(crate) fn to_candle(self) -> Result<candle_core::Device> {
+        let Self::Cuda(ordinal) = self else {
+            return Ok(candle_core::Device::Cpu);
+        };
+        if !cfg!(feature = "cuda") {
+            return Err(Error::Device(format!(
+                "device '{self}': training and published models need a build with --features cuda there \
+                 (docs/cuda.md); use the CPU"
+            )));
+        }
+        // With a stream of its own, whichever thread uses it: tensors of the default streams of several threads have no order.
+        candle_core::Device::new_cuda_with_stream(ordinal)
+            .map_err(|e| Error::Device(format!("device '{self}' cannot be used: {e}")))
     }
 }
 

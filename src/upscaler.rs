@@ -2,6 +2,8 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use candle_core::DType;
+
 use crate::{
     Device, Error, Result,
     engine::{
@@ -68,14 +70,15 @@ impl Upscaler {
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device, which
-    /// also has to compute the model rightly ([`Context::check`]), and for a published model on a CUDA device;
-    /// [`Error::Memory`] when that device has too little.
+    /// also has to compute a student rightly ([`Context::check`]), and for a published model on a CUDA device in a build
+    /// without the feature `cuda`; [`Error::Memory`] when that device has too little.
     pub fn load(model: &str, device: Device) -> Result<Self> {
-        let context = match device {
-            Device::Auto | Device::Cpu => None,
-            Device::Cuda(ordinal) => Some(Context::open(ordinal)?),
+        let model = Model::find(model)?;
+        let context = match (&model, device) {
+            (Model::Lite(_), Device::Cuda(ordinal)) => Some(Context::open(ordinal)?),
+            _ => None,
         };
-        Self::new(model, context)
+        Self::new(model, device, context)
     }
 
     /// As [`Self::load`], on the CUDA device that `context` is of, where frames in its memory can be upscaled
@@ -84,15 +87,12 @@ impl Upscaler {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_in(model: &str, context: Arc<Context>) -> Result<Self> {
-        Self::new(model, Some(context))
+        let device = Device::Cuda(context.driver().info().ordinal);
+        Self::new(Model::find(model)?, device, Some(context))
     }
 
-    fn new(model: &str, context: Option<Arc<Context>>) -> Result<Self> {
-        let device = match &context {
-            None => Device::Cpu,
-            Some(context) => Device::Cuda(context.driver().info().ordinal),
-        };
-        let (family, scale) = match Model::find(model)? {
+    fn new(model: Model, device: Device, context: Option<Arc<Context>>) -> Result<Self> {
+        let (family, scale) = match model {
             Model::Lite(models) => {
                 if let Some(context) = &context {
                     models.iter().try_for_each(|model| context.check(model))?;
@@ -110,15 +110,14 @@ impl Upscaler {
             }
             Model::Official(model) => {
                 let name = model.metadata.name.clone();
-                if context.is_some() {
-                    return Err(Error::Device(format!(
-                        "device '{device}': '{name}' is a published model, which runs on the CPU only; use device=cpu"
-                    )));
-                }
-                let engine = Box::new(model_engine(*model)?);
+                let engine = Box::new(model_engine(*model, device)?);
                 let scale = engine.scale() as f64;
                 (Family::Official { name, engine }, scale)
             }
+        };
+        let device = match device {
+            Device::Auto => Device::Cpu,
+            device => device,
         };
         Ok(Self {
             family,
@@ -160,8 +159,8 @@ impl Upscaler {
         };
     }
 
-    /// In what numbers a student is computed, [`Precision::Auto`] by default. Published networks are computed in f32
-    /// whatever is set.
+    /// In what numbers the model is computed, [`Precision::Auto`] by default. Published networks are computed in f32 on
+    /// the CPU, whatever is set, and on CUDA devices in f16 where it is neither f32 nor bf16.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model or the device does not have the precision; the one before stays.
@@ -169,13 +168,18 @@ impl Upscaler {
         if precision == self.precision {
             return Ok(());
         }
-        if let Family::Lite(lite) = &mut self.family {
-            for model in &lite.models {
-                lite.resolve(precision, model)?;
+        match &mut self.family {
+            Family::Lite(lite) => {
+                for model in &lite.models {
+                    lite.resolve(precision, model)?;
+                }
+                // On a CUDA device there is one precision, and frames may be in flight.
+                if lite.context.is_none() {
+                    lite.plan = None;
+                }
             }
-            // On a CUDA device there is one precision, and frames may be in flight.
-            if lite.context.is_none() {
-                lite.plan = None;
+            Family::Official { engine, .. } => {
+                engine.set_dtype(dtype(official_precision(self.device, precision)));
             }
         }
         self.precision = precision;
@@ -190,7 +194,7 @@ impl Upscaler {
                 let precision = lite.resolve(self.precision, model);
                 precision.unwrap_or(Precision::F32)
             }
-            Family::Official { .. } => Precision::F32,
+            Family::Official { .. } => official_precision(self.device, self.precision),
         }
     }
 
@@ -375,6 +379,11 @@ impl Upscaler {
         if let Family::Lite(lite) = &mut self.family {
             lite.resident = resident;
         }
+    }
+
+    /// Whether frames go through [`Self::submit`] and [`Self::receive`]: those of students on a CUDA device.
+    pub fn is_pipelined(&self) -> bool {
+        matches!(&self.family, Family::Lite(lite) if lite.context.is_some())
     }
 
     /// Frames that [`Self::submit`] takes before one must be received; 1 on the CPU, which is for
@@ -598,12 +607,32 @@ impl Plan {
     }
 }
 
-fn model_engine(model: OfficialModel) -> Result<official::Engine> {
-    let (unet, autoencoder) = (model.unet()?, model.autoencoder()?);
+fn model_engine(model: OfficialModel, device: Device) -> Result<official::Engine> {
+    let place = device.to_candle()?;
+    let (unet, autoencoder) = (model.unet(&place)?, model.autoencoder(&place)?);
     // The engine rearranges the weights; let them go where they were.
     let config = model.metadata.config;
     drop(model.tensors);
-    official::Engine::new(&config, unet, autoencoder)
+    let mut engine = official::Engine::new(&config, unet, autoencoder)?;
+    engine.set_dtype(dtype(official_precision(device, Precision::default())));
+    Ok(engine)
+}
+
+/// What a published model is computed in on `device` where `asked` is set.
+fn official_precision(device: Device, asked: Precision) -> Precision {
+    match (device, asked) {
+        (Device::Auto | Device::Cpu, _) => Precision::F32,
+        (Device::Cuda(_), Precision::F32 | Precision::Bf16) => asked,
+        (Device::Cuda(_), _) => Precision::F16,
+    }
+}
+
+fn dtype(precision: Precision) -> DType {
+    match precision {
+        Precision::F16 => DType::F16,
+        Precision::Bf16 => DType::BF16,
+        _ => DType::F32,
+    }
 }
 
 #[cfg(test)]

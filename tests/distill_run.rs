@@ -312,9 +312,13 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
     assert_eq!(student.metadata.source["steps_done"], 3);
     // It takes a latent of the teacher's autoencoder to another one.
     let z = Tensor::zeros((1, 8, 8, 3), DType::F32, &Device::Cpu).unwrap();
-    let unet = student.unet().unwrap();
+    let unet = student.unet(&Device::Cpu).unwrap();
     let z = unet.forward(&z, &[2], Some(&z)).unwrap();
-    let image = student.autoencoder().unwrap().decode(&z, true).unwrap();
+    let image = student
+        .autoencoder(&Device::Cpu)
+        .unwrap()
+        .decode(&z, true)
+        .unwrap();
     assert_eq!(image.dims(), [1, 32, 32, 3]);
 }
 

@@ -337,8 +337,8 @@ fn a_model_that_is_saved_is_read_back() {
     };
     assert_eq!(again.metadata, model.metadata);
     assert_holds(&again, "unet", &unet_weights(), 0.0);
-    model.unet().unwrap();
-    model.autoencoder().unwrap();
+    model.unet(&Device::Cpu).unwrap();
+    model.autoencoder(&Device::Cpu).unwrap();
     assert_eq!(model.schedule().unwrap().steps(), 15);
     let error = LiteModel::read(&import.out()).unwrap_err().to_string();
     assert!(
@@ -480,7 +480,10 @@ fn the_imported_model_makes_the_authors_image() {
             .contiguous()
             .unwrap()
     };
-    let (unet, autoencoder) = (model.unet().unwrap(), model.autoencoder().unwrap());
+    let (unet, autoencoder) = (
+        model.unet(&Device::Cpu).unwrap(),
+        model.autoencoder(&Device::Cpu).unwrap(),
+    );
     let schedule = model.schedule().unwrap();
     let lq = get("lq");
     let scale = model.metadata.config.diffusion.scale;

@@ -478,7 +478,10 @@ fn fixtures() -> Option<PathBuf> {
 /// The published networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
 fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
     let model = OfficialModel::read(model).unwrap();
-    let (unet, autoencoder) = (model.unet().unwrap(), model.autoencoder().unwrap());
+    let (unet, autoencoder) = (
+        model.unet(&candle_core::Device::Cpu).unwrap(),
+        model.autoencoder(&candle_core::Device::Cpu).unwrap(),
+    );
     let schedule = model.schedule().unwrap();
     let nhwc = |t: &Tensor| t.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
     let (lq, noise) = (nhwc(lq), nhwc(noise));

@@ -141,24 +141,23 @@ impl OfficialModel {
         })
     }
 
-    /// The U-Net; it shares the tensors' memory.
+    /// The U-Net on `device`; on the CPU it shares the tensors' memory.
     ///
     /// # Errors
-    /// When the tensors are not those of the metadata's configuration.
-    pub fn unet(&self) -> Result<Unet> {
-        Ok(Unet::new(
-            &self.metadata.config.unet,
-            self.builder().pp("unet"),
-        )?)
+    /// When the tensors are not those of the metadata's configuration, or cannot be brought to the device.
+    pub fn unet(&self, device: &Device) -> Result<Unet> {
+        let config = &self.metadata.config.unet;
+        Ok(Unet::new(config, self.builder(device).pp("unet"))?)
     }
 
-    /// The autoencoder; it shares the tensors' memory.
+    /// The autoencoder on `device`; on the CPU it shares the tensors' memory.
     ///
     /// # Errors
-    /// When the tensors are not those of the metadata's configuration.
-    pub fn autoencoder(&self) -> Result<Autoencoder> {
+    /// As [`Self::unet`].
+    pub fn autoencoder(&self, device: &Device) -> Result<Autoencoder> {
         let config = &self.metadata.config.autoencoder;
-        Ok(Autoencoder::new(config, self.builder().pp("autoencoder"))?)
+        let vb = self.builder(device).pp("autoencoder");
+        Ok(Autoencoder::new(config, vb)?)
     }
 
     /// The noise schedule that the model was trained with.
@@ -169,7 +168,7 @@ impl OfficialModel {
         Ok(Schedule::new(&self.metadata.config.diffusion)?)
     }
 
-    fn builder(&self) -> VarBuilder<'static> {
-        VarBuilder::from_tensors(self.tensors.clone(), DType::F32, &Device::Cpu)
+    fn builder(&self, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_tensors(self.tensors.clone(), DType::F32, device)
     }
 }

@@ -2,14 +2,14 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::{conv2d::slice, cpu::elementwise};
+use super::{conv2d::slice, cpu::elementwise, has_kernel};
 
-/// `a + b` of one shape, f32. Differentiable.
+/// `a + b` of one shape and type. Differentiable.
 ///
 /// # Errors
-/// When the shapes differ or a tensor is not f32.
+/// When the shapes or types differ.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if !a.device().is_cpu() {
+    if !has_kernel(a) {
         return a + b;
     }
     a.contiguous()?.apply_op2(&b.contiguous()?, Add)

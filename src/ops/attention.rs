@@ -5,15 +5,17 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::{
+    composed,
     conv2d::{slice, with_slice},
     cpu::{
         Isa,
         attention::{self, AttentionShape},
         zeros,
     },
+    has_kernel,
 };
 
-/// Attention of `heads` heads within windows of a feature map, differentiable in `qkv` and `bias`. All f32.
+/// Attention of `heads` heads within windows of a feature map, differentiable in `qkv` and `bias`.
 ///
 /// `qkv` `[n, h, w, 3c]` holds queries, keys and values one after the other, each with `c = heads x d` channels, head by
 /// head. The map is cut into windows of `window` `[height, width]` pixels, which must divide it; with `shift` above 0 it
@@ -40,6 +42,10 @@ pub fn attention(
         shift,
         lse: OnceLock::new(),
     };
+    if !has_kernel(qkv) {
+        op.shape(qkv.shape(), bias.map(Tensor::shape))?;
+        return composed::attention(qkv, bias, heads, window, shift);
+    }
     let qkv = qkv.contiguous()?;
     match bias {
         Some(bias) => qkv.apply_op2(&bias.contiguous()?, op),
@@ -176,67 +182,7 @@ impl CustomOp2 for Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{D, Device, Var};
-
-    /// The operator as its definition says it, by candle's own operators.
-    fn composite(
-        qkv: &Tensor,
-        bias: Option<&Tensor>,
-        heads: usize,
-        [wh, ww]: [usize; 2],
-        shift: usize,
-    ) -> Result<Tensor> {
-        let (n, h, w, c3) = qkv.dims4()?;
-        let (d, l) = (c3 / 3 / heads, wh * ww);
-        let (rows, columns) = (h / wh, w / ww);
-        let qkv = match shift {
-            0 => qkv.clone(),
-            s => qkv.roll(-(s as i32), 1)?.roll(-(s as i32), 2)?,
-        };
-        // [3, n, rows, columns, heads, l, d]
-        let parts = qkv
-            .reshape(vec![n, rows, wh, columns, ww, 3, heads, d])?
-            .permute(vec![5, 0, 1, 3, 6, 2, 4, 7])?
-            .reshape((3, n * rows * columns, heads, l, d))?;
-        let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        let mut scores = (q.matmul(&k.t()?)? * (d as f64).powf(-0.5))?;
-        if let Some(bias) = bias {
-            scores = scores.broadcast_add(bias)?;
-        }
-        if shift > 0 {
-            let mask = shift_mask([h, w], [wh, ww], shift);
-            let mask = Tensor::from_vec(mask, (1, rows * columns, 1, l, l), qkv.device())?;
-            scores = scores
-                .reshape((n, rows * columns, heads, l, l))?
-                .broadcast_add(&mask)?
-                .reshape((n * rows * columns, heads, l, l))?;
-        }
-        let out = candle_nn::ops::softmax(&scores, D::Minus1)?
-            .matmul(&v)?
-            .reshape(vec![n, rows, columns, heads, wh, ww, d])?
-            .permute(vec![0, 1, 4, 2, 5, 3, 6])?
-            .reshape((n, h, w, heads * d))?;
-        match shift {
-            0 => Ok(out),
-            s => out.roll(s as i32, 1)?.roll(s as i32, 2),
-        }
-    }
-
-    /// `[windows, l, l]`: -100 between pixels that do not see each other, else 0.
-    fn shift_mask([h, w]: [usize; 2], [wh, ww]: [usize; 2], shift: usize) -> Vec<f32> {
-        let l = wh * ww;
-        let right = |pixel: usize| pixel % ww + shift >= ww;
-        let lowest = (0..l * l).map(|i| match right(i / l) == right(i % l) {
-            true => 0.0,
-            false => -100.0,
-        });
-        let mut mask = vec![0.0; (h / wh - 1) * (w / ww) * l * l];
-        for _ in 0..w / ww {
-            mask.extend(lowest.clone());
-        }
-        mask
-    }
+    use candle_core::{Device, Var};
 
     fn random(shape: impl Into<Shape>) -> Var {
         Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
@@ -273,7 +219,7 @@ mod tests {
                 );
                 let table = bias.map(|b| b.as_tensor());
                 let ours = attention(&qkv, table, heads, window, shift).unwrap();
-                let theirs = composite(&qkv, table, heads, window, shift).unwrap();
+                let theirs = composed::attention(&qkv, table, heads, window, shift).unwrap();
                 assert_close(&ours, &theirs, &what);
                 let [ours, theirs] = [ours, theirs].map(|y| {
                     let loss = (y * weights.as_tensor()).unwrap().sum_all().unwrap();

@@ -1,10 +1,16 @@
-//! The operators of training made of candle's own, for devices that our kernels are not for: convolution is one matrix
+//! The operators made of candle's own, for devices and types that our kernels are not for: convolution is one matrix
 //! product, which on CUDA is cuBLAS's, forward and backward. (candle's own convolution has no backward that is fit for
 //! training: on CUDA a naive kernel.)
+//!
+//! Of maps in 16-bit floats, only products are taken in 16 bits: sums of many values, norms and the softmax are in f32.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_nn::ops::softmax;
 
 use super::Activation;
+
+/// Values that a convolution's patches, or the scores of attention, may have at a time where they can be cut.
+const VALUES: usize = 1 << 27;
 
 /// As [`super::conv2d`].
 pub fn conv2d(
@@ -22,10 +28,13 @@ pub fn conv2d(
         bail!("conv2d: no convolution of {x:?} with {weight:?}, stride {stride} and padding {pad}");
     }
     let (oh, ow) = ((height - kh) / stride + 1, (width - kw) / stride + 1);
+    let dtype = x.dtype();
     let x = match pad {
         0 => x.clone(),
         _ => x.pad_with_zeros(1, pad, pad)?.pad_with_zeros(2, pad, pad)?,
     };
+    let weight = weight.permute((2, 3, 1, 0))?.reshape((kh * kw * ci, co))?;
+    let weight = weight.to_dtype(dtype)?;
     // Every `stride`th of the positions along a side, from `from` on.
     let every = |x: &Tensor, dim: usize, from: usize, count: usize| {
         if stride == 1 {
@@ -34,21 +43,43 @@ pub fn conv2d(
         let at: Vec<u32> = (0..count).map(|i| (from + i * stride) as u32).collect();
         x.index_select(&Tensor::new(at, x.device())?, dim)
     };
-    let mut taps = Vec::with_capacity(kh * kw);
-    for ky in 0..kh {
-        let rows = every(&x, 1, ky, oh)?;
-        for kx in 0..kw {
-            taps.push(every(&rows, 2, kx, ow)?);
+    let rows = |first: usize, count: usize| {
+        let mut taps = Vec::with_capacity(kh * kw);
+        for ky in 0..kh {
+            let rows = every(&x, 1, first * stride + ky, count)?;
+            for kx in 0..kw {
+                taps.push(every(&rows, 2, kx, ow)?);
+            }
         }
-    }
-    let columns = match &taps[..] {
-        [one] => one.contiguous()?,
-        taps => Tensor::cat(taps, D::Minus1)?,
+        let columns = match &taps[..] {
+            [one] => one.contiguous()?,
+            taps => Tensor::cat(taps, D::Minus1)?,
+        };
+        let columns = columns.reshape((n * count * ow, kh * kw * ci))?;
+        let y = columns.matmul(&weight)?.to_dtype(DType::F32)?;
+        let y = activate(&y.broadcast_add(&bias.to_dtype(DType::F32)?)?, activation)?;
+        y.to_dtype(dtype)?.reshape((n, count, ow, co))
     };
-    let columns = columns.reshape((n * oh * ow, kh * kw * ci))?;
-    let weight = weight.permute((2, 3, 1, 0))?.reshape((kh * kw * ci, co))?;
-    let y = columns.matmul(&weight)?.broadcast_add(bias)?;
-    activate(&y.reshape((n, oh, ow, co))?, activation)
+    in_blocks(oh, n * ow * kh * kw * ci, 1, rows)
+}
+
+/// What `part` makes of `count` things that take `each` values, all at a time or as many as [`VALUES`] allows: it is given
+/// the first and their number, and its results are put together along `dim`.
+fn in_blocks(
+    count: usize,
+    each: usize,
+    dim: usize,
+    part: impl Fn(usize, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let block = (VALUES / each.max(1)).clamp(1, count);
+    if block == count {
+        return part(0, count);
+    }
+    let parts = (0..count).step_by(block);
+    let parts: Vec<_> = parts
+        .map(|first| part(first, block.min(count - first)))
+        .collect::<Result<_>>()?;
+    Tensor::cat(&parts, dim)
 }
 
 fn activate(y: &Tensor, activation: Activation) -> Result<Tensor> {
@@ -76,8 +107,10 @@ pub fn group_norm(
     if groups == 0 || c == 0 || c % groups != 0 {
         bail!("group_norm: {c} channels cannot be cut into {groups} groups");
     }
+    let dtype = x.dtype();
     // A mean over the pixels, then over a group's channels.
     let mean = |x: &Tensor| x.mean_keepdim(1)?.mean_keepdim(3);
+    let x = x.to_dtype(DType::F32)?;
     let x = x.reshape((n, h * w, groups, c / groups))?;
     let x = x.broadcast_sub(&mean(&x)?)?;
     let deviation = (mean(&x.sqr()?)? + eps)?.sqrt()?;
@@ -87,7 +120,77 @@ pub fn group_norm(
         _ => t.reshape((n, 1, 1, c)),
     };
     let y = x.broadcast_mul(&map(weight)?)?.broadcast_add(&map(bias)?)?;
-    activate(&y, activation)
+    activate(&y, activation)?.to_dtype(dtype)
+}
+
+/// As [`super::attention`], of arguments that fit.
+pub fn attention(
+    qkv: &Tensor,
+    bias: Option<&Tensor>,
+    heads: usize,
+    [wh, ww]: [usize; 2],
+    shift: usize,
+) -> Result<Tensor> {
+    let (n, h, w, c3) = qkv.dims4()?;
+    let (d, l) = (c3 / 3 / heads, wh * ww);
+    let (rows, columns) = (h / wh, w / ww);
+    let windows = rows * columns;
+    let (dtype, by) = (qkv.dtype(), shift as i32);
+    // [3, n windows, heads, l, d]
+    let parts = qkv
+        .roll(-by, 1)?
+        .roll(-by, 2)?
+        .reshape(vec![n, rows, wh, columns, ww, 3, heads, d])?
+        .permute(vec![5, 0, 1, 3, 6, 2, 4, 7])?
+        .reshape((3, n * windows, heads, l, d))?;
+    let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
+    let (q, k, v) = ((part(0)? * (d as f64).powf(-0.5))?, part(1)?, part(2)?);
+    let k = k.t()?.contiguous()?;
+    let mask = match shift {
+        0 => None,
+        _ => Some(shift_mask([h, w], [wh, ww], shift, qkv.device())?),
+    };
+    let queries = |first: usize, count: usize| {
+        let of = |t: &Tensor, dim: usize| t.narrow(dim, first, count);
+        let scores = of(&q, 2)?.contiguous()?.matmul(&k)?;
+        let mut scores = scores.to_dtype(DType::F32)?;
+        if let Some(bias) = bias {
+            scores = scores.broadcast_add(&of(bias, 1)?.to_dtype(DType::F32)?)?;
+        }
+        if let Some(mask) = &mask {
+            scores = scores
+                .reshape((n, windows, heads, count, l))?
+                .broadcast_add(&of(mask, 3)?)?
+                .reshape((n * windows, heads, count, l))?;
+        }
+        softmax(&scores, D::Minus1)?.to_dtype(dtype)?.matmul(&v)
+    };
+    in_blocks(l, n * windows * heads * l, 2, queries)?
+        .reshape(vec![n, rows, columns, heads, wh, ww, d])?
+        .permute(vec![0, 1, 4, 2, 5, 3, 6])?
+        .reshape((n, h, w, heads * d))?
+        .roll(by, 1)?
+        .roll(by, 2)
+}
+
+/// `[1, windows, 1, l, l]`: -100 between pixels that do not see each other, else 0.
+fn shift_mask(
+    [h, w]: [usize; 2],
+    [wh, ww]: [usize; 2],
+    shift: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let l = wh * ww;
+    let right = |pixel: usize| pixel % ww + shift >= ww;
+    let lowest = (0..l * l).map(|i| match right(i / l) == right(i % l) {
+        true => 0f32,
+        false => -100.0,
+    });
+    let mut mask = vec![0.0; (h / wh - 1) * (w / ww) * l * l];
+    for _ in 0..w / ww {
+        mask.extend(lowest.clone());
+    }
+    Tensor::from_vec(mask, (1, (h / wh) * (w / ww), 1, l, l), device)
 }
 
 /// As [`super::upsample2x`].
@@ -151,6 +254,69 @@ mod tests {
             let ours = group_norm(&x, 2, &w, &b, 1e-5, activation).unwrap();
             let theirs = ops::group_norm(&x, 2, &w, &b, 1e-5, activation).unwrap();
             assert_same(&ours, &theirs, &[&x, &w, &b]);
+        }
+    }
+
+    /// [`ops::attention`]'s own tests compare it with this one; here it is cut into blocks of queries.
+    #[test]
+    fn blocks_make_the_whole() {
+        let x = random(&[2, 7, 3]);
+        let part = |first, count| x.narrow(1, first, count)? * 2.0;
+        for each in [1, VALUES / 3, VALUES, 2 * VALUES] {
+            let y = in_blocks(7, each, 1, part).unwrap();
+            assert_same(&y, &(x.as_tensor() * 2.0).unwrap(), &[&x]);
+        }
+    }
+
+    /// In 16 bits the operators give what they give in f32, and gradients of the f32 weights, within the rounding of
+    /// their inputs and results.
+    #[test]
+    fn maps_of_16_bits_keep_their_type_and_values() {
+        let (x, w) = (random(&[2, 8, 8, 48]), random(&[32, 48, 3, 3]));
+        let (b, scale) = (random(&[32]), random(&[48]));
+        let table = random(&[2, 16, 16]);
+        let weights = Tensor::randn(0f32, 1.0, (2, 8, 8, 48), &Device::Cpu).unwrap();
+        let all = |dtype: DType| -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+            let x = x.to_dtype(dtype)?;
+            let conv = ops::conv2d(&x, &w, &b, 1, 1, Activation::LeakyRelu(0.2))?;
+            let norm = ops::group_norm(&x, 3, &scale, &scale, 1e-5, Activation::Silu)?;
+            let results = vec![
+                ops::attention(&x, Some(&table), 2, [4, 4], 2)?,
+                ops::upsample2x_conv2d(&x, &w, &b)?,
+                ops::add(&ops::silu(&x)?, &ops::gelu(&x)?)?,
+                conv,
+                norm.clone(),
+            ];
+            let loss = (norm.to_dtype(DType::F32)? * &weights)?.sum_all()?;
+            let loss = (loss + results[3].to_dtype(DType::F32)?.sqr()?.sum_all()?)?;
+            let grads = loss.backward()?;
+            let grad = |v: &Var| grads.get(v).cloned().ok_or(candle_core::Error::msg("none"));
+            Ok((results, vec![grad(&w)?, grad(&b)?, grad(&scale)?]))
+        };
+        let (want, want_grads) = all(DType::F32).unwrap();
+        for (dtype, limit) in [(DType::BF16, 2e-2), (DType::F16, 2e-3)] {
+            let (got, grads) = all(dtype).unwrap();
+            assert!(got.iter().all(|y| y.dtype() == dtype));
+            assert!(grads.iter().all(|g| g.dtype() == DType::F32));
+            for (i, (a, b)) in got
+                .iter()
+                .chain(&grads)
+                .zip(want.iter().chain(&want_grads))
+                .enumerate()
+            {
+                let norm = |t: &Tensor| -> f32 {
+                    t.sqr()
+                        .unwrap()
+                        .sum_all()
+                        .unwrap()
+                        .sqrt()
+                        .unwrap()
+                        .to_scalar()
+                        .unwrap()
+                };
+                let off = norm(&(a.to_dtype(DType::F32).unwrap() - b).unwrap()) / norm(b);
+                assert!(off > 0.0 && off < limit, "{dtype:?} {i}: {off}");
+            }
         }
     }
 

@@ -10,10 +10,11 @@ use super::{
         elementwise::leaky_relu_grad,
         zeros,
     },
+    has_kernel,
 };
 
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
-/// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. All f32.
+/// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`.
 ///
 /// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope above 0 up to 1 (the
 /// sign of the output is then the sign of the input). With another activation it is for inference: its backward
@@ -29,7 +30,7 @@ pub fn conv2d(
     pad: usize,
     activation: Activation,
 ) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernel(x) {
         return composed::conv2d(x, weight, bias, stride, pad, activation);
     }
     let op = Conv2d {

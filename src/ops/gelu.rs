@@ -5,13 +5,17 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::{
     conv2d::{slice, with_slice},
     cpu::elementwise,
+    has_kernel,
 };
 
-/// `x Phi(x)` with Phi the normal distribution (the exact form, not the one by `tanh`); any shape, f32.
+/// `x Phi(x)` with Phi the normal distribution (the exact form, not the one by `tanh`); any shape.
 ///
 /// # Errors
-/// When the tensor is not f32 in CPU memory.
+/// When the tensor is not of floats.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if !has_kernel(x) {
+        return x.gelu_erf();
+    }
     x.contiguous()?.apply_op1(Gelu)
 }
 

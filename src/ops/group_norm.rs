@@ -11,11 +11,12 @@ use super::{
         Isa,
         norm::{self, Affine, Moments, NormShape},
     },
+    has_kernel,
 };
 
 /// Normalises `x` `[n, h, w, c]` over every group of `c / groups` channels of a sample to mean 0 and variance 1
 /// (Wu and He, arXiv 1803.08494), multiplies by `weight`, adds `bias` and applies `activation`. Differentiable in all
-/// three; f32.
+/// three.
 ///
 /// `weight` and `bias` are `[c]`, or `[n, c]` for a modulation of each sample's own.
 ///
@@ -29,7 +30,7 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernel(x) {
         return composed::group_norm(x, groups, weight, bias, eps, activation);
     }
     let silu = match activation {

@@ -2,8 +2,9 @@
 //!
 //! Feature maps are NHWC ("channels last") throughout: a pixel's channels are contiguous, which is what the
 //! convolution kernels, norms over channels and attention want. Convolution weights keep the checkpoints' layout
-//! `[co, ci, kh, kw]`. The kernels are for the CPU; on other devices what training needs is composed of candle's own
-//! operators.
+//! `[co, ci, kh, kw]`. The kernels are for f32 on the CPU; for maps on other devices, or of 16-bit floats, the operators are
+//! composed of candle's own. A result has its map's type, whatever the type of weights and biases: f32 weights serve
+//! networks that are computed in bf16 or f16, and are learnt through them.
 
 mod add;
 mod attention;
@@ -25,3 +26,8 @@ pub use group_norm::group_norm;
 pub use packed::PackedConv2d;
 pub use silu::silu;
 pub use upsample::{upsample2x, upsample2x_conv2d};
+
+/// Whether the kernels are for this map.
+fn has_kernel(x: &candle_core::Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == candle_core::DType::F32
+}

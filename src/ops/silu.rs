@@ -5,14 +5,15 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::{
     conv2d::{slice, with_slice},
     cpu::elementwise,
+    has_kernel,
 };
 
-/// `x / (1 + exp(-x))`, any shape, f32.
+/// `x / (1 + exp(-x))`, any shape.
 ///
 /// # Errors
-/// When the tensor is not f32.
+/// When the tensor is not of floats.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernel(x) {
         return x.silu();
     }
     x.contiguous()?.apply_op1(Silu)

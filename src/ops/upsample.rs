@@ -10,14 +10,15 @@ use super::{
         conv::{self, ConvShape, PackedUpConv},
         upsample, zeros,
     },
+    has_kernel,
 };
 
-/// Every pixel of `x` `[n, h, w, c]` becomes a block of 2 x 2: `[n, 2h, 2w, c]`. Differentiable; f32.
+/// Every pixel of `x` `[n, h, w, c]` becomes a block of 2 x 2: `[n, 2h, 2w, c]`. Differentiable.
 ///
 /// # Errors
 /// When `x` has not four dimensions.
 pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernel(x) {
         return composed::upsample2x(x);
     }
     x.contiguous()?.apply_op1(Upsample2x)
@@ -25,12 +26,12 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
 
 /// [`conv2d`](super::conv2d) of [`upsample2x`] of `x` `[n, h, w, ci]` with `weight` `[co, ci, 3, 3]`, `bias` `[co]` and padding
 /// 1 in one, which takes four ninths of the multiplications forward. Gives `[n, 2h, 2w, co]`; differentiable in all
-/// three; f32.
+/// three.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn upsample2x_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernel(x) {
         let x = composed::upsample2x(x)?;
         return composed::conv2d(&x, weight, bias, 1, 1, Activation::None);
     }

@@ -316,8 +316,8 @@ impl Distill {
         let saved = checkpoint::load_if::<State>(&path, place.resume)?;
         let frozen = Frozen {
             schedule: teacher.schedule()?,
-            teacher: teacher.unet()?,
-            autoencoder: teacher.autoencoder()?,
+            teacher: teacher.unet(&Device::Cpu)?,
+            autoencoder: teacher.autoencoder(&Device::Cpu)?,
             config,
         };
         let (student, parameters) = new_student(&options, &teacher, begin)?;

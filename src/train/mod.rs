@@ -1,6 +1,6 @@
 //! Training: data, degradation, pairs, optimiser, checkpoints, loops.
 
-use crate::{Device, Error, Result};
+use crate::{Device, Result};
 
 pub mod adversary;
 pub mod checkpoint;
@@ -34,17 +34,7 @@ pub mod tensorboard;
 /// # Errors
 /// [`Error::Device`] when a CUDA device is asked for and cannot be used, or this was built without the feature `cuda`.
 pub fn device(device: Device) -> Result<candle_core::Device> {
-    let Device::Cuda(ordinal) = device else {
-        return Ok(candle_core::Device::Cpu);
-    };
-    if !cfg!(feature = "cuda") {
-        return Err(Error::Device(format!(
-            "device '{device}': this was built without training on CUDA; build it with --features cuda (docs/cuda.md)"
-        )));
-    }
-    // With a stream of its own, whichever thread uses it: tensors of the default streams of several threads have no order.
-    candle_core::Device::new_cuda_with_stream(ordinal)
-        .map_err(|e| Error::Device(format!("device '{device}' cannot be used: {e}")))
+    device.to_candle()
 }
 
 /// Lets freed memory stay with the process, for the next tensor, instead of going back to the system.

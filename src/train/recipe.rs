@@ -19,6 +19,9 @@ pub struct Recipe {
     pub size: Size,
     /// Largest scale that the model serves, above 1 up to 4.
     pub scale: f64,
+    /// Lowest scale that it serves, from 1 to below `scale`; None: that of its size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lowest: Option<f64>,
     pub data: CorpusSpec,
     /// None: the student learns from the truth alone.
     pub teacher: Option<teacher::Options>,
@@ -72,18 +75,18 @@ impl Recipe {
                 .ok_or_else(|| wrong("no size: tiny or small".into()))?,
             scale: value(&mut table, "scale", path)?
                 .ok_or_else(|| wrong("no scale: above 1, up to 4".into()))?,
+            lowest: value(&mut table, "lowest", path)?,
             data: section(&mut table, "data", path)?.ok_or_else(|| wrong("no data".into()))?,
             teacher: section(&mut table, "teacher", path)?,
             student: section(&mut table, "student", path)?.unwrap_or_default(),
         };
         if let Some((name, _)) = table.iter().next() {
             return Err(wrong(format!(
-                "'{name}' is none of name, size, scale, data, teacher, student"
+                "'{name}' is none of name, size, scale, lowest, data, teacher, student"
             )));
         }
         recipe
-            .size
-            .student(recipe.scale)
+            .student_and_lowest()
             .map_err(|e| wrong(e.to_string()))?;
         if recipe.teacher.is_none() {
             recipe.student.distillation = student::Distillation::none();
@@ -96,6 +99,22 @@ impl Recipe {
             *dir = folder.join(&dir);
         }
         Ok(recipe)
+    }
+
+    /// The student and the lowest scale that it serves.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a scale out of range.
+    pub fn student_and_lowest(&self) -> Result<(StudentConfig, f64)> {
+        let (student, lowest) = self.size.student(self.scale)?;
+        let lowest = self.lowest.unwrap_or(lowest);
+        if !(1.0 <= lowest && lowest < self.scale) {
+            return Err(Error::Setting(format!(
+                "lowest {lowest}: at least 1 and below the scale, {}",
+                self.scale
+            )));
+        }
+        Ok((student, lowest))
     }
 }
 
@@ -162,6 +181,20 @@ mod tests {
         // Without a teacher only the truth teaches.
         let alone = recipe(&format!("{HEAD}[data]\n")).unwrap();
         assert_eq!(alone.student.distillation, student::Distillation::none());
+    }
+
+    #[test]
+    fn a_model_may_serve_fewer_scales_than_its_size() {
+        let lowest = |text: &str| {
+            let (_, lowest) = recipe(&format!("{HEAD}{text}[data]\n"))?.student_and_lowest()?;
+            Ok::<_, Error>(lowest)
+        };
+        assert_eq!(lowest("").unwrap(), 2.0);
+        assert_eq!(lowest("lowest = 3.0\n").unwrap(), 3.0);
+        for none in ["0.5", "4.0", "nan"] {
+            let fault = lowest(&format!("lowest = {none}\n")).unwrap_err();
+            assert!(fault.to_string().contains("lowest"), "{fault}");
+        }
     }
 
     #[test]

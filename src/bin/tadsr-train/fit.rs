@@ -1,20 +1,16 @@
 //! `tadsr-train fit`: supervised training of a student on photographs.
 
-use std::{path::PathBuf, str::FromStr};
+use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use tadsr::{
-    Device,
-    train::{
-        self,
-        lite::{
-            Latent, Material, Place,
-            student::{Distillation, Options, StudentRun, Target},
-        },
-        recipe::{self, train_scales},
-        report::SampleRow,
+use tadsr::train::{
+    lite::{
+        Latent, Material, Place,
+        student::{Distillation, Options, StudentRun, Target},
     },
+    recipe::{self, train_scales},
+    report::SampleRow,
 };
 
 use crate::{
@@ -76,9 +72,8 @@ pub struct Args {
     /// Steps between two checkpoints, each with a measurement on held-out photos
     #[arg(long, default_value_t = 2000)]
     save_every: u64,
-    /// Where the networks are trained: cpu or cuda:N, the latter where this tool was built with the feature cuda
-    #[arg(long, default_value = "cpu", value_parser = Device::from_str)]
-    device: Device,
+    #[command(flatten)]
+    compute: run::Compute,
     /// Threads for the network; the data has as many again [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -131,7 +126,7 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     let (target, options) = (args.target()?, args.options()?);
     let spec = args.data.spec()?;
-    let device = train::device(args.device)?;
+    let (device, dtype) = args.compute.open()?;
     let threads = run::use_threads(args.threads)?;
     run::make_folder(&args.out)?;
     let stop = run::stop_flag()?;
@@ -161,6 +156,7 @@ pub fn run(args: Args) -> Result<()> {
         resume: args.resume,
         data_threads: threads,
         device,
+        dtype,
         slower: 0,
     };
     let mut fit = StudentRun::new(options, target, latent, None, None, &material, &place)?;

@@ -3,17 +3,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use candle_core::DType;
 use tadsr::{
-    Device,
     metrics::Lpips,
     train::{
-        self,
         checkpoint::write_atomically,
         corpus::PoolSpec,
         lite::{
@@ -67,9 +65,8 @@ pub struct Args {
     /// Steps between two checkpoints, each with a measurement on what is held out
     #[arg(long, default_value_t = 1000)]
     save_every: u64,
-    /// Where the networks are trained: cpu or cuda:N, the latter where this tool was built with the feature cuda
-    #[arg(long, default_value = "cpu", value_parser = Device::from_str)]
-    device: Device,
+    #[command(flatten)]
+    compute: run::Compute,
     /// Threads for the network; the data has as many again [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -107,13 +104,14 @@ struct Job {
     lpips: Option<Lpips>,
     threads: usize,
     device: candle_core::Device,
+    dtype: DType,
 }
 
 impl Job {
     fn new(args: Args, stop: &AtomicBool) -> Result<Self> {
         let recipe = Recipe::read(&args.recipe)?;
-        let device = train::device(args.device)?;
-        let (student, low) = recipe.size.student(recipe.scale)?;
+        let (device, dtype) = args.compute.open()?;
+        let (student, low) = recipe.student_and_lowest()?;
         let target = Target {
             name: recipe.name.clone(),
             student,
@@ -137,6 +135,7 @@ impl Job {
             lpips,
             threads,
             device,
+            dtype,
         })
     }
 
@@ -146,6 +145,7 @@ impl Job {
             resume,
             data_threads: self.threads,
             device: self.device.clone(),
+            dtype: self.dtype,
             slower,
         }
     }
@@ -209,7 +209,7 @@ impl Job {
         let open = |resume, slower| {
             let path = self.teacher_dir.join("teacher.safetensors");
             let teacher = match self.recipe.teacher {
-                Some(_) => Some(FrozenTeacher::read(&path, &self.device)?),
+                Some(_) => Some(FrozenTeacher::read(&path, &self.device, self.dtype)?),
                 None => None,
             };
             self.open_student(options, teacher, &self.place(dir, resume, slower))

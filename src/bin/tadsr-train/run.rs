@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,13 +13,52 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use candle_core::DType;
+use clap::ValueEnum;
 use image::RgbImage;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use tadsr::train::{
-    data::PhotoSet,
-    report::{GRADIENT, REPORT_FILE, Report, SampleRow, save_samples},
-    tensorboard::EventWriter,
+use tadsr::{
+    Device,
+    train::{
+        self,
+        data::PhotoSet,
+        report::{GRADIENT, REPORT_FILE, Report, SampleRow, save_samples},
+        tensorboard::EventWriter,
+    },
 };
+
+/// Where networks are trained, and in what numbers.
+#[derive(clap::Args)]
+pub struct Compute {
+    /// Where the networks are trained: cpu or cuda:N, the latter where this tool was built with the feature cuda
+    #[arg(long, default_value = "cpu", value_parser = Device::from_str)]
+    device: Device,
+    /// Numbers of their feature maps; weights are f32 [default: f32 on the CPU, where bf16 is slow, bf16 on CUDA]
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Compute {
+    /// The device and the type of feature maps.
+    pub fn open(&self) -> tadsr::Result<(candle_core::Device, DType)> {
+        let device = train::device(self.device)?;
+        let usual = match device.is_cpu() {
+            true => Precision::F32,
+            false => Precision::Bf16,
+        };
+        let dtype = match self.precision.unwrap_or(usual) {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        Ok((device, dtype))
+    }
+}
 
 /// A training run as the command line drives it.
 pub trait Training {

@@ -32,6 +32,10 @@ const SHARE: f64 = 0.5;
 /// (650 MiB) and for faces of 512x512 (335 MiB), 1.11 for a narrow model.
 const OVER_MAPS: f64 = 1.2;
 
+/// How much more candle's operators take than our kernels, counted for the widest norm in f32 and the patches of a
+/// convolution; not measured on a device.
+const COMPOSED: usize = 4;
+
 /// Planes of f32 samples of the output's size that a frame needs beside the tile in work.
 const PLANES: u64 = 9;
 
@@ -56,6 +60,11 @@ impl Geometry {
             align: whole(1),
             bytes: bytes as usize,
         }
+    }
+
+    /// For networks of candle's operators, which keep more maps at a time.
+    pub fn compose(&mut self) {
+        self.bytes *= COMPOSED;
     }
 
     /// Channels, rows and columns of the latent of a frame, padded to what the networks take in one piece.

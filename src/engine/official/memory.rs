@@ -2,12 +2,28 @@
 
 use std::{fs, path::Path};
 
+use candle_core::{Device, DeviceLocation};
+
+use crate::engine::cuda::driver;
+
 /// What is assumed where the system does not tell: on anything but Linux.
 const UNKNOWN: u64 = 4 << 30;
 
+/// Bytes that may still be taken where `device` keeps its tensors.
+pub(super) fn available_on(device: &Device) -> u64 {
+    let free = |ordinal| -> crate::Result<u64> {
+        let free = driver::open(ordinal)?.free_memory();
+        free.map(|bytes| bytes as u64).map_err(Into::into)
+    };
+    match device.location() {
+        DeviceLocation::Cuda { gpu_id } => free(gpu_id).unwrap_or(UNKNOWN),
+        _ => available(),
+    }
+}
+
 /// Bytes that this process may still take: what the kernel takes for available, or what the tightest control group above
 /// the process has left, whichever is less.
-pub(super) fn available() -> u64 {
+fn available() -> u64 {
     available_below(Path::new("/")).unwrap_or(UNKNOWN)
 }
 

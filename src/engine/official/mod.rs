@@ -19,7 +19,7 @@ mod tiles;
 
 use std::ops::ControlFlow;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 pub use noise::NoiseField;
@@ -67,7 +67,7 @@ struct Picture {
 }
 
 impl Engine {
-    /// Takes networks over and packs their weights.
+    /// Takes networks over, which are on one device, and on the CPU in f32 packs their weights.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the configuration makes no sense.
@@ -76,15 +76,27 @@ impl Engine {
         mut unet: Unet,
         mut autoencoder: Autoencoder,
     ) -> Result<Self> {
-        unet.pack()?;
-        autoencoder.pack()?;
+        let mut geometry = Geometry::new(config);
+        match unet.device().is_cpu() && unet.dtype() == DType::F32 {
+            true => {
+                unet.pack()?;
+                autoencoder.pack()?;
+            }
+            false => geometry.compose(),
+        }
         Ok(Self {
             unet,
             autoencoder,
             schedule: Schedule::new(&config.diffusion)?,
-            geometry: Geometry::new(config),
+            geometry,
             cuts: None,
         })
+    }
+
+    /// Sets the type of the networks' feature maps, which stays f32 where weights are packed.
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.unet.set_dtype(dtype);
+        self.autoencoder.set_dtype(dtype);
     }
 
     /// The scale that the networks make.
@@ -211,9 +223,8 @@ impl Engine {
         {
             return Ok(cuts.clone());
         }
-        let cuts = self
-            .geometry
-            .cuts(width, height, options, memory::available)?;
+        let available = || memory::available_on(self.unet.device());
+        let cuts = self.geometry.cuts(width, height, options, available)?;
         self.cuts = Some((key, cuts.clone()));
         Ok(cuts)
     }
@@ -231,15 +242,16 @@ impl Engine {
         let [_, top, left] = self.geometry.latent_at(x, y);
         let [channels, rows, columns] = self.geometry.latent_at(w, h);
         let noise = noise.part([top, left], [rows, columns], options.noise);
-        let noise = Tensor::from_vec(noise, (1, rows, columns, channels), &Device::Cpu)?;
+        let device = self.unet.device();
+        let noise = Tensor::from_vec(noise, (1, rows, columns, channels), device)?;
 
         passes.next()?;
-        let zy = self
-            .autoencoder
-            .encode(&picture.tensor(Layer::Base, tile, self.scale())?)?;
+        let zy =
+            self.autoencoder
+                .encode(&picture.tensor(Layer::Base, tile, self.scale(), device)?)?;
         let z = self.schedule.prior(&zy, &noise)?;
         let lq = match self.unet.config().cond_lq {
-            true => Some(picture.tensor(Layer::Lq, tile, 1)?),
+            true => Some(picture.tensor(Layer::Lq, tile, 1, device)?),
             false => None,
         };
         let denoise = |z: &Tensor, t| {
@@ -249,8 +261,21 @@ impl Engine {
         let z0 = diffusion::deterministic(&self.schedule, &zy, &z, options.steps, denoise);
         let z0 = passes.unless_stopped(z0)?;
         passes.next()?;
-        let image = self.autoencoder.decode(&z0, true)?;
-        Ok(image.flatten_all()?.to_vec1()?)
+        // The codes that replace it would hide it.
+        finite(&z0)?;
+        finite(&self.autoencoder.decode(&z0, true)?)
+    }
+}
+
+/// The values, when all of them are numbers.
+fn finite(t: &Tensor) -> Result<Vec<f32>> {
+    let values: Vec<f32> = t.flatten_all()?.to_vec1()?;
+    match values.iter().all(|v| v.is_finite()) {
+        true => Ok(values),
+        false => Err(Error::Setting(
+            "the model's result is not finite; of a frame that is, in f16, the numbers are too large: use precision bf16 or f32"
+                .into(),
+        )),
     }
 }
 
@@ -350,7 +375,7 @@ impl Picture {
     }
 
     /// A tile of a layer with `scale` samples for one of the input: `[1, h, w, 3]`, -1 to 1.
-    fn tensor(&self, layer: Layer, tile: usize, scale: usize) -> Result<Tensor> {
+    fn tensor(&self, layer: Layer, tile: usize, scale: usize, device: &Device) -> Result<Tensor> {
         let ([x, y], [w, h]) = self.place(tile);
         let (x, y, w, h) = (x * scale, y * scale, w * scale, h * scale);
         let width = self.cuts[0].len * scale;
@@ -368,7 +393,7 @@ impl Picture {
                     *pixel = [r, g, b].map(|plane| 2.0 * plane[at + j] - 1.0);
                 }
             });
-        Ok(Tensor::from_vec(samples, (1, h, w, 3), &Device::Cpu)?)
+        Ok(Tensor::from_vec(samples, (1, h, w, 3), device)?)
     }
 
     /// Adds what became of a tile: rows of R, G, B samples, -1 to 1, clamped to that.

@@ -99,6 +99,11 @@ fn engine(config: &OfficialConfig) -> Engine {
 
 /// The networks and values of a fixture, where it is there.
 fn fixture(name: &str) -> Option<(Engine, HashMap<String, Tensor>)> {
+    fixture_in(name, DType::F32)
+}
+
+/// The same with feature maps of type `dtype`.
+fn fixture_in(name: &str, dtype: DType) -> Option<(Engine, HashMap<String, Tensor>)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     if !folder.exists() {
         eprintln!("skipped: no '{}'", folder.display());
@@ -109,9 +114,11 @@ fn fixture(name: &str) -> Option<(Engine, HashMap<String, Tensor>)> {
     let unet = pickle::read_all_with_key(mini.join("unet.pth"), Some("state_dict")).unwrap();
     let autoencoder = pickle::read_all(mini.join("autoencoder.pth")).unwrap();
     let values = safetensors::load(folder.join(name).join("io.safetensors"), &Device::Cpu);
-    let unet = Unet::new(&config.unet, builder(unet.into_iter().collect())).unwrap();
+    let mut unet = Unet::new(&config.unet, builder(unet.into_iter().collect())).unwrap();
     let autoencoder = builder(autoencoder.into_iter().collect());
-    let autoencoder = Autoencoder::new(&config.autoencoder, autoencoder).unwrap();
+    let mut autoencoder = Autoencoder::new(&config.autoencoder, autoencoder).unwrap();
+    unet.set_dtype(dtype);
+    autoencoder.set_dtype(dtype);
     Some((
         Engine::new(&config, unet, autoencoder).unwrap(),
         values.unwrap(),
@@ -182,6 +189,66 @@ fn one_step_gives_the_published_codes_image() {
         let error = relative(&made, &planes(&image).0);
         assert!(error < 1e-4, "{name}: {error}");
     }
+}
+
+/// What runs on other devices than the CPU: operators of candle's, in f64 to see that they are right and in 16 bits. The
+/// latent and the picture are looked at one by one: rounding changes the nearest code here and there, and with it the picture.
+#[test]
+fn composed_operators_give_the_published_codes_latent_and_image() {
+    for (dtype, limits) in [
+        (DType::F64, [1e-5, 1e-5]),
+        (DType::F16, [6e-3, 4e-3]),
+        (DType::BF16, [5e-2, 3e-2]),
+    ] {
+        let Some((engine, values)) = fixture_in("mini_rect", dtype) else {
+            return;
+        };
+        let nhwc = |name: &str| {
+            values[name]
+                .permute((0, 2, 3, 1))
+                .unwrap()
+                .contiguous()
+                .unwrap()
+        };
+        let distance = |made: &Tensor, name: &str| {
+            let norm = |t: &Tensor| {
+                t.sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    .sqrt()
+            };
+            assert_eq!(made.dtype(), DType::F32);
+            norm(&(made - nhwc(name)).unwrap()) / norm(&nhwc(name))
+        };
+        let z0 = engine
+            .unet
+            .forward(&nhwc("unet_in"), &[14], Some(&nhwc("lq")))
+            .unwrap();
+        let zy = engine.autoencoder.encode(&nhwc("bicubic")).unwrap();
+        let image = engine.autoencoder.decode(&nhwc("z0"), true).unwrap();
+        let off = [
+            distance(&z0, "z0").max(distance(&zy, "z_y")),
+            distance(&image, "image"),
+        ];
+        assert!(
+            off[0] < limits[0] && off[1] < limits[1],
+            "{dtype:?}: {off:?}"
+        );
+    }
+}
+
+#[test]
+fn a_result_that_is_not_finite_is_an_error() {
+    let Some((mut engine, _)) = fixture_in("mini", DType::F16) else {
+        return;
+    };
+    let mut rgb = picture(16, 16);
+    rgb[0][7] = f32::MAX;
+    let result = engine.restore(rgb, 16, &plain_options(), None);
+    assert!(matches!(result, Err(Error::Setting(text)) if text.contains("finite")));
 }
 
 #[test]

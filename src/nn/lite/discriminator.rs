@@ -2,7 +2,7 @@
 //! makes of them at a noise level `t` (TAD-SR, arXiv 2408.07476), with 2-d heads instead of the published 1-d ones: the
 //! maps are small, and texture has two dimensions.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ impl Discriminator {
         })
     }
 
-    /// The logits `[n, h, w, 1]` of each head for its feature map `[n, h, w, c]` at the noise level `t` `[n]`.
+    /// The logits `[n, h, w, 1]` of each head, f32, for its feature map `[n, h, w, c]` at the noise level `t` `[n]`.
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -132,7 +132,7 @@ impl Head {
         let [first, second, last] = &self.convs;
         let x = first.forward(&x, Activation::LeakyRelu(SLOPE))?;
         let x = second.forward(&x, Activation::LeakyRelu(SLOPE))?;
-        last.forward(&x, Activation::None)
+        last.forward(&x, Activation::None)?.to_dtype(DType::F32)
     }
 
     fn frozen(&self) -> Self {
@@ -170,7 +170,7 @@ impl Conv {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
     use candle_nn::VarMap;
 
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -191,6 +191,7 @@ impl Weight {
 pub struct Student {
     config: StudentConfig,
     layers: Vec<Layer>,
+    dtype: DType,
 }
 
 impl Student {
@@ -250,14 +251,20 @@ impl Student {
                 .into_iter()
                 .map(layer)
                 .collect::<Result<_>>()?,
+            dtype: DType::F32,
         })
+    }
+
+    /// Sets the type of its feature maps, f32 at first; what comes in and goes out is f32 all the same.
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtype = dtype;
     }
 
     /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same shape, at `scale`.
     pub fn forward(&self, z: &Tensor, scale: f64) -> Result<Tensor> {
         let features = Tensor::new(&scale_features(scale, self.config.r), z.device())?;
         let features = features.reshape((2, 1))?;
-        let (mut x, mut kept) = (z.clone(), None);
+        let (mut x, mut kept) = (z.to_dtype(self.dtype)?, None);
         for layer in &self.layers {
             let bias = (&layer.bias + layer.scale.matmul(&features)?.squeeze(1)?)?;
             let activation = match layer.spec.activated {
@@ -277,14 +284,14 @@ impl Student {
                 },
             };
         }
-        Ok(x)
+        x.to_dtype(DType::F32)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
     use candle_nn::VarMap;
 
     #[test]

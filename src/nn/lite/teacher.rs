@@ -1,6 +1,6 @@
 //! The teacher of the lite family: a U-Net that denoises the whitened residual.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,7 @@ pub struct Teacher {
     up: Vec<Level>,
     norm: Norm,
     tail: Conv,
+    dtype: DType,
 }
 
 /// The blocks of one resolution, and the convolution to the next one; the last level of either way has none.
@@ -145,8 +146,14 @@ impl Teacher {
             up,
             norm: Norm::new(first, vb.pp("norm"))?,
             tail: Conv::new(first, z, 3, vb.pp("tail"))?,
+            dtype: DType::F32,
             config,
         })
+    }
+
+    /// Sets the type of its feature maps, f32 at first; what comes in and [`Self::forward`]'s result are f32 all the same.
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtype = dtype;
     }
 
     pub fn config(&self) -> &TeacherConfig {
@@ -173,11 +180,12 @@ impl Teacher {
                 x = step.forward(&upsample2x(&x)?, 1)?;
             }
         }
-        self.tail
-            .forward(&self.norm.forward(&x, Activation::Silu)?, 1)
+        let x = self.norm.forward(&x, Activation::Silu)?;
+        self.tail.forward(&x, 1)?.to_dtype(DType::F32)
     }
 
-    /// The features that a discriminator sees: the output of each level on the way down and of the middle.
+    /// The features that a discriminator sees, of the maps' type: the output of each level on the way down and of the
+    /// middle.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -212,7 +220,7 @@ impl Teacher {
         let details = base.flatten_to(2)?.matmul(&self.details)?;
         let details = details.reshape(base.shape())?;
         let x = Tensor::cat(&[r_t, base, &details], D::Minus1)?;
-        let mut x = self.head.forward(&x, 1)?;
+        let mut x = self.head.forward(&x.to_dtype(self.dtype)?, 1)?;
         let mut kept = Vec::new();
         for level in &self.down {
             for block in &level.blocks {
@@ -373,7 +381,7 @@ impl Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Var};
+    use candle_core::Var;
     use candle_nn::VarMap;
 
     fn random(shape: impl Into<candle_core::Shape>) -> Var {

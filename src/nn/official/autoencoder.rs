@@ -1,6 +1,6 @@
 //! The vector-quantised autoencoder of the latent (Esser et al., "Taming Transformers", arXiv 2012.09841).
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use super::{
@@ -24,6 +24,7 @@ pub struct Autoencoder {
     codes: Tensor,
     post_quant_conv: Conv,
     decoder: Decoder,
+    dtype: DType,
 }
 
 impl AutoencoderConfig {
@@ -52,11 +53,17 @@ impl Autoencoder {
             post_quant_conv: Conv::new(embed, z, 1, vb.pp("post_quant_conv"))?,
             decoder: Decoder::new(config, vb.pp("decoder"))?,
             config: config.clone(),
+            dtype: DType::F32,
         })
     }
 
     pub fn config(&self) -> &AutoencoderConfig {
         &self.config
+    }
+
+    /// As [`Unet::set_dtype`](super::Unet::set_dtype).
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtype = dtype;
     }
 
     /// Arranges the weights of all convolutions for inference: from then on it is faster and gives no gradients. Weights
@@ -88,7 +95,8 @@ impl Autoencoder {
     /// # Errors
     /// When the shape does not fit.
     pub fn encode(&self, image: &Tensor) -> Result<Tensor> {
-        self.quant_conv.forward(&self.encoder.forward(image)?)
+        let z = self.encoder.forward(&image.to_dtype(self.dtype)?)?;
+        self.quant_conv.forward(&z)?.to_dtype(DType::F32)
     }
 
     /// The nearest code of every pixel of the latent `[n, h, w, embed_dim]`, the first of equally near ones: the codes
@@ -121,7 +129,8 @@ impl Autoencoder {
             true => self.quantize(z)?.0,
             false => z.clone(),
         };
-        self.decoder.forward(&self.post_quant_conv.forward(&z)?)
+        let z = self.post_quant_conv.forward(&z.to_dtype(self.dtype)?)?;
+        self.decoder.forward(&z)?.to_dtype(DType::F32)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The U-Net with Swin layers that predicts the clean latent.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use super::{
@@ -24,6 +24,7 @@ pub struct Unet {
     middle: (ResBlock, SwinLayer, ResBlock),
     output_blocks: Vec<OutputBlock>,
     out: (Norm, Conv),
+    dtype: DType,
 }
 
 enum InputBlock {
@@ -82,11 +83,28 @@ impl Unet {
                 Conv::new(config.channels(0), config.out_channels, 3, vb.pp("out.2"))?,
             ),
             config: config.clone(),
+            dtype: DType::F32,
         })
     }
 
     pub fn config(&self) -> &UnetConfig {
         &self.config
+    }
+
+    /// Where its tensors are.
+    pub fn device(&self) -> &Device {
+        self.time_embed[0].device()
+    }
+
+    /// The type of its feature maps.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Sets the type of its feature maps, f32 at first; what comes in and goes out is f32 all the same. Others are for
+    /// networks that are not [packed](Self::pack).
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtype = dtype;
     }
 
     /// Arranges the weights of all convolutions for inference: from then on it is faster and gives no gradients. Weights
@@ -150,7 +168,7 @@ impl Unet {
         }
         let (norm, conv) = &self.out;
         h = norm.forward(&h, Activation::Silu)?;
-        conv.forward(&h)
+        conv.forward(&h)?.to_dtype(DType::F32)
     }
 
     /// What the encoder half sees: the outputs of every downsampling block, of the last input block and of the middle
@@ -169,7 +187,7 @@ impl Unet {
             .map(|(_, (skip, _))| skip)
             .collect();
         features.push(middle);
-        Ok(features)
+        features.iter().map(|f| f.to_dtype(DType::F32)).collect()
     }
 
     /// Channels of each of [`Self::features`].
@@ -201,7 +219,8 @@ impl Unet {
             bail!("U-Net: the sides of a {h}x{w} latent are no multiples of {multiple}");
         }
         let time = ops::silu(&self.embed_time(t)?)?;
-        let mut h = self.join(x, lq)?;
+        let lq = lq.map(|lq| lq.to_dtype(self.dtype)).transpose()?;
+        let mut h = self.join(&x.to_dtype(self.dtype)?, lq.as_ref())?;
         let mut skips = Vec::with_capacity(self.input_blocks.len());
         for block in &self.input_blocks {
             h = match block {

@@ -9,7 +9,7 @@ pub mod teacher;
 
 use std::{path::Path, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
@@ -163,6 +163,8 @@ pub struct Place<'a> {
     pub data_threads: usize,
     /// Where the networks are trained; they are measured on the CPU.
     pub device: Device,
+    /// Type of their feature maps there; weights are f32.
+    pub dtype: DType,
     /// How often the learning rate is halved, beside the times that the checkpoint knows of: after it has diverged.
     pub slower: i32,
 }
@@ -279,7 +281,6 @@ fn gain(truth: &Tensor, left: &Tensor, stats: &LatentStats) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use candle_nn::VarBuilder;
 
     use super::{losses::Teacher as _, *};

@@ -295,7 +295,8 @@ impl StudentRun {
         let path = place.dir.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, place.resume)?;
         let spec = latent.pairs(patch, options.batch);
-        let (student, parameters) = new_student(target.student, &options, &place.device)?;
+        let (mut student, parameters) = new_student(target.student, &options, &place.device)?;
+        student.set_dtype(place.dtype);
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
         let first = step * options.accumulate as u64;
         let held_out = material.validation(&spec, &latent.stats)?;

@@ -106,16 +106,18 @@ pub struct FrozenTeacher {
 }
 
 impl FrozenTeacher {
-    /// Reads a teacher's file, for use on `device`.
+    /// Reads a teacher's file, for use on `device` with feature maps of `dtype`.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Model`] when it is no teacher.
-    pub fn read(path: &Path, device: &Device) -> Result<Self> {
+    pub fn read(path: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let (tensors, state) = checkpoint::load::<State>(path)?;
         let config = state.options.config(&state.latent)?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
+        let mut net = Teacher::new(config, vb)?;
+        net.set_dtype(dtype);
         Ok(Self {
-            net: Teacher::new(config, vb)?,
+            net,
             schedule: state.options.diffusion.schedule()?,
             sampling_steps: state.options.diffusion.sampling_steps,
             latent: state.latent,
@@ -162,6 +164,7 @@ pub struct TeacherRun {
     held_out: Vec<HeldOut>,
     fingerprint: u64,
     device: Device,
+    dtype: DType,
     dir: PathBuf,
 }
 
@@ -192,7 +195,9 @@ impl TeacherRun {
             let text = format!("teacher: patch = {patch}: a multiple of {multiple} up to 1024");
             return Err(Error::Setting(text));
         }
-        let (teacher, parameters) = init::teacher(&config, options.seed ^ WEIGHTS, &place.device)?;
+        let seed = options.seed ^ WEIGHTS;
+        let (mut teacher, parameters) = init::teacher(&config, seed, &place.device)?;
+        teacher.set_dtype(place.dtype);
         let mut trained = Trained::new(parameters, 0.999, options.ema)?;
         let (mut step, mut slowed) = (0, place.slower);
         if let Some((tensors, state)) = saved {
@@ -227,6 +232,7 @@ impl TeacherRun {
             slowed,
             fingerprint,
             device: place.device.clone(),
+            dtype: place.dtype,
             dir: place.dir.to_path_buf(),
         })
     }
@@ -327,8 +333,10 @@ impl TeacherRun {
     /// # Errors
     /// When a tensor operation fails.
     pub fn frozen(&self) -> Result<FrozenTeacher> {
+        let mut net = self.averaged(&self.device)?;
+        net.set_dtype(self.dtype);
         Ok(FrozenTeacher {
-            net: self.averaged(&self.device)?,
+            net,
             schedule: self.schedule.clone(),
             sampling_steps: self.options.diffusion.sampling_steps,
             latent: self.latent.clone(),

@@ -1414,7 +1414,7 @@ impl TadsrUpscale {
         negotiated: &Negotiated,
         input: &gst::Buffer,
     ) -> tadsr::Result<()> {
-        if !loaded.on_device() {
+        if !loaded.upscaler.is_pipelined() {
             return Ok(());
         }
         self.apply(loaded);
@@ -1445,7 +1445,7 @@ impl TadsrUpscale {
         negotiated: &Negotiated,
         frame: &mut Frame,
     ) -> tadsr::Result<Option<Times>> {
-        if loaded.on_device() {
+        if loaded.upscaler.is_pipelined() {
             let upscaler = &mut loaded.upscaler;
             let to = negotiated.out_frame();
             if negotiated.on_device[1]
