@@ -40,9 +40,10 @@ pub enum Error {
     /// A training run that cannot start or go on; `path` is its folder or checkpoint.
     #[error("'{path}': {reason}")]
     Training { path: PathBuf, reason: String },
-    /// A training run whose loss or gradient is no number; its checkpoint is the last good one.
+    /// A training run whose loss or gradient is no number or far too large; its checkpoint is the last good one.
     #[error(
-        "'{path}': the {what} is not finite at step {step}: go on with --resume and a lower learning rate"
+        "'{path}': the {what} is out of bounds at step {step}; the last checkpoint is good: go on from it with a lower \
+         learning rate"
     )]
     Diverged {
         path: PathBuf,

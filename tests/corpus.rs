@@ -193,6 +193,24 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
         ..spec.clone()
     };
     assert!(load(&other).unwrap().fingerprint() != corpus.fingerprint());
+    let sampling = Sampling {
+        shrink: 0.0,
+        ..Sampling::default()
+    };
+    let other = CorpusSpec {
+        sampling: sampling.clone(),
+        ..spec.clone()
+    };
+    let other = load(&other).unwrap();
+    assert_eq!(other.photos().map(|p| &p.sampling), Some(&sampling));
+    assert_eq!(other.held_out().sampling, sampling);
+    // A video alone serves, too: a frame of it is what is measured on.
+    let alone = CorpusSpec {
+        dirs: vec![dir.path().join("data/a.mp4")],
+        hold_out: 20,
+        ..spec.clone()
+    };
+    assert_eq!(load(&alone).unwrap().held_out().len(), 1);
     // Drawn pictures join the photos; none is held out.
     let synthetic = Synthetic {
         dead_leaves: 3,

@@ -248,7 +248,7 @@ fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{text}");
+    assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(
         text.contains("go on with the same command and --resume"),
         "{text}"

@@ -101,8 +101,30 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     assert!(done && other.join("model.safetensors").exists(), "{text}");
     assert!(!other.join("teacher").exists());
     // With everything done, the command has nothing left to do.
+    let written = || {
+        fs::metadata(out.join("model.safetensors"))
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    let before = written();
     let (done, text) = run(&recipe, &out, &["--threads", "1"]);
     assert!(done && lines(&out.join("losses.csv")) == losses, "{text}");
+    assert_eq!(written(), before);
+    // A student goes on with the teacher that it began with, and with its own recipe, which stays what it was.
+    let other_seed = TEACHER.replace("steps = 8", "steps = 8\nseed = 2");
+    fs::write(dir.path().join("teacher.toml"), other_seed).unwrap();
+    let third = dir.path().join("third");
+    assert!(run(&recipe, &third, &[]).0);
+    let teacher = third.join("teacher");
+    let (done, text) = run(&recipe, &out, &["--teacher", teacher.to_str().unwrap()]);
+    assert!(!done && text.contains("another teacher"), "{text}");
+    let kept = fs::read(out.join("recipe.toml")).unwrap();
+    fs::write(&recipe, RECIPE.replace("steps = 12", "steps = 13")).unwrap();
+    let teacher = out.join("teacher");
+    let (done, text) = run(&recipe, &out, &["--teacher", teacher.to_str().unwrap()]);
+    assert!(!done && text.contains("steps"), "{text}");
+    assert!(fs::read(out.join("recipe.toml")).unwrap() == kept);
 }
 
 /// Feature maps in bf16, as on CUDA: the losses are those of f32 within a few percent, of all networks and terms.
@@ -157,7 +179,8 @@ fn a_stopped_recipe_goes_on_to_the_same_model() {
         let _ = Command::new("kill").args(["-INT", &pid]).status();
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{text}");
+        // It may have been done before it heard.
+        assert!(matches!(output.status.code(), Some(0 | 130)), "{text}");
     }
     let (done, text) = run(&recipe, &stopped, &options);
     assert!(done, "{text}");
@@ -177,7 +200,7 @@ fn a_run_that_diverges_for_good_says_so_after_some_patience() {
     let text = RECIPE.replace("expand = 0", "expand = 0\nlearning_rate = 1e30");
     fs::write(&recipe, text).unwrap();
     let (done, text) = run(&recipe, &dir.path().join("run"), &[]);
-    assert!(!done && text.contains("not finite"), "{text}");
+    assert!(!done && text.contains("out of bounds"), "{text}");
     assert_eq!(text.matches("half the learning rate").count(), 5, "{text}");
 }
 
@@ -213,14 +236,25 @@ fn mistakes_are_explained() {
         ("patch = 32", "patch = 30", "patch"),
         ("batch = 2", "batch = 0", "batch"),
         ("expand = 0", "ema = 1.0", "ema"),
+        ("expand = 0", "expand = 100000000000", "expand"),
+        ("width = 16", "score_times = 99", "score_times"),
         ("dirs = ['photos']", "", "--data"),
     ] {
         fs::write(&recipe, RECIPE.replace(was, is)).unwrap();
         let (done, text) = run(&recipe, &out, &[]);
         assert!(!done && text.contains(word), "{word}: {text}");
+        assert!(
+            !out.join("teacher/losses.csv").exists(),
+            "{word}: trained before it was said"
+        );
         let _ = fs::remove_dir_all(&out);
     }
     fs::write(&recipe, RECIPE).unwrap();
+    let (done, text) = run(&recipe, &out, &["--begin", "nowhere.safetensors"]);
+    assert!(
+        !done && text.contains("nowhere.safetensors") && !out.exists(),
+        "{text}"
+    );
     // Whether it was built with CUDA or not: there is no such device.
     for device in ["cuda:99", "gpu"] {
         let (done, text) = run(&recipe, &out, &["--device", device]);

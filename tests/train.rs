@@ -85,7 +85,7 @@ fn a_stopped_run_goes_on_to_the_same_model() {
     );
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{text}");
+    assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(
         text.contains("go on with the same command and --resume"),
         "{text}"
@@ -193,6 +193,24 @@ fn mistakes_are_explained() {
         let text = fails(command);
         assert!(text.contains(word), "{text}");
     }
+}
+
+/// A link to nowhere is left out and named; a page that cannot be made is no reason to stop.
+#[test]
+#[cfg(unix)]
+fn what_cannot_be_read_on_the_side_does_not_end_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (160, 120));
+    std::os::unix::fs::symlink("/nowhere", data.join("x.jpg")).unwrap();
+    let out = dir.path().join("run");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("eval.json"), "{").unwrap();
+    let text = run(fit(&data, &out, &["--steps", "2"]));
+    assert!(
+        text.contains("x.jpg") && text.contains("no report"),
+        "{text}"
+    );
+    assert!(out.join("model.safetensors").exists());
 }
 
 /// A damaged checkpoint is an error that names the file.

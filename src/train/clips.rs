@@ -213,6 +213,17 @@ impl ClipSet {
         taken.iter().map(middle).collect()
     }
 
+    /// The middle frame of the first clip, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::clip`].
+    pub fn first_frame(&self) -> Result<Option<RgbImage>> {
+        let first = self.clips.first();
+        first
+            .map(|path| self.frame(path, self.shape.frames / 2))
+            .transpose()
+    }
+
     /// Number of clips.
     pub fn len(&self) -> usize {
         self.clips.len()

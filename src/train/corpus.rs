@@ -428,9 +428,9 @@ impl Corpus {
         };
         let held_out = photos.as_mut().map(|p| p.hold_out(spec.hold_out));
         // After that: what is measured on is photographed.
-        let photos = PhotoSet::join(photos, spec.synthetic.draw(patch)?, patch);
+        let mut photos = PhotoSet::join(photos, spec.synthetic.draw(patch)?, patch);
         #[cfg(feature = "video")]
-        let (clips, held_out) = {
+        let (clips, mut held_out) = {
             let shape = clip_shape(spec, &damage, patch, scales);
             let (videos, more) = clips::survey(&found.videos, shape.side);
             skipped.extend(more);
@@ -438,15 +438,23 @@ impl Corpus {
             let (mut clips, more) =
                 ClipSet::load(&videos, &spec.clips, shape, &spec.cache(), report)?;
             skipped.extend(more);
-            let frames = clips.hold_out(spec.hold_out)?;
+            let mut frames = clips.hold_out(spec.hold_out)?;
+            if held_out.is_none() && frames.is_empty() {
+                frames.extend(clips.first_frame()?);
+            }
             let held_out = PhotoSet::join(held_out, frames, patch);
             ((!clips.is_empty()).then_some(clips), held_out)
         };
+        #[cfg(not(feature = "video"))]
+        let mut held_out = held_out;
         #[cfg(not(feature = "video"))]
         skipped.extend(found.videos.into_iter().map(|path| Skipped {
             path,
             reason: "this program is built without GStreamer (feature 'video')".into(),
         }));
+        for set in photos.iter_mut().chain(&mut held_out) {
+            set.sampling = spec.sampling.clone();
+        }
         let Some(held_out) = held_out else {
             let dirs = spec.dirs.clone();
             return Err(unusable(DataError::Empty { dirs, skipped }));

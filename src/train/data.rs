@@ -58,7 +58,7 @@ pub struct Patch {
 }
 
 /// The hash of Fowler, Noll and Vo (1a): the same on every machine and in every version.
-pub(super) struct Fnv(u64);
+pub(in crate::train) struct Fnv(u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -486,7 +486,8 @@ pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>
     }
     let (mut seen, mut files) = (HashSet::new(), Vec::new());
     for dir in dirs {
-        fs::metadata(dir).map_err(|source| DataError::Read {
+        // A dangling link is there: what is read from it is left out, with the reason.
+        fs::symlink_metadata(dir).map_err(|source| DataError::Read {
             path: dir.clone(),
             source,
         })?;

@@ -14,7 +14,7 @@ use crate::{Error, Result, frame::resample::Kernel};
 
 /// A random degradation from a clean picture to a low-resolution one.
 ///
-/// Order: blur, downscale, noise, rounding to 8 bits, JPEG. The default is [`Self::streaming`].
+/// Order: blur, downscale, noise, rounding to 8 bits, JPEG. The default is [`Self::stills`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Degradation {
@@ -98,7 +98,7 @@ impl KernelWeights {
 
 impl Default for Degradation {
     fn default() -> Self {
-        Self::streaming()
+        Self::stills()
     }
 }
 
@@ -121,7 +121,7 @@ impl Degradation {
     }
 
     /// What a stream looks like: a third of the pictures compressed, a few softly blurred or lightly noisy.
-    pub fn streaming() -> Self {
+    pub fn stills() -> Self {
         Self {
             blur: 0.05,
             noise: 0.1,
@@ -324,7 +324,7 @@ mod tests {
             noise: 1.0,
             jpeg: 1.0,
             jpeg_shift: 1.0,
-            ..Degradation::streaming()
+            ..Degradation::stills()
         }
     }
 
@@ -412,9 +412,9 @@ mod tests {
 
     #[test]
     fn a_preset_survives_json_and_a_wrong_key_or_value_is_named() {
-        let text = serde_json::to_string(&Degradation::streaming()).unwrap();
+        let text = serde_json::to_string(&Degradation::stills()).unwrap();
         let back: Degradation = serde_json::from_str(&text).unwrap();
-        assert_eq!(back, Degradation::streaming());
+        assert_eq!(back, Degradation::stills());
         let wrong = serde_json::from_str::<Degradation>(r#"{"blurr": 0.5}"#).unwrap_err();
         assert!(wrong.to_string().contains("blurr"));
         let bad = Degradation {
@@ -427,6 +427,6 @@ mod tests {
                 .to_string()
                 .contains("jpeg_quality")
         );
-        assert!(Degradation::streaming().check().is_ok());
+        assert!(Degradation::stills().check().is_ok());
     }
 }

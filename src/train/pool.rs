@@ -329,6 +329,6 @@ impl Pool {
 }
 
 /// Counts the changes in what clips are made of.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Separates the random numbers of the pool from those of the training.
 const POOL: u64 = 0x504f_4f4c;

@@ -91,6 +91,7 @@ impl Recipe {
         if recipe.teacher.is_none() {
             recipe.student.distillation = student::Distillation::none();
         }
+        recipe.check_stages().map_err(|e| wrong(e.to_string()))?;
         recipe
             .data
             .check()
@@ -99,6 +100,19 @@ impl Recipe {
             *dir = folder.join(&dir);
         }
         Ok(recipe)
+    }
+
+    fn check_stages(&self) -> Result<()> {
+        self.student.check()?;
+        let r = self.student_and_lowest()?.0.r;
+        let Some(teacher) = &self.teacher else {
+            return self.student.patch_side(r, 1).map(|_| ());
+        };
+        teacher.check()?;
+        self.student.patch_side(r, teacher.multiple())?;
+        self.student
+            .distillation
+            .check_times(teacher.diffusion.steps)
     }
 
     /// The student and the lowest scale that it serves.

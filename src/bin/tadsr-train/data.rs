@@ -155,7 +155,8 @@ fn material(
     let (count, side) = (videos.len(), shape.side);
     println!(
         "videos: {count} with sides of at least {side} pixels, {:.0} s",
-        clips::seconds(&videos)
+        // The sum of none is -0.
+        clips::seconds(&videos).abs()
     );
     for v in &videos {
         let rate = v

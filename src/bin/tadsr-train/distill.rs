@@ -24,6 +24,7 @@ use tadsr::{
 use crate::{
     dry_run,
     run::{self, HeldOut, Plan, Training},
+    stop::Stop,
 };
 
 /// Distil a many-step model into a student that takes one step.
@@ -127,7 +128,7 @@ enum Preset {
     /// Two rounds of blur, resizing, noise and JPEG, as Real-ESRGAN has them
     RealWorld,
     /// A third JPEG-damaged, a few blurred or noisy, the rest clean
-    Streaming,
+    Stills,
     /// Shrunk and nothing else
     Clean,
 }
@@ -155,7 +156,7 @@ impl Args {
             student: self.shape(config, begin)?,
             damage: match self.preset {
                 Preset::RealWorld => Damage::RealWorld(RealWorld::default()),
-                Preset::Streaming => Damage::Single(Degradation::streaming()),
+                Preset::Stills => Damage::Single(Degradation::stills()),
                 Preset::Clean => Damage::Single(Degradation::clean()),
             },
             steps: self.steps,
@@ -224,7 +225,7 @@ pub fn run(args: Args) -> Result<()> {
     if !args.dry_run {
         run::make_folder(&args.out)?;
     }
-    let stop = run::stop_flag()?;
+    let stop = Stop::on_signals()?.flag();
     let mut photos = run::load_photos(&args.data, options.patch)?;
     let held_out = photos.hold_out(20);
     eprintln!(

@@ -3,23 +3,33 @@
 use std::{
     fs,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanDuration};
 
-use crate::run::Training;
+use crate::run::{Stopped, Training};
 
 /// Steps that are timed, after one that is not.
 const STEPS: u32 = 3;
 
-/// Times some steps of a stage of `steps` steps; gives the time of all.
-pub fn stage(name: &str, run: &mut impl Training, steps: u64) -> Result<Duration> {
-    run.step()?;
+/// Times some steps of a stage of `steps` steps; gives the time of all. Ends in [`Stopped`] where `stop` asks for it.
+pub fn stage(
+    name: &str,
+    run: &mut impl Training,
+    steps: u64,
+    stop: &AtomicBool,
+) -> Result<Duration> {
+    let mut step = || match stop.load(Ordering::SeqCst) {
+        true => Err(anyhow::Error::from(Stopped)),
+        false => Ok(run.step().map(|_| ())?),
+    };
+    step()?;
     let start = Instant::now();
     for _ in 0..STEPS {
-        run.step()?;
+        step()?;
     }
     let step = start.elapsed() / STEPS;
     let whole = step.mul_f64(steps as f64);

@@ -2,16 +2,16 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::Args as ClapArgs;
 use tadsr::{
     Error,
     metrics::{Report, Row},
     train::{
+        checkpoint::write_atomically,
         eval::{Condition, Evaluation, INTERPOLATIONS, Judges, Method, REFERENCE, media_files},
         report::{Report as HtmlReport, versions},
     },
@@ -58,6 +58,9 @@ pub struct Args {
         default_value = "clean,jpeg60,h264-23,h264-32"
     )]
     condition: Vec<Condition>,
+    /// What the differences are to: an interpolation or a model that takes part
+    #[arg(long, default_value = REFERENCE, value_name = "NAME_OR_PATH")]
+    reference: String,
     /// Weights of LPIPS-squeeze (safetensors); without them LPIPS is left out
     #[arg(long, value_name = "WEIGHTS")]
     lpips: Option<PathBuf>,
@@ -113,6 +116,9 @@ impl Args {
         if let Some(twice) = methods.iter().find(|m| !seen.insert(m.name())) {
             bail!("'{}' is named twice", twice.name());
         }
+        if !methods.iter().any(|m| m.name() == self.reference) {
+            bail!("--reference {}: none of these is measured", self.reference);
+        }
         let judges = Judges::load(self.lpips.as_deref(), self.niqe.as_deref())?;
         let (scales, conditions) = (self.scale.clone(), self.condition.clone());
         Ok(Evaluation::new(
@@ -158,13 +164,12 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
         files.len()
     );
     println!("{measured} pictures and clips\n");
-    for table in report.all_tables(REFERENCE) {
+    for table in report.all_tables(&args.reference) {
         println!("{table}");
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report.to_json())?;
-        fs::write(path, text + "\n")
-            .with_context(|| format!("cannot write '{}'", path.display()))?;
+        write_atomically(path, (text + "\n").as_bytes())?;
     }
     if let Some(path) = &args.html {
         let command: Vec<_> = std::env::args().collect();
@@ -287,6 +292,8 @@ impl File<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

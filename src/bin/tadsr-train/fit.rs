@@ -16,6 +16,7 @@ use tadsr::train::{
 use crate::{
     corpus,
     run::{self, HeldOut, Plan, Training},
+    stop::Stop,
 };
 
 /// Train a student on photos and videos, supervised.
@@ -42,7 +43,7 @@ pub struct Args {
     /// The kind of student
     #[arg(long, value_enum, default_value = "tiny")]
     student: Size,
-    /// Largest scale that the model serves, 2 to 4; `tiny` then has r = 2 up to 2, r = 4 above
+    /// Largest scale that the model serves, above 1 up to 4; `tiny` then has r = 2 up to 2, r = 4 above
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
     /// Training steps
@@ -129,7 +130,7 @@ pub fn run(args: Args) -> Result<()> {
     let (device, dtype) = args.compute.open()?;
     let threads = run::use_threads(args.threads)?;
     run::make_folder(&args.out)?;
-    let stop = run::stop_flag()?;
+    let stop = Stop::on_signals()?.flag();
     let student = target.student;
     let patch = args.patch.unwrap_or(48 * student.r);
     let scales = train_scales(target.scales[0], target.scales[1]);
@@ -151,16 +152,21 @@ pub fn run(args: Args) -> Result<()> {
     let material = Material::corpus(corpus);
     let (kind, r) = (student.latent, student.r);
     let latent = Latent::measure(kind, r, scales, &*material.source, patch)?;
-    let place = Place {
-        dir: &args.out,
-        resume: args.resume,
-        data_threads: threads,
-        device,
-        dtype,
-        slower: 0,
+    let open = |resume, slower| {
+        let place = Place {
+            dir: &args.out,
+            resume,
+            data_threads: threads,
+            device: device.clone(),
+            dtype,
+            slower,
+        };
+        let (options, target, latent) = (options.clone(), target.clone(), latent.clone());
+        Ok(StudentRun::new(
+            options, target, latent, None, None, &material, &place,
+        )?)
     };
-    let mut fit = StudentRun::new(options, target, latent, None, None, &material, &place)?;
-    run::train(&mut fit, &plan, &stop)
+    run::train_with_patience(open, args.resume, &plan, &stop)
 }
 
 impl Training for StudentRun {

@@ -17,8 +17,8 @@ use crate::run;
 
 /// Calibrate a model on photographs, so that it can be computed in 8-bit integers.
 ///
-/// The model file gets the ranges of the values that the network meets on patches of the photos, shrunk and damaged as in
-/// training; its weights stay as they are. What the precisions reach is measured on patches of other photos.
+/// The model file gets the ranges of the values that the network meets on patches of the photos, shrunk and damaged as the
+/// preset `stills` has it; its weights stay as they are. What the precisions reach is measured on patches of other photos.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train quantize --model runs/my-x2/model.safetensors --data photos --out my-x2.safetensors
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
     let batches = |photos, seed: u64, count: u64| -> Result<Vec<Batch>> {
         let source = DamagedPhotos {
             photos: Arc::new(photos),
-            degradation: Degradation::streaming(),
+            degradation: Degradation::stills(),
         };
         let batch = |i| {
             spec.batch(

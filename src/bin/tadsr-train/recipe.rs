@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ use tadsr::{
 use crate::{
     corpus, dry_run,
     run::{self, HeldOut, Plan, Training},
+    stop::Stop,
 };
 
 /// Make a model by a recipe: measure the latent, train a teacher, distil it into a student.
@@ -76,21 +77,20 @@ pub fn run(args: Args) -> Result<()> {
     if args.save_every == 0 {
         bail!("--save-every must be at least 1");
     }
-    let stop = run::stop_flag()?;
+    let stop = Stop::on_signals()?.flag();
     let job = Job::new(args, &stop)?;
     if job.args.dry_run {
-        return job.dry_run();
+        return job.dry_run(&stop);
     }
-    run::make_folder(&job.args.out)?;
-    let text = toml::to_string(&job.recipe)?;
-    write_atomically(&job.args.out.join("recipe.toml"), text.as_bytes())?;
-    if job.recipe.teacher.is_some() {
-        job.train_teacher(&stop)?;
+    let out = &job.args.out;
+    run::make_folder(out)?;
+    // What a student began with stays: another recipe is refused below.
+    if !has_checkpoint(out) {
+        let text = toml::to_string(&job.recipe)?;
+        write_atomically(&out.join("recipe.toml"), text.as_bytes())?;
     }
-    if !stop.load(Ordering::SeqCst) {
-        job.train_student(&stop)?;
-    }
-    Ok(())
+    job.train_teacher(&stop)?;
+    job.train_student(&stop)
 }
 
 /// A recipe and what its stages have in common.
@@ -109,7 +109,15 @@ struct Job {
 
 impl Job {
     fn new(args: Args, stop: &AtomicBool) -> Result<Self> {
-        let recipe = Recipe::read(&args.recipe)?;
+        let threads = run::use_threads(args.threads)?;
+        let mut recipe = Recipe::read(&args.recipe)?;
+        if !args.data.is_empty() {
+            recipe.data.dirs = args.data.clone();
+        }
+        if let Some(begin) = &args.begin {
+            let found = fs::metadata(begin);
+            found.with_context(|| format!("'{}' cannot be read", begin.display()))?;
+        }
         let (device, dtype) = args.compute.open()?;
         let (student, low) = recipe.student_and_lowest()?;
         let target = Target {
@@ -117,7 +125,6 @@ impl Job {
             student,
             scales: [low, recipe.scale],
         };
-        let threads = run::use_threads(args.threads)?;
         let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
         let material = material(&args, &recipe, &target, stop)?;
         let teacher_dir = match (&args.teacher, &recipe.teacher) {
@@ -218,13 +225,13 @@ impl Job {
     }
 
     /// Takes steps of each kind and says what all of them take.
-    fn dry_run(&self) -> Result<()> {
+    fn dry_run(&self, stop: &AtomicBool) -> Result<()> {
         let nowhere = self.place(Path::new(""), false, 0);
         let mut whole = Duration::ZERO;
         let mut teacher = None;
         if let Some(options) = &self.recipe.teacher {
             let mut run = self.open_teacher(options, &nowhere)?;
-            whole += dry_run::stage("teacher", &mut run, options.steps)?;
+            whole += dry_run::stage("teacher", &mut run, options.steps, stop)?;
             teacher = Some(run.frozen()?);
         }
         let mut options = self.recipe.student.clone();
@@ -235,11 +242,11 @@ impl Job {
         };
         options.distillation = Distillation::none();
         let mut run = self.open_student(&options, None, &nowhere)?;
-        whole += dry_run::stage("student", &mut run, alone)?;
+        whole += dry_run::stage("student", &mut run, alone, stop)?;
         if let Some(teacher) = teacher {
             options.distillation = Distillation { after: 0.0, ..d };
             let mut run = self.open_student(&options, Some(teacher), &nowhere)?;
-            whole += dry_run::stage("distillation", &mut run, options.steps - alone)?;
+            whole += dry_run::stage("distillation", &mut run, options.steps - alone, stop)?;
         }
         dry_run::summary(whole);
         Ok(())
@@ -253,9 +260,6 @@ fn has_checkpoint(dir: &Path) -> bool {
 /// What is trained on: the folders of the command line, or those of the recipe.
 fn material(args: &Args, recipe: &Recipe, target: &Target, stop: &AtomicBool) -> Result<Material> {
     let mut data = recipe.data.clone();
-    if !args.data.is_empty() {
-        data.dirs = args.data.clone();
-    }
     if data.dirs.is_empty() {
         bail!("nothing to train on: name folders by --data or by dirs in the recipe's data");
     }

@@ -5,10 +5,7 @@ use std::{
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -111,17 +108,15 @@ pub fn use_threads(threads: Option<usize>) -> Result<usize> {
     tadsr::train::keep_memory();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or(cores).max(1);
+    // candle's own operators have threads of their own, which would spin beside ours.
+    const CANDLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(CANDLE).is_none() {
+        // SAFETY: this comes first in a command, when nobody else reads the environment.
+        unsafe { std::env::set_var(CANDLE, threads.to_string()) };
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global()?;
     Ok(threads)
-}
-
-/// A flag that Ctrl-C sets.
-pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
-    Ok(stop)
 }
 
 /// Decodes the photos below `data`, with progress; says which are left out.
@@ -174,10 +169,20 @@ pub fn train_with_patience<R: Training>(
     }
 }
 
-/// Steps until the end or until `stop`, with a line of numbers at every checkpoint and a last checkpoint.
+/// Somebody asked a run to stop, and it has: what is to be said of it is said.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
+/// Steps until the end or until `stop`, which ends in [`Stopped`], with a line of numbers at every checkpoint and a last checkpoint.
 pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<()> {
+    let product = plan.folder.join(plan.product);
+    if run.done() >= plan.steps && product.exists() {
+        eprintln!("done: {}", product.display());
+        return Ok(());
+    }
     let bar = ProgressBar::new(plan.steps).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} {per_sec} ETA {eta_precise} {msg}",
+        "{bar:30} {pos}/{len} ETA {eta_precise} {msg}",
     )?);
     bar.set_position(run.done());
     bar.reset_eta();
@@ -191,7 +196,8 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
         board.add(run.done(), &losses)?;
         bar.set_position(run.done());
         if shown.elapsed() > Duration::from_secs(1) {
-            bar.set_message(log.means());
+            let rate = bar.per_sec() * plan.images as f64;
+            bar.set_message(format!("{rate:.1} images/s, {}", log.means()));
             shown = Instant::now();
         }
         if run.done().is_multiple_of(plan.save_every) || run.done() == plan.steps {
@@ -223,9 +229,9 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
         let all = plan.steps;
         let option = plan.go_on.map_or(String::new(), |o| format!(" and {o}"));
         eprintln!("stopped at step {done} of {all}; go on with the same command{option}");
-    } else {
-        eprintln!("done: {}", plan.folder.join(plan.product).display());
+        return Err(Stopped.into());
     }
+    eprintln!("done: {}", product.display());
     Ok(())
 }
 
@@ -239,7 +245,11 @@ fn save(run: &impl Training, plan: &Plan, log: &mut LossLog, board: &mut Board) 
         board.add_samples(run.done(), &samples)?;
     }
     board.events.flush()?;
-    Report::of_run(plan.folder)?.write(&plan.folder.join(REPORT_FILE))?;
+    // A run is worth more than its report.
+    let report = Report::of_run(plan.folder);
+    if let Err(error) = report.and_then(|r| r.write(&plan.folder.join(REPORT_FILE))) {
+        eprintln!("no report: {error}");
+    }
     Ok(())
 }
 

@@ -256,9 +256,12 @@ fn normals(like: &Tensor, rng: &mut StdRng) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())
 }
 
-/// The value, unless it is no number: then the run has diverged.
-fn finite(dir: &Path, step: u64, what: &str, value: f64) -> Result<f64> {
-    match value.is_finite() {
+/// Beyond this a loss or gradient says that the run has diverged: in units of the residual's deviation both are about 1.
+const BOUND: f64 = 1e6;
+
+/// The value, unless it is beyond [`BOUND`] or no number.
+fn bounded(dir: &Path, step: u64, what: &str, value: f64) -> Result<f64> {
+    match value.abs() < BOUND {
         true => Ok(value),
         false => Err(Error::Diverged {
             path: dir.into(),

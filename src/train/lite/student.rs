@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Guided, HeldOut, Latent, Material, Place, check_common, finite, gain, normals,
+    Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, normals,
     teacher::FrozenTeacher,
 };
 use crate::{
@@ -74,6 +74,40 @@ impl Default for Options {
             expand: 64,
             seed: 1,
             distillation: Distillation::default(),
+        }
+    }
+}
+
+impl Options {
+    /// # Errors
+    /// [`Error::Setting`] that names what is out of range, whatever the student and the teacher.
+    pub fn check(&self) -> Result<()> {
+        if self.expand > 1024 {
+            return Err(Error::Setting(format!(
+                "expand = {}: up to 1024",
+                self.expand
+            )));
+        }
+        self.distillation.check()?;
+        let batches = [self.batch, self.accumulate];
+        check_common(self.steps, batches, self.learning_rate, self.ema)
+    }
+
+    /// The side of a high-resolution patch for a latent of `r` and a teacher that takes sides of `multiple` cells.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when that is out of range.
+    pub(in crate::train) fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
+        let patch = match self.patch {
+            0 => 48 * r,
+            patch => patch,
+        };
+        let multiple = r * multiple.max(2);
+        match (16..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
+            true => Ok(patch),
+            false => Err(Error::Setting(format!(
+                "patch = {patch}: 16 to 1024, a multiple of {multiple}"
+            ))),
         }
     }
 }
@@ -161,6 +195,17 @@ impl Distillation {
         self.shares()[2..].iter().any(|share| *share > 0.0)
     }
 
+    /// # Errors
+    /// [`Error::Setting`] when the teacher's schedule has fewer steps than are asked for.
+    pub(in crate::train) fn check_times(&self, steps: usize) -> Result<()> {
+        match self.score_times.max(self.judge_times) <= steps {
+            true => Ok(()),
+            false => Err(Error::Setting(format!(
+                "distillation: score_times and judge_times: at most the teacher's {steps} steps"
+            ))),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Setting(format!("distillation: {text}")));
         for (name, share) in [("after", self.after), ("ramp", self.ramp)] {
@@ -226,6 +271,9 @@ struct State {
     slowed: i32,
     /// Of the data.
     fingerprint: u64,
+    /// Of the teacher; checkpoints of before it was kept have none.
+    #[serde(default)]
+    teacher: Option<u64>,
 }
 
 /// A training run in a directory: `checkpoint.safetensors` and `model.safetensors`.
@@ -326,7 +374,8 @@ impl StudentRun {
             (Some((tensors, state)), _) => run.restore(&path, &tensors, state)?,
             (None, Some(begin)) => {
                 let (tensors, _) = checkpoint::load::<State>(begin)?;
-                run.trained.begin(&tensors)?;
+                let begun = run.trained.begin(&tensors);
+                begun.map_err(|e| Error::training(begin, format!("is of another student: {e}")))?;
             }
             (None, None) => {}
         }
@@ -343,6 +392,12 @@ impl StudentRun {
             learning_rate: self.options.learning_rate,
             ..state.options.clone()
         };
+        let taught =
+            |teacher: &FrozenTeacher| state.teacher.is_some_and(|t| t != teacher.fingerprint);
+        if self.teacher.as_ref().is_some_and(taught) {
+            let reason = "was made with another teacher: give it as it was";
+            return Err(Error::training(path, reason));
+        }
         if was != self.options || state.target != self.target || state.latent != self.latent {
             let mut found = checkpoint::differences(&was, &self.options);
             found.extend(checkpoint::differences(&state.target, &self.target));
@@ -426,7 +481,20 @@ impl StudentRun {
             Ok((t, normals(&residual, &mut rng)?))
         };
         let zero = base.zeros_like()?;
-        let steps = self.teacher.as_ref().map_or(2, |t| t.schedule.steps());
+        let Some(teacher) = &self.teacher else {
+            // Nobody looks at noise.
+            let none = (vec![0; n], zero.clone());
+            return Ok(Drawn {
+                score: none.clone(),
+                judged: none,
+                prior: zero.clone(),
+                zero,
+                base,
+                residual,
+                scale: batch.scale,
+            });
+        };
+        let steps = teacher.schedule.steps();
         let score = noisy(d.score_times)?;
         // The last time is all noise; at the others there is something to judge.
         let judge_times = match d.judge_times {
@@ -463,7 +531,7 @@ impl StudentRun {
                 t: draw.t.to_vec(),
             })
         })?;
-        finite(&self.dir, self.step, "discriminator's loss", loss)?;
+        bounded(&self.dir, self.step, "discriminator's loss", loss)?;
         adversary.update(&grads, self.options.distillation.discriminator_rate)?;
         self.judged += 1;
         Ok(loss)
@@ -491,7 +559,7 @@ impl StudentRun {
             for (i, term) in terms.iter().enumerate() {
                 let Some(term) = term else { continue };
                 let gradient = (&term.gradient * weights[i])?;
-                losses[i] += part * finite(&self.dir, self.step, TERMS[i], term.value)?;
+                losses[i] += part * bounded(&self.dir, self.step, TERMS[i], term.value)?;
                 norms[i] += part * norm(&gradient)?;
                 total = (total + gradient)?;
             }
@@ -502,7 +570,7 @@ impl StudentRun {
         let peak = o.learning_rate * 0.5f64.powi(self.slowed);
         let rate = cosine(peak, self.step, o.steps, warm_up);
         let whole = self.trained.step(&grads, rate)?;
-        finite(&self.dir, self.step, "gradient", whole)?;
+        bounded(&self.dir, self.step, "gradient", whole)?;
         Ok((losses, norms))
     }
 
@@ -510,7 +578,7 @@ impl StudentRun {
     fn weights(&mut self, terms: &[Option<Term>; 5], shares: &[f64; 5]) -> Result<[f64; 5]> {
         for (running, term) in self.norms.iter_mut().zip(terms) {
             let Some(term) = term else { continue };
-            let now = finite(&self.dir, self.step, "gradient", norm(&term.gradient)?)?;
+            let now = bounded(&self.dir, self.step, "gradient", norm(&term.gradient)?)?;
             *running = match *running {
                 0.0 => now,
                 before => NORM_DECAY * before + (1.0 - NORM_DECAY) * now,
@@ -740,6 +808,7 @@ impl StudentRun {
             judged: self.judged,
             slowed: self.slowed,
             fingerprint: self.fingerprint,
+            teacher: self.teacher.as_ref().map(|t| t.fingerprint),
         };
         // The model first: weights that are not finite must not replace a good checkpoint.
         let bytes = self.model()?.to_bytes(true)?;
@@ -791,32 +860,16 @@ fn check(
     if (student.latent, student.r) != (latent.kind, latent.r) {
         return wrong("the student's latent is not the one that is trained on".into());
     }
-    options.distillation.check()?;
-    let patch = match options.patch {
-        0 => 48 * latent.r,
-        patch => patch,
-    };
-    let batches = [options.batch, options.accumulate];
-    check_common(options.steps, batches, options.learning_rate, options.ema)?;
-    let mut multiple = 2 * latent.r;
+    options.check()?;
     if let Some(teacher) = teacher {
-        multiple = multiple.max(latent.r * teacher.net.config().multiple());
         if teacher.latent != *latent {
             return wrong("the teacher was trained on another latent: other scales or data".into());
         }
-        let d = &options.distillation;
-        if d.score_times.max(d.judge_times) > teacher.schedule.steps() {
-            return wrong("score_times and judge_times: at most the teacher's steps".into());
-        }
+        options.distillation.check_times(teacher.schedule.steps())?;
     } else if options.distillation.needs_teacher() {
         return wrong("distillation needs a teacher".into());
     }
-    if !(16..=1024).contains(&patch) || !patch.is_multiple_of(multiple) {
-        return wrong(format!(
-            "patch = {patch}: 16 to 1024, a multiple of {multiple}"
-        ));
-    }
-    Ok(patch)
+    options.patch_side(latent.r, teacher.map_or(1, |t| t.net.config().multiple()))
 }
 
 fn new_adversary(

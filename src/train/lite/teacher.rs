@@ -1,6 +1,10 @@
 //! The teacher's training: residual-shifting diffusion (ResShift, arXiv 2307.12348) on the whitened residual.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use candle_nn::VarBuilder;
@@ -8,14 +12,16 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Diffusion, Guided, HeldOut, Latent, Material, Place, check_common, finite, gain, normals,
+    Diffusion, Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, normals,
 };
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
     nn::lite::{Teacher, TeacherConfig},
     train::{
-        checkpoint, init,
+        checkpoint,
+        data::Fnv,
+        init,
         loader::{Loader, step_seed},
         losses::{Perturbation, Teacher as _, denoising},
         optim::{Trained, cosine},
@@ -80,6 +86,20 @@ impl Options {
             .map_err(|e| Error::Setting(format!("teacher: {e}")))?;
         Ok(config)
     }
+
+    /// As [`TeacherConfig::multiple`].
+    pub(in crate::train) fn multiple(&self) -> usize {
+        1 << self.widths.len().saturating_sub(1).min(16)
+    }
+
+    /// # Errors
+    /// [`Error::Setting`] that names what is out of range, whatever the latent.
+    pub fn check(&self) -> Result<()> {
+        let batches = [self.batch, self.accumulate];
+        check_common(self.steps, batches, self.learning_rate, self.ema)
+            .map_err(|e| Error::Setting(format!("teacher: {e}")))?;
+        self.diffusion.schedule().map(|_| ())
+    }
 }
 
 /// Separates the seeds of noise, initial weights and measurements from those of the data.
@@ -103,6 +123,8 @@ pub struct FrozenTeacher {
     pub schedule: Schedule,
     pub sampling_steps: usize,
     pub latent: Latent,
+    /// A number that changes with its weights and options; 0 for one that was not read from a file.
+    pub fingerprint: u64,
 }
 
 impl FrozenTeacher {
@@ -111,6 +133,9 @@ impl FrozenTeacher {
     /// # Errors
     /// [`Error::Io`], or [`Error::Model`] when it is no teacher.
     pub fn read(path: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        let mut hash = Fnv::default();
+        fs::read(path).map_err(Error::io(path))?.hash(&mut hash);
+        let fingerprint = hash.finish();
         let (tensors, state) = checkpoint::load::<State>(path)?;
         let config = state.options.config(&state.latent)?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
@@ -121,6 +146,7 @@ impl FrozenTeacher {
             schedule: state.options.diffusion.schedule()?,
             sampling_steps: state.options.diffusion.sampling_steps,
             latent: state.latent,
+            fingerprint,
         })
     }
 
@@ -184,8 +210,7 @@ impl TeacherRun {
         let saved = checkpoint::load_if::<State>(&path, place.resume)?;
         let fingerprint = material.fingerprint();
         let config = options.config(&latent)?;
-        let batches = [options.batch, options.accumulate];
-        check_common(options.steps, batches, options.learning_rate, options.ema)?;
+        options.check()?;
         let patch = match options.patch {
             0 => 48 * latent.r,
             patch => patch,
@@ -258,12 +283,12 @@ impl TeacherRun {
             sum += f64::from(loss.to_scalar::<f32>()?);
             grads.extend(loss.backward()?)?;
         }
-        finite(&self.dir, self.step, "loss", sum)?;
+        bounded(&self.dir, self.step, "loss", sum)?;
         let warm_up = (o.steps / 20).clamp(1, 1000);
         let peak = o.learning_rate * 0.5f64.powi(self.slowed);
         let rate = cosine(peak, self.step, o.steps, warm_up);
         let norm = self.trained.step(&grads, rate)?;
-        finite(&self.dir, self.step, "gradient", norm)?;
+        bounded(&self.dir, self.step, "gradient", norm)?;
         self.step += 1;
         Ok(sum)
     }
@@ -340,6 +365,7 @@ impl TeacherRun {
             schedule: self.schedule.clone(),
             sampling_steps: self.options.diffusion.sampling_steps,
             latent: self.latent.clone(),
+            fingerprint: 0,
         })
     }
 
