@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Error, Result};
+use crate::{Error, Result, engine::cuda::driver};
 
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,8 @@ impl Device {
                  (docs/cuda.md); use the CPU"
             )));
         }
+        // That says more clearly what is missing.
+        driver::open(ordinal)?;
         // With a stream of its own, whichever thread uses it: tensors of the default streams of several threads have no order.
         candle_core::Device::new_cuda_with_stream(ordinal)
             .map_err(|e| Error::Device(format!("device '{self}' cannot be used: {e}")))

@@ -62,6 +62,7 @@ impl Kind {
             effort: 0,
             gop: 10,
             b_frames: 0,
+            mb_tree: false,
         };
         let frame = Frame::new(FrameInfo::new(PixelFormat::I420, 64, 64))?;
         codec.round_trip(&[frame.clone(), frame], 25).map(drop)
@@ -79,6 +80,9 @@ pub struct Codec {
     pub gop: u32,
     /// B frames in a row; for VP9 and AV1 anything but 0 allows frames that are never shown (alternative references).
     pub b_frames: u8,
+    /// Whether x264 shares bits out by macroblock trees. It does by default, but then reads memory that nobody wrote: the
+    /// same frames give another stream now and then.
+    pub mb_tree: bool,
 }
 
 /// What decides how many bits are spent.
@@ -221,13 +225,15 @@ impl Codecs {
             effort: rng.random_range(self.effort.0..=self.effort.1),
             gop: rng.random_range(self.gop.0..=self.gop.1),
             b_frames: rng.random_range(self.b_frames.0..=self.b_frames.1),
+            mb_tree: false,
         }
     }
 }
 
 impl Codec {
     /// Encodes `frames` as a clip of `framerate` frames a second and decodes them again. The frames are of one kind,
-    /// I420 or I420_10LE, with even sides of at least 32 pixels. The result depends on the frames and the codec alone.
+    /// I420 or I420_10LE, with even sides of at least 32 pixels. The result depends on the frames and the codec
+    /// alone, but for what [`Self::mb_tree`] says.
     ///
     /// # Errors
     /// [`Error::Frame`] for other frames, [`Error::Setting`] when GStreamer lacks the codec or it fails.
@@ -286,7 +292,8 @@ impl Codec {
     /// Encoder and decoder, as in a launch line. One thread each: many clips are made at a time.
     #[cfg(feature = "video")]
     fn elements(&self, info: &FrameInfo, framerate: u32) -> String {
-        let (gop, b, effort) = (self.gop, self.b_frames, usize::from(self.effort.min(5)));
+        let (gop, b, mb_tree) = (self.gop, self.b_frames, self.mb_tree);
+        let effort = usize::from(self.effort.min(5));
         let pixels = (info.width * info.height) as f64 * f64::from(framerate);
         let bits = |bpp: f32| (f64::from(bpp) * pixels).max(1000.0);
         let kbits = |bpp: f32| (bits(bpp) / 1000.0).ceil();
@@ -300,7 +307,7 @@ impl Codec {
                 let preset = PRESETS[effort];
                 format!(
                     "x264enc {rate} speed-preset={preset} key-int-max={gop} bframes={b} b-adapt=false \
-                     mb-tree=false threads=1 ! \
+                     mb-tree={mb_tree} threads=1 ! \
                      avdec_h264 max-threads=1"
                 )
             }
@@ -401,6 +408,7 @@ mod tests {
             effort: 1,
             gop: 250,
             b_frames: 2,
+            mb_tree: false,
         }
     }
 

@@ -302,6 +302,7 @@ impl PairSource for DamagedClips {
             effort: 3,
             gop: 250,
             b_frames: 2,
+            mb_tree: false,
         };
         let low = codec.compress(&low)?;
         let t = rng.random_range(0..Self::FRAMES);

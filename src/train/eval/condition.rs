@@ -40,7 +40,7 @@ impl Condition {
         }
     }
 
-    /// The codec that a clip goes through: the encoders' medium preset, three B frames.
+    /// The codec that a clip goes through: the encoders' medium preset as it is, but for three B frames.
     #[cfg(feature = "video")]
     pub(super) fn codec(self) -> Option<Codec> {
         let Self::Codec(kind, crf) = self else {
@@ -52,6 +52,7 @@ impl Condition {
             effort: 5,
             gop: GOP,
             b_frames: 3,
+            mb_tree: true,
         })
     }
 }

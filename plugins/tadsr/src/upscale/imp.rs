@@ -298,8 +298,8 @@ impl ObjectImpl for TadsrUpscale {
                 glib::ParamSpecString::builder("device")
                     .nick("Device")
                     .blurb(
-                        "Device that runs the model: auto, cpu, cuda or cuda:N; auto is the CPU, and published models run \
-                         there only",
+                        "Device that runs the model: auto, cpu, cuda or cuda:N; auto is the CPU; published models run on \
+                         CUDA devices where the plugin was built with the feature cuda",
                     )
                     .default_value(default.device.as_str())
                     .mutable_ready()
