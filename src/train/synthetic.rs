@@ -36,6 +36,7 @@ const SIDE: u32 = 640;
 const RADII: (f32, f32) = (2.0, 200.0);
 
 /// Lines of text on a picture.
+#[cfg(feature = "video")]
 const LINES: usize = 12;
 
 impl Synthetic {

@@ -209,6 +209,7 @@ impl Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    let threads = run::use_threads(args.threads)?;
     let teacher = OfficialModel::read(&args.teacher)?;
     let model = args
         .student
@@ -221,7 +222,6 @@ pub fn run(args: Args) -> Result<()> {
         None => Begin::Teacher,
     };
     let options = args.options(&teacher.metadata.config, &begin)?;
-    let threads = run::use_threads(args.threads)?;
     if !args.dry_run {
         run::make_folder(&args.out)?;
     }

@@ -387,6 +387,16 @@ mod tests {
     }
 
     #[test]
+    fn differences_are_to_any_method_that_takes_part() {
+        let dir = tempfile::tempdir().unwrap();
+        scene(40, 40).save(dir.path().join("a.png")).unwrap();
+        let options = ["--scale", "2", "--reference", "lanczos3"];
+        measure(&args(&[dir.path()], &options), &Stop::default()).unwrap();
+        let absent = fails(&[dir.path()], &["--scale", "2", "--reference", "tiny"]);
+        assert!(absent.contains("--reference tiny"), "{absent}");
+    }
+
+    #[test]
     fn one_option_takes_several_directories_and_pictures() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         for dir in &dirs {

@@ -126,9 +126,9 @@ impl Args {
 
 pub fn run(args: Args) -> Result<()> {
     let (target, options) = (args.target()?, args.options()?);
+    let threads = run::use_threads(args.threads)?;
     let spec = args.data.spec()?;
     let (device, dtype) = args.compute.open()?;
-    let threads = run::use_threads(args.threads)?;
     run::make_folder(&args.out)?;
     let stop = Stop::on_signals()?.flag();
     let student = target.student;
