@@ -173,6 +173,38 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
+/// A recipe stands for the command's options, and goes on by itself.
+#[test]
+fn a_recipe_with_a_published_teacher_is_the_same_run() {
+    let place = Place::new();
+    run(place.distill(
+        "line",
+        &["--steps", "4", "--starts", "1,3", "--name", "student"],
+    ));
+    let recipe = place.at("recipe.toml");
+    let text = "published = 'teacher.safetensors'\ndata = ['photos']\nsteps = 4\nbatch = 2\nlr = 3e-4\nwarm_up = 5\n\
+                starts = [1, 3]\nname = 'student'\n";
+    std::fs::write(&recipe, text).unwrap();
+    let command = |more: &[&str]| {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command
+            .arg("run")
+            .arg(&recipe)
+            .arg("--out")
+            .arg(place.at("recipe"));
+        command.args(more);
+        command
+    };
+    run(command(&[]));
+    let model = |run: &str| std::fs::read(place.at(run).join("model.safetensors")).unwrap();
+    assert!(model("line") == model("recipe"));
+    // Done already; folders given are those that count.
+    assert!(run(command(&[])).contains("done"));
+    assert!(fails(command(&["--data", "/nowhere"])).contains("nowhere"));
+    std::fs::write(&recipe, format!("{text}stepps = 4\n")).unwrap();
+    assert!(fails(command(&[])).contains("--stepps"));
+}
+
 #[test]
 fn the_student_comes_closer_to_the_teachers_result() {
     let place = Place::new();

@@ -1,14 +1,15 @@
 //! `tadsr-train distill`: a published network, distilled into one step.
 
 use std::{
+    ffi::OsString,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::ValueEnum;
+use clap::{Parser, ValueEnum};
 use indicatif::{HumanBytes, HumanDuration};
 use tadsr::{
     model::OfficialModel,
@@ -20,6 +21,8 @@ use tadsr::{
         real_world::RealWorld,
     },
 };
+
+use toml::{Table, Value};
 
 use crate::{
     dry_run,
@@ -107,7 +110,7 @@ pub struct Args {
     #[arg(long, default_value_t = 3, value_name = "N")]
     score_times: usize,
     /// Times that the student starts from, such as 3,7,11,14 [default: the last alone]
-    #[arg(long, value_delimiter = ',', value_name = "T")]
+    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "T")]
     starts: Vec<usize>,
     /// The same seed, data, teacher and options give the same model
     #[arg(long, default_value_t = 1)]
@@ -206,6 +209,75 @@ impl Args {
             None => Ok(config.unet.clone()),
         }
     }
+}
+
+/// What `tadsr-train run` is told beside a recipe.
+pub struct Told<'a> {
+    pub data: &'a [PathBuf],
+    pub out: &'a Path,
+    pub dry_run: bool,
+    pub save_every: u64,
+    pub threads: Option<usize>,
+}
+
+/// The arguments that the recipe at `path` stands for, if it is one for a published model: `published` names the teacher,
+/// the other keys are the options of this command.
+pub fn of_recipe(path: &Path, told: &Told) -> Result<Option<Args>> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let Ok(mut table) = text.parse::<Table>() else {
+        // Reading it as another recipe says what is wrong.
+        return Ok(None);
+    };
+    let Some(teacher) = table.remove("published") else {
+        return Ok(None);
+    };
+    table.insert("teacher".into(), teacher);
+    if !told.data.is_empty() {
+        table.remove("data");
+    }
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut line: Vec<OsString> = vec!["recipe".into()];
+    for (key, value) in table {
+        let option = format!("--{}", key.replace('_', "-"));
+        let values = match value {
+            Value::Boolean(false) => continue,
+            Value::Boolean(true) => Vec::new(),
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        line.push(option.into());
+        line.extend(values.into_iter().map(|value| match value {
+            Value::String(s)
+                if ["teacher", "student", "student_config", "data"].contains(&&*key) =>
+            {
+                folder.join(s).into()
+            }
+            Value::String(s) => s.into(),
+            value => value.to_string().into(),
+        }));
+    }
+    if !told.data.is_empty() {
+        line.push("--data".into());
+        line.extend(told.data.iter().map(OsString::from));
+    }
+    line.extend(["--out".into(), OsString::from(told.out)]);
+    line.extend(["--save-every".into(), told.save_every.to_string().into()]);
+    if let Some(threads) = told.threads {
+        line.extend(["--threads".into(), threads.to_string().into()]);
+    }
+    if told.dry_run {
+        line.push("--dry-run".into());
+    } else if told.out.join("checkpoint.safetensors").exists() {
+        line.push("--resume".into());
+    }
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+    let read = Line::try_parse_from(line);
+    let read = read.map_err(|e| anyhow!("'{}': {e}", path.display()))?;
+    Ok(Some(read.args))
 }
 
 pub fn run(args: Args) -> Result<()> {

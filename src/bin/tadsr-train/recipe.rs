@@ -24,7 +24,7 @@ use tadsr::{
 };
 
 use crate::{
-    corpus, dry_run,
+    corpus, distill, dry_run,
     run::{self, HeldOut, Plan, Training},
     stop::Stop,
 };
@@ -32,7 +32,7 @@ use crate::{
 /// Make a model by a recipe: measure the latent, train a teacher, distil it into a student.
 ///
 /// The folder gets `model.safetensors`, the model that the element loads. Stages that are done are not done again; Ctrl-C
-/// saves a checkpoint, and the same command goes on from it exactly.
+/// saves a checkpoint, and the same command goes on from it exactly. A recipe whose teacher is a published model distils that.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory
@@ -76,6 +76,19 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     if args.save_every == 0 {
         bail!("--save-every must be at least 1");
+    }
+    let told = distill::Told {
+        data: &args.data,
+        out: &args.out,
+        dry_run: args.dry_run,
+        save_every: args.save_every,
+        threads: args.threads,
+    };
+    if let Some(published) = distill::of_recipe(&args.recipe, &told)? {
+        if !args.compute.open()?.0.is_cpu() {
+            bail!("published models are distilled on the CPU");
+        }
+        return distill::run(published);
     }
     let stop = Stop::on_signals()?.flag();
     let job = Job::new(args, &stop)?;
