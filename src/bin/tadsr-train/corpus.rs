@@ -9,13 +9,15 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use tadsr::train::{
     corpus::{Corpus, CorpusSpec, Progress},
     damage::Damage,
 };
+
+use crate::stop::Stopped;
 
 /// What is trained on.
 #[derive(clap::Args, Clone, Debug)]
@@ -127,7 +129,8 @@ pub fn load(
         bar.finish_and_clear();
     }
     if stop.load(Ordering::Relaxed) {
-        bail!("stopped while the data was prepared; the same command goes on with it");
+        let text = "stopped while the data was prepared; the same command goes on with it";
+        return Err(Stopped(text.into()).into());
     }
     let corpus = corpus?;
     for skipped in corpus.skipped() {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use indicatif::{HumanBytes, HumanDuration};
 
-use crate::run::{Stopped, Training};
+use crate::{run::Training, stop::Stopped};
 
 /// Steps that are timed, after one that is not.
 const STEPS: u32 = 3;
@@ -23,7 +23,7 @@ pub fn stage(
     stop: &AtomicBool,
 ) -> Result<Duration> {
     let mut step = || match stop.load(Ordering::SeqCst) {
-        true => Err(anyhow::Error::from(Stopped)),
+        true => Err(anyhow::Error::from(Stopped("stopped".into()))),
         false => Ok(run.step().map(|_| ())?),
     };
     step()?;

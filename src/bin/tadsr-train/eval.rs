@@ -17,7 +17,10 @@ use tadsr::{
     },
 };
 
-use crate::{meter::Meter, stop::Stop};
+use crate::{
+    meter::Meter,
+    stop::{Stop, Stopped},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -178,12 +181,16 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
             summary: vec![format!("{measured} pictures and clips")],
             config: command.join(" "),
             evaluation: Some(report),
+            reference: args.reference.clone(),
             versions: versions(),
             ..HtmlReport::default()
         };
         page.write(path)?;
     }
-    ensure!(!stopped, "stopped after {measured} of {}", files.len());
+    if stopped {
+        let text = format!("stopped after {measured} of {}", files.len());
+        return Err(Stopped(text).into());
+    }
     Ok(())
 }
 

@@ -61,7 +61,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // As programs end that Ctrl-C ends.
-        Err(error) if error.is::<run::Stopped>() => ExitCode::from(130),
+        Err(error) if error.is::<stop::Stopped>() => {
+            eprintln!("{error}");
+            ExitCode::from(130)
+        }
         Err(error) => {
             eprintln!("tadsr-train: {error:#}");
             ExitCode::FAILURE

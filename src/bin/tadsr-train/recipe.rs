@@ -90,18 +90,13 @@ pub fn run(args: Args) -> Result<()> {
         }
         return distill::run(published);
     }
+    let threads = run::use_threads(args.threads)?;
     let stop = Stop::on_signals()?.flag();
-    let job = Job::new(args, &stop)?;
+    let job = Job::new(args, threads, &stop)?;
     if job.args.dry_run {
         return job.dry_run(&stop);
     }
-    let out = &job.args.out;
-    run::make_folder(out)?;
-    // What a student began with stays: another recipe is refused below.
-    if !has_checkpoint(out) {
-        let text = toml::to_string(&job.recipe)?;
-        write_atomically(&out.join("recipe.toml"), text.as_bytes())?;
-    }
+    run::make_folder(&job.args.out)?;
     job.train_teacher(&stop)?;
     job.train_student(&stop)
 }
@@ -121,13 +116,14 @@ struct Job {
 }
 
 impl Job {
-    fn new(args: Args, stop: &AtomicBool) -> Result<Self> {
-        let threads = run::use_threads(args.threads)?;
+    fn new(args: Args, threads: usize, stop: &AtomicBool) -> Result<Self> {
         let mut recipe = Recipe::read(&args.recipe)?;
         if !args.data.is_empty() {
             recipe.data.dirs = args.data.clone();
         }
-        if let Some(begin) = &args.begin {
+        if let Some(begin) = &args.begin
+            && !has_checkpoint(&args.out)
+        {
             let found = fs::metadata(begin);
             found.with_context(|| format!("'{}' cannot be read", begin.display()))?;
         }
@@ -194,6 +190,20 @@ impl Job {
         )?)
     }
 
+    /// Writes what the run is made by into its folder, once it is sure that it goes on with that: a recipe that can be run
+    /// again.
+    fn record(&self) -> Result<()> {
+        let mut recipe = self.recipe.clone();
+        for dir in &mut recipe.data.dirs {
+            *dir = std::path::absolute(&dir)?;
+        }
+        let text = toml::to_string(&recipe)?;
+        Ok(write_atomically(
+            &self.args.out.join("recipe.toml"),
+            text.as_bytes(),
+        )?)
+    }
+
     fn train_teacher(&self, stop: &AtomicBool) -> Result<()> {
         let Some(options) = &self.recipe.teacher else {
             return Ok(());
@@ -201,7 +211,14 @@ impl Job {
         eprintln!("teacher: {} steps", options.steps);
         let dir = &self.teacher_dir;
         let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
-        let open = |resume, slower| self.open_teacher(options, &self.place(dir, resume, slower));
+        let open = |resume, slower| {
+            let run = self.open_teacher(options, &self.place(dir, resume, slower))?;
+            // A student that has begun has the last word.
+            if !has_checkpoint(&self.args.out) {
+                self.record()?;
+            }
+            Ok(run)
+        };
         run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
     }
 
@@ -232,7 +249,8 @@ impl Job {
                 Some(_) => Some(FrozenTeacher::read(&path, &self.device, self.dtype)?),
                 None => None,
             };
-            self.open_student(options, teacher, &self.place(dir, resume, slower))
+            let run = self.open_student(options, teacher, &self.place(dir, resume, slower))?;
+            self.record().map(|()| run)
         };
         run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
     }

@@ -24,6 +24,8 @@ use tadsr::{
     },
 };
 
+use crate::stop::Stopped;
+
 /// Where networks are trained, and in what numbers.
 #[derive(clap::Args)]
 pub struct Compute {
@@ -169,11 +171,6 @@ pub fn train_with_patience<R: Training>(
     }
 }
 
-/// Somebody asked a run to stop, and it has: what is to be said of it is said.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped")]
-pub struct Stopped;
-
 /// Steps until the end or until `stop`, which ends in [`Stopped`], with a line of numbers at every checkpoint and a last checkpoint.
 pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<()> {
     let product = plan.folder.join(plan.product);
@@ -228,8 +225,8 @@ pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<
     if done < plan.steps {
         let all = plan.steps;
         let option = plan.go_on.map_or(String::new(), |o| format!(" and {o}"));
-        eprintln!("stopped at step {done} of {all}; go on with the same command{option}");
-        return Err(Stopped.into());
+        let text = format!("stopped at step {done} of {all}; go on with the same command{option}");
+        return Err(Stopped(text).into());
     }
     eprintln!("done: {}", product.display());
     Ok(())

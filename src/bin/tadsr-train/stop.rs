@@ -12,6 +12,11 @@ use std::{
 
 use anyhow::Result;
 
+/// The error of what was asked to stop and has: how far it came, and how it goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Stopped(pub String);
+
 /// Whether somebody has asked to stop.
 #[derive(Clone, Default)]
 pub struct Stop {

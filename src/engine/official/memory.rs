@@ -9,15 +9,15 @@ use crate::engine::cuda::driver;
 /// What is assumed where the system does not tell: on anything but Linux.
 const UNKNOWN: u64 = 4 << 30;
 
-/// Bytes that may still be taken where `device` keeps its tensors.
-pub(super) fn available_on(device: &Device) -> u64 {
-    let free = |ordinal| -> crate::Result<u64> {
-        let free = driver::open(ordinal)?.free_memory();
-        free.map(|bytes| bytes as u64).map_err(Into::into)
+/// Bytes that may still be taken for the `planes` bytes of a frame, which this process keeps, and for tensors on `device`.
+pub(super) fn available_on(device: &Device, planes: u64) -> u64 {
+    let DeviceLocation::Cuda { gpu_id } = device.location() else {
+        return available();
     };
-    match device.location() {
-        DeviceLocation::Cuda { gpu_id } => free(gpu_id).unwrap_or(UNKNOWN),
-        _ => available(),
+    let free = || -> crate::Result<usize> { Ok(driver::open(gpu_id)?.free_memory()?) };
+    match available() {
+        host if host < planes => host,
+        _ => planes + free().map_or(UNKNOWN, |bytes| bytes as u64),
     }
 }
 

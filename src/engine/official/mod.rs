@@ -223,7 +223,8 @@ impl Engine {
         {
             return Ok(cuts.clone());
         }
-        let available = || memory::available_on(self.unet.device());
+        let planes = self.geometry.frame_bytes(width, height);
+        let available = || memory::available_on(self.unet.device(), planes);
         let cuts = self.geometry.cuts(width, height, options, available)?;
         self.cuts = Some((key, cuts.clone()));
         Ok(cuts)
@@ -262,20 +263,22 @@ impl Engine {
         let z0 = passes.unless_stopped(z0)?;
         passes.next()?;
         // The codes that replace it would hide it.
-        finite(&z0)?;
-        finite(&self.autoencoder.decode(&z0, true)?)
+        self.finite(&z0)?;
+        self.finite(&self.autoencoder.decode(&z0, true)?)
     }
-}
 
-/// The values, when all of them are numbers.
-fn finite(t: &Tensor) -> Result<Vec<f32>> {
-    let values: Vec<f32> = t.flatten_all()?.to_vec1()?;
-    match values.iter().all(|v| v.is_finite()) {
-        true => Ok(values),
-        false => Err(Error::Setting(
-            "the model's result is not finite; of a frame that is, in f16, the numbers are too large: use precision bf16 or f32"
-                .into(),
-        )),
+    /// The values, when all of them are numbers.
+    fn finite(&self, t: &Tensor) -> Result<Vec<f32>> {
+        let values: Vec<f32> = t.flatten_all()?.to_vec1()?;
+        if values.iter().all(|v| v.is_finite()) {
+            return Ok(values);
+        }
+        let hint = match self.unet.dtype() {
+            DType::F16 => ": its numbers may be too large for f16, use precision bf16 or f32",
+            _ => "",
+        };
+        let text = format!("what the model makes of the frame is not finite{hint}");
+        Err(Error::Setting(text))
     }
 }
 

@@ -40,7 +40,7 @@ impl Condition {
         }
     }
 
-    /// The codec that a clip goes through: the encoders' medium preset as it is, but for three B frames.
+    /// The codec that a clip goes through: the encoders' medium preset with three B frames.
     #[cfg(feature = "video")]
     pub(super) fn codec(self) -> Option<Codec> {
         let Self::Codec(kind, crf) = self else {

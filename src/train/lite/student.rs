@@ -431,7 +431,7 @@ impl StudentRun {
     /// weighted gradients at the student's result.
     ///
     /// # Errors
-    /// [`Error::Diverged`] when a loss or gradient is not finite; the checkpoint is then still the last good one.
+    /// [`Error::Diverged`] when a loss or gradient is out of bounds; the checkpoint is then still the last good one.
     pub fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
         let count = self.options.accumulate as u64;
         let mut batches = Vec::new();

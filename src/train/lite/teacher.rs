@@ -230,8 +230,13 @@ impl TeacherRun {
                 let reason = "was made with other data: give it as it was";
                 return Err(Error::training(path, reason));
             }
-            if state.options != options || state.latent != latent {
-                let mut found = checkpoint::differences(&state.options, &options);
+            // A run that diverged goes on with another learning rate.
+            let was = Options {
+                learning_rate: options.learning_rate,
+                ..state.options.clone()
+            };
+            if was != options || state.latent != latent {
+                let mut found = checkpoint::differences(&was, &options);
                 found.extend(checkpoint::differences(&state.latent, &latent));
                 return Err(checkpoint::other_options(&path, found));
             }
@@ -271,7 +276,7 @@ impl TeacherRun {
     /// no residual.
     ///
     /// # Errors
-    /// [`Error::Diverged`] when the loss is not finite; the checkpoint is then still the last good one.
+    /// [`Error::Diverged`] when the loss is out of bounds; the checkpoint is then still the last good one.
     pub fn step(&mut self) -> Result<f64> {
         let o = &self.options;
         let (mut grads, mut sum) = (GradStore::default(), 0.0);

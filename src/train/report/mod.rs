@@ -46,6 +46,8 @@ pub struct Report {
     pub samples: Vec<SampleRow>,
     /// Shown as tables, and as plots of the differences to bicubic interpolation.
     pub evaluation: Option<metrics::Report>,
+    /// What its differences are to; empty for bicubic interpolation.
+    pub reference: String,
     /// Other tables.
     pub tables: Vec<Table>,
     /// What made the run: names and versions.
@@ -65,10 +67,10 @@ impl Report {
         if let Some(evaluation) = &self.evaluation {
             page.heading("Evaluation");
             evaluation
-                .all_tables(REFERENCE)
+                .all_tables(self.reference())
                 .iter()
                 .for_each(|table| page.table(table));
-            differences(evaluation, &mut page);
+            differences(evaluation, self.reference(), &mut page);
         }
         self.tables.iter().for_each(|table| page.table(table));
         if !self.config.is_empty() {
@@ -117,6 +119,13 @@ impl Report {
 
     /// Writes the page to `path`, as a whole or not at all.
     ///
+    fn reference(&self) -> &str {
+        match self.reference.as_str() {
+            "" => REFERENCE,
+            name => name,
+        }
+    }
+
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
@@ -125,8 +134,8 @@ impl Report {
 }
 
 /// A plot for each metric: by how much every method differs from the reference, and how far that can be believed.
-fn differences(evaluation: &metrics::Report, page: &mut Page) {
-    let all = evaluation.against(REFERENCE);
+fn differences(evaluation: &metrics::Report, reference: &str, page: &mut Page) {
+    let all = evaluation.against(reference);
     let mut metrics: Vec<&str> = all.iter().map(|c| c.metric).collect();
     metrics.dedup();
     metrics.sort_unstable();
@@ -140,7 +149,7 @@ fn differences(evaluation: &metrics::Report, page: &mut Page) {
                 (name, c.difference, margin)
             })
             .collect();
-        plot::intervals(&format!("{metric} minus {REFERENCE}'s"), &rows)
+        plot::intervals(&format!("{metric} minus {reference}'s"), &rows)
     };
     if !metrics.is_empty() {
         page.plots(metrics.into_iter().map(plot));
@@ -191,6 +200,7 @@ mod tests {
                 ],
             }],
             evaluation: Some(evaluation()),
+            reference: String::new(),
             tables: vec![Table {
                 title: "x2 clean".into(),
                 head: vec![String::new(), "PSNR-Y".into()],

@@ -324,7 +324,8 @@ impl ObjectImpl for TadsrUpscale {
                     .nick("Precision")
                     .blurb(
                         "In what numbers the network is computed; less precise ones are faster where the processor has \
-                         instructions for them. Published models are always computed in f32",
+                         instructions for them. Published models are computed in f32 on the CPU, on CUDA devices in f16, or in f32 or \
+                         bf16 where that is asked for",
                     )
                     .mutable_playing()
                     .build(),

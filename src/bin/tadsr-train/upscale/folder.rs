@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Args, Job, Meter, Stop, is_cancelled, picture::has_picture_name, upscale_picture};
+use super::{
+    Args, Job, Meter, Stop, Stopped, is_cancelled, picture::has_picture_name, upscale_picture,
+};
 
 /// The files below a folder, as paths from there, in order.
 #[derive(Default)]
@@ -148,7 +150,8 @@ fn report(failed: &[String], unread: &[String], stop: &Stop) -> Result<()> {
         bail!("not every folder could be read");
     }
     if stop.is_asked() {
-        bail!("stopped; go on with the same command and --skip-existing");
+        let text = "stopped; go on with the same command and --skip-existing";
+        return Err(Stopped(text.into()).into());
     }
     Ok(())
 }

@@ -20,7 +20,10 @@ use tadsr::{Error, Upscaler, frame::Frame};
 use picture::Picture;
 use settings::Settings;
 
-use crate::{meter::Meter, stop::Stop};
+use crate::{
+    meter::Meter,
+    stop::{Stop, Stopped},
+};
 
 /// Upscale a picture, a folder of pictures or a video
 ///
@@ -304,7 +307,7 @@ fn one_picture(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result
     let made = upscale_picture(args, job, &args.input, output, &meter);
     meter.finish();
     let (width, height) = made.map_err(|e| match is_cancelled(&e) {
-        true => anyhow::anyhow!("stopped; nothing was written"),
+        true => Stopped("stopped; nothing was written".into()).into(),
         false => e.context(format!("'{}'", args.input.display())),
     })?;
     println!("{}: {width}x{height}", output.display());

@@ -9,7 +9,7 @@ use tadsr::{
     video::{End, Options, Reader, Transcoded, partial_path, transcode},
 };
 
-use super::{Args, Job, Meter, Stop};
+use super::{Args, Job, Meter, Stop, Stopped};
 
 /// Upscales the input video into the file `output`.
 pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
@@ -79,7 +79,10 @@ fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Met
     let Some(path) = &done.path else {
         return match &done.end {
             End::Damaged(e) => Err(anyhow!("{e}; there was no frame before that")),
-            _ => bail!("stopped before the first frame; nothing was written"),
+            _ => {
+                let text = "stopped before the first frame; nothing was written";
+                Err(Stopped(text.into()).into())
+            }
         };
     };
     let audio = match done.audio.join(", ") {
@@ -97,10 +100,11 @@ fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Met
     );
     match &done.end {
         End::Complete => Ok(()),
-        End::Stopped => bail!(
-            "stopped: '{}' holds the {frames} frames until then",
-            path.display()
-        ),
+        End::Stopped => {
+            let path = path.display();
+            let text = format!("stopped: '{path}' holds the {frames} frames until then");
+            Err(Stopped(text).into())
+        }
         End::Damaged(e) => bail!(
             "{e}\n'{}' holds the {frames} frames before that",
             path.display()
