@@ -120,7 +120,7 @@ impl Degradation {
         }
     }
 
-    /// What a stream looks like: a third of the pictures compressed, a few softly blurred or lightly noisy.
+    /// What pictures go through that are shared: a third compressed, a few softly blurred or lightly noisy.
     pub fn stills() -> Self {
         Self {
             blur: 0.05,

@@ -21,7 +21,6 @@ use tadsr::{
         real_world::RealWorld,
     },
 };
-
 use toml::{Table, Value};
 
 use crate::{

@@ -397,8 +397,13 @@ mod tests {
     fn differences_are_to_any_method_that_takes_part() {
         let dir = tempfile::tempdir().unwrap();
         scene(40, 40).save(dir.path().join("a.png")).unwrap();
-        let options = ["--scale", "2", "--reference", "lanczos3"];
+        scene(48, 44).save(dir.path().join("b.png")).unwrap();
+        let page = dir.path().join("page.html");
+        let html = ["--html", page.to_str().unwrap()];
+        let options = [&["--scale", "2", "--reference", "lanczos3"][..], &html].concat();
         measure(&args(&[dir.path()], &options), &Stop::default()).unwrap();
+        let page = fs::read_to_string(page).unwrap();
+        assert!(page.contains("against lanczos3") && !page.contains("against bicubic"));
         let absent = fails(&[dir.path()], &["--scale", "2", "--reference", "tiny"]);
         assert!(absent.contains("--reference tiny"), "{absent}");
     }

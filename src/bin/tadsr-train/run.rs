@@ -171,7 +171,8 @@ pub fn train_with_patience<R: Training>(
     }
 }
 
-/// Steps until the end or until `stop`, which ends in [`Stopped`], with a line of numbers at every checkpoint and a last checkpoint.
+/// Steps until the end or until `stop`, which ends in [`Stopped`], with a line of numbers at every checkpoint and a last
+/// checkpoint.
 pub fn train(run: &mut impl Training, plan: &Plan, stop: &AtomicBool) -> Result<()> {
     let product = plan.folder.join(plan.product);
     if run.done() >= plan.steps && product.exists() {
