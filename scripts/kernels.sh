@@ -1,72 +1,116 @@
 #!/usr/bin/env bash
-# Compiles the CUDA kernels into the file that the library embeds. Only who changes a kernel needs this.
+# Compiles the CUDA kernels into the files that the library embeds. Only who changes a kernel needs this.
 #
 # Usage: scripts/kernels.sh
 #
-# Takes the compiler from NVCC, or else from ~/.cache/tadsr-cuda13 (CUDA_TK for another folder), where it puts nvcc 13.0
-# from PyPI when it is not there yet (105 MB, needs python3 with pip). 13.0 and nothing newer: a driver refuses PTX of a
-# toolkit newer than itself. No GPU is needed.
+# The compiler is NVRTC 12.8 with CUDA's headers, from PyPI (90 MB, once, into ~/.cache/tadsr-nvrtc; needs python3 with pip).
+# No newer one: what CUDA 12 compiles runs with every driver since 525. No GPU is needed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-tk=${CUDA_TK:-$HOME/.cache/tadsr-cuda13}
-nvcc=${NVCC:-$tk/site/nvidia/cu13/bin/nvcc}
-if [[ -z ${NVCC-} && ! -x $nvcc ]]; then
-    mkdir -p "$tk/whl"
-    python3 -m pip download -q --no-deps --only-binary=:all: -d "$tk/whl" nvidia-cuda-nvcc==13.0.88 \
-        nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
-    for wheel in "$tk"/whl/*.whl; do python3 -m zipfile -e "$wheel" "$tk/site"; done
-    chmod -R u+x "$tk/site/nvidia/cu13/bin" "$tk/site/nvidia/cu13/nvvm/bin"
+cache=$HOME/.cache/tadsr-nvrtc
+if [[ ! -d $cache/site ]]; then
+    mkdir -p "$cache/wheels"
+    python3 -m pip download -q --no-deps --only-binary=:all: -d "$cache/wheels" \
+        nvidia-cuda-nvrtc-cu12==12.8.93 nvidia-cuda-runtime-cu12==12.8.90
+    for wheel in "$cache"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$cache/new"; done
+    mv "$cache/new" "$cache/site"
 fi
-
-cd "$root/src/engine/cuda/kernels"
-# Machine code for each generation, and PTX that newer chips compile when they load it.
-chips=(75 80 86 89 90a)
-codes=()
-for chip in "${chips[@]}"; do codes+=(-gencode "arch=compute_$chip,code=sm_$chip"); done
-codes+=(-gencode arch=compute_80,code=compute_80)
-report=$(mktemp)
-trap 'rm -f "$report"' EXIT
-"$nvcc" -O3 -std=c++17 -Xptxas -v -Xfatbin -compress-all --fatbin "${codes[@]}" -o student.fatbin student.cu 2>"$report" || {
-    cat "$report" >&2
-    exit 1
-}
-python3 - "$report" "$root/docs/cuda-kernels.md" <<'PYTHON'
-"""Writes the table of registers and spills, and the hashes by which a test knows that source and binary belong together."""
+cd "$root"
+LD_LIBRARY_PATH=$cache/site/nvidia/cuda_nvrtc/lib python3 - "$cache/site/nvidia" <<'PYTHON'
+import ctypes
+import pathlib
 import re
 import sys
 
-rows, chip, kernel, spills = [], "", "", ""
-for line in open(sys.argv[1]):
-    if found := re.search(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", line):
-        kernel, chip = found.groups()
-    elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-        spills = found.groups()
-    elif found := re.search(r"Used (\d+) registers", line):
-        shared = re.search(r"(\d+) bytes smem", line)
-        shared = shared.group(1) if shared else "0"
-        rows.append((kernel.removeprefix("tadsr_"), chip, found.group(1), shared, *spills))
-if not rows:
-    sys.exit("nvcc said nothing of registers")
-with open(sys.argv[2], "w") as out:
-    out.write("# What the CUDA kernels take of a chip\n\n"
-              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/cuda/kernels`. Bytes, but for registers.\n\n"
-              "| kernel | chip | registers | shared memory | stack | spill stores | spill loads |\n"
-              "|---|---|---|---|---|---|---|\n")
-    for row in sorted(rows):
-        kernel, chip, *rest = row
-        out.write(f"| {kernel} | sm_{chip} | {' | '.join(rest)} |\n")
+NVIDIA = pathlib.Path(sys.argv[1])
+SHARED = pathlib.Path("src/ops/cuda/kernels/warp.cuh")
+nvrtc = ctypes.CDLL(str(NVIDIA / "cuda_nvrtc/lib/libnvrtc.so.12"))
+nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
 
 
-def fnv(path):
-    """FNV-1a, 64 bits."""
+def check(code):
+    if code:
+        sys.exit(nvrtc.nvrtcGetErrorString(code).decode())
+
+
+def taken(program, size, get):
+    """What one of NVRTC's pairs of functions gives."""
+    length = ctypes.c_size_t()
+    check(size(program, ctypes.byref(length)))
+    buffer = ctypes.create_string_buffer(length.value)
+    check(get(program, buffer))
+    return buffer.raw
+
+
+def compiled(path, chip, ptx=False):
+    """The machine code or PTX of a source for a chip, and what ptxas said."""
+    options = [f"--gpu-architecture={'compute' if ptx else 'sm'}_{chip}", "--std=c++17", "--ptxas-options=-v",
+               f"--include-path={path.parent}", f"--include-path={SHARED.parent}",
+               f"--include-path={NVIDIA / 'cuda_runtime/include'}"]
+    program = ctypes.c_void_p()
+    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), path.name.encode(), 0, None, None))
+    arguments = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
+    log = taken(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode()
+    if failed:
+        sys.exit(log)
+    if ptx:
+        return taken(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX), log
+    return taken(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN), log
+
+
+def resources(log, chip):
+    """What a chip's kernels take, by ptxas."""
+    kernel = spills = None
+    for line in log.splitlines():
+        if found := re.search(r"Compiling entry function '(\w+)' for", line):
+            kernel = found.group(1).removeprefix("tadsr_")
+        elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spills = found.groups()
+        elif found := re.search(r"Used (\d+) registers", line):
+            shared = re.search(r"(\d+) bytes smem", line)
+            yield kernel, chip, found.group(1), shared.group(1) if shared else "0", *spills
+
+
+def fnv(*contents):
+    """FNV-1a, 64 bits, of one after the other."""
     value = 0xCBF29CE484222325
-    for byte in open(path, "rb").read():
+    for byte in b"".join(contents):
         value = (value ^ byte) * 0x100000001B3 % 2**64
     return f"{value:016x}"
 
 
-with open("student.hash", "w") as out:
-    out.write(f"{fnv('student.cu')} {fnv('student.fatbin')}\n")
+# Machine code for each generation, where it is embedded, and PTX for what is newer.
+rows = []
+for source, chips, embedded in [("src/engine/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
+                                ("src/ops/cuda/kernels/layers", [80, 86, 89, 90, 100, 120], False)]:
+    source = pathlib.Path(f"{source}.cu")
+    images = []
+    for chip in chips:
+        image, log = compiled(source, chip)
+        rows += resources(log, chip)
+        if embedded:
+            source.with_suffix(f".sm_{chip}.cubin").write_bytes(image)
+            images.append(image)
+    image, _ = compiled(source, 80, ptx=True)
+    # Nothing in it needs the version of PTX that the compiler writes, which drivers older than the compiler refuse: 8.0 is
+    # that of CUDA 12.0. The pragmas are newer hints. As text it ends in a zero, which candle adds by itself.
+    image = re.sub(rb"\.version \d+\.\d+", b".version 8.0", image, count=1)
+    image = re.sub(rb"[ \t]*\.pragma \"used_bytes_mask[^\n]*\n", b"", image)
+    if not embedded:
+        image = image.rstrip(b"\0")
+    source.with_suffix(".ptx").write_bytes(image)
+    sources = fnv(source.read_bytes(), SHARED.read_bytes())
+    source.with_suffix(".hash").write_text(f"{sources} {fnv(*images, image)}\n")
+if not rows:
+    sys.exit("ptxas said nothing of registers")
+with open("docs/cuda-kernels.md", "w") as out:
+    out.write("# What the CUDA kernels take of a chip\n\n"
+              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/cuda/kernels` and `src/ops/cuda/kernels`. Bytes, "
+              "but for registers.\n\n"
+              "| kernel | chip | registers | shared memory | stack | spill stores | spill loads |\n"
+              "|---|---|---|---|---|---|---|\n")
+    for kernel, chip, *rest in sorted(rows):
+        out.write(f"| {kernel} | sm_{chip} | {' | '.join(rest)} |\n")
 PYTHON
-ls -l student.fatbin

@@ -250,6 +250,44 @@ fn the_student_comes_closer_to_the_teachers_result() {
     assert!((losses["discriminator"][0] - 2.0).abs() < 0.1);
 }
 
+/// As on CUDA: feature maps in bf16, weights in f32. On the CPU candle's operators compute them.
+#[test]
+fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
+    let place = Place::new();
+    for precision in ["f32", "bf16"] {
+        let options = [
+            "--steps",
+            "3",
+            "--save-every",
+            "3",
+            "--precision",
+            precision,
+        ];
+        run(place.distill(precision, &options));
+    }
+    let [full, short] = ["f32", "bf16"].map(|out| place.losses(out));
+    for name in ["regression", "discriminator"] {
+        for (a, b) in full[name].iter().zip(&short[name]) {
+            // The discriminator begins blind, with the same loss in any numbers.
+            assert!(a != b || name == "discriminator", "{name}: as in f32");
+            assert!((a - b).abs() < 0.1 * a.abs().max(0.1), "{name}: {a}, {b}");
+        }
+    }
+    let model = OfficialModel::read(&place.at("bf16/model.safetensors")).unwrap();
+    let weights = &model.tensors["unet.out.2.weight"];
+    let rounded = weights.to_dtype(candle_core::DType::BF16).unwrap();
+    let off = (weights - rounded.to_dtype(candle_core::DType::F32).unwrap()).unwrap();
+    assert!(
+        off.abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap()
+            > 0.0
+    );
+}
+
 /// Stops a run by Ctrl-C, goes on with it, and compares with a run that was not stopped.
 #[test]
 #[cfg(unix)]

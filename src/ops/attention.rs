@@ -12,7 +12,7 @@ use super::{
         attention::{self, AttentionShape},
         zeros,
     },
-    has_kernel,
+    cuda, has_kernel,
 };
 
 /// Attention of `heads` heads within windows of a feature map, differentiable in `qkv` and `bias`.
@@ -44,7 +44,10 @@ pub fn attention(
     };
     if !has_kernel(qkv) {
         op.shape(qkv.shape(), bias.map(Tensor::shape))?;
-        return composed::attention(qkv, bias, heads, window, shift);
+        return match cuda::attention(qkv, bias, heads, window, shift)? {
+            Some(y) => Ok(y),
+            None => composed::attention(qkv, bias, heads, window, shift),
+        };
     }
     let qkv = qkv.contiguous()?;
     match bias {

@@ -10,7 +10,7 @@ use super::{
         elementwise::leaky_relu_grad,
         zeros,
     },
-    has_kernel,
+    cuda, has_kernel,
 };
 
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
@@ -31,7 +31,10 @@ pub fn conv2d(
     activation: Activation,
 ) -> Result<Tensor> {
     if !has_kernel(x) {
-        return composed::conv2d(x, weight, bias, stride, pad, activation);
+        return match cuda::conv2d(x, weight, bias, stride, pad, 0, activation)? {
+            Some(y) => Ok(y),
+            None => composed::conv2d(x, weight, bias, stride, pad, activation),
+        };
     }
     let op = Conv2d {
         stride,

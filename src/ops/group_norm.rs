@@ -11,7 +11,7 @@ use super::{
         Isa,
         norm::{self, Affine, Moments, NormShape},
     },
-    has_kernel,
+    cuda, has_kernel,
 };
 
 /// Normalises `x` `[n, h, w, c]` over every group of `c / groups` channels of a sample to mean 0 and variance 1
@@ -31,7 +31,10 @@ pub fn group_norm(
     activation: Activation,
 ) -> Result<Tensor> {
     if !has_kernel(x) {
-        return composed::group_norm(x, groups, weight, bias, eps, activation);
+        return match cuda::group_norm(x, groups, weight, bias, eps, activation)? {
+            Some(y) => Ok(y),
+            None => composed::group_norm(x, groups, weight, bias, eps, activation),
+        };
     }
     let silu = match activation {
         Activation::None => false,

@@ -2,7 +2,7 @@
 //!
 //! Feature maps are NHWC ("channels last") throughout: a pixel's channels are contiguous, which is what the
 //! convolution kernels, norms over channels and attention want. Convolution weights keep the checkpoints' layout
-//! `[co, ci, kh, kw]`. The kernels are for f32 on the CPU; for maps on other devices, or of 16-bit floats, the operators are
+//! `[co, ci, kh, kw]`. The kernels are for f32 on the CPU, and for 16-bit floats on CUDA; for other maps the operators are
 //! composed of candle's own. A result has its map's type, whatever the type of weights and biases: f32 weights serve
 //! networks that are computed in bf16 or f16, and are learnt through them.
 
@@ -11,6 +11,11 @@ mod attention;
 mod composed;
 mod conv2d;
 pub mod cpu;
+#[cfg_attr(
+    not(any(test, feature = "cuda")),
+    expect(dead_code, reason = "launched on CUDA devices alone")
+)]
+pub(crate) mod cuda;
 mod gelu;
 mod group_norm;
 mod packed;

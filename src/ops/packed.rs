@@ -1,23 +1,26 @@
 //! Convolutions for inference, with weights arranged for the kernels once and for all.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
-    Activation,
+    Activation, composed,
     conv2d::with_slice,
     cpu::{
         Isa,
         conv::{ConvShape, PackedConv, PackedUpConv},
         zeros,
     },
+    cuda,
 };
 
 /// A 2-d convolution with weights of its own in the order that the kernels read them. [`conv2d`](super::conv2d) brings
-/// them into that order at every call, which for large weights on small maps takes longer than the convolution. f32 in CPU
-/// memory; without gradients.
+/// them into that order at every call, which for large weights on small maps takes longer than the convolution. For maps of f32
+/// in the CPU's memory, or of any type on another device, where its weights are; without gradients.
 #[derive(Debug)]
 pub struct PackedConv2d {
-    form: Form,
+    place: Place,
+    /// The input is grown to 2^`up` times its size.
+    up: usize,
     co: usize,
     ci: usize,
     kernel: [usize; 2],
@@ -31,12 +34,23 @@ enum Form {
     Upsampling(Box<PackedUpConv>),
 }
 
+#[derive(Debug)]
+enum Place {
+    Cpu(Form),
+    Device(cuda::PackedConv),
+}
+
 impl PackedConv2d {
+    /// Whether it is for maps of that type on that device.
+    pub fn serves(device: &Device, dtype: DType) -> bool {
+        !device.is_cpu() || dtype == DType::F32 || cuda::is_emulated()
+    }
+
     /// Packs `weight` `[co, ci, kh, kw]` and `bias` `[co]`. The input is padded with `pad[0]` zeros on every side and with
     /// `pad[1]` more below and to the right.
     ///
     /// # Errors
-    /// When shapes do not fit together, the padding is as large as the kernel, or a tensor is not f32 in CPU memory.
+    /// When shapes do not fit together, the padding is as large as the kernel, or a tensor in the CPU's memory is not f32.
     pub fn new(weight: &Tensor, bias: &Tensor, stride: usize, pad: [usize; 2]) -> Result<Self> {
         let (co, ci, kh, kw) = weight.dims4()?;
         let shape = ConvShape {
@@ -55,11 +69,12 @@ impl PackedConv2d {
                 "no convolution of {weight:?} and {bias:?} with stride {stride}, padding {pad:?}"
             );
         }
-        let form = pack(weight, bias, |w, b| {
+        let place = pack(weight, bias, |w, b| {
             Form::Direct(PackedConv::new(&shape, w, Some(b), Isa::best()))
         })?;
         Ok(Self {
-            form,
+            place,
+            up: 0,
             co,
             ci,
             kernel: [kh, kw],
@@ -72,17 +87,18 @@ impl PackedConv2d {
     /// [`upsample2x`](super::upsample2x), so that both take four ninths of the multiplications.
     ///
     /// # Errors
-    /// When shapes do not fit, or a tensor is not f32 in CPU memory.
+    /// When shapes do not fit, or a tensor in the CPU's memory is not f32.
     pub fn upsampling(weight: &Tensor, bias: &Tensor) -> Result<Self> {
         let (co, ci, kh, kw) = weight.dims4()?;
         if bias.dims1()? != co || (kh, kw) != (3, 3) {
             bail!("no 3x3 convolution of {weight:?} and {bias:?}");
         }
-        let form = pack(weight, bias, |w, b| {
+        let place = pack(weight, bias, |w, b| {
             Form::Upsampling(Box::new(PackedUpConv::new(ci, co, w, b, Isa::best())))
         })?;
         Ok(Self {
-            form,
+            place,
+            up: 1,
             co,
             ci,
             kernel: [3, 3],
@@ -120,9 +136,9 @@ impl PackedConv2d {
             stride: self.stride,
             pad: self.pad[0],
         };
-        let (oh, ow) = match self.form {
-            Form::Direct(_) => shape.output_with(self.pad[1]),
-            Form::Upsampling(_) => (2 * h, 2 * w),
+        let (oh, ow) = match self.up {
+            0 => shape.output_with(self.pad[1]),
+            _ => (2 * h, 2 * w),
         };
         if oh == 0 || ow == 0 {
             bail!("the kernel is larger than the padded input: {shape:?}");
@@ -131,13 +147,17 @@ impl PackedConv2d {
         if let Some(r) = residual.filter(|r| r.dims() != [n, oh, ow, self.co]) {
             bail!("a residual {:?} for a result {dims:?}", r.shape());
         }
+        let form = match &self.place {
+            Place::Cpu(form) => form,
+            Place::Device(conv) => return self.forward_on_device(conv, x, residual, activation),
+        };
         let mut y = zeros(n * oh * ow * self.co);
         let (x, residual) = (
             x.contiguous()?,
             residual.map(Tensor::contiguous).transpose()?,
         );
         let mut run = |residual: Option<&[f32]>| {
-            with_slice(&x, |x| match &self.form {
+            with_slice(&x, |x| match form {
                 Form::Direct(conv) => {
                     conv.forward_onto(&shape, self.pad[1], x, residual, activation, &mut y)
                 }
@@ -150,18 +170,47 @@ impl PackedConv2d {
         }
         Tensor::from_vec(y, dims, x.device())
     }
+
+    /// By a kernel, or by candle's operators where there is none.
+    fn forward_on_device(
+        &self,
+        conv: &cuda::PackedConv,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let y = conv.forward(x, residual, self.stride, self.pad, self.up, activation)?;
+        if let Some(y) = y {
+            return Ok(y);
+        }
+        let (weight, bias) = conv.plain();
+        let [pad, more] = self.pad;
+        let mut x = x.clone();
+        for _ in 0..self.up {
+            x = composed::upsample2x(&x)?;
+        }
+        x = x.pad_with_zeros(1, 0, more)?.pad_with_zeros(2, 0, more)?;
+        let y = composed::conv2d(&x, weight, bias, self.stride, pad, activation)?;
+        match residual {
+            Some(residual) => residual + y,
+            None => Ok(y),
+        }
+    }
 }
 
-fn pack(weight: &Tensor, bias: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> Form) -> Result<Form> {
+fn pack(weight: &Tensor, bias: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> Form) -> Result<Place> {
+    if !weight.device().is_cpu() || cuda::is_emulated() {
+        return Ok(Place::Device(cuda::PackedConv::new(weight, bias)?));
+    }
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
-    with_slice(&weight, |w| with_slice(&bias, |b| f(w, b)))?
+    with_slice(&weight, |w| with_slice(&bias, |b| Place::Cpu(f(w, b))))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::{conv2d, upsample2x};
-    use candle_core::{Device, Shape, Var};
+    use candle_core::{Shape, Var};
 
     fn random(shape: impl Into<Shape>) -> Tensor {
         Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()

@@ -10,7 +10,7 @@ use super::{
         conv::{self, ConvShape, PackedUpConv},
         upsample, zeros,
     },
-    has_kernel,
+    cuda, has_kernel,
 };
 
 /// Every pixel of `x` `[n, h, w, c]` becomes a block of 2 x 2: `[n, 2h, 2w, c]`. Differentiable.
@@ -32,6 +32,9 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
 /// When shapes do not fit.
 pub fn upsample2x_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !has_kernel(x) {
+        if let Some(y) = cuda::conv2d(x, weight, bias, 1, 1, 1, Activation::None)? {
+            return Ok(y);
+        }
         let x = composed::upsample2x(x)?;
         return composed::conv2d(&x, weight, bias, 1, 1, Activation::None);
     }

@@ -180,7 +180,8 @@ mod tests {
     #[test]
     fn it_learns_to_tell_two_kinds_of_features_apart() {
         let config = DiscriminatorConfig::new(vec![32], 8);
-        let mut adversary = Adversary::new(init::discriminator(&config, 1).unwrap()).unwrap();
+        let mut adversary =
+            Adversary::new(init::discriminator(&config, 1, &Device::Cpu).unwrap()).unwrap();
         // Both are noise on a slope; the real one rises and the fake one falls.
         let slope = Tensor::arange(0f32, 6.0, &Device::Cpu).unwrap();
         let slope = slope.reshape((1, 1, 6, 1)).unwrap();

@@ -22,7 +22,7 @@ use super::{
         Perturbation, ScoreWeight, Teacher, Term, hinge_generator, regression, score_direction,
         score_distillation, stand_in,
     },
-    optim::{AdamW, Ema, Parameter},
+    optim::{AdamW, Ema, Parameter, found},
     real_world::RealWorld,
 };
 use crate::{
@@ -190,6 +190,9 @@ pub struct Place<'a> {
     pub resume: bool,
     /// Threads that make pictures.
     pub data_threads: usize,
+    /// Where the networks are, and the type of the U-Nets' and the autoencoder's feature maps.
+    pub device: &'a Device,
+    pub dtype: DType,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -314,13 +317,17 @@ impl Distill {
         options.check(&config).map_err(unfit)?;
         let path = dir.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, place.resume)?;
-        let frozen = Frozen {
+        let (device, dtype) = (place.device, place.dtype);
+        let mut frozen = Frozen {
             schedule: teacher.schedule()?,
-            teacher: teacher.unet(&Device::Cpu)?,
-            autoencoder: teacher.autoencoder(&Device::Cpu)?,
+            teacher: teacher.unet(device)?,
+            autoencoder: teacher.autoencoder(device)?,
             config,
         };
-        let (student, parameters) = new_student(&options, &teacher, begin)?;
+        frozen.teacher.set_dtype(dtype);
+        frozen.autoencoder.set_dtype(dtype);
+        let (mut student, parameters) = new_student(&options, &teacher, begin, device)?;
+        student.set_dtype(dtype);
         let channels = frozen.teacher.feature_channels();
         let judge = DiscriminatorConfig::new(channels, frozen.config.unet.model_channels);
         let mut adam = AdamW::new(parameters.clone())?;
@@ -333,7 +340,10 @@ impl Distill {
         let make = move |seed| spec.batch(&all, batch, seed);
         let mut run = Self {
             ema: Ema::new(parameters.clone(), options.ema)?,
-            adversary: Adversary::new(init::discriminator(&judge, options.seed ^ DISCRIMINATOR)?)?,
+            adversary: {
+                let seed = options.seed ^ DISCRIMINATOR;
+                Adversary::new(init::discriminator(&judge, seed, device)?)?
+            },
             parameters,
             adam,
             held_out: prepare(&options, &frozen, &student, &examined, HELD_OUT)?,
@@ -370,10 +380,7 @@ impl Distill {
             let found = checkpoint::differences(&was, &self.options);
             return Err(checkpoint::other_options(path, found));
         }
-        let get = |name: &str| {
-            let found = tensors.get(name).cloned();
-            found.ok_or_else(|| candle_core::Error::Msg(format!("no tensor '{name}'")))
-        };
+        let get = |name: &str| found(tensors, name, self.student.device());
         for (name, var) in &self.parameters {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
@@ -511,8 +518,9 @@ impl Distill {
     /// When a tensor operation fails.
     pub fn validate(&self) -> Result<[f64; 2]> {
         let averages = self.averages();
-        let vb = VarBuilder::from_tensors(averages, DType::F32, &Device::Cpu);
-        let unet = Unet::new(&self.options.student, vb)?;
+        let vb = VarBuilder::from_tensors(averages, DType::F32, self.student.device());
+        let mut unet = Unet::new(&self.options.student, vb)?;
+        unet.set_dtype(self.student.dtype());
         let batch = &self.held_out;
         let z = seen(&unet, batch).predict(&batch.input, &batch.start)?;
         let apart =
@@ -619,8 +627,8 @@ fn prepare(
     let config = &frozen.config;
     let (side, scale) = (options.patch, config.diffusion.scale);
     let n = pictures.high.len() / (3 * side * side);
-    let images =
-        |values: &[f32], side| Tensor::from_slice(values, (n, side, side, 3), &Device::Cpu);
+    let device = student.device();
+    let images = |values: &[f32], side| Tensor::from_slice(values, (n, side, side, 3), device);
     let lq = images(&pictures.low, side / scale)?;
     let z0 = frozen.autoencoder.encode(&images(&pictures.high, side)?)?;
     let zy = frozen.autoencoder.encode(&upsample_bicubic(&lq, scale)?)?;
@@ -687,6 +695,7 @@ fn new_student(
     options: &Options,
     teacher: &OfficialModel,
     begin: Begin,
+    device: &Device,
 ) -> Result<(Unet, Vec<Parameter>)> {
     let own = |(name, t): (&String, &Tensor)| {
         let name = name.strip_prefix("unet.")?;
@@ -698,10 +707,10 @@ fn new_student(
         Begin::Random => init::Tensors::new(),
     };
     let shapes = options.student.tensors();
-    let variables = init::unet(&shapes, &like, options.seed ^ STUDENT)?;
+    let variables = init::unet(&shapes, &like, options.seed ^ STUDENT, device)?;
     let tensors = variables.iter();
     let tensors = tensors.map(|(name, var)| (name.clone(), var.as_tensor().clone()));
-    let vb = VarBuilder::from_tensors(tensors.collect(), DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_tensors(tensors.collect(), DType::F32, device);
     let student = Unet::new(&options.student, vb)?;
     let name = |(name, var)| (format!("student.{name}"), var);
     Ok((student, variables.into_iter().map(name).collect()))

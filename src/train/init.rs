@@ -26,7 +26,12 @@ const POWER_ITERATIONS: usize = 30;
 ///
 /// # Errors
 /// When a tensor cannot be made.
-pub fn unet(shapes: &[(String, Vec<usize>)], like: &Tensors, seed: u64) -> Result<Variables> {
+pub fn unet(
+    shapes: &[(String, Vec<usize>)],
+    like: &Tensors,
+    seed: u64,
+    device: &Device,
+) -> Result<Variables> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut shapes = shapes.to_vec();
     shapes.sort();
@@ -45,7 +50,7 @@ pub fn unet(shapes: &[(String, Vec<usize>)], like: &Tensors, seed: u64) -> Resul
                 kind.draw(shape, &mut rng)?
             }
         };
-        Ok((name.clone(), Var::from_tensor(&value)?))
+        Ok((name.clone(), Var::from_tensor(&value.to_device(device)?)?))
     };
     shapes.iter().map(variable).collect()
 }
@@ -58,9 +63,10 @@ pub fn unet(shapes: &[(String, Vec<usize>)], like: &Tensors, seed: u64) -> Resul
 pub fn discriminator(
     config: &DiscriminatorConfig,
     seed: u64,
+    device: &Device,
 ) -> Result<(Discriminator, Variables)> {
     let vars = candle_nn::VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = Discriminator::new(config, vb)?;
     let variables = sorted(&vars)?;
     draw(&variables, seed, |name| name.starts_with("conv."))?;
@@ -195,14 +201,20 @@ mod tests {
             ("d.weight".to_string(), d.clone()),
             ("b.bias".to_string(), d),
         ]);
-        let made: HashMap<_, _> = unet(&shapes, &like, 1).unwrap().into_iter().collect();
+        let made: HashMap<_, _> = unet(&shapes, &like, 1, &Device::Cpu)
+            .unwrap()
+            .into_iter()
+            .collect();
         // A uniform number within 1/sqrt(450) has a third of 1/450 as mean square.
         assert!((mean_square(&made["a.weight"]) * 1350.0 - 1.0).abs() < 0.1);
         assert_eq!(made["b.weight"].to_vec1::<f32>().unwrap(), [1.0; 8]);
         assert_eq!(made["b.bias"].to_vec1::<f32>().unwrap(), [0.0; 8]);
         assert_eq!(mean_square(&made["c.out_layers.3.weight"]), 0.0);
         assert_eq!(mean_square(&made["d.weight"]), 49.0);
-        let again: HashMap<_, _> = unet(&shapes, &like, 1).unwrap().into_iter().collect();
+        let again: HashMap<_, _> = unet(&shapes, &like, 1, &Device::Cpu)
+            .unwrap()
+            .into_iter()
+            .collect();
         let apart = (made["a.weight"].as_tensor() - again["a.weight"].as_tensor()).unwrap();
         assert_eq!(mean_square(&apart), 0.0);
     }
@@ -210,7 +222,7 @@ mod tests {
     #[test]
     fn a_new_discriminator_says_the_same_of_everything() {
         let config = DiscriminatorConfig::new(vec![32, 64], 8);
-        let (d, variables) = discriminator(&config, 3).unwrap();
+        let (d, variables) = discriminator(&config, 3, &Device::Cpu).unwrap();
         let map = |c, std| Tensor::randn(0f32, std, (1, 4, 4, c), &Device::Cpu).unwrap();
         let judge = |std| d.forward(&[map(32, std), map(64, std)], &[2]).unwrap();
         let apart = (judge(1.0) - judge(5.0)).unwrap();

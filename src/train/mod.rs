@@ -1,6 +1,6 @@
 //! Training: data, degradation, pairs, optimiser, checkpoints, loops.
 
-use crate::{Device, Result};
+use crate::{Device, Result, ops};
 
 pub mod adversary;
 pub mod checkpoint;
@@ -34,7 +34,9 @@ pub mod tensorboard;
 /// # Errors
 /// [`Error::Device`] when a CUDA device is asked for and cannot be used, or this was built without the feature `cuda`.
 pub fn device(device: Device) -> Result<candle_core::Device> {
-    device.to_candle()
+    let device = device.to_candle()?;
+    ops::cuda::keep_memory(&device)?;
+    Ok(device)
 }
 
 /// Lets freed memory stay with the process, for the next tensor, instead of going back to the system.

@@ -120,6 +120,8 @@ pub struct Args {
     /// Steps between two checkpoints, each with a measurement on held-out photos
     #[arg(long, default_value_t = 500)]
     save_every: u64,
+    #[command(flatten)]
+    compute: run::Compute,
     /// Threads for the networks; the data has as many again [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -217,6 +219,7 @@ pub struct Told<'a> {
     pub dry_run: bool,
     pub save_every: u64,
     pub threads: Option<usize>,
+    pub compute: &'a run::Compute,
 }
 
 /// The arguments that the recipe at `path` stands for, if it is one for a published model: `published` names the teacher,
@@ -275,12 +278,14 @@ pub fn of_recipe(path: &Path, told: &Told) -> Result<Option<Args>> {
         args: Args,
     }
     let read = Line::try_parse_from(line);
-    let read = read.map_err(|e| anyhow!("'{}': {e}", path.display()))?;
+    let mut read = read.map_err(|e| anyhow!("'{}': {e}", path.display()))?;
+    read.args.compute = told.compute.clone();
     Ok(Some(read.args))
 }
 
 pub fn run(args: Args) -> Result<()> {
     let threads = run::use_threads(args.threads)?;
+    let (device, dtype) = args.compute.open()?;
     let teacher = OfficialModel::read(&args.teacher)?;
     let model = args
         .student
@@ -319,6 +324,8 @@ pub fn run(args: Args) -> Result<()> {
         dir: &args.out,
         resume: args.resume,
         data_threads: threads,
+        device: &device,
+        dtype,
     };
     let photos = Arc::new(photos);
     let mut distill = Distill::new(options, teacher, begin, photos, &held_out, place)?;

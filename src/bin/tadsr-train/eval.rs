@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::Args as ClapArgs;
 use tadsr::{
-    Error,
+    Device, Error,
     metrics::{Report, Row},
     train::{
         checkpoint::write_atomically,
@@ -47,6 +48,9 @@ pub struct Args {
     /// Name of a bundled model or path of a model file; may be repeated
     #[arg(long, value_name = "NAME_OR_PATH")]
     model: Vec<String>,
+    /// Where models run: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = Device::from_str)]
+    device: Device,
     /// Plain interpolations beside bicubic, which always takes part
     #[arg(long, value_delimiter = ',', default_value = "catmull-rom,lanczos3", value_parser = interpolation)]
     interpolation: Vec<String>,
@@ -113,7 +117,7 @@ impl Args {
         let names = [REFERENCE].into_iter().chain(others);
         let mut methods: Vec<_> = names.filter_map(Method::interpolation).collect();
         for model in &self.model {
-            methods.push(Method::model(model)?);
+            methods.push(Method::model(model, self.device)?);
         }
         let mut seen = BTreeSet::new();
         if let Some(twice) = methods.iter().find(|m| !seen.insert(m.name())) {

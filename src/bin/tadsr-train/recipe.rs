@@ -83,11 +83,9 @@ pub fn run(args: Args) -> Result<()> {
         dry_run: args.dry_run,
         save_every: args.save_every,
         threads: args.threads,
+        compute: &args.compute,
     };
     if let Some(published) = distill::of_recipe(&args.recipe, &told)? {
-        if !args.compute.open()?.0.is_cpu() {
-            bail!("published models are distilled on the CPU");
-        }
         return distill::run(published);
     }
     let threads = run::use_threads(args.threads)?;

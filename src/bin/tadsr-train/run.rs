@@ -27,7 +27,7 @@ use tadsr::{
 use crate::stop::Stopped;
 
 /// Where networks are trained, and in what numbers.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Compute {
     /// Where the networks are trained: cpu or cuda:N, the latter where this tool was built with the feature cuda
     #[arg(long, default_value = "cpu", value_parser = Device::from_str)]

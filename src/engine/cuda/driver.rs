@@ -13,6 +13,9 @@ use crate::Error;
 /// `CUDA_ERROR_OUT_OF_MEMORY`
 pub const OUT_OF_MEMORY: i32 = 2;
 
+/// The call that allocates pinned memory.
+pub const HOST_ALLOC: &str = "cuMemHostAlloc";
+
 /// What a call of the driver said when it failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{call}: {text} (CUDA error {code})")]
@@ -29,6 +32,16 @@ impl Fault {
         self.code == OUT_OF_MEMORY
     }
 
+    /// Whether it was machine code for another chip: `CUDA_ERROR_INVALID_IMAGE`, `CUDA_ERROR_NO_BINARY_FOR_GPU`.
+    pub fn other_chip(&self) -> bool {
+        matches!(self.code, 200 | 209)
+    }
+
+    /// Whether it was pinned memory of the host that could not be had.
+    pub fn of_the_host(&self) -> bool {
+        self.call == HOST_ALLOC
+    }
+
     /// Whether the device or what the process has on it is gone, so that every call that follows fails too:
     /// deinitialised, unavailable, memory errors, illegal address or instruction, time-out, failed launch, unknown.
     pub fn lost(&self) -> bool {
@@ -42,6 +55,9 @@ impl Fault {
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         match (fault.out_of_memory(), fault.lost()) {
+            (true, _) if fault.of_the_host() => Self::Memory(format!(
+                "not enough memory of the host that can be pinned for copies: {fault}"
+            )),
             (true, _) => Self::Memory(format!("not enough CUDA memory: {fault}")),
             (_, true) => Self::Device(format!("the CUDA device was lost: {fault}")),
             _ => Self::Device(format!("the CUDA device failed: {fault}")),
@@ -95,6 +111,14 @@ pub struct Shape {
     pub block: [u32; 3],
 }
 
+/// A kernel's run: of one whose only parameter is the structure that `params` holds, aligned to 8 bytes.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub function: Function,
+    pub shape: Shape,
+    pub params: Vec<u64>,
+}
+
 /// Where the rows of a picture lie in the device's memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rows {
@@ -130,10 +154,10 @@ pub trait Driver: Send + Sync {
     /// Milliseconds from one event to another, both done.
     fn elapsed(&self, from: Event, to: Event) -> Result<f32>;
 
-    /// Copies to the device when its turn in `stream` comes.
+    /// Copies to the device when its turn in `stream` comes, which is waited for where the memory is not pinned.
     ///
     /// # Safety
-    /// The `bytes` at `from` are pinned, and neither written nor freed before that; those at `to` are allocated.
+    /// The `bytes` at `from` are neither written nor freed before that; those at `to` are allocated.
     unsafe fn upload(
         &self,
         to: Address,
@@ -141,10 +165,10 @@ pub trait Driver: Send + Sync {
         bytes: usize,
         stream: Stream,
     ) -> Result<()>;
-    /// Copies from the device when its turn in `stream` comes.
+    /// Copies from the device when its turn in `stream` comes, which is waited for where the memory is not pinned.
     ///
     /// # Safety
-    /// The `bytes` at `to` are pinned, and not used or freed before that; those at `from` are allocated.
+    /// The `bytes` at `to` are not used or freed before that; those at `from` are allocated.
     unsafe fn download(
         &self,
         to: *mut u8,
@@ -171,21 +195,12 @@ pub trait Driver: Send + Sync {
     fn load(&self, image: &[u8]) -> Result<Module>;
     fn unload(&self, module: Module);
     fn function(&self, module: Module, name: &str) -> Result<Function>;
-    /// Launches a kernel whose only parameter is the structure that `params` holds, aligned to 8 bytes.
+    /// Makes a graph of kernels that run one after the other, and brings it to the device in `stream`. (Made of nodes: a stream that
+    /// is captured would fail whoever synchronises the context meanwhile, which may be shared.)
     ///
     /// # Safety
-    /// The structure is the kernel's, and the addresses in it are allocated for all that the kernel reads and writes.
-    unsafe fn launch(
-        &self,
-        function: Function,
-        shape: Shape,
-        params: &[u64],
-        stream: Stream,
-    ) -> Result<()>;
-
-    /// Records what is launched on `stream` from here on, instead of running it.
-    fn begin_capture(&self, stream: Stream) -> Result<()>;
-    fn end_capture(&self, stream: Stream) -> Result<Graph>;
+    /// Whenever the graph runs, the addresses in the launches' structures are allocated for all that the kernels read and write.
+    unsafe fn graph(&self, launches: &[Launch], stream: Stream) -> Result<Graph>;
     fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()>;
     fn destroy_graph(&self, graph: Graph);
 }
@@ -261,6 +276,7 @@ mod library {
 
     table! {
         init = c"cuInit": (c_uint);
+        version = c"cuDriverGetVersion": (*mut c_int);
         error_name = c"cuGetErrorName": (Code, *mut *const c_char);
         error_string = c"cuGetErrorString": (Code, *mut *const c_char);
         device_count = c"cuDeviceGetCount": (*mut c_int);
@@ -292,16 +308,18 @@ mod library {
         module_load = c"cuModuleLoadData": (*mut Handle, *const c_void);
         module_unload = c"cuModuleUnload": (Handle);
         module_function = c"cuModuleGetFunction": (*mut Handle, Handle, *const c_char);
-        launch = c"cuLaunchKernel":
-            (Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut Handle, *mut Handle);
-        capture_begin = c"cuStreamBeginCapture_v2": (Handle, c_int);
-        capture_end = c"cuStreamEndCapture": (Handle, *mut Handle);
+        graph_create = c"cuGraphCreate": (*mut Handle, c_uint);
+        graph_add = c"cuGraphAddKernelNode_v2": (*mut Handle, Handle, *const Handle, usize, *const Node);
+        graph_upload = c"cuGraphUpload": (Handle, Handle);
         graph_instantiate = c"cuGraphInstantiateWithFlags": (*mut Handle, Handle, u64);
         graph_launch = c"cuGraphLaunch": (Handle, Handle);
         graph_destroy = c"cuGraphDestroy": (Handle);
         graph_exec_destroy = c"cuGraphExecDestroy": (Handle);
     }
 
+    /// The oldest driver that the kernels are for, as `cuDriverGetVersion` numbers them: they are compiled by CUDA 12, whose
+    /// machine code every driver for CUDA 12.0 or newer takes.
+    const CUDA: c_int = 12000;
     /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`
     const CAPABILITY: [c_int; 2] = [75, 76];
     /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream of other libraries.
@@ -310,8 +328,6 @@ mod library {
     const BLOCKING: c_uint = 1;
     /// `CU_MEMHOSTALLOC_PORTABLE`
     const PORTABLE: c_uint = 1;
-    /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do meanwhile is their own affair.
-    const THREAD_LOCAL: c_int = 1;
 
     /// `CU_MEMORYTYPE_DEVICE`
     const DEVICE_MEMORY: c_uint = 2;
@@ -325,7 +341,20 @@ mod library {
         rows: usize,
     }
 
-    /// One side of it.
+    /// `CUDA_KERNEL_NODE_PARAMS`
+    #[repr(C)]
+    struct Node {
+        function: Handle,
+        grid: [c_uint; 3],
+        block: [c_uint; 3],
+        shared: c_uint,
+        params: *mut Handle,
+        extra: *mut Handle,
+        kernel: Handle,
+        context: Handle,
+    }
+
+    /// One side of a [`Copy2d`].
     #[repr(C)]
     struct Side {
         x: usize,
@@ -368,7 +397,7 @@ mod library {
         match symbol.is_null() {
             false => Ok(symbol),
             true => Err(format!(
-                "the NVIDIA driver is too old: it has no {} (version 580 or newer is needed)",
+                "the NVIDIA driver is too old: it has no {} (version 525 or newer is needed)",
                 name.to_string_lossy()
             )),
         }
@@ -392,12 +421,20 @@ mod library {
             let table = Table::load(library)?;
             // SAFETY: the flags must be 0.
             let code = unsafe { (table.init)(0) };
-            match code {
-                0 => Ok(table),
-                _ => Err(format!(
-                    "the NVIDIA driver does not start: {}",
-                    table.fault("cuInit", code)
+            if code != 0 {
+                let fault = table.fault("cuInit", code);
+                return Err(format!("the NVIDIA driver does not start: {fault}"));
+            }
+            let mut version = 0;
+            // SAFETY: the pointer is to a local.
+            let code = unsafe { (table.version)(&mut version) };
+            match code == 0 && version < CUDA {
+                true => Err(format!(
+                    "the NVIDIA driver is too old: it is for CUDA {}.{}, and version 525 or newer, for CUDA 12, is needed",
+                    version / 1000,
+                    version % 1000 / 10
                 )),
+                false => Ok(table),
             }
         };
         let table = TABLE.get_or_init(load).as_ref();
@@ -616,12 +653,11 @@ mod library {
         }
 
         fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
-            let call = "cuMemHostAlloc";
-            let memory = self.make(call, |t, out| unsafe {
+            let memory = self.make(HOST_ALLOC, |t, out| unsafe {
                 (t.host_alloc)(out, bytes, PORTABLE)
             })?;
             NonNull::new(memory as *mut u8).ok_or(Fault {
-                call,
+                call: HOST_ALLOC,
                 code: OUT_OF_MEMORY,
                 text: "no address".into(),
             })
@@ -760,53 +796,46 @@ mod library {
             self.make("cuModuleGetFunction", get).map(Function)
         }
 
-        unsafe fn launch(
-            &self,
-            function: Function,
-            shape: Shape,
-            params: &[u64],
-            stream: Stream,
-        ) -> Result<()> {
-            let ([gx, gy, gz], [bx, by, bz]) = (shape.grid, shape.block);
-            let (function, stream) = (function.0 as Handle, stream.0 as Handle);
-            // The driver copies the parameters before it returns.
-            let mut params = [params.as_ptr() as Handle];
-            let none = ptr::null_mut();
-            self.call("cuLaunchKernel", |t| unsafe {
-                (t.launch)(
-                    function,
-                    gx,
-                    gy,
-                    gz,
-                    bx,
-                    by,
-                    bz,
-                    0,
-                    stream,
-                    params.as_mut_ptr(),
-                    none,
-                )
-            })
-        }
-
-        fn begin_capture(&self, stream: Stream) -> Result<()> {
-            let stream = stream.0 as Handle;
-            self.call("cuStreamBeginCapture", |t| unsafe {
-                (t.capture_begin)(stream, THREAD_LOCAL)
-            })
-        }
-
-        fn end_capture(&self, stream: Stream) -> Result<Graph> {
-            let stream = stream.0 as Handle;
-            let graph = self.make("cuStreamEndCapture", |t, out| unsafe {
-                (t.capture_end)(stream, out)
-            })?;
-            let graph = graph as Handle;
-            let exec = self.make("cuGraphInstantiate", |t, out| unsafe {
-                (t.graph_instantiate)(out, graph, 0)
+        unsafe fn graph(&self, launches: &[Launch], stream: Stream) -> Result<Graph> {
+            let graph = self.make("cuGraphCreate", |t, out| unsafe {
+                (t.graph_create)(out, 0)
+            })? as Handle;
+            let mut before: Option<Handle> = None;
+            let added = launches.iter().try_for_each(|launch| {
+                // The driver copies the parameters before it returns.
+                let mut params = [launch.params.as_ptr() as Handle];
+                let node = Node {
+                    function: launch.function.0 as Handle,
+                    grid: launch.shape.grid,
+                    block: launch.shape.block,
+                    shared: 0,
+                    params: params.as_mut_ptr(),
+                    extra: ptr::null_mut(),
+                    kernel: ptr::null_mut(),
+                    context: ptr::null_mut(),
+                };
+                let waits = before.as_slice();
+                let added = self.make("cuGraphAddKernelNode", |t, out| unsafe {
+                    (t.graph_add)(out, graph, waits.as_ptr(), waits.len(), &node)
+                })?;
+                before = Some(added as Handle);
+                Ok(())
+            });
+            let exec = added.and_then(|()| {
+                self.make("cuGraphInstantiate", |t, out| unsafe {
+                    (t.graph_instantiate)(out, graph, 0)
+                })
             });
             let _ = self.call("cuGraphDestroy", |t| unsafe { (t.graph_destroy)(graph) });
-            exec.map(Graph)
+            let exec = Graph(exec?);
+            let uploaded = self.call("cuGraphUpload", |t| unsafe {
+                (t.graph_upload)(exec.0 as Handle, stream.0 as Handle)
+            });
+            if let Err(fault) = uploaded {
+                self.destroy_graph(exec);
+                return Err(fault);
+            }
+            Ok(exec)
         }
 
         fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {

@@ -1,5 +1,5 @@
 //! A driver without a device, for tests. It fails where a test asks for it, and runs the kernels' own index arithmetic on memory
-//! that knows its bounds.
+//! that knows its bounds; with `Fake::check_source` beside the kernels' source, which must make the same.
 //!
 //! What is put into a stream runs as late as the driver's promises allow: when somebody waits for it. A wait that is
 //! missing so gives wrong pixels.
@@ -15,9 +15,11 @@ use std::{
 
 use half::f16;
 
+use crate::ops::cuda::Params;
+
 use super::{
     driver::*,
-    params::{Conv, Frame, NO_SLOT, Params, Samples, Slot},
+    params::{Conv, Frame, NO_SLOT, Samples, Slot},
     program::{COLUMNS, ROWS},
 };
 
@@ -84,6 +86,67 @@ impl Ram {
     }
 }
 
+#[cfg(test)]
+impl Ram {
+    /// What the kernel's own source makes of this memory.
+    fn made(&self, name: &str, shape: Shape, params: &[u64]) -> Self {
+        let mut ram = Self(self.0.clone());
+        let mut place = |address: &mut u64| {
+            if *address != 0 {
+                *address = ram.bytes(*address, 1).as_mut_ptr() as u64;
+            }
+        };
+        let samples = |s: &mut Samples, place: &mut dyn FnMut(&mut u64)| {
+            let fields = [
+                &mut s.src,
+                &mut s.x_starts,
+                &mut s.x_weights,
+                &mut s.y_starts,
+                &mut s.y_weights,
+            ];
+            fields.into_iter().for_each(place);
+        };
+        let words = if name.starts_with("tadsr_conv") {
+            let mut p = Conv::from_words(params);
+            let fields = [
+                &mut p.input,
+                &mut p.weights,
+                &mut p.bias,
+                &mut p.skip,
+                &mut p.output,
+            ];
+            fields.into_iter().for_each(place);
+            p.words()
+        } else {
+            let mut f = Frame::from_words(params);
+            for component in &mut f.components[..f.component_count as usize] {
+                samples(&mut component.base, &mut place);
+                place(&mut component.dst);
+            }
+            for source in &mut f.sources[..f.source_count as usize] {
+                samples(&mut source.samples, &mut place);
+            }
+            let fields = [
+                &mut f.x_starts,
+                &mut f.x_weights,
+                &mut f.y_starts,
+                &mut f.y_weights,
+                &mut f.mean,
+                &mut f.inverse_std,
+                &mut f.residual_std,
+                &mut f.strength,
+                &mut f.latent,
+                &mut f.residual,
+            ];
+            fields.into_iter().for_each(place);
+            f.words()
+        };
+        // SAFETY: the structure is the kernel's, and its pointers lead to `ram`.
+        unsafe { crate::ops::cuda::host::launch(name, shape.grid, shape.block, &words) };
+        ram
+    }
+}
+
 #[derive(Clone)]
 enum Op {
     Upload(u64, usize, usize),
@@ -106,12 +169,13 @@ struct State {
     events: BTreeMap<u64, (u64, u64, u64)>,
     graphs: BTreeMap<u64, Vec<Op>>,
     modules: usize,
-    capture: Option<(u64, Vec<Op>)>,
     names: Vec<String>,
     log: Vec<String>,
     fail: Option<(&'static str, usize, i32)>,
     spoilt: bool,
     guests: bool,
+    #[cfg(test)]
+    checked: bool,
 }
 
 /// Where memory of the process begins, above all of the device's.
@@ -124,10 +188,7 @@ impl State {
     }
 
     fn push(&mut self, stream: Stream, op: Op) {
-        match &mut self.capture {
-            Some((captured, ops)) if *captured == stream.0 => ops.push(op),
-            _ => self.streams.get_mut(&stream.0).unwrap().push_back(op),
-        }
+        self.streams.get_mut(&stream.0).unwrap().push_back(op);
     }
 
     /// Runs a stream until it is empty, or `until` was reached.
@@ -168,24 +229,41 @@ impl State {
                     self.reach(at(to), row).copy_from_slice(&line);
                 }
             }
-            Op::Launch(function, shape, params) => match self.names[function.0 as usize].as_str() {
-                "tadsr_unpack" => unpack(&mut self.ram, shape, &Frame::from_words(&params)),
-                "tadsr_pack" => pack(&mut self.ram, shape, &Frame::from_words(&params)),
-                name => {
-                    let channels = name["tadsr_conv".len()..].parse().unwrap();
-                    let mut p = Conv::from_words(&params);
-                    if self.spoilt {
-                        p.slope = 0.0;
-                    }
-                    convolve(&mut self.ram, shape, &p, channels);
+            Op::Launch(function, shape, params) => {
+                #[cfg(test)]
+                let made = self.checked.then(|| {
+                    let name = &self.names[function.0 as usize];
+                    self.ram.made(name, shape, &params)
+                });
+                self.launch(function, shape, &params);
+                #[cfg(test)]
+                if let Some(made) = made {
+                    assert!(made.0 == self.ram.0, "the source makes something else");
                 }
-            },
+            }
             Op::Graph(graph) => self.graphs[&graph]
                 .clone()
                 .into_iter()
                 .for_each(|op| self.run(op)),
             Op::Record(event, count) => self.events.get_mut(&event).unwrap().2 = count,
             Op::Wait(event, count) => self.drain(self.events[&event].0, Some((event, count))),
+        }
+    }
+}
+
+impl State {
+    fn launch(&mut self, function: Function, shape: Shape, params: &[u64]) {
+        match self.names[function.0 as usize].as_str() {
+            "tadsr_unpack" => unpack(&mut self.ram, shape, &Frame::from_words(params)),
+            "tadsr_pack" => pack(&mut self.ram, shape, &Frame::from_words(params)),
+            name => {
+                let channels = name["tadsr_conv".len()..].parse().unwrap();
+                let mut p = Conv::from_words(params);
+                if self.spoilt {
+                    p.slope = 0.0;
+                }
+                convolve(&mut self.ram, shape, &p, channels);
+            }
         }
     }
 }
@@ -235,6 +313,12 @@ impl Fake {
     /// Makes the convolutions lose what is below 0: a device that computes wrongly.
     pub fn spoil(&self) {
         self.lock().spoilt = true;
+    }
+
+    /// Compares every launch with what the kernels' own source makes of the same memory.
+    #[cfg(test)]
+    pub fn check_source(&self) {
+        self.lock().checked = true;
     }
 
     /// Lets copies within the device reach the process's own memory: what an emulated driver elsewhere in the process takes
@@ -325,7 +409,7 @@ impl Driver for Fake {
     fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
         let mut memory = vec![0u64; bytes.div_ceil(8)].into_boxed_slice();
         let start = NonNull::new(memory.as_mut_ptr().cast()).unwrap();
-        self.call("alloc_pinned")?
+        self.call(HOST_ALLOC)?
             .pinned
             .insert(start.as_ptr() as usize, memory);
         Ok(start)
@@ -470,38 +554,20 @@ impl Driver for Fake {
         Ok(Function(state.names.len() as u64 - 1))
     }
 
-    unsafe fn launch(
-        &self,
-        function: Function,
-        shape: Shape,
-        params: &[u64],
-        stream: Stream,
-    ) -> Result<()> {
-        let Shape {
-            grid: [gx, gy, gz],
-            block: [bx, by, bz],
-        } = shape;
-        assert!(
-            gx > 0 && (1..65536).contains(&gy) && (1..65536).contains(&gz),
-            "{shape:?}"
-        );
-        assert!(bz == 1 && (1..=1024).contains(&(bx * by)), "{shape:?}");
-        let mut state = self.call("launch")?;
-        state.push(stream, Op::Launch(function, shape, params.to_vec()));
-        Ok(())
-    }
-
-    fn begin_capture(&self, stream: Stream) -> Result<()> {
-        let mut state = self.call("begin_capture")?;
-        assert!(state.capture.is_none());
-        state.capture = Some((stream.0, Vec::new()));
-        Ok(())
-    }
-
-    fn end_capture(&self, stream: Stream) -> Result<Graph> {
-        let mut state = self.call("end_capture")?;
-        let (captured, ops) = state.capture.take().expect("a capture that has begun");
-        assert_eq!(captured, stream.0);
+    unsafe fn graph(&self, launches: &[Launch], stream: Stream) -> Result<Graph> {
+        let mut state = self.call("graph")?;
+        assert!(state.streams.contains_key(&stream.0));
+        let launches = launches.iter().map(|launch| {
+            let Shape {
+                grid: [gx, gy, gz],
+                block: [bx, by, bz],
+            } = launch.shape;
+            let grid = gx > 0 && (1..65536).contains(&gy) && (1..65536).contains(&gz);
+            let block = bz == 1 && (1..=1024).contains(&(bx * by));
+            assert!(grid && block, "{:?}", launch.shape);
+            Op::Launch(launch.function, launch.shape, launch.params.clone())
+        });
+        let ops = launches.collect();
         let id = state.id();
         state.graphs.insert(id, ops);
         Ok(Graph(id))

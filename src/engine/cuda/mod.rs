@@ -1,7 +1,7 @@
 //! The plan on a CUDA device, with nothing but the NVIDIA driver.
 //!
 //! [`driver`] is the little of the driver's interface that is used, found at run time; the kernels are compiled beforehand
-//! for every generation since Turing (`scripts/kernels.sh`) and embedded. What a frame goes through is recorded once as
+//! for every generation since Turing (`scripts/kernels.sh`) and embedded. What a frame goes through is made once as
 //! a graph; several frames may be in flight, copied to and from the device while another one is computed.
 //!
 //! The arithmetic is that of the CPU's plan but for f16 weights and feature maps, summed in f32.
@@ -33,11 +33,41 @@ use crate::{
     model::LiteModel,
 };
 
-/// The compiled kernels, for every chip in one.
+/// Compiled kernels, aligned as the driver wants them.
 #[repr(align(64))]
 struct Image<T: ?Sized>(T);
 
-static KERNELS: &Image<[u8]> = &Image(*include_bytes!("kernels/student.fatbin"));
+macro_rules! image {
+    ($name:literal) => {{
+        static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!("kernels/student.", $name)));
+        IMAGE
+    }};
+}
+
+/// Compute capability, major and minor.
+type Capability = (u32, u32);
+
+/// For chips of this compute capability and of the later ones with the same first number.
+static IMAGES: [(Capability, &Image<[u8]>); 7] = [
+    ((7, 5), image!("sm_75.cubin")),
+    ((8, 0), image!("sm_80.cubin")),
+    ((8, 6), image!("sm_86.cubin")),
+    ((8, 9), image!("sm_89.cubin")),
+    ((9, 0), image!("sm_90.cubin")),
+    ((10, 0), image!("sm_100.cubin")),
+    ((12, 0), image!("sm_120.cubin")),
+];
+
+/// PTX for all later chips, which the driver compiles when it loads it.
+static PTX: &Image<[u8]> = image!("ptx");
+
+/// The best kernels for a chip.
+fn image((major, minor): Capability) -> &'static [u8] {
+    let fits = IMAGES
+        .iter()
+        .rfind(|((m, least), _)| *m == major && *least <= minor);
+    &fits.map_or(PTX, |(_, image)| *image).0
+}
 
 /// A device with the kernels loaded.
 pub struct Context {
@@ -103,11 +133,26 @@ impl Context {
         Ok(context)
     }
 
+    /// As [`Self::open`] with a context of its own, and kernels that the driver compiles for the device, as it does for chips that
+    /// are newer than they are.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_compiled_there(ordinal: usize) -> Result<Arc<Self>> {
+        Self::with(driver::open(ordinal)?, &[&PTX.0])
+    }
+
     /// Loads the kernels.
     ///
     /// # Errors
     /// [`Error::Device`] when the device is older than the kernels' oldest, or the driver refuses them.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Arc<Self>> {
+        let machine_code = image(driver.info().capability);
+        Self::with(driver, &[machine_code, &PTX.0])
+    }
+
+    /// With the first of `images` that the driver takes.
+    fn with(driver: Arc<dyn Driver>, images: &[&[u8]]) -> Result<Arc<Self>> {
         let info = driver.info();
         let (major, minor) = info.capability;
         if info.capability < (7, 5) {
@@ -116,7 +161,14 @@ impl Context {
                 info.name
             )));
         }
-        let module = Owned::module(&driver, &KERNELS.0)?;
+        let mut loaded = Owned::module(&driver, images[0]);
+        for image in &images[1..] {
+            if !loaded.as_ref().is_err_and(Fault::other_chip) {
+                break;
+            }
+            loaded = Owned::module(&driver, image);
+        }
+        let module = loaded?;
         let function = |name: &str| driver.function(*module, name);
         let convs = [
             function("tadsr_conv16")?,
@@ -149,7 +201,7 @@ impl Context {
     }
 }
 
-/// Milliseconds that a frame spent, from the device's own clock; the wait for the frame before it is part of each.
+/// Milliseconds that each of a frame's steps took by the device's own clock, without what they waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
     pub upload: f32,
@@ -185,7 +237,11 @@ struct Flight {
     device_output: Memory,
     begun: Owned<Event>,
     uploaded: Owned<Event>,
+    /// Its turn to be computed has come.
+    computing: Owned<Event>,
     computed: Owned<Event>,
+    /// Its turn to be downloaded has come.
+    downloading: Owned<Event>,
     done: Owned<Event>,
     /// What others had put into the context before.
     others: Owned<Event>,
@@ -203,7 +259,9 @@ impl Flight {
             device_output: Owned::memory(driver, plan.output.bytes)?,
             begun: Owned::event(driver)?,
             uploaded: Owned::event(driver)?,
+            computing: Owned::event(driver)?,
             computed: Owned::event(driver)?,
+            downloading: Owned::event(driver)?,
             done: Owned::event(driver)?,
             others: Owned::event(driver)?,
             graph: None,
@@ -234,7 +292,10 @@ impl Engine {
         loop {
             match Self::build(context, &plan, (src, dst), depth.max(1)) {
                 Ok(engine) => return Ok(engine),
-                Err(fault) if fault.out_of_memory() => plan = plan.smaller().ok_or(fault)?,
+                // Bands take less of the device's memory, not of the host's.
+                Err(fault) if fault.out_of_memory() && !fault.of_the_host() => {
+                    plan = plan.smaller().ok_or(fault)?
+                }
                 Err(fault) => return Err(fault.into()),
             }
         }
@@ -289,7 +350,7 @@ impl Engine {
         driver.synchronize(*self.upload)
     }
 
-    /// Records the graph of each frame in flight.
+    /// Makes the graph of each frame in flight.
     fn record(&mut self) -> Result<(), Fault> {
         let driver = &self.context.driver;
         for flight in &mut self.flights {
@@ -299,19 +360,17 @@ impl Engine {
                 input: *flight.device_input,
                 output: *flight.device_output,
             };
-            driver.begin_capture(*self.compute)?;
-            let launched = program::launches(&self.plan, &place)
+            let launches: Vec<_> = program::launches(&self.plan, &place)
                 .into_iter()
-                .try_for_each(|launch| {
-                    let function = launch.kernel.function(&self.context);
-                    // SAFETY: the parameters are of the kernel's type, made for these allocations.
-                    unsafe { driver.launch(function, launch.shape, &launch.params, *self.compute) }
-                });
-            // A capture that has begun must end, whatever happened.
-            let graph = driver.end_capture(*self.compute);
-            let graph = graph.map(|graph| Owned::graph(driver, graph));
-            launched?;
-            flight.graph = Some(graph?);
+                .map(|launch| driver::Launch {
+                    function: launch.kernel.function(&self.context),
+                    shape: launch.shape,
+                    params: launch.params,
+                })
+                .collect();
+            // SAFETY: the parameters are of the kernels' types, made for these allocations, which outlive the graph.
+            let graph = unsafe { driver.graph(&launches, *self.compute) }?;
+            flight.graph = Some(Owned::graph(driver, graph));
         }
         Ok(())
     }
@@ -420,6 +479,9 @@ impl Engine {
 
     /// With `planes` of the device, or those that are in the flight's input.
     fn start(&mut self, index: usize, planes: Option<DevicePlanes>) -> Result<(), Fault> {
+        if planes.is_some() {
+            self.after_others(index, *self.upload)?;
+        }
         let (driver, flight) = (&self.context.driver, &self.flights[index]);
         let (upload, compute) = (*self.upload, *self.compute);
         let input = &flight.input;
@@ -430,9 +492,6 @@ impl Engine {
         driver.record(*flight.begun, upload)?;
         // SAFETY: both sides are as long as the plan's input; the frame is in flight, so that nothing else uses them.
         unsafe { driver.upload(*flight.device_input, input.as_ptr(), bytes, upload)? };
-        if planes.is_some() {
-            self.after_others(index, upload)?;
-        }
         let own = self.plan.input.rows(*flight.device_input);
         for ((to, row, rows), &from) in own.zip(planes.unwrap_or_default()) {
             // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
@@ -440,6 +499,7 @@ impl Engine {
         }
         driver.record(*flight.uploaded, upload)?;
         driver.wait(compute, *flight.uploaded)?;
+        driver.record(*flight.computing, compute)?;
         if let Some(graph) = &flight.graph {
             driver.launch_graph(**graph, compute)?;
         }
@@ -468,6 +528,7 @@ impl Engine {
         flight.downloads = true;
         let (output, download) = (&flight.output, *self.download);
         driver.wait(download, *flight.computed)?;
+        driver.record(*flight.downloading, download)?;
         // SAFETY: both sides are as long as the plan's output; the frame is in flight, so that nothing else uses them.
         unsafe {
             driver.download(
@@ -518,6 +579,7 @@ impl Engine {
             let stream = *engine.download;
             engine.after_others(index, stream)?;
             driver.wait(stream, *flight.computed)?;
+            driver.record(*flight.downloading, stream)?;
             let own = engine.plan.output.rows(*flight.device_output);
             for ((from, row, rows), &to) in own.zip(planes) {
                 // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
@@ -548,8 +610,8 @@ impl Engine {
         driver.synchronize_event(*flight.done)?;
         Ok(Times {
             upload: driver.elapsed(*flight.begun, *flight.uploaded)?,
-            compute: driver.elapsed(*flight.uploaded, *flight.computed)?,
-            download: driver.elapsed(*flight.computed, *flight.done)?,
+            compute: driver.elapsed(*flight.computing, *flight.computed)?,
+            download: driver.elapsed(*flight.downloading, *flight.done)?,
         })
     }
 

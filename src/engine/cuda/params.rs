@@ -1,38 +1,9 @@
 //! What the kernels are passed: the structures of `kernels/student.cu`, field by field.
 
+use crate::ops::cuda::Params;
+
 /// [`Component::slot`] of a component that no plane of the latent is added to as it is.
 pub const NO_SLOT: u32 = u32::MAX;
-
-/// A structure of plain numbers that a kernel takes.
-///
-/// # Safety
-/// The type is `repr(C)`, holds only numbers, has no padding, and its size is a multiple of 8 bytes.
-pub unsafe trait Params: Copy {
-    /// The structure as words, aligned as the kernel's parameters are.
-    fn words(&self) -> Vec<u64> {
-        let mut words = vec![0; size_of::<Self>() / 8];
-        // SAFETY: as many bytes as the structure has, none of them padding.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                std::ptr::from_ref(self).cast::<u8>(),
-                words.as_mut_ptr().cast(),
-                size_of::<Self>(),
-            );
-        }
-        words
-    }
-
-    /// The structure that [`Self::words`] gave.
-    ///
-    /// # Panics
-    /// When they are another number of words.
-    #[cfg(any(test, feature = "emulator"))]
-    fn from_words(words: &[u64]) -> Self {
-        assert_eq!(words.len() * 8, size_of::<Self>());
-        // SAFETY: as many bytes as the structure has, and any bytes make numbers.
-        unsafe { words.as_ptr().cast::<Self>().read() }
-    }
-}
 
 /// As many samples of the frame as any format's latent is made of: R, G and B for each of its planes.
 pub const SOURCES: usize = 9;

@@ -1,9 +1,11 @@
 //! What is launched for a frame, in order.
 
+use crate::ops::cuda::Params;
+
 use super::{
     Context,
     driver::{Address, Function, Shape},
-    params::{Component, Conv, Frame, Params, Samples, Source},
+    params::{Component, Conv, Frame, Samples, Source},
     plan::Plan,
 };
 

@@ -62,7 +62,8 @@ impl Geometry {
         }
     }
 
-    /// For networks of candle's operators, which keep more maps at a time.
+    /// For networks of candle's operators, which keep more maps at a time; also where kernels on CUDA take the place of some, whose
+    /// memory has not been measured.
     pub fn compose(&mut self) {
         self.bytes *= COMPOSED;
     }

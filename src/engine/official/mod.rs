@@ -33,6 +33,7 @@ use crate::{
         resample::{self, Axis, Kernel, Resampler},
     },
     nn::official::{Autoencoder, OfficialConfig, Unet},
+    ops::PackedConv2d,
 };
 use geometry::Geometry;
 use tiles::{Cut, crop, reflect_pad};
@@ -67,7 +68,7 @@ struct Picture {
 }
 
 impl Engine {
-    /// Takes networks over, which are on one device, and on the CPU in f32 packs their weights.
+    /// Takes networks over, which are on one device, and packs their weights, but for 16-bit maps on the CPU.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the configuration makes no sense.
@@ -77,12 +78,12 @@ impl Engine {
         mut autoencoder: Autoencoder,
     ) -> Result<Self> {
         let mut geometry = Geometry::new(config);
-        match unet.device().is_cpu() && unet.dtype() == DType::F32 {
-            true => {
-                unet.pack()?;
-                autoencoder.pack()?;
-            }
-            false => geometry.compose(),
+        if PackedConv2d::serves(unet.device(), unet.dtype()) {
+            unet.pack()?;
+            autoencoder.pack()?;
+        }
+        if !unet.device().is_cpu() || unet.dtype() != DType::F32 {
+            geometry.compose();
         }
         Ok(Self {
             unet,
@@ -93,7 +94,7 @@ impl Engine {
         })
     }
 
-    /// Sets the type of the networks' feature maps, which stays f32 where weights are packed.
+    /// Sets the type of the networks' feature maps, which on the CPU stays f32, for which weights are packed.
     pub fn set_dtype(&mut self, dtype: DType) {
         self.unet.set_dtype(dtype);
         self.autoencoder.set_dtype(dtype);

@@ -44,12 +44,12 @@ impl Method {
         })
     }
 
-    /// The name of a bundled model, or the path of a model file.
+    /// The name of a bundled model, or the path of a model file, on `device`.
     ///
     /// # Errors
     /// Those of [`Upscaler::load`].
-    pub fn model(name: &str) -> Result<Self> {
-        let upscaler = Upscaler::load(name, Device::Auto)?;
+    pub fn model(name: &str, device: Device) -> Result<Self> {
+        let upscaler = Upscaler::load(name, device)?;
         Ok(Self {
             name: name.into(),
             kind: Kind::Model(Box::new(upscaler)),

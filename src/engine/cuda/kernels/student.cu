@@ -7,8 +7,7 @@
 // latent that begins further down. Where the residual of chroma grows to the frame's size, which looks across the border
 // of a band, the residual keeps a margin of one cell.
 
-#include <cuda_fp16.h>
-#include <stdint.h>
+#include "../../../ops/cuda/kernels/warp.cuh"
 
 // ---- What the host passes (params.rs) ----
 
@@ -200,23 +199,6 @@ constexpr int ROWS = 8, COLUMNS = 32, WIDTH = COLUMNS + 2, CHUNK = 16;
 constexpr int STEP = 24;
 constexpr int THREADS = 32 * ROWS;
 
-// d += a b: a is 16 cells x 16 channels, b 16 channels x 8 channels.
-__device__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b0));
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[2]), "r"(a[3]), "r"(b1));
-#endif
-}
-
 __device__ uint32_t pair_at(const __half *p) { return *reinterpret_cast<const uint32_t *>(p); }
 
 template <int N> __device__ void convolve(const Conv &p) {
@@ -261,8 +243,8 @@ template <int N> __device__ void convolve(const Conv &p) {
                 for (int n = 0; n < N / 8; ++n) {
                     const __half *at = weights + ((3 * ky + kx) * N + 8 * n + group) * STEP + pair;
                     const uint32_t b0 = pair_at(at), b1 = pair_at(at + 8);
-                    multiply(sums[0][n], a[0], b0, b1);
-                    multiply(sums[1][n], a[1], b0, b1);
+                    mma<__half>(sums[0][n], a[0], b0, b1);
+                    mma<__half>(sums[1][n], a[1], b0, b1);
                 }
             }
         }

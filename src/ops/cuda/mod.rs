@@ -1,0 +1,161 @@
+//! Kernels for CUDA: of maps of 16-bit floats, forward and, for convolutions, backward.
+//!
+//! `kernels/` has the source, compiled by `scripts/kernels.sh` to PTX, which the driver compiles for its chip when it is
+//! first used; tests run the source on the CPU (`host/`). The engine's kernels are its own.
+
+mod attention;
+mod conv2d;
+#[cfg(feature = "cuda")]
+mod device;
+mod group_norm;
+#[cfg(test)]
+pub(crate) mod host;
+mod op;
+mod params;
+
+use candle_core::{DType, Result, Tensor};
+
+use super::Activation;
+
+pub use attention::attention;
+pub use conv2d::{PackedConv, conv2d};
+pub use group_norm::group_norm;
+pub use params::Params;
+
+/// Whether kernels can be for this map: one of 16-bit floats on a CUDA device of compute capability 8.0 or newer, with channels
+/// in eights, that 32 bits can count.
+fn reaches(x: &Tensor) -> bool {
+    let channels = x.dims().last().copied().unwrap_or(0);
+    matches!(x.dtype(), DType::F16 | DType::BF16)
+        && channels % 8 == 0
+        && (1..1 << 30).contains(&x.elem_count())
+        && (is_emulated() || has_kernels(x.device()))
+}
+
+#[cfg(feature = "cuda")]
+fn has_kernels(device: &candle_core::Device) -> bool {
+    device.as_cuda_device().is_ok_and(device::serves)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_kernels(_: &candle_core::Device) -> bool {
+    false
+}
+
+/// Lets memory that is freed on a CUDA device stay there for the next tensor.
+///
+/// # Errors
+/// When the driver refuses.
+#[cfg_attr(not(feature = "train"), expect(dead_code, reason = "for training"))]
+pub fn keep_memory(device: &candle_core::Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Ok(device) = device.as_cuda_device() {
+        device::keep_memory(device)?;
+    }
+    let _ = device;
+    Ok(())
+}
+
+/// The tensor contiguous, and begun at a multiple of 16 bytes: kernels load so many at once.
+fn aligned(t: &Tensor) -> Result<Tensor> {
+    let t = t.contiguous()?;
+    match t.layout().start_offset() % 8 {
+        0 => Ok(t),
+        _ => t.force_contiguous(),
+    }
+}
+
+/// Whether maps in the CPU's memory go through the kernels, as tests may want.
+pub fn is_emulated() -> bool {
+    #[cfg(test)]
+    return EMULATED.get();
+    #[cfg(not(test))]
+    false
+}
+
+#[cfg(test)]
+thread_local! {
+    static EMULATED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Calls `run` with the kernels' source for maps in the CPU's memory.
+#[cfg(test)]
+pub(crate) fn emulated<T>(run: impl FnOnce() -> T) -> T {
+    EMULATED.set(true);
+    let result = run();
+    EMULATED.set(false);
+    result
+}
+
+/// Where tests run: the CPU, or with TADSR_TEST_DEVICE=cuda in the environment a GPU.
+#[cfg(test)]
+fn device() -> candle_core::Device {
+    let device = std::env::var("TADSR_TEST_DEVICE");
+    let device: crate::Device = device.as_deref().unwrap_or("cpu").parse().unwrap();
+    device.to_candle().unwrap()
+}
+
+/// Asserts that `got` is `want` but for what 16 bits round away.
+#[cfg(test)]
+fn assert_close(got: &Tensor, want: &Tensor, limit: f32, what: &str) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
+    let got = got.to_dtype(DType::F32).unwrap();
+    let off = norm(&(got - want).unwrap()).unwrap() / norm(want).unwrap();
+    assert!(off < limit, "{what}: {off}");
+}
+
+/// What the kernels call it, with its slope.
+fn activation(activation: Activation) -> (u32, f32) {
+    match activation {
+        Activation::None => (0, 0.0),
+        Activation::LeakyRelu(slope) => (1, slope),
+        Activation::Silu => (2, 0.0),
+    }
+}
+
+/// The end of the names of the kernels for this type.
+fn suffix(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "f16",
+        _ => "bf16",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// FNV-1a, 64 bits.
+    fn hash(files: &[&[u8]]) -> String {
+        let step = |value: u64, &byte: &u8| (value ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let bytes = files.iter().copied().flatten();
+        format!("{:016x}", bytes.fold(0xcbf2_9ce4_8422_2325, step))
+    }
+
+    #[test]
+    fn embedded_kernels_are_those_of_the_source() {
+        macro_rules! assert_embedded {
+            ($kernels:literal, $($image:literal),*) => {
+                let source: &[u8] = include_bytes!(concat!($kernels, ".cu"));
+                let images: &[&[u8]] = &[$(include_bytes!(concat!($kernels, $image))),*];
+                assert_eq!(
+                    [hash(&[source, include_bytes!("kernels/warp.cuh")]), hash(images)].join(" "),
+                    include_str!(concat!($kernels, ".hash")).trim(),
+                    "{}: run scripts/kernels.sh",
+                    $kernels
+                );
+            };
+        }
+        assert_embedded!(
+            "../../engine/cuda/kernels/student",
+            ".sm_75.cubin",
+            ".sm_80.cubin",
+            ".sm_86.cubin",
+            ".sm_89.cubin",
+            ".sm_90.cubin",
+            ".sm_100.cubin",
+            ".sm_120.cubin",
+            ".ptx"
+        );
+        assert_embedded!("kernels/layers", ".ptx");
+    }
+}
