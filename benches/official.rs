@@ -1,13 +1,15 @@
 //! One step of the published real-world model, 64x64 to 256x256 pixels, with random weights: time by stage, and memory.
 //!
-//! `cargo bench --bench official [-- --threads N] [--json] [--weights FILE] [--steps N] [--cpu]`. `--cpu` counts the time of
-//! all threads on the processor (Linux), which others on the machine hardly disturb. `benches/peers/official.py` runs
-//! this and PyTorch in turn on the weights and inputs of one file, and compares the results.
+//! `cargo bench --bench official [-- --threads N] [--json] [--weights FILE] [--steps N] [--side N] [--device cuda] [--cpu]`. On a
+//! CUDA device feature maps are f16. `--cpu` counts the time of all threads on the processor (Linux), which others on the
+//! machine hardly disturb. `benches/peers/official.py` runs this and PyTorch in turn on the weights and inputs of one file, and
+//! compares the results.
 
 use std::{
     collections::HashMap,
     fs::File,
     io::{Read, Seek, SeekFrom},
+    str::FromStr,
     sync::Mutex,
     time::Instant,
 };
@@ -19,9 +21,6 @@ use tadsr::{
     diffusion::Schedule,
     nn::official::{Autoencoder, OfficialConfig, Unet, upsample_bicubic},
 };
-
-/// Side of the low-resolution image.
-const SIDE: usize = 64;
 
 /// Tensors that are read from a safetensors file when they are asked for, so that the file is never in memory as a whole.
 struct Weights {
@@ -64,8 +63,8 @@ impl Weights {
 }
 
 impl SimpleBackend for &'static Weights {
-    fn get(&self, s: Shape, name: &str, _: Init, _: DType, _: &Device) -> Result<Tensor> {
-        self.tensor(name)?.reshape(s)
+    fn get(&self, s: Shape, name: &str, _: Init, _: DType, device: &Device) -> Result<Tensor> {
+        self.tensor(name)?.reshape(s)?.to_device(device)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
@@ -105,20 +104,26 @@ struct Networks {
     unet: Unet,
     autoencoder: Autoencoder,
     schedule: Schedule,
+    device: Device,
 }
 
 impl Networks {
-    fn new(weights: Option<&'static Weights>) -> Result<Self> {
+    fn new(weights: Option<&'static Weights>, device: &Device) -> Result<Self> {
         let config = OfficialConfig::realsr_x4();
         let builder = |part: &str| match weights {
-            None => VarBuilder::from_backend(Box::new(Random), DType::F32, Device::Cpu),
-            Some(w) => VarBuilder::from_backend(Box::new(w), DType::F32, Device::Cpu).pp(part),
+            None => VarBuilder::from_backend(Box::new(Random), DType::F32, device.clone()),
+            Some(w) => VarBuilder::from_backend(Box::new(w), DType::F32, device.clone()).pp(part),
         };
         let mut unet = Unet::new(&config.unet, builder("unet"))?;
         unet.pack()?;
         let mut autoencoder = Autoencoder::new(&config.autoencoder, builder("autoencoder"))?;
         autoencoder.pack()?;
+        if !device.is_cpu() {
+            unet.set_dtype(DType::F16);
+            autoencoder.set_dtype(DType::F16);
+        }
         Ok(Self {
+            device: device.clone(),
             unet,
             autoencoder,
             schedule: Schedule::new(&config.diffusion)?,
@@ -136,6 +141,7 @@ impl Networks {
         let mut stage = |name, f: &dyn Fn() -> Result<Tensor>| {
             let start = clock();
             let result = f()?;
+            self.device.synchronize()?;
             stages.push((name, clock() - start, result.clone()));
             Ok::<_, Error>(result)
         };
@@ -188,11 +194,16 @@ fn main() -> Result<()> {
         .expect("the first pool of the process");
     let weights = value("--weights").map(|p| Weights::open(p)).transpose()?;
     let weights: Option<&'static Weights> = weights.map(|w| &*Box::leak(Box::new(w)));
-    let networks = Networks::new(weights)?;
+    let device = value("--device").map_or("cpu", String::as_str);
+    let device = tadsr::Device::from_str(device).and_then(tadsr::train::device);
+    let device = device.map_err(Error::wrap)?;
+    let networks = Networks::new(weights, &device)?;
+    let side = number("--side", 64);
     let input = |name: &str| match weights {
         Some(w) => w.tensor(name)?.permute((0, 2, 3, 1))?.contiguous(),
-        None => Tensor::randn(0f32, 0.5, (1, SIDE, SIDE, 3), &Device::Cpu),
+        None => Tensor::randn(0f32, 0.5, (1, side, side, 3), &Device::Cpu),
     };
+    let input = |name: &str| input(name)?.to_device(&device);
     let (lq, noise) = (input("lq")?, input("noise")?);
     let before = status("VmRSS");
     let start = Instant::now();
@@ -216,7 +227,10 @@ fn main() -> Result<()> {
     if let Some(w) = weights {
         for (name, _, got) in &last {
             let wanted = w.tensor(&format!("wanted.{name}"))?.permute((0, 2, 3, 1))?;
-            off.insert((*name).into(), json!(distance(got, &wanted)?));
+            off.insert(
+                (*name).into(),
+                json!(distance(&got.to_device(&Device::Cpu)?, &wanted)?),
+            );
         }
     }
     let stages = last.iter().map(|s| s.0).chain(["total"]);

@@ -1,10 +1,14 @@
 //! Speed of training steps: a student's, plain and with expanded kernels, the teacher's, and one of distillation by a
 //! discriminator, with optimisers and averages.
 //!
-//! `cargo bench --bench train [-- --threads N] [--json]`. `benches/peers/train.py` runs this and PyTorch in turn. Batches
-//! are random and ready: making them is other threads' work. The best of many steps is reported.
+//! `cargo bench --bench train [-- --threads N] [--device cuda] [--json]`, on a CUDA device with feature maps in bf16.
+//! `benches/peers/train.py` runs this and PyTorch in turn. Batches are random and ready: making them is other threads' work.
+//! The best of many steps is reported.
 
-use std::time::{Duration, Instant};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -22,6 +26,12 @@ const BATCH: usize = 16;
 /// Cells a side of the latent's grid.
 const GRID: usize = 48;
 
+/// Where networks are, and the type of their feature maps.
+struct Place {
+    device: Device,
+    dtype: DType,
+}
+
 /// A network's parameters and what moves them.
 struct Trained {
     parameters: Vec<Parameter>,
@@ -38,7 +48,7 @@ impl Trained {
         for (_, var) in &parameters {
             let inputs: usize = var.dims().iter().skip(1).product();
             let std = (1.0 / inputs.max(1) as f32).sqrt();
-            var.set(&Tensor::randn(0f32, std, var.shape(), &Device::Cpu)?)?;
+            var.set(&Tensor::randn(0f32, std, var.shape(), var.device())?)?;
         }
         Ok(Self {
             adam: AdamW::new(parameters.clone())?,
@@ -59,8 +69,12 @@ impl Trained {
 }
 
 /// The best time of `step`, in milliseconds, over at least `TIME` and three runs.
-fn best(mut step: impl FnMut() -> Result<()>) -> Result<f64> {
+fn best(place: &Place, mut step: impl FnMut() -> Result<()>) -> Result<f64> {
     const TIME: Duration = Duration::from_millis(2500);
+    let mut step = || {
+        step()?;
+        place.device.synchronize()
+    };
     step()?;
     let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
     while start.elapsed() < TIME || runs < 3 {
@@ -72,8 +86,8 @@ fn best(mut step: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(best.as_secs_f64() * 1e3)
 }
 
-fn random(channels: usize) -> Result<Tensor> {
-    Tensor::randn(0f32, 1.0, (BATCH, GRID, GRID, channels), &Device::Cpu)
+fn random(place: &Place, channels: usize) -> Result<Tensor> {
+    Tensor::randn(0f32, 1.0, (BATCH, GRID, GRID, channels), &place.device)
 }
 
 fn charbonnier(z: &Tensor, truth: &Tensor) -> Result<Tensor> {
@@ -81,29 +95,37 @@ fn charbonnier(z: &Tensor, truth: &Tensor) -> Result<Tensor> {
 }
 
 /// Supervised: a Charbonnier loss.
-fn student(config: StudentConfig, expand: Option<usize>) -> Result<f64> {
+fn student(place: &Place, config: StudentConfig, expand: Option<usize>) -> Result<f64> {
     let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let student = match expand {
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
+    let mut student = match expand {
         None => Student::new(config, vb)?,
         Some(width) => Student::expanded(config, width, vb)?,
     };
+    student.set_dtype(place.dtype);
     let mut trained = Trained::new(&vars)?;
     let channels = config.latent.channels(config.r);
-    let (base, truth) = (random(channels)?, random(channels)?);
-    best(|| trained.step(&charbonnier(&student.forward(&base, 3.7)?, &truth)?))
+    let (base, truth) = (random(place, channels)?, random(place, channels)?);
+    best(place, || {
+        trained.step(&charbonnier(&student.forward(&base, 3.7)?, &truth)?)
+    })
 }
 
 /// Denoising: a squared loss.
-fn teacher(config: TeacherConfig) -> Result<f64> {
+fn teacher(place: &Place, config: TeacherConfig) -> Result<f64> {
     let channels = config.latent;
     let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let teacher = Teacher::new(config, vb)?;
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
+    let mut teacher = Teacher::new(config, vb)?;
+    teacher.set_dtype(place.dtype);
     let mut trained = Trained::new(&vars)?;
-    let (base, noisy, truth) = (random(channels)?, random(channels)?, random(channels)?);
+    let (base, noisy, truth) = (
+        random(place, channels)?,
+        random(place, channels)?,
+        random(place, channels)?,
+    );
     let times: Vec<usize> = (0..BATCH).map(|i| i % 8).collect();
-    best(|| {
+    best(place, || {
         let difference = (teacher.forward(&noisy, &base, &times, 3.7)? - &truth)?;
         trained.step(&difference.sqr()?.mean_all()?)
     })
@@ -111,7 +133,7 @@ fn teacher(config: TeacherConfig) -> Result<f64> {
 
 /// Distillation: an update of the discriminator on the frozen teacher's features of noisy residuals, then one of the
 /// student by a Charbonnier and an adversarial loss, whose gradients at its result are balanced.
-fn distillation(config: StudentConfig) -> Result<f64> {
+fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
     const SCALE: f64 = 3.7;
     let channels = config.latent.channels(config.r);
     let teacher = TeacherConfig {
@@ -119,29 +141,35 @@ fn distillation(config: StudentConfig) -> Result<f64> {
         blocks: 1,
         ..TeacherConfig::micro(channels, config.r)
     };
-    let (teacher, variables) = init::teacher(&teacher, 1, &Device::Cpu)?;
+    let (teacher, variables) = init::teacher(&teacher, 1, &place.device)?;
     let frozen = variables
         .into_iter()
         .map(|(name, var)| (name, var.as_detached_tensor()));
-    let frozen = VarBuilder::from_tensors(frozen.collect(), DType::F32, &Device::Cpu);
-    let teacher = Teacher::new(teacher.config().clone(), frozen)?;
+    let frozen = VarBuilder::from_tensors(frozen.collect(), DType::F32, &place.device);
+    let mut teacher = Teacher::new(teacher.config().clone(), frozen)?;
+    teacher.set_dtype(place.dtype);
     let judge = DiscriminatorConfig {
         channels: teacher.feature_channels(),
         width: 64,
         time_channels: 32,
     };
-    let mut adversary = Adversary::new(init::lite_discriminator(&judge, 1, &Device::Cpu)?)?;
+    let mut adversary = Adversary::new(init::lite_discriminator(&judge, 1, &place.device)?)?;
     let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let student = Student::expanded(config, 64, vb)?;
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
+    let mut student = Student::expanded(config, 64, vb)?;
+    student.set_dtype(place.dtype);
     let mut trained = Trained::new(&vars)?;
-    let (base, truth, noise) = (random(channels)?, random(channels)?, random(channels)?);
+    let (base, truth, noise) = (
+        random(place, channels)?,
+        random(place, channels)?,
+        random(place, channels)?,
+    );
     let t: Vec<usize> = (0..BATCH).map(|i| i % 2).collect();
     let features = |z: &Tensor| {
         let noisy = ((z * 0.9)? + (&noise * 0.2)?)?;
         teacher.features(&noisy, &base, &t, SCALE)
     };
-    best(|| {
+    best(place, || {
         let (loss, grads) = adversary.loss(1, |_| {
             Ok(Judged {
                 real: features(&truth)?,
@@ -169,26 +197,34 @@ fn distillation(config: StudentConfig) -> Result<f64> {
 fn main() -> Result<()> {
     tadsr::train::keep_memory();
     let args: Vec<String> = std::env::args().collect();
-    let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
-    let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
+    let value = |name: &str| args.iter().skip_while(|a| *a != name).nth(1);
+    let threads = value("--threads").and_then(|n| n.parse().ok()).unwrap_or(1);
+    let device = value("--device").map_or("cpu", String::as_str);
+    let device = tadsr::Device::from_str(device).and_then(tadsr::train::device);
+    let device = device.map_err(candle_core::Error::wrap)?;
+    let dtype = match device.is_cpu() {
+        true => DType::F32,
+        false => DType::BF16,
+    };
+    let place = &Place { device, dtype };
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
         .expect("the first pool of the process");
     let rows = [
-        ("tiny, r = 4", student(StudentConfig::tiny(4), None)?),
+        ("tiny, r = 4", student(place, StudentConfig::tiny(4), None)?),
         (
             "tiny, r = 4, expanded to 64",
-            student(StudentConfig::tiny(4), Some(64))?,
+            student(place, StudentConfig::tiny(4), Some(64))?,
         ),
-        ("small", student(StudentConfig::small(), None)?),
+        ("small", student(place, StudentConfig::small(), None)?),
         (
             "micro teacher, r = 4",
-            teacher(TeacherConfig::micro(16, 4))?,
+            teacher(place, TeacherConfig::micro(16, 4))?,
         ),
         (
             "distillation of tiny, r = 4",
-            distillation(StudentConfig::tiny(4))?,
+            distillation(place, StudentConfig::tiny(4))?,
         ),
     ];
     if args.iter().any(|a| a == "--json") {

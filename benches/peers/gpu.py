@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The networks of benches/gpu.rs in PyTorch on a CUDA device: f16, channels last, torch.compile with max-autotune, which records a
-CUDA graph.
+"""The networks of benches/gpu.rs in PyTorch on a CUDA device: f16, channels last; as they are, in a CUDA graph, by torch.compile
+with max-autotune, and by TensorRT where torch_tensorrt is there.
 
     benches/peers/gpu.py [--device cuda] [--size 3840x2160]
 
 The bare network on a tensor in the device's memory, without interpolation, whitening, and what turns the result into pixels;
-compare with the column "computation" of benches/gpu.rs, which has all of those. Weights are random. Needs PyTorch alone;
-benches/gpu.sh puts it beside the benchmark. With --device cpu it runs in f32 without compilation, to try it.
+compare the least with the column "computation" of benches/gpu.rs, which has all of those. Also the speed of a large matrix
+product, the peak that the convolutions' TFLOP/s are to be seen beside. Weights are random. Needs PyTorch alone; benches/gpu.sh puts
+it beside the benchmark. With --device cpu it runs in f32 without compilation, to try it.
 """
 
 import argparse
@@ -47,23 +48,55 @@ STUDENTS = [
 ]
 
 
-def milliseconds(run, device):
-    """The median of a run's times."""
+def milliseconds(run, device, calls=20):
+    """The median time of a call, over many that follow each other without a wait."""
     times = []
     start = time.perf_counter()
-    while time.perf_counter() - start < 3 or len(times) < 3:
+    warm = False
+    while not warm or time.perf_counter() - start < 3 or len(times) < 3:
+        if not warm and time.perf_counter() - start > 0.5:
+            start, warm, times = time.perf_counter(), True, []
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            run()
+            for _ in range(calls):
+                run()
             end.record()
             end.synchronize()
-            times.append(begin.elapsed_time(end))
+            times.append(begin.elapsed_time(end) / calls)
         else:
             begin = time.perf_counter()
             run()
             times.append((time.perf_counter() - begin) * 1e3)
     return statistics.median(times)
+
+
+def graph(layers, frame):
+    """A CUDA graph of the network, on one frame."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            layers(frame)
+    stream.synchronize()
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        layers(frame)
+    return recorded.replay
+
+
+def compiled(layers, frame):
+    torch._dynamo.reset()
+    torch._dynamo.mark_static_address(frame)
+    fast = torch.compile(layers, mode="max-autotune")
+    return lambda: fast(frame)
+
+
+def tensorrt(layers, frame):
+    import torch_tensorrt  # noqa: F401
+
+    torch._dynamo.reset()
+    fast = torch.compile(layers, backend="torch_tensorrt", options={"enabled_precisions": {torch.float16}})
+    return lambda: fast(frame)
 
 
 def main():
@@ -75,20 +108,33 @@ def main():
     if device.type == "cuda" and not torch.cuda.is_available():
         print("PyTorch finds no CUDA device")
         return
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    ways = [("eager", lambda layers, frame: lambda: layers(frame))]
+    dtype = torch.float32
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        dtype = torch.float16
+        ways += [("CUDA graph", graph), ("torch.compile", compiled), ("TensorRT", tensorrt)]
     width, height = map(int, args.size.split("x"))
     print(f"\nPyTorch {torch.__version__}, the bare network for {width}x{height}\n")
-    print("| student | milliseconds |\n|---|---|")
-    for name, network, channels, r in STUDENTS:
-        layers = network().to(device, dtype, memory_format=torch.channels_last).eval()
-        frame = torch.randn(1, channels, -(-height // r), -(-width // r), device=device, dtype=dtype)
-        frame = frame.to(memory_format=torch.channels_last)
+    print("| student | way | milliseconds |\n|---|---|---|")
+    with torch.inference_mode():
+        for name, network, channels, r in STUDENTS:
+            layers = network().to(device, dtype, memory_format=torch.channels_last).eval()
+            frame = torch.randn(1, channels, -(-height // r), -(-width // r), device=device, dtype=dtype)
+            frame = frame.to(memory_format=torch.channels_last)
+            for way, make in ways:
+                try:
+                    run = make(layers, frame)
+                    for _ in range(3):
+                        run()
+                    print(f"| {name} | {way} | {milliseconds(run, device):.3f} |", flush=True)
+                except Exception as error:  # torch.compile needs a C compiler there, TensorRT its package
+                    reason = str(error).strip() or repr(error)
+                    print(f"| {name} | {way} | not there: {reason.splitlines()[0][:80]} |", flush=True)
         if device.type == "cuda":
-            layers = torch.compile(layers, mode="max-autotune")
-        with torch.inference_mode():
-            for _ in range(3):
-                layers(frame)
-            print(f"| {name} | {milliseconds(lambda: layers(frame), device):.3f} |", flush=True)
+            a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+            ms = milliseconds(lambda: a @ b, device)
+            print(f"\nmatrix product of 8192 x 8192 in f16: {2 * 8192**3 / ms / 1e9:.0f} TFLOP/s")
 
 
 if __name__ == "__main__":

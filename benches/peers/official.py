@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """One step of the published real-world model, 64x64 to 256x256 pixels, beside PyTorch, in one run on the same cores.
 
-    benches/peers/official.py [--threads N] [--rounds N] [--json OUT]
+    benches/peers/official.py [--threads N] [--rounds N] [--side 64] [--device cuda] [--json OUT]
 
-PyTorch runs the networks as plain modules in f32, in the better of its two memory layouts. Weights are random, the same
-on both sides, and go from PyTorch to us in a file under target/peers; so do inputs and PyTorch's results, to which ours
-are compared. The two sides take turns; each side's best time counts. Memory is the process's peak (VmHWM).
+PyTorch runs the networks as plain modules, without compilation, in f32, on a CUDA device in f16, in the better of its two
+memory layouts. Weights are random, the same on both sides, and go from PyTorch to us in a file under target/peers; so do
+inputs and PyTorch's results in f32, to which ours are compared. The two sides take turns; each side's best time counts.
+Memory is the process's peak (VmHWM), on the CPU alone.
 """
 
 import json
-import os
 import subprocess
 import sys
 
@@ -18,7 +18,7 @@ import peers
 TORCH = peers.TORCH + r"""
 from torch import nn
 
-mode, path, layout = sys.argv[2], sys.argv[3], sys.argv[4]
+mode, path, layout, SIDE = sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5])
 
 def status(key):
     for line in open("/proc/self/status"):
@@ -51,12 +51,13 @@ class WindowAttention(nn.Module):
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         y, x = y.flatten(), x.flatten()
         self.index = (y[:, None] - y[None] + window - 1) * (2 * window - 1) + x[:, None] - x[None] + window - 1
-        self.mask = None
+        mask = None
         if shift:
             # As the published code has it: in the lowest windows only, and there by columns.
             region = torch.arange(window**2) % window + shift >= window
-            self.mask = torch.zeros((side // window) ** 2, window**2, window**2)
-            self.mask[-(side // window) :] = (region[:, None] != region[None]).float() * -100
+            mask = torch.zeros((side // window) ** 2, window**2, window**2)
+            mask[-(side // window) :] = (region[:, None] != region[None]).float() * -100
+        self.register_buffer("mask", mask, persistent=False)
     def cut(self, x):
         n, h, w, c = x.shape
         k = self.window
@@ -88,7 +89,8 @@ class SwinBlock(nn.Module):
         if side <= window:
             window, shift = side, 0
         self.norm1, self.norm2 = nn.GroupNorm(32, c), nn.GroupNorm(32, c)
-        self.attn, self.mlp = WindowAttention(c, c // 32, window, shift, side), Mlp(c, 4 * c)
+        # Windows are those of a latent of 64 x 64, the mask is for this one.
+        self.attn, self.mlp = WindowAttention(c, c // 32, window, shift, side * SIDE // 64), Mlp(c, 4 * c)
     def forward(self, x):
         x = x + self.attn(self.norm1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x + self.mlp(self.norm2(x))
@@ -162,8 +164,8 @@ class Unet(nn.Module):
         return x
     def forward(self, x, t, lq):
         half = self.c // 2
-        angles = t * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
-        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()])[None])
+        angles = t * torch.exp(-math.log(10000.0) * torch.arange(half) / half)
+        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()])[None].to(x.dtype))
         h, skips = torch.cat([x, lq], 1), []
         for block in self.input_blocks:
             h = self.run(block, h, emb)
@@ -278,8 +280,12 @@ class Autoencoder(nn.Module):
 
 torch.manual_seed(1)
 unet, ae = Unet().eval(), Autoencoder().eval()
-lq, noise = torch.rand(1, 3, 64, 64) * 2 - 1, torch.randn(1, 3, 64, 64)
+lq, noise = torch.rand(1, 3, SIDE, SIDE) * 2 - 1, torch.randn(1, 3, SIDE, SIDE)
 weights = sum(p.numel() for m in (unet, ae) for p in m.parameters()) * 4 / 2**20
+# What results are compared with is in f32 throughout.
+torch.backends.cudnn.allow_tf32 = False
+if CUDA and mode == "run":
+    unet, ae, lq, noise = (m.half() for m in (unet, ae, lq, noise))
 if layout == "channels_last":
     unet, ae, lq, noise = (m.to(memory_format=torch.channels_last) for m in (unet, ae, lq, noise))
 
@@ -288,6 +294,7 @@ def step():
     def stage(name, f):
         t = time.perf_counter()
         y = f()
+        finish()
         stages.append((name, (time.perf_counter() - t) * 1e3, y))
         return y
     image = stage("bicubic", lambda: F.interpolate(lq, scale_factor=4, mode="bicubic"))
@@ -308,7 +315,7 @@ def save(path, tensors):  # as safetensors
     with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for t in tensors.values():
-            f.write(t.detach().contiguous().numpy().tobytes())
+            f.write(t.detach().cpu().contiguous().numpy().tobytes())
 
 with torch.inference_mode():
     if mode == "save":
@@ -320,7 +327,7 @@ with torch.inference_mode():
         print(json.dumps({"weights_mib": weights}))
     else:
         before, runs = status("VmRSS"), []
-        for _ in range(3):
+        for _ in range(20 if CUDA else 3):
             runs.append({name: ms for name, ms, _ in step()})
             runs[-1]["total"] = sum(runs[-1].values())
         ms = {name: min(r[name] for r in runs) for name in runs[0]}
@@ -330,26 +337,29 @@ with torch.inference_mode():
 
 
 def main():
-    args = peers.parser(__doc__, threads=2).parse_args()
+    parser = peers.parser(__doc__, threads=2, devices=True)
+    parser.add_argument("--side", type=int, default=64, help="of the small picture, a multiple of 64 (default 64)")
+    args = parser.parse_args()
     exe, threads = peers.python(), str(args.threads)
+    peers.ENVIRONMENT.mkdir(parents=True, exist_ok=True)
     file = peers.ENVIRONMENT / "official.safetensors"
-    environment = dict(os.environ, RAYON_NUM_THREADS=threads, OMP_NUM_THREADS=threads)
 
     def run(side):
-        out = subprocess.run(side, cwd=peers.ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        out = subprocess.run(side, cwd=peers.ROOT, env=peers.environment(args), check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(out.stdout)
 
     def torch(mode, layout):
-        return run([exe, "-c", TORCH, threads, mode, file, layout])
+        return run([exe, "-c", TORCH, threads, mode, file, layout, str(args.side)])
 
-    bench = ["cargo", "bench", "--quiet", "--bench", "official"]
-    subprocess.run([*bench, "--no-run"], cwd=peers.ROOT, check=True)
+    bench = peers.bench("official", args.device) + ["--json", "--threads", threads, "--weights", file]
+    if args.device != "cpu":
+        bench += ["--steps", "20"]
     torch("save", "contiguous")
     ours, theirs, memory, peer_memory, off = {}, {}, {}, {}, {}
     for turn in range(args.rounds):
         print(f"round {turn + 1} of {args.rounds} ...", file=sys.stderr)
         for layout in ("channels_last", "contiguous"):
-            mine = run([*bench, "--", "--json", "--threads", threads, "--weights", file])
+            mine = run(bench)
             peers.least(ours, dict(mine["ms"]))
             memory, off = mine["memory"], mine["off"]
             peer = torch("run", layout)
@@ -365,12 +375,14 @@ def main():
     weights = peer_memory["weights_mib"]
     activations = peer_memory["peak_mib"] - peer_memory["before_mib"]
     limit = weights + activations
-    print(f"memory: ours {memory['peak_mib']:.0f} MiB at the peak; weights {weights:.0f} MiB and PyTorch's activations "
-          f"{activations:.0f} MiB are {limit:.0f} MiB: {memory['peak_mib'] / limit:.2f} of that")
-    print(f"(PyTorch's process: {peer_memory['peak_mib']:.0f} MiB)")
     if args.json:
         args.json.write_text(json.dumps({"threads": args.threads, "pytorch": version, "layout": best_layout, "ours": ours,
                                          "theirs": theirs, "off": off, "memory": memory, "peer_memory": peer_memory}, indent=1))
+    if args.device != "cpu":
+        return
+    print(f"memory: ours {memory['peak_mib']:.0f} MiB at the peak; weights {weights:.0f} MiB and PyTorch's activations "
+          f"{activations:.0f} MiB are {limit:.0f} MiB: {memory['peak_mib'] / limit:.2f} of that")
+    print(f"(PyTorch's process: {peer_memory['peak_mib']:.0f} MiB)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What the comparisons share: the environment with PyTorch, and the turns that the two sides take."""
+"""What the comparisons share: the environment with PyTorch, and the turns that the two sides take.
+
+With TADSR_BENCHES in the environment our benchmarks are the executables in that folder, and PyTorch that of the running
+Python: for machines without Rust.
+"""
 
 import argparse
 import json
@@ -11,33 +15,48 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
 
-# The head of every PyTorch side: the best time of a function in milliseconds.
+BENCHES = os.environ.get("TADSR_BENCHES")
+
+# The head of every PyTorch side: threads, the device (on which all tensors are made), the best time of a function in milliseconds.
 TORCH = r"""
-import json, sys, time
+import contextlib, json, math, os, sys, time
 import torch
 import torch.nn.functional as F
 
 torch.set_num_threads(int(sys.argv[1]))
+CUDA = os.environ.get("TADSR_DEVICE", "cpu").startswith("cuda")
+if CUDA:
+    torch.set_default_device(os.environ["TADSR_DEVICE"])
+    torch.backends.cudnn.benchmark = True
+
+# Waits until what was asked for is done.
+finish = torch.cuda.synchronize if CUDA else lambda: None
 
 def best(f, seconds=1.0):
     f(); f()
+    finish()
     start, best = time.perf_counter(), float("inf")
     while time.perf_counter() - start < seconds:
-        t = time.perf_counter(); f(); best = min(best, time.perf_counter() - t)
+        t = time.perf_counter(); f(); finish(); best = min(best, time.perf_counter() - t)
     return best * 1e3
 """
 
 
-def parser(doc, threads=1, rounds=3):
+def parser(doc, threads=1, rounds=3, devices=False):
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=threads, help=f"threads of either side (default {threads})")
     p.add_argument("--rounds", type=int, default=rounds, help=f"turns of either side (default {rounds})")
+    p.set_defaults(device="cpu")
+    if devices:
+        p.add_argument("--device", help="of both sides: cpu, or cuda, in 16 bits there (default cpu)")
     p.add_argument("--json", type=Path, help="also write the numbers here")
     return p
 
 
 def python():
     """The environment's Python, made and filled if it is not there."""
+    if BENCHES:
+        return Path(sys.executable)
     exe = ENVIRONMENT / "bin" / "python"
     if not exe.exists():
         venv.create(ENVIRONMENT, with_pip=True)
@@ -47,19 +66,29 @@ def python():
     return exe
 
 
-def turns(bench, torch, args):
-    """Runs our bench and the PyTorch program in turn, each printing one JSON object, and yields both objects."""
-    exe = python()
+def bench(name, device="cpu"):
+    """The command that runs our benchmark, built."""
+    if BENCHES:
+        return [Path(BENCHES) / name] + (["--device", device] if device != "cpu" else [])
+    command = ["cargo", "bench", "--quiet", "--bench", name]
+    if device != "cpu":
+        command += ["--features", "cuda"]
+    subprocess.run([*command, "--no-run"], cwd=ROOT, check=True)
+    return [*command, "--"] + (["--device", device] if device != "cpu" else [])
+
+
+def environment(args):
     threads = str(args.threads)
-    environment = dict(os.environ, RAYON_NUM_THREADS=threads, OMP_NUM_THREADS=threads)
-    subprocess.run(["cargo", "bench", "--quiet", "--bench", bench, "--no-run"], cwd=ROOT, check=True)
-    sides = [
-        ["cargo", "bench", "--quiet", "--bench", bench, "--", "--json", "--threads", threads],
-        [exe, "-c", torch, threads],
-    ]
+    return dict(os.environ, RAYON_NUM_THREADS=threads, OMP_NUM_THREADS=threads, TADSR_DEVICE=args.device)
+
+
+def turns(name, torch, args):
+    """Runs our bench and the PyTorch program in turn, each printing one JSON object, and yields both objects."""
+    exe, threads = python(), str(args.threads)
+    sides = [[*bench(name, args.device), "--json", "--threads", threads], [exe, "-c", torch, threads]]
     for turn in range(args.rounds):
         print(f"round {turn + 1} of {args.rounds} ...", file=sys.stderr)
-        run = dict(cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        run = dict(cwd=ROOT, env=environment(args), check=True, stdout=subprocess.PIPE, text=True)
         yield [json.loads(subprocess.run(side, **run).stdout) for side in sides]
 
 

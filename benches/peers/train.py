@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Our training steps of students, of the teacher and of distillation beside PyTorch's, in one run on the same cores.
 
-    benches/peers/train.py [--threads N] [--rounds N] [--json OUT]
+    benches/peers/train.py [--threads N] [--rounds N] [--device cuda] [--json OUT]
 
-A step is forward, backward, AdamW and the moving average of the weights, at batch 16 on a grid of 48x48, f32. PyTorch
-gets the better of its two memory layouts, its fused AdamW and its batched average; its spectral norms take three power
-iterations in a step of distillation, ours two. The two sides take turns for some
-rounds; each side's best time counts, since a machine's noise only adds.
+A step is forward, backward, AdamW and the moving average of the weights, at batch 16 on a grid of 48x48, f32; on a CUDA
+device bf16, on PyTorch's side by its automatic mixed precision. PyTorch gets the better of its two memory layouts, its
+fused AdamW and its batched average; its spectral norms take three power iterations in a step of distillation, ours two.
+The two sides take turns for some rounds; each side's best time counts, since a machine's noise only adds.
 """
 
 import json
@@ -18,6 +18,14 @@ from torch import nn
 import copy
 
 BATCH, GRID = 16, 48
+
+FEATURES = torch.tensor([[-0.11], [0.0121]])
+
+def mixed():
+    return torch.autocast("cuda", torch.bfloat16) if CUDA else contextlib.nullcontext()
+
+def frequencies(half):
+    return torch.exp(-math.log(10000.0) * torch.arange(half) / half)
 
 class Conv(nn.Module):
     # A 3x3 convolution, its kernel perhaps a product, its bias a function of the scale.
@@ -40,16 +48,15 @@ class Student(nn.Module):
         self.head, self.tail = Conv(z, c, expand), Conv(c, z, expand)
         self.body = nn.ModuleList(Conv(c, c, expand) for _ in range(2 * depth if pairs else depth))
     def forward(self, x):
-        features = torch.tensor([[-0.11], [0.0121]])
         act = lambda x: F.leaky_relu(x, 0.1, inplace=True)
-        x = act(self.head(x, features))
+        x = act(self.head(x, FEATURES))
         if self.pairs:
             for a, b in zip(self.body[::2], self.body[1::2]):
-                x = x + b(act(a(x, features)), features)
+                x = x + b(act(a(x, FEATURES)), FEATURES)
         else:
             for layer in self.body:
-                x = act(layer(x, features))
-        return self.tail(x, features)
+                x = act(layer(x, FEATURES))
+        return self.tail(x, FEATURES)
 
 class Block(nn.Module):
     def __init__(self, ci, co, e):
@@ -81,8 +88,8 @@ class Teacher(nn.Module):
     def encode(self, noisy, base, t):
         # The embedding, the middle, all blocks' outputs on the way down, and those at the end of each level.
         half = self.first // 2
-        angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
-        e = self.embedding(torch.cat([angles.cos(), angles.sin(), torch.tensor([[-0.11, 0.0121]]).expand(len(t), 2)], 1))
+        angles = t[:, None] * frequencies(half)
+        e = self.embedding(torch.cat([angles.cos(), angles.sin(), FEATURES.T.expand(len(t), 2)], 1))
         x, kept, levels = self.head(torch.cat([noisy, base, F.conv2d(base, self.details)], 1)), [], []
         for i, level in enumerate(self.down):
             for block in level:
@@ -125,7 +132,7 @@ class Discriminator(nn.Module):
         self.heads, self.e = nn.ModuleList(Head(c, width, e) for c in channels), e
     def forward(self, features, t):
         half = self.e // 2
-        angles = t[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
+        angles = t[:, None] * frequencies(half)
         e = F.silu(torch.cat([angles.cos(), angles.sin()], 1))
         return [head(f, e) for head, f in zip(self.heads, features)]
 
@@ -150,21 +157,27 @@ def distillation(z):
         over_heads = lambda heads, f: torch.stack([f(h) for h in heads]).mean()
         def step():
             adam_judge.zero_grad(set_to_none=True)
-            with torch.no_grad():
+            with torch.no_grad(), mixed():
                 real, fake = features(truth), features(student(base))
-            loss = over_heads(judge(real, t), lambda h: F.relu(1 - h).mean()) + over_heads(judge(fake, t), lambda h: F.relu(1 + h).mean())
+            with mixed():
+                loss = over_heads(judge(real, t), lambda h: F.relu(1 - h).mean()) + over_heads(judge(fake, t), lambda h: F.relu(1 + h).mean())
             loss.backward()
             assert loss.item() == loss.item()
             adam_judge.step()
 
             adam.zero_grad(set_to_none=True)
             judge.requires_grad_(False)
-            result = student(base)
-            at = result.detach().requires_grad_()
+            with mixed():
+                result = student(base)
+            at = result.detach().float().requires_grad_()
             real, = torch.autograd.grad(((at - truth).square() + 4e-4).sqrt().mean(), at)
-            adversarial, = torch.autograd.grad(over_heads(judge(features(at), t), lambda h: -h.mean()), at)
+            with mixed():
+                loss = over_heads(judge(features(at), t), lambda h: -h.mean())
+            adversarial, = torch.autograd.grad(loss, at)
             judge.requires_grad_(True)
-            result.backward(real + adversarial * (0.6 * (real.norm() / adversarial.norm()).item()))
+            gradient = real + adversarial * (0.6 * (real.norm() / adversarial.norm()).item())
+            result.backward(gradient.to(result.dtype))
+            assert all(p.grad is not None for p in student.parameters())
             adam.step()
             average()
         times.append(best(step, 2.5))
@@ -180,7 +193,8 @@ def timed(net, z, loss):
         inputs = [torch.randn(BATCH, z, GRID, GRID).to(memory_format=layout) for _ in range(3)]
         def step():
             adam.zero_grad(set_to_none=True)
-            value = loss(model, *inputs)
+            with mixed():
+                value = loss(model, *inputs)
             value.backward()
             assert value.item() == value.item()
             adam.step()
@@ -206,7 +220,7 @@ print(json.dumps({"version": torch.__version__, "rows": rows}))
 
 
 def main():
-    args = peers.parser(__doc__).parse_args()
+    args = peers.parser(__doc__, devices=True).parse_args()
     ours, theirs, version = {}, {}, ""
     for mine, peer in peers.turns("train", TORCH, args):
         peers.least(ours, {row["name"]: row["ms"] for row in mine["rows"]})
