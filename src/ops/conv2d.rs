@@ -8,13 +8,16 @@ use super::{
         Isa,
         conv::{self, Activation, ConvShape, PackedConv},
         elementwise::leaky_relu_grad,
+        winograd::images,
         zeros,
     },
     cuda, has_kernel,
 };
 
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
-/// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`.
+/// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. On the CPU, 3x3 convolutions of 16 channels or more with
+/// stride and padding 1 and their gradients are made by [Winograd's minimal filtering](images), two to three times as fast
+/// as directly and within about 1e-5 of that, measured in the largest value; others are direct.
 ///
 /// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope above 0 up to 1 (the
 /// sign of the output is then the sign of the input). With another activation it is for inference: its backward
@@ -107,14 +110,20 @@ impl Conv2d {
         let (device, isa) = (x.device(), Isa::best());
         let gx = if x.track_op() {
             let mut gx = zeros(x.elem_count());
-            with_slice(w, |w| conv::grad_input(&shape, gy, w, isa, &mut gx))?;
+            with_slice(w, |w| match images::pays(&shape) {
+                true => images::grad_input(&shape, gy, w, isa, &mut gx),
+                false => conv::grad_input(&shape, gy, w, isa, &mut gx),
+            })?;
             Some(Tensor::from_vec(gx, x.shape(), device)?)
         } else {
             None
         };
         let gw = if w.track_op() {
             let mut gw = vec![0.0f32; w.elem_count()];
-            with_slice(x, |x| conv::grad_weight(&shape, x, gy, isa, &mut gw))?;
+            with_slice(x, |x| match images::pays(&shape) {
+                true => images::grad_weight(&shape, x, gy, isa, &mut gw),
+                false => conv::grad_weight(&shape, x, gy, isa, &mut gw),
+            })?;
             Some(Tensor::from_vec(gw, w.shape(), device)?)
         } else {
             None
@@ -145,14 +154,23 @@ impl CustomOp3 for Conv2d {
     ) -> Result<(CpuStorage, Shape)> {
         let shape = self.shape(x_layout.shape(), w_layout.shape(), b_layout.shape())?;
         let (oh, ow) = shape.output();
-        let packed = PackedConv::new(
-            &shape,
+        let (x, w, b) = (
+            slice(x, x_layout)?,
             slice(w, w_layout)?,
-            Some(slice(b, b_layout)?),
-            Isa::best(),
+            slice(b, b_layout)?,
         );
         let mut y = zeros(shape.n * oh * ow * shape.co);
-        packed.forward(&shape, slice(x, x_layout)?, self.activation, &mut y);
+        match images::slope(self.activation) {
+            Some(slope) if images::pays(&shape) => {
+                images::forward(&shape, x, w, b, slope, Isa::best(), &mut y);
+            }
+            _ => PackedConv::new(&shape, w, Some(b), Isa::best()).forward(
+                &shape,
+                x,
+                self.activation,
+                &mut y,
+            ),
+        }
         Ok((CpuStorage::F32(y), (shape.n, oh, ow, shape.co).into()))
     }
 

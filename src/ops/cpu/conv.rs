@@ -167,11 +167,11 @@ pub(super) fn blocks(vectors: usize, most: usize) -> Vec<usize> {
 
 /// Weights to pack: that of output channel `o`, input channel `i` and kernel position `k` is at
 /// `o * output + i * input + k`, or with the kernel flipped where `k` counts from the end.
-struct Source<'a> {
-    weights: &'a [f32],
-    output: usize,
-    input: usize,
-    flip: bool,
+pub(super) struct Source<'a> {
+    pub weights: &'a [f32],
+    pub output: usize,
+    pub input: usize,
+    pub flip: bool,
 }
 
 impl Source<'_> {

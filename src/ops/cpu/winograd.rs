@@ -17,11 +17,16 @@ use super::lanes::{Avx2, Avx512, Quad};
 use std::ops::Range;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::{
-    Isa,
+    Isa, SendPtr,
+    conv::Source,
     lanes::{Lanes, Portable},
 };
+
+pub mod images;
+mod weights;
 
 /// Rows and columns of outputs in a tile.
 pub const TILE: usize = 4;
@@ -113,14 +118,31 @@ impl Winograd {
         products: Products,
         isa: Isa,
     ) -> Self {
-        assert!(Isa::available().contains(&isa), "this CPU has no {isa:?}");
         assert_eq!(weights.len(), co * ci * 9, "weights {ci} to {co}");
+        let from = Source {
+            weights,
+            output: ci * 9,
+            input: 9,
+            flip: false,
+        };
+        Self::pack([co, ci], &from, bias, slope, products, isa)
+    }
+
+    fn pack(
+        [co, ci]: [usize; 2],
+        from: &Source,
+        bias: &[f32],
+        slope: f32,
+        products: Products,
+        isa: Isa,
+    ) -> Self {
+        assert!(Isa::available().contains(&isa), "this CPU has no {isa:?}");
         assert_eq!(bias.len(), co, "bias of {co} channels");
         let lanes = lanes(isa);
         let blocks = super::conv::blocks(co.div_ceil(lanes), most_vectors(isa));
         let mut padded = bias.to_vec();
         padded.resize(co.next_multiple_of(lanes), 0.0);
-        let mut packed = pack(co, ci, weights, &blocks, lanes);
+        let mut packed = pack(co, ci, from, &blocks, isa);
         let pairs = products == Products::Bf16 && isa == Isa::best() && has_bf16();
         if products == Products::Bf16 {
             packed
@@ -183,26 +205,40 @@ impl Winograd {
         }
         let row = columns * out_step;
         assert!(band.output.iter().all(|r| r.len() >= row), "output rows");
-        let len = self.tiles_at_once() * POINTS * (step + self.product_step());
+        let input = Input {
+            rows: band.input.map(<[f32]>::as_ptr),
+            step,
+            tiles: band.tiles,
+        };
+        let output = Output {
+            skip: band.skip.map(|rows| rows.map(<[f32]>::as_ptr)),
+            rows: band.output.map(<[f32]>::as_mut_ptr),
+            step: out_step,
+            tiles: band.tiles,
+        };
+        // SAFETY: the rows are as long as the tiles need, as just checked.
+        unsafe { self.run_all(&[input], &[output], scratch) }
+    }
+
+    /// Convolves as many tiles as there are of inputs and, which need not be cut in the same places, of outputs.
+    ///
+    /// # Safety
+    /// The rows are as long as the tiles need: of inputs `TILE * tiles + 2` pixels, in which whole vectors of the channels
+    /// are read, of outputs `TILE * tiles`.
+    unsafe fn run_all(&self, inputs: &[Input<SIDE>], outputs: &[Output], scratch: &mut Vec<f32>) {
+        let len = self.tiles_at_once() * POINTS * (self.input_step() + self.product_step());
         if scratch.len() < len {
             scratch.resize(len, 0.0);
         }
-        let rows = Rows {
-            input: band.input.map(<[f32]>::as_ptr),
-            skip: band.skip.map(|rows| rows.map(<[f32]>::as_ptr)),
-            output: band.output.map(<[f32]>::as_mut_ptr),
-            out_step,
-            tiles: band.tiles,
-        };
-        // SAFETY: the rows are as long as the tiles need and the scratch holds both transforms, as just checked;
-        // the CPU has the instruction set, as checked by `new`.
+        // SAFETY: by the caller's promise; the scratch holds both transforms; the CPU has the instruction set, as
+        // checked by `new`.
         unsafe {
             match self.isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 if self.pairs => run_avx512_bf16(self, &rows, scratch),
+                Isa::Avx512 if self.pairs => run_avx512_bf16(self, inputs, outputs, scratch),
                 _ => match self.products {
-                    Products::F32 => run_isa::<Floats>(self, &rows, scratch),
-                    Products::Bf16 => run_isa::<Rounded>(self, &rows, scratch),
+                    Products::F32 => run_isa::<Floats>(self, inputs, outputs, scratch),
+                    Products::Bf16 => run_isa::<Rounded>(self, inputs, outputs, scratch),
                 },
             }
         }
@@ -215,43 +251,128 @@ impl Winograd {
     }
 }
 
-/// A [`Band`] as pointers.
-struct Rows {
-    input: [*const f32; SIDE],
-    skip: Option<[*const f32; TILE]>,
-    output: [*mut f32; TILE],
-    out_step: usize,
+/// Rows of inputs of neighbouring tiles, each from its first pixel that is read.
+#[derive(Clone, Copy)]
+struct Input<const ROWS: usize> {
+    rows: [*const f32; ROWS],
+    /// Floats from one pixel to the next.
+    step: usize,
     tiles: usize,
 }
 
-/// The weights' transform `G g G^T`, ordered for the products.
-fn pack(co: usize, ci: usize, weights: &[f32], blocks: &[usize], lanes: usize) -> Vec<f32> {
-    let transformed = |o: usize, i: usize, point: usize| -> f32 {
-        let (gy, gx) = (G[point / SIDE], G[point % SIDE]);
-        let kernel = &weights[(o * ci + i) * 9..][..9];
-        let sum = |y: usize| {
-            (0..3)
-                .map(|x| gx[x] * f64::from(kernel[3 * y + x]))
-                .sum::<f64>()
-        };
-        (0..3).map(|y| gy[y] * sum(y)).sum::<f64>() as f32
-    };
-    let mut packed = Vec::with_capacity(blocks.iter().sum::<usize>() * lanes * POINTS * ci);
-    let mut first = 0;
-    for width in blocks.iter().map(|vectors| vectors * lanes) {
-        for (point, i) in (0..POINTS).flat_map(|p| (0..ci).map(move |i| (p, i))) {
-            let channels = first..first + width;
-            packed.extend(channels.map(|o| {
-                if o < co {
-                    transformed(o, i, point)
-                } else {
-                    0.0
-                }
-            }));
+/// Rows of outputs of neighbouring tiles, and what is added to them.
+#[derive(Clone, Copy)]
+struct Output {
+    rows: [*mut f32; TILE],
+    skip: Option<[*const f32; TILE]>,
+    /// Floats from one pixel to the next.
+    step: usize,
+    tiles: usize,
+}
+
+/// What has tiles.
+trait Tiles {
+    fn tiles(&self) -> usize;
+}
+
+impl<const ROWS: usize> Tiles for Input<ROWS> {
+    fn tiles(&self) -> usize {
+        self.tiles
+    }
+}
+
+impl Tiles for Output {
+    fn tiles(&self) -> usize {
+        self.tiles
+    }
+}
+
+/// A way through all tiles of a list.
+#[derive(Clone, Copy)]
+struct Walk<'a, T> {
+    list: &'a [T],
+    /// Tiles of the first that are behind.
+    done: usize,
+}
+
+impl<'a, T: Tiles> Walk<'a, T> {
+    fn new(list: &'a [T]) -> Self {
+        Self { list, done: 0 }
+    }
+
+    /// The next tiles of one of the list, at most `most`; none at the end, or of none.
+    #[inline(always)]
+    fn next(&mut self, most: usize) -> Option<(&'a T, Range<usize>)> {
+        while self.list.first()?.tiles() == self.done {
+            (self.list, self.done) = (&self.list[1..], 0);
         }
-        first += width;
+        let first = &self.list[0];
+        let tiles = self.done..first.tiles().min(self.done + most);
+        self.done = tiles.end;
+        (!tiles.is_empty()).then_some((first, tiles))
+    }
+}
+
+/// The weights' transform `G g G^T`, ordered for the products.
+fn pack(co: usize, ci: usize, from: &Source, blocks: &[usize], isa: Isa) -> Vec<f32> {
+    let width = |vectors: &usize| vectors * lanes(isa);
+    let mut packed = super::zeros(blocks.iter().map(width).sum::<usize>() * POINTS * ci);
+    let (mut first, mut rest) = (0, &mut packed[..]);
+    for width in blocks.iter().map(width) {
+        let (block, others) = rest.split_at_mut(width * POINTS * ci);
+        let block = SendPtr(block.as_mut_ptr());
+        let outputs = first..(first + width).min(co);
+        (0..ci).into_par_iter().with_min_len(8).for_each(|i| {
+            let block = &block;
+            let mut kernels = [[0.0; MOST_WIDTH]; 9];
+            for (lane, o) in outputs.clone().enumerate() {
+                let kernel = &from.weights[o * from.output + i * from.input..][..9];
+                for (k, &weight) in kernel.iter().enumerate() {
+                    let k = if from.flip { 8 - k } else { k };
+                    kernels[k][lane] = f64::from(weight);
+                }
+            }
+            let mut points = [[0.0; MOST_WIDTH]; POINTS];
+            transform_kernels(isa, &kernels, &mut points);
+            for (point, values) in points.iter().enumerate() {
+                // SAFETY: inside the block; each `i` has other places.
+                let to = unsafe { block.0.add((point * ci + i) * width) };
+                for (lane, &value) in values[..width].iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { *to.add(lane) = value };
+                }
+            }
+        });
+        (first, rest) = (first + width, others);
     }
     packed
+}
+
+/// Output channels in a block, at most.
+const MOST_WIDTH: usize = 64;
+
+dispatch!(transform_kernels, transform_kernels_body, (kernels: &[[f64; MOST_WIDTH]; 9], points: &mut [[f32; MOST_WIDTH]; POINTS]));
+
+/// `G g G^T` of some kernels side by side; in f64, rounded once.
+#[inline(always)]
+fn transform_kernels_body<const FMA: bool>(
+    kernels: &[[f64; MOST_WIDTH]; 9],
+    points: &mut [[f32; MOST_WIDTH]; POINTS],
+) {
+    for (x, gx) in G.iter().enumerate() {
+        let mut half = [[0.0; MOST_WIDTH]; 3];
+        for (half, row) in half.iter_mut().zip(kernels.as_chunks::<3>().0) {
+            for (lane, half) in half.iter_mut().enumerate() {
+                *half = gx[0] * row[0][lane] + gx[1] * row[1][lane] + gx[2] * row[2][lane];
+            }
+        }
+        for (y, gy) in G.iter().enumerate() {
+            for (lane, point) in points[y * SIDE + x].iter_mut().enumerate() {
+                let sum = gy[0] * half[0][lane] + gy[1] * half[1][lane] + gy[2] * half[2][lane];
+                *point = sum as f32;
+            }
+        }
+    }
 }
 
 /// Packed weights with neighbouring input channels as two bfloat16 in one float's bits, the first in the lower half.
@@ -307,22 +428,32 @@ fn most_vectors(isa: Isa) -> usize {
 /// As [`run`]; the CPU has AVX-512 F, VL and BF16, and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512bf16,fma")]
-unsafe fn run_avx512_bf16(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
+unsafe fn run_avx512_bf16(
+    w: &Winograd,
+    inputs: &[Input<SIDE>],
+    outputs: &[Output],
+    scratch: &mut [f32],
+) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<Pairs, Avx512, Quad, 8, 8, 8, 6>(w, rows, scratch) }
+    unsafe { run::<Pairs, Avx512, Quad, 8, 8, 8, 6>(w, inputs, outputs, scratch) }
 }
 
 /// # Safety
 /// As [`run`]; the CPU has the instruction set of `w`.
-unsafe fn run_isa<K: Kept>(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
+unsafe fn run_isa<K: Kept>(
+    w: &Winograd,
+    inputs: &[Input<SIDE>],
+    outputs: &[Output],
+    scratch: &mut [f32],
+) {
     // SAFETY: by the caller's promise.
     unsafe {
         match w.isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => run_avx512::<K>(w, rows, scratch),
+            Isa::Avx512 => run_avx512::<K>(w, inputs, outputs, scratch),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => run_avx2::<K>(w, rows, scratch),
-            _ => run::<K, Portable<8>, Portable<4>, 6, 3, 2, 1>(w, rows, scratch),
+            Isa::Avx2 => run_avx2::<K>(w, inputs, outputs, scratch),
+            _ => run::<K, Portable<8>, Portable<4>, 6, 3, 2, 1>(w, inputs, outputs, scratch),
         }
     }
 }
@@ -331,18 +462,28 @@ unsafe fn run_isa<K: Kept>(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
 /// As [`run`]; the CPU has AVX-512 F and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,fma")]
-unsafe fn run_avx512<K: Kept>(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
+unsafe fn run_avx512<K: Kept>(
+    w: &Winograd,
+    inputs: &[Input<SIDE>],
+    outputs: &[Output],
+    scratch: &mut [f32],
+) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<K, Avx512, Quad, 8, 8, 8, 6>(w, rows, scratch) }
+    unsafe { run::<K, Avx512, Quad, 8, 8, 8, 6>(w, inputs, outputs, scratch) }
 }
 
 /// # Safety
 /// As [`run`]; the CPU has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2<K: Kept>(w: &Winograd, rows: &Rows, scratch: &mut [f32]) {
+unsafe fn run_avx2<K: Kept>(
+    w: &Winograd,
+    inputs: &[Input<SIDE>],
+    outputs: &[Output],
+    scratch: &mut [f32],
+) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<K, Avx2, Quad, 8, 6, 4, 3>(w, rows, scratch) }
+    unsafe { run::<K, Avx2, Quad, 8, 6, 4, 3>(w, inputs, outputs, scratch) }
 }
 
 /// How transformed inputs are kept and multiplied.
@@ -430,25 +571,33 @@ unsafe fn run<
     const T4: usize,
 >(
     w: &Winograd,
-    rows: &Rows,
+    inputs: &[Input<SIDE>],
+    outputs: &[Output],
     scratch: &mut [f32],
 ) {
     let (step, most) = (w.input_step(), w.tiles_at_once());
-    let inputs = scratch.as_mut_ptr();
-    let mut first = 0;
+    let transformed = scratch.as_mut_ptr();
+    let (mut inputs, mut outputs) = (Walk::new(inputs), Walk::new(outputs));
     // SAFETY: by the caller's promise; a tile begins `TILE` pixels after its neighbour.
     unsafe {
         let (products, out_step) = match w.in_place() {
-            true => (inputs, step),
-            false => (inputs.add(most * POINTS * step), w.product_step()),
+            true => (transformed, step),
+            false => (transformed.add(most * POINTS * step), w.product_step()),
         };
-        while first < rows.tiles {
-            let tiles = most.min(rows.tiles - first);
-            match w.ci <= FEW {
-                true => input_transforms::<K, S>(w, rows, first..first + tiles, inputs),
-                false => input_transforms::<K, L>(w, rows, first..first + tiles, inputs),
+        loop {
+            let mut tiles = 0;
+            while let Some((input, range)) = inputs.next(most - tiles) {
+                let to = transformed.add(tiles * POINTS * step);
+                tiles += range.len();
+                match w.ci <= FEW {
+                    true => input_transforms::<K, S>(w, input, range, to),
+                    false => input_transforms::<K, L>(w, input, range, to),
+                }
             }
-            let from = (inputs.cast_const(), step, w.ci.div_ceil(K::CHANNELS));
+            if tiles == 0 {
+                return;
+            }
+            let from = (transformed.cast_const(), step, w.ci.div_ceil(K::CHANNELS));
             let (mut weights, mut channel) = (w.weights.as_ptr(), 0);
             for &vectors in &w.blocks {
                 let to = (products.add(channel), out_step);
@@ -461,14 +610,17 @@ unsafe fn run<
                 weights = weights.add(POINTS * from.2 * vectors * L::N);
                 channel += vectors * L::N;
             }
-            for t in 0..tiles {
-                let products = (products.add(t * POINTS * out_step).cast_const(), out_step);
-                match w.co <= FEW {
-                    true => output_transform::<S>(w, rows, first + t, products),
-                    false => output_transform::<L>(w, rows, first + t, products),
+            let mut done = 0;
+            while let Some((output, range)) = outputs.next(tiles - done) {
+                for tile in range {
+                    let products = products.add(done * POINTS * out_step).cast_const();
+                    done += 1;
+                    match w.co <= FEW {
+                        true => output_transform::<S>(w, output, tile, (products, out_step)),
+                        false => output_transform::<L>(w, output, tile, (products, out_step)),
+                    }
                 }
             }
-            first += tiles;
         }
     }
 }
@@ -524,15 +676,17 @@ unsafe fn transform_products<L: Lanes>(m: [L; SIDE]) -> [L; TILE] {
     }
 }
 
-/// Writes `B^T d B` of tiles `tiles`: for each tile and point the input channels. Two rows of the result at a time,
-/// because all six do not fit in the registers; a tile takes over the two columns that it shares with the one before.
+/// Rows of the transform that are made together, because all six do not fit in the registers.
+const PAIRS: [[usize; 2]; 3] = [[0, 5], [1, 2], [3, 4]];
+
+/// Writes `B^T d B` of tiles `tiles`: for each tile and point the input channels.
 ///
 /// # Safety
-/// The tiles lie in the band, `out` holds `POINTS * step` floats for each, the instruction set of `L` is enabled.
+/// The tiles lie in the input, `out` holds `POINTS * step` floats for each, the instruction set of `L` is enabled.
 #[inline(always)]
 unsafe fn input_transforms<K: Kept, L: Lanes>(
     w: &Winograd,
-    rows: &Rows,
+    input: &Input<SIDE>,
     tiles: Range<usize>,
     out: *mut f32,
 ) {
@@ -540,29 +694,52 @@ unsafe fn input_transforms<K: Kept, L: Lanes>(
     // SAFETY: by the caller's promise.
     unsafe {
         for channel in (0..step).step_by(L::N) {
-            for pair in 0..3 {
-                let (row_a, row_b) = [(0, 5), (1, 2), (3, 4)][pair];
-                let mut at = tiles.start * TILE * step + channel;
-                let zero = L::splat(0.0);
-                let (mut a, mut b) = ([zero; SIDE], [zero; SIDE]);
-                for x in TILE..SIDE {
-                    (a[x], b[x]) = vertical(rows, pair, at + (x - TILE) * step);
-                }
-                let mut out = out;
-                for _ in tiles.clone() {
-                    (a[0], a[1], b[0], b[1]) = (a[4], a[5], b[4], b[5]);
-                    for x in 2..SIDE {
-                        (a[x], b[x]) = vertical(rows, pair, at + x * step);
-                    }
-                    let (ta, tb) = (transform_inputs(a), transform_inputs(b));
-                    for x in 0..SIDE {
-                        K::keep(ta[x], out.add((row_a * SIDE + x) * step), channel);
-                        K::keep(tb[x], out.add((row_b * SIDE + x) * step), channel);
-                    }
-                    out = out.add(POINTS * step);
-                    at += TILE * step;
-                }
+            for (pair, rows) in PAIRS.iter().enumerate() {
+                let out = rows.map(|row| out.add(row * SIDE * step));
+                let steps = [POINTS * step, step];
+                input_transform::<K, L>(input, tiles.clone(), pair, channel, out, steps);
             }
+        }
+    }
+}
+
+/// Writes two rows of `B^T d B` of tiles `tiles` for a vector of channels: the first to `out[0]`, the second to `out[1]`,
+/// `steps[0]` floats from one tile to the next and `steps[1]` from one point to the next. A tile takes over the two
+/// columns that it shares with the one before.
+///
+/// # Safety
+/// The tiles lie in the input, `out` holds the points of each, the instruction set of `L` is enabled.
+#[inline(always)]
+unsafe fn input_transform<K: Kept, L: Lanes>(
+    input: &Input<SIDE>,
+    tiles: Range<usize>,
+    pair: usize,
+    channel: usize,
+    out: [*mut f32; 2],
+    [tile_step, point_step]: [usize; 2],
+) {
+    let step = input.step;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let mut at = tiles.start * TILE * step + channel;
+        let zero = L::splat(0.0);
+        let (mut a, mut b) = ([zero; SIDE], [zero; SIDE]);
+        for x in TILE..SIDE {
+            (a[x], b[x]) = vertical(&input.rows, pair, at + (x - TILE) * step);
+        }
+        let [mut to_a, mut to_b] = out;
+        for _ in tiles {
+            (a[0], a[1], b[0], b[1]) = (a[4], a[5], b[4], b[5]);
+            for x in 2..SIDE {
+                (a[x], b[x]) = vertical(&input.rows, pair, at + x * step);
+            }
+            let (ta, tb) = (transform_inputs(a), transform_inputs(b));
+            for x in 0..SIDE {
+                K::keep(ta[x], to_a.add(x * point_step), channel);
+                K::keep(tb[x], to_b.add(x * point_step), channel);
+            }
+            (to_a, to_b) = (to_a.add(tile_step), to_b.add(tile_step));
+            at += TILE * step;
         }
     }
 }
@@ -571,20 +748,20 @@ unsafe fn input_transforms<K: Kept, L: Lanes>(
 /// second and the third for 1, the others for 2.
 ///
 /// # Safety
-/// The column lies in the band; the instruction set of `L` is enabled.
+/// The column lies in the rows; the instruction set of `L` is enabled.
 #[inline(always)]
-unsafe fn vertical<L: Lanes>(rows: &Rows, pair: usize, at: usize) -> (L, L) {
+unsafe fn vertical<L: Lanes>(rows: &[*const f32; SIDE], pair: usize, at: usize) -> (L, L) {
     // SAFETY: by the caller's promise.
     unsafe {
-        let d1 = L::load(rows.input[1].add(at));
-        let d2 = L::load(rows.input[2].add(at));
-        let d3 = L::load(rows.input[3].add(at));
-        let d4 = L::load(rows.input[4].add(at));
+        let d1 = L::load(rows[1].add(at));
+        let d2 = L::load(rows[2].add(at));
+        let d3 = L::load(rows[3].add(at));
+        let d4 = L::load(rows[4].add(at));
         let (two, four) = (L::splat(2.0), L::splat(4.0));
         match pair {
             0 => (
-                first_input(L::load(rows.input[0].add(at)), d2, d4),
-                first_input(d1, d3, L::load(rows.input[5].add(at))),
+                first_input(L::load(rows[0].add(at)), d2, d4),
+                first_input(d1, d3, L::load(rows[5].add(at))),
             ),
             1 => {
                 let (even, odd) = (d2.neg_mul_add(four, d4), d1.neg_mul_add(four, d3));
@@ -674,16 +851,16 @@ unsafe fn product<K: Kept, L: Lanes, const T: usize, const V: usize>(
 /// Writes the outputs of tile `tile`: `A^T m A`, bias, activation, what is added after it.
 ///
 /// # Safety
-/// The tile lies in the band, of `products` (pointer, floats from one to the next) there are `POINTS`, the instruction
+/// The tile lies in the output, of `products` (pointer, floats from one to the next) there are `POINTS`, the instruction
 /// set of `L` is enabled.
 #[inline(always)]
 unsafe fn output_transform<L: Lanes>(
     w: &Winograd,
-    rows: &Rows,
+    output: &Output,
     tile: usize,
     (products, product_step): (*const f32, usize),
 ) {
-    let (step, out_step) = (w.output_step(), rows.out_step);
+    let (step, out_step) = (w.output_step(), output.step);
     // SAFETY: by the caller's promise.
     unsafe {
         let slope = L::splat(w.slope);
@@ -707,10 +884,10 @@ unsafe fn output_transform<L: Lanes>(
                 for (y, sum) in transform_products(m).into_iter().enumerate() {
                     let sum = sum.add(bias);
                     let mut value = sum.max(sum.mul(slope));
-                    if let Some(skip) = &rows.skip {
+                    if let Some(skip) = &output.skip {
                         value = value.add(L::load(skip[y].add(column * step + channel)));
                     }
-                    let out = rows.output[y].add(column * out_step + channel);
+                    let out = output.rows[y].add(column * out_step + channel);
                     if stored == L::N {
                         value.store(out);
                     } else {
