@@ -208,6 +208,10 @@ fn interlaced_video_becomes_one_progressive_frame_for_each_frame() {
     );
     let all = frames(&path);
     assert_eq!(all.len(), 24);
+    let deep = CAPS.replace("I420", "I420_10LE");
+    let encoder = "interlace field-pattern=2:2 ! x264enc interlaced=true";
+    let path = clips.make("deep.mkv", 24, &deep, encoder);
+    assert_eq!(frames(&path).len(), 24);
 }
 
 #[test]
@@ -379,6 +383,43 @@ fn a_file_goes_through_with_all_frames_times_colours_and_its_audio() {
 }
 
 #[test]
+fn audio_streams_may_begin_late_and_end_early() {
+    let clips = Clips::new();
+    for (name, first, second) in [
+        ("early.mp4", "num-buffers=100", "num-buffers=400"),
+        (
+            "late.mkv",
+            "num-buffers=400",
+            "num-buffers=100 timestamp-offset=5000000000",
+        ),
+    ] {
+        let from = clips.path(name);
+        let queue = "queue max-size-time=0 max-size-buffers=0 max-size-bytes=0";
+        let tone = |options| {
+            format!(
+                "audiotestsrc {options} samplesperbuffer=960 ! audio/x-raw,rate=48000 ! avenc_aac ! {queue} ! mux."
+            )
+        };
+        launch(&format!(
+            "videotestsrc num-buffers=80 ! video/x-raw,format=I420,width=32,height=32,framerate=10/1 ! x264enc ! \
+             {queue} ! mux. {} {} {} name=mux ! filesink location={}",
+            tone(first),
+            tone(second),
+            muxer(&from),
+            from.display()
+        ));
+        for out in ["mp4", "mkv"] {
+            let to = clips.path(&format!("{name}-out.{out}"));
+            let same = |f: &TimedFrame| Ok(Some(f.frame.clone()));
+            let reader = Reader::open(&from).unwrap();
+            let done = transcode(reader, &to, &Options::default(), same).unwrap();
+            assert!(matches!(done.end, End::Complete), "{done:?}");
+            assert_eq!((done.frames, done.audio.len()), (80, 2), "{done:?}");
+        }
+    }
+}
+
+#[test]
 fn ten_bits_stay_ten_bits() {
     let clips = Clips::new();
     let caps = "format=I420_10LE,width=64,height=48,framerate=25/1,colorimetry=bt2100-pq,chroma-site=mpeg2";
@@ -490,26 +531,39 @@ fn what_cannot_be_written_is_refused_with_a_reason() {
 }
 
 #[test]
-fn a_video_that_changes_its_size_is_refused_where_it_does() {
+fn a_video_that_changes_ends_there_with_the_frames_until_then() {
     let clips = Clips::new();
-    let path = clips.path("two.ts");
-    launch(&format!(
-        "concat name=c ! h264parse ! mpegtsmux ! filesink location={} \
-         videotestsrc num-buffers=20 ! video/x-raw,{CAPS} ! x264enc key-int-max=5 ! video/x-h264,stream-format=byte-stream ! c. \
-         videotestsrc num-buffers=20 ! video/x-raw,format=I420,width=32,height=32,framerate=25/1 ! x264enc key-int-max=5 ! \
-         video/x-h264,stream-format=byte-stream ! c.",
-        path.display()
-    ));
-    let sizes: Vec<_> = frames(&path).iter().map(|f| f.frame.info().width).collect();
-    assert!(sizes.contains(&64) && sizes.contains(&32), "{sizes:?}");
-    let result = transcode(
-        Reader::open(&path).unwrap(),
-        &clips.path("o.mp4"),
-        &Options::default(),
-        |f| Ok(Some(f.frame.clone())),
-    );
-    let text = result.unwrap_err().to_string();
-    assert!(text.contains("32x32") && text.contains("64x48"), "{text}");
+    for (name, other) in [
+        ("size", "width=32,height=32"),
+        ("colours", "width=64,height=48,colorimetry=bt709"),
+    ] {
+        let path = clips.path(&format!("{name}.ts"));
+        launch(&format!(
+            "concat name=c ! h264parse ! mpegtsmux ! filesink location={} \
+             videotestsrc num-buffers=20 ! video/x-raw,{CAPS},colorimetry=bt601 ! x264enc key-int-max=5 ! \
+             video/x-h264,stream-format=byte-stream ! c. \
+             videotestsrc num-buffers=20 ! video/x-raw,format=I420,{other},framerate=25/1 ! x264enc key-int-max=5 ! \
+             video/x-h264,stream-format=byte-stream ! c.",
+            path.display()
+        ));
+        let to = clips.path(&format!("{name}.mp4"));
+        let same = |f: &TimedFrame| Ok(Some(f.frame.clone()));
+        let done = transcode(Reader::open(&path).unwrap(), &to, &Options::default(), same).unwrap();
+        let End::Damaged(error) = &done.end else {
+            panic!("{done:?}")
+        };
+        let (error, is) = (
+            error.to_string(),
+            if name == "size" { "32x32" } else { "BT.709" },
+        );
+        assert!(
+            error.contains("64x48 (BT.601") && error.contains(is),
+            "{error}"
+        );
+        assert_eq!(done.path, Some(partial_path(&to)));
+        assert_eq!(frames(&partial_path(&to)).len() as u64, done.frames);
+        assert!(done.frames >= 15, "{done:?}");
+    }
 }
 
 #[test]

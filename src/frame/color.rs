@@ -139,6 +139,16 @@ impl ChromaSite {
             Self::MPEG2
         }
     }
+
+    /// GStreamer's name of it.
+    pub fn name(self) -> &'static str {
+        match (self.horizontal_cosited, self.vertical_cosited) {
+            (false, false) => "jpeg",
+            (true, false) => "mpeg2",
+            (true, true) => "cosited",
+            (false, true) => "v-cosited",
+        }
+    }
 }
 
 impl Default for ChromaSite {

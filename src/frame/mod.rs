@@ -69,6 +69,26 @@ pub struct Frame {
     planes: Vec<Vec<u8>>,
 }
 
+impl std::fmt::Display for FrameInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let matrix = match self.colorimetry.matrix {
+            Matrix::Bt601 => "BT.601",
+            Matrix::Bt709 => "BT.709",
+            Matrix::Bt2020 => "BT.2020",
+        };
+        let range = match self.colorimetry.range {
+            Range::Limited => "limited",
+            Range::Full => "full",
+        };
+        let (format, site) = (self.format.name(), self.chroma_site.name());
+        let (w, h) = (self.width, self.height);
+        write!(
+            f,
+            "{format} {w}x{h} ({matrix}, {range} range, chroma {site})"
+        )
+    }
+}
+
 impl FrameInfo {
     /// A frame of `width` x `height` in `format`, with the colorimetry and chroma site that GStreamer assumes of
     /// video of this size.

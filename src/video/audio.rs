@@ -40,6 +40,8 @@ struct Shared {
     /// Elements between the parser and the muxer, and the pads at which each stream can be ended.
     elements: Mutex<Vec<gst::Element>>,
     ends: Mutex<Vec<gst::Pad>>,
+    /// The first element of each stream.
+    queues: Mutex<Vec<gst::Element>>,
     notes: Mutex<Vec<String>>,
 }
 
@@ -129,7 +131,7 @@ impl Audio {
 impl Shared {
     /// Leads the audio stream of `pad` into the muxer.
     fn track(
-        &self,
+        self: &Arc<Self>,
         pipeline: &gst::Pipeline,
         mux: &gst::Element,
         pad: &gst::Pad,
@@ -140,7 +142,7 @@ impl Shared {
         let track = mux.request_pad_simple("audio_%u");
         let track = track.ok_or("the container takes no audio")?;
         let name = codec_name(caps);
-        let queue = make("queue")?;
+        let queue = self.queue()?;
         let (chain, decoder) = match copying(caps, &track.pad_template_caps()) {
             Some(parser) => {
                 self.note(format!("{name} copied"));
@@ -191,6 +193,47 @@ impl Shared {
                     }
                 });
                 append(pipeline, pad, &decoder, None)
+            }
+        }
+    }
+
+    /// A queue at the begin of a stream.
+    fn queue(self: &Arc<Self>) -> Result<gst::Element, String> {
+        let queue = make("queue")?;
+        for signal in ["overrun", "underrun"] {
+            let shared = Arc::downgrade(self);
+            queue.connect(signal, false, move |_| {
+                shared.upgrade()?.make_room();
+                None
+            });
+        }
+        lock(&self.queues).push(queue.clone());
+        Ok(queue)
+    }
+
+    /// Lets full queues grow while another is empty: the muxer waits for that stream, and the parser may be waiting for a
+    /// place in a full queue before it comes to it. A stream that begins late or ends early makes others as much longer.
+    fn make_room(&self) {
+        const BUFFERS: u32 = 200;
+        const BYTES: u32 = 10 << 20;
+        const TIME: u64 = 1_000_000_000;
+        let queues = lock(&self.queues);
+        let is_empty = |queue: &gst::Element| queue.property::<u32>("current-level-buffers") == 0;
+        if !queues.iter().any(is_empty) {
+            return;
+        }
+        for queue in queues.iter() {
+            let grow = |kind: &str, more: u32| {
+                let (most, level) = (format!("max-size-{kind}"), format!("current-level-{kind}"));
+                if queue.property::<u32>(&level) >= queue.property::<u32>(&most) {
+                    queue.set_property(&most, queue.property::<u32>(&level).saturating_add(more));
+                }
+            };
+            grow("buffers", BUFFERS);
+            grow("bytes", BYTES);
+            let level = queue.property::<u64>("current-level-time");
+            if level >= queue.property::<u64>("max-size-time") {
+                queue.set_property("max-size-time", level.saturating_add(TIME));
             }
         }
     }

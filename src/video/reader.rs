@@ -35,8 +35,8 @@ const MISSING: Duration = Duration::from_millis(1500);
 /// Decodes the first video stream of a file: an iterator of frames in the order in which they are shown.
 ///
 /// Frames keep the bit depth, matrix, range and chroma site of the file; formats that the library does not have become
-/// the nearest one that it has. Interlaced video is deinterlaced, a frame for each frame, and pictures that the file
-/// says are to be turned are turned. After an error there are no more frames.
+/// the nearest one that it has. Interlaced video is deinterlaced, a frame for each frame, in 8 bits, and pictures that the
+/// file says are to be turned are turned. After an error there are no more frames.
 pub struct Reader {
     source: Source,
     found: Arc<Found>,
@@ -432,9 +432,10 @@ fn show(
     match mode {
         None | Some("progressive") => {}
         Some("interleaved" | "mixed") => {
-            // It takes 8 bits only, so a converter may have to come first.
+            // It takes 8 bits only, so a converter may have to come first; unless it is strict, others pass it as they are.
             chain.push(make("videoconvert")?);
             let deinterlace = make("deinterlace")?;
+            deinterlace.set_property_from_str("mode", "auto-strict");
             deinterlace.set_property_from_str("fields", "top");
             chain.push(deinterlace);
         }

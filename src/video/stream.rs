@@ -49,7 +49,7 @@ impl StreamInfo {
                 "colorimetry",
                 colorimetry_name(&frame.colorimetry, frame.format),
             )
-            .field("chroma-site", site_name(frame.chroma_site))
+            .field("chroma-site", frame.chroma_site.name())
             .build();
         Self::from_caps(&caps).map_err(Error::Frame)
     }
@@ -69,17 +69,31 @@ impl StreamInfo {
         }
         let frame = frame_info(&video, caps)
             .ok_or_else(|| format!("{} frames are not supported", video.format()))?;
+        // Absent or without a matrix, they would be guessed from the size, and the guess changes where the size grows.
+        let text = |field| {
+            let structure = caps.structure(0)?;
+            structure.get::<&str>(field).ok()
+        };
+        let taken = video.colorimetry();
+        let colours = match text("colorimetry").map(str::parse::<VideoColorimetry>) {
+            Some(Ok(stated)) if stated == taken || !video.is_yuv() => None,
+            Some(Ok(stated)) => Some(VideoColorimetry::new(
+                taken.range(),
+                taken.matrix(),
+                stated.transfer(),
+                stated.primaries(),
+            )),
+            _ => Some(taken),
+        };
+        let site = text("chroma-site").and_then(|text| text.parse::<VideoChromaSite>().ok());
+        let site = site.filter(|site| !site.is_empty());
         let mut caps = caps.clone();
-        // Absent, they would be guessed from the size, and the guess changes where the size grows.
-        let stated = caps
-            .structure(0)
-            .is_some_and(|s| s.has_field("colorimetry"));
         let caps_mut = caps.make_mut();
-        if !stated {
-            caps_mut.set("colorimetry", video.colorimetry().to_string());
+        if let Some(colours) = colours {
+            caps_mut.set("colorimetry", colours.to_string());
         }
-        if frame.format.component(crate::frame::Component::U).is_some() {
-            caps_mut.set("chroma-site", site_name(frame.chroma_site));
+        if site.is_none() && frame.format.component(crate::frame::Component::U).is_some() {
+            caps_mut.set("chroma-site", frame.chroma_site.name());
         }
         Ok(Self {
             caps,
@@ -188,13 +202,7 @@ impl StreamInfo {
         let (is, must) = (frame.info(), &self.frame);
         if is != must {
             return Err(format!(
-                "a frame of {} {}x{} in a stream of {} {}x{}: a file holds frames of one kind",
-                is.format.name(),
-                is.width,
-                is.height,
-                must.format.name(),
-                must.width,
-                must.height
+                "a frame of {is} in a stream of {must}: a file holds frames of one kind"
             ));
         }
         let mut buffer = gst::Buffer::with_size(self.video.size())
@@ -288,16 +296,6 @@ fn colorimetry_name(colorimetry: &Colorimetry, format: PixelFormat) -> String {
     VideoColorimetry::new(range, matrix, transfer, primaries).to_string()
 }
 
-/// GStreamer's text for a chroma site.
-fn site_name(site: ChromaSite) -> &'static str {
-    match (site.horizontal_cosited, site.vertical_cosited) {
-        (false, false) => "jpeg",
-        (true, false) => "mpeg2",
-        (true, true) => "cosited",
-        (false, true) => "v-cosited",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,6 +346,24 @@ mod tests {
         assert_eq!(hdr.frame().colorimetry.matrix, Matrix::Bt2020);
         let text = hdr.caps().to_string();
         assert!(text.contains("bt2100-pq"), "{text}");
+    }
+
+    #[test]
+    fn colours_without_a_matrix_are_what_they_are_taken_for_at_any_size() {
+        let small = described("format=I420,width=64,height=300,colorimetry=2:0:5:1").unwrap();
+        let large = small.with_size(128, 600).unwrap();
+        assert_eq!(large.frame().colorimetry, small.frame().colorimetry);
+        let taken = large.caps().to_string();
+        assert!(taken.contains("2:4:5:1"), "{taken}");
+    }
+
+    #[test]
+    fn a_stated_chroma_site_stays_as_it_is_stated() {
+        for site in ["dv", "alt-line", "mpeg2"] {
+            let fields = format!("format=I420,width=64,height=64,chroma-site={site}");
+            let text = described(&fields).unwrap().caps().to_string();
+            assert!(text.contains(site), "{text}");
+        }
     }
 
     #[test]

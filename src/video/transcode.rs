@@ -32,7 +32,7 @@ pub enum End {
     Complete,
     /// The function has given no more frames, or there was a request to stop.
     Stopped,
-    /// The input cannot be decoded any further.
+    /// The input cannot be decoded any further, or has frames of another kind from there on.
     Damaged(Error),
 }
 
@@ -51,8 +51,9 @@ pub fn partial_path(output: &Path) -> PathBuf {
 /// shape and colours. `each` is asked for one frame after the other; the first frame that it gives sets the size.
 ///
 /// The file has its name only once it is complete, and then replaces what had that name before. When `each` gives
-/// `None`, [`Options::stop`] is set while the encoder is busy, or the input turns out to be damaged, the frames until then, with as much audio, are left in a file that
-/// plays, under the name that [`partial_path`] says. A file that already has that name is replaced, but never the input.
+/// `None`, [`Options::stop`] is set while the encoder is busy, or the input turns out to be damaged or changes the size or the
+/// colours of its frames, the frames until then, with as much audio, are left in a file that plays, under the name that
+/// [`partial_path`] says. A file that already has that name is replaced, but never the input.
 ///
 /// # Errors
 /// Those of `each`, and as [`Writer`]; nothing is left then.
@@ -66,6 +67,7 @@ pub fn transcode(
     let audio = (!options.no_audio && input.audio_streams() > 0).then(|| input.path().to_owned());
     let stream = input.stream().clone();
     let named = |e| with_path(e, output);
+    let kind = *stream.frame();
     let mut writer: Option<Writer> = None;
     let end = loop {
         let frame = match input.next() {
@@ -73,6 +75,15 @@ pub fn transcode(
             Some(Ok(frame)) => frame,
             Some(Err(e)) => break End::Damaged(e),
         };
+        if *frame.frame.info() != kind {
+            let reason = format!(
+                "at {:.2} s the video changes from {kind} to {}: cut it there and upscale the parts",
+                frame.pts.as_secs_f64(),
+                frame.frame.info()
+            );
+            let path = input.path().to_owned();
+            break End::Damaged(Error::Video { path, reason });
+        }
         let Some(made) = each(&frame)? else {
             break End::Stopped;
         };

@@ -237,6 +237,30 @@ fn the_colours_that_the_input_implies_are_written_on_the_output() {
 }
 
 #[test]
+fn colours_without_a_matrix_do_not_change_with_the_size() {
+    for stated in ["2:0:0:0", "2:0:5:1", "1:0:0:0", "2:1:5:1"] {
+        let input = raw("I420", 16, 300) + ",colorimetry=" + stated;
+        let out = Rig::with_caps(&[("scale", "4")], &input).out_info();
+        let (before, after) = (info(&input).colorimetry(), out.colorimetry());
+        assert_eq!(after.matrix(), before.matrix(), "{stated}");
+        assert_eq!(after.range(), before.range(), "{stated}");
+        let stated: gst_video::VideoColorimetry = stated.parse().unwrap();
+        assert_eq!(after.primaries(), stated.primaries(), "{stated:?}");
+        assert_eq!(after.transfer(), stated.transfer(), "{stated:?}");
+    }
+}
+
+#[test]
+fn the_chroma_site_that_stated_colours_leave_open_is_written_as_it_is_taken() {
+    for (height, site) in [(300, "jpeg"), (600, "mpeg2")] {
+        let input = raw("I420", 16, height) + ",colorimetry=bt601";
+        let out = Rig::with_caps(&[("scale", "4")], &input).out_caps();
+        let structure = out.structure(0).unwrap();
+        assert_eq!(structure.get::<&str>("chroma-site"), Ok(site), "{out}");
+    }
+}
+
+#[test]
 fn stated_colours_and_hdr_metadata_pass_through() {
     let light = "content-light-level=(string)1000:400";
     let display =

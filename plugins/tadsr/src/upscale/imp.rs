@@ -55,7 +55,9 @@ use gst_base::{
         prelude::*,
     },
 };
-use gst_video::{VideoInfo, subclass::prelude::*, video_meta::VideoMetaTransformScale};
+use gst_video::{
+    VideoColorimetry, VideoInfo, subclass::prelude::*, video_meta::VideoMetaTransformScale,
+};
 use tadsr::{
     Device, Error, Upscaler,
     engine::{
@@ -1775,7 +1777,8 @@ fn with_interlace_modes(structure: &gst::StructureRef, modes: &[&str]) -> Option
 /// guessed from the size, and the guess changes where the size grows. What downstream would rather have is
 /// overwritten, because nothing here converts colours; the caps are then refused.
 fn write_colours(output: &mut gst::StructureRef, input: &gst::StructureRef) {
-    let Ok(info) = VideoInfo::from_caps(&gst::Caps::from(input.to_owned())) else {
+    let caps = gst::Caps::from(input.to_owned());
+    let Ok(info) = VideoInfo::from_caps(&caps) else {
         return;
     };
     let side = |s: &gst::StructureRef, side| s.get::<i32>(side).ok();
@@ -1785,17 +1788,31 @@ fn write_colours(output: &mut gst::StructureRef, input: &gst::StructureRef) {
 
     // What is written but not understood is replaced by what it is taken for.
     let stated = input.get::<&str>("colorimetry").ok();
-    let stated = stated.filter(|text| text.parse::<gst_video::VideoColorimetry>().is_ok());
-    if let Some(stated) = stated {
-        output.set("colorimetry", stated);
-    } else if grows || output.has_field("colorimetry") {
-        output.set("colorimetry", info.colorimetry().to_string());
+    match stated.map(|text| (text, text.parse::<VideoColorimetry>())) {
+        // Colours without a matrix: all of them would be guessed, matrix and range as they are here, but by the new size.
+        Some((_, Ok(stated))) if grows && info.is_yuv() && stated != info.colorimetry() => {
+            let taken = info.colorimetry();
+            let taken = VideoColorimetry::new(
+                taken.range(),
+                taken.matrix(),
+                stated.transfer(),
+                stated.primaries(),
+            );
+            output.set("colorimetry", taken.to_string());
+        }
+        Some((text, Ok(_))) => output.set("colorimetry", text),
+        _ if grows || output.has_field("colorimetry") => {
+            output.set("colorimetry", info.colorimetry().to_string());
+        }
+        _ => {}
     }
-    let site = info.chroma_site();
     if let Ok(stated) = input.get::<&str>("chroma-site") {
         output.set("chroma-site", stated);
-    } else if info.is_yuv() && !site.is_empty() && (grows || output.has_field("chroma-site")) {
-        output.set("chroma-site", site.to_str().as_str());
+    } else if info.is_yuv() && (grows || output.has_field("chroma-site")) {
+        // Where colours are stated and the site is not, `info` has none.
+        if let Some(frame) = planes::frame_info(&info, &caps) {
+            output.set("chroma-site", frame.chroma_site.name());
+        }
     }
 }
 

@@ -14,8 +14,9 @@ use tadsr::frame::{
 /// The library's description of frames with `info`, which was read from `caps`; `None` for a format that it does not
 /// know.
 ///
-/// What the caps leave out `info` holds as GStreamer's default for this size. Matrices that the library does not
-/// have become the nearest one.
+/// What the caps leave out `info` holds as GStreamer's default for this size, but for the chroma site of caps that state
+/// colours alone: that is the library's default, which is the same. Matrices that the library does not have become the
+/// nearest one.
 pub(super) fn frame_info(info: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameInfo> {
     let format = PixelFormat::from_name(info.format().to_str())?;
     let mut result = FrameInfo::new(format, info.width() as usize, info.height() as usize);

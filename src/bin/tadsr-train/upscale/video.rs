@@ -21,7 +21,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let warned = reader.warnings().len();
     reader.warnings().iter().for_each(|line| warn(line));
     let from = *reader.stream().frame();
-    let size = even_size(&from, job.upscaler.scale());
+    let size = even_size(&from, job.upscaler.scale(), job.upscaler.max_scale());
     let meter = Meter::new("frames", "fps", reader.stream().expected_frames())?;
     job.upscaler.set_observer(Some(meter.observer(stop)));
     let options = Options {
@@ -32,17 +32,6 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let done = transcode(reader, output, &options, |frame| {
         if stop.is_asked() {
             return Ok(None);
-        }
-        let is = frame.frame.info();
-        if (is.width, is.height) != (from.width, from.height) {
-            return Err(Error::Frame(format!(
-                "at {:.2} s the video changes its size from {}x{} to {}x{}: cut it there and upscale the parts",
-                frame.pts.as_secs_f64(),
-                from.width,
-                from.height,
-                is.width,
-                is.height
-            )));
         }
         match job.upscale(&frame.frame, Some(size)) {
             Ok(large) => {
@@ -65,11 +54,16 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     report(&done, &from, size, &meter)
 }
 
-/// The size of `from` at `scale`, in even numbers, which most encoders want; never smaller than `from`.
-fn even_size(from: &FrameInfo, scale: f64) -> (usize, usize) {
+/// The size of `from` at `scale`, in even numbers, which most encoders want; never smaller than `from` nor a pixel more than
+/// `most` times as large, if that takes an odd number.
+fn even_size(from: &FrameInfo, scale: f64, most: f64) -> (usize, usize) {
     let side = |len: usize| {
         let even = 2 * (len as f64 * scale / 2.0).round() as usize;
-        even.max(len.next_multiple_of(2))
+        let even = even.max(len.next_multiple_of(2));
+        match even as f64 >= len as f64 * most + 1.0 {
+            true => (even - 2).max(len),
+            false => even,
+        }
     };
     (side(from.width), side(from.height))
 }
@@ -120,11 +114,15 @@ mod tests {
 
     #[test]
     fn sizes_are_even_and_never_smaller_than_the_input() {
-        let size = |w, h, scale| even_size(&FrameInfo::new(PixelFormat::I420, w, h), scale);
+        let frame = |w, h| FrameInfo::new(PixelFormat::I420, w, h);
+        let size = |w, h, scale| even_size(&frame(w, h), scale, 4.0);
         assert_eq!(size(640, 360, 2.0), (1280, 720));
         assert_eq!(size(33, 17, 1.5), (50, 26));
         assert_eq!(size(33, 17, 1.0), (34, 18));
         assert_eq!(size(1, 1, 4.0), (4, 4));
         assert_eq!(size(854, 480, 2.25), (1922, 1080));
+        // A model that serves no more than that.
+        assert_eq!(even_size(&frame(33, 17), 3.0, 3.0), (98, 50));
+        assert_eq!(even_size(&frame(33, 18), 1.0, 1.0), (33, 18));
     }
 }
