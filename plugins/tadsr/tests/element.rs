@@ -168,6 +168,21 @@ fn caps_may_change_between_frames() {
     }
 }
 
+#[test]
+fn a_scale_that_becomes_impossible_while_playing_is_an_error_with_the_reason() {
+    for (scale, reason) in [("1.5", "65x49 times 1.5"), ("0.5", "scale=0.5 is no scale")] {
+        let input = raw("I420", 65, 49);
+        let mut rig = Rig::with_caps(&[("scale", "2")], &input);
+        rig.harness.push_and_pull(blank(&info(&input))).unwrap();
+        rig.element.set_property_from_str("scale", scale);
+        let pushed = rig.harness.push(blank(&info(&input)));
+        assert_eq!(pushed, Err(gst::FlowError::NotNegotiated));
+        let error = rig.message(gst::MessageType::Error).unwrap();
+        assert!(error.contains(reason), "{error}");
+        assert!(rig.message(gst::MessageType::Error).is_none(), "said once");
+    }
+}
+
 // Interlaced video
 
 #[test]

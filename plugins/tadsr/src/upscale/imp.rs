@@ -445,6 +445,10 @@ impl ObjectImpl for TadsrUpscale {
                 drop(settings);
                 // What this scale leads to is told anew.
                 lock(&self.state).refused = None;
+                // Of what is no scale at all upstream would only hear that nothing can be negotiated.
+                if self.scale().is_none() {
+                    self.refuse_current();
+                }
                 // Upstream may have to change its size, or what comes out does.
                 self.obj().reconfigure_sink();
                 self.obj().reconfigure_src();
@@ -876,6 +880,10 @@ impl BaseTransformImpl for TadsrUpscale {
         if inbuf.flags().contains(gst::BufferFlags::DISCONT) {
             self.drain()?;
         }
+        let src_flags = self.obj().src_pad().pad_flags();
+        if src_flags.contains(gst::PadFlags::NEED_RECONFIGURE) && self.refuse_current() {
+            return Err(gst::FlowError::NotNegotiated);
+        }
         let result = self.parent_submit_input_buffer(is_discont, inbuf);
         if result == Ok(gst_base::BASE_TRANSFORM_FLOW_DROPPED) {
             lock(&self.state).stats.dropped += 1;
@@ -1141,6 +1149,18 @@ impl TadsrUpscale {
         if told.as_ref() != Some(caps) {
             gst::element_imp_error!(self, gst::StreamError::Format, ("{reason}"), ["{caps}"]);
         }
+    }
+
+    /// Says why the video that comes in cannot be upscaled any more, if so.
+    fn refuse_current(&self) -> bool {
+        let Some(caps) = self.obj().sink_pad().current_caps() else {
+            return false;
+        };
+        let refusal = self.refusal(&caps);
+        if let Some(reason) = &refusal {
+            self.refuse(&caps, reason);
+        }
+        refusal.is_some()
     }
 
     /// After negotiation: where the model in use does not serve the scale, replaces it as the fallback to bicubic
