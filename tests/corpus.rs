@@ -204,6 +204,9 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     let other = load(&other).unwrap();
     assert_eq!(other.photos().map(|p| &p.sampling), Some(&sampling));
     assert_eq!(other.held_out().sampling, sampling);
+    // The pool's photos are sampled, too.
+    let pool = |corpus: &Corpus| corpus.pool().map(Pool::key);
+    assert!(pool(&other) != pool(&corpus));
     // A video alone serves, too: a frame of it is what is measured on.
     let alone = CorpusSpec {
         dirs: vec![dir.path().join("data/a.mp4")],

@@ -208,6 +208,10 @@ impl ClipSet {
             .drain(..)
             .enumerate()
             .partition::<Vec<_>, _>(|(i, _)| i % every.max(2) == every.max(2) - 1);
+        let mut hash = Fnv::default();
+        self.fingerprint.hash(&mut hash);
+        kept.iter().for_each(|(i, _)| i.hash(&mut hash));
+        self.fingerprint = hash.finish();
         self.clips = kept.into_iter().map(|(_, path)| path).collect();
         let middle = |(_, path): &(usize, PathBuf)| self.frame(path, self.shape.frames / 2);
         taken.iter().map(middle).collect()
@@ -804,6 +808,19 @@ mod tests {
         let all = set.len();
         let held_out = set.hold_out(2).unwrap();
         assert_eq!((held_out.len(), set.len()), (all / 2, all.div_ceil(2)));
+    }
+
+    #[test]
+    fn what_is_held_out_changes_the_fingerprint_of_the_rest() {
+        let data = Data::new();
+        video(&data.path("a.mp4"), (96, 96), 2, noise);
+        let without = |every| {
+            let (mut set, _) = data.load(&spec(), SHAPE);
+            set.hold_out(every).unwrap();
+            set.fingerprint()
+        };
+        assert_eq!(without(2), without(2));
+        assert!(without(2) != without(3) && without(2) != without(1000));
     }
 
     #[test]

@@ -504,7 +504,7 @@ impl Corpus {
         };
         let mut hash = Fnv::default();
         (self.content(), self.spec.video_share.to_bits()).hash(&mut hash);
-        format!("{:?}", self.spec.motion).hash(&mut hash);
+        format!("{:?}{:?}", self.spec.sampling, self.spec.motion).hash(&mut hash);
         let pool = Pool::open(
             &self.spec.cache(),
             &self.spec.pool,
