@@ -244,6 +244,8 @@ fn mistakes_are_explained() {
         ("expand = 0", "ema = 1.0", "ema"),
         ("expand = 0", "expand = 100000000000", "expand"),
         ("width = 16", "score_times = 99", "score_times"),
+        ("width = 16", "discriminator_rate = nan", "discriminator_rate"),
+        ("width = 16", "discriminator_rate = 0.0", "discriminator_rate"),
         ("dirs = ['photos']", "", "--data"),
     ] {
         fs::write(&recipe, RECIPE.replace(was, is)).unwrap();

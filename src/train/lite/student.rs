@@ -224,6 +224,10 @@ impl Distillation {
         if self.score_times == 0 || self.width == 0 || self.width > 1024 {
             return wrong("score_times and width (up to 1024) must be at least 1".into());
         }
+        let rate = self.discriminator_rate;
+        if !(rate > 0.0 && rate.is_finite()) {
+            return wrong(format!("discriminator_rate = {rate}: above 0 and finite"));
+        }
         Ok(())
     }
 }
