@@ -100,6 +100,15 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let (done, text) = run(&recipe, &other, &["--teacher", teacher.to_str().unwrap()]);
     assert!(done && other.join("model.safetensors").exists(), "{text}");
     assert!(!other.join("teacher").exists());
+    // It serves without its checkpoint, too, and stays what it is.
+    let bare = dir.path().join("bare");
+    fs::create_dir(&bare).unwrap();
+    for file in ["teacher.safetensors", "latent.json"] {
+        fs::copy(teacher.join(file), bare.join(file)).unwrap();
+    }
+    let served = dir.path().join("served");
+    let (done, text) = run(&recipe, &served, &["--teacher", bare.to_str().unwrap()]);
+    assert!(done && !bare.join("losses.csv").exists(), "{text}");
     // With everything done, the command has nothing left to do.
     let written = || {
         fs::metadata(out.join("model.safetensors"))
@@ -244,8 +253,16 @@ fn mistakes_are_explained() {
         ("expand = 0", "ema = 1.0", "ema"),
         ("expand = 0", "expand = 100000000000", "expand"),
         ("width = 16", "score_times = 99", "score_times"),
-        ("width = 16", "discriminator_rate = nan", "discriminator_rate"),
-        ("width = 16", "discriminator_rate = 0.0", "discriminator_rate"),
+        (
+            "width = 16",
+            "discriminator_rate = nan",
+            "discriminator_rate",
+        ),
+        (
+            "width = 16",
+            "discriminator_rate = 0.0",
+            "discriminator_rate",
+        ),
         ("dirs = ['photos']", "", "--data"),
     ] {
         fs::write(&recipe, RECIPE.replace(was, is)).unwrap();
@@ -263,6 +280,8 @@ fn mistakes_are_explained() {
         !done && text.contains("nowhere.safetensors") && !out.exists(),
         "{text}"
     );
+    let (done, text) = run(&recipe, &out, &["--teacher", out.to_str().unwrap()]);
+    assert!(!done && text.contains("same folder"), "{text}");
     // Whether it was built with CUDA or not: there is no such device.
     for device in ["cuda:99", "gpu"] {
         let (done, text) = run(&recipe, &out, &["--device", device]);

@@ -125,6 +125,15 @@ impl Job {
             let found = fs::metadata(begin);
             found.with_context(|| format!("'{}' cannot be read", begin.display()))?;
         }
+        let teacher_dir = match (&args.teacher, &recipe.teacher) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(_)) => args.out.join("teacher"),
+            (None, None) => args.out.clone(),
+        };
+        let path = |dir: &Path| fs::canonicalize(dir).or_else(|_| std::path::absolute(dir));
+        if recipe.teacher.is_some() && path(&teacher_dir)? == path(&args.out)? {
+            bail!("--teacher and --out are the same folder: both stages keep a checkpoint there");
+        }
         let (device, dtype) = args.compute.open()?;
         let (student, low) = recipe.student_and_lowest()?;
         let target = Target {
@@ -134,11 +143,6 @@ impl Job {
         };
         let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
         let material = material(&args, &recipe, &target, stop)?;
-        let teacher_dir = match (&args.teacher, &recipe.teacher) {
-            (Some(dir), _) => dir.clone(),
-            (None, Some(_)) => args.out.join("teacher"),
-            (None, None) => args.out.clone(),
-        };
         Ok(Self {
             latent: latent(&args, &target, &material, &teacher_dir)?,
             args,
@@ -208,6 +212,10 @@ impl Job {
         };
         eprintln!("teacher: {} steps", options.steps);
         let dir = &self.teacher_dir;
+        if TeacherRun::is_done(options, &self.latent, &self.material, dir)? {
+            eprintln!("done: {}", dir.join("teacher.safetensors").display());
+            return Ok(());
+        }
         let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
         let open = |resume, slower| {
             let run = self.open_teacher(options, &self.place(dir, resume, slower))?;

@@ -117,6 +117,33 @@ struct State {
     fingerprint: u64,
 }
 
+impl State {
+    /// Whether a run of `options`, `latent` and `fingerprint` is the one of the file at `path`.
+    fn check(
+        &self,
+        path: &Path,
+        options: &Options,
+        latent: &Latent,
+        fingerprint: u64,
+    ) -> Result<()> {
+        if self.fingerprint != fingerprint {
+            let reason = "was made with other data: give it as it was";
+            return Err(Error::training(path, reason));
+        }
+        // A run that diverged goes on with another learning rate.
+        let was = Options {
+            learning_rate: options.learning_rate,
+            ..self.options.clone()
+        };
+        if was != *options || self.latent != *latent {
+            let mut found = checkpoint::differences(&was, options);
+            found.extend(checkpoint::differences(&self.latent, latent));
+            return Err(checkpoint::other_options(path, found));
+        }
+        Ok(())
+    }
+}
+
 /// A trained teacher, frozen.
 pub struct FrozenTeacher {
     pub net: Teacher,
@@ -226,20 +253,7 @@ impl TeacherRun {
         let mut trained = Trained::new(parameters, 0.999, options.ema)?;
         let (mut step, mut slowed) = (0, place.slower);
         if let Some((tensors, state)) = saved {
-            if state.fingerprint != fingerprint {
-                let reason = "was made with other data: give it as it was";
-                return Err(Error::training(path, reason));
-            }
-            // A run that diverged goes on with another learning rate.
-            let was = Options {
-                learning_rate: options.learning_rate,
-                ..state.options.clone()
-            };
-            if was != options || state.latent != latent {
-                let mut found = checkpoint::differences(&was, &options);
-                found.extend(checkpoint::differences(&state.latent, &latent));
-                return Err(checkpoint::other_options(&path, found));
-            }
+            state.check(&path, &options, &latent, fingerprint)?;
             trained.restore(state.step, &tensors)?;
             step = state.step;
             slowed += state.slowed;
@@ -265,6 +279,25 @@ impl TeacherRun {
             dtype: place.dtype,
             dir: place.dir.to_path_buf(),
         })
+    }
+
+    /// Whether `dir` has a teacher that has taken all steps of `options`, and no checkpoint: there is nothing to train.
+    ///
+    /// # Errors
+    /// [`Error::Training`] when it was made with other options or data; those of [`checkpoint::load`].
+    pub fn is_done(
+        options: &Options,
+        latent: &Latent,
+        material: &Material,
+        dir: &Path,
+    ) -> Result<bool> {
+        let path = dir.join("teacher.safetensors");
+        if dir.join("checkpoint.safetensors").exists() || !path.exists() {
+            return Ok(false);
+        }
+        let (_, state) = checkpoint::load::<State>(&path)?;
+        state.check(&path, options, latent, material.fingerprint())?;
+        Ok(state.step >= options.steps)
     }
 
     /// Steps done.
