@@ -209,6 +209,28 @@ fn a_stopped_recipe_goes_on_to_the_same_model() {
     assert!(model(&whole) == model(&stopped));
 }
 
+/// A checkpoint at the last step says that teacher and model are there: they are written before it.
+#[test]
+fn what_is_saved_in_part_is_made_again() {
+    let (dir, recipe) = folder();
+    let out = dir.path().join("run");
+    for (folder, product) in [
+        (out.join("teacher"), "teacher.safetensors"),
+        (out.clone(), "model.safetensors"),
+    ] {
+        // Nothing can be written where a folder stands.
+        let way = folder.join("checkpoint.safetensors.part");
+        fs::create_dir_all(&way).unwrap();
+        let (done, text) = run(&recipe, &out, &[]);
+        assert!(!done && text.contains("checkpoint.safetensors"), "{text}");
+        assert!(folder.join(product).exists(), "{product}");
+        fs::remove_dir(&way).unwrap();
+    }
+    let (done, text) = run(&recipe, &out, &[]);
+    assert!(done, "{text}");
+    LiteModel::read(&out.join("model.safetensors")).unwrap();
+}
+
 #[test]
 fn a_run_that_diverges_for_good_says_so_after_some_patience() {
     let (dir, recipe) = folder();

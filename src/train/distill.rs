@@ -584,9 +584,10 @@ impl Distill {
             step: self.step,
             fingerprints: self.fingerprints,
         };
-        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)?;
+        // The model first: a checkpoint at the last step says that it is there.
         let path = self.dir.join("model.safetensors");
-        self.model().save(&path, Precision::F32)
+        self.model().save(&path, Precision::F32)?;
+        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)
     }
 }
 

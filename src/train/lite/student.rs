@@ -814,10 +814,11 @@ impl StudentRun {
             fingerprint: self.fingerprint,
             teacher: self.teacher.as_ref().map(|t| t.fingerprint),
         };
-        // The model first: weights that are not finite must not replace a good checkpoint.
+        // The model first: weights that are not finite must not replace a good checkpoint, and a checkpoint at the last
+        // step says that the model is there.
         let bytes = self.model()?.to_bytes(true)?;
-        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)?;
-        checkpoint::write_atomically(&self.dir.join("model.safetensors"), &bytes)
+        checkpoint::write_atomically(&self.dir.join("model.safetensors"), &bytes)?;
+        checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)
     }
 }
 

@@ -425,12 +425,13 @@ impl TeacherRun {
             fingerprint: self.fingerprint,
         };
         let path = |name| self.dir.join(name);
+        // The teacher first: a checkpoint at the last step says that it is there.
+        let averages = self.trained.averages().into_iter().collect();
+        checkpoint::save(&path("teacher.safetensors"), averages, &state)?;
         checkpoint::save(
             &path("checkpoint.safetensors"),
             self.trained.state()?,
             &state,
-        )?;
-        let averages = self.trained.averages().into_iter().collect();
-        checkpoint::save(&path("teacher.safetensors"), averages, &state)
+        )
     }
 }
