@@ -176,10 +176,12 @@ fn mistakes_are_explained() {
     std::fs::create_dir(&none).unwrap();
     for (data, options, word) in [
         (dir.path().join("missing"), &[][..], "missing"),
-        (none, &[][..], "no usable photo"),
+        (none.clone(), &[][..], "no usable photo"),
         (data.clone(), &["--scale", "9"][..], "--scale 9"),
         (data.clone(), &["--steps", "0"][..], "--steps"),
         (data.clone(), &["--lr", "7"][..], "--lr"),
+        (data.clone(), &["--patch", "0"][..], "--patch 0"),
+        (none, &["--patch", "30"][..], "multiple of 4"),
         (data, &["--resume"][..], "nothing to resume"),
     ] {
         let mut command = Command::cargo_bin("tadsr-train").unwrap();

@@ -105,12 +105,15 @@ impl Args {
         })
     }
 
-    fn options(&self) -> Result<Options> {
+    fn options(&self, r: usize) -> Result<Options> {
         run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
         if self.expand > 1024 {
             bail!("--expand: at most 1024");
         }
-        Ok(Options {
+        if self.patch == Some(0) {
+            bail!("--patch 0: at least 16, or leave it out");
+        }
+        let options = Options {
             steps: self.steps,
             batch: self.batch,
             accumulate: 1,
@@ -120,12 +123,16 @@ impl Args {
             expand: self.expand,
             seed: self.seed,
             distillation: Distillation::none(),
-        })
+        };
+        let patch = options.patch_side(r, 1);
+        patch.map_err(|e| anyhow!("--{e}"))?;
+        Ok(options)
     }
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let (target, options) = (args.target()?, args.options()?);
+    let target = args.target()?;
+    let options = args.options(target.student.r)?;
     let threads = run::use_threads(args.threads)?;
     let spec = args.data.spec()?;
     let (device, dtype) = args.compute.open()?;

@@ -97,7 +97,7 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::Setting`] when that is out of range.
-    pub(in crate::train) fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
+    pub fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
         let patch = match self.patch {
             0 => 48 * r,
             patch => patch,
