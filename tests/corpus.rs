@@ -213,7 +213,23 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
         hold_out: 20,
         ..spec.clone()
     };
-    assert_eq!(load(&alone).unwrap().held_out().len(), 1);
+    let alone = load(&alone).unwrap();
+    assert_eq!(alone.held_out().len(), 1);
+    assert!(alone.notes()[0].contains("too few"), "{:?}", alone.notes());
+    assert!(corpus.notes().is_empty(), "{:?}", corpus.notes());
+    // As of few photos one is.
+    let photos = CorpusSpec {
+        dirs: vec![dir.path().join("data/deep")],
+        hold_out: 4,
+        ..spec.clone()
+    };
+    let photos = load(&photos).unwrap();
+    assert_eq!(photos.photos().map(|p| p.len()), Some(3));
+    assert!(
+        photos.notes()[0].contains("3 photos"),
+        "{:?}",
+        photos.notes()
+    );
     // Drawn pictures join the photos; none is held out.
     let synthetic = Synthetic {
         dead_leaves: 3,

@@ -365,7 +365,8 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
         "{text}"
     );
     assert!(!place.at("dry").exists());
-    run(place.distill("run", &options));
+    let text = run(place.distill("run", &options));
+    assert!(text.contains("3 photos are too few"), "{text}");
     let mut names = files(&place.at("run"));
     // TensorBoard's file is named after time and process.
     names.retain(|name| !name.starts_with("events.out.tfevents."));

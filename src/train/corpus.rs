@@ -39,7 +39,8 @@ pub struct CorpusSpec {
     /// Where clips are kept; [`default_cache`] if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// Every such photo, and clip, is kept out of the training, to measure on it; at least 2.
+    /// Every such photo, and clip, is kept out of the training, to measure on it; at least 2. Of fewer photos the first
+    /// is measured on and trained on.
     pub hold_out: usize,
     /// Probability that a picture is a frame of a video, where there are videos and photos.
     pub video_share: f64,
@@ -427,6 +428,7 @@ impl Corpus {
             }
             Err(e) => return Err(unusable(e)),
         };
+        notes.extend(photos.as_ref().and_then(|p| p.too_few(spec.hold_out)));
         let held_out = photos.as_mut().map(|p| p.hold_out(spec.hold_out));
         // After that: what is measured on is photographed.
         let mut photos = PhotoSet::join(photos, spec.synthetic.draw(patch)?, patch);
@@ -441,7 +443,15 @@ impl Corpus {
             skipped.extend(more);
             let mut frames = clips.hold_out(spec.hold_out)?;
             if held_out.is_none() && frames.is_empty() {
-                frames.extend(clips.first_frame()?);
+                let first = clips.first_frame()?;
+                if first.is_some() {
+                    let (all, every) = (clips.len(), spec.hold_out);
+                    notes.push(format!(
+                        "{all} clips of videos are too few to hold one of {every} out: the first is trained on and \
+                         measured on"
+                    ));
+                }
+                frames.extend(first);
             }
             let held_out = PhotoSet::join(held_out, frames, patch);
             ((!clips.is_empty()).then_some(clips), held_out)
@@ -532,7 +542,7 @@ impl Corpus {
         self.photos.as_ref()
     }
 
-    /// Photos, and frames of clips, that are not in the pairs.
+    /// Photos, and frames of clips, that are not in the pairs, but for one where [`Self::notes`] says so.
     pub fn held_out(&self) -> Arc<PhotoSet> {
         self.held_out.clone()
     }
@@ -578,7 +588,7 @@ impl Corpus {
         &self.skipped
     }
 
-    /// What the user should know: codecs that are not there, limits that were met.
+    /// What the user should know: codecs that are not there, limits that were met, too little to hold some of it out.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

@@ -179,7 +179,8 @@ impl PhotoSet {
 
     /// Takes every `every`th photo out into a set of its own, to measure on what was not trained on.
     ///
-    /// Photos are in the order of their paths; with fewer than `every` photos the first is taken and stays in both.
+    /// Photos are in the order of their paths; with fewer than `every` photos the first is taken and stays in both:
+    /// [`Self::too_few`] says so.
     pub fn hold_out(&mut self, every: usize) -> Self {
         let (mut kept, mut taken) = (Vec::new(), Vec::new());
         for (i, photo) in self.photos.drain(..).enumerate() {
@@ -200,6 +201,16 @@ impl PhotoSet {
             min_side: self.min_side,
             sampling: self.sampling.clone(),
         }
+    }
+
+    /// What to tell the user where [`Self::hold_out`] takes a photo that is trained on.
+    pub fn too_few(&self, every: usize) -> Option<String> {
+        let all = self.len();
+        (all < every.max(2)).then(|| {
+            format!(
+                "{all} photos are too few to hold one of {every} out: the first is trained on and measured on"
+            )
+        })
     }
 
     /// The photos of `set` and `more` ones, if there are any, for patches of up to `min_side` pixels. All of `more` are

@@ -302,8 +302,7 @@ pub fn run(args: Args) -> Result<()> {
         run::make_folder(&args.out)?;
     }
     let stop = Stop::on_signals()?.flag();
-    let mut photos = run::load_photos(&args.data, options.patch)?;
-    let held_out = photos.hold_out(20);
+    let [photos, held_out] = run::photos(&args.data, options.patch)?;
     eprintln!(
         "{} photos to train on, {} held out; teacher '{}' with {}, student with {} parameters",
         photos.len(),

@@ -122,7 +122,7 @@ pub fn use_threads(threads: Option<usize>) -> Result<usize> {
 }
 
 /// Decodes the photos below `data`, with progress; says which are left out.
-pub fn load_photos(data: &[PathBuf], side: usize) -> Result<PhotoSet> {
+fn load_photos(data: &[PathBuf], side: usize) -> Result<PhotoSet> {
     let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
         "decoding photos {bar:30} {pos}/{len}",
     )?);
@@ -135,6 +135,19 @@ pub fn load_photos(data: &[PathBuf], side: usize) -> Result<PhotoSet> {
         eprintln!("left out '{}': {}", skipped.path.display(), skipped.reason);
     }
     Ok(photos)
+}
+
+/// Every such photo is kept out of the training of [`photos`], to measure on it.
+const HOLD_OUT: usize = 20;
+
+/// The photos below `data` to train on, and those held out; says where that cannot be.
+pub fn photos(data: &[PathBuf], side: usize) -> Result<[PhotoSet; 2]> {
+    let mut photos = load_photos(data, side)?;
+    if let Some(note) = photos.too_few(HOLD_OUT) {
+        eprintln!("note: {note}");
+    }
+    let held_out = photos.hold_out(HOLD_OUT);
+    Ok([photos, held_out])
 }
 
 /// How often in a row a run that diverges is taken up from its last checkpoint.
