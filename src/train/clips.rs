@@ -198,22 +198,37 @@ impl ClipSet {
         Ok((set, skipped))
     }
 
-    /// Takes every `every`th clip out; gives the frames in their middle.
+    /// Takes clips out, to measure on what was not trained on; gives the frames in their middle. Of `every` videos or more
+    /// every `every`th goes as a whole. Of fewer, one clip of `every` goes: the last ones of each video, for clips that
+    /// follow one another are all but the same.
     ///
     /// # Errors
     /// As [`Self::clip`].
     pub fn hold_out(&mut self, every: usize) -> Result<Vec<RgbImage>> {
-        let (taken, kept) = self
-            .clips
-            .drain(..)
-            .enumerate()
-            .partition::<Vec<_>, _>(|(i, _)| i % every.max(2) == every.max(2) - 1);
+        let every = every.max(2);
+        // The clips of a video lie in a folder of their own.
+        let videos = self.clips.chunk_by(|a, b| a.parent() == b.parent());
+        let whole = videos.clone().count() >= every;
+        let (mut kept, mut taken) = (Vec::new(), Vec::new());
+        let mut seen = 0;
         let mut hash = Fnv::default();
         self.fingerprint.hash(&mut hash);
-        kept.iter().for_each(|(i, _)| i.hash(&mut hash));
+        for (i, clips) in videos.enumerate() {
+            let before = seen;
+            seen += clips.len();
+            let count = match whole {
+                true if i % every == every - 1 => clips.len(),
+                true => 0,
+                false => seen / every - before / every,
+            };
+            let (rest, last) = clips.split_at(clips.len() - count);
+            rest.len().hash(&mut hash);
+            kept.extend_from_slice(rest);
+            taken.extend_from_slice(last);
+        }
+        self.clips = kept;
         self.fingerprint = hash.finish();
-        self.clips = kept.into_iter().map(|(_, path)| path).collect();
-        let middle = |(_, path): &(usize, PathBuf)| self.frame(path, self.shape.frames / 2);
+        let middle = |path: &PathBuf| self.frame(path, self.shape.frames / 2);
         taken.iter().map(middle).collect()
     }
 
@@ -808,6 +823,29 @@ mod tests {
         let all = set.len();
         let held_out = set.hold_out(2).unwrap();
         assert_eq!((held_out.len(), set.len()), (all / 2, all.div_ceil(2)));
+    }
+
+    #[test]
+    fn whole_videos_are_held_out_or_the_end_of_one() {
+        let data = Data::new();
+        let all = |data: &Data| data.load(&spec(), SHAPE).0;
+        let rest = |every| {
+            let mut set = all(&data);
+            let taken = set.hold_out(every).unwrap().len();
+            assert_eq!(taken + set.len(), all(&data).len());
+            set.clips
+        };
+        video(&data.path("a.mp4"), (96, 96), 3, noise);
+        let clips = all(&data).clips;
+        assert_eq!(rest(3), clips[..clips.len() - clips.len() / 3]);
+        for name in ["b.mp4", "c.mp4"] {
+            video(&data.path(name), (96, 96), 2, noise);
+        }
+        // The second of three, and no part of the others.
+        let clips = all(&data).clips;
+        let videos: Vec<_> = clips.chunk_by(|a, b| a.parent() == b.parent()).collect();
+        assert_eq!(rest(2), [videos[0], videos[2]].concat());
+        assert_eq!(rest(3), [videos[0], videos[1]].concat());
     }
 
     #[test]

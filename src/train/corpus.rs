@@ -39,8 +39,8 @@ pub struct CorpusSpec {
     /// Where clips are kept; [`default_cache`] if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// Every such photo, and clip, is kept out of the training, to measure on it; at least 2. Of fewer photos the first
-    /// is measured on and trained on.
+    /// Every such photo, and video, is kept out of the training, to measure on it; at least 2. Of fewer videos one clip
+    /// of as many is, the last ones of each; of fewer photos the first is measured on and trained on.
     pub hold_out: usize,
     /// Probability that a picture is a frame of a video, where there are videos and photos.
     pub video_share: f64,
