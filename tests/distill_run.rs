@@ -201,6 +201,10 @@ fn a_recipe_with_a_published_teacher_is_the_same_run() {
     // Done already; folders given are those that count.
     assert!(run(command(&[])).contains("done"));
     assert!(fails(command(&["--data", "/nowhere"])).contains("nowhere"));
+    assert!(run(command(&["--dry-run"])).contains("one step of 2 images"));
+    for option in ["--teacher", "--begin", "--lpips"] {
+        assert!(fails(command(&[option, "there"])).contains(option));
+    }
     std::fs::write(&recipe, format!("{text}stepps = 4\n")).unwrap();
     assert!(fails(command(&[])).contains("--stepps"));
 }
@@ -422,7 +426,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do() {
     let options = ["--steps", "4", "--from-scratch", "--adversarial", "0"];
     let text = fails(place.distill("run", &options));
     assert!(
-        text.contains("at step 0") && text.contains("lower --lr"),
+        text.contains("at step 0") && text.contains("lower learning rate"),
         "{text}"
     );
     assert!(!place.at("run/checkpoint.safetensors").exists());

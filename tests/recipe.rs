@@ -245,8 +245,11 @@ fn a_run_that_diverges_for_good_says_so_after_some_patience() {
 fn a_dry_run_says_what_a_run_takes_and_writes_nothing() {
     let (dir, recipe) = folder();
     let out = dir.path().join("run");
+    // Nobody asked for the folder that the command is called in.
+    fs::write(dir.path().join("checkpoint.safetensors"), "another's").unwrap();
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
     command.arg("run").arg(&recipe).arg("--out").arg(&out);
+    command.current_dir(dir.path());
     let output = command.arg("--dry-run").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");

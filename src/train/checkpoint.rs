@@ -111,22 +111,43 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, state))
 }
 
-/// Loads the checkpoint of a run that goes on (`resume`), or makes sure that a new run does not overwrite one.
+/// How a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Anew, where there is no checkpoint that it would overwrite.
+    New,
+    /// With its checkpoint.
+    Resumed,
+    /// Anew, whatever is there: it will not be saved.
+    Dry,
+}
+
+impl Start {
+    /// Of a run that goes on if `resume`.
+    pub fn of(resume: bool) -> Self {
+        match resume {
+            true => Self::Resumed,
+            false => Self::New,
+        }
+    }
+}
+
+/// Loads the checkpoint of a run that goes on, or makes sure that a new run does not overwrite one.
 ///
 /// # Errors
 /// Those of [`load`], and [`Error::Training`] when the file exists though the run is new, or is missing though it goes on.
 pub fn load_if<S: DeserializeOwned>(
     path: &Path,
-    resume: bool,
+    start: Start,
 ) -> Result<Option<(HashMap<String, Tensor>, S)>> {
-    match (path.exists(), resume) {
-        (true, true) => load(path).map(Some),
-        (false, false) => Ok(None),
-        (true, false) => {
+    match (path.exists(), start) {
+        (true, Start::Resumed) => load(path).map(Some),
+        (_, Start::Dry) | (false, Start::New) => Ok(None),
+        (true, Start::New) => {
             let reason = "exists: go on with --resume, or choose another folder for the run";
             Err(Error::training(path, reason))
         }
-        (false, true) => {
+        (false, Start::Resumed) => {
             let reason = "does not exist: nothing to resume";
             Err(Error::training(path, reason))
         }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adversary::{Adversary, Judged},
-    checkpoint,
+    checkpoint::{self, Start},
     data::{Patch, PhotoSet},
     degrade::{Degradation, normal},
     init,
@@ -186,8 +186,7 @@ pub enum Begin<'a> {
 pub struct Place<'a> {
     /// Of `checkpoint.safetensors` and `model.safetensors`.
     pub dir: &'a Path,
-    /// Whether the run goes on with the checkpoint.
-    pub resume: bool,
+    pub start: Start,
     /// Threads that make pictures.
     pub data_threads: usize,
     /// Where the networks are, and the type of the U-Nets' and the autoencoder's feature maps.
@@ -316,7 +315,7 @@ impl Distill {
         let unfit = |e: String| Error::training(dir, e);
         options.check(&config).map_err(unfit)?;
         let path = dir.join("checkpoint.safetensors");
-        let saved = checkpoint::load_if::<State>(&path, place.resume)?;
+        let saved = checkpoint::load_if::<State>(&path, place.start)?;
         let (device, dtype) = (place.device, place.dtype);
         let mut frozen = Frozen {
             schedule: teacher.schedule()?,
@@ -506,8 +505,9 @@ impl Distill {
             return Ok(value);
         }
         let step = self.step;
-        let reason =
-            format!("the {what} is {value} at step {step}: go on with --resume and a lower --lr");
+        let reason = format!(
+            "the {what} is {value} at step {step}: go on at a lower learning rate, by --resume and --lr or the recipe's lr"
+        );
         Err(Error::training(&self.dir, reason))
     }
 

@@ -15,6 +15,7 @@ use tadsr::{
     model::OfficialModel,
     nn::official::{OfficialConfig, UnetConfig},
     train::{
+        checkpoint::Start,
         degrade::Degradation,
         distill::{Begin, Damage, Distill, Options, Place, Weights, narrowed},
         losses::ScoreWeight,
@@ -125,6 +126,9 @@ pub struct Args {
     /// Threads for the networks; the data has as many again [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
+    /// Whether a recipe stands for these arguments
+    #[arg(skip)]
+    recipe: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -280,6 +284,7 @@ pub fn of_recipe(path: &Path, told: &Told) -> Result<Option<Args>> {
     let read = Line::try_parse_from(line);
     let mut read = read.map_err(|e| anyhow!("'{}': {e}", path.display()))?;
     read.args.compute = told.compute.clone();
+    read.args.recipe = true;
     Ok(Some(read.args))
 }
 
@@ -317,11 +322,14 @@ pub fn run(args: Args) -> Result<()> {
         save_every: args.save_every,
         folder: &args.out,
         product: "model.safetensors",
-        go_on: Some("--resume"),
+        go_on: (!args.recipe).then_some("--resume"),
     };
     let place = Place {
         dir: &args.out,
-        resume: args.resume,
+        start: match args.dry_run {
+            true => Start::Dry,
+            false => Start::of(args.resume),
+        },
         data_threads: threads,
         device: &device,
         dtype,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use tadsr::train::{
+    checkpoint::Start,
     lite::{
         Latent, Material, Place,
         student::{Distillation, Options, StudentRun, Target},
@@ -162,7 +163,7 @@ pub fn run(args: Args) -> Result<()> {
     let open = |resume, slower| {
         let place = Place {
             dir: &args.out,
-            resume,
+            start: Start::of(resume),
             data_threads: threads,
             device: device.clone(),
             dtype,

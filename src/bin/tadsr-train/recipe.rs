@@ -12,7 +12,7 @@ use candle_core::DType;
 use tadsr::{
     metrics::Lpips,
     train::{
-        checkpoint::write_atomically,
+        checkpoint::{Start, write_atomically},
         corpus::PoolSpec,
         lite::{
             Latent, Material, Place,
@@ -86,6 +86,12 @@ pub fn run(args: Args) -> Result<()> {
         compute: &args.compute,
     };
     if let Some(published) = distill::of_recipe(&args.recipe, &told)? {
+        if args.teacher.is_some() || args.begin.is_some() || args.lpips.is_some() {
+            bail!(
+                "'{}' distils a published model: --teacher, --begin and --lpips are for other recipes",
+                args.recipe.display()
+            );
+        }
         return distill::run(published);
     }
     let threads = run::use_threads(args.threads)?;
@@ -157,10 +163,10 @@ impl Job {
         })
     }
 
-    fn place<'a>(&self, dir: &'a Path, resume: bool, slower: i32) -> Place<'a> {
+    fn place<'a>(&self, dir: &'a Path, start: Start, slower: i32) -> Place<'a> {
         Place {
             dir,
-            resume,
+            start,
             data_threads: self.threads,
             device: self.device.clone(),
             dtype: self.dtype,
@@ -218,7 +224,7 @@ impl Job {
         }
         let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
         let open = |resume, slower| {
-            let run = self.open_teacher(options, &self.place(dir, resume, slower))?;
+            let run = self.open_teacher(options, &self.place(dir, Start::of(resume), slower))?;
             // A student that has begun has the last word.
             if !has_checkpoint(&self.args.out) {
                 self.record()?;
@@ -255,7 +261,11 @@ impl Job {
                 Some(_) => Some(FrozenTeacher::read(&path, &self.device, self.dtype)?),
                 None => None,
             };
-            let run = self.open_student(options, teacher, &self.place(dir, resume, slower))?;
+            let run = self.open_student(
+                options,
+                teacher,
+                &self.place(dir, Start::of(resume), slower),
+            )?;
             self.record().map(|()| run)
         };
         run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
@@ -263,7 +273,7 @@ impl Job {
 
     /// Takes steps of each kind and says what all of them take.
     fn dry_run(&self, stop: &AtomicBool) -> Result<()> {
-        let nowhere = self.place(Path::new(""), false, 0);
+        let nowhere = self.place(&self.args.out, Start::Dry, 0);
         let mut whole = Duration::ZERO;
         let mut teacher = None;
         if let Some(options) = &self.recipe.teacher {

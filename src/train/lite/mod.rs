@@ -14,6 +14,7 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    checkpoint::Start,
     corpus::Corpus,
     degrade::normal,
     loader::step_seed,
@@ -158,8 +159,7 @@ type HeldOut = (&'static str, Batch);
 pub struct Place<'a> {
     /// Folder with its checkpoint.
     pub dir: &'a Path,
-    /// Whether it goes on with the checkpoint there.
-    pub resume: bool,
+    pub start: Start,
     pub data_threads: usize,
     /// Where the networks are trained; they are measured on the CPU.
     pub device: Device,

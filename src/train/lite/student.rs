@@ -345,7 +345,7 @@ impl StudentRun {
     ) -> Result<Self> {
         let patch = check(&options, &target, &latent, teacher.as_ref())?;
         let path = place.dir.join("checkpoint.safetensors");
-        let saved = checkpoint::load_if::<State>(&path, place.resume)?;
+        let saved = checkpoint::load_if::<State>(&path, place.start)?;
         let spec = latent.pairs(patch, options.batch);
         let (mut student, parameters) = new_student(target.student, &options, &place.device)?;
         student.set_dtype(place.dtype);

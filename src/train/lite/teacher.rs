@@ -234,7 +234,7 @@ impl TeacherRun {
         place: &Place,
     ) -> Result<Self> {
         let path = place.dir.join("checkpoint.safetensors");
-        let saved = checkpoint::load_if::<State>(&path, place.resume)?;
+        let saved = checkpoint::load_if::<State>(&path, place.start)?;
         let fingerprint = material.fingerprint();
         let config = options.config(&latent)?;
         options.check()?;
