@@ -192,9 +192,8 @@ impl CorpusSpec {
     /// [`Error::Setting`] that names what is wrong with it.
     pub fn damage(&self) -> Result<Damage> {
         if self.recipes.is_empty() {
-            let names: Vec<_> = PRESETS.iter().map(|p| p.0).collect();
             let unknown = || {
-                let text = format!("no preset '{}': {}", self.preset, names.join(", "));
+                let text = format!("no preset '{}': {}", self.preset, PRESETS.join(", "));
                 Error::Setting(text)
             };
             return Damage::preset(&self.preset).ok_or_else(unknown);
