@@ -1,9 +1,9 @@
 //! `tadsr-train blend`: a model between two.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use tadsr::model::LiteModel;
+use anyhow::Result;
+use tadsr::{model::LiteModel, train::checkpoint::write_atomically};
 
 /// Make a model whose weights lie between those of two, one of which was trained from the other.
 ///
@@ -33,8 +33,7 @@ pub fn run(args: Args) -> Result<()> {
     let [from, to] = [LiteModel::read(&args.from)?, LiteModel::read(&args.to)?];
     let mut model = from.blend(&to, args.share)?;
     model.level();
-    fs::write(&args.out, model.to_bytes(!args.full)?)
-        .with_context(|| format!("cannot write '{}'", args.out.display()))?;
+    write_atomically(&args.out, &model.to_bytes(!args.full)?)?;
     println!("{}: '{}'", model.metadata.name, args.out.display());
     Ok(())
 }

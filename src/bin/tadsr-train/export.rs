@@ -1,6 +1,6 @@
 //! `tadsr-train export`: a model for other runtimes.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -12,6 +12,7 @@ use tadsr::{
         LatentKind,
         latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
     },
+    train::checkpoint::write_atomically,
 };
 
 /// Write a model as an ONNX file.
@@ -68,8 +69,7 @@ pub fn run(args: Args) -> Result<()> {
         Ends::Latent => OnnxEnds::Latent,
     };
     let bytes = model.to_onnx(args.scale, ends);
-    fs::write(&args.onnx, bytes)
-        .with_context(|| format!("cannot write '{}'", args.onnx.display()))?;
+    write_atomically(&args.onnx, &bytes)?;
     if let Some(path) = &args.example {
         let tensors = match args.ends {
             Ends::Planes => planes_example(model, args.scale)?,

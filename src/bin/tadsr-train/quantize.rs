@@ -1,15 +1,17 @@
 //! `tadsr-train quantize`: a model that can be computed in integers.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use tadsr::{
     engine::cpu::{Patches, Precision, calibrate, residual_of},
     model::LiteModel,
     nn::lite::latent::Grid,
     train::{
+        checkpoint::write_atomically,
         degrade::Degradation,
         pairs::{Batch, DamagedPhotos, PairSpec},
+        recipe::train_scales,
     },
 };
 
@@ -84,9 +86,7 @@ pub fn run(args: Args) -> Result<()> {
         let decibels = decibels(&model, &spec, &measured, precision)?;
         println!("{:5} {decibels:.3} dB", precision.to_string());
     }
-    let bytes = model.to_bytes(!args.full)?;
-    fs::write(&args.out, bytes)
-        .with_context(|| format!("cannot write '{}'", args.out.display()))?;
+    write_atomically(&args.out, &model.to_bytes(!args.full)?)?;
     println!("{}: '{}'", model.metadata.name, args.out.display());
     Ok(())
 }
@@ -100,7 +100,7 @@ fn spec(model: &LiteModel) -> PairSpec {
         // Deep networks leave nothing of small patches but their border.
         patch: (2 * model.layers.len() + 16).next_multiple_of(48) * student.r.next_multiple_of(2),
         batch: 16,
-        scales: [low + (high - low).min(0.25), high],
+        scales: train_scales(low, high),
         native: 0.5,
     }
 }

@@ -1,7 +1,7 @@
 //! What all training runs have in common: photos, progress, the log of the losses, checkpoints, Ctrl-C.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     str::FromStr,
@@ -18,6 +18,7 @@ use tadsr::{
     Device,
     train::{
         self,
+        checkpoint::write_atomically,
         data::PhotoSet,
         report::{GRADIENT, REPORT_FILE, Report, SampleRow, save_samples},
         tensorboard::EventWriter,
@@ -176,9 +177,10 @@ pub fn train_with_patience<R: Training>(
         let resume = plan.folder.join("checkpoint.safetensors").exists();
         slower += 1;
         run = open(resume, slower)?;
-        if run.done() > begun {
+        if slower > 1 && run.done() > begun {
             // The checkpoint knows of the halvings before it.
             slower = 1;
+            drop(run);
             run = open(resume, slower)?;
         }
     }
@@ -349,16 +351,16 @@ impl LossLog {
         let steps = old.lines().skip(1);
         kept.extend(steps.take_while(|line| step(line).is_some_and(|s| s <= done)));
         let named = done > 0 && !kept.is_empty();
-        let unwritable = || format!("'{}' cannot be written", path.display());
-        let mut file = BufWriter::new(File::create(&path).with_context(unwritable)?);
-        if named {
-            for line in kept {
-                writeln!(file, "{line}").with_context(unwritable)?;
-            }
-        }
+        let kept: String = match named {
+            true => kept.iter().flat_map(|line| [line, "\n"]).collect(),
+            false => String::new(),
+        };
+        write_atomically(&path, kept.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&path);
+        let file = file.with_context(|| format!("'{}' cannot be written", path.display()))?;
         Ok(Self {
             path,
-            file,
+            file: BufWriter::new(file),
             named,
             sums: Vec::new(),
             steps: 0,
@@ -468,9 +470,10 @@ mod tests {
     fn a_run_that_diverges_goes_on_from_its_checkpoint_ever_slower() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("checkpoint.safetensors"), "").unwrap();
-        let saved = Rc::new(Cell::new((0, 0)));
+        let (saved, opened) = (Rc::new(Cell::new((0, 0))), Cell::new(0));
         let open = |resume: bool, slower| {
             let (done, slowed) = saved.get();
+            opened.set(opened.get() + 1);
             assert!(resume);
             Ok(Unstable {
                 done,
@@ -488,6 +491,8 @@ mod tests {
         };
         train_with_patience(open, true, &plan, &AtomicBool::new(false)).unwrap();
         assert_eq!(saved.get(), (30, 2));
+        // Once for each time that it diverged, and to hear that the checkpoint knows of the halving before.
+        assert_eq!(opened.get(), 4);
     }
 
     #[test]
@@ -500,14 +505,15 @@ mod tests {
         log.flush().unwrap();
         assert_eq!(log.means(), "a 3.0000, b 0.5000");
         let mut log = LossLog::open(dir.path(), 3).unwrap();
+        let text = || fs::read_to_string(dir.path().join("losses.csv")).unwrap();
+        // The others are there from the beginning: a run that is killed loses none of them.
+        assert_eq!(text().lines().count(), 4);
         log.add(4, &[("a", 9.0), ("b", 0.5)]).unwrap();
         log.flush().unwrap();
-        let text = fs::read_to_string(dir.path().join("losses.csv")).unwrap();
         let want = "step,a,b\n1,1e0,5e-1\n2,2e0,5e-1\n3,3e0,5e-1\n4,9e0,5e-1\n";
-        assert_eq!(text, want);
+        assert_eq!(text(), want);
         // A new run in the same folder starts anew.
         drop(LossLog::open(dir.path(), 0).unwrap());
-        let text = fs::read_to_string(dir.path().join("losses.csv")).unwrap();
-        assert_eq!(text, "");
+        assert_eq!(text(), "");
     }
 }
