@@ -104,12 +104,14 @@ impl Recipe {
 
     fn check_stages(&self) -> Result<()> {
         self.student.check()?;
-        let r = self.student_and_lowest()?.0.r;
+        let StudentConfig { latent, r, .. } = self.student_and_lowest()?.0;
         let Some(teacher) = &self.teacher else {
             return self.student.patch_side(r, 1).map(|_| ());
         };
         teacher.check()?;
-        self.student.patch_side(r, teacher.multiple())?;
+        let multiple = teacher.config(latent, r)?.multiple();
+        teacher.patch_side(r, multiple)?;
+        self.student.patch_side(r, multiple)?;
         self.student
             .distillation
             .check_times(teacher.diffusion.steps)
@@ -223,6 +225,15 @@ mod tests {
         );
         let file = fault(&format!("{HEAD}teacher = 'none.toml'\n[data]\n"));
         assert!(file.contains("none.toml"), "{file}");
+        for (wrong, word) in [
+            ("widths = [17]", "width 17"),
+            ("blocks = 0", "blocks"),
+            ("patch = 30", "patch = 30"),
+        ] {
+            let teacher = fault(&format!("{HEAD}[data]\n[teacher]\n{wrong}\n"));
+            let named = teacher.contains("recipe.toml") && teacher.contains("teacher");
+            assert!(named && teacher.contains(word), "{teacher}");
+        }
         let scale = fault("name = 'a'\nsize = 'tiny'\nscale = 8.0\n[data]\n");
         assert!(scale.contains('8'), "{scale}");
     }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
-    nn::lite::{Teacher, TeacherConfig},
+    nn::lite::{LatentKind, Teacher, TeacherConfig},
     train::{
         checkpoint,
         data::Fnv,
@@ -70,14 +70,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The network's shape for `latent`.
+    /// The network's shape for a latent of `kind` and `r`.
     ///
     /// # Errors
     /// [`Error::Setting`] that names what is out of range.
-    pub fn config(&self, latent: &Latent) -> Result<TeacherConfig> {
+    pub fn config(&self, kind: LatentKind, r: usize) -> Result<TeacherConfig> {
         let config = TeacherConfig {
-            latent: latent.kind.channels(latent.r),
-            r: latent.r,
+            latent: kind.channels(r),
+            r,
             widths: self.widths.clone(),
             blocks: self.blocks,
         };
@@ -87,9 +87,22 @@ impl Options {
         Ok(config)
     }
 
-    /// As [`TeacherConfig::multiple`].
-    pub(in crate::train) fn multiple(&self) -> usize {
-        1 << self.widths.len().saturating_sub(1).min(16)
+    /// The side of a high-resolution patch for a latent of `r` and a network that takes sides of `multiple` cells.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when that is out of range.
+    pub fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
+        let patch = match self.patch {
+            0 => 48 * r,
+            patch => patch,
+        };
+        let multiple = r * multiple;
+        match (1..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
+            true => Ok(patch),
+            false => Err(Error::Setting(format!(
+                "teacher: patch = {patch}: a multiple of {multiple} up to 1024"
+            ))),
+        }
     }
 
     /// # Errors
@@ -164,7 +177,7 @@ impl FrozenTeacher {
         fs::read(path).map_err(Error::io(path))?.hash(&mut hash);
         let fingerprint = hash.finish();
         let (tensors, state) = checkpoint::load::<State>(path)?;
-        let config = state.options.config(&state.latent)?;
+        let config = state.options.config(state.latent.kind, state.latent.r)?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
         let mut net = Teacher::new(config, vb)?;
         net.set_dtype(dtype);
@@ -236,17 +249,9 @@ impl TeacherRun {
         let path = place.dir.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, place.start)?;
         let fingerprint = material.fingerprint();
-        let config = options.config(&latent)?;
+        let config = options.config(latent.kind, latent.r)?;
         options.check()?;
-        let patch = match options.patch {
-            0 => 48 * latent.r,
-            patch => patch,
-        };
-        let multiple = latent.r * config.multiple();
-        if !(1..=1024).contains(&patch) || !patch.is_multiple_of(multiple) {
-            let text = format!("teacher: patch = {patch}: a multiple of {multiple} up to 1024");
-            return Err(Error::Setting(text));
-        }
+        let patch = options.patch_side(latent.r, config.multiple())?;
         let seed = options.seed ^ WEIGHTS;
         let (mut teacher, parameters) = init::teacher(&config, seed, &place.device)?;
         teacher.set_dtype(place.dtype);
@@ -409,7 +414,8 @@ impl TeacherRun {
 
     fn averaged(&self, device: &Device) -> Result<Teacher> {
         let vb = VarBuilder::from_tensors(self.trained.averages(), DType::F32, device);
-        Ok(Teacher::new(self.options.config(&self.latent)?, vb)?)
+        let config = self.options.config(self.latent.kind, self.latent.r)?;
+        Ok(Teacher::new(config, vb)?)
     }
 
     /// Writes the checkpoint and the teacher's file.
