@@ -427,6 +427,12 @@ fn data_check_says_what_is_used_and_why_not() {
             assert!(text.contains(word), "{word}: {text}");
         }
     }
+    // Another kind of student has another grid.
+    for (student, side) in [("tiny", 96), ("small", 192)] {
+        let (_, text) = tool(&["data", "check", data, "--student", student]);
+        let sides = format!("photos: 3 with sides of at least {side} pixels");
+        assert!(text.contains(&sides), "{sides}: {text}");
+    }
     let own = dir.path().join("damage.toml");
     let own = own.to_str().unwrap();
     let (_, preset) = tool(&["data", "preset", "real-world"]);

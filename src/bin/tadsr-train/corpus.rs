@@ -9,12 +9,16 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
-use tadsr::train::{
-    corpus::{Corpus, CorpusSpec, Progress},
-    damage::Damage,
+use tadsr::{
+    nn::lite::StudentConfig,
+    train::{
+        corpus::{Corpus, CorpusSpec, Progress},
+        damage::Damage,
+        recipe,
+    },
 };
 
 use crate::stop::Stopped;
@@ -54,6 +58,26 @@ pub enum Preset {
     RealWorld,
     /// A third JPEG-damaged, a few blurred or noisy, the rest clean; needs no codecs
     Stills,
+}
+
+/// The kinds of students.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Size {
+    /// Luma only, for CPUs
+    Tiny,
+    /// Luma and chroma, for GPUs
+    Small,
+}
+
+impl Size {
+    /// The student for scales up to `scale`, and the lowest scale that it serves.
+    pub fn at(self, scale: f64) -> Result<(StudentConfig, f64)> {
+        let size = match self {
+            Self::Tiny => recipe::Size::Tiny,
+            Self::Small => recipe::Size::Small,
+        };
+        size.student(scale).map_err(|e| anyhow!("--{e}"))
+    }
 }
 
 impl Preset {

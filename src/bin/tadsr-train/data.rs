@@ -17,7 +17,7 @@ use tadsr::train::{
     recipe::train_scales,
 };
 
-use crate::corpus::{DamageArgs, Preset};
+use crate::corpus::{DamageArgs, Preset, Size};
 
 /// Look at training data: what of it is used, and what happens to it.
 #[derive(ClapArgs)]
@@ -37,6 +37,7 @@ enum Command {
 #[command(after_help = "Examples:
   tadsr-train data check photos videos
   tadsr-train data check photos --scale 4              # for a model of scales up to 4
+  tadsr-train data check photos --student small --scale 4   # of another kind
   tadsr-train data check photos --damage damage.toml   # recipes of one's own")]
 struct Check {
     /// Folders (or files) with photos (JPEG, PNG) and videos
@@ -44,10 +45,13 @@ struct Check {
     dirs: Vec<PathBuf>,
     #[command(flatten)]
     damage: DamageArgs,
+    /// The kind of student
+    #[arg(long, value_enum, default_value = "tiny")]
+    student: Size,
     /// Largest scale of the model, above 1 up to 4
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
-    /// Side of a high-resolution patch in pixels [default: 96 up to scale 2, 192 above]
+    /// Side of a high-resolution patch in pixels [default: 48 cells of the model's grid]
     #[arg(long)]
     patch: Option<usize>,
     /// Folder for prepared clips [default: tadsr in the user's cache folder]
@@ -79,12 +83,8 @@ pub fn run(args: Args) -> Result<()> {
 
 impl Check {
     fn run(&self) -> Result<()> {
-        if !(1.0 < self.scale && self.scale <= 4.0) {
-            bail!("--scale {}: above 1, up to 4", self.scale);
-        }
-        let patch = self
-            .patch
-            .unwrap_or(if self.scale <= 2.0 { 96 } else { 192 });
+        let (student, low) = self.student.at(self.scale)?;
+        let patch = self.patch.unwrap_or(48 * student.r);
         if !(16..=1024).contains(&patch) {
             bail!("--patch {patch}: 16 to 1024");
         }
@@ -96,7 +96,6 @@ impl Check {
         self.damage.set(&mut spec)?;
         let available = corpus::available(&spec)?;
         let found = corpus::find(&self.dirs)?;
-        let low = if self.scale <= 2.0 { 1.0 } else { 2.0 };
         let photos = photos(&found, patch)?;
         let counts = material(
             &spec,

@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
-use clap::ValueEnum;
 use tadsr::train::{
     checkpoint::Start,
     lite::{
         Latent, Material, Place,
         student::{Distillation, Options, StudentRun, Target},
     },
-    recipe::{self, train_scales},
+    recipe::train_scales,
     report::SampleRow,
 };
 
@@ -43,7 +42,7 @@ pub struct Args {
     resume: bool,
     /// The kind of student
     #[arg(long, value_enum, default_value = "tiny")]
-    student: Size,
+    student: corpus::Size,
     /// Largest scale that the model serves, above 1 up to 4; `tiny` then has r = 2 up to 2, r = 4 above
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
@@ -81,22 +80,9 @@ pub struct Args {
     threads: Option<usize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Size {
-    /// Luma only, for CPUs
-    Tiny,
-    /// Luma and chroma, for GPUs
-    Small,
-}
-
 impl Args {
     fn target(&self) -> Result<Target> {
-        let size = match self.student {
-            Size::Tiny => recipe::Size::Tiny,
-            Size::Small => recipe::Size::Small,
-        };
-        let named = |e| anyhow!("--{e}");
-        let (student, low) = size.student(self.scale).map_err(named)?;
+        let (student, low) = self.student.at(self.scale)?;
         let folder = self.out.file_name().map(|n| n.to_string_lossy());
         let name = self.name.as_deref().or(folder.as_deref());
         Ok(Target {
