@@ -32,7 +32,7 @@ pub mod tensorboard;
 /// The device that `device` names, for training: the CPU for [`Device::Auto`].
 ///
 /// # Errors
-/// [`Error::Device`] when a CUDA device is asked for and cannot be used, or this was built without the feature `cuda`.
+/// [`crate::Error::Device`] when a CUDA device is asked for and cannot be used, or this was built without the feature `cuda`.
 pub fn device(device: Device) -> Result<candle_core::Device> {
     let device = device.to_candle()?;
     ops::cuda::keep_memory(&device)?;

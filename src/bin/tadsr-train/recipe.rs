@@ -35,11 +35,11 @@ use crate::{
 /// saves a checkpoint, and the same command goes on from it exactly. A recipe whose teacher is a published model distils that.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory
-  tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain
-  tadsr-train run recipes/tiny-x4-plain.toml --data photos --out runs/plain             # again: goes on after Ctrl-C
-  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/a --begin runs/plain/checkpoint.safetensors
-  tadsr-train run recipes/tiny-x4.toml --data photos --out runs/b --begin runs/plain/checkpoint.safetensors \\
+  tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory
+  tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain
+  tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain             # again: goes on after Ctrl-C
+  tadsr-train run models/recipes/tiny-x4.toml --data photos --out runs/a --begin runs/plain/checkpoint.safetensors
+  tadsr-train run models/recipes/tiny-x4.toml --data photos --out runs/b --begin runs/plain/checkpoint.safetensors \\
       --teacher runs/a/teacher                                                          # with a teacher that is there")]
 pub struct Args {
     /// The recipe, a TOML file

@@ -117,8 +117,6 @@ impl Report {
         }
     }
 
-    /// Writes the page to `path`, as a whole or not at all.
-    ///
     fn reference(&self) -> &str {
         match self.reference.as_str() {
             "" => REFERENCE,
@@ -126,6 +124,8 @@ impl Report {
         }
     }
 
+    /// Writes the page to `path`, as a whole or not at all.
+    ///
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
