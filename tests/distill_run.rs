@@ -216,6 +216,8 @@ fn the_student_comes_closer_to_the_teachers_result() {
     let mut lost = OfficialModel::read(&place.at("teacher.safetensors")).unwrap();
     let output = lost.tensors.get_mut("unet.out.2.weight").unwrap();
     *output = (&*output * 0.2).unwrap();
+    lost.metadata.name = "lost".into();
+    lost.metadata.licence = "NTU S-Lab 1.0".into();
     let path = place.at("student.safetensors");
     lost.save(&path, Precision::F32).unwrap();
     let options = [
@@ -250,6 +252,11 @@ fn the_student_comes_closer_to_the_teachers_result() {
         d[0],
         d[1]
     );
+    // What it is made of is written down.
+    let made = OfficialModel::read(&place.at("run/model.safetensors")).unwrap();
+    assert_eq!(made.metadata.licence, "MIT AND NTU S-Lab 1.0");
+    assert_eq!(made.metadata.source["teacher"]["name"], "teacher");
+    assert_eq!(made.metadata.source["begun_with"]["name"], "lost");
     // The discriminator began blind.
     assert!((losses["discriminator"][0] - 2.0).abs() < 0.1);
 }

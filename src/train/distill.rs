@@ -200,6 +200,28 @@ struct State {
     step: u64,
     /// [`PhotoSet::fingerprint`] of the photos and of those held out, and the teacher's.
     fingerprints: [u64; 3],
+    /// The model that the student began with, where that is not the teacher; checkpoints of before it was kept have none.
+    #[serde(default)]
+    begun: Option<Origin>,
+}
+
+/// Whose weights a student has taken over or learnt from, as their file says it.
+#[derive(Clone, Serialize, Deserialize)]
+struct Origin {
+    name: String,
+    licence: String,
+    source: serde_json::Value,
+}
+
+impl Origin {
+    fn of(model: &OfficialModel) -> Self {
+        let metadata = &model.metadata;
+        Self {
+            name: metadata.name.clone(),
+            licence: metadata.licence.clone(),
+            source: metadata.source.clone(),
+        }
+    }
 }
 
 /// The student's losses, in the order of [`StepReport`].
@@ -286,6 +308,7 @@ pub struct Distill {
     loader: Loader<Pictures>,
     held_out: Prepared,
     fingerprints: [u64; 3],
+    begun: Option<Origin>,
     dir: PathBuf,
 }
 
@@ -351,6 +374,10 @@ impl Distill {
                 held_out.fingerprint(),
                 fingerprint(&teacher)?,
             ],
+            begun: match begin {
+                Begin::Model(model) => Some(Origin::of(model)),
+                Begin::Teacher | Begin::Random => None,
+            },
             model: teacher,
             step,
             loader: Loader::start(make, options.seed, first, place.data_threads),
@@ -386,6 +413,7 @@ impl Distill {
         self.adam.restore(state.step, get)?;
         self.adversary.restore(state.step, tensors)?;
         self.ema.restore(|name| get(&format!("ema.{name}")))?;
+        self.begun = state.begun.or(self.begun.take());
         Ok(())
     }
 
@@ -546,16 +574,23 @@ impl Distill {
             .collect();
         let averages = self.averages().into_iter();
         tensors.extend(averages.map(|(name, t)| (format!("unet.{name}"), t)));
-        let teacher = &self.model.metadata;
+        let teacher = Origin::of(&self.model);
+        let licence = match &self.begun {
+            Some(begun) if begun.licence != teacher.licence => {
+                format!("{} AND {}", teacher.licence, begun.licence)
+            }
+            _ => teacher.licence.clone(),
+        };
         let config = OfficialConfig {
             unet: self.options.student.clone(),
             ..self.frozen.config.clone()
         };
-        let mut metadata = OfficialMetadata::new(&self.options.name, config, &teacher.licence);
+        let mut metadata = OfficialMetadata::new(&self.options.name, config, &licence);
         metadata.source = serde_json::json!({
             "tool": format!("tadsr-train {}", env!("CARGO_PKG_VERSION")),
             "method": "time-aware distillation into one step (TAD-SR)",
-            "teacher": { "name": teacher.name, "source": teacher.source },
+            "teacher": teacher,
+            "begun_with": self.begun,
             "options": self.options,
             "steps_done": self.step,
         });
@@ -583,6 +618,7 @@ impl Distill {
             options: self.options.clone(),
             step: self.step,
             fingerprints: self.fingerprints,
+            begun: self.begun.clone(),
         };
         // The model first: a checkpoint at the last step says that it is there.
         let path = self.dir.join("model.safetensors");
