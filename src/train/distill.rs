@@ -15,14 +15,14 @@ use super::{
     adversary::{Adversary, Judged},
     checkpoint::{self, Start},
     data::{Patch, PhotoSet},
-    degrade::{Degradation, normal},
+    degrade::Degradation,
     init,
     loader::{Loader, step_seed},
     losses::{
-        Perturbation, ScoreWeight, Teacher, Term, hinge_generator, regression, score_direction,
-        score_distillation, stand_in,
+        Perturbation, ScoreWeight, Teacher, Term, hinge_generator, norm, normals, regression,
+        score_direction, score_distillation, stand_in,
     },
-    optim::{AdamW, Ema, Parameter, found},
+    optim::{Parameter, Trained},
     real_world::RealWorld,
 };
 use crate::{
@@ -300,9 +300,7 @@ pub struct Distill {
     /// The teacher's file, for the student's.
     model: OfficialModel,
     student: Unet,
-    parameters: Vec<Parameter>,
-    adam: AdamW,
-    ema: Ema,
+    trained: Trained,
     adversary: Adversary<Discriminator>,
     step: u64,
     loader: Loader<Pictures>,
@@ -352,8 +350,6 @@ impl Distill {
         student.set_dtype(dtype);
         let channels = frozen.teacher.feature_channels();
         let judge = DiscriminatorConfig::new(channels, frozen.config.unet.model_channels);
-        let mut adam = AdamW::new(parameters.clone())?;
-        adam.beta2 = 0.999;
         let spec = PictureSpec::new(&options, &frozen.config);
         let examined = spec.batch(held_out, options.batch, HELD_OUT)?;
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
@@ -361,13 +357,12 @@ impl Distill {
         let (batch, all) = (options.batch, photos.clone());
         let make = move |seed| spec.batch(&all, batch, seed);
         let mut run = Self {
-            ema: Ema::new(parameters.clone(), options.ema)?,
+            // As published, gradients of any length are followed.
+            trained: Trained::new(parameters, 0.999, options.ema, f64::INFINITY)?,
             adversary: {
                 let seed = options.seed ^ DISCRIMINATOR;
                 Adversary::new(init::discriminator(&judge, seed, device)?)?
             },
-            parameters,
-            adam,
             held_out: prepare(&options, &frozen, &student, &examined, HELD_OUT)?,
             fingerprints: [
                 photos.fingerprint(),
@@ -406,13 +401,8 @@ impl Distill {
             let found = checkpoint::differences(&was, &self.options);
             return Err(checkpoint::other_options(path, found));
         }
-        let get = |name: &str| found(tensors, name, self.student.device());
-        for (name, var) in &self.parameters {
-            var.set(&get(&format!("weights.{name}"))?)?;
-        }
-        self.adam.restore(state.step, get)?;
+        self.trained.restore(state.step, tensors)?;
         self.adversary.restore(state.step, tensors)?;
-        self.ema.restore(|name| get(&format!("ema.{name}")))?;
         self.begun = state.begun.or(self.begun.take());
         Ok(())
     }
@@ -444,7 +434,6 @@ impl Distill {
         }
         self.step_student(&prepared, rate, &mut report)?;
         self.step += 1;
-        self.ema.update(self.step)?;
         Ok(report)
     }
 
@@ -492,7 +481,8 @@ impl Distill {
             let loss = (stand_in(&z, &total)? * share)?;
             grads.extend(loss.backward()?)?;
         }
-        self.adam.step(&grads, rate)?;
+        let whole = self.trained.step(&grads, rate)?;
+        self.finite("gradient", whole)?;
         Ok(())
     }
 
@@ -562,7 +552,7 @@ impl Distill {
             let name = name.strip_prefix("student.").unwrap_or(&name);
             (name.to_string(), t)
         };
-        self.ema.state().into_iter().map(own).collect()
+        self.trained.averages().into_iter().map(own).collect()
     }
 
     /// The student as it stands, with averaged weights, as a model of the teacher's family.
@@ -603,16 +593,10 @@ impl Distill {
     /// [`Error::Io`] when a file cannot be written, [`Error::Training`] when weights are not finite; the files there
     /// before stay whole.
     pub fn save(&self) -> Result<()> {
-        let weights = self.parameters.iter();
-        let mut tensors: Vec<_> = weights
-            .map(|(name, var)| (format!("weights.{name}"), var.as_tensor().clone()))
-            .collect();
+        let mut tensors = self.trained.state()?;
         tensors.extend(self.adversary.state());
-        tensors.extend(self.adam.state());
-        let averages = self.ema.state().into_iter();
-        tensors.extend(averages.map(|(name, t)| (format!("ema.{name}"), t)));
         for (name, t) in &tensors {
-            self.finite(name, norm(t)?)?;
+            self.finite(name, norm(&t.to_dtype(DType::F32)?)?)?;
         }
         let state = State {
             options: self.options.clone(),
@@ -714,17 +698,6 @@ fn deterministic(
         z = schedule.deterministic_step(&z, &clean, zy, from, from.checked_sub(1))?;
     }
     Ok(z)
-}
-
-/// Standard normal numbers of the shape of `like`.
-fn normals(like: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
-    let values: Vec<f32> = (0..like.elem_count()).map(|_| normal(rng)).collect();
-    Ok(Tensor::from_vec(values, like.shape(), like.device())?)
-}
-
-fn norm(t: &Tensor) -> Result<f64> {
-    let norm = t.sqr()?.sum_all()?.sqrt()?;
-    Ok(f64::from(norm.to_scalar::<f32>()?))
 }
 
 /// The student and its variables.

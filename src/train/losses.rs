@@ -4,8 +4,10 @@
 //! on any latent. Every mean is over all elements.
 
 use candle_core::{Result, Tensor, Var};
+use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
+use super::degrade::normal;
 use crate::diffusion::Schedule;
 
 /// A frozen teacher, as the losses see it. Its weights must not be variables, else their gradients are computed in vain.
@@ -187,6 +189,18 @@ pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
 /// When a tensor operation fails.
 pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
     fake.mean_all()?.neg()
+}
+
+/// The Euclidean norm of all values, of f32.
+pub(super) fn norm(t: &Tensor) -> Result<f64> {
+    let norm = t.sqr()?.sum_all()?.sqrt()?;
+    Ok(f64::from(norm.to_scalar::<f32>()?))
+}
+
+/// Standard normal numbers of the shape of `like`.
+pub(super) fn normals(like: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
+    let values: Vec<f32> = (0..like.elem_count()).map(|_| normal(rng)).collect();
+    Tensor::from_vec(values, like.shape(), like.device())
 }
 
 #[cfg(test)]

@@ -157,31 +157,35 @@ pub struct Trained {
     parameters: Vec<Parameter>,
     adam: AdamW,
     ema: Ema,
+    /// How many times its running mean a gradient's norm may be.
+    clip: f64,
     /// Running mean of the gradients' norm; 0 before the first step.
     usual: f64,
 }
 
-/// How many times its running mean a gradient's norm may be.
-const CLIP: f64 = 4.0;
+/// What [`Trained::new`] takes as `clip` for the lite family.
+pub const CLIP: f64 = 4.0;
 
 impl Trained {
-    /// `parameters` with an optimiser whose second moments decay by `beta2`, and averages that decay by `decay`.
+    /// `parameters` with an optimiser whose second moments decay by `beta2`, and averages that decay by `decay`. Gradients
+    /// whose norm is more than `clip` times its running mean are scaled down to that; infinity leaves all as they are.
     ///
     /// # Errors
     /// When memory cannot be had.
-    pub fn new(parameters: Vec<Parameter>, beta2: f64, decay: f64) -> Result<Self> {
+    pub fn new(parameters: Vec<Parameter>, beta2: f64, decay: f64, clip: f64) -> Result<Self> {
         let mut adam = AdamW::new(parameters.clone())?;
         adam.beta2 = beta2;
         Ok(Self {
             ema: Ema::new(parameters.clone(), decay)?,
             adam,
             parameters,
+            clip,
             usual: 0.0,
         })
     }
 
-    /// Takes one step of learning rate `lr`; the averages follow. Gives the norm of the gradients; where it is more than
-    /// four times its running mean, they are scaled down to that: one odd batch must not undo what many have taught.
+    /// Takes one step of learning rate `lr`; the averages follow. Gives the norm of the gradients before they are scaled
+    /// down: one odd batch must not undo what many have taught.
     ///
     /// # Errors
     /// When a gradient's shape is not its parameter's.
@@ -194,8 +198,9 @@ impl Trained {
         }
         let norm = squares.sqrt();
         let usual = if self.usual > 0.0 { self.usual } else { norm };
-        let scale = (CLIP * usual / norm.max(1e-30)).min(1.0);
-        self.usual = 0.99 * usual + 0.01 * norm.min(CLIP * usual);
+        let kept = norm.min(self.clip * usual);
+        let scale = if kept < norm { kept / norm } else { 1.0 };
+        self.usual = 0.99 * usual + 0.01 * kept;
         self.adam.step_scaled(grads, lr, scale)?;
         self.ema.update(self.adam.step)?;
         Ok(norm)
@@ -238,8 +243,9 @@ impl Trained {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
         self.adam.restore(step, get)?;
-        if let [usual] = get("usual")?.to_vec1::<f64>()?[..] {
-            self.usual = usual;
+        // Checkpoints of published models were once kept without it.
+        if let Some(usual) = tensors.get("usual") {
+            self.usual = usual.to_vec1::<f64>()?.first().copied().unwrap_or(0.0);
         }
         self.ema.restore(|name| get(&format!("ema.{name}")))
     }

@@ -10,13 +10,11 @@ pub mod teacher;
 use std::{path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
-use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use super::{
     checkpoint::Start,
     corpus::Corpus,
-    degrade::normal,
     loader::step_seed,
     losses,
     pairs::{Batch, PairSource, PairSpec},
@@ -248,12 +246,6 @@ impl losses::Teacher for Guided<'_> {
     fn features(&self, x: &Tensor, t: &[usize]) -> candle_core::Result<Vec<Tensor>> {
         self.teacher.features(x, self.base, t, self.scale)
     }
-}
-
-/// Standard normal numbers of the shape of `like`.
-fn normals(like: &Tensor, rng: &mut StdRng) -> candle_core::Result<Tensor> {
-    let values: Vec<f32> = (0..like.elem_count()).map(|_| normal(rng)).collect();
-    Tensor::from_vec(values, like.shape(), like.device())
 }
 
 /// Beyond this a loss or gradient says that the run has diverged: in units of the residual's deviation both are about 1.

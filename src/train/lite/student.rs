@@ -14,8 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, normals,
-    teacher::FrozenTeacher,
+    Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, teacher::FrozenTeacher,
 };
 use crate::{
     Error, Result,
@@ -32,10 +31,10 @@ use crate::{
         init,
         loader::{Loader, step_seed},
         losses::{
-            Perturbation, ScoreWeight, Term, hinge_generator, regression, score_direction,
-            score_distillation, stand_in,
+            Perturbation, ScoreWeight, Term, hinge_generator, norm, normals, regression,
+            score_direction, score_distillation, stand_in,
         },
-        optim::{Parameter, Trained, cosine},
+        optim::{CLIP, Parameter, Trained, cosine},
         pairs::Batch,
         report::SampleRow,
     },
@@ -355,7 +354,7 @@ impl StudentRun {
         let (source, stats) = (material.source.clone(), latent.stats.clone());
         let make = move |seed| spec.batch(&*source, &stats, seed);
         let mut run = Self {
-            trained: Trained::new(parameters, 0.99, options.ema)?,
+            trained: Trained::new(parameters, 0.99, options.ema, CLIP)?,
             adversary: new_adversary(&options, teacher.as_ref(), &place.device)?,
             norms: [0.0; 5],
             step: 0,
@@ -903,11 +902,6 @@ fn charbonnier(z: &Tensor, goal: &Tensor) -> candle_core::Result<Tensor> {
 /// A residual `[n, h, w, c]` by `means` `[c, planes]`: `[n h w, planes]`.
 fn low(z: &Tensor, means: &Tensor) -> candle_core::Result<Tensor> {
     z.flatten_to(2)?.matmul(means)
-}
-
-fn norm(t: &Tensor) -> candle_core::Result<f64> {
-    let norm = t.sqr()?.sum_all()?.sqrt()?;
-    Ok(f64::from(norm.to_scalar::<f32>()?))
 }
 
 /// Mean LPIPS of luma pictures.

@@ -11,9 +11,7 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Diffusion, Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, normals,
-};
+use super::{Diffusion, Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain};
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
@@ -23,8 +21,8 @@ use crate::{
         data::Fnv,
         init,
         loader::{Loader, step_seed},
-        losses::{Perturbation, Teacher as _, denoising},
-        optim::{Trained, cosine},
+        losses::{Perturbation, Teacher as _, denoising, normals},
+        optim::{CLIP, Trained, cosine},
         pairs::Batch,
     },
 };
@@ -255,7 +253,7 @@ impl TeacherRun {
         let seed = options.seed ^ WEIGHTS;
         let (mut teacher, parameters) = init::teacher(&config, seed, &place.device)?;
         teacher.set_dtype(place.dtype);
-        let mut trained = Trained::new(parameters, 0.999, options.ema)?;
+        let mut trained = Trained::new(parameters, 0.999, options.ema, CLIP)?;
         let (mut step, mut slowed) = (0, place.slower);
         if let Some((tensors, state)) = saved {
             state.check(&path, &options, &latent, fingerprint)?;
