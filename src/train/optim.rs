@@ -324,6 +324,28 @@ mod tests {
     }
 
     #[test]
+    fn odd_gradients_are_shortened_unless_any_length_is_allowed() {
+        let second_moment = |clip| {
+            let var = Var::from_tensor(&Tensor::new(&[5f32], &Device::Cpu).unwrap()).unwrap();
+            let mut trained =
+                Trained::new(vec![("x".into(), var.clone())], 0.999, 0.9, clip).unwrap();
+            for length in [1.0, 1000.0] {
+                let loss = (var.as_tensor() * length).unwrap().sum_all().unwrap();
+                let norm = trained.step(&loss.backward().unwrap(), 0.01).unwrap();
+                assert_eq!(norm, length);
+            }
+            let copy = |(name, t): (String, Tensor)| (name, t.copy().unwrap());
+            let mut state: HashMap<_, _> = trained.state().unwrap().into_iter().map(copy).collect();
+            // It goes on from a checkpoint without the running mean, too.
+            state.remove("usual");
+            trained.restore(2, &state).unwrap();
+            state["adam.second.x"].to_vec1::<f32>().unwrap()[0]
+        };
+        assert!((second_moment(4.0) - 0.017).abs() < 1e-4);
+        assert!((second_moment(f64::INFINITY) - 1000.0).abs() < 0.01);
+    }
+
+    #[test]
     fn the_schedule_warms_up_and_ends_at_a_hundredth() {
         assert!(cosine(1.0, 0, 100, 10) < 0.11);
         assert_eq!(cosine(1.0, 10, 100, 10), 1.0);
