@@ -51,8 +51,21 @@ fn a_seed_gives_the_same_model_whatever_the_threads() {
     let out = |name: &str| dir.path().join(name);
     let steps = |seed, threads| ["--steps", "12", "--seed", seed, "--threads", threads];
     run(fit(&data, &out("a"), &steps("7", "1")));
+    // A run that was stopped before its first checkpoint leaves a latent that this one has nothing to do with.
+    std::fs::create_dir(out("b")).unwrap();
+    std::fs::write(out("b").join("latent.json"), "another's").unwrap();
     run(fit(&data, &out("b"), &steps("7", "3")));
     assert!(model(&out("a")) == model(&out("b")), "the same seed");
+    // So does the recipe that it leaves.
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    let recipe = out("a").join("recipe.toml");
+    command
+        .arg("run")
+        .arg(recipe)
+        .arg("--out")
+        .arg(out("again"));
+    run(command);
+    assert!(model(&out("a")) == model(&out("again")), "the same recipe");
     run(fit(&data, &out("c"), &steps("8", "1")));
     assert!(model(&out("a")) != model(&out("c")), "another seed");
 }

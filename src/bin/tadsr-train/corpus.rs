@@ -72,11 +72,17 @@ pub enum Size {
 impl Size {
     /// The student for scales up to `scale`, and the lowest scale that it serves.
     pub fn at(self, scale: f64) -> Result<(StudentConfig, f64)> {
-        let size = match self {
-            Self::Tiny => recipe::Size::Tiny,
-            Self::Small => recipe::Size::Small,
-        };
+        let size = recipe::Size::from(self);
         size.student(scale).map_err(|e| anyhow!("--{e}"))
+    }
+}
+
+impl From<Size> for recipe::Size {
+    fn from(size: Size) -> Self {
+        match size {
+            Size::Tiny => Self::Tiny,
+            Size::Small => Self::Small,
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use toml::{Table, Value};
 
 use crate::{
     dry_run,
+    recipe::Told,
     run::{self, HeldOut, Plan, Training},
     stop::Stop,
 };
@@ -216,19 +217,9 @@ impl Args {
     }
 }
 
-/// What `tadsr-train run` is told beside a recipe.
-pub struct Told<'a> {
-    pub data: &'a [PathBuf],
-    pub out: &'a Path,
-    pub dry_run: bool,
-    pub save_every: u64,
-    pub threads: Option<usize>,
-    pub compute: &'a run::Compute,
-}
-
-/// The arguments that the recipe at `path` stands for, if it is one for a published model: `published` names the teacher,
-/// the other keys are the options of this command.
-pub fn of_recipe(path: &Path, told: &Told) -> Result<Option<Args>> {
+/// The arguments that the recipe at `path` and what `tadsr-train run` is told stand for, if it is one for a published
+/// model: `published` names the teacher, the other keys are the options of this command.
+pub fn of_recipe(path: &Path, data: &[PathBuf], told: &Told) -> Result<Option<Args>> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let Ok(mut table) = text.parse::<Table>() else {
         // Reading it as another recipe says what is wrong.
@@ -238,7 +229,13 @@ pub fn of_recipe(path: &Path, told: &Told) -> Result<Option<Args>> {
         return Ok(None);
     };
     table.insert("teacher".into(), teacher);
-    if !told.data.is_empty() {
+    if told.teacher.is_some() || told.begin.is_some() || told.lpips.is_some() {
+        bail!(
+            "'{}' distils a published model: --teacher, --begin and --lpips are for other recipes",
+            path.display()
+        );
+    }
+    if !data.is_empty() {
         table.remove("data");
     }
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -262,11 +259,11 @@ pub fn of_recipe(path: &Path, told: &Told) -> Result<Option<Args>> {
             value => value.to_string().into(),
         }));
     }
-    if !told.data.is_empty() {
+    if !data.is_empty() {
         line.push("--data".into());
-        line.extend(told.data.iter().map(OsString::from));
+        line.extend(data.iter().map(OsString::from));
     }
-    line.extend(["--out".into(), OsString::from(told.out)]);
+    line.extend(["--out".into(), told.out.clone().into()]);
     line.extend(["--save-every".into(), told.save_every.to_string().into()]);
     if let Some(threads) = told.threads {
         line.extend(["--threads".into(), threads.to_string().into()]);

@@ -4,26 +4,23 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use tadsr::train::{
-    checkpoint::Start,
-    lite::{
-        Latent, Material, Place,
-        student::{Distillation, Options, StudentRun, Target},
-    },
-    recipe::train_scales,
+    lite::student::{Distillation, Options, StudentRun},
+    recipe::Recipe,
     report::SampleRow,
 };
 
 use crate::{
     corpus,
-    run::{self, HeldOut, Plan, Training},
-    stop::Stop,
+    recipe::{self, Told},
+    run::{self, HeldOut, Training},
 };
 
 /// Train a student on photos and videos, supervised.
 ///
 /// Every pair is made on the fly: a patch of a photo or a frame, shrunk by a random scale and damaged as the preset says;
 /// only what video codecs damage is prepared before, as clips on disk. Ctrl-C saves a checkpoint; --resume goes on from
-/// it exactly. The model is written beside it at every save.
+/// it exactly. The model is written beside it at every save, and before that recipe.toml, by which `tadsr-train run` makes
+/// the same model.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train fit --data photos --out runs/tiny-x2
@@ -81,18 +78,8 @@ pub struct Args {
 }
 
 impl Args {
-    fn target(&self) -> Result<Target> {
-        let (student, low) = self.student.at(self.scale)?;
-        let folder = self.out.file_name().map(|n| n.to_string_lossy());
-        let name = self.name.as_deref().or(folder.as_deref());
-        Ok(Target {
-            name: name.unwrap_or("model").into(),
-            student,
-            scales: [low, self.scale],
-        })
-    }
-
-    fn options(&self, r: usize) -> Result<Options> {
+    /// The recipe that the arguments stand for.
+    fn recipe(&self) -> Result<Recipe> {
         run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
         if self.expand > 1024 {
             bail!("--expand: at most 1024");
@@ -100,7 +87,8 @@ impl Args {
         if self.patch == Some(0) {
             bail!("--patch 0: at least 16, or leave it out");
         }
-        let options = Options {
+        let (config, _) = self.student.at(self.scale)?;
+        let student = Options {
             steps: self.steps,
             batch: self.batch,
             accumulate: 1,
@@ -111,56 +99,35 @@ impl Args {
             seed: self.seed,
             distillation: Distillation::none(),
         };
-        let patch = options.patch_side(r, 1);
+        let patch = student.patch_side(config.r, 1);
         patch.map_err(|e| anyhow!("--{e}"))?;
-        Ok(options)
+        let folder = self.out.file_name().map(|n| n.to_string_lossy());
+        let name = self.name.as_deref().or(folder.as_deref());
+        Ok(Recipe {
+            name: name.unwrap_or("model").into(),
+            size: self.student.into(),
+            scale: self.scale,
+            lowest: None,
+            data: self.data.spec()?,
+            teacher: None,
+            student,
+        })
     }
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let target = args.target()?;
-    let options = args.options(target.student.r)?;
-    let threads = run::use_threads(args.threads)?;
-    let spec = args.data.spec()?;
-    let (device, dtype) = args.compute.open()?;
-    run::make_folder(&args.out)?;
-    let stop = Stop::on_signals()?.flag();
-    let student = target.student;
-    let patch = args.patch.unwrap_or(48 * student.r);
-    let scales = train_scales(target.scales[0], target.scales[1]);
-    let corpus = corpus::load(&spec, patch, scales, &stop)?;
-    eprintln!(
-        "{}; {:?} with {} parameters",
-        corpus::describe(&corpus),
-        student.architecture,
-        student.parameters()
-    );
-    let plan = Plan {
-        steps: options.steps,
-        images: options.batch,
+    let told = Told {
+        out: args.out.clone(),
+        teacher: None,
+        begin: None,
+        lpips: None,
+        dry_run: false,
+        resume: Some(args.resume),
         save_every: args.save_every,
-        folder: &args.out,
-        product: "model.safetensors",
-        go_on: Some("--resume"),
+        compute: args.compute.clone(),
+        threads: args.threads,
     };
-    let material = Material::corpus(corpus);
-    let (kind, r) = (student.latent, student.r);
-    let latent = Latent::measure(kind, r, scales, &*material.source, patch)?;
-    let open = |resume, slower| {
-        let place = Place {
-            dir: &args.out,
-            start: Start::of(resume),
-            data_threads: threads,
-            device: device.clone(),
-            dtype,
-            slower,
-        };
-        let (options, target, latent) = (options.clone(), target.clone(), latent.clone());
-        Ok(StudentRun::new(
-            options, target, latent, None, None, &material, &place,
-        )?)
-    };
-    run::train_with_patience(open, args.resume, &plan, &stop)
+    recipe::make(args.recipe()?, told)
 }
 
 impl Training for StudentRun {

@@ -47,67 +47,72 @@ pub struct Args {
     /// Folders (or files) to train on, instead of the recipe's
     #[arg(long, num_args = 1.., value_name = "DIR")]
     data: Vec<PathBuf>,
+    #[command(flatten)]
+    told: Told,
+}
+
+/// What a command is told beside a recipe.
+#[derive(clap::Args)]
+pub struct Told {
     /// Folder of the run
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Folder of the teacher's run, which recipes with the same latent and data may share [default: teacher in the run's
     /// folder]
     #[arg(long, value_name = "DIR")]
-    teacher: Option<PathBuf>,
+    pub teacher: Option<PathBuf>,
     /// Checkpoint of another student's run whose weights this one begins with
     #[arg(long, value_name = "FILE")]
-    begin: Option<PathBuf>,
+    pub begin: Option<PathBuf>,
     /// Weights of LPIPS, to measure it on what is held out
     #[arg(long, value_name = "FILE")]
-    lpips: Option<PathBuf>,
+    pub lpips: Option<PathBuf>,
     /// Take some steps without writing into the run's folder, and say how long the run takes and how much memory it needs
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
     /// Steps between two checkpoints, each with a measurement on what is held out
     #[arg(long, default_value_t = 1000)]
-    save_every: u64,
+    pub save_every: u64,
     #[command(flatten)]
-    compute: run::Compute,
+    pub compute: run::Compute,
     /// Threads for the network; the data has as many again [default: one for each core]
     #[arg(long)]
-    threads: Option<usize>,
+    pub threads: Option<usize>,
+    /// Whether the student goes on with its checkpoint, as `--resume` says it; None: where there is one
+    #[arg(skip)]
+    pub resume: Option<bool>,
 }
 
 pub fn run(args: Args) -> Result<()> {
-    if args.save_every == 0 {
+    if args.told.save_every == 0 {
         bail!("--save-every must be at least 1");
     }
-    let told = distill::Told {
-        data: &args.data,
-        out: &args.out,
-        dry_run: args.dry_run,
-        save_every: args.save_every,
-        threads: args.threads,
-        compute: &args.compute,
-    };
-    if let Some(published) = distill::of_recipe(&args.recipe, &told)? {
-        if args.teacher.is_some() || args.begin.is_some() || args.lpips.is_some() {
-            bail!(
-                "'{}' distils a published model: --teacher, --begin and --lpips are for other recipes",
-                args.recipe.display()
-            );
-        }
+    if let Some(published) = distill::of_recipe(&args.recipe, &args.data, &args.told)? {
         return distill::run(published);
     }
-    let threads = run::use_threads(args.threads)?;
+    let mut recipe = Recipe::read(&args.recipe)?;
+    if !args.data.is_empty() {
+        recipe.data.dirs = args.data;
+    }
+    make(recipe, args.told)
+}
+
+/// Makes a model by `recipe`.
+pub fn make(recipe: Recipe, told: Told) -> Result<()> {
+    let threads = run::use_threads(told.threads)?;
     let stop = Stop::on_signals()?.flag();
-    let job = Job::new(args, threads, &stop)?;
-    if job.args.dry_run {
+    let job = Job::new(recipe, told, threads, &stop)?;
+    if job.told.dry_run {
         return job.dry_run(&stop);
     }
-    run::make_folder(&job.args.out)?;
+    run::make_folder(&job.told.out)?;
     job.train_teacher(&stop)?;
     job.train_student(&stop)
 }
 
 /// A recipe and what its stages have in common.
 struct Job {
-    args: Args,
+    told: Told,
     recipe: Recipe,
     target: Target,
     material: Material,
@@ -120,38 +125,34 @@ struct Job {
 }
 
 impl Job {
-    fn new(args: Args, threads: usize, stop: &AtomicBool) -> Result<Self> {
-        let mut recipe = Recipe::read(&args.recipe)?;
-        if !args.data.is_empty() {
-            recipe.data.dirs = args.data.clone();
-        }
-        if let Some(begin) = &args.begin
-            && !has_checkpoint(&args.out)
+    fn new(recipe: Recipe, told: Told, threads: usize, stop: &AtomicBool) -> Result<Self> {
+        if let Some(begin) = &told.begin
+            && !has_checkpoint(&told.out)
         {
             let found = fs::metadata(begin);
             found.with_context(|| format!("'{}' cannot be read", begin.display()))?;
         }
-        let teacher_dir = match (&args.teacher, &recipe.teacher) {
+        let teacher_dir = match (&told.teacher, &recipe.teacher) {
             (Some(dir), _) => dir.clone(),
-            (None, Some(_)) => args.out.join("teacher"),
-            (None, None) => args.out.clone(),
+            (None, Some(_)) => told.out.join("teacher"),
+            (None, None) => told.out.clone(),
         };
         let path = |dir: &Path| fs::canonicalize(dir).or_else(|_| std::path::absolute(dir));
-        if recipe.teacher.is_some() && path(&teacher_dir)? == path(&args.out)? {
+        if recipe.teacher.is_some() && path(&teacher_dir)? == path(&told.out)? {
             bail!("--teacher and --out are the same folder: both stages keep a checkpoint there");
         }
-        let (device, dtype) = args.compute.open()?;
+        let (device, dtype) = told.compute.open()?;
         let (student, low) = recipe.student_and_lowest()?;
         let target = Target {
             name: recipe.name.clone(),
             student,
             scales: [low, recipe.scale],
         };
-        let lpips = args.lpips.as_deref().map(Lpips::load).transpose()?;
-        let material = material(&args, &recipe, &target, stop)?;
+        let lpips = told.lpips.as_deref().map(Lpips::load).transpose()?;
+        let material = material(&told, &recipe, &target, stop)?;
         Ok(Self {
-            latent: latent(&args, &target, &material, &teacher_dir)?,
-            args,
+            latent: latent(&told, &recipe, &target, &material, &teacher_dir)?,
+            told,
             recipe,
             target,
             material,
@@ -178,13 +179,13 @@ impl Job {
         Plan {
             steps,
             images,
-            save_every: self.args.save_every,
+            save_every: self.told.save_every,
             folder,
-            product: match folder == self.args.out {
+            product: match folder == self.told.out {
                 true => "model.safetensors",
                 false => "teacher.safetensors",
             },
-            go_on: None,
+            go_on: self.told.resume.map(|_| "--resume"),
         }
     }
 
@@ -207,7 +208,7 @@ impl Job {
         }
         let text = toml::to_string(&recipe)?;
         Ok(write_atomically(
-            &self.args.out.join("recipe.toml"),
+            &self.told.out.join("recipe.toml"),
             text.as_bytes(),
         )?)
     }
@@ -226,7 +227,7 @@ impl Job {
         let open = |resume, slower| {
             let run = self.open_teacher(options, &self.place(dir, Start::of(resume), slower))?;
             // A student that has begun has the last word.
-            if !has_checkpoint(&self.args.out) {
+            if !has_checkpoint(&self.told.out) {
                 self.record()?;
             }
             Ok(run)
@@ -241,7 +242,7 @@ impl Job {
         place: &Place,
     ) -> Result<StudentRun> {
         let (target, latent) = (self.target.clone(), self.latent.clone());
-        let (begin, material) = (self.args.begin.as_deref(), &self.material);
+        let (begin, material) = (self.told.begin.as_deref(), &self.material);
         let options = options.clone();
         let mut run = StudentRun::new(options, target, latent, teacher, begin, material, place)?;
         if let Some(lpips) = &self.lpips {
@@ -253,7 +254,7 @@ impl Job {
     fn train_student(&self, stop: &AtomicBool) -> Result<()> {
         let options = &self.recipe.student;
         eprintln!("student: {} steps", options.steps);
-        let dir = &self.args.out;
+        let dir = &self.told.out;
         let plan = self.plan(dir, options.steps, options.batch * options.accumulate);
         let open = |resume, slower| {
             let path = self.teacher_dir.join("teacher.safetensors");
@@ -268,12 +269,13 @@ impl Job {
             )?;
             self.record().map(|()| run)
         };
-        run::train_with_patience(open, has_checkpoint(dir), &plan, stop)
+        let resume = self.told.resume.unwrap_or_else(|| has_checkpoint(dir));
+        run::train_with_patience(open, resume, &plan, stop)
     }
 
     /// Takes steps of each kind and says what all of them take.
     fn dry_run(&self, stop: &AtomicBool) -> Result<()> {
-        let nowhere = self.place(&self.args.out, Start::Dry, 0);
+        let nowhere = self.place(&self.told.out, Start::Dry, 0);
         let mut whole = Duration::ZERO;
         let mut teacher = None;
         if let Some(options) = &self.recipe.teacher {
@@ -305,30 +307,52 @@ fn has_checkpoint(dir: &Path) -> bool {
 }
 
 /// What is trained on: the folders of the command line, or those of the recipe.
-fn material(args: &Args, recipe: &Recipe, target: &Target, stop: &AtomicBool) -> Result<Material> {
+fn material(told: &Told, recipe: &Recipe, target: &Target, stop: &AtomicBool) -> Result<Material> {
     let mut data = recipe.data.clone();
     if data.dirs.is_empty() {
         bail!("nothing to train on: name folders by --data or by dirs in the recipe's data");
     }
-    if args.dry_run {
+    if told.dry_run {
         data.pool.clips = PoolSpec::LEAST;
     }
     let teacher = recipe.teacher.as_ref().map_or(0, |t| t.patch);
-    let side = (48 * target.student.r)
+    let side = latent_side(recipe, target)
         .max(teacher)
         .max(recipe.student.patch);
     let scales = train_scales(target.scales[0], target.scales[1]);
     let corpus = corpus::load(&data, side, scales, stop)?;
-    eprintln!("{}", corpus::describe(&corpus));
+    let student = &target.student;
+    eprintln!(
+        "{}; {:?} with {} parameters",
+        corpus::describe(&corpus),
+        student.architecture,
+        student.parameters()
+    );
     Ok(Material::corpus(corpus))
 }
 
+/// The side of the patches that the latent is measured on: the same for all students that a teacher may have.
+fn latent_side(recipe: &Recipe, target: &Target) -> usize {
+    match (&recipe.teacher, recipe.student.patch) {
+        (None, patch @ 1..) => patch,
+        _ => 48 * target.student.r,
+    }
+}
+
 /// The latent that the teacher's folder has, or a newly measured one, which is then kept there.
-fn latent(args: &Args, target: &Target, material: &Material, dir: &Path) -> Result<Latent> {
+fn latent(
+    told: &Told,
+    recipe: &Recipe,
+    target: &Target,
+    material: &Material,
+    dir: &Path,
+) -> Result<Latent> {
     let path = dir.join("latent.json");
     let student = target.student;
     let scales = train_scales(target.scales[0], target.scales[1]);
-    if let Ok(bytes) = fs::read(&path) {
+    // One that nothing was trained with may be of other data.
+    let used = has_checkpoint(dir) || dir.join("teacher.safetensors").exists();
+    if let (true, Ok(bytes)) = (used, fs::read(&path)) {
         let kept: Latent = serde_json::from_slice(&bytes)
             .with_context(|| format!("'{}' cannot be understood", path.display()))?;
         if (kept.kind, kept.r, kept.scales) != (student.latent, student.r, scales) {
@@ -338,9 +362,9 @@ fn latent(args: &Args, target: &Target, material: &Material, dir: &Path) -> Resu
         return Ok(kept);
     }
     eprintln!("measuring the latent");
-    let patch = 48 * student.r;
+    let patch = latent_side(recipe, target);
     let latent = Latent::measure(student.latent, student.r, scales, &*material.source, patch)?;
-    if !args.dry_run {
+    if !told.dry_run {
         run::make_folder(dir)?;
         write_atomically(&path, &serde_json::to_vec_pretty(&latent)?)?;
     }
