@@ -20,7 +20,7 @@ use super::{
     codec::{Codec, Kind, Rate},
     damage::{Damage, PRESETS, Recipe},
     data::{DataError, Fnv, Patch, PhotoSet, Sampling, Skipped, files, is_image, is_video},
-    degrade::Degradation,
+    degrade::KernelWeights,
     motion::Motion,
     pairs::{DamagedPhotos, PairSource},
     stages::Stage,
@@ -294,8 +294,11 @@ impl PairSource for DamagedClips {
         let motion = Motion::default();
         let truth = motion.over(&self.0, rng, times * side, Self::FRAMES)?;
         let small_side = times * small;
-        let kernel = Degradation::fixed().kernels;
-        let low = Stage::Shrink(kernel).apply(truth.clone(), (small_side, small_side), rng)?;
+        let low = Stage::Shrink(KernelWeights::catmull_rom()).apply(
+            truth.clone(),
+            (small_side, small_side),
+            rng,
+        )?;
         let codec = Codec {
             kind: Kind::H264,
             rate: Rate::Crf(28),
@@ -548,16 +551,13 @@ impl Corpus {
 
     /// Kinds of damage, by name, of what is held out: clean, JPEG of quality 60, and H.264 of CRF 28 where it is there.
     pub fn held_out_kinds(&self) -> Vec<(&'static str, Arc<dyn PairSource>)> {
-        let still = |degradation| {
+        let still = |recipe| {
             let photos = self.held_out.clone();
-            Arc::new(DamagedPhotos {
-                photos,
-                degradation,
-            })
+            Arc::new(DamagedPhotos { photos, recipe })
         };
         let mut kinds: Vec<(_, Arc<dyn PairSource>)> = vec![
-            ("clean", still(Degradation::fixed())),
-            ("jpeg60", still(Degradation::jpeg(60))),
+            ("clean", still(Recipe::fixed())),
+            ("jpeg60", still(Recipe::jpeg(60))),
         ];
         if self.compressed {
             kinds.push(("h264", Arc::new(DamagedClips(self.held_out.clone()))));
@@ -652,8 +652,7 @@ impl PairSource for Corpus {
             return pool.pair(&make, &self.spec.sampling, rng, side, small);
         }
         let truth = self.picture(rng, side)?;
-        let low = recipe.apply(vec![truth.clone()], (small, small), rng)?;
-        let low = low.into_iter().next().ok_or_else(nothing)?;
+        let low = recipe.picture(&truth, (small, small), rng)?;
         Ok((truth, low))
     }
 

@@ -88,46 +88,30 @@ impl Damage {
                 },
                 Recipe {
                     weight: 0.05,
-                    ..real_world()
+                    ..Recipe::real_world()
                 },
             ],
         }
     }
 
-    /// Downscaling alone, by any of the kernels.
+    /// [`Recipe::clean`].
     pub fn clean() -> Self {
         Self {
-            recipes: vec![Recipe {
-                name: "clean".into(),
-                weight: 1.0,
-                stages: vec![Stage::Shrink(KernelWeights::default())],
-            }],
+            recipes: vec![Recipe::clean()],
         }
     }
 
-    /// Two rounds of everything.
+    /// [`Recipe::real_world`].
     pub fn real_world() -> Self {
         Self {
-            recipes: vec![real_world()],
+            recipes: vec![Recipe::real_world()],
         }
     }
 
-    /// Pictures without codecs: a third JPEG, a few softly blurred or lightly noisy.
+    /// [`Recipe::stills`].
     pub fn stills() -> Self {
         Self {
-            recipes: vec![Recipe {
-                name: "stills".into(),
-                weight: 1.0,
-                stages: vec![
-                    Stage::Blur(some_blur(0.05)),
-                    Stage::Shrink(KernelWeights::default()),
-                    Stage::Noise(some_noise(0.1)),
-                    Stage::Jpeg(Jpeg {
-                        chance: 0.35,
-                        ..Jpeg::default()
-                    }),
-                ],
-            }],
+            recipes: vec![Recipe::stills()],
         }
     }
 
@@ -234,15 +218,57 @@ fn some_noise(chance: f64) -> Noise {
     }
 }
 
-fn real_world() -> Recipe {
-    Recipe {
-        name: "real-world".into(),
-        weight: 1.0,
-        stages: vec![Stage::RealWorld(Box::default())],
-    }
-}
-
 impl Recipe {
+    fn new(name: &str, stages: Vec<Stage>) -> Self {
+        Self {
+            name: name.into(),
+            weight: 1.0,
+            stages,
+        }
+    }
+
+    /// Downscaling alone, by any of the kernels.
+    pub fn clean() -> Self {
+        Self::new("clean", vec![Stage::Shrink(KernelWeights::default())])
+    }
+
+    /// Two rounds of everything.
+    pub fn real_world() -> Self {
+        Self::new("real-world", vec![Stage::RealWorld(Box::default())])
+    }
+
+    /// What pictures go through that are shared: a third JPEG, a few softly blurred or lightly noisy.
+    pub fn stills() -> Self {
+        let jpeg = Jpeg {
+            chance: 0.35,
+            ..Jpeg::default()
+        };
+        let stages = vec![
+            Stage::Blur(some_blur(0.05)),
+            Stage::Shrink(KernelWeights::default()),
+            Stage::Noise(some_noise(0.1)),
+            Stage::Jpeg(jpeg),
+        ];
+        Self::new("stills", stages)
+    }
+
+    /// For evaluation: the antialiased Catmull-Rom downscale alone; independent of the random numbers.
+    pub fn fixed() -> Self {
+        Self::new("fixed", vec![Stage::Shrink(KernelWeights::catmull_rom())])
+    }
+
+    /// For evaluation: [`Self::fixed`], then JPEG of `quality`; independent of the random numbers.
+    pub fn jpeg(quality: u8) -> Self {
+        let jpeg = Jpeg {
+            quality: (quality, quality),
+            shift: 0.0,
+            ..Jpeg::default()
+        };
+        let mut recipe = Self::fixed();
+        recipe.stages.push(Stage::Jpeg(jpeg));
+        recipe
+    }
+
     /// Its codecs, if there are any in it.
     pub fn codecs(&self) -> Option<&Codecs> {
         self.stages.iter().find_map(|stage| match stage {
@@ -251,7 +277,9 @@ impl Recipe {
         })
     }
 
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// [`Error::Setting`] that names the stage and value at fault.
+    pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Setting(format!("recipe '{}': {text}", self.name)));
         for (stage, i) in self.stages.iter().zip(1..) {
             if let Err(e) = stage.check() {
@@ -295,6 +323,20 @@ impl Recipe {
         }
         let rounded = |p: &Patch| Patch::from_rgb8(p.width, p.height, &p.to_rgb8());
         Ok(clip.iter().map(rounded).collect())
+    }
+
+    /// As [`Self::apply`], for one picture.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn picture<R: Rng + ?Sized>(
+        &self,
+        picture: &Patch,
+        small: (usize, usize),
+        rng: &mut R,
+    ) -> Result<Patch> {
+        let damaged = self.apply(vec![picture.clone()], small, rng)?.pop();
+        damaged.ok_or_else(|| Error::Frame(format!("recipe '{}' has lost the picture", self.name)))
     }
 }
 
@@ -399,10 +441,7 @@ mod tests {
             let recipe = &Damage::preset(name).unwrap().recipes[0];
             let damaged = |seed| {
                 let mut rng = SmallRng::seed_from_u64(seed);
-                let clip = recipe
-                    .apply(vec![patch.clone()], (20, 10), &mut rng)
-                    .unwrap();
-                clip.into_iter().next().unwrap()
+                recipe.picture(&patch, (20, 10), &mut rng).unwrap()
             };
             let low = damaged(1);
             assert_eq!((low.width, low.height), (20, 10));
@@ -410,5 +449,124 @@ mod tests {
             let whole = |v: &f32| (v * 255.0 - (v * 255.0).round()).abs() < 1e-3;
             assert!(low.rgb.iter().all(whole), "{name}");
         }
+    }
+
+    /// A picture with an edge, a gradient and fine texture.
+    fn scene(width: usize, height: usize) -> Patch {
+        let mut patch = Patch::new(width, height);
+        for (i, v) in patch.rgb.iter_mut().enumerate() {
+            let (x, y, c) = (i % width, i / width % height, i / (width * height));
+            let texture = ((x * 7 + y * 13 + c * 3) % 11) as f32 / 40.0;
+            let edge = if x > width / 2 { 0.4 } else { 0.1 };
+            *v = edge + texture + 0.2 * y as f32 / height as f32;
+        }
+        patch
+    }
+
+    fn apply(recipe: &Recipe, hr: &Patch, w: usize, h: usize, seed: u64) -> Patch {
+        recipe
+            .picture(hr, (w, h), &mut SmallRng::seed_from_u64(seed))
+            .unwrap()
+    }
+
+    fn distance(a: &Patch, b: &Patch) -> f32 {
+        let sum: f32 = a.rgb.iter().zip(&b.rgb).map(|(a, b)| (a - b).abs()).sum();
+        sum / a.rgb.len() as f32
+    }
+
+    fn always() -> Recipe {
+        let stages = vec![
+            Stage::Blur(some_blur(1.0)),
+            Stage::Shrink(KernelWeights::default()),
+            Stage::Noise(some_noise(1.0)),
+            Stage::Jpeg(Jpeg {
+                shift: 1.0,
+                ..Jpeg::default()
+            }),
+        ];
+        Recipe::new("always", stages)
+    }
+
+    #[test]
+    fn same_seed_gives_the_same_picture_and_another_seed_another() {
+        let hr = scene(61, 47);
+        let first = apply(&always(), &hr, 24, 20, 1);
+        assert_eq!(first, apply(&always(), &hr, 24, 20, 1));
+        assert_ne!(first, apply(&always(), &hr, 24, 20, 2));
+    }
+
+    #[test]
+    fn results_have_the_asked_size_and_8_bit_values() {
+        for (w, h) in [(24, 20), (61, 47), (17, 1), (1, 1)] {
+            for seed in 0..8 {
+                let lr = apply(&always(), &scene(61, 47), w, h, seed);
+                assert_eq!((lr.width, lr.height, lr.rgb.len()), (w, h, 3 * w * h));
+                for v in lr.rgb {
+                    let step = v * 255.0;
+                    assert!((0.0..=255.0).contains(&step) && (step - step.round()).abs() < 1e-3);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn evaluation_presets_do_not_depend_on_the_random_numbers() {
+        let hr = scene(64, 64);
+        for preset in [Recipe::fixed(), Recipe::jpeg(60)] {
+            assert_eq!(
+                apply(&preset, &hr, 32, 32, 1),
+                apply(&preset, &hr, 32, 32, 99)
+            );
+        }
+    }
+
+    #[test]
+    fn a_flat_picture_stays_flat_through_blur_and_downscale() {
+        let mut hr = Patch::new(50, 40);
+        hr.rgb.fill(100.0 / 255.0);
+        let mut only_blur = Recipe::clean();
+        only_blur.stages.insert(0, Stage::Blur(some_blur(1.0)));
+        for seed in 0..16 {
+            let lr = apply(&only_blur, &hr, 20, 25, seed);
+            assert!(lr.rgb.iter().all(|v| (v * 255.0).round() == 100.0));
+        }
+    }
+
+    #[test]
+    fn lower_jpeg_quality_loses_more() {
+        let hr = scene(64, 64);
+        let clean = apply(&Recipe::fixed(), &hr, 64, 64, 0);
+        let loss = |q| distance(&clean, &apply(&Recipe::jpeg(q), &hr, 64, 64, 0));
+        assert!(
+            loss(20) > loss(60) && loss(60) > loss(98),
+            "{} {} {}",
+            loss(20),
+            loss(60),
+            loss(98)
+        );
+        assert!(loss(98) < 0.01);
+    }
+
+    #[test]
+    fn noise_has_the_strength_asked_for_and_shot_noise_spares_black() {
+        let noisy = |shot: f64| {
+            let mut recipe = Recipe::fixed();
+            recipe.stages.push(Stage::Noise(Noise {
+                chance: 1.0,
+                sigma: (4.0, 4.0),
+                shot,
+                grey: 0.0,
+            }));
+            recipe
+        };
+        let mut grey = Patch::new(64, 64);
+        grey.rgb.fill(0.5);
+        let out = apply(&noisy(0.0), &grey, 64, 64, 3);
+        let n = out.rgb.len() as f32;
+        let mean = out.rgb.iter().sum::<f32>() / n;
+        let variance = out.rgb.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
+        assert!((variance.sqrt() * 255.0 - 4.0).abs() < 0.2);
+        let black = apply(&noisy(1.0), &Patch::new(64, 64), 64, 64, 3);
+        assert!(black.rgb.iter().all(|&v| v == 0.0));
     }
 }

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     adversary::{Adversary, Judged},
     checkpoint::{self, Start},
+    damage::Recipe,
     data::{Patch, PhotoSet},
-    degrade::Degradation,
     init,
     loader::{Loader, step_seed},
     losses::{
@@ -23,7 +23,6 @@ use super::{
         score_direction, score_distillation, stand_in,
     },
     optim::{Parameter, Trained},
-    real_world::RealWorld,
 };
 use crate::{
     Error, Result,
@@ -34,14 +33,6 @@ use crate::{
         official::{Autoencoder, OfficialConfig, Unet, UnetConfig, upsample_bicubic},
     },
 };
-
-/// What the low-resolution image goes through.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Damage {
-    RealWorld(RealWorld),
-    Single(Degradation),
-}
 
 /// Weights of the losses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,7 +61,8 @@ pub struct Options {
     pub name: String,
     /// The student's shape; its latent and low-resolution image are the teacher's.
     pub student: UnetConfig,
-    pub damage: Damage,
+    /// What the low-resolution image goes through.
+    pub damage: Recipe,
     pub steps: u64,
     /// Images that go through the networks at once.
     pub batch: usize,
@@ -97,7 +89,7 @@ impl Options {
         Self {
             name: name.into(),
             student: config.unet.clone(),
-            damage: Damage::RealWorld(RealWorld::default()),
+            damage: Recipe::real_world(),
             steps: 30_000,
             batch: 8,
             accumulate: 1,
@@ -119,6 +111,7 @@ impl Options {
     /// What does not fit, in words.
     pub fn check(&self, config: &OfficialConfig) -> std::result::Result<(), String> {
         self.student.check()?;
+        self.damage.check().map_err(|e| e.to_string())?;
         let latent = |c: &UnetConfig| (c.in_channels, c.out_channels, c.cond_lq, c.lq_ratio());
         if latent(&self.student) != latent(&config.unet) {
             return Err(
@@ -745,7 +738,7 @@ fn fingerprint(model: &OfficialModel) -> Result<u64> {
 struct PictureSpec {
     patch: usize,
     scale: usize,
-    damage: Damage,
+    damage: Recipe,
 }
 
 impl PictureSpec {
@@ -764,10 +757,7 @@ impl PictureSpec {
         let (mut high, mut low) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let picture = photos.sample(&mut rng, self.patch, self.patch)?;
-            let damaged = match &self.damage {
-                Damage::RealWorld(d) => d.apply(&picture, small, small, &mut rng)?,
-                Damage::Single(d) => d.apply(&picture, small, small, &mut rng)?,
-            };
+            let damaged = self.damage.picture(&picture, (small, small), &mut rng)?;
             high.extend(interleaved(&picture));
             low.extend(interleaved(&damaged));
         }

@@ -6,8 +6,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::{
+    damage::Recipe,
     data::{Patch, PhotoSet},
-    degrade::Degradation,
     loader::step_seed,
 };
 use crate::{
@@ -50,13 +50,13 @@ pub trait PairSource: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct DamagedPhotos {
     pub photos: Arc<PhotoSet>,
-    pub degradation: Degradation,
+    pub recipe: Recipe,
 }
 
 impl PairSource for DamagedPhotos {
     fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)> {
         let truth = self.photos.sample(rng, side, side)?;
-        let low = self.degradation.apply(&truth, small, small, rng)?;
+        let low = self.recipe.picture(&truth, (small, small), rng)?;
         Ok((truth, low))
     }
 

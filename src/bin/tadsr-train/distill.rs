@@ -16,10 +16,9 @@ use tadsr::{
     nn::official::{OfficialConfig, UnetConfig},
     train::{
         checkpoint::Start,
-        degrade::Degradation,
-        distill::{Begin, Damage, Distill, Options, Place, Weights, narrowed},
+        damage::Recipe,
+        distill::{Begin, Distill, Options, Place, Weights, narrowed},
         losses::ScoreWeight,
-        real_world::RealWorld,
     },
 };
 use toml::{Table, Value};
@@ -164,9 +163,9 @@ impl Args {
         let options = Options {
             student: self.shape(config, begin)?,
             damage: match self.preset {
-                Preset::RealWorld => Damage::RealWorld(RealWorld::default()),
-                Preset::Stills => Damage::Single(Degradation::stills()),
-                Preset::Clean => Damage::Single(Degradation::clean()),
+                Preset::RealWorld => Recipe::real_world(),
+                Preset::Stills => Recipe::stills(),
+                Preset::Clean => Recipe::clean(),
             },
             steps: self.steps,
             batch: self.batch,

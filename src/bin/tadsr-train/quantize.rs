@@ -9,7 +9,7 @@ use tadsr::{
     nn::lite::latent::Grid,
     train::{
         checkpoint::write_atomically,
-        degrade::Degradation,
+        damage::Recipe,
         pairs::{Batch, DamagedPhotos, PairSpec},
         recipe::train_scales,
     },
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<()> {
     let batches = |photos, seed: u64, count: u64| -> Result<Vec<Batch>> {
         let source = DamagedPhotos {
             photos: Arc::new(photos),
-            degradation: Degradation::stills(),
+            recipe: Recipe::stills(),
         };
         let batch = |i| {
             spec.batch(

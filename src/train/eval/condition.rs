@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 #[cfg(feature = "video")]
 use crate::train::codec::{Codec, Rate};
-use crate::train::{codec::Kind, degrade::Degradation};
+use crate::train::{codec::Kind, damage::Recipe};
 
 /// What is done to a small picture or clip before it is upscaled. As text: `clean`, `jpeg60` (JPEG of a quality of 1 to
 /// 100), `h264-23`, `h265-28`, `vp9-32`, `av1-32` (a codec and its CRF, 0 to 51).
@@ -33,10 +33,10 @@ impl Condition {
     }
 
     /// How a picture is made small: Catmull-Rom, antialiased, then JPEG.
-    pub(super) fn degradation(self) -> Degradation {
+    pub(super) fn recipe(self) -> Recipe {
         match self {
-            Self::Jpeg(quality) => Degradation::jpeg(quality),
-            _ => Degradation::fixed(),
+            Self::Jpeg(quality) => Recipe::jpeg(quality),
+            _ => Recipe::fixed(),
         }
     }
 

@@ -34,9 +34,9 @@ impl Evaluation {
             let frame = Frame::from_rgb8(hw, hh, &hr.to_rgb8())?;
             let truth = Truth::new(View::of(&frame.as_ref(), border(scale))?, &self.judges)?;
             for condition in self.conditions.iter().filter(|c| c.is_for_pictures()) {
-                // The evaluation's degradations draw nothing that matters.
+                // The evaluation's recipes draw nothing that matters.
                 let mut rng = SmallRng::seed_from_u64(0);
-                let small = condition.degradation().apply(&hr, lw, lh, &mut rng)?;
+                let small = condition.recipe().picture(&hr, (lw, lh), &mut rng)?;
                 let small = Frame::from_rgb8(lw, lh, &small.to_rgb8())?;
                 for method in &mut self.methods {
                     check(&self.stop)?;
