@@ -87,10 +87,8 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
     let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .expect("the first pool of the process");
+    // SAFETY: nothing else runs yet.
+    unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let json = args.iter().any(|a| a == "--json");
     let mut rows = Vec::new();
     for (h, w, channels, k) in [

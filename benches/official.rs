@@ -188,10 +188,8 @@ fn main() -> Result<()> {
         n.unwrap_or(default)
     };
     let threads = number("--threads", 1);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .expect("the first pool of the process");
+    // SAFETY: nothing else runs yet.
+    unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let weights = value("--weights").map(|p| Weights::open(p)).transpose()?;
     let weights: Option<&'static Weights> = weights.map(|w| &*Box::leak(Box::new(w)));
     let device = value("--device").map_or("cpu", String::as_str);

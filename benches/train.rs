@@ -199,6 +199,8 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let value = |name: &str| args.iter().skip_while(|a| *a != name).nth(1);
     let threads = value("--threads").and_then(|n| n.parse().ok()).unwrap_or(1);
+    // SAFETY: nothing else runs yet.
+    unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let device = value("--device").map_or("cpu", String::as_str);
     let device = tadsr::Device::from_str(device).and_then(tadsr::train::device);
     let device = device.map_err(candle_core::Error::wrap)?;
@@ -207,10 +209,6 @@ fn main() -> Result<()> {
         false => DType::BF16,
     };
     let place = &Place { device, dtype };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .expect("the first pool of the process");
     let rows = [
         ("tiny, r = 4", student(place, StudentConfig::tiny(4), None)?),
         (

@@ -32,6 +32,24 @@ pub use packed::PackedConv2d;
 pub use silu::silu;
 pub use upsample::{upsample2x, upsample2x_conv2d};
 
+/// Lets all operators use `threads` threads: those with kernels, which run in rayon's global pool, and candle's own, which
+/// have a pool of theirs, whose threads would otherwise spin beside ours. The environment's `CANDLE_NUM_THREADS` prevails.
+///
+/// # Errors
+/// When rayon's global pool is in use already.
+///
+/// # Safety
+/// No other thread reads or writes the environment meanwhile: call it first in a program.
+pub unsafe fn use_threads(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
+    const CANDLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(CANDLE).is_none() {
+        // SAFETY: by the caller's promise.
+        unsafe { std::env::set_var(CANDLE, threads.to_string()) };
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global()
+}
+
 /// Whether the kernels are for this map.
 fn has_kernel(x: &candle_core::Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == candle_core::DType::F32

@@ -111,14 +111,8 @@ pub fn use_threads(threads: Option<usize>) -> Result<usize> {
     tadsr::train::keep_memory();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or(cores).max(1);
-    // candle's own operators have threads of their own, which would spin beside ours.
-    const CANDLE: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(CANDLE).is_none() {
-        // SAFETY: this comes first in a command, when nobody else reads the environment.
-        unsafe { std::env::set_var(CANDLE, threads.to_string()) };
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    pool.build_global()?;
+    // SAFETY: this comes first in a command, when nobody else reads the environment.
+    unsafe { tadsr::ops::use_threads(threads)? };
     Ok(threads)
 }
 

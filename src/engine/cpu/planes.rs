@@ -104,10 +104,6 @@ impl Planes {
         precision: Precision,
     ) -> Result<Self> {
         let student = model.metadata.student;
-        let ratios = (
-            dst.width as f64 / src.width as f64,
-            dst.height as f64 / src.height as f64,
-        );
         let plane = |component| -> Result<PlanePlan> {
             let (w, h) = (dst.width, dst.height);
             let (width, height) = dst.format.component_size(component, w, h);
@@ -123,7 +119,7 @@ impl Planes {
         // area stays flat up to the frame's border.
         let cells = Grid::new(student.latent, student.r, dst.width, dst.height);
         let grid = cells.with_margin(model.layers.len());
-        let scale = (ratios.0 * ratios.1).sqrt();
+        let scale = super::scale(&src, &dst);
         Ok(Self {
             network: Network::new(model, scale, (cells.width, cells.height), precision)?,
             planes: components.map(plane).collect::<Result<_>>()?,
