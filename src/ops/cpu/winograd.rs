@@ -908,7 +908,7 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    fn values(len: usize, seed: u32) -> Vec<f32> {
+    pub(super) fn values(len: usize, seed: u32) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
         let mut next = || {
             state = state.wrapping_mul(1664525).wrapping_add(1013904223);

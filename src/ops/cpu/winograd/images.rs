@@ -309,18 +309,9 @@ pub fn slope(activation: Activation) -> Option<f32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::tests::values, *};
     use crate::ops::cpu::conv::{self, reference};
     use proptest::prelude::*;
-
-    fn values(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..len).map(|_| next()).collect()
-    }
 
     /// Asserts that all are within 2e-5 of what they should be, measured in the largest of that.
     fn assert_near(got: &[f32], want: &[f32], what: &str) -> Result<(), TestCaseError> {
