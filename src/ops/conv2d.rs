@@ -16,8 +16,8 @@ use super::{
 
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
 /// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. On the CPU, 3x3 convolutions of 16 channels or more with
-/// stride and padding 1 and their gradients are made by [Winograd's minimal filtering](images), two to three times as fast
-/// as directly and within about 1e-5 of that, measured in the largest value; others are direct.
+/// stride and padding 1 and their gradients are made by [Winograd's minimal filtering](images) where that
+/// [pays](images::pays), within about 1e-5 of the direct result, measured in the largest value; others are direct.
 ///
 /// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope above 0 up to 1 (the
 /// sign of the output is then the sign of the input). With another activation it is for inference: its backward
@@ -120,7 +120,7 @@ impl Conv2d {
         };
         let gw = if w.track_op() {
             let mut gw = vec![0.0f32; w.elem_count()];
-            with_slice(x, |x| match images::pays(&shape) {
+            with_slice(x, |x| match images::pays_for_weights(&shape) {
                 true => images::grad_weight(&shape, x, gy, isa, &mut gw),
                 false => conv::grad_weight(&shape, x, gy, isa, &mut gw),
             })?;

@@ -193,8 +193,7 @@ struct State {
     step: u64,
     /// [`PhotoSet::fingerprint`] of the photos and of those held out, and the teacher's.
     fingerprints: [u64; 3],
-    /// The model that the student began with, where that is not the teacher; checkpoints of before it was kept have none.
-    #[serde(default)]
+    /// The model that the student began with, where that is not the teacher.
     begun: Option<Origin>,
 }
 

@@ -99,6 +99,9 @@ impl Recipe {
         for dir in &mut recipe.data.dirs {
             *dir = folder.join(&dir);
         }
+        if let Some(cache) = &mut recipe.data.cache {
+            *cache = folder.join(&cache);
+        }
         Ok(recipe)
     }
 

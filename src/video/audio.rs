@@ -116,14 +116,14 @@ impl Audio {
     pub fn give_up(&self, reason: &str) {
         self.shared.known.store(true, Ordering::SeqCst);
         let ends = std::mem::take(&mut *lock(&self.shared.ends));
-        // Not from this thread: the event waits for a place in the queue, and it may be for this thread's frames that
-        // the muxer leaves the queue full.
-        self.parse.call_async(move |_| {
-            for end in ends {
+        // Not from this thread: the event waits for a place in the queue, and it may be for this thread's frames, or for
+        // the end of another stream, that the muxer leaves the queue full.
+        for end in ends {
+            self.parse.call_async(move |_| {
                 // One that has ended already refuses.
                 let _ = end.send_event(gst::event::Eos::new());
-            }
-        });
+            });
+        }
         lock(&self.shared.notes).push(format!("the audio breaks off: {reason}"));
     }
 }
@@ -212,15 +212,23 @@ impl Shared {
     }
 
     /// Lets full queues grow while another is empty: the muxer waits for that stream, and the parser may be waiting for a
-    /// place in a full queue before it comes to it. A stream that begins late or ends early makes others as much longer.
+    /// place in a full queue before it comes to it. A stream that begins late or ends early makes others as much longer; what
+    /// takes too much memory is given up.
     fn make_room(&self) {
+        const ALL: u64 = 1 << 30;
         const BUFFERS: u32 = 200;
         const BYTES: u32 = 10 << 20;
         const TIME: u64 = 1_000_000_000;
-        let queues = lock(&self.queues);
+        let mut queues = lock(&self.queues);
         let is_empty = |queue: &gst::Element| queue.property::<u32>("current-level-buffers") == 0;
         if !queues.iter().any(is_empty) {
             return;
+        }
+        let bytes = |queue: &gst::Element| u64::from(queue.property::<u32>("current-level-bytes"));
+        if queues.iter().map(bytes).sum::<u64>() > ALL {
+            let text = "its streams lie further apart than 1 GiB of them holds";
+            gst::element_error!(queues[0], gst::ResourceError::NoSpaceLeft, ("{}", text));
+            return queues.clear();
         }
         for queue in queues.iter() {
             let grow = |kind: &str, more: u32| {

@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, default_value_t = 64)]
     expand: usize,
     /// The same seed, data and options give the same model
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: u64,
     /// Name of the model [default: the run's folder]
     #[arg(long)]

@@ -206,6 +206,8 @@ impl Job {
         for dir in &mut recipe.data.dirs {
             *dir = std::path::absolute(&dir)?;
         }
+        let cache = recipe.data.cache.map(std::path::absolute);
+        recipe.data.cache = cache.transpose()?;
         let text = toml::to_string(&recipe)?;
         Ok(write_atomically(
             &self.told.out.join("recipe.toml"),

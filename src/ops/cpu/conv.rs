@@ -90,7 +90,7 @@ impl ConvShape {
 ///
 /// # Panics
 /// When it does not fit in a `usize`.
-fn product(sides: [usize; 4]) -> usize {
+pub(super) fn product(sides: [usize; 4]) -> usize {
     let checked = sides.into_iter().try_fold(1usize, usize::checked_mul);
     checked.unwrap_or_else(|| panic!("a tensor of {sides:?} has no size"))
 }

@@ -13,29 +13,38 @@ use super::{
 };
 use crate::ops::cpu::{
     Isa,
-    conv::{Activation, ConvShape},
+    conv::{Activation, ConvShape, product},
 };
 
 /// Tiles of a task, at least, where there are as many.
 const TASK: usize = 48;
 
-/// Tiles of a part of the weight gradient, at least, and parts, at most: they are summed up one by one, and together take
-/// at most `PARTS_FLOATS`, if one does not.
-const PART: usize = 128;
+/// Tiles of a part of the weight gradient, at least, and parts, at most: they are summed up one by one.
+const PART: usize = 32;
 const PARTS: usize = 16;
-const PARTS_FLOATS: usize = 16 << 20;
 
 thread_local! {
     /// What tiles are transformed in.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether a convolution can be done this way, and is then faster than the direct one.
+/// Whether a convolution and its gradient with respect to the input can be done this way, and are then faster than directly:
+/// there have to be enough channels for the transforms and enough tiles for those of the weights.
 pub fn pays(s: &ConvShape) -> bool {
     const CHANNELS: usize = 16;
+    const TILES: usize = 32;
+    let tiles = [s.n, s.h.div_ceil(TILE), s.w.div_ceil(TILE), 1];
     [s.kh, s.kw, s.stride, s.pad] == [3, 3, 1, 1]
         && s.ci.min(s.co) >= CHANNELS
         && s.h.min(s.w) >= TILE
+        && product(tiles) >= TILES
+}
+
+/// As [`pays`], for the gradient with respect to the weights: there must not be so many of these that the parts' sums, which
+/// threads make side by side, take more than 64 MiB together.
+pub fn pays_for_weights(s: &ConvShape) -> bool {
+    const FLOATS: usize = 16 << 20;
+    pays(s) && product([s.co, s.ci, 9, PARTS]) <= FLOATS
 }
 
 /// Convolves `x` `[n, h, w, ci]` with `weights` `[co, ci, 3, 3]`, adds `bias` `[co]` and applies the leaky ReLU
@@ -79,17 +88,15 @@ pub fn grad_input(s: &ConvShape, gy: &[f32], weights: &[f32], isa: Isa, gx: &mut
 /// Gradient with respect to the weights, as [`conv::grad_weight`](crate::ops::cpu::conv::grad_weight) gives it.
 ///
 /// # Panics
-/// As [`forward`].
+/// When [`pays_for_weights`] is not true of the shape or a slice's length does not fit it.
 pub fn grad_weight(s: &ConvShape, x: &[f32], gy: &[f32], isa: Isa, gw: &mut [f32]) {
-    assert!(pays(s), "{s:?}");
+    assert!(pays_for_weights(s), "{s:?}");
     assert_eq!(gw.len(), s.co * s.ci * 9, "weight gradient of {s:?}");
     let (inputs, outputs) = (
         Map::new([s.n, s.h, s.w], s.ci, x, isa),
         Map::new([s.n, s.h, s.w], s.co, gy, isa),
     );
-    let parts = (inputs.bands() * inputs.columns() / PART)
-        .min(PARTS_FLOATS / gw.len())
-        .clamp(1, PARTS);
+    let parts = (inputs.bands() * inputs.columns() / PART).clamp(1, PARTS);
     let part = inputs.bands().div_ceil(parts);
     let sums: Vec<Sums> = (0..inputs.bands().div_ceil(part))
         .into_par_iter()
@@ -112,7 +119,8 @@ impl Winograd {
     /// Convolves `x` `[n, h, w, ci]` into `y` `[n, h, w, co]`.
     fn images(&self, [n, h, w]: [usize; 3], x: &[f32], y: &mut [f32]) {
         let map = Map::new([n, h, w], self.ci, x, self.isa);
-        assert_eq!(y.len(), n * h * w * self.co, "output of {n}x{h}x{w} pixels");
+        let len = product([n, h, w, self.co]);
+        assert_eq!(y.len(), len, "output of {n}x{h}x{w} pixels");
         let (y, task) = (SendPtr(y.as_mut_ptr()), TASK.div_ceil(map.columns()));
         let tasks = (0..map.bands()).into_par_iter().step_by(task);
         tasks.for_each(|first| {
@@ -202,11 +210,8 @@ struct Map<'a> {
 
 impl<'a> Map<'a> {
     fn new([n, h, w]: [usize; 3], channels: usize, values: &'a [f32], isa: Isa) -> Self {
-        assert_eq!(
-            values.len(),
-            n * h * w * channels,
-            "{n}x{h}x{w} pixels of {channels}"
-        );
+        let len = product([n, h, w, channels]);
+        assert_eq!(values.len(), len, "{n}x{h}x{w} pixels of {channels}");
         let read = channels.next_multiple_of(lanes(isa));
         Self {
             n,
@@ -333,6 +338,8 @@ mod tests {
         fn shapes()(
             n in 1usize..4, h in 4usize..21, w in 4usize..40, ci in 16usize..70, co in 16usize..90,
         ) -> ConvShape {
+            // Enough tiles.
+            let n = n.max(32usize.div_ceil(h.div_ceil(TILE) * w.div_ceil(TILE)));
             ConvShape { n, h, w, ci, co, kh: 3, kw: 3, stride: 1, pad: 1 }
         }
     }
@@ -361,6 +368,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic = "has no size"]
+    fn shapes_that_no_memory_holds_are_refused() {
+        let s = ConvShape {
+            n: 1,
+            h: 4,
+            w: (1 << 60) + 16,
+            ci: 16,
+            co: 16,
+            kh: 3,
+            kw: 3,
+            stride: 1,
+            pad: 1,
+        };
+        let (mut y, bias) = (vec![0.0; 1024], [0.0; 16]);
+        forward(
+            &s,
+            &[0.0; 1024],
+            &[0.0; 2304],
+            &bias,
+            1.0,
+            Isa::best(),
+            &mut y,
+        );
     }
 
     #[test]
