@@ -118,7 +118,11 @@ impl Winograd {
         products: Products,
         isa: Isa,
     ) -> Self {
-        assert_eq!(weights.len(), co * ci * 9, "weights {ci} to {co}");
+        assert_eq!(
+            weights.len(),
+            super::conv::product([co, ci, 3, 3]),
+            "weights {ci} to {co}"
+        );
         let from = Source {
             weights,
             output: ci * 9,

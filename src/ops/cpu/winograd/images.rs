@@ -73,7 +73,11 @@ pub fn forward(
 /// As [`forward`].
 pub fn grad_input(s: &ConvShape, gy: &[f32], weights: &[f32], isa: Isa, gx: &mut [f32]) {
     assert!(pays(s), "{s:?}");
-    assert_eq!(weights.len(), s.co * s.ci * 9, "weights of {s:?}");
+    assert_eq!(
+        weights.len(),
+        product([s.co, s.ci, 3, 3]),
+        "weights of {s:?}"
+    );
     let from = Source {
         weights,
         output: 9,
