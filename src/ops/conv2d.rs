@@ -160,7 +160,7 @@ impl CustomOp3 for Conv2d {
             slice(b, b_layout)?,
         );
         let mut y = zeros(shape.n * oh * ow * shape.co);
-        match images::slope(self.activation) {
+        match self.activation.slope() {
             Some(slope) if images::pays(&shape) => {
                 images::forward(&shape, x, w, b, slope, Isa::best(), &mut y);
             }

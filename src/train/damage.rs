@@ -345,6 +345,7 @@ mod tests {
     use rand::{SeedableRng, rngs::SmallRng};
 
     use super::*;
+    use crate::train::stages::tests::scene;
 
     #[test]
     fn presets_are_named_hold_and_come_back_from_toml() {
@@ -449,18 +450,6 @@ mod tests {
             let whole = |v: &f32| (v * 255.0 - (v * 255.0).round()).abs() < 1e-3;
             assert!(low.rgb.iter().all(whole), "{name}");
         }
-    }
-
-    /// A picture with an edge, a gradient and fine texture.
-    fn scene(width: usize, height: usize) -> Patch {
-        let mut patch = Patch::new(width, height);
-        for (i, v) in patch.rgb.iter_mut().enumerate() {
-            let (x, y, c) = (i % width, i / width % height, i / (width * height));
-            let texture = ((x * 7 + y * 13 + c * 3) % 11) as f32 / 40.0;
-            let edge = if x > width / 2 { 0.4 } else { 0.1 };
-            *v = edge + texture + 0.2 * y as f32 / height as f32;
-        }
-        patch
     }
 
     fn apply(recipe: &Recipe, hr: &Patch, w: usize, h: usize, seed: u64) -> Patch {

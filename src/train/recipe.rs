@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn sections_stand_in_the_recipe_or_in_files_beside_it() {
         let text = format!(
-            "{HEAD}teacher = 't.toml'\n[data]\ndirs = ['/photos']\n[student]\nsteps = 9\n[student.distillation]\nscore = 0.0\n"
+            "{HEAD}teacher = 't.toml'\n[data]\ndirs = ['/photos']\ncache = 'clips'\n[student]\nsteps = 9\n[student.distillation]\nscore = 0.0\n"
         );
         let read = recipe(&text).unwrap();
         assert_eq!(read.teacher.unwrap().steps, 7);
@@ -197,6 +197,7 @@ mod tests {
         assert_eq!(read.student.distillation.score, 0.0);
         assert_eq!(read.student.distillation.adversarial, 0.3);
         assert_eq!(read.data.dirs, [PathBuf::from("/photos")]);
+        assert!(read.data.cache.unwrap().is_absolute(), "beside the recipe");
         // Without a teacher only the truth teaches.
         let alone = recipe(&format!("{HEAD}[data]\n")).unwrap();
         assert_eq!(alone.student.distillation, student::Distillation::none());

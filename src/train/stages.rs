@@ -331,12 +331,11 @@ fn reach(sigma: f32) -> isize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A picture with an edge, a gradient and fine texture.
-    fn scene() -> Patch {
-        let (width, height) = (33, 29);
+    pub fn scene(width: usize, height: usize) -> Patch {
         let mut patch = Patch::new(width, height);
         for (i, v) in patch.rgb.iter_mut().enumerate() {
             let (x, y, c) = (i % width, i / width % height, i / (width * height));
@@ -349,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_shifted_jpeg_grid_keeps_the_picture_in_place() {
-        let bytes = scene().to_rgb8();
+        let bytes = scene(33, 29).to_rgb8();
         let plain = jpeg_round_trip(&bytes, 33, 29, 95).unwrap();
         let shifted = jpeg_shifted(&bytes, 33, 29, 95, (3, 5)).unwrap();
         assert_ne!(plain, shifted);

@@ -46,6 +46,15 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The slope below 0 of the leaky ReLU that it is, if it is one; 1 for none.
+    pub fn slope(self) -> Option<f32> {
+        match self {
+            Self::None => Some(1.0),
+            Self::LeakyRelu(slope) => Some(slope),
+            Self::Silu => None,
+        }
+    }
+
     /// The value of the activation at `x`.
     pub fn apply(self, x: f32) -> f32 {
         match self {
@@ -547,10 +556,7 @@ impl Block<'_> {
             y: out.as_mut_ptr(),
             y_step,
             tail: self.tail,
-            slope: match self.activation {
-                Activation::LeakyRelu(slope) => slope,
-                _ => 1.0,
-            },
+            slope: self.activation.slope().unwrap_or(1.0),
         };
         let input = &x[(first_row * s.w * s.ci).min(x.len())..];
         let mut col = 0;

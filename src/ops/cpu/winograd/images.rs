@@ -13,7 +13,7 @@ use super::{
 };
 use crate::ops::cpu::{
     Isa,
-    conv::{Activation, ConvShape, product},
+    conv::{ConvShape, product},
 };
 
 /// Tiles of a task, at least, where there are as many.
@@ -139,7 +139,7 @@ impl Winograd {
         });
     }
 
-    /// Floats that a band of images of `w` columns writes beside them, at most: three rows of whole tiles, and the last tile.
+    /// Floats that a band of images of `w` columns has beside them: a row, and the last tile.
     fn beside(&self, w: usize) -> usize {
         (w + TILE * TILE) * self.co
     }
@@ -307,19 +307,10 @@ impl<'a> Map<'a> {
     }
 }
 
-/// The slope of the leaky ReLU that an activation is, if it is one.
-pub fn slope(activation: Activation) -> Option<f32> {
-    match activation {
-        Activation::None => Some(1.0),
-        Activation::LeakyRelu(slope) => Some(slope),
-        Activation::Silu => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::tests::values, *};
-    use crate::ops::cpu::conv::{self, reference};
+    use crate::ops::cpu::conv::{self, Activation, reference};
     use proptest::prelude::*;
 
     /// Asserts that all are within 2e-5 of what they should be, measured in the largest of that.

@@ -40,11 +40,9 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Writes the sum of all as `[co, ci, 3, 3]`.
+    /// Writes the sum of all, of which there is one at least, as `[co, ci, 3, 3]`.
     pub fn write(parts: &[Self], gw: &mut [f32]) {
-        let [first, others @ ..] = parts else {
-            return gw.fill(0.0);
-        };
+        let (first, others) = parts.split_first().expect("there is a part");
         let (rows, padded) = (first.rows, first.padded);
         let (to_row, to_col) = match first.swapped {
             true => (first.cols * 9, 9),
@@ -92,7 +90,7 @@ impl Images<'_> {
         }
         let vectors = blocks(padded / lanes(isa), most_vectors(isa));
         // SAFETY: by the caller's promise; the scratch holds the sums and both transforms; the CPU has what `isa` says,
-        // as `Map` and `Winograd` have it checked.
+        // as is checked.
         unsafe {
             match isa.checked() {
                 #[cfg(target_arch = "x86_64")]
