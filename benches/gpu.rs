@@ -208,7 +208,7 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
     let students = [
         ("tiny r 2", StudentConfig::tiny(2)),
         ("tiny r 4", StudentConfig::tiny(4)),
-        ("small", StudentConfig::small()),
+        ("small", StudentConfig::chroma()),
     ];
     let sizes = [
         ((64, 48), (128, 96)),
@@ -264,7 +264,7 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
 
 /// Whether a frame comes out the same when the device's memory is nearly full: in bands, bit for bit.
 fn compare_bands(context: &Arc<Context>) -> Result<bool> {
-    let model = model(StudentConfig::small());
+    let model = model(StudentConfig::chroma());
     let (src, dst) = uhd();
     let input = frame(src, 1)?;
     let one = |engine: &mut Engine| -> Result<Frame> {
@@ -453,7 +453,7 @@ fn main() -> Result<()> {
     );
     for (name, student) in [
         ("tiny r 4", StudentConfig::tiny(4)),
-        ("small", StudentConfig::small()),
+        ("small", StudentConfig::chroma()),
     ] {
         let operations = operations(&student, &uhd().1);
         for place in [Place::Host, Place::Device] {
@@ -478,7 +478,7 @@ fn main() -> Result<()> {
     println!("| student | streams | frames/s |\n|---|---|---|");
     for (name, student) in [
         ("tiny r 4", StudentConfig::tiny(4)),
-        ("small", StudentConfig::small()),
+        ("small", StudentConfig::chroma()),
     ] {
         for count in [1, 4, 16] {
             let rate = streams(&context, student, count)?;

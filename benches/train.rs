@@ -13,7 +13,7 @@ use std::{
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use tadsr::{
-    nn::lite::{DiscriminatorConfig, Student, StudentConfig, Teacher, TeacherConfig},
+    nn::lite::{Condition, DiscriminatorConfig, Student, StudentConfig, Teacher, TeacherConfig},
     train::{
         adversary::{Adversary, Judge, Judged, mean_of_heads},
         init,
@@ -107,7 +107,10 @@ fn student(place: &Place, config: StudentConfig, expand: Option<usize>) -> Resul
     let channels = config.latent.channels(config.r);
     let (base, truth) = (random(place, channels)?, random(place, channels)?);
     best(place, || {
-        trained.step(&charbonnier(&student.forward(&base, 3.7)?, &truth)?)
+        trained.step(&charbonnier(
+            &student.forward(&base, &Condition::at(3.7))?,
+            &truth,
+        )?)
     })
 }
 
@@ -173,7 +176,7 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         let (loss, grads) = adversary.loss(1, |_| {
             Ok(Judged {
                 real: features(&truth)?,
-                fake: features(&student.forward(&base, SCALE)?.detach())?,
+                fake: features(&student.forward(&base, &Condition::at(SCALE))?.detach())?,
                 t: t.clone(),
             })
         })?;
@@ -181,7 +184,7 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         adversary.update(&grads, 5e-4)?;
 
         let judge = adversary.judge()?;
-        let result = student.forward(&base, SCALE)?;
+        let result = student.forward(&base, &Condition::at(SCALE))?;
         let real = Term::at(&result, |z| charbonnier(z, &truth))?;
         let adversarial = Term::at(&result, |z| {
             let heads = judge.heads(&features(z)?, &t)?;
@@ -215,7 +218,7 @@ fn main() -> Result<()> {
             "tiny, r = 4, expanded to 64",
             student(place, StudentConfig::tiny(4), Some(64))?,
         ),
-        ("small", student(place, StudentConfig::small(), None)?),
+        ("small", student(place, StudentConfig::chroma(), None)?),
         (
             "micro teacher, r = 4",
             teacher(place, TeacherConfig::micro(16, 4))?,

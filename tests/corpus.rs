@@ -14,7 +14,7 @@ use tadsr::{
         corpus::{Corpus, CorpusSpec, PoolSpec, Progress},
         damage::Damage,
         data::{Patch, Sampling},
-        pairs::PairSource,
+        pairs::{Pair, PairSource},
         pool::{Layout, Pool},
         synthetic::Synthetic,
     },
@@ -176,16 +176,22 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     assert_eq!(corpus.fingerprint(), again.fingerprint());
     for seed in 0..12 {
         for small in [24, 33] {
-            let pair = corpus.pair(&mut seeded(seed), 48, small).unwrap();
-            assert_eq!((pair.0.width, pair.1.width), (48, small));
-            assert_eq!(pair, again.pair(&mut seeded(seed), 48, small).unwrap());
-            let there = misfit(&pair.0, &pair.1, (0, 0));
-            assert!(there < misfit(&pair.0, &pair.1, (1, 0)));
+            let draw = |corpus: &Corpus| {
+                let (mut rng, mut degradation) = (seeded(seed), seeded(100 + seed));
+                corpus.pair(&mut rng, &mut degradation, 48, small).unwrap()
+            };
+            let pair = draw(&corpus);
+            assert_eq!((pair.truth.width, pair.low.width), (48, small));
+            assert_eq!(pair, draw(&again));
+            let there = misfit(&pair.truth, &pair.low, (0, 0));
+            assert!(there < misfit(&pair.truth, &pair.low, (1, 0)));
         }
     }
     for (_, source) in corpus.held_out_kinds() {
-        let (truth, low) = source.pair(&mut seeded(1), 48, 24).unwrap();
-        assert!(misfit(&truth, &low, (0, 0)) < misfit(&truth, &low, (1, 0)));
+        let (mut rng, mut degradation) = (seeded(1), seeded(2));
+        let pair = source.pair(&mut rng, &mut degradation, 48, 24).unwrap();
+        let misfit = |at| misfit(&pair.truth, &pair.low, at);
+        assert!(misfit((0, 0)) < misfit((1, 0)));
     }
     assert_eq!(corpus.held_out_kinds().len(), 3);
     let other = CorpusSpec {
@@ -294,9 +300,9 @@ fn damaged_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
     for (seed, small) in [51, 40, 32, 31, 24, 22, 20, 16].into_iter().enumerate() {
         for seed in 0..3 + seed as u64 % 2 {
             let sampling = Sampling::default();
-            let (truth, low) = pool
-                .pair(&make, &sampling, &mut seeded(seed), 64, small)
-                .unwrap();
+            let (mut rng, mut degradation) = (seeded(seed), seeded(100 + seed));
+            let rngs = [&mut rng, &mut degradation];
+            let Pair { truth, low, .. } = pool.pair(&make, &sampling, rngs, 64, small).unwrap();
             assert_eq!((truth.width, truth.height), (64, 64));
             assert_eq!((low.width, low.height), (small, small));
             let there = misfit(&truth, &low, (0, 0));
@@ -318,13 +324,18 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
         let layout = Layout::new(48, [1.25, 2.0]);
         Pool::open(dir, &spec(8), layout, gentle(), source).unwrap()
     };
-    let [a, b] = [0, 1].map(|i| open(dirs[i].path(), 1));
+    let [mut a, mut b] = [0, 1].map(|i| open(dirs[i].path(), 1));
     let side = a.layout().side;
     let make = |rng: &mut StdRng| Ok(still(rng, side, 4));
     a.prepare(&make, &|_, _| true).unwrap();
+    b.prepare(&make, &|_, _| true).unwrap();
+    for clip in 0..8 {
+        fs::remove_file(b.folder().join(format!("{clip:06}.rgb"))).unwrap();
+    }
     let pair = |pool: &Pool, make: &tadsr::train::pool::Make, seed| {
         let sampling = Sampling::default();
-        pool.pair(make, &sampling, &mut seeded(seed), 48, 24)
+        let (mut rng, mut degradation) = (seeded(seed), seeded(100 + seed));
+        pool.pair(make, &sampling, [&mut rng, &mut degradation], 48, 24)
     };
     for seed in 0..6 {
         let want = pair(&a, &make, seed).unwrap();
@@ -332,7 +343,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
     }
     // Nothing is made again, but for what has been damaged.
     let never = |_: &mut StdRng| Err(Error::Frame("made again".into()));
-    let a = open(dirs[0].path(), 1);
+    let mut a = open(dirs[0].path(), 1);
     a.prepare(&never, &|_, _| true).unwrap();
     let want = pair(&a, &make, 3).unwrap();
     for file in fs::read_dir(a.folder()).unwrap() {
@@ -365,7 +376,7 @@ fn a_pool_stays_within_its_limit_and_stops_when_told_to() {
     };
     let layout = Layout::new(48, [1.25, 2.0]);
     let open = |spec: &PoolSpec| Pool::open(dir.path(), spec, layout.clone(), gentle(), 1);
-    let pool = open(&small).unwrap();
+    let mut pool = open(&small).unwrap();
     assert!(pool.len() < 1000 && pool.size() <= 4 << 20 && pool.size() > 3 << 20);
     let side = pool.layout().side;
     let make = |rng: &mut StdRng| Ok(still(rng, side, 4));

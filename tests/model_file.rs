@@ -2,33 +2,36 @@
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use proptest::prelude::*;
 use tadsr::{
     Device, Error, Upscaler,
-    model::{Calibration, Layer, LiteModel, Metadata},
-    nn::lite::{LatentStats, StudentConfig},
+    model::{Calibration, FORMAT_VERSION, Layer, LayerCondition, LiteModel, Metadata},
+    nn::lite::{Condition, Conditioning, LatentStats, StudentConfig},
 };
+
+fn values(n: usize, seed: usize) -> Vec<f32> {
+    let value = |i: usize| ((i * 7 + seed) % 13) as f32 / 64.0 - 0.1;
+    (0..n).map(value).collect()
+}
 
 /// A small model with made-up weights.
 fn model() -> LiteModel {
     let mut student = StudentConfig::tiny(2);
     (student.channels, student.depth) = (5, 1);
-    let values = |n: usize, seed: usize| -> Vec<f32> {
-        (0..n)
-            .map(|i| ((i * 7 + seed) % 13) as f32 / 64.0 - 0.1)
-            .collect()
-    };
     LiteModel {
         metadata: Metadata::lite("made-up", student, [1.0, 2.0]),
         stats: LatentStats::nominal(student.latent, student.r),
         layers: student
             .layers()
             .into_iter()
-            .map(|spec| Layer {
-                weight: values(spec.co * spec.ci * 9, 1),
-                bias: values(spec.co, 2),
-                scale: values(spec.co * 2, 3),
-                spec,
+            .map(|spec| {
+                Layer::new(
+                    values(spec.co * spec.ci * 9, 1),
+                    values(spec.co, 2),
+                    values(spec.co * 2, 3),
+                    spec,
+                )
             })
             .collect(),
         calibration: None,
@@ -77,6 +80,64 @@ fn what_is_written_is_read_back() {
         for (a, b) in a.weight.iter().zip(&b.weight) {
             assert!((a - b).abs() <= 1e-3 * b.abs().max(1e-3), "{a}, not {b}");
         }
+    }
+}
+
+/// The model with dials on everything.
+fn conditioned() -> LiteModel {
+    let mut model = model();
+    let student = StudentConfig {
+        conditioning: Conditioning {
+            denoise: true,
+            detail: true,
+        },
+        ..model.metadata.student
+    };
+    model.metadata = Metadata::lite("made-up", student, [1.0, 2.0]);
+    for (layer, seed) in model.layers.iter_mut().zip(10..) {
+        let specs = layer.spec.conditions(&student.conditioning).into_iter();
+        layer.conditions = specs.map(LayerCondition::zero).collect();
+        for (i, tensor) in layer.values_mut().into_iter().enumerate() {
+            *tensor = values(tensor.len(), seed + 100 * i);
+        }
+    }
+    model
+}
+
+#[test]
+fn a_model_with_dials_is_read_back_and_folds_to_what_the_network_computes() {
+    let model = conditioned();
+    assert_eq!((model.metadata.format_version, FORMAT_VERSION), (2, 1));
+    let bytes = model.to_bytes(false).unwrap();
+    assert_eq!(LiteModel::parse(&bytes, Path::new("x")).unwrap(), model);
+    let at = Condition {
+        scale: 1.5,
+        denoise: 0.3,
+        detail: 0.8,
+    };
+    let r = model.metadata.student.r;
+    let fold = |layer: &Layer| {
+        let (kernel, bias) = layer.fold(&at, r);
+        Layer::new(
+            kernel,
+            bias,
+            vec![0.0; 2 * layer.spec.co],
+            layer.spec.clone(),
+        )
+    };
+    let mut folded = model.clone();
+    folded.layers = model.layers.iter().map(fold).collect();
+    folded.metadata.student.conditioning = Conditioning::default();
+    let z: Vec<f32> = values(4 * 4 * 4, 9).iter().map(|v| 0.1 * v).collect();
+    let z = Tensor::from_vec(z, (1, 4, 4, 4), &candle_core::Device::Cpu).unwrap();
+    let [a, b] = [&model, &folded].map(|m| {
+        let y = m.student().unwrap().forward(&z, &at).unwrap();
+        y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    });
+    let size = a.iter().fold(0f32, |size, v| size.max(v.abs()));
+    assert!(size > 1e-2);
+    for (a, b) in a.iter().zip(&b) {
+        assert!((a - b).abs() < 1e-4 * size, "{a}, not {b}");
     }
 }
 

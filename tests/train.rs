@@ -105,8 +105,11 @@ fn a_stopped_run_goes_on_to_the_same_model() {
     );
     let refused = fails(fit(&data, &stopped, &options));
     assert!(refused.contains("--resume"), "{refused}");
-    let other = fails(fit(&data, &stopped, &["--steps", "401", "--resume"]));
-    assert!(other.contains("other options"), "{other}");
+    for (option, value) in [("--expand", "32"), ("--steps", "60")] {
+        let other = fails(fit(&data, &stopped, &[option, value, "--resume"]));
+        let named = other.contains("other options") && other.contains(&option[2..]);
+        assert!(named, "{other}");
+    }
     let lost = data.join("0.png");
     let kept = std::fs::read(&lost).unwrap();
     std::fs::remove_file(&lost).unwrap();
@@ -122,6 +125,86 @@ fn a_stopped_run_goes_on_to_the_same_model() {
     let losses = |run: &Path| std::fs::read_to_string(run.join("losses.csv")).unwrap();
     assert_eq!(losses(&whole).lines().count(), 301);
     assert!(losses(&whole) == losses(&stopped), "their losses differ");
+}
+
+#[test]
+fn a_finished_run_can_be_prolonged() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (160, 120));
+    let out = dir.path().join("run");
+    run(fit(&data, &out, &["--steps", "4"]));
+    let first = model(&out);
+    run(fit(&data, &out, &["--steps", "9", "--resume"]));
+    assert!(model(&out) != first);
+    let longer = LiteModel::read(&out.join("model.safetensors")).unwrap();
+    assert_eq!(longer.metadata.training["steps_done"], 9);
+}
+
+#[test]
+fn a_run_begins_with_any_model_of_its_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (160, 120));
+    let out = |name: &str| dir.path().join(name);
+    let read = |name: &str| LiteModel::read(&out(name).join("model.safetensors")).unwrap();
+    // A bundled model, and dials that it lacks.
+    let options = [
+        "--begin",
+        "tiny-x2",
+        "--denoise",
+        "--steps",
+        "2",
+        "--save-every",
+        "1",
+    ];
+    let text = run(fit(&data, &out("a"), &options));
+    assert!(!text.contains("measuring the latent"), "{text}");
+    let bundled = LiteModel::find("tiny-x2").unwrap().remove(0);
+    assert_eq!(read("a").stats, bundled.stats);
+    assert_eq!(read("a").metadata.scales, bundled.metadata.scales);
+    assert!(read("a").metadata.student.conditioning.denoise);
+    // A file, whose dial stays, and a checkpoint.
+    let a = out("a");
+    for (name, file) in [("b", "model.safetensors"), ("c", "checkpoint.safetensors")] {
+        let begin = a.join(file);
+        let options = ["--begin", begin.to_str().unwrap(), "--steps", "1"];
+        run(fit(&data, &out(name), &options));
+        assert_eq!(read(name).metadata.student, read("a").metadata.student);
+    }
+}
+
+#[test]
+fn what_a_run_cannot_begin_with_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (160, 120));
+    let whole = LiteModel::find("tiny-x2")
+        .unwrap()
+        .remove(0)
+        .to_bytes(true)
+        .unwrap();
+    let foreign =
+        safetensors::serialize(Vec::<(&str, safetensors::tensor::TensorView)>::new(), None);
+    for (name, bytes) in [
+        ("cut", &whole[..whole.len() / 2]),
+        ("foreign", &foreign.unwrap()),
+    ] {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    for (begin, more, words) in [
+        (path("missing"), &[][..], "missing"),
+        (path("cut"), &[][..], "cut"),
+        (path("foreign"), &[][..], "foreign"),
+        ("tiny".into(), &[][..], "tiny-x2 and tiny-x4"),
+        (
+            "tiny-x2".into(),
+            &["--expand", "8"][..],
+            "at least the 16 channels",
+        ),
+    ] {
+        let options = [&["--steps", "1", "--begin", &begin][..], more].concat();
+        let text = fails(fit(&data, &dir.path().join("run"), &options));
+        assert!(text.contains(words), "{text}");
+    }
 }
 
 #[test]
@@ -177,7 +260,7 @@ fn a_small_student_trains_too() {
         &["--student", "small", "--scale", "4", "--steps", "3"],
     ));
     let model = LiteModel::read(&out.join("model.safetensors")).unwrap();
-    assert_eq!(model.stats.residual_std.len(), 24);
+    assert_eq!(model.metadata.student.channels, 48);
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn upscaled(frame: &Frame, scale: f64, strength: f32) -> Frame {
 
 /// A model of luma and chroma whose residual is far from zero, in a file.
 fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
-    let mut student = StudentConfig::small();
+    let mut student = StudentConfig::chroma();
     (student.channels, student.depth) = (8, 1);
     let mut state = 1u32;
     let mut values = |n: usize, size: f32| -> Vec<f32> {
@@ -79,11 +79,13 @@ fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
         layers: student
             .layers()
             .into_iter()
-            .map(|spec| Layer {
-                weight: values(spec.co * spec.ci * 9, 0.25),
-                bias: values(spec.co, 0.1),
-                scale: values(spec.co * 2, 0.1),
-                spec,
+            .map(|spec| {
+                Layer::new(
+                    values(spec.co * spec.ci * 9, 0.25),
+                    values(spec.co, 0.1),
+                    values(spec.co * 2, 0.1),
+                    spec,
+                )
             })
             .collect(),
         calibration: None,

@@ -24,12 +24,12 @@ pub fn model(student: StudentConfig) -> LiteModel {
             .map(|(spec, seed)| {
                 let size = (0.5 / spec.ci as f32).sqrt();
                 let weights = noise(spec.co * spec.ci * 9, seed);
-                Layer {
-                    weight: weights.map(|v| v * size).collect(),
-                    bias: noise(spec.co, seed).map(|v| v * 0.1).collect(),
-                    scale: vec![0.0; spec.co * 2],
+                Layer::new(
+                    weights.map(|v| v * size).collect(),
+                    noise(spec.co, seed).map(|v| v * 0.1).collect(),
+                    vec![0.0; spec.co * 2],
                     spec,
-                }
+                )
             })
             .collect(),
         calibration: None,

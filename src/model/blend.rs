@@ -37,12 +37,8 @@ impl LiteModel {
         }
         training["blend"] = serde_json::json!({ "share": share, "with": a.training });
         for (to, from) in blended.layers.iter_mut().zip(&self.layers) {
-            let pairs = [
-                (&mut to.weight, &from.weight),
-                (&mut to.bias, &from.bias),
-                (&mut to.scale, &from.scale),
-            ];
-            for (to, from) in pairs {
+            let pairs = to.values_mut().into_iter().zip(from.tensors());
+            for (to, (_, _, from)) in pairs {
                 let values = to.iter_mut().zip(from);
                 values.for_each(|(to, from)| *to = share * *to + (1.0 - share) * from);
             }
@@ -70,8 +66,9 @@ impl LiteModel {
             let slope = first - square * (u[0] + u[1]);
             let constant = m[0] - slope * u[0] - square * u[0] * u[0];
             last.bias[c] -= constant as f32;
-            last.scale[2 * c] -= slope as f32;
-            last.scale[2 * c + 1] -= square as f32;
+            let scale = &mut last.conditions[0].shift;
+            scale[2 * c] -= slope as f32;
+            scale[2 * c + 1] -= square as f32;
         }
     }
 
@@ -170,7 +167,10 @@ mod tests {
         let mut model = tiny();
         let last = model.layers.len() - 1;
         model.layers[last].bias.iter_mut().for_each(|b| *b += 1.0);
-        model.layers[last].scale.iter_mut().for_each(|b| *b += 0.3);
+        model.layers[last].conditions[0]
+            .shift
+            .iter_mut()
+            .for_each(|b| *b += 0.3);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, model.to_bytes(false).unwrap()).unwrap();

@@ -20,8 +20,11 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// The version of the format that this library writes and reads.
+/// The version of the format of models without dials.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The version of models with dials, the newest that this library reads.
+pub const CONDITIONED_VERSION: u32 = 2;
 
 /// The largest model file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 30;
@@ -168,7 +171,12 @@ impl<R: Read + Seek> Reader<R> {
             .ok_or("a safetensors file, but no model of this project (no 'tadsr' metadata)")?
             .clone();
         let label: Label = parse(&json)?;
-        check_label(label.format_version, &label.family, &label.name)?;
+        check_label(
+            label.format_version,
+            CONDITIONED_VERSION,
+            &label.family,
+            &label.name,
+        )?;
         let left = header
             .tensors()
             .into_iter()
@@ -272,10 +280,15 @@ fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, String> {
 }
 
 /// Checks what every family's metadata has.
-pub(super) fn check_label(version: u32, family: &str, name: &str) -> Result<(), String> {
-    if version != FORMAT_VERSION {
+pub(super) fn check_label(
+    version: u32,
+    newest: u32,
+    family: &str,
+    name: &str,
+) -> Result<(), String> {
+    if !(FORMAT_VERSION..=newest).contains(&version) {
         return Err(format!(
-            "format version {version}, this library reads version {FORMAT_VERSION}: use a matching release"
+            "format version {version}, this library reads version {newest} and older ones: use a matching release"
         ));
     }
     let printable = |s: &str| s.len() <= 100 && !s.chars().any(char::is_control);

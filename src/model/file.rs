@@ -16,10 +16,12 @@ use half::f16;
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::container::{self, FORMAT_VERSION, METADATA_KEY, Reader};
+use super::container::{self, CONDITIONED_VERSION, FORMAT_VERSION, METADATA_KEY, Reader};
 use crate::{
     Error, Result,
-    nn::lite::{LatentStats, LayerSpec, Student, StudentConfig, scale_features},
+    nn::lite::{
+        Condition, ConditionSpec, Conditioning, LatentStats, LayerSpec, Student, StudentConfig,
+    },
 };
 
 /// The family's name in the metadata.
@@ -50,20 +52,120 @@ pub struct Layer {
     pub weight: Vec<f32>,
     /// `[co]`
     pub bias: Vec<f32>,
-    /// `[co, 2]`: the bias's dependence on [`scale_features`].
-    pub scale: Vec<f32>,
+    /// How both depend on the inputs, the scale first.
+    pub conditions: Vec<LayerCondition>,
+}
+
+/// How a layer depends on one input of `n` features; see [`ConditionSpec`] for the shapes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerCondition {
+    pub spec: ConditionSpec,
+    pub shift: Vec<f32>,
+    /// Empty where the kernel does not depend on the input by a factor.
+    pub gain: Vec<f32>,
+    /// Empty where the kernel does not depend on the input in full.
+    pub kernels: Vec<f32>,
+}
+
+impl LayerCondition {
+    /// A layer that does not depend on the input.
+    pub fn zero(spec: ConditionSpec) -> Self {
+        let zeros = |shape: Option<&[usize]>| vec![0.0; shape.map_or(0, |s| s.iter().product())];
+        Self {
+            shift: zeros(Some(&spec.shift.1)),
+            gain: zeros(spec.gain.as_ref().map(|(_, s)| s.as_slice())),
+            kernels: zeros(spec.kernels.as_ref().map(|(_, s)| s.as_slice())),
+            spec,
+        }
+    }
+
+    /// Names, shapes and values of its tensors.
+    fn tensors(&self) -> Vec<(&str, Vec<usize>, &[f32])> {
+        let spec = &self.spec;
+        let shift = (spec.shift.0.as_str(), spec.shift.1.to_vec());
+        let mut all = vec![(shift.0, shift.1, self.shift.as_slice())];
+        if let Some((name, shape)) = &spec.gain {
+            all.push((name, shape.to_vec(), &self.gain));
+        }
+        if let Some((name, shape)) = &spec.kernels {
+            all.push((name, shape.to_vec(), &self.kernels));
+        }
+        all
+    }
 }
 
 impl Layer {
-    /// The bias at `scale`.
+    /// A layer without dials: kernel `weight`, and a bias that depends on the scale by `scale` `[co, 2]`.
+    pub fn new(weight: Vec<f32>, bias: Vec<f32>, scale: Vec<f32>, spec: LayerSpec) -> Self {
+        let mut conditions = spec.conditions(&Conditioning::default());
+        let conditions = conditions.drain(..).map(|spec| LayerCondition {
+            shift: scale.clone(),
+            ..LayerCondition::zero(spec)
+        });
+        Self {
+            conditions: conditions.collect(),
+            spec,
+            weight,
+            bias,
+        }
+    }
+
+    /// Kernel `[co, ci, 3, 3]` and bias `[co]` at `at` for a model of its own scale `r`.
+    pub fn fold(&self, at: &Condition, r: usize) -> (Vec<f32>, Vec<f32>) {
+        let (mut kernel, mut bias) = (self.weight.clone(), self.bias.clone());
+        let mut factors = vec![1.0; bias.len()];
+        let add = |to: &mut [f32], rows: &[f32], features: &[f32]| {
+            for (to, row) in to.iter_mut().zip(rows.chunks_exact(features.len())) {
+                *to += row.iter().zip(features).map(|(a, b)| a * b).sum::<f32>();
+            }
+        };
+        for condition in &self.conditions {
+            let features = condition.spec.input.features(at, r);
+            add(&mut bias, &condition.shift, &features);
+            add(&mut factors, &condition.gain, &features);
+            let parts = condition.kernels.chunks_exact(kernel.len().max(1));
+            for (part, f) in parts.zip(&features) {
+                kernel.iter_mut().zip(part).for_each(|(k, p)| *k += f * p);
+            }
+        }
+        let rows = kernel.chunks_exact_mut(9 * self.spec.ci);
+        for (row, factor) in rows.zip(factors) {
+            row.iter_mut().for_each(|k| *k *= factor);
+        }
+        (kernel, bias)
+    }
+
+    /// The bias at `scale`, for clean input.
     pub fn bias_at(&self, scale: f64, r: usize) -> Vec<f32> {
-        let f = scale_features(scale, r);
-        let at = |(b, s): (&f32, &[f32])| b + s[0] * f[0] + s[1] * f[1];
-        self.bias
-            .iter()
-            .zip(self.scale.chunks_exact(2))
-            .map(at)
-            .collect()
+        self.fold(&Condition::at(scale), r).1
+    }
+
+    /// Names, shapes and values of all its tensors.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
+        let (name, co, ci) = (&self.spec.name, self.spec.co, self.spec.ci);
+        let mut all = vec![
+            (
+                format!("{name}.weight"),
+                vec![co, ci, 3, 3],
+                self.weight.as_slice(),
+            ),
+            (format!("{name}.bias"), vec![co], self.bias.as_slice()),
+        ];
+        let conditions = self.conditions.iter().flat_map(LayerCondition::tensors);
+        all.extend(conditions.map(|(name, shape, values)| (name.to_string(), shape, values)));
+        all
+    }
+
+    /// The values of [`Self::tensors`], to be changed.
+    pub fn values_mut(&mut self) -> Vec<&mut Vec<f32>> {
+        let mut all = vec![&mut self.weight, &mut self.bias];
+        for condition in &mut self.conditions {
+            let spec = &condition.spec;
+            all.push(&mut condition.shift);
+            all.extend(spec.gain.is_some().then_some(&mut condition.gain));
+            all.extend(spec.kernels.is_some().then_some(&mut condition.kernels));
+        }
+        all
     }
 }
 
@@ -120,7 +222,10 @@ impl Metadata {
     /// The metadata of a new model of the lite family.
     pub fn lite(name: &str, student: StudentConfig, scales: [f64; 2]) -> Self {
         Self {
-            format_version: FORMAT_VERSION,
+            format_version: match student.conditioning.is_none() {
+                true => FORMAT_VERSION,
+                false => CONDITIONED_VERSION,
+            },
             family: FAMILY.into(),
             name: name.into(),
             student,
@@ -134,7 +239,12 @@ impl Metadata {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        container::check_label(self.format_version, &self.family, &self.name)?;
+        container::check_label(
+            self.format_version,
+            CONDITIONED_VERSION,
+            &self.family,
+            &self.name,
+        )?;
         let [low, high] = self.scales;
         if !(1.0 <= low && low < high && high <= 4.0) {
             return Err(format!("scales {low} to {high}, not within 1 to 4"));
@@ -189,7 +299,11 @@ impl LiteModel {
             Ok(Layer {
                 weight: reader.take(&format!("{}.weight", spec.name), &[co, ci, 3, 3])?,
                 bias: reader.take(&format!("{}.bias", spec.name), &[co])?,
-                scale: reader.take(&format!("{}.scale", spec.name), &[co, 2])?,
+                conditions: spec
+                    .conditions(&metadata.student.conditioning)
+                    .into_iter()
+                    .map(|spec| take_condition(&mut reader, spec))
+                    .collect::<std::result::Result<_, _>>()?,
                 spec,
             })
         };
@@ -214,20 +328,21 @@ impl LiteModel {
     /// # Errors
     /// When the layers are not those of the metadata's student.
     pub fn student(&self) -> Result<Student> {
-        let mut tensors = HashMap::new();
-        for l in &self.layers {
-            let (co, ci) = (l.spec.co, l.spec.ci);
-            for (name, shape, values) in [
-                ("weight", vec![co, ci, 3, 3], &l.weight),
-                ("bias", vec![co], &l.bias),
-                ("scale", vec![co, 2], &l.scale),
-            ] {
-                let t = Tensor::from_slice(values, shape, &Device::Cpu)?;
-                tensors.insert(format!("{}.{name}", l.spec.name), t);
-            }
-        }
+        let tensors = self.tensors()?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         Ok(Student::new(self.metadata.student, vb)?)
+    }
+
+    /// The layers' tensors by name.
+    ///
+    /// # Errors
+    /// When a tensor has not the shape that its layer says.
+    pub fn tensors(&self) -> Result<HashMap<String, Tensor>> {
+        let all = self.layers.iter().flat_map(Layer::tensors);
+        let tensor = |(name, shape, values): (String, Vec<usize>, &[f32])| {
+            Ok((name, Tensor::from_slice(values, shape, &Device::Cpu)?))
+        };
+        all.map(tensor).collect()
     }
 
     /// The bytes of the model file, weights in f16 when `half` is set, the latent's statistics and the calibration always
@@ -252,13 +367,7 @@ impl LiteModel {
             ));
         }
         for layer in &self.layers {
-            let (co, ci) = (layer.spec.co, layer.spec.ci);
-            for (name, shape, values) in [
-                ("weight", vec![co, ci, 3, 3], &layer.weight),
-                ("bias", vec![co], &layer.bias),
-                ("scale", vec![co, 2], &layer.scale),
-            ] {
-                let name = format!("{}.{name}", layer.spec.name);
+            for (name, shape, values) in layer.tensors() {
                 if !half {
                     data.push((name, shape, Dtype::F32, f32_bytes(values)));
                     continue;
@@ -296,4 +405,19 @@ impl LiteModel {
         )
         .map_err(|e| wrong(e.to_string()))
     }
+}
+
+fn take_condition(
+    reader: &mut Reader<impl Read + Seek>,
+    spec: ConditionSpec,
+) -> std::result::Result<LayerCondition, String> {
+    let mut of = LayerCondition::zero(spec);
+    of.shift = reader.take(&of.spec.shift.0, &of.spec.shift.1)?;
+    if let Some((name, shape)) = &of.spec.gain {
+        of.gain = reader.take(name, shape)?;
+    }
+    if let Some((name, shape)) = &of.spec.kernels {
+        of.kernels = reader.take(name, shape)?;
+    }
+    Ok(of)
 }

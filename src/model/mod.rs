@@ -16,8 +16,8 @@ use std::path::Path;
 use crate::{Error, Result};
 
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
-pub use container::{FORMAT_VERSION, Mismatch, Precision};
-pub use file::{Calibration, Layer, LiteModel, Metadata};
+pub use container::{CONDITIONED_VERSION, FORMAT_VERSION, Mismatch, Precision};
+pub use file::{Calibration, Layer, LayerCondition, LiteModel, Metadata};
 pub use official::{OfficialMetadata, OfficialModel};
 pub use onnx::OnnxEnds;
 

@@ -47,7 +47,12 @@ impl OfficialMetadata {
     }
 
     fn check(&self) -> Result<(), String> {
-        container::check_label(self.format_version, &self.family, &self.name)?;
+        container::check_label(
+            self.format_version,
+            FORMAT_VERSION,
+            &self.family,
+            &self.name,
+        )?;
         self.config.check()
     }
 

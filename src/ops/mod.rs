@@ -34,6 +34,7 @@ pub use upsample::{upsample2x, upsample2x_conv2d};
 
 /// Lets all operators use `threads` threads: those with kernels, which run in rayon's global pool, and candle's own, which
 /// have a pool of theirs, whose threads would otherwise spin beside ours. The environment's `CANDLE_NUM_THREADS` prevails.
+/// The calling thread is one of them, so that operators which it runs need not wake another.
 ///
 /// # Errors
 /// When rayon's global pool is in use already.
@@ -41,13 +42,15 @@ pub use upsample::{upsample2x, upsample2x_conv2d};
 /// # Safety
 /// No other thread reads or writes the environment meanwhile: call it first in a program.
 pub unsafe fn use_threads(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
-    const CANDLE: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(CANDLE).is_none() {
-        // SAFETY: by the caller's promise.
-        unsafe { std::env::set_var(CANDLE, threads.to_string()) };
+    // Without the second candle reads /proc/cpuinfo in every matrix product.
+    for name in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: by the caller's promise.
+            unsafe { std::env::set_var(name, threads.to_string()) };
+        }
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    pool.build_global()
+    pool.use_current_thread().build_global()
 }
 
 /// Whether the kernels are for this map.

@@ -111,6 +111,17 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, state))
 }
 
+/// Whether the file at `path` is what [`save`] saves, and not another safetensors file.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read.
+pub fn is_checkpoint(path: &Path) -> Result<bool> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let header = SafeTensors::read_metadata(&bytes).ok();
+    let metadata = header.and_then(|(_, header)| header.metadata().clone());
+    Ok(metadata.is_some_and(|m| m.contains_key(STATE_KEY)))
+}
+
 /// How a run begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {

@@ -22,7 +22,7 @@ use super::{
     data::{DataError, Fnv, Patch, PhotoSet, Sampling, Skipped, files, is_image, is_video},
     degrade::KernelWeights,
     motion::Motion,
-    pairs::{DamagedPhotos, PairSource},
+    pairs::{DamagedPhotos, Pair, PairSource},
     stages::Stage,
     synthetic::Synthetic,
 };
@@ -34,6 +34,9 @@ use crate::{Error, Result};
 pub struct CorpusSpec {
     /// Folders, or files, with photos and videos.
     pub dirs: Vec<PathBuf>,
+    /// Instead of folders: one of low resolution and one with the same pictures and videos at high resolution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<[PathBuf; 2]>,
     /// The damage, by its name in [`PRESETS`].
     pub preset: String,
     /// Where clips are kept; [`default_cache`] if it is not given.
@@ -95,6 +98,7 @@ impl Default for CorpusSpec {
     fn default() -> Self {
         Self {
             dirs: Vec::new(),
+            pairs: None,
             preset: "streaming".into(),
             recipes: Vec::new(),
             cache: None,
@@ -214,6 +218,10 @@ impl CorpusSpec {
             );
             return Err(Error::Setting(text));
         }
+        if self.pairs.is_some() && !self.dirs.is_empty() {
+            let text = "dirs and pairs exclude each other: what is paired is degraded already";
+            return Err(Error::Setting(text.into()));
+        }
         if self.hold_out < 2 {
             let text = format!("hold_out = {}: at least 2", self.hold_out);
             return Err(Error::Setting(text));
@@ -289,15 +297,21 @@ impl DamagedClips {
 }
 
 impl PairSource for DamagedClips {
-    fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)> {
+    fn pair(
+        &self,
+        rng: &mut StdRng,
+        degradation: &mut StdRng,
+        side: usize,
+        small: usize,
+    ) -> Result<Pair> {
         let times = Self::times(small);
         let motion = Motion::default();
         let truth = motion.over(&self.0, rng, times * side, Self::FRAMES)?;
         let small_side = times * small;
-        let low = Stage::Shrink(KernelWeights::catmull_rom()).apply(
+        let clean = Stage::Shrink(KernelWeights::catmull_rom()).apply(
             truth.clone(),
             (small_side, small_side),
-            rng,
+            degradation,
         )?;
         let codec = Codec {
             kind: Kind::H264,
@@ -307,10 +321,14 @@ impl PairSource for DamagedClips {
             b_frames: 2,
             mb_tree: false,
         };
-        let low = codec.compress(&low)?;
+        let low = codec.compress(&clean)?;
         let t = rng.random_range(0..Self::FRAMES);
-        let pair = truth.get(t).zip(low.get(t)).ok_or_else(nothing)?;
-        Ok((pair.0.top_left(side, side), pair.1.top_left(small, small)))
+        let (truth, low) = truth.get(t).zip(low.get(t)).ok_or_else(nothing)?;
+        Ok(Pair {
+            noise: clean.get(t).map_or(0.0, |clean| clean.luma_difference(low)),
+            truth: truth.top_left(side, side),
+            low: low.top_left(small, small),
+        })
     }
 
     fn fingerprint(&self) -> u64 {
@@ -517,7 +535,7 @@ impl Corpus {
         let mut hash = Fnv::default();
         (self.content(), self.spec.video_share.to_bits()).hash(&mut hash);
         format!("{:?}{:?}", self.spec.sampling, self.spec.motion).hash(&mut hash);
-        let pool = Pool::open(
+        let mut pool = Pool::open(
             &self.spec.cache(),
             &self.spec.pool,
             layout,
@@ -644,16 +662,22 @@ fn nothing() -> Error {
 }
 
 impl PairSource for Corpus {
-    fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)> {
-        let recipe = self.damage.draw(rng).ok_or_else(nothing)?;
+    fn pair(
+        &self,
+        rng: &mut StdRng,
+        degradation: &mut StdRng,
+        side: usize,
+        small: usize,
+    ) -> Result<Pair> {
+        let recipe = self.damage.draw(degradation).ok_or_else(nothing)?;
         #[cfg(feature = "video")]
         if let (Some(_), Some(pool)) = (recipe.codecs(), &self.pool) {
             let make = |rng: &mut StdRng| self.clip(rng, pool.layout().side);
-            return pool.pair(&make, &self.spec.sampling, rng, side, small);
+            return pool.pair(&make, &self.spec.sampling, [rng, degradation], side, small);
         }
         let truth = self.picture(rng, side)?;
-        let low = recipe.picture(&truth, (small, small), rng)?;
-        Ok((truth, low))
+        let (low, noise) = recipe.picture(&truth, (small, small), degradation)?;
+        Ok(Pair { truth, low, noise })
     }
 
     fn fingerprint(&self) -> u64 {

@@ -24,7 +24,7 @@ use super::{
     degrade::KernelWeights,
     stages::{Blur, Jpeg, Noise, Stage},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, frame::resample::Kernel};
 
 /// Weighted recipes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,15 @@ pub struct Recipe {
     pub weight: f64,
     #[serde(rename = "stage")]
     pub stages: Vec<Stage>,
+}
+
+/// Frames of low resolution, degraded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Degraded {
+    pub frames: Vec<Patch>,
+    /// What noise and compression have changed: the mean square of the difference in luma to the same frames without
+    /// either, in squared 8-bit steps.
+    pub noise: f64,
 }
 
 /// The names of [`Damage::preset`].
@@ -306,7 +315,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Damages the frames of `clip`, all of one size, to `width` x `height` pixels. The results hold 8-bit values
+    /// Degrades the frames of `clip`, all of one size, to `width` x `height` pixels. The results hold 8-bit values
     /// (multiples of 1/255) and depend on the clip and `rng` alone.
     ///
     /// # Errors
@@ -316,16 +325,31 @@ impl Recipe {
         clip: Vec<Patch>,
         (width, height): (usize, usize),
         rng: &mut R,
-    ) -> Result<Vec<Patch>> {
+    ) -> Result<Degraded> {
         let mut clip = clip;
+        let mut clean = Vec::new();
         for stage in &self.stages {
+            if let Stage::RealWorld(_) = stage {
+                let kernel = Kernel::CatmullRom;
+                let shrink = |p: &Patch| p.clone().resize(width, height, kernel);
+                clean = clip.iter().map(shrink).collect::<Result<_>>()?;
+            }
             clip = stage.apply(clip, (width, height), rng)?;
+            if let Stage::Shrink(_) = stage {
+                clean = clip.clone();
+            }
         }
         let rounded = |p: &Patch| Patch::from_rgb8(p.width, p.height, &p.to_rgb8());
-        Ok(clip.iter().map(rounded).collect())
+        let frames: Vec<_> = clip.iter().map(rounded).collect();
+        let clean: Vec<_> = clean.iter().map(rounded).collect();
+        let squares = frames.iter().zip(&clean).map(|(a, b)| a.luma_difference(b));
+        Ok(Degraded {
+            noise: squares.sum::<f64>() / frames.len().max(1) as f64,
+            frames,
+        })
     }
 
-    /// As [`Self::apply`], for one picture.
+    /// As [`Self::apply`], for one picture; gives [`Degraded::noise`], too.
     ///
     /// # Errors
     /// As there.
@@ -334,9 +358,11 @@ impl Recipe {
         picture: &Patch,
         small: (usize, usize),
         rng: &mut R,
-    ) -> Result<Patch> {
-        let damaged = self.apply(vec![picture.clone()], small, rng)?.pop();
-        damaged.ok_or_else(|| Error::Frame(format!("recipe '{}' has lost the picture", self.name)))
+    ) -> Result<(Patch, f64)> {
+        let mut degraded = self.apply(vec![picture.clone()], small, rng)?;
+        let lost = || Error::Frame(format!("recipe '{}' has lost the picture", self.name));
+        let picture = degraded.frames.pop().ok_or_else(lost)?;
+        Ok((picture, degraded.noise))
     }
 }
 
@@ -405,6 +431,28 @@ mod tests {
     }
 
     #[test]
+    fn noise_is_what_compression_changes_and_not_what_shrinking_does() {
+        let scene = scene(96, 96);
+        let noise = |recipe: &Recipe| {
+            let mut rng = SmallRng::seed_from_u64(1);
+            recipe.picture(&scene, (48, 48), &mut rng).unwrap().1
+        };
+        assert_eq!(noise(&Recipe::fixed()), 0.0);
+        let [weak, strong] = [90, 20].map(|quality| noise(&Recipe::jpeg(quality)));
+        assert!(0.0 < weak && weak < strong, "{weak} {strong}");
+        let sigma = Noise {
+            sigma: (4.0, 4.0),
+            shot: 0.0,
+            grey: 1.0,
+            ..Noise::default()
+        };
+        let mut grainy = Recipe::fixed();
+        grainy.stages.push(Stage::Noise(sigma));
+        let grain = noise(&grainy);
+        assert!((grain - 16.0).abs() < 2.0, "{grain}");
+    }
+
+    #[test]
     fn recipes_are_drawn_by_their_weights() {
         let damage = Damage::streaming();
         let mut rng = SmallRng::seed_from_u64(1);
@@ -442,7 +490,7 @@ mod tests {
             let recipe = &Damage::preset(name).unwrap().recipes[0];
             let damaged = |seed| {
                 let mut rng = SmallRng::seed_from_u64(seed);
-                recipe.picture(&patch, (20, 10), &mut rng).unwrap()
+                recipe.picture(&patch, (20, 10), &mut rng).unwrap().0
             };
             let low = damaged(1);
             assert_eq!((low.width, low.height), (20, 10));
@@ -456,6 +504,7 @@ mod tests {
         recipe
             .picture(hr, (w, h), &mut SmallRng::seed_from_u64(seed))
             .unwrap()
+            .0
     }
 
     fn distance(a: &Patch, b: &Patch) -> f32 {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error,
     frame::{
-        MAX_SIDE,
+        MAX_SIDE, Matrix,
         resample::{Axis, Kernel, Options, Resampler},
     },
 };
@@ -408,6 +408,18 @@ impl Patch {
             dst.iter_mut().for_each(|v| *v = v.clamp(0.0, 1.0));
         }
         Ok(out)
+    }
+
+    /// Mean square of the difference in luma (BT.709) to `other`, of the same size, in squared 8-bit steps.
+    pub fn luma_difference(&self, other: &Self) -> f64 {
+        let area = (self.width * self.height).max(1);
+        let (kr, kg, kb) = Matrix::Bt709.luma_weights();
+        let difference = |i: usize| {
+            let at = |c: usize| self.rgb[c * area + i] - other.rgb[c * area + i];
+            kr * at(0) + kg * at(1) + kb * at(2)
+        };
+        let squares = (0..area).map(|i| f64::from(difference(i)).powi(2));
+        255.0 * 255.0 * squares.sum::<f64>() / area as f64
     }
 
     /// The upper left part of `width` x `height` pixels.

@@ -756,7 +756,7 @@ impl PictureSpec {
         let (mut high, mut low) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let picture = photos.sample(&mut rng, self.patch, self.patch)?;
-            let damaged = self.damage.picture(&picture, (small, small), &mut rng)?;
+            let (damaged, _) = self.damage.picture(&picture, (small, small), &mut rng)?;
             high.extend(interleaved(&picture));
             low.extend(interleaved(&damaged));
         }

@@ -40,7 +40,12 @@ impl<B: Send + 'static> Loader<B> {
             let (to, from) = sync_channel(2);
             let make = make.clone();
             let steps = (first + i as u64..).step_by(threads);
-            thread::spawn(move || fill(&*make, seed, steps, &to));
+            thread::spawn(move || {
+                // Batches must not wait for the threads of the network, which are busy.
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
+                let _alone = pool.use_current_thread().build();
+                fill(&*make, seed, steps, &to);
+            });
             from
         });
         Self {

@@ -17,6 +17,7 @@ pub mod init;
 pub mod lite;
 pub mod loader;
 pub mod losses;
+pub mod matched;
 pub mod motion;
 pub mod optim;
 pub mod pairs;

@@ -1,4 +1,4 @@
-//! AdamW and the exponential moving average of the weights, with state that can be saved.
+//! AdamW, Muon and the exponential moving average of the weights, with state that can be saved.
 
 use std::collections::HashMap;
 
@@ -96,6 +96,90 @@ impl AdamW {
     }
 }
 
+/// Muon (Jordan, 2024, kellerjordan.github.io/posts/muon): momentum whose update is brought close to the nearest
+/// matrix with orthonormal rows or columns, so that all directions of a kernel learn at one pace. A parameter counts as
+/// the matrix of its first dimension by all others.
+pub struct Muon {
+    parameters: Vec<Parameter>,
+    momenta: Vec<Tensor>,
+}
+
+/// Decay of Muon's momentum.
+const MOMENTUM: f64 = 0.95;
+
+/// Steps of the Newton-Schulz iteration.
+const NEWTON_SCHULZ: usize = 5;
+
+impl Muon {
+    /// An optimiser of `parameters`, each of two dimensions or more.
+    ///
+    /// # Errors
+    /// When memory for the momenta cannot be had.
+    pub fn new(parameters: Vec<Parameter>) -> Result<Self> {
+        let zeros = |(_, v): &Parameter| v.zeros_like();
+        Ok(Self {
+            momenta: parameters.iter().map(zeros).collect::<Result<_>>()?,
+            parameters,
+        })
+    }
+
+    /// Moves every parameter that has a gradient by one step of learning rate `lr`, the gradients times `scale`.
+    fn step_scaled(&mut self, grads: &GradStore, lr: f64, scale: f64) -> Result<()> {
+        for ((_, var), momentum) in self.parameters.iter().zip(&mut self.momenta) {
+            let Some(g) = grads.get(var) else { continue };
+            // A gradient may carry its own history; the momentum must not keep it alive.
+            let g = (g.detach() * scale)?;
+            *momentum = ((&*momentum * MOMENTUM)? + (&g * (1.0 - MOMENTUM))?)?;
+            let nesterov = ((g * (1.0 - MOMENTUM))? + (&*momentum * MOMENTUM)?)?;
+            let rows = var.dim(0)?;
+            let matrix = nesterov.reshape((rows, ()))?;
+            let longer = (rows as f64 / matrix.dim(1)? as f64).max(1.0).sqrt();
+            let update = (orthogonal(&matrix)? * (lr * longer))?.reshape(var.shape())?;
+            var.set(&(var.as_tensor() - update)?.detach())?;
+        }
+        Ok(())
+    }
+
+    /// The momenta by name, for a checkpoint.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let pairs = self.parameters.iter().zip(&self.momenta);
+        let named = |((name, _), t): (&Parameter, &Tensor)| (format!("muon.{name}"), t.clone());
+        pairs.map(named).collect()
+    }
+
+    /// Takes back what [`Self::state`] gave.
+    ///
+    /// # Errors
+    /// When `get` does.
+    pub fn restore(&mut self, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+        for ((name, _), momentum) in self.parameters.iter().zip(&mut self.momenta) {
+            *momentum = get(&format!("muon.{name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2, but for those far below the
+/// largest one), by a Newton-Schulz iteration of fifth order with Jordan's coefficients.
+fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = matrix.dims2()?;
+    // The products are smaller on the shorter side.
+    let turned = rows > columns;
+    let x = if turned {
+        matrix.t()?.contiguous()?
+    } else {
+        matrix.clone()
+    };
+    let norm = x.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
+    let mut x = (x / (f64::from(norm) + 1e-7))?;
+    for _ in 0..NEWTON_SCHULZ {
+        let a = x.matmul(&x.t()?.contiguous()?)?;
+        let b = ((&a * -4.7750)? + (a.matmul(&a)? * 2.0315)?)?;
+        x = ((&x * 3.4445)? + b.matmul(&x)?)?;
+    }
+    if turned { x.t()?.contiguous() } else { Ok(x) }
+}
+
 /// The exponential moving average of parameters: `average += (1 - decay) (value - average)`.
 pub struct Ema {
     parameters: Vec<Parameter>,
@@ -156,6 +240,7 @@ impl Ema {
 pub struct Trained {
     parameters: Vec<Parameter>,
     adam: AdamW,
+    muon: Option<Muon>,
     ema: Ema,
     /// How many times its running mean a gradient's norm may be.
     clip: f64,
@@ -178,10 +263,24 @@ impl Trained {
         Ok(Self {
             ema: Ema::new(parameters.clone(), decay)?,
             adam,
+            muon: None,
             parameters,
             clip,
             usual: 0.0,
         })
+    }
+
+    /// Lets [`Muon`] optimise the parameters of which `is` holds instead of AdamW. Before the first step.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn with_muon(mut self, is: impl Fn(&Parameter) -> bool) -> Result<Self> {
+        let (inner, others): (Vec<_>, Vec<_>) = self.parameters.iter().cloned().partition(is);
+        let beta2 = self.adam.beta2;
+        self.adam = AdamW::new(others)?;
+        self.adam.beta2 = beta2;
+        self.muon = Some(Muon::new(inner)?);
+        Ok(self)
     }
 
     /// Takes one step of learning rate `lr`; the averages follow. Gives the norm of the gradients before they are scaled
@@ -190,6 +289,14 @@ impl Trained {
     /// # Errors
     /// When a gradient's shape is not its parameter's.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<f64> {
+        self.step_with(grads, lr, lr)
+    }
+
+    /// As [`Self::step`], with a learning rate of their own for the parameters of [`Muon`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step_with(&mut self, grads: &GradStore, lr: f64, muon: f64) -> Result<f64> {
         let mut squares = 0.0;
         for (_, var) in &self.parameters {
             if let Some(g) = grads.get(var) {
@@ -202,6 +309,9 @@ impl Trained {
         let scale = if kept < norm { kept / norm } else { 1.0 };
         self.usual = 0.99 * usual + 0.01 * kept;
         self.adam.step_scaled(grads, lr, scale)?;
+        if let Some(optimiser) = &mut self.muon {
+            optimiser.step_scaled(grads, muon, scale)?;
+        }
         self.ema.update(self.adam.step)?;
         Ok(norm)
     }
@@ -227,6 +337,7 @@ impl Trained {
         let averages = self.ema.state().into_iter();
         let averages = averages.map(|(name, t)| (format!("ema.{name}"), t));
         let mut all: Vec<_> = weights.chain(averages).chain(self.adam.state()).collect();
+        all.extend(self.muon.iter().flat_map(Muon::state));
         // As a tensor: numbers in JSON need not come back to the last digit.
         all.push(("usual".into(), Tensor::new(&[self.usual], &Device::Cpu)?));
         Ok(all)
@@ -243,23 +354,26 @@ impl Trained {
             var.set(&get(&format!("weights.{name}"))?)?;
         }
         self.adam.restore(step, get)?;
+        if let Some(muon) = &mut self.muon {
+            muon.restore(get)?;
+        }
         if let [usual] = get("usual")?.to_vec1::<f64>()?[..] {
             self.usual = usual;
         }
         self.ema.restore(|name| get(&format!("ema.{name}")))
     }
 
-    /// Begins with the averaged weights of another run's checkpoint, with fresh moments.
+    /// Begins with other weights, those of `tensors` by the parameters' names, with fresh moments.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn begin(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
         let device = self.device();
-        let average = |name: &str| found(tensors, &format!("ema.{name}"), &device);
+        let weights = |name: &str| found(tensors, name, &device);
         for (name, var) in &self.parameters {
-            var.set(&average(name)?)?;
+            var.set(&weights(name)?)?;
         }
-        self.ema.restore(average)
+        self.ema.restore(weights)
     }
 }
 
@@ -320,6 +434,126 @@ mod tests {
         let loss = (var.as_tensor() * 7.0).unwrap().sum_all().unwrap();
         adam.step(&loss.backward().unwrap(), 0.01).unwrap();
         assert!((var.to_vec1::<f32>().unwrap()[0] - 4.99).abs() < 1e-6);
+    }
+
+    /// The iteration as Jordan publishes it, in f64 and by plain loops.
+    fn reference(matrix: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let product = |a: &[Vec<f64>], b: &[Vec<f64>]| -> Vec<Vec<f64>> {
+            let entry = |row: &Vec<f64>, j: usize| row.iter().zip(b).map(|(x, r)| x * r[j]).sum();
+            let row = |r: &Vec<f64>| (0..b[0].len()).map(|j| entry(r, j)).collect();
+            a.iter().map(row).collect()
+        };
+        let turn = |a: &[Vec<f64>]| -> Vec<Vec<f64>> {
+            let column = |j: usize| a.iter().map(|row| row[j]).collect();
+            (0..a[0].len()).map(column).collect()
+        };
+        let turned = matrix.len() > matrix[0].len();
+        let mut x = if turned {
+            turn(matrix)
+        } else {
+            matrix.to_vec()
+        };
+        let norm = x.iter().flatten().map(|v| v * v).sum::<f64>().sqrt();
+        x.iter_mut().flatten().for_each(|v| *v /= norm + 1e-7);
+        for _ in 0..5 {
+            let a = product(&x, &turn(&x));
+            let (aa, ax) = (product(&a, &a), product(&a, &x));
+            let aax = product(&aa, &x);
+            for (i, row) in x.iter_mut().enumerate() {
+                for (j, v) in row.iter_mut().enumerate() {
+                    *v = 3.4445 * *v - 4.7750 * ax[i][j] + 2.0315 * aax[i][j];
+                }
+            }
+        }
+        if turned { turn(&x) } else { x }
+    }
+
+    fn random(rows: usize, columns: usize) -> (Tensor, Vec<Vec<f64>>) {
+        let t = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+        let values = t.to_vec2::<f32>().unwrap();
+        let wide = |row: Vec<f32>| row.into_iter().map(f64::from).collect();
+        (t, values.into_iter().map(wide).collect())
+    }
+
+    #[test]
+    fn muons_update_is_the_references_with_singular_values_near_1() {
+        for (rows, columns) in [(4, 36), (16, 16), (48, 12)] {
+            let (t, values) = random(rows, columns);
+            let got = orthogonal(&t).unwrap().to_vec2::<f32>().unwrap();
+            let want = reference(&values);
+            let mut squares = 0.0;
+            for (g, w) in got.iter().flatten().zip(want.iter().flatten()) {
+                assert!((f64::from(*g) - w).abs() < 1e-4, "{g}, not {w}");
+                squares += w * w;
+            }
+            let mean = squares / rows.min(columns) as f64;
+            assert!(
+                (0.5..1.5).contains(&mean),
+                "mean squared singular value {mean}"
+            );
+        }
+    }
+
+    #[test]
+    fn muons_steps_follow_the_formula_and_leave_the_others_to_adamw() {
+        let (start, mut weights) = random(6, 20);
+        let (goal, goals) = random(6, 20);
+        let var = Var::from_tensor(&start).unwrap();
+        let other = Var::from_tensor(&Tensor::new(&[5f32], &Device::Cpu).unwrap()).unwrap();
+        let parameters = vec![("body".into(), var.clone()), ("bias".into(), other.clone())];
+        let trained = Trained::new(parameters, 0.99, 0.9, f64::INFINITY).unwrap();
+        let mut trained = trained.with_muon(|(name, _)| name == "body").unwrap();
+        let mut momentum = vec![vec![0.0; 20]; 6];
+        for _ in 0..3 {
+            let loss = (var.as_tensor() - &goal).unwrap().sqr().unwrap().sum_all();
+            let loss = (loss.unwrap() + other.as_tensor().sum_all().unwrap()).unwrap();
+            let grads = loss.backward().unwrap();
+            trained.step_with(&grads, 0.01, 0.02).unwrap();
+            let mut nesterov = momentum.clone();
+            for i in 0..6 {
+                for j in 0..20 {
+                    let g = 2.0 * (weights[i][j] - goals[i][j]);
+                    momentum[i][j] = 0.95 * momentum[i][j] + 0.05 * g;
+                    nesterov[i][j] = 0.05 * g + 0.95 * momentum[i][j];
+                }
+            }
+            let update = reference(&nesterov);
+            let pairs = weights.iter_mut().flatten().zip(update.iter().flatten());
+            pairs.for_each(|(w, u)| *w -= 0.02 * u);
+        }
+        let got = var.to_vec2::<f32>().unwrap();
+        for (g, w) in got.iter().flatten().zip(weights.iter().flatten()) {
+            assert!((f64::from(*g) - w).abs() < 1e-4, "{g}, not {w}");
+        }
+        // Three steps of AdamW down a slope.
+        assert!((other.to_vec1::<f32>().unwrap()[0] - 4.97).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_restored_muon_goes_on_as_if_it_had_not_stopped() {
+        let (start, _) = random(6, 20);
+        let (goal, _) = random(6, 20);
+        let open = || {
+            let var = Var::from_tensor(&start).unwrap();
+            let trained = Trained::new(vec![("w".into(), var.clone())], 0.99, 0.9, CLIP).unwrap();
+            (var, trained.with_muon(|_| true).unwrap())
+        };
+        let step = |var: &Var, trained: &mut Trained| {
+            let loss = (var.as_tensor() - &goal).unwrap().sqr().unwrap();
+            let grads = loss.sum_all().unwrap().backward().unwrap();
+            trained.step(&grads, 0.01).unwrap();
+        };
+        let (var, mut trained) = open();
+        (0..4).for_each(|_| step(&var, &mut trained));
+        let saved: HashMap<_, _> = trained.state().unwrap().into_iter().collect();
+        let (other, mut resumed) = open();
+        resumed.restore(4, &saved).unwrap();
+        for _ in 0..4 {
+            step(&var, &mut trained);
+            step(&other, &mut resumed);
+        }
+        let [a, b] = [&var, &other].map(|v| v.to_vec2::<f32>().unwrap());
+        assert_eq!(a, b);
     }
 
     #[test]

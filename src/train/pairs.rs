@@ -17,19 +17,25 @@ use crate::{
         resample::{Axis, Kernel, Options, Resampler},
     },
     nn::lite::{
-        LatentKind, LatentStats,
+        Condition, LatentKind, LatentStats, denoise_of,
         latent::{Grid, chroma_slot, luma_slot, unshuffle},
     },
 };
 
 /// Where pictures and their low-resolution versions come from.
 pub trait PairSource: Send + Sync {
-    /// A random picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, which covers
-    /// exactly the same place. Depends on the source and `rng` alone.
+    /// A random picture of `side` x `side` pixels, drawn by `rng`, and its version of `small` x `small` pixels, degraded
+    /// as `degradation` draws it, which covers exactly the same place. Depends on the source and both generators alone.
     ///
     /// # Errors
     /// When the source has no picture of that size.
-    fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)>;
+    fn pair(
+        &self,
+        rng: &mut StdRng,
+        degradation: &mut StdRng,
+        side: usize,
+        small: usize,
+    ) -> Result<Pair>;
 
     /// A number that changes with what the source is made of.
     fn fingerprint(&self) -> u64;
@@ -46,6 +52,15 @@ pub trait PairSource: Send + Sync {
     }
 }
 
+/// A picture and its degraded version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    pub truth: Patch,
+    pub low: Patch,
+    /// What noise and compression have changed in `low`, in squared 8-bit steps of luma.
+    pub noise: f64,
+}
+
 /// Photos that are damaged one by one.
 #[derive(Clone, Debug)]
 pub struct DamagedPhotos {
@@ -54,10 +69,16 @@ pub struct DamagedPhotos {
 }
 
 impl PairSource for DamagedPhotos {
-    fn pair(&self, rng: &mut StdRng, side: usize, small: usize) -> Result<(Patch, Patch)> {
+    fn pair(
+        &self,
+        rng: &mut StdRng,
+        degradation: &mut StdRng,
+        side: usize,
+        small: usize,
+    ) -> Result<Pair> {
         let truth = self.photos.sample(rng, side, side)?;
-        let low = self.recipe.picture(&truth, (small, small), rng)?;
-        Ok((truth, low))
+        let (low, noise) = self.recipe.picture(&truth, (small, small), degradation)?;
+        Ok(Pair { truth, low, noise })
     }
 
     fn fingerprint(&self) -> u64 {
@@ -79,6 +100,8 @@ pub struct PairSpec {
     pub scales: [f64; 2],
     /// Probability that a batch has the upper scale; else it is drawn uniformly from the range.
     pub native: f64,
+    /// All pairs of a batch are degraded alike, as a network with the dial `denoise` needs it.
+    pub alike: bool,
 }
 
 /// A batch of pairs at one scale.
@@ -86,10 +109,22 @@ pub struct PairSpec {
 pub struct Batch {
     /// The scale, output over input.
     pub scale: f64,
+    /// How degraded the input is on average: the value of the dial.
+    pub denoise: f64,
     /// The base's latent, `[batch, grid, grid, channels]`, whitened by the statistics given.
     pub base: Vec<f32>,
     /// The truth's latent minus the base's, whitened likewise.
     pub residual: Vec<f32>,
+}
+
+impl Batch {
+    /// The condition that a network sees it under.
+    pub fn condition(&self) -> Condition {
+        Condition {
+            denoise: self.denoise,
+            ..Condition::at(self.scale)
+        }
+    }
 }
 
 /// The planes of one picture that the latent is made of, at the sizes that the latent wants.
@@ -115,15 +150,22 @@ impl PairSpec {
         let grid = self.grid();
         let mut base = vec![0.0; self.batch * grid.len()];
         let mut residual = base.clone();
+        let (mut kind, mut noise) = (rng.random(), 0.0);
         for (base, residual) in base
             .chunks_mut(grid.len())
             .zip(residual.chunks_mut(grid.len()))
         {
-            let (truth, low) = source.pair(&mut rng, self.patch, small)?;
-            self.pair(&truth, &low, stats, base, residual);
+            if !self.alike {
+                kind = rng.random();
+            }
+            let mut degradation = StdRng::seed_from_u64(kind);
+            let pair = source.pair(&mut rng, &mut degradation, self.patch, small)?;
+            self.pair(&pair.truth, &pair.low, stats, base, residual);
+            noise += pair.noise / self.batch as f64;
         }
         Ok(Batch {
             scale: self.patch as f64 / small as f64,
+            denoise: denoise_of(noise.sqrt()),
             base,
             residual,
         })
@@ -246,4 +288,61 @@ fn resize(plane: &[f32], from: usize, to: usize, kernel: Kernel) -> Vec<f32> {
     let mut out = vec![0.0; to * to];
     Resampler::new(axis(), axis()).run(plane, &mut out);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Degrades by a number that it draws.
+    struct Drawn;
+
+    impl PairSource for Drawn {
+        fn pair(
+            &self,
+            rng: &mut StdRng,
+            degradation: &mut StdRng,
+            side: usize,
+            small: usize,
+        ) -> Result<Pair> {
+            let mut truth = Patch::new(side, side);
+            truth.rgb.fill(rng.random());
+            let mut low = Patch::new(small, small);
+            low.rgb.fill(degradation.random());
+            let noise = (255.0 * f64::from(low.rgb[0])).powi(2);
+            Ok(Pair { truth, low, noise })
+        }
+
+        fn fingerprint(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn pairs_of_a_batch_are_degraded_alike_where_the_dial_needs_it() {
+        let stats = LatentStats::nominal(LatentKind::Luma, 2);
+        for alike in [true, false] {
+            let spec = PairSpec {
+                latent: LatentKind::Luma,
+                r: 2,
+                patch: 8,
+                batch: 4,
+                scales: [2.0, 2.0],
+                native: 1.0,
+                alike,
+            };
+            let batch = spec.batch(&Drawn, &stats, 5).unwrap();
+            let first = |values: &[f32]| {
+                let pairs = values.chunks_exact(spec.grid().len());
+                pairs.map(|pair| pair[0]).collect::<Vec<_>>()
+            };
+            let (low, residual) = (first(&batch.base), first(&batch.residual));
+            assert_eq!(low.iter().all(|v| *v == low[0]), alike, "{low:?}");
+            assert!(residual.iter().any(|v| *v != residual[0]), "other pictures");
+            if alike {
+                let level = f64::from(low[0] * stats.input_std[0] + stats.input_mean[0]);
+                assert!((batch.denoise - denoise_of(255.0 * level)).abs() < 1e-4);
+            }
+        }
+    }
 }

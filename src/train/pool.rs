@@ -23,6 +23,7 @@ use super::{
     damage::Damage,
     data::{Fnv, Patch, Sampling, cut, texture},
     loader::step_seed,
+    pairs::Pair,
 };
 use crate::{Error, Result, frame::resample::Kernel};
 
@@ -74,10 +75,11 @@ impl Layout {
         }
     }
 
-    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B.
+    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B; last what noise and
+    /// compression have changed, a float in squared 8-bit steps.
     fn bytes(&self, i: usize, spec: &PoolSpec) -> u64 {
         let low = self.side / self.scale(i);
-        (3 * (self.side.pow(2) + low.pow(2)) * spec.kept) as u64
+        (3 * (self.side.pow(2) + low.pow(2)) * spec.kept + size_of::<f32>()) as u64
     }
 
     /// Which of the scales serves pictures of `side` pixels from `small`.
@@ -110,6 +112,8 @@ pub struct Pool {
     /// The number of clips and their bytes.
     count: usize,
     size: u64,
+    /// For each of the layout's scales its clips, from the least to the most degraded once they are prepared.
+    ranked: Vec<Vec<usize>>,
 }
 
 impl Pool {
@@ -144,8 +148,14 @@ impl Pool {
             key,
             count: 0,
             size: 0,
+            ranked: Vec::new(),
         };
         (pool.count, pool.size) = pool.layout.room(spec);
+        let of_scale = |&scale: &usize| {
+            let clips = (0..pool.count).filter(|&i| pool.layout.scale(i) == scale);
+            clips.collect()
+        };
+        pool.ranked = pool.layout.scales.iter().map(of_scale).collect();
         if pool.count < PoolSpec::LEAST {
             return Err(Error::Setting(format!(
                 "pool: limit = {} MB: not room for {} clips of {} bytes",
@@ -198,7 +208,7 @@ impl Pool {
     /// # Errors
     /// What `make`, a codec or the disk says; [`Error::Cancelled`].
     pub fn prepare(
-        &self,
+        &mut self,
         make: &Make,
         progress: &(dyn Fn(usize, usize) -> bool + Sync),
     ) -> Result<()> {
@@ -218,11 +228,19 @@ impl Pool {
                 stopped.store(true, Ordering::Relaxed);
             }
             Ok(())
-        })
+        })?;
+        let noise: Vec<f32> = (0..self.count)
+            .map(|i| self.noise(i).unwrap_or(0.0))
+            .collect();
+        for clips in &mut self.ranked {
+            clips.sort_by(|&a, &b| noise[a].total_cmp(&noise[b]));
+        }
+        Ok(())
     }
 
     /// A picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, at a random place of a
-    /// frame of a random clip, both mirrored and turned. A clip that is not there is made.
+    /// frame of a random clip, both mirrored and turned. A clip that is not there is made. The second generator draws how
+    /// degraded the clip is, the first one all else.
     ///
     /// # Errors
     /// [`Error::Frame`] when the pool is not for such sizes; what `make`, a codec or the disk says.
@@ -230,14 +248,14 @@ impl Pool {
         &self,
         make: &Make,
         sampling: &Sampling,
-        rng: &mut StdRng,
+        [rng, degradation]: [&mut StdRng; 2],
         side: usize,
         small: usize,
-    ) -> Result<(Patch, Patch)> {
+    ) -> Result<Pair> {
         let scale = self.layout.scale_for(side, small)?;
-        let clip = self.draw(rng, scale);
+        let clip = self.draw([rng, degradation], scale);
         let frame = rng.random_range(0..self.spec.kept);
-        let (truth, low) = match self.read(clip, frame) {
+        let (truth, low, noise) = match self.read(clip, frame) {
             Some(frame) => frame,
             None => {
                 self.make(clip, make)?;
@@ -260,14 +278,31 @@ impl Pool {
         let truth =
             cut(&truth, large(place), (size, size)).resize(side, side, Kernel::CatmullRom)?;
         let (turn, x, y) = (rng.random(), rng.random(), rng.random());
-        Ok((truth.turned(turn, x, y), low.turned(turn, x, y)))
+        Ok(Pair {
+            truth: truth.turned(turn, x, y),
+            low: low.turned(turn, x, y),
+            noise,
+        })
     }
 
-    /// A clip of `scale`.
-    fn draw(&self, rng: &mut StdRng, scale: usize) -> usize {
-        let of_scale = || (0..self.count).filter(|&i| self.layout.scale(i) == scale);
-        let drawn = rng.random_range(0..of_scale().count().max(1));
-        of_scale().nth(drawn).unwrap_or(0)
+    /// A clip of `scale`, near a place in the ranking that `degradation` draws.
+    fn draw(&self, [rng, degradation]: [&mut StdRng; 2], scale: usize) -> usize {
+        let at = self.layout.scales.iter().position(|&s| s == scale);
+        let clips = at.map_or(&[][..], |i| &self.ranked[i]);
+        let Some(last) = clips.len().checked_sub(1) else {
+            return 0;
+        };
+        let (rank, reach) = (degradation.random_range(0..=last), clips.len() / NEIGHBOURS);
+        clips[rng.random_range(rank.saturating_sub(reach)..=(rank + reach).min(last))]
+    }
+
+    /// What noise and compression have changed in clip `i`, if it is there.
+    fn noise(&self, i: usize) -> Option<f32> {
+        let mut file = File::open(self.path(i)).ok()?;
+        let mut bytes = [0; size_of::<f32>()];
+        file.seek(SeekFrom::End(-(bytes.len() as i64))).ok()?;
+        file.read_exact(&mut bytes).ok()?;
+        Some(f32::from_le_bytes(bytes))
     }
 
     fn bytes(&self, i: usize) -> u64 {
@@ -285,6 +320,7 @@ impl Pool {
         let nothing = || Error::Frame("a pool without recipes".into());
         let recipe = self.damage.draw(&mut rng).ok_or_else(nothing)?;
         let damaged = recipe.apply(truth.clone(), (low, low), &mut rng)?;
+        let (damaged, noise) = (damaged.frames, damaged.noise as f32);
         let mut kept = index::sample(&mut rng, self.spec.frames, self.spec.kept).into_vec();
         kept.sort();
         let mut bytes = Vec::new();
@@ -294,6 +330,7 @@ impl Pool {
             bytes.extend(truth.to_rgb8());
             bytes.extend(damaged.to_rgb8());
         }
+        bytes.extend(noise.to_le_bytes());
         self.write(i, &bytes)
     }
 
@@ -311,24 +348,28 @@ impl Pool {
         })
     }
 
-    /// A kept frame of clip `i`, if the clip is there and whole: the truth and the damaged one.
-    fn read(&self, i: usize, frame: usize) -> Option<(RgbImage, RgbImage)> {
+    /// A kept frame of clip `i`, if the clip is there and whole: the truth, the damaged one and the clip's noise.
+    fn read(&self, i: usize, frame: usize) -> Option<(RgbImage, RgbImage, f64)> {
         let mut file = File::open(self.path(i)).ok()?;
         if file.metadata().ok()?.len() != self.bytes(i) {
             return None;
         }
-        let len = self.bytes(i) / self.spec.kept as u64;
+        let frames = self.bytes(i) - size_of::<f32>() as u64;
+        let len = frames / self.spec.kept as u64;
         let mut bytes = vec![0; len as usize];
         file.seek(SeekFrom::Start(frame as u64 * len)).ok()?;
         file.read_exact(&mut bytes).ok()?;
         let (side, low) = (self.layout.side, self.layout.side / self.layout.scale(i));
         let damaged = bytes.split_off(3 * side * side);
         let image = |side: usize, bytes| RgbImage::from_raw(side as u32, side as u32, bytes);
-        image(side, bytes).zip(image(low, damaged))
+        let (truth, damaged) = image(side, bytes).zip(image(low, damaged))?;
+        Some((truth, damaged, self.noise(i)?.into()))
     }
 }
 
 /// Counts the changes in what clips are made of.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// Clips of one batch come from about a sixteenth of the ranking.
+const NEIGHBOURS: usize = 32;
 /// Separates the random numbers of the pool from those of the training.
 const POOL: u64 = 0x504f_4f4c;

@@ -9,7 +9,10 @@ use super::{
     corpus::CorpusSpec,
     lite::{student, teacher},
 };
-use crate::{Error, Result, nn::lite::StudentConfig};
+use crate::{
+    Error, Result,
+    nn::lite::{Architecture, Conditioning, LatentKind, StudentConfig},
+};
 
 /// A recipe. Each section is a table or the name of a TOML file with that table, beside the recipe's own.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +25,12 @@ pub struct Recipe {
     /// Lowest scale that it serves, from 1 to below `scale`; None: that of its size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lowest: Option<f64>,
+    /// The student's shape instead of its size's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Shape>,
+    /// What its weights depend on besides the scale.
+    #[serde(skip_serializing_if = "Conditioning::is_none")]
+    pub conditioning: Conditioning,
     pub data: CorpusSpec,
     /// None: the student learns from the truth alone.
     pub teacher: Option<teacher::Options>,
@@ -32,10 +41,40 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Size {
-    /// Luma only, for CPUs.
+    /// For any CPU: 10 k parameters up to twice the size, 46 k above.
     Tiny,
-    /// Luma and chroma, for GPUs.
+    /// For CPUs with time to spare: 76 k parameters up to twice the size, 159 k above.
     Small,
+    /// For GPUs and large CPUs: 0.4 M parameters.
+    Base,
+}
+
+/// A student's shape; see [`StudentConfig`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    pub architecture: Architecture,
+    #[serde(default = "luma")]
+    pub latent: LatentKind,
+    pub r: usize,
+    pub channels: usize,
+    pub depth: usize,
+}
+
+fn luma() -> LatentKind {
+    LatentKind::Luma
+}
+
+impl From<StudentConfig> for Shape {
+    fn from(student: StudentConfig) -> Self {
+        Self {
+            architecture: student.architecture,
+            latent: student.latent,
+            r: student.r,
+            channels: student.channels,
+            depth: student.depth,
+        }
+    }
 }
 
 impl Size {
@@ -47,11 +86,13 @@ impl Size {
         if !(1.0 < scale && scale <= 4.0) {
             return Err(Error::Setting(format!("scale {scale}: above 1, up to 4")));
         }
-        Ok(match self {
-            Self::Tiny if scale <= 2.0 => (StudentConfig::tiny(2), 1.0),
-            Self::Tiny => (StudentConfig::tiny(4), 2.0),
-            Self::Small => (StudentConfig::small(), 1.0),
-        })
+        let (r, lowest) = if scale <= 2.0 { (2, 1.0) } else { (4, 2.0) };
+        let student = match self {
+            Self::Tiny => StudentConfig::tiny(r),
+            Self::Small => StudentConfig::small(r),
+            Self::Base => StudentConfig::base(r),
+        };
+        Ok((student, lowest))
     }
 }
 
@@ -72,17 +113,19 @@ impl Recipe {
         let mut recipe = Self {
             name: value(&mut table, "name", path)?.ok_or_else(|| wrong("no name".into()))?,
             size: value(&mut table, "size", path)?
-                .ok_or_else(|| wrong("no size: tiny or small".into()))?,
+                .ok_or_else(|| wrong("no size: tiny, small or base".into()))?,
             scale: value(&mut table, "scale", path)?
                 .ok_or_else(|| wrong("no scale: above 1, up to 4".into()))?,
             lowest: value(&mut table, "lowest", path)?,
+            shape: value(&mut table, "shape", path)?,
+            conditioning: value(&mut table, "conditioning", path)?.unwrap_or_default(),
             data: section(&mut table, "data", path)?.ok_or_else(|| wrong("no data".into()))?,
             teacher: section(&mut table, "teacher", path)?,
             student: section(&mut table, "student", path)?.unwrap_or_default(),
         };
         if let Some((name, _)) = table.iter().next() {
             return Err(wrong(format!(
-                "'{name}' is none of name, size, scale, lowest, data, teacher, student"
+                "'{name}' is none of name, size, scale, lowest, shape, conditioning, data, teacher, student"
             )));
         }
         recipe
@@ -96,7 +139,8 @@ impl Recipe {
             .data
             .check()
             .map_err(|e| wrong(format!("data: {e}")))?;
-        for dir in &mut recipe.data.dirs {
+        let pairs = recipe.data.pairs.iter_mut().flatten();
+        for dir in recipe.data.dirs.iter_mut().chain(pairs) {
             *dir = folder.join(&dir);
         }
         if let Some(cache) = &mut recipe.data.cache {
@@ -125,7 +169,20 @@ impl Recipe {
     /// # Errors
     /// [`Error::Setting`] for a scale out of range.
     pub fn student_and_lowest(&self) -> Result<(StudentConfig, f64)> {
-        let (student, lowest) = self.size.student(self.scale)?;
+        let (mut student, lowest) = self.size.student(self.scale)?;
+        if let Some(shape) = self.shape {
+            student = StudentConfig {
+                architecture: shape.architecture,
+                latent: shape.latent,
+                r: shape.r,
+                channels: shape.channels,
+                depth: shape.depth,
+                conditioning: Conditioning::default(),
+            };
+            let checked = student.check();
+            checked.map_err(|e| Error::Setting(format!("shape: {e}")))?;
+        }
+        student.conditioning = self.conditioning;
         let lowest = self.lowest.unwrap_or(lowest);
         if !(1.0 <= lowest && lowest < self.scale) {
             return Err(Error::Setting(format!(

@@ -4,7 +4,7 @@
 
 use std::f32::consts::TAU;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -229,10 +229,14 @@ impl Noise {
         let sigma = rng.random_range(low..=high) / 255.0;
         let shot = rng.random_bool(self.shot);
         let grey = rng.random_bool(self.grey);
+        let seed: u64 = rng.random();
         for picture in clip {
             let area = picture.width * picture.height;
+            // Pictures that share their random numbers do not share the noise.
+            let content: f32 = picture.rgb.iter().sum();
+            let mut rng = StdRng::seed_from_u64(seed ^ u64::from(content.to_bits()));
             let field: Vec<f32> = (0..if grey { area } else { 3 * area })
-                .map(|_| normal(rng))
+                .map(|_| normal(&mut rng))
                 .collect();
             for (v, n) in picture.rgb.iter_mut().zip(field.iter().cycle()) {
                 // Counted photons have a variance proportional to their mean; at these levels Poisson is Gaussian.

@@ -27,8 +27,11 @@ use crate::stop::Stopped;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Data {
     /// Folders (or files) with photos (JPEG, PNG) and videos
-    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    #[arg(long, required_unless_present = "pairs", num_args = 1.., value_name = "DIR")]
     pub data: Vec<PathBuf>,
+    /// Two folders instead: low resolution, and the same pictures and videos at high resolution
+    #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], conflicts_with_all = ["data", "preset", "damage"])]
+    pub pairs: Option<Vec<PathBuf>>,
     #[command(flatten)]
     pub damage: DamageArgs,
     /// Folder for prepared clips, which later runs find again [default: tadsr in the user's cache folder]
@@ -63,10 +66,12 @@ pub enum Preset {
 /// The kinds of students.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Size {
-    /// Luma only, for CPUs
+    /// For any CPU
     Tiny,
-    /// Luma and chroma, for GPUs
+    /// For CPUs with time to spare
     Small,
+    /// For GPUs and large CPUs
+    Base,
 }
 
 impl Size {
@@ -82,6 +87,7 @@ impl From<Size> for recipe::Size {
         match size {
             Size::Tiny => Self::Tiny,
             Size::Small => Self::Small,
+            Size::Base => Self::Base,
         }
     }
 }
@@ -119,12 +125,18 @@ impl Data {
     pub fn spec(&self) -> Result<CorpusSpec> {
         let mut spec = CorpusSpec {
             dirs: self.data.clone(),
+            pairs: self.pairs.clone().and_then(two),
             cache: self.cache.clone(),
             ..CorpusSpec::default()
         };
         self.damage.set(&mut spec)?;
         Ok(spec)
     }
+}
+
+/// Two folders, as --pairs takes them.
+pub fn two(pairs: Vec<PathBuf>) -> Option<[PathBuf; 2]> {
+    pairs.try_into().ok()
 }
 
 /// Prepares a corpus for patches of `patch` pixels at `scales`, with progress, and says what is left out. `stop` ends it;

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use tadsr::train::{
-    lite::student::{Distillation, Options, StudentRun},
+    lite::{
+        Begin,
+        student::{Distillation, Options, StudentRun},
+    },
     recipe::Recipe,
     report::SampleRow,
 };
@@ -26,7 +29,10 @@ use crate::{
   tadsr-train fit --data photos --out runs/tiny-x2
   tadsr-train fit --data photos videos --out runs/tiny-x4 --scale 4 --steps 100000
   tadsr-train fit --data photos --preset clean --out runs/tiny-clean-x2
-  tadsr-train fit --data photos --out runs/tiny-x2 --resume
+  tadsr-train fit --data photos --out runs/tiny-x2 --resume                  # goes on, with more --steps if you like
+  tadsr-train fit --data photos --out runs/mine --begin tiny-x2 --steps 5000 # a bundled model, for your pictures
+  tadsr-train fit --pairs recordings masters --out runs/matched              # of the same names in both folders
+  tadsr-train fit --data photos videos --out runs/one --denoise              # one model for clean and compressed input
   gst-launch-1.0 videotestsrc ! tadsrupscale model=runs/tiny-x2/model.safetensors ! autovideosink")]
 pub struct Args {
     #[command(flatten)]
@@ -37,12 +43,19 @@ pub struct Args {
     /// Go on with the checkpoint in the run's folder
     #[arg(long)]
     resume: bool,
+    /// Model to go on from: a file, the checkpoint of another run or the name of a bundled model. It decides the kind of
+    /// student, its scales and dials
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["student", "scale"])]
+    begin: Option<String>,
     /// The kind of student
     #[arg(long, value_enum, default_value = "tiny")]
     student: corpus::Size,
-    /// Largest scale that the model serves, above 1 up to 4; `tiny` then has r = 2 up to 2, r = 4 above
+    /// Largest scale that the model serves, above 1 up to 4; the grid then has r = 2 up to 2, r = 4 above
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
+    /// Let the weights depend on how degraded the input is: one model for clean and for compressed input
+    #[arg(long)]
+    denoise: bool,
     /// Training steps
     #[arg(long, default_value_t = 50_000)]
     steps: u64,
@@ -53,8 +66,11 @@ pub struct Args {
     #[arg(long)]
     patch: Option<usize>,
     /// Peak learning rate; it warms up, then falls along a cosine
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 5e-3)]
     lr: f64,
+    /// Peak learning rate of Muon, which optimises the inner kernels; 0 leaves them to AdamW, as the rest
+    #[arg(long, default_value_t = 0.01)]
+    muon_lr: f64,
     /// Decay of the averaged weights
     #[arg(long, default_value_t = 0.999)]
     ema: f64,
@@ -87,13 +103,23 @@ impl Args {
         if self.patch == Some(0) {
             bail!("--patch 0: at least 16, or leave it out");
         }
-        let (config, _) = self.student.at(self.scale)?;
+        let begin = self.begin.as_deref().map(Begin::read).transpose()?;
+        let (config, size) = match &begin {
+            Some(begin) => (begin.student, begin.scales),
+            None => {
+                let (student, lowest) = self.student.at(self.scale)?;
+                (student, [lowest, self.scale])
+            }
+        };
+        let mut conditioning = config.conditioning;
+        conditioning.denoise |= self.denoise;
         let student = Options {
             steps: self.steps,
             batch: self.batch,
             accumulate: 1,
             patch: self.patch.unwrap_or(0),
             learning_rate: self.lr,
+            muon_rate: self.muon_lr,
             ema: self.ema,
             expand: self.expand,
             seed: self.seed,
@@ -106,8 +132,10 @@ impl Args {
         Ok(Recipe {
             name: name.unwrap_or("model").into(),
             size: self.student.into(),
-            scale: self.scale,
-            lowest: None,
+            scale: size[1],
+            lowest: begin.is_some().then_some(size[0]),
+            shape: begin.is_some().then(|| config.into()),
+            conditioning,
             data: self.data.spec()?,
             teacher: None,
             student,
@@ -119,7 +147,7 @@ pub fn run(args: Args) -> Result<()> {
     let told = Told {
         out: args.out.clone(),
         teacher: None,
-        begin: None,
+        begin: args.begin.clone(),
         lpips: None,
         dry_run: false,
         resume: Some(args.resume),

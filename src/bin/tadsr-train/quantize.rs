@@ -102,6 +102,7 @@ fn spec(model: &LiteModel) -> PairSpec {
         batch: 16,
         scales: train_scales(low, high),
         native: 0.5,
+        alike: student.conditioning.denoise,
     }
 }
 

@@ -13,12 +13,13 @@ use tadsr::{
     metrics::Lpips,
     train::{
         checkpoint::{Start, write_atomically},
-        corpus::PoolSpec,
+        corpus::{CorpusSpec, PoolSpec},
         lite::{
-            Latent, Material, Place,
+            Begin, Latent, Material, Place,
             student::{Distillation, Options as StudentOptions, StudentRun, Target},
             teacher::{FrozenTeacher, Options as TeacherOptions, TeacherRun},
         },
+        matched::Matched,
         recipe::{Recipe, train_scales},
     },
 };
@@ -38,8 +39,8 @@ use crate::{
   tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory
   tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain
   tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain             # again: goes on after Ctrl-C
-  tadsr-train run models/recipes/tiny-x4.toml --data photos --out runs/a --begin runs/plain/checkpoint.safetensors
-  tadsr-train run models/recipes/tiny-x4.toml --data photos --out runs/b --begin runs/plain/checkpoint.safetensors \\
+  tadsr-train run models/recipes/tiny-x4.toml --data photos --out runs/a --begin runs/plain/model.safetensors
+  tadsr-train run models/recipes/tiny-x4.toml --data photos --out runs/b --begin runs/plain/model.safetensors \\
       --teacher runs/a/teacher                                                          # with a teacher that is there")]
 pub struct Args {
     /// The recipe, a TOML file
@@ -47,6 +48,9 @@ pub struct Args {
     /// Folders (or files) to train on, instead of the recipe's
     #[arg(long, num_args = 1.., value_name = "DIR")]
     data: Vec<PathBuf>,
+    /// Two folders instead: low resolution, and the same pictures and videos at high resolution
+    #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], conflicts_with = "data")]
+    pairs: Option<Vec<PathBuf>>,
     #[command(flatten)]
     told: Told,
 }
@@ -61,9 +65,9 @@ pub struct Told {
     /// folder]
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<PathBuf>,
-    /// Checkpoint of another student's run whose weights this one begins with
-    #[arg(long, value_name = "FILE")]
-    pub begin: Option<PathBuf>,
+    /// Model that the student begins with: a file, the checkpoint of another run or the name of a bundled model
+    #[arg(long, value_name = "MODEL")]
+    pub begin: Option<String>,
     /// Weights of LPIPS, to measure it on what is held out
     #[arg(long, value_name = "FILE")]
     pub lpips: Option<PathBuf>,
@@ -92,7 +96,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut recipe = Recipe::read(&args.recipe)?;
     if !args.data.is_empty() {
-        recipe.data.dirs = args.data;
+        (recipe.data.dirs, recipe.data.pairs) = (args.data, None);
+    }
+    if let Some(pairs) = args.pairs {
+        (recipe.data.dirs, recipe.data.pairs) = (Vec::new(), corpus::two(pairs));
     }
     make(recipe, args.told)
 }
@@ -115,6 +122,7 @@ struct Job {
     told: Told,
     recipe: Recipe,
     target: Target,
+    begin: Option<Begin>,
     material: Material,
     latent: Latent,
     teacher_dir: PathBuf,
@@ -126,12 +134,10 @@ struct Job {
 
 impl Job {
     fn new(recipe: Recipe, told: Told, threads: usize, stop: &AtomicBool) -> Result<Self> {
-        if let Some(begin) = &told.begin
-            && !has_checkpoint(&told.out)
-        {
-            let found = fs::metadata(begin);
-            found.with_context(|| format!("'{}' cannot be read", begin.display()))?;
-        }
+        let begin = match &told.begin {
+            Some(begin) if !has_checkpoint(&told.out) => Some(Begin::read(begin)?),
+            _ => None,
+        };
         let teacher_dir = match (&told.teacher, &recipe.teacher) {
             (Some(dir), _) => dir.clone(),
             (None, Some(_)) => told.out.join("teacher"),
@@ -151,7 +157,15 @@ impl Job {
         let lpips = told.lpips.as_deref().map(Lpips::load).transpose()?;
         let material = material(&told, &recipe, &target, stop)?;
         Ok(Self {
-            latent: latent(&told, &recipe, &target, &material, &teacher_dir)?,
+            latent: latent(
+                &told,
+                &recipe,
+                &target,
+                &material,
+                begin.as_ref(),
+                &teacher_dir,
+            )?,
+            begin,
             told,
             recipe,
             target,
@@ -203,7 +217,8 @@ impl Job {
     /// again.
     fn record(&self) -> Result<()> {
         let mut recipe = self.recipe.clone();
-        for dir in &mut recipe.data.dirs {
+        let pairs = recipe.data.pairs.iter_mut().flatten();
+        for dir in recipe.data.dirs.iter_mut().chain(pairs) {
             *dir = std::path::absolute(&dir)?;
         }
         let cache = recipe.data.cache.map(std::path::absolute);
@@ -244,7 +259,7 @@ impl Job {
         place: &Place,
     ) -> Result<StudentRun> {
         let (target, latent) = (self.target.clone(), self.latent.clone());
-        let (begin, material) = (self.told.begin.as_deref(), &self.material);
+        let (begin, material) = (self.begin.as_ref(), &self.material);
         let options = options.clone();
         let mut run = StudentRun::new(options, target, latent, teacher, begin, material, place)?;
         if let Some(lpips) = &self.lpips {
@@ -311,8 +326,8 @@ fn has_checkpoint(dir: &Path) -> bool {
 /// What is trained on: the folders of the command line, or those of the recipe.
 fn material(told: &Told, recipe: &Recipe, target: &Target, stop: &AtomicBool) -> Result<Material> {
     let mut data = recipe.data.clone();
-    if data.dirs.is_empty() {
-        bail!("nothing to train on: name folders by --data or by dirs in the recipe's data");
+    if data.dirs.is_empty() && data.pairs.is_none() {
+        bail!("nothing to train on: name folders by --data or --pairs, or in the recipe's data");
     }
     if told.dry_run {
         data.pool.clips = PoolSpec::LEAST;
@@ -321,6 +336,10 @@ fn material(told: &Told, recipe: &Recipe, target: &Target, stop: &AtomicBool) ->
     let side = latent_side(recipe, target)
         .max(teacher)
         .max(recipe.student.patch);
+    if let Some([low, high]) = &data.pairs {
+        let pairs = matched(low, high, side, target, &data)?;
+        return Ok(Material::matched(pairs, data.hold_out));
+    }
     let scales = train_scales(target.scales[0], target.scales[1]);
     let corpus = corpus::load(&data, side, scales, stop)?;
     let student = &target.student;
@@ -331,6 +350,27 @@ fn material(told: &Told, recipe: &Recipe, target: &Target, stop: &AtomicBool) ->
         student.parameters()
     );
     Ok(Material::corpus(corpus))
+}
+
+/// The pairs of two folders, for patches of `side` pixels; says what is left out.
+fn matched(
+    low: &Path,
+    high: &Path,
+    side: usize,
+    target: &Target,
+    data: &CorpusSpec,
+) -> Result<Matched> {
+    let mut pairs = Matched::load(low, high, side)?;
+    for skipped in pairs.skipped() {
+        eprintln!("left out '{}': {}", skipped.path.display(), skipped.reason);
+    }
+    let (scale, [lowest, largest]) = (pairs.scale(), target.scales);
+    if !(lowest < scale && scale <= largest) {
+        bail!("the pairs have scale {scale}, the model serves {lowest} to {largest}");
+    }
+    eprintln!("{} pairs of scale {scale}", pairs.len());
+    pairs.sampling = data.sampling.clone();
+    Ok(pairs)
 }
 
 /// The side of the patches that the latent is measured on: the same for all students that a teacher may have.
@@ -347,6 +387,7 @@ fn latent(
     recipe: &Recipe,
     target: &Target,
     material: &Material,
+    begin: Option<&Begin>,
     dir: &Path,
 ) -> Result<Latent> {
     let path = dir.join("latent.json");
@@ -363,9 +404,20 @@ fn latent(
         }
         return Ok(kept);
     }
-    eprintln!("measuring the latent");
-    let patch = latent_side(recipe, target);
-    let latent = Latent::measure(student.latent, student.r, scales, &*material.source, patch)?;
+    let latent = match begin {
+        // The network knows no other.
+        Some(begin) => Latent {
+            kind: student.latent,
+            r: student.r,
+            scales,
+            stats: begin.stats.clone(),
+        },
+        None => {
+            eprintln!("measuring the latent");
+            let patch = latent_side(recipe, target);
+            Latent::measure(student.latent, student.r, scales, &*material.source, patch)?
+        }
+    };
     if !told.dry_run {
         run::make_folder(dir)?;
         write_atomically(&path, &serde_json::to_vec_pretty(&latent)?)?;

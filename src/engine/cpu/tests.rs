@@ -33,12 +33,12 @@ fn model(student: StudentConfig, seed: u32) -> LiteModel {
     let layers = student.layers().into_iter().enumerate();
     let layers = layers.map(|(i, spec)| {
         let seed = seed.wrapping_add(3 * i as u32);
-        Layer {
-            weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
-            bias: values(spec.co, 0.1, seed + 1),
-            scale: values(spec.co * 2, 0.1, seed + 2),
+        Layer::new(
+            values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
+            values(spec.co, 0.1, seed + 1),
+            values(spec.co * 2, 0.1, seed + 2),
             spec,
-        }
+        )
     });
     LiteModel {
         metadata: Metadata::lite("test", student, [1.0, 4.0]),
@@ -102,6 +102,7 @@ prop_compose! {
             r,
             channels: channels.min(16 * r * r),
             depth,
+            conditioning: Default::default(),
         }
     }
 }

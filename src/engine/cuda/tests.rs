@@ -31,17 +31,16 @@ fn model(
         r,
         channels,
         depth,
+        conditioning: Default::default(),
     };
-    let layers = student
-        .layers()
-        .into_iter()
-        .zip(1..)
-        .map(|(spec, seed)| Layer {
-            weight: values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
-            bias: values(spec.co, 0.1, seed + 100),
-            scale: values(spec.co * 2, 0.1, seed + 200),
+    let layers = student.layers().into_iter().zip(1..).map(|(spec, seed)| {
+        Layer::new(
+            values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
+            values(spec.co, 0.1, seed + 100),
+            values(spec.co * 2, 0.1, seed + 200),
             spec,
-        });
+        )
+    });
     LiteModel {
         metadata: Metadata::lite("test", student, [1.0, 4.0]),
         stats: LatentStats::nominal(latent, r),

@@ -1,14 +1,16 @@
 //! The real-time family: a whitened-residual latent on an unshuffled grid and small convolutional students,
 //! and the U-Net that teaches them.
 
+mod condition;
 mod discriminator;
 pub mod latent;
 mod student;
 mod teacher;
 
+pub use condition::{Condition, Conditioning, Input, denoise_of, scale_features};
 pub use discriminator::{Discriminator, DiscriminatorConfig};
 pub use latent::{LatentKind, LatentStats};
 pub use student::{
-    Activated, Architecture, LEAKY_SLOPE, LayerSpec, Role, Student, StudentConfig, scale_features,
+    Activated, Architecture, ConditionSpec, LEAKY_SLOPE, LayerSpec, Role, Student, StudentConfig,
 };
 pub use teacher::{Teacher, TeacherConfig};

@@ -6,7 +6,10 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::latent::LatentKind;
+use super::{
+    condition::{Condition, Conditioning, Input},
+    latent::LatentKind,
+};
 use crate::ops::{Activation, conv2d};
 
 /// Slope of the students' leaky ReLU. Plain ReLU chains of this size can die in training.
@@ -35,6 +38,9 @@ pub struct StudentConfig {
     pub channels: usize,
     /// Convolutions (plain) or pairs of them (residual) between head and tail, 0 to 64.
     pub depth: usize,
+    /// What its weights depend on besides the scale.
+    #[serde(default, skip_serializing_if = "Conditioning::is_none")]
+    pub conditioning: Conditioning,
 }
 
 /// What a layer's output goes through.
@@ -58,12 +64,45 @@ pub enum Role {
 /// One convolution, 3x3, stride 1, padding 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// Prefix of its tensors: `.weight` `[co, ci, 3, 3]`, `.bias` `[co]`, `.scale` `[co, 2]`.
+    /// Prefix of its tensors: `.weight` `[co, ci, 3, 3]`, `.bias` `[co]` and those of [`Self::conditions`].
     pub name: String,
     pub ci: usize,
     pub co: usize,
     pub activated: Activated,
     pub role: Role,
+}
+
+/// The tensors by which a layer depends on one input of `n` features: names and shapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConditionSpec {
+    pub input: Input,
+    /// `[co, n]`, added to the bias.
+    pub shift: (String, [usize; 2]),
+    /// `[co, n]`, relative change of an output channel's kernel.
+    pub gain: Option<(String, [usize; 2])>,
+    /// `[n, co, ci, 3, 3]`, added to the kernel; of [`Input::Detail`] alone.
+    pub kernels: Option<(String, [usize; 5])>,
+}
+
+impl LayerSpec {
+    /// The tensors that depend on inputs, the scale's first.
+    pub fn conditions(&self, conditioning: &Conditioning) -> Vec<ConditionSpec> {
+        let spec = |input: Input| {
+            let (name, n) = (format!("{}.{}", self.name, input.name()), input.count());
+            let full = !conditioning.is_none();
+            let kernels = [n, self.co, self.ci, 3, 3];
+            ConditionSpec {
+                input,
+                shift: match input {
+                    Input::Scale => (name.clone(), [self.co, n]),
+                    _ => (format!("{name}.shift"), [self.co, n]),
+                },
+                gain: full.then(|| (format!("{name}.gain"), [self.co, n])),
+                kernels: (input == Input::Detail).then(|| (format!("{name}.kernels"), kernels)),
+            }
+        };
+        conditioning.inputs().map(spec).collect()
+    }
 }
 
 impl StudentConfig {
@@ -75,17 +114,38 @@ impl StudentConfig {
             r,
             channels: if r <= 2 { 16 } else { 32 },
             depth: 4,
+            conditioning: Conditioning::default(),
         }
     }
 
-    /// `small`: luma and chroma at r = 4, 0.33 M parameters.
-    pub fn small() -> Self {
+    /// `small`: luma, for CPUs with time to spare. 32 channels at r = 2 (76 k parameters), 48 at r = 4 (159 k).
+    pub fn small(r: usize) -> Self {
+        Self {
+            channels: if r <= 2 { 32 } else { 48 },
+            depth: if r <= 2 { 8 } else { 7 },
+            ..Self::tiny(r)
+        }
+    }
+
+    /// `base`: luma, for GPUs and large CPUs. Five pairs of 64 channels, 0.4 M parameters.
+    pub fn base(r: usize) -> Self {
+        Self {
+            architecture: Architecture::Residual,
+            channels: 64,
+            depth: 5,
+            ..Self::tiny(r)
+        }
+    }
+
+    /// Luma and chroma at r = 4, four pairs of 64 channels, 0.33 M parameters.
+    pub fn chroma() -> Self {
         Self {
             architecture: Architecture::Residual,
             latent: LatentKind::Yuv,
             r: 4,
             channels: 64,
             depth: 4,
+            conditioning: Conditioning::default(),
         }
     }
 
@@ -144,23 +204,66 @@ impl StudentConfig {
         layers
     }
 
-    /// Number of parameters, the conditioning on the scale included.
+    /// Number of parameters, conditioning included.
     pub fn parameters(&self) -> usize {
-        self.layers().iter().map(|l| l.co * (9 * l.ci + 3)).sum()
+        let conditions = |l: &LayerSpec| -> usize {
+            let all = l.conditions(&self.conditioning);
+            let count = |c: &ConditionSpec| {
+                let gain = c.gain.as_ref().map_or(0, |(_, s)| s.iter().product());
+                let kernels = c.kernels.as_ref().map_or(0, |(_, s)| s.iter().product());
+                c.shift.1.iter().product::<usize>() + gain + kernels
+            };
+            all.iter().map(count).sum()
+        };
+        let layers = self.layers();
+        let count = |l: &LayerSpec| l.co * (9 * l.ci + 1) + conditions(l);
+        layers.iter().map(count).sum()
     }
-}
-
-/// What a layer's bias sees of the scale `s`: `[u, u^2]` with `u = log2(s / r)`; zero at the model's own scale `r`.
-pub fn scale_features(scale: f64, r: usize) -> [f32; 2] {
-    let u = (scale / r as f64).log2() as f32;
-    [u, u * u]
 }
 
 struct Layer {
     spec: LayerSpec,
     weight: Weight,
     bias: Tensor,
-    scale: Tensor,
+    conditions: Vec<LayerCondition>,
+}
+
+/// The tensors of a [`ConditionSpec`].
+struct LayerCondition {
+    spec: ConditionSpec,
+    shift: Tensor,
+    gain: Option<Tensor>,
+    kernels: Option<Tensor>,
+}
+
+impl Layer {
+    /// Kernel `[co, ci, 3, 3]` and bias `[co]` at `at` for a model of its own scale `r`.
+    fn fold(&self, at: &Condition, r: usize) -> Result<(Tensor, Tensor)> {
+        let (mut kernel, mut bias) = (self.weight.fold()?, self.bias.clone());
+        let mut factor: Option<Tensor> = None;
+        for condition in &self.conditions {
+            let features = condition.spec.input.features(at, r);
+            let features = Tensor::new(features.as_slice(), bias.device())?;
+            let column = features.reshape(((), 1))?;
+            bias = (bias + condition.shift.matmul(&column)?.squeeze(1)?)?;
+            if let Some(gain) = &condition.gain {
+                let gain = gain.matmul(&column)?;
+                factor = Some(match factor {
+                    Some(factor) => (factor + gain)?,
+                    None => (gain + 1.0)?,
+                });
+            }
+            if let Some(kernels) = &condition.kernels {
+                let flat = kernels.reshape((features.elem_count(), ()))?;
+                let sum = features.reshape((1, ()))?.matmul(&flat)?;
+                kernel = (&kernel + sum.reshape(kernel.shape())?)?;
+            }
+        }
+        if let Some(factor) = factor {
+            kernel = kernel.broadcast_mul(&factor.reshape(((), 1, 1, 1))?)?;
+        }
+        Ok((kernel, bias))
+    }
 }
 
 /// A kernel `[co, ci, 3, 3]`.
@@ -223,13 +326,38 @@ impl Student {
             let name = &layer.spec.name;
             tensors.insert(format!("{name}.weight"), layer.weight.fold()?);
             tensors.insert(format!("{name}.bias"), layer.bias.clone());
-            tensors.insert(format!("{name}.scale"), layer.scale.clone());
+            for c in &layer.conditions {
+                tensors.insert(c.spec.shift.0.clone(), c.shift.clone());
+                for (spec, tensor) in [
+                    (c.spec.gain.as_ref().map(|s| &s.0), &c.gain),
+                    (c.spec.kernels.as_ref().map(|s| &s.0), &c.kernels),
+                ] {
+                    if let (Some(name), Some(tensor)) = (spec, tensor) {
+                        tensors.insert(name.clone(), tensor.clone());
+                    }
+                }
+            }
         }
         Ok(tensors)
     }
 
     fn build(config: StudentConfig, width: Option<usize>, vb: VarBuilder) -> Result<Self> {
+        let condition = |spec: ConditionSpec| -> Result<LayerCondition> {
+            let gain = spec.gain.as_ref();
+            let kernels = spec.kernels.as_ref();
+            Ok(LayerCondition {
+                shift: vb.get(spec.shift.1.as_slice(), &spec.shift.0)?,
+                gain: gain
+                    .map(|(name, shape)| vb.get(shape.as_slice(), name))
+                    .transpose()?,
+                kernels: kernels
+                    .map(|(name, shape)| vb.get(shape.as_slice(), name))
+                    .transpose()?,
+                spec,
+            })
+        };
         let layer = |spec: LayerSpec| -> Result<Layer> {
+            let conditions = spec.conditions(&config.conditioning);
             let vb = vb.pp(&spec.name);
             Ok(Layer {
                 weight: match width {
@@ -240,7 +368,10 @@ impl Student {
                     },
                 },
                 bias: vb.get(spec.co, "bias")?,
-                scale: vb.get((spec.co, 2), "scale")?,
+                conditions: conditions
+                    .into_iter()
+                    .map(condition)
+                    .collect::<Result<_>>()?,
                 spec,
             })
         };
@@ -260,18 +391,16 @@ impl Student {
         self.dtype = dtype;
     }
 
-    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same shape, at `scale`.
-    pub fn forward(&self, z: &Tensor, scale: f64) -> Result<Tensor> {
-        let features = Tensor::new(&scale_features(scale, self.config.r), z.device())?;
-        let features = features.reshape((2, 1))?;
+    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same shape, at `at`.
+    pub fn forward(&self, z: &Tensor, at: &Condition) -> Result<Tensor> {
         let (mut x, mut kept) = (z.to_dtype(self.dtype)?, None);
         for layer in &self.layers {
-            let bias = (&layer.bias + layer.scale.matmul(&features)?.squeeze(1)?)?;
+            let (kernel, bias) = layer.fold(at, self.config.r)?;
             let activation = match layer.spec.activated {
                 Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
                 Activated::No => Activation::None,
             };
-            let y = conv2d(&x, &layer.weight.fold()?, &bias, 1, 1, activation)?;
+            let y = conv2d(&x, &kernel, &bias, 1, 1, activation)?;
             x = match layer.spec.role {
                 Role::Chain => y,
                 Role::PairFirst => {
@@ -300,12 +429,28 @@ mod tests {
             |c: StudentConfig| -> usize { c.layers().iter().map(|l| l.co * (9 * l.ci + 1)).sum() };
         assert_eq!(weights(StudentConfig::tiny(2)), 10_452);
         assert_eq!(weights(StudentConfig::tiny(4)), 46_256);
-        assert_eq!(weights(StudentConfig::small()), 323_160);
+        assert_eq!(weights(StudentConfig::chroma()), 323_160);
     }
 
     #[test]
     fn a_folded_network_computes_what_the_expanded_one_does() {
-        for config in [StudentConfig::tiny(2), StudentConfig::small()] {
+        let conditioning = Conditioning {
+            denoise: true,
+            detail: true,
+        };
+        let at = Condition {
+            scale: 1.7,
+            denoise: 0.3,
+            detail: 0.6,
+        };
+        for config in [
+            StudentConfig::tiny(2),
+            StudentConfig::chroma(),
+            StudentConfig {
+                conditioning,
+                ..StudentConfig::tiny(2)
+            },
+        ] {
             let vars = VarMap::new();
             let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
             let wide = Student::expanded(config, 40, vb).unwrap();
@@ -318,7 +463,7 @@ mod tests {
             let z = (1, 6, 7, config.latent.channels(config.r));
             let z = Tensor::randn(0f32, 1.0, z, &Device::Cpu).unwrap();
             let [a, b] = [&wide, &folded].map(|s| {
-                s.forward(&z, 1.7)
+                s.forward(&z, &at)
                     .unwrap()
                     .flatten_all()
                     .unwrap()
@@ -330,11 +475,5 @@ mod tests {
                 assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{a}, not {b}");
             }
         }
-    }
-
-    #[test]
-    fn the_scale_features_vanish_at_the_models_own_scale() {
-        assert_eq!(scale_features(4.0, 4), [0.0, 0.0]);
-        assert_eq!(scale_features(1.0, 2), [-1.0, 1.0]);
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::student::scale_features;
+use super::condition::scale_features;
 use crate::nn::embedding::sinusoids;
 use crate::ops::{Activation, conv2d, group_norm, silu, upsample2x};
 

@@ -36,7 +36,7 @@ impl Evaluation {
             for condition in self.conditions.iter().filter(|c| c.is_for_pictures()) {
                 // The evaluation's recipes draw nothing that matters.
                 let mut rng = SmallRng::seed_from_u64(0);
-                let small = condition.recipe().picture(&hr, (lw, lh), &mut rng)?;
+                let (small, _) = condition.recipe().picture(&hr, (lw, lh), &mut rng)?;
                 let small = Frame::from_rgb8(lw, lh, &small.to_rgb8())?;
                 for method in &mut self.methods {
                     check(&self.stop)?;

@@ -4,8 +4,11 @@
 //! diffusion seen from the base has `zy = 0`: `r_t = (1 - eta_t) r_0 + kappa sqrt(eta_t) eps`, so the losses of
 //! [`super::losses`] serve it as they are.
 
+mod begin;
 pub mod student;
 pub mod teacher;
+
+pub use begin::Begin;
 
 use std::{path::Path, sync::Arc};
 
@@ -17,6 +20,7 @@ use super::{
     corpus::Corpus,
     loader::step_seed,
     losses,
+    matched::Matched,
     pairs::{Batch, PairSource, PairSpec},
 };
 use crate::{
@@ -100,6 +104,7 @@ impl Latent {
             batch,
             scales: self.scales,
             native: NATIVE,
+            alike: false,
         }
     }
 
@@ -129,6 +134,18 @@ impl Material {
         Self {
             held_out: corpus.held_out_kinds(),
             source: Arc::new(corpus),
+        }
+    }
+
+    /// All of matched pairs but every `hold_out`th, which is measured on; of fewer pairs all are both.
+    pub fn matched(mut pairs: Matched, hold_out: usize) -> Self {
+        let held_out = match pairs.len() >= hold_out {
+            true => Arc::new(pairs.hold_out(hold_out)),
+            false => Arc::new(pairs.clone()),
+        };
+        Self {
+            source: Arc::new(pairs),
+            held_out: vec![("pairs", held_out)],
         }
     }
 

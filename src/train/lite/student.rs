@@ -14,14 +14,16 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, teacher::FrozenTeacher,
+    Begin, Guided, HeldOut, Latent, Material, Place, begin::folded, bounded, check_common, gain,
+    teacher::FrozenTeacher,
 };
 use crate::{
     Error, Result,
     metrics::{Lpips, Picture},
-    model::{Layer, LiteModel, Metadata},
+    model::{Layer, LayerCondition, LiteModel, Metadata},
     nn::lite::{
-        Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig,
+        Condition, ConditionSpec, Discriminator, DiscriminatorConfig, LayerSpec, Student,
+        StudentConfig,
         latent::{Grid, luma_slot, shuffle_add},
     },
     train::{
@@ -51,8 +53,10 @@ pub struct Options {
     pub accumulate: usize,
     /// Side of a high-resolution patch in pixels; 0 for 48 cells of the grid.
     pub patch: usize,
-    /// Peak; it warms up, then falls along a cosine.
+    /// Peak for all but the inner kernels; it warms up, then falls along a cosine.
     pub learning_rate: f64,
+    /// Peak for the kernels between head and tail, which Muon optimises; 0 leaves them to AdamW, as the rest.
+    pub muon_rate: f64,
     /// Decay of the averaged weights.
     pub ema: f64,
     /// Channels that each kernel is a product over while it is trained; 0 trains the kernels themselves.
@@ -68,7 +72,8 @@ impl Default for Options {
             batch: 16,
             accumulate: 1,
             patch: 0,
-            learning_rate: 2e-3,
+            learning_rate: 5e-3,
+            muon_rate: 0.01,
             ema: 0.999,
             expand: 64,
             seed: 1,
@@ -85,6 +90,12 @@ impl Options {
             return Err(Error::Setting(format!(
                 "expand = {}: up to 1024",
                 self.expand
+            )));
+        }
+        if !(0.0..1.0).contains(&self.muon_rate) {
+            return Err(Error::Setting(format!(
+                "muon_rate = {}: at least 0, below 1",
+                self.muon_rate
             )));
         }
         self.distillation.check()?;
@@ -269,6 +280,9 @@ struct State {
     target: Target,
     latent: Latent,
     step: u64,
+    /// Steps of the run as it began; 0 in older checkpoints.
+    #[serde(default)]
+    planned: u64,
     /// Updates of the discriminator.
     judged: u64,
     slowed: i32,
@@ -292,6 +306,8 @@ pub struct StudentRun {
     /// Running norms of the terms' gradients; 0 for a term that has not been seen yet.
     norms: [f64; 5],
     step: u64,
+    /// Steps of the run as it began: it may be prolonged, and then the terms' schedule stays.
+    planned: u64,
     judged: u64,
     /// How often the learning rate has been halved.
     slowed: i32,
@@ -307,7 +323,7 @@ pub struct StudentRun {
 struct Drawn {
     base: Tensor,
     residual: Tensor,
-    scale: f64,
+    at: Condition,
     zero: Tensor,
     /// Times and noise of score and discriminator, and the noise that the teacher starts from.
     score: (Vec<usize>, Tensor),
@@ -327,25 +343,27 @@ pub struct Validation {
 }
 
 impl StudentRun {
-    /// Starts a run at `place`, with the averaged weights of the checkpoint `begin` if there is one, or goes on. Without a
-    /// `teacher` the options must not ask for its terms.
+    /// Starts a run at `place`, with the weights of `begin` if there are any, or goes on. Without a `teacher` the options
+    /// must not ask for its terms. A run that goes on may have more steps than it began with, and other learning rates.
     ///
     /// # Errors
     /// [`Error::Training`] when there is a checkpoint and the run does not go on with it, or the other way round, or it
-    /// was made with other options or data; [`Error::Setting`] when options are out of range or do not fit the teacher.
+    /// was made with other options or data; [`Error::Setting`] when options are out of range or do not fit the teacher, or
+    /// `begin` is of another student.
     pub fn new(
         options: Options,
         target: Target,
         latent: Latent,
         teacher: Option<FrozenTeacher>,
-        begin: Option<&Path>,
+        begin: Option<&Begin>,
         material: &Material,
         place: &Place,
     ) -> Result<Self> {
         let patch = check(&options, &target, &latent, teacher.as_ref())?;
         let path = place.dir.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, place.start)?;
-        let spec = latent.pairs(patch, options.batch);
+        let mut spec = latent.pairs(patch, options.batch);
+        spec.alike = target.student.conditioning.denoise;
         let (mut student, parameters) = new_student(target.student, &options, &place.device)?;
         student.set_dtype(place.dtype);
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
@@ -353,11 +371,16 @@ impl StudentRun {
         let held_out = material.validation(&spec, &latent.stats)?;
         let (source, stats) = (material.source.clone(), latent.stats.clone());
         let make = move |seed| spec.batch(&*source, &stats, seed);
+        let mut trained = Trained::new(parameters, 0.99, options.ema, CLIP)?;
+        if options.muon_rate > 0.0 {
+            trained = trained.with_muon(is_inner_kernel)?;
+        }
         let mut run = Self {
-            trained: Trained::new(parameters, 0.99, options.ema, CLIP)?,
+            trained,
             adversary: new_adversary(&options, teacher.as_ref(), &place.device)?,
             norms: [0.0; 5],
             step: 0,
+            planned: options.steps,
             judged: 0,
             slowed: place.slower,
             held_out,
@@ -376,9 +399,13 @@ impl StudentRun {
         match (saved, begin) {
             (Some((tensors, state)), _) => run.restore(&path, &tensors, state)?,
             (None, Some(begin)) => {
-                let (tensors, _) = checkpoint::load::<State>(begin)?;
-                let begun = run.trained.begin(&tensors);
-                begun.map_err(|e| Error::training(begin, format!("is of another student: {e}")))?;
+                begin.check(&run.target, &run.latent)?;
+                let expand = run.options.expand;
+                run.trained.begin(&begin.parameters(
+                    &run.target.student,
+                    expand,
+                    run.options.seed,
+                )?)?;
             }
             (None, None) => {}
         }
@@ -390,9 +417,14 @@ impl StudentRun {
             let reason = "was made with other data: give it as it was";
             return Err(Error::training(path, reason));
         }
-        // A run that diverged goes on with another learning rate.
+        // A run that diverged goes on with another learning rate, one that is prolonged with more steps.
         let was = Options {
             learning_rate: self.options.learning_rate,
+            muon_rate: match state.options.muon_rate > 0.0 && self.options.muon_rate > 0.0 {
+                true => self.options.muon_rate,
+                false => state.options.muon_rate,
+            },
+            steps: self.options.steps.max(state.step),
             ..state.options.clone()
         };
         let taught =
@@ -416,6 +448,10 @@ impl StudentRun {
             self.norms.iter_mut().zip(norms).for_each(|(n, v)| *n = v);
         }
         (self.step, self.judged) = (state.step, state.judged);
+        self.planned = match state.planned {
+            0 => state.options.steps,
+            planned => planned,
+        };
         self.slowed += state.slowed;
         Ok(())
     }
@@ -461,14 +497,14 @@ impl StudentRun {
 
     /// The terms' shares at this step.
     fn shares(&self) -> [f64; 5] {
-        let (o, d) = (&self.options, &self.options.distillation);
+        let d = &self.options.distillation;
         let mut shares = d.shares();
-        let begin = d.after * o.steps as f64;
+        let begin = d.after * self.planned as f64;
         let after = self.step as f64 - begin;
         if after < 0.0 {
             shares[2..].fill(0.0);
         } else {
-            let ramp = (d.ramp * o.steps as f64).max(1.0);
+            let ramp = (d.ramp * self.planned as f64).max(1.0);
             shares[4] *= ((after + 1.0) / ramp).min(1.0);
         }
         shares
@@ -494,7 +530,7 @@ impl StudentRun {
                 zero,
                 base,
                 residual,
-                scale: batch.scale,
+                at: batch.condition(),
             });
         };
         let steps = teacher.schedule.steps();
@@ -515,7 +551,7 @@ impl StudentRun {
             zero,
             base,
             residual,
-            scale: batch.scale,
+            at: batch.condition(),
         })
     }
 
@@ -527,7 +563,7 @@ impl StudentRun {
         let (loss, grads) = adversary.loss(batches.len(), |i| {
             let batch = &batches[i];
             let (draw, guided) = (batch.judged(teacher), batch.guided(teacher));
-            let fake = self.student.forward(&batch.base, batch.scale)?.detach();
+            let fake = self.student.forward(&batch.base, &batch.at)?.detach();
             Ok(Judged {
                 real: draw.features(&batch.residual, &guided)?,
                 fake: draw.features(&fake, &guided)?,
@@ -554,7 +590,7 @@ impl StudentRun {
         let (mut losses, mut norms) = ([0.0; 5], [0.0; 5]);
         let mut grads = GradStore::default();
         for batch in batches {
-            let result = self.student.forward(&batch.base, batch.scale)?;
+            let result = self.student.forward(&batch.base, &batch.at)?;
             let z = result.detach();
             let terms = self.terms(batch, &z, shares, judge.as_ref())?;
             let weights = self.weights(&terms, shares)?;
@@ -570,9 +606,9 @@ impl StudentRun {
         }
         let o = &self.options;
         let warm_up = (o.steps / 20).clamp(1, 500);
-        let peak = o.learning_rate * 0.5f64.powi(self.slowed);
-        let rate = cosine(peak, self.step, o.steps, warm_up);
-        let whole = self.trained.step(&grads, rate)?;
+        let factor = cosine(0.5f64.powi(self.slowed), self.step, o.steps, warm_up);
+        let (rate, muon) = (o.learning_rate * factor, o.muon_rate * factor);
+        let whole = self.trained.step_with(&grads, rate, muon)?;
         bounded(&self.dir, self.step, "gradient", whole)?;
         Ok((losses, norms))
     }
@@ -622,7 +658,7 @@ impl StudentRun {
         };
         let guided = batch.guided(teacher);
         if shares[2] > 0.0 || shares[3] > 0.0 {
-            let goal = teacher.sample(&batch.base, batch.scale, &batch.prior)?;
+            let goal = teacher.sample(&batch.base, batch.at.scale, &batch.prior)?;
             if shares[2] > 0.0 && d.low_pass {
                 let means = self.cell_means(z.device())?;
                 let loss = |z: &Tensor| regression(&low(z, &means)?, &low(&goal, &means)?);
@@ -674,7 +710,7 @@ impl StudentRun {
         let student = self.model()?.student()?;
         let measure = |(name, batch): &HeldOut| {
             let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
-            let result = student.forward(&base, batch.scale)?;
+            let result = student.forward(&base, &batch.condition())?;
             let left = (&result - &residual)?;
             let lpips = self.lpips.as_ref().map(|lpips| {
                 let truth = self.pictures(&base, &residual)?;
@@ -705,7 +741,7 @@ impl StudentRun {
             let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);
             let mut columns = vec![
                 ("bicubic", base.zeros_like()?),
-                ("student", student.forward(&base, batch.scale)?),
+                ("student", student.forward(&base, &batch.condition())?),
             ];
             if let Some(teacher) = &self.teacher {
                 let base = base.to_device(&self.device)?;
@@ -774,11 +810,23 @@ impl StudentRun {
             "train_scales": self.latent.scales,
             "steps_done": self.step,
         });
+        let condition = |spec: ConditionSpec| {
+            let mut condition = LayerCondition::zero(spec);
+            condition.shift = values(condition.spec.shift.0.clone())?;
+            if let Some((name, _)) = &condition.spec.gain {
+                condition.gain = values(name.clone())?;
+            }
+            if let Some((name, _)) = &condition.spec.kernels {
+                condition.kernels = values(name.clone())?;
+            }
+            Ok::<_, Error>(condition)
+        };
         let layer = |spec: LayerSpec| {
+            let conditions = spec.conditions(&student.conditioning).into_iter();
             Ok(Layer {
                 weight: values(format!("{}.weight", spec.name))?,
                 bias: values(format!("{}.bias", spec.name))?,
-                scale: values(format!("{}.scale", spec.name))?,
+                conditions: conditions.map(condition).collect::<Result<_>>()?,
                 spec,
             })
         };
@@ -808,6 +856,7 @@ impl StudentRun {
             target: self.target.clone(),
             latent: self.latent.clone(),
             step: self.step,
+            planned: self.planned,
             judged: self.judged,
             slowed: self.slowed,
             fingerprint: self.fingerprint,
@@ -827,7 +876,7 @@ impl Drawn {
             teacher: &teacher.net,
             schedule: &teacher.schedule,
             base: &self.base,
-            scale: self.scale,
+            scale: self.at.scale,
         }
     }
 
@@ -847,6 +896,24 @@ impl Drawn {
     fn judged<'a>(&'a self, teacher: &'a FrozenTeacher) -> Perturbation<'a> {
         self.perturbation(teacher, &self.judged)
     }
+}
+
+/// The averaged weights of the run whose checkpoint is at `path`.
+pub(super) fn averages(path: &Path) -> Result<Begin> {
+    let (tensors, state) = checkpoint::load::<State>(path)?;
+    let averages = tensors.into_iter().filter_map(|(name, tensor)| {
+        let name = name.strip_prefix("ema.")?.to_string();
+        Some((name, tensor))
+    });
+    let student = state.target.student;
+    let folded = folded(student, state.options.expand, averages.collect());
+    Ok(Begin {
+        tensors: folded.map_err(|e| Error::training(path, format!("is damaged: {e}")))?,
+        name: path.display().to_string(),
+        student,
+        scales: state.target.scales,
+        stats: state.latent.stats,
+    })
 }
 
 /// Checks that everything fits; gives the side of a patch.
@@ -914,7 +981,19 @@ fn distance(lpips: &Lpips, pictures: &[Picture], truths: &[Picture]) -> Result<f
     Ok(sum / pictures.len().max(1) as f64)
 }
 
-fn build(config: StudentConfig, expand: usize, vb: VarBuilder) -> candle_core::Result<Student> {
+/// A kernel, or a factor of one, of a layer between head and tail.
+fn is_inner_kernel((name, _): &Parameter) -> bool {
+    let kernel = ["weight", "expand", "squeeze"]
+        .iter()
+        .any(|k| name.ends_with(k));
+    name.starts_with("body.") && kernel
+}
+
+pub(super) fn build(
+    config: StudentConfig,
+    expand: usize,
+    vb: VarBuilder,
+) -> candle_core::Result<Student> {
     match expand {
         0 => Student::new(config, vb),
         width => Student::expanded(config, width, vb),

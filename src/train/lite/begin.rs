@@ -1,0 +1,234 @@
+//! Weights that a training begins with: those of a model file or of another run.
+
+use std::{collections::HashMap, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::{
+    Latent,
+    student::{self, Target},
+};
+use crate::{
+    Error, Result,
+    model::LiteModel,
+    nn::lite::{LatentStats, StudentConfig},
+    train::{checkpoint, degrade::normal},
+};
+
+/// A trained student, kernels folded.
+#[derive(Clone, Debug)]
+pub struct Begin {
+    /// Name of the model, for messages.
+    pub name: String,
+    pub student: StudentConfig,
+    /// Scales that it serves.
+    pub scales: [f64; 2],
+    pub stats: LatentStats,
+    pub(super) tensors: HashMap<String, Tensor>,
+}
+
+impl Begin {
+    /// Reads `name`: a model file, the checkpoint of a student's run, or the name of a bundled model.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the file, [`Error::Setting`] for the name of
+    /// several models.
+    pub fn read(name: &str) -> Result<Self> {
+        let path = Path::new(name);
+        if path.exists() && checkpoint::is_checkpoint(path)? {
+            return student::averages(path);
+        }
+        let mut models = LiteModel::find(name)?;
+        if models.len() > 1 {
+            let names: Vec<_> = models.iter().map(|m| m.metadata.name.as_str()).collect();
+            let text = format!(
+                "'{name}' stands for {}: name one of them",
+                names.join(" and ")
+            );
+            return Err(Error::Setting(text));
+        }
+        let unknown = || Error::UnknownModel(format!("no model '{name}'"));
+        Self::new(models.pop().ok_or_else(unknown)?)
+    }
+
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn new(model: LiteModel) -> Result<Self> {
+        Ok(Self {
+            tensors: model.tensors()?,
+            name: model.metadata.name,
+            student: model.metadata.student,
+            scales: model.metadata.scales,
+            stats: model.stats,
+        })
+    }
+
+    /// Checks that a run for `target` on `latent` can begin with it. The run may have dials that it lacks: it does not
+    /// depend on them at first.
+    pub(super) fn check(&self, target: &Target, latent: &Latent) -> Result<()> {
+        let mut found = checkpoint::differences(
+            &self.plain(),
+            &StudentConfig {
+                conditioning: Default::default(),
+                ..target.student
+            },
+        );
+        let (has, wants) = (self.student.conditioning, target.student.conditioning);
+        for (name, has, wants) in [
+            ("denoise", has.denoise, wants.denoise),
+            ("detail", has.detail, wants.detail),
+        ] {
+            if has && !wants {
+                found.push(format!("it is conditioned on {name}, the run is not"));
+            }
+        }
+        if self.stats != latent.stats {
+            found.push("the latent's statistics".into());
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let (name, found) = (&self.name, found.join("; "));
+        Err(Error::Setting(format!(
+            "cannot begin with '{name}', which is of another student: {found}"
+        )))
+    }
+
+    fn plain(&self) -> StudentConfig {
+        StudentConfig {
+            conditioning: Default::default(),
+            ..self.student
+        }
+    }
+
+    /// The parameters of a run of `student` whose kernels are products over `expand` channels (0: kernels themselves).
+    /// The products are the kernels; which of the many it is, `seed` draws.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the products are too narrow for the kernels.
+    pub(super) fn parameters(
+        &self,
+        student: &StudentConfig,
+        expand: usize,
+        seed: u64,
+    ) -> Result<HashMap<String, Tensor>> {
+        let mut parameters = HashMap::new();
+        let mut rng = StdRng::seed_from_u64(seed);
+        for layer in student.layers() {
+            let kernel = self.tensor(
+                &format!("{}.weight", layer.name),
+                &[layer.co, layer.ci, 3, 3],
+            )?;
+            if expand == 0 {
+                parameters.insert(format!("{}.weight", layer.name), kernel);
+            } else {
+                let [squeeze, wide] = product(&kernel, expand, &mut rng)?;
+                parameters.insert(format!("{}.squeeze", layer.name), squeeze);
+                parameters.insert(format!("{}.expand", layer.name), wide);
+            }
+            let bias = format!("{}.bias", layer.name);
+            let value = self.tensor(&bias, &[layer.co])?;
+            parameters.insert(bias, value);
+            for c in layer.conditions(&student.conditioning) {
+                let gain = c.gain.map(|(name, shape)| (name, shape.to_vec()));
+                let kernels = c.kernels.map(|(name, shape)| (name, shape.to_vec()));
+                let shift = (c.shift.0, c.shift.1.to_vec());
+                for (name, shape) in [Some(shift), gain, kernels].into_iter().flatten() {
+                    let value = self.tensor(&name, &shape)?;
+                    parameters.insert(name, value);
+                }
+            }
+        }
+        Ok(parameters)
+    }
+
+    /// The tensor of this name, or zeros.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor.reshape(shape)?),
+            None => Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?),
+        }
+    }
+}
+
+/// `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]` whose product is `kernel` `[co, ci, 3, 3]`. The rows of
+/// `squeeze` are orthonormal, and what it does not see of `expand` is random, of the size that new weights have.
+fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2]> {
+    let (co, ci, kh, kw) = kernel.dims4()?;
+    if width < co {
+        return Err(Error::Setting(format!(
+            "expand = {width}: 0, or at least the {co} channels of the model that the training begins with"
+        )));
+    }
+    let inputs = ci * kh * kw;
+    let mut rows: Vec<Vec<f64>> = Vec::new();
+    while rows.len() < co {
+        let mut row: Vec<f64> = (0..width).map(|_| normal(rng).into()).collect();
+        for done in &rows {
+            let along: f64 = row.iter().zip(done).map(|(a, b)| a * b).sum();
+            row.iter_mut().zip(done).for_each(|(a, b)| *a -= along * b);
+        }
+        let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        // A row that lies among the others is drawn anew.
+        if norm > 1e-3 {
+            rows.push(row.into_iter().map(|v| v / norm).collect());
+        }
+    }
+    let squeeze = rows.iter().flatten().map(|&v| v as f32).collect();
+    let squeeze = Tensor::from_vec::<_, f32>(squeeze, (co, width), &Device::Cpu)?;
+    let deviation = (2.0 / inputs as f32).sqrt();
+    let random = (0..width * inputs).map(|_| deviation * normal(rng));
+    let random = Tensor::from_vec(random.collect(), (width, inputs), &Device::Cpu)?;
+    // S (S^T (W - S R) + R) = W for orthonormal rows.
+    let missing = (kernel.reshape((co, inputs))? - squeeze.matmul(&random)?)?;
+    let expand = (random + squeeze.t()?.matmul(&missing)?)?;
+    Ok([squeeze, expand.reshape((width, ci, kh, kw))?])
+}
+
+/// The tensors of a run's averages, kernels multiplied out.
+pub(super) fn folded(
+    student: StudentConfig,
+    expand: usize,
+    averages: HashMap<String, Tensor>,
+) -> Result<HashMap<String, Tensor>> {
+    let vb = VarBuilder::from_tensors(averages, DType::F32, &Device::Cpu);
+    Ok(student::build(student, expand, vb)?.folded()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::lite::{Condition, Conditioning, Student};
+
+    #[test]
+    fn expanded_kernels_are_those_of_the_model_and_dials_that_it_lacks_do_nothing() {
+        let begin = Begin::read("tiny-x4").unwrap();
+        let z = Tensor::randn(0f32, 1.0, (1, 12, 12, 16), &Device::Cpu).unwrap();
+        let at = Condition {
+            scale: 3.0,
+            denoise: 0.4,
+            detail: 0.0,
+        };
+        let forward = |student: Student| student.forward(&z, &at).unwrap();
+        let plain = LiteModel::find("tiny-x4").unwrap().remove(0);
+        let want = forward(plain.student().unwrap());
+        for (expand, denoise) in [(0, false), (32, false), (64, true)] {
+            let student = StudentConfig {
+                conditioning: Conditioning {
+                    denoise,
+                    ..Conditioning::default()
+                },
+                ..begin.student
+            };
+            let parameters = begin.parameters(&student, expand, 3).unwrap();
+            let vb = VarBuilder::from_tensors(parameters, DType::F32, &Device::Cpu);
+            let got = forward(student::build(student, expand, vb).unwrap());
+            let difference = (got - &want).unwrap().abs().unwrap();
+            let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(worst < 1e-5, "{worst} at {expand} channels");
+        }
+        assert!(begin.parameters(&begin.student, 31, 3).is_err());
+    }
+}

@@ -1,0 +1,498 @@
+//! Matched pictures and videos: low-resolution material and the same at high resolution, as a source of pairs.
+
+use std::{
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+};
+
+use image::RgbImage;
+use rand::{Rng, rngs::StdRng};
+use rayon::prelude::*;
+
+use super::{
+    corpus::is_material,
+    data::{Fnv, Patch, Sampling, Skipped, cut, decode, files, is_video, texture},
+    pairs::{Pair, PairSource},
+};
+use crate::{Error, Result, frame::resample::Kernel};
+
+/// Frames that are taken of a video, spread over its length.
+const FRAMES: usize = 32;
+
+/// Largest accepted shift between a pair, in low-resolution pixels.
+const SHIFT: f64 = 0.25;
+
+/// Smallest accepted correlation between a pair.
+const CORRELATION: f64 = 0.7;
+
+/// Variance of luma below which a picture cannot be aligned, in squared 8-bit steps.
+const FLAT: f64 = 4.0;
+
+/// Pairs of one scale, from the least to the most degraded.
+#[derive(Clone, Debug)]
+pub struct Matched {
+    pairs: Vec<Entry>,
+    /// High-resolution pixels over low-resolution pixels, as a reduced fraction.
+    scale: (usize, usize),
+    pub sampling: Sampling,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    low: RgbImage,
+    high: RgbImage,
+    /// Mean square of the difference in luma between `low` and the shrunk `high`, in squared 8-bit steps.
+    noise: f64,
+}
+
+impl Matched {
+    /// Loads the pictures and videos below `low` and `high` that have the same path there, but for the extension, and
+    /// serve patches of `patch` high-resolution pixels. What has no counterpart, another scale than the first pair, or
+    /// does not show the same at the same place is left out and listed in [`Self::skipped`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when a folder cannot be read or nothing is left.
+    pub fn load(low: &Path, high: &Path, patch: usize) -> Result<Self> {
+        let [lows, highs] = [named(low)?, named(high)?];
+        let mut skipped = Vec::new();
+        for (these, others, other) in [(&lows, &highs, high), (&highs, &lows, low)] {
+            let alone = these.iter().filter(|(name, _)| !others.contains_key(*name));
+            skipped.extend(alone.map(|(_, path)| Skipped {
+                path: path.clone(),
+                reason: format!("no file of that name in '{}'", other.display()),
+            }));
+        }
+        let both = lows
+            .iter()
+            .filter_map(|(name, low)| Some((low, highs.get(name)?)));
+        let both: Vec<_> = both.collect();
+        let read: Vec<_> = both
+            .par_iter()
+            .map(|(low, high)| entries(low, high).map_err(|reason| ((*low).clone(), reason)))
+            .collect();
+        let (mut pairs, mut scale) = (Vec::new(), None);
+        for (entries, (path, _)) in read.into_iter().zip(&both) {
+            let checked = entries.and_then(|entries| {
+                let wrong = |reason| ((*path).clone(), reason);
+                let Some(first) = entries.first() else {
+                    return Err(wrong("no frames".into()));
+                };
+                let of = ratio(&first.low, &first.high).map_err(wrong)?;
+                let (p, q) = *scale.get_or_insert(of);
+                if of != (p, q) {
+                    let text =
+                        format!("its scale is {}/{}, that of the others {p}/{q}", of.0, of.1);
+                    return Err(wrong(text));
+                }
+                if (first.high.width().min(first.high.height()) as usize) < patch + p {
+                    return Err(wrong(format!("too small for patches of {patch} pixels")));
+                }
+                Ok(entries)
+            });
+            match checked {
+                Ok(entries) => pairs.extend(entries),
+                Err((path, reason)) => skipped.push(Skipped { path, reason }),
+            }
+        }
+        let Some(scale) = scale.filter(|_| !pairs.is_empty()) else {
+            let (low, high) = (low.display(), high.display());
+            let first = skipped.first();
+            let why = first.map(|s| format!("; '{}': {}", s.path.display(), s.reason));
+            let why = why.unwrap_or_default();
+            let text = format!("no matched pictures or videos in '{low}' and '{high}'{why}");
+            return Err(Error::Setting(text));
+        };
+        if !(patch * scale.1).is_multiple_of(scale.0) {
+            return Err(Error::Setting(format!(
+                "patch = {patch}: pairs of scale {}/{} need a multiple of {}",
+                scale.0, scale.1, scale.0
+            )));
+        }
+        pairs.sort_by(|a, b| a.noise.total_cmp(&b.noise));
+        Ok(Self {
+            pairs,
+            scale,
+            sampling: Sampling::default(),
+            skipped,
+        })
+    }
+
+    /// Takes every `every`th pair out, to measure on it.
+    pub fn hold_out(&mut self, every: usize) -> Self {
+        let all = std::mem::take(&mut self.pairs).into_iter().enumerate();
+        let (out, kept): (Vec<_>, Vec<_>) = all.partition(|(i, _)| i % every == every / 2);
+        let plain = |pairs: Vec<(usize, Entry)>| pairs.into_iter().map(|(_, pair)| pair).collect();
+        self.pairs = plain(kept);
+        Self {
+            pairs: plain(out),
+            scale: self.scale,
+            sampling: self.sampling.clone(),
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Number of pairs of pictures; a video counts as some of its frames.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Without any pair.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// High-resolution pixels over low-resolution pixels.
+    pub fn scale(&self) -> f64 {
+        self.scale.0 as f64 / self.scale.1 as f64
+    }
+
+    /// The files that were left out.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+}
+
+impl PairSource for Matched {
+    fn pair(
+        &self,
+        rng: &mut StdRng,
+        degradation: &mut StdRng,
+        side: usize,
+        small: usize,
+    ) -> Result<Pair> {
+        let (p, q) = self.scale;
+        if small * p != side * q || self.pairs.is_empty() {
+            let text = format!("pairs of scale {p}/{q} do not serve {side} pixels from {small}");
+            return Err(Error::Frame(text));
+        }
+        let last = self.pairs.len() - 1;
+        let (rank, reach) = (degradation.random_range(0..=last), self.pairs.len() / 32);
+        let i = rng.random_range(rank.saturating_sub(reach)..=(rank + reach).min(last));
+        let Entry { low, high, noise } = &self.pairs[i];
+        // Steps of q low-resolution pixels are whole high-resolution ones.
+        let steps = |len: u32| (len as usize - small) / q;
+        let (columns, rows) = (steps(low.width()), steps(low.height()));
+        let mut draw = || {
+            let (x, y) = (rng.random_range(0..=columns), rng.random_range(0..=rows));
+            ((q * x, q * y), (p * x, p * y))
+        };
+        let places: Vec<_> = (0..self.sampling.candidates.max(1))
+            .map(|_| draw())
+            .collect();
+        let mut place = places[0];
+        if rng.random_bool(self.sampling.textured) {
+            let textured = places
+                .iter()
+                .max_by_key(|at| texture(high, at.1, (side, side)));
+            place = *textured.unwrap_or(&place);
+        }
+        let (turn, x, y) = (rng.random(), rng.random(), rng.random());
+        Ok(Pair {
+            truth: cut(high, place.1, (side, side)).turned(turn, x, y),
+            low: cut(low, place.0, (small, small)).turned(turn, x, y),
+            noise: *noise,
+        })
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hash = Fnv::default();
+        self.scale.hash(&mut hash);
+        for pair in &self.pairs {
+            for image in [&pair.low, &pair.high] {
+                image.dimensions().hash(&mut hash);
+                let some = image.as_raw().iter().step_by(997);
+                some.for_each(|v| v.hash(&mut hash));
+            }
+        }
+        hash.finish()
+    }
+
+    fn draw_small(&self, _: &mut StdRng, side: usize, _: [f64; 2], _: f64) -> usize {
+        side * self.scale.1 / self.scale.0
+    }
+}
+
+/// The pictures and videos below `folder` by their path in it, without the extension.
+fn named(folder: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let found = files(&[folder.to_path_buf()], is_material);
+    let found = found.map_err(|e| Error::Setting(e.to_string()))?;
+    let name = |path: PathBuf| {
+        let inside = path.strip_prefix(folder).unwrap_or(&path);
+        (inside.with_extension(""), path)
+    };
+    Ok(found.into_iter().map(name).collect())
+}
+
+/// The pairs of two files, checked.
+fn entries(low: &Path, high: &Path) -> Result<Vec<Entry>, String> {
+    let [lows, highs] = [low, high].map(pictures);
+    let (lows, highs) = (
+        lows?,
+        highs.map_err(|e| format!("'{}': {e}", high.display()))?,
+    );
+    if lows.len() != highs.len() {
+        let (a, b) = (lows.len(), highs.len());
+        return Err(format!("{a} frames, its counterpart has {b}"));
+    }
+    let take = |i: usize| i * lows.len() / FRAMES.min(lows.len());
+    let taken = (0..FRAMES.min(lows.len())).map(take);
+    let entry = |i: usize| {
+        let noise = aligned(&lows[i], &highs[i])?;
+        Ok(Entry {
+            low: lows[i].clone(),
+            high: highs[i].clone(),
+            noise,
+        })
+    };
+    taken.map(entry).collect()
+}
+
+fn pictures(path: &Path) -> Result<Vec<RgbImage>, String> {
+    if !is_video(path) {
+        return decode(path).map(|picture| vec![picture]);
+    }
+    #[cfg(feature = "video")]
+    {
+        let reader = crate::video::Reader::open(path).map_err(|e| e.to_string())?;
+        let image = |frame: Result<crate::video::TimedFrame>| {
+            let frame = frame.map_err(|e| e.to_string())?.frame;
+            let (w, h) = (frame.info().width as u32, frame.info().height as u32);
+            let rgb = frame.to_rgb8().map_err(|e| e.to_string())?;
+            RgbImage::from_raw(w, h, rgb).ok_or_else(|| "a frame of another size".into())
+        };
+        reader.map(image).collect()
+    }
+    #[cfg(not(feature = "video"))]
+    Err("this program is built without GStreamer (feature 'video')".into())
+}
+
+/// The scale of a pair, as a reduced fraction.
+fn ratio(low: &RgbImage, high: &RgbImage) -> Result<(usize, usize), String> {
+    let (lw, lh) = (low.width() as usize, low.height() as usize);
+    let (hw, hh) = (high.width() as usize, high.height() as usize);
+    let sizes = format!("{lw}x{lh} and {hw}x{hh}");
+    if hw * lh != hh * lw {
+        return Err(format!("{sizes} pixels have different shapes"));
+    }
+    if hw <= lw || hw > 4 * lw {
+        return Err(format!(
+            "{sizes} pixels: a scale above 1, up to 4, is needed"
+        ));
+    }
+    let (mut a, mut b) = (hw, lw);
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    Ok((hw / a, lw / a))
+}
+
+/// Checks that both show the same at the same place; gives the noise of an [`Entry`].
+fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
+    ratio(low, high)?;
+    let (w, h) = (low.width() as usize, low.height() as usize);
+    let patch = |image: &RgbImage| {
+        let size = (image.width() as usize, image.height() as usize);
+        cut(image, (0, 0), size)
+    };
+    let shrunk = patch(high).resize(w, h, Kernel::CatmullRom);
+    let (low, shrunk) = (patch(low), shrunk.map_err(|e| e.to_string())?);
+    let (a, b) = (luma(&low), luma(&shrunk));
+    const REACH: usize = 2;
+    if w.min(h) <= 4 * REACH {
+        return Err("too small to be aligned".into());
+    }
+    // Mean square of the difference when `a` is read (x, y) pixels further, and its parts.
+    let moments = |dx: isize, dy: isize| {
+        let (mut aa, mut bb, mut ab, mut sa, mut sb, mut n) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+        for y in REACH..h - REACH {
+            for x in REACH..w - REACH {
+                let at = y.wrapping_add_signed(dy) * w + x.wrapping_add_signed(dx);
+                let (p, q) = (a[at], b[y * w + x]);
+                (aa, bb, ab) = (aa + p * p, bb + q * q, ab + p * q);
+                (sa, sb, n) = (sa + p, sb + q, n + 1.0);
+            }
+        }
+        let (va, vb) = (aa / n - (sa / n).powi(2), bb / n - (sb / n).powi(2));
+        (va, vb, ab / n - sa * sb / n / n)
+    };
+    let (va, vb, covariance) = moments(0, 0);
+    let noise = low.luma_difference(&shrunk);
+    if va < FLAT && vb < FLAT {
+        return Ok(noise);
+    }
+    let reach = -(REACH as isize)..=REACH as isize;
+    let places = reach
+        .clone()
+        .flat_map(|dy| reach.clone().map(move |dx| (dx, dy)));
+    let error = |(dx, dy): (isize, isize)| {
+        let (va, vb, covariance) = moments(dx, dy);
+        va + vb - 2.0 * covariance
+    };
+    let best = places.min_by(|&a, &b| error(a).total_cmp(&error(b)));
+    let (x, y) = best.unwrap_or((0, 0));
+    // Between whole pixels the error is about a parabola.
+    let part = |before: f64, at: f64, after: f64| {
+        let curve = before - 2.0 * at + after;
+        if curve > 0.0 {
+            (before - after) / (2.0 * curve)
+        } else {
+            0.0
+        }
+    };
+    let inside = |v: isize| v.unsigned_abs() < REACH;
+    let at = error((x, y));
+    let shift = [
+        if inside(x) {
+            x as f64 + part(error((x - 1, y)), at, error((x + 1, y)))
+        } else {
+            x as f64
+        },
+        if inside(y) {
+            y as f64 + part(error((x, y - 1)), at, error((x, y + 1)))
+        } else {
+            y as f64
+        },
+    ];
+    if shift.iter().any(|s| s.abs() > SHIFT) {
+        let [x, y] = shift;
+        return Err(format!(
+            "shifted by ({x:.1}, {y:.1}) pixels against its counterpart"
+        ));
+    }
+    if covariance < CORRELATION * (va * vb).sqrt() {
+        return Err("does not show what its counterpart shows".into());
+    }
+    Ok(noise)
+}
+
+/// Luma in 8-bit steps.
+fn luma(patch: &Patch) -> Vec<f64> {
+    let area = patch.width * patch.height;
+    let at = |i: usize, c: usize| f64::from(patch.rgb[c * area + i]);
+    let value = |i| 255.0 * (0.2126 * at(i, 0) + 0.7152 * at(i, 1) + 0.0722 * at(i, 2));
+    (0..area).map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rand::SeedableRng;
+
+    use super::*;
+    use crate::train::stages::tests::scene;
+
+    fn image(patch: &Patch) -> RgbImage {
+        let (w, h) = (patch.width as u32, patch.height as u32);
+        RgbImage::from_raw(w, h, patch.to_rgb8()).unwrap()
+    }
+
+    /// Folders with pairs of these names: each is a scene of twice the size and what `change` makes of its shrunk version.
+    fn folders(pairs: &[(&str, &dyn Fn(Patch) -> Patch)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for sub in ["low", "high"] {
+            fs::create_dir(dir.path().join(sub)).unwrap();
+        }
+        for (name, change) in pairs {
+            let high = scene(96, 80);
+            let low = high.clone().resize(48, 40, Kernel::CatmullRom).unwrap();
+            image(&high)
+                .save(dir.path().join("high").join(name))
+                .unwrap();
+            image(&change(low))
+                .save(dir.path().join("low").join(name))
+                .unwrap();
+        }
+        dir
+    }
+
+    fn load(dir: &Path) -> Result<Matched> {
+        Matched::load(&dir.join("low"), &dir.join("high"), 32)
+    }
+
+    fn same(patch: Patch) -> Patch {
+        patch
+    }
+
+    #[test]
+    fn pairs_show_the_same_place() {
+        let dir = folders(&[("a.png", &same), ("b.png", &same)]);
+        let matched = load(dir.path()).unwrap();
+        assert_eq!((matched.len(), matched.scale()), (2, 2.0));
+        for seed in 0..8 {
+            let (mut rng, mut other) = (StdRng::seed_from_u64(seed), StdRng::seed_from_u64(9));
+            let small = matched.draw_small(&mut rng, 32, [1.0, 2.0], 0.5);
+            let pair = matched.pair(&mut rng, &mut other, 32, small).unwrap();
+            assert_eq!((pair.truth.width, pair.low.width), (32, 16));
+            let shrunk = pair.truth.resize(16, 16, Kernel::CatmullRom).unwrap();
+            // At the borders the shrunk truth lacks its surroundings.
+            let mut worst = 0f32;
+            for y in 3..13 {
+                for x in 3..13 {
+                    let i = y * 16 + x;
+                    worst = worst.max((shrunk.rgb[i] - pair.low.rgb[i]).abs());
+                }
+            }
+            assert!(worst < 0.01, "{worst}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_match_is_left_out_by_name() {
+        let shifted = |by: usize| {
+            move |low: Patch| {
+                let mut out = low.clone();
+                for (i, v) in out.rgb.iter_mut().enumerate() {
+                    let x = i % low.width;
+                    *v = low.rgb[i - x + (x + by).min(low.width - 1)];
+                }
+                out
+            }
+        };
+        let mirrored = |low: Patch| low.turned(false, true, false);
+        let larger = |low: Patch| low.resize(32, 40, Kernel::CatmullRom).unwrap();
+        let one = shifted(1);
+        let dir = folders(&[
+            ("a.png", &same),
+            ("shifted.png", &one),
+            ("mirrored.png", &mirrored),
+            ("other-shape.png", &larger),
+        ]);
+        fs::write(dir.path().join("low/alone.png"), "").unwrap();
+        let matched = load(dir.path()).unwrap();
+        assert_eq!(matched.len(), 1);
+        let reason = |name: &str| {
+            let mut all = matched.skipped().iter();
+            all.find(|s| s.path.ends_with(name)).unwrap().reason.clone()
+        };
+        assert!(
+            reason("shifted.png").contains("shifted by (-1.0, 0.0)"),
+            "{}",
+            reason("shifted.png")
+        );
+        assert!(reason("mirrored.png").contains("counterpart"));
+        assert!(reason("other-shape.png").contains("different shapes"));
+        assert!(reason("alone.png").contains("no file of that name"));
+    }
+
+    #[test]
+    fn a_shift_between_pixels_is_seen() {
+        let dir = folders(&[("a.png", &|low: Patch| {
+            let (w, h) = (low.width, low.height);
+            let mut out = low.clone();
+            for i in 0..3 * w * h {
+                let x = i % w;
+                let next = low.rgb[i - x + (x + 1).min(w - 1)];
+                out.rgb[i] = 0.5 * (low.rgb[i] + next);
+            }
+            out
+        })]);
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("a.png") && error.contains("shifted"),
+            "{error}"
+        );
+    }
+}
