@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element in real pipelines: frames a second from an H.264 file to a sink that shows nothing, beside GStreamer's own
-//! scaler and ffmpeg's, where it is installed; PSNR-Y; the element beside the bare engine; the most memory that a pipeline takes.
+//! Benchmarks of the element in real pipelines: frames per second from an H.264 file to a fake sink
+//! and PSNR-Y, compared with videoscale and ffmpeg (if installed); overhead of the element over the
+//! bare engine; peak memory of a pipeline.
 //!
 //! ```text
 //! cargo bench -p gst-plugin-tadsr --bench pipeline [-- TRUTH.mp4 [WORK]]
 //! ```
-//! TRUTH is a clip of 1280x720 or more, of which half the size and less is encoded as H.264 and upscaled again;
-//! `benches/pipeline.sh` makes one. Every pipeline has two threads for the decoder and two for the scaler; on a machine
-//! with more cores run it under `taskset -c 0,1`. Of several runs the best counts, since a machine's noise only adds time.
+//! TRUTH is a clip of at least 1280x720. It is downscaled, encoded as H.264 and upscaled again;
+//! `benches/pipeline.sh` makes one. Each pipeline has two threads for the decoder and two for the
+//! scaler: on a machine with more cores, run it under `taskset -c 0,1`. The best of several runs
+//! counts, because noise only adds time.
 
 use std::{
     env, fs,
@@ -28,10 +30,11 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const RUNS: usize = 3;
 
-/// Frames of the clips, and of a run of the bare engine.
+/// Frames per clip, and per run of the bare engine.
 const FRAMES: usize = 150;
 
-/// Runs a pipeline to its end; when the first and the last buffer came to the element `sink`, and how many.
+/// Runs a pipeline to its end. Returns the seconds between the first and the last buffer at the
+/// element `sink`, and their number.
 fn run(description: &str) -> Result<(f64, usize)> {
     let pipeline = gst::parse::launch(description)?;
     let pipeline = pipeline
@@ -71,7 +74,7 @@ fn play(pipeline: &gst::Pipeline) -> Result<()> {
     Err("the bus is closed".into())
 }
 
-/// Frames a second at the end of a pipeline: the best of some runs.
+/// Returns the frames per second at the end of a pipeline, the best of several runs.
 fn fps(description: &str) -> Result<f64> {
     let mut best = 0.0f64;
     for _ in 0..RUNS {
@@ -86,7 +89,7 @@ fn decoder(file: &Path) -> String {
     format!("filesrc location={file} ! qtdemux ! h264parse ! avdec_h264 max-threads=2")
 }
 
-/// Encodes `truth` at `width` x `height`, once.
+/// Encodes `truth` at `width` x `height`, unless the file exists.
 fn small(truth: &Path, work: &Path, width: usize, height: usize) -> Result<PathBuf> {
     let path = work.join(format!("{width}x{height}.mp4"));
     if !path.exists() {
@@ -104,7 +107,7 @@ fn small(truth: &Path, work: &Path, width: usize, height: usize) -> Result<PathB
     Ok(path)
 }
 
-/// The luma of all frames of a pipeline, written to a file and read back.
+/// Returns the luma of all frames of a pipeline.
 fn luma(source: &str, (width, height): (usize, usize), work: &Path) -> Result<Vec<u8>> {
     let raw = work.join("luma.raw");
     run(&format!(
@@ -117,13 +120,16 @@ fn luma(source: &str, (width, height): (usize, usize), work: &Path) -> Result<Ve
     Ok(luma_of(&bytes, (width, height)))
 }
 
-/// The luma of frames in I420.
+/// Returns the luma of frames in I420.
 fn luma_of(frames: &[u8], (width, height): (usize, usize)) -> Vec<u8> {
     let frames = frames.chunks_exact(width * height * 3 / 2);
     frames.flat_map(|f| &f[..width * height]).copied().collect()
 }
 
-/// Frames a second of one of ffmpeg's filters on two threads, and its PSNR-Y; what ffmpeg says where it cannot.
+/// Returns the frames per second of an ffmpeg filter on two threads, and its PSNR-Y.
+///
+/// # Errors
+/// Returns the last line of ffmpeg's log.
 fn ffmpeg(file: &Path, options: &[&str], filter: &str, truth: &[u8]) -> Result<(f64, f64)> {
     let call = |output: &[&str]| -> Result<Output> {
         let output = Command::new("ffmpeg")
@@ -134,12 +140,11 @@ fn ffmpeg(file: &Path, options: &[&str], filter: &str, truth: &[u8]) -> Result<(
             .args(["-vf", filter, "-filter_threads", "2"])
             .args(output)
             .output()?;
-        match output.status.success() {
-            true => Ok(output),
-            false => {
-                let text = String::from_utf8_lossy(&output.stderr);
-                Err(text.lines().last().unwrap_or_default().into())
-            }
+        if output.status.success() {
+            Ok(output)
+        } else {
+            let text = String::from_utf8_lossy(&output.stderr);
+            Err(text.lines().last().unwrap_or_default().into())
         }
     };
     let raw = call(&["-pix_fmt", "yuv420p", "-f", "rawvideo", "-"])?.stdout;
@@ -159,7 +164,7 @@ fn ffmpeg(file: &Path, options: &[&str], filter: &str, truth: &[u8]) -> Result<(
     Ok((best, psnr(&luma, truth)))
 }
 
-/// PSNR of the frames that both have.
+/// Returns the PSNR of the frames that both have.
 fn psnr(a: &[u8], b: &[u8]) -> f64 {
     let pairs = a.iter().zip(b);
     let squares: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum();
@@ -167,8 +172,8 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
     10.0 * (255.0 * 255.0 / mean).log10()
 }
 
-/// Frames a second of the bare engine, and of the element between a source that costs nothing and a sink that does not
-/// either, in turn.
+/// Returns the frames per second of the bare engine, and of the element between a source and a sink
+/// that cost nothing. Runs alternate.
 fn engine_and_element() -> Result<(f64, f64)> {
     let info = FrameInfo::new(PixelFormat::I420, 640, 360);
     let frame = Frame::new(info)?;
@@ -192,7 +197,7 @@ fn engine_and_element() -> Result<(f64, f64)> {
     Ok((engine, element))
 }
 
-/// What a child of this program says of the most memory that it took for a pipeline, in MB.
+/// Returns the peak memory in MB of a child process that runs a pipeline.
 fn memory(description: &str) -> Result<f64> {
     let child = Command::new(env::current_exe()?)
         .args(["--memory", description])
@@ -203,7 +208,7 @@ fn memory(description: &str) -> Result<f64> {
     Ok(String::from_utf8(child.stdout)?.trim().parse()?)
 }
 
-/// The most memory that this process has had, in MB.
+/// Returns the peak memory of this process in MB.
 fn peak() -> Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status
@@ -230,7 +235,7 @@ fn main() -> Result<()> {
         element / engine
     );
     let Some(truth) = args.first().map(PathBuf::from) else {
-        println!("with a clip to upscale there is more to measure: see the top of this file");
+        println!("pass a clip for more measurements: see the top of this file");
         return Ok(());
     };
     let work = args.get(1).map_or_else(env::temp_dir, PathBuf::from);
@@ -295,17 +300,17 @@ fn main() -> Result<()> {
         let name = format!("ffmpeg {name}");
         match ffmpeg(&encoded, options, filter, &truth_luma) {
             Ok((rate, decibels)) => println!("{name:52} {rate:7.1} {decibels:8.3}"),
-            Err(e) => println!("{name:52} left out: {e}"),
+            Err(e) => println!("{name:52} skipped: {e}"),
         }
     }
 
     let source = decoder(&small(&truth, &work, 960, 540)?);
-    let most = memory(&format!(
+    let total = memory(&format!(
         "{source} ! tadsrupscale threads=2 ! video/x-raw,width=1920,height=1080 ! {sink}"
     ))?;
     let without = memory(&format!("{source} ! {sink}"))?;
     println!(
-        "\n960x540 H.264 to 1920x1080: {most:.0} MB at most, of which {without:.0} MB without tadsrupscale"
+        "\n960x540 H.264 to 1920x1080: {total:.0} MB at most, of which {without:.0} MB without tadsrupscale"
     );
     Ok(())
 }

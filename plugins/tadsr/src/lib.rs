@@ -3,7 +3,8 @@
 //! GStreamer plugin `tadsr`: the element [`tadsrupscale`](upscale), which upscales video with small
 //! super-resolution networks.
 //!
-//! Negotiation, metadata and scheduling live here; networks and pixel work live in the `tadsr` library.
+//! Negotiation, metadata and scheduling live here; networks and pixel work live in the `tadsr`
+//! library.
 
 use gst::glib;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element on a CUDA device, which is emulated: frames in flight, what comes between them, and failures.
+//! The element on an emulated CUDA device: frames in flight, events between them, and failures.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn rig(fake: &Arc<Fake>, depth: &str, more: &[(&str, &str)]) -> Rig {
     Rig::raw(&properties, "I420", SIZE.0, SIZE.1)
 }
 
-/// The `n`th frame: each looks different.
+/// Returns the `n`th frame. All differ.
 fn picture(n: u64) -> gst::Buffer {
     let info = info(&raw("I420", SIZE.0, SIZE.1));
     let buffer = frame(&info, |c, x, y| match c {
@@ -41,7 +41,7 @@ fn picture(n: u64) -> gst::Buffer {
     timed(buffer, n)
 }
 
-/// What the CPU makes of the frame.
+/// Returns the luma of the `n`th frame upscaled on the CPU.
 fn on_the_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
     let properties = [("device", "cpu"), ("model", model), ("strength", strength)];
     let mut rig = Rig::raw(&properties, "I420", SIZE.0, SIZE.1);
@@ -49,7 +49,7 @@ fn on_the_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
     samples(&out, &rig.out_info(), 0)
 }
 
-/// Asserts that `out` are the frames `numbers`, in order and unmixed.
+/// Asserts that `out` are the upscaled frames `numbers`, in order.
 fn assert_frames(rig: &Rig, out: &[gst::Buffer], numbers: std::ops::Range<u64>) {
     assert_frames_as(rig, out, numbers, "tiny", "1");
 }
@@ -69,12 +69,12 @@ fn assert_frames_as(
         let want = on_the_cpu(n, model, strength);
         assert_eq!(got.len(), want.len());
         let far = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
-        // f16 on the device, on the CPU perhaps 8-bit integers.
+        // The device computes in f16, the CPU possibly in 8-bit integers.
         assert!(far.unwrap() <= 3, "frame {n} is {far:?} from the CPU's");
     }
 }
 
-/// All buffers that have come out.
+/// Returns all output buffers so far.
 fn pulled(rig: &mut Rig) -> Vec<gst::Buffer> {
     std::iter::from_fn(|| rig.harness.try_pull()).collect()
 }
@@ -123,7 +123,7 @@ fn frames_in_work_are_latency() {
         rig.harness.set_upstream_latency(FRAME * 5);
         assert_eq!(rig.harness.query_latency(), Some(FRAME * (5 + frames)));
     }
-    // What passes through waits for nothing.
+    // Passthrough has no latency.
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("scale", "1")]);
     rig.harness.push_and_pull(picture(0)).unwrap();
@@ -134,7 +134,7 @@ fn frames_in_work_are_latency() {
 fn events_keep_their_place_between_the_frames() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[]);
-    // What comes out, in order: times of frames, names of events.
+    // Output in order: timestamps of frames, names of events.
     let order = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = order.clone();
     let pad = rig.element.static_pad("src").unwrap();
@@ -222,7 +222,7 @@ fn a_flush_forgets_what_is_in_work() {
 
 #[test]
 fn a_device_that_is_lost_loses_no_frame_when_the_cpu_may_take_over() {
-    // Where a device may fail: frames are sent, and waited for.
+    // A device may fail when a frame is submitted, and when it is received.
     for call in ["launch_graph", "synchronize_event"] {
         let fake = plug();
         let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
@@ -354,7 +354,7 @@ fn buffers_in_work_are_asked_for() {
     assert_eq!(least, Some(5));
     rig.harness.push(picture(0)).unwrap();
     assert!(rig.harness.try_pull().is_none());
-    // Who asks for a drain gets the frames at once.
+    // A drain query returns the frames immediately.
     rig.element
         .static_pad("sink")
         .unwrap()
@@ -393,13 +393,13 @@ fn a_discontinuity_marks_its_own_frame_and_ends_no_overlap() {
         }
         buffer
     };
-    // As sources do: the first is marked.
+    // Sources mark the first frame.
     for n in 0..5 {
         rig.harness.push(marked(n, n == 0)).unwrap();
         let out = rig.harness.buffers_in_queue() as u64;
         assert_eq!(out, n.saturating_sub(1), "after frame {n}");
     }
-    // Another in the middle: what was in work before comes out first.
+    // A later discontinuity: the frames in flight are pushed first.
     rig.harness.push(marked(5, true)).unwrap();
     assert_eq!(rig.harness.buffers_in_queue(), 5);
     for n in 6..8 {
@@ -439,7 +439,7 @@ fn a_real_pipeline_keeps_frames_in_flight_and_loses_none() {
     assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
     let stats: gst::Structure = pipeline.by_name("up").unwrap().property("stats");
     assert_eq!(stats.get::<u64>("frames"), Ok(6));
-    // Not sent and waited for one by one: of the last six frames three were sent before the first was waited for.
+    // Frames overlap: of the last six, three were submitted before the first was received.
     let log = fake.log();
     let calls = log
         .iter()

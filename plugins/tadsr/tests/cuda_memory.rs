@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Frames in the memory of a CUDA device: the real GstCuda on a stand-in for the driver (`libcuda.c`), beside the emulated
-//! device of the library.
+//! Frames in CUDA memory: the real GstCuda on a fake driver (`libcuda.c`), and the library's
+//! emulated device.
 
 #![cfg(unix)]
 
@@ -21,7 +21,8 @@ use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
 
 const SIZE: (u32, u32) = (24, 18);
 
-/// Builds the stand-in and loads it, so that it is what GstCuda finds by the name of the driver's library.
+/// Builds the fake driver and loads it, so that GstCuda finds it under the name of the driver's
+/// library.
 fn load_driver() {
     static LOADED: Once = Once::new();
     LOADED.call_once(|| {
@@ -70,7 +71,7 @@ fn on_device(format: &str) -> String {
     raw(format, SIZE.0, SIZE.1).replace("video/x-raw", "video/x-raw(memory:CUDAMemory)")
 }
 
-/// The `n`th frame: each looks different.
+/// Returns the `n`th frame. All differ.
 fn sample(n: u64) -> impl Fn(usize, usize, usize) -> u16 {
     move |c, x, y| match c {
         0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
@@ -78,12 +79,12 @@ fn sample(n: u64) -> impl Fn(usize, usize, usize) -> u16 {
     }
 }
 
-/// It, in memory of the system.
+/// Returns the `n`th frame in system memory.
 fn picture(format: &str, n: u64) -> gst::Buffer {
     timed(frame(&info(&raw(format, SIZE.0, SIZE.1)), sample(n)), n)
 }
 
-/// The pool that the element offers for frames in the device's memory.
+/// Returns the pool that the element offers for frames in CUDA memory.
 fn pool(rig: &Rig, format: &str) -> gst::BufferPool {
     let caps: gst::Caps = on_device(format).parse().unwrap();
     let mut query = gst::query::Allocation::new(Some(&caps), true);
@@ -97,7 +98,7 @@ fn pool(rig: &Rig, format: &str) -> gst::BufferPool {
     pool
 }
 
-/// The `n`th frame in the device's memory.
+/// Returns the `n`th frame in CUDA memory.
 fn resident(pool: &gst::BufferPool, format: &str, n: u64) -> gst::Buffer {
     let buffer = pool.acquire_buffer(None).unwrap();
     assert!(is_resident(&buffer));
@@ -112,7 +113,7 @@ fn is_resident(buffer: &gst::Buffer) -> bool {
     buffer.n_memory() == 1 && buffer.peek_memory(0).is_type("gst.cuda.memory")
 }
 
-/// Asserts that `out` is what the CPU makes of the `n`th frame.
+/// Asserts that `out` is the `n`th frame as the CPU upscales it.
 fn assert_frame(rig: &Rig, out: &gst::Buffer, format: &str, n: u64) {
     let properties = [("device", "cpu"), ("scale", "2")];
     let mut cpu = Rig::raw(&properties, format, SIZE.0, SIZE.1);
@@ -145,7 +146,7 @@ fn frames_stay_in_the_device_s_memory() {
         let properties = properties.each_ref().map(|(k, v)| (*k, v.as_str()));
         let mut rig = Rig::with_caps(&properties, &on_device(format));
         assert!(out_is_resident(&rig), "{}", rig.out_caps());
-        // Who can make both is to make these.
+        // An upstream that supports both should prefer these.
         let wanted = rig.element.static_pad("sink").unwrap().query_caps(None);
         assert!(wanted.features(0).unwrap().contains("memory:CUDAMemory"));
         let pool = pool(&rig, format);
@@ -156,7 +157,7 @@ fn frames_stay_in_the_device_s_memory() {
         rig.harness.push_event(gst::event::Eos::new());
         let log = fake.log();
         assert!(!log.iter().any(|call| call == "download"));
-        // Of a frame, the strength alone is uploaded.
+        // Only the strength is uploaded per frame.
         assert_eq!(log.iter().filter(|call| *call == "upload").count(), 1 + 4);
         for n in 0..4 {
             let out = rig.harness.pull().unwrap();
@@ -220,7 +221,7 @@ fn frames_of_another_context_and_after_a_failure_come_out_as_well() {
 
     rig.harness.push(resident(&foreign, "NV12", 0)).unwrap();
     rig.harness.push(resident(&own, "NV12", 1)).unwrap();
-    // CUDA_ERROR_OUT_OF_MEMORY: one after which the memory is still there.
+    // CUDA_ERROR_OUT_OF_MEMORY: memory remains valid after this error.
     fake.fail("launch_graph", 0, 2);
     rig.harness.push(resident(&own, "NV12", 2)).unwrap();
     rig.harness.push_event(gst::event::Eos::new());
@@ -259,7 +260,7 @@ fn another_device_is_used_from_the_next_start_on() {
 fn what_the_device_s_memory_does_not_have_stays_in_the_system_s() {
     let fake = plug();
     let device = device(&fake);
-    // An odd height, and a format of which GstCuda has no memory.
+    // An odd height, and a format that GstCuda does not support.
     for (scale, format) in [("1.5", "I420"), ("2", "GRAY8")] {
         let properties = [("device", device.as_str()), ("scale", scale)];
         let mut rig = Rig::raw(&properties, format, 24, 18);
@@ -268,7 +269,7 @@ fn what_the_device_s_memory_does_not_have_stays_in_the_system_s() {
         rig.harness.push_event(gst::event::Eos::new());
         assert!(!is_resident(&rig.harness.pull().unwrap()));
 
-        // Nor does it go there where nothing else will do.
+        // Nor can such frames be moved to CUDA memory.
         let mut rig = Rig::new(&properties);
         rig.harness.play();
         rig.harness

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element's promises, one harness each: negotiation, colours, metadata, errors, properties.
+//! Tests of the element in a harness: negotiation, colours, metadata, errors, properties.
 
 mod common;
 
@@ -13,7 +13,7 @@ fn caps(text: &str) -> gst::Caps {
     text.parse().unwrap()
 }
 
-/// What the sink pad accepts when downstream wants `downstream`.
+/// Returns the caps that the sink pad accepts if downstream accepts `downstream`.
 fn sink_caps(rig: &mut Rig, downstream: &str) -> gst::Caps {
     rig.harness.set_sink_caps_str(downstream);
     let pad = rig.element.static_pad("sink").unwrap();
@@ -170,7 +170,7 @@ fn caps_may_change_between_frames() {
 
 #[test]
 fn a_scale_that_becomes_impossible_while_playing_is_an_error_with_the_reason() {
-    for (scale, reason) in [("1.5", "65x49 times 1.5"), ("0.5", "scale=0.5 is no scale")] {
+    for (scale, reason) in [("1.5", "65x49 times 1.5"), ("0.5", "scale=0.5 is invalid")] {
         let input = raw("I420", 65, 49);
         let mut rig = Rig::with_caps(&[("scale", "2")], &input);
         rig.harness.push_and_pull(blank(&info(&input))).unwrap();
@@ -212,7 +212,7 @@ fn interlaced_video_passes_through_when_asked_to() {
         assert_eq!(out.as_ptr(), address);
         assert_eq!(rig.out_caps(), caps(&input));
 
-        // Progressive video is still upscaled, whether it says so or not.
+        // Progressive video is still upscaled, with and without a stated interlace mode.
         for progressive in ["", ",interlace-mode=progressive"] {
             let input = raw("I420", 32, 24) + progressive;
             rig.harness.set_src_caps_str(&input);
@@ -235,7 +235,7 @@ fn views_in_separate_buffers_are_refused() {
 #[test]
 fn the_colours_that_the_input_implies_are_written_on_the_output() {
     for format in PixelFormat::ALL {
-        // The output crosses every height at which GStreamer's defaults change.
+        // These heights cover all changes of GStreamer's defaults.
         for height in [16, 300, 576, 577, 700, 1000] {
             let input = raw(format.name(), 16, height);
             let rig = Rig::with_caps(&[("scale", "4")], &input);
@@ -293,7 +293,7 @@ fn stated_colours_and_hdr_metadata_pass_through() {
 
 #[test]
 fn upstream_is_not_asked_to_state_colours() {
-    // Upstream caps are compared with the answer field by field: one that they lack would rule them out.
+    // Upstream caps must be a subset of the answer, so a field that they lack would exclude them.
     let rig = Rig::new(&[]);
     let sink = rig.element.static_pad("sink").unwrap();
     let input = caps(&raw("I420", 32, 24));
@@ -477,7 +477,7 @@ fn a_buffer_shorter_than_its_caps_is_an_error() {
             let error = rig.message(gst::MessageType::Error).unwrap();
             assert!(error.contains(&format!("{size} bytes")), "{error}");
         }
-        // The element has survived it.
+        // The element still works.
         let buffer = blank(&info(&raw(format.name(), 16, 8)));
         assert_eq!(rig.harness.push(buffer), Ok(gst::FlowSuccess::Ok));
     }
@@ -521,8 +521,8 @@ fn a_video_meta_that_lies_is_an_error() {
 
 // Pixels
 
-/// Upscales a frame of one colour: without the network every sample keeps its value to the nearest step, with it
-/// they do so on average.
+/// Upscales a frame of one colour. Without the network every sample keeps its value within one
+/// step, with the network the mean does.
 fn assert_colour_is_kept(input: &str, scale: &str, colour: [u16; 4]) {
     let mut rig = Rig::with_caps(&[("scale", scale)], input);
     let flat = frame(&info(input), |c, _, _| colour[c]);
@@ -706,7 +706,7 @@ fn rows_are_written_as_far_apart_as_downstream_wants_them() {
     }
 }
 
-/// Offers a pool whose frames have room around the picture.
+/// Proposes a pool whose frames have padding around the picture.
 fn propose_padded_pool(query: &mut gst::query::Allocation) {
     let caps = query.get_owned().0.expect("caps");
     let size = VideoInfo::from_caps(&caps).unwrap().size() as u32;
@@ -753,7 +753,7 @@ fn strength_takes_effect_with_the_next_frame() {
     assert_ne!(full, none);
     for ((f, n), h) in full.iter().zip(&none).zip(&half) {
         let (low, high) = (f.min(n), f.max(n));
-        // Clipping at black and white may hide some of the difference.
+        // Clipping at black and white can reduce the difference.
         assert!(
             (low.saturating_sub(1)..=high + 1).contains(h),
             "{n} {h} {f}"
@@ -932,7 +932,7 @@ fn a_model_that_fails_while_running_leaves_the_old_one_in_place() {
 #[test]
 fn a_model_set_while_the_element_starts_is_loaded() {
     let (element, bus) = element(&[("model", "/no/such/model"), ("fallback", "bicubic")]);
-    // Sent from the middle of the start, when the first model has been tried.
+    // The warning is posted during the start, after the first model failed.
     bus.set_sync_handler(|_, message| {
         if message.type_() == gst::MessageType::Warning {
             message.src().unwrap().set_property("model", "tiny-x2");
@@ -963,12 +963,12 @@ fn a_scale_beyond_the_model_set_while_running_is_refused_with_the_models_largest
         assert!(error.contains("at most 2"), "{error}");
         assert!(rig.message(gst::MessageType::Error).is_none());
 
-        // A scale that the model serves goes on.
+        // A supported scale works again.
         rig.element.set_property("scale", 2.0);
         rig.harness.push_and_pull(buffer.clone()).unwrap();
         assert_eq!(rig.out_info().width(), 32);
 
-        // New input is refused as well.
+        // New caps are refused, too.
         rig.element.set_property("scale", 4.0);
         rig.harness.set_src_caps_str(&raw("GRAY8", 16, 4));
         let error = rig.message(gst::MessageType::Error).unwrap();
@@ -1006,7 +1006,7 @@ fn a_scale_beyond_the_model_set_while_running_falls_back_without_losing_a_frame(
     let expected = plain.harness.push_and_pull(input.clone()).unwrap();
     assert_eq!(picture, samples(&expected, &plain.out_info(), 0));
 
-    // New input before the next frame goes the same way.
+    // The fallback stays for new caps before the next frame.
     rig.harness.set_src_caps_str(&raw("GRAY8", 8, 8));
     let buffer = blank(&info(&raw("GRAY8", 8, 8)));
     rig.harness.push_and_pull(buffer).unwrap();
@@ -1041,7 +1041,7 @@ fn frames_that_are_too_late_are_left_out_and_counted() {
         buffer
     };
     rig.harness.push_and_pull(at(0)).unwrap();
-    // The sink: the frame of 1 s came 3 s too late.
+    // The sink reports that the frame at 1 s was 3 s late.
     let late = gst::event::Qos::new(
         gst::QOSType::Underflow,
         2.0,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// A stand-in for the NVIDIA driver, enough of it for GstCuda to allocate and copy frames: a device's memory is the
-// process's own. Rows are padded, as a device would.
+// A fake NVIDIA driver with the functions that GstCuda needs to allocate and copy frames. Device memory is
+// memory of the process. Rows are padded as on a device.
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -71,7 +71,7 @@ int cuEventDestroy(void *event) { return cuEventDestroy_v2(event); }
 int cuEventRecord(void *event, void *stream) { return SUCCESS; }
 int cuEventSynchronize(void *event) { return SUCCESS; }
 
-// What GstCuda looks for and frames do not need.
+// Functions that GstCuda looks up, and that are not needed for frames.
 #define NONE(name) int name(void) { return NOT_SUPPORTED; }
 NONE(cuCtxEnablePeerAccess)
 NONE(cuCtxDisablePeerAccess)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element in real pipelines.
+//! Tests of the element in real pipelines.
 
 mod common;
 
@@ -12,14 +12,14 @@ use std::{
 use common::init;
 use gst::prelude::*;
 
-/// Caps and frames that came along somewhere.
+/// Sizes and frames that passed a pad.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Seen {
     sizes: Vec<(i32, i32)>,
     times: Vec<Option<gst::ClockTime>>,
 }
 
-/// Notes every frame that passes `pad`, and each new size.
+/// Records every frame that passes `pad`, and each new size.
 fn watch(pad: &gst::Pad) -> Arc<Mutex<Seen>> {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let notes = seen.clone();
@@ -43,8 +43,8 @@ fn watch(pad: &gst::Pad) -> Arc<Mutex<Seen>> {
     seen
 }
 
-/// Runs a pipeline with an element named `up` to its end: what went into the element and what came out of it, or
-/// the error.
+/// Runs a pipeline with an element named `up` to its end. Returns the input and output of the
+/// element, or the error.
 fn run(description: &str) -> Result<(Seen, Seen), String> {
     init();
     let pipeline = gst::parse::launch(description).map_err(|err| err.to_string())?;
@@ -64,7 +64,7 @@ fn run(description: &str) -> Result<(Seen, Seen), String> {
 }
 
 fn play(pipeline: &gst::Pipeline) -> Result<(), String> {
-    // What is wrong with the start is told by a message.
+    // A message describes why the start failed.
     let _ = pipeline.set_state(gst::State::Playing);
     let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
     let limit = gst::ClockTime::from_seconds(120);
@@ -92,12 +92,12 @@ fn upstream_makes_the_size_that_ends_in_the_wanted_one() {
 
 #[test]
 fn a_size_that_cannot_be_made_ends_in_an_error() {
-    // Known when the elements are linked ...
+    // Detected when the elements are linked ...
     let error = run("videotestsrc num-buffers=3 ! tadsrupscale name=up scale=4 \
          ! video/x-raw,width=641,height=480 ! fakesink")
     .unwrap_err();
     assert!(error.contains("width=(int)641"), "{error}");
-    // ... or only when caps are negotiated.
+    // ... or during negotiation.
     init();
     let pipeline = gst::parse::launch(
         "videotestsrc num-buffers=3 ! tadsrupscale scale=4 ! capsfilter name=wanted ! fakesink",
@@ -216,7 +216,7 @@ fn a_model_that_is_not_there_stops_the_pipeline_with_its_name() {
     assert!(error.unwrap_err().contains("/no/such/model"));
 }
 
-/// Run by the test below in a process of its own, where the tracer is on from the start.
+/// Runs in a process of its own, started by the next test, with the tracer on from the start.
 #[test]
 #[ignore = "needs GST_TRACERS=leaks"]
 fn leaks_in_this_process() {
@@ -241,7 +241,7 @@ fn nothing_stays_alive_after_a_pipeline() {
         .unwrap();
     let log = String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{log}");
-    // The log is on: at least it says what its lines look like.
+    // The log works: it contains at least the declaration of the record.
     assert!(log.contains("object-alive"), "{log}");
     for line in log.lines().filter(|line| line.contains("object-alive")) {
         for kind in [

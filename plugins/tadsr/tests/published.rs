@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! The element's promises with models of the published architecture.
+//! Tests of the element with diffusion models.
 
 mod common;
 
@@ -16,14 +16,14 @@ fn textured(text: &str) -> gst::Buffer {
     })
 }
 
-/// All samples of a frame.
+/// Returns all samples of a frame, by component.
 fn all_samples(rig: &Rig, buffer: &gst::Buffer) -> Vec<Vec<u16>> {
     let info = rig.out_info();
     let components = 0..info.n_components() as usize;
     components.map(|c| samples(buffer, &info, c)).collect()
 }
 
-/// Pushes a frame.
+/// Upscales a frame. Returns its samples.
 fn upscaled(rig: &mut Rig, buffer: &gst::Buffer) -> Vec<Vec<u16>> {
     let out = rig.harness.push_and_pull(buffer.copy()).unwrap();
     all_samples(rig, &out)
@@ -52,14 +52,14 @@ fn a_size_that_nobody_asks_for_is_what_the_model_makes() {
     let model = published_model(directory.path(), 4);
     let rig = Rig::raw(&[("model", &model)], "NV12", 8, 6);
     assert_eq!((rig.out_info().width(), rig.out_info().height()), (32, 24));
-    // A smaller one is shrunk from there.
+    // A smaller output is downscaled from the native scale.
     let mut rig = Rig::raw(&[("model", &model), ("scale", "1.5")], "NV12", 8, 6);
     let out = rig.harness.push_and_pull(textured(&raw("NV12", 8, 6)));
     assert!(out.is_ok());
     assert_eq!((rig.out_info().width(), rig.out_info().height()), (12, 9));
 }
 
-/// The networks make grey of everything.
+/// The network returns grey for any input.
 #[test]
 fn a_flat_colour_stays_in_every_format_and_odd_sizes_and_caps_may_change() {
     let directory = tempfile::tempdir().unwrap();
@@ -254,7 +254,7 @@ fn more_steps_than_the_model_has_fail_the_start_and_change_nothing_later() {
     );
 }
 
-/// No machine has what 32768 x 32768 pixels take in floating point.
+/// No machine has enough memory for 32768 x 32768 pixels in floating point.
 #[test]
 fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() {
     let directory = tempfile::tempdir().unwrap();
@@ -279,7 +279,7 @@ fn a_frame_in_work_is_given_up_when_the_element_stops_or_flushes() {
     let model = published_model(directory.path(), 4);
     for flush in [true, false] {
         let input = raw("GRAY8", 64, 64);
-        // Some 64,000 passes.
+        // About 64,000 passes.
         let properties = [
             ("model", model.as_str()),
             ("steps", "1000"),

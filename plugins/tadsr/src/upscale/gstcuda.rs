@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Frames in the memory of CUDA devices, as NVIDIA's decoders and encoders have them.
+//! Frames in CUDA memory, as NVIDIA's decoders and encoders use it.
 //!
-//! GstCuda is found at run time, so that one plugin runs with and without it. Of its interface only what has been the
-//! same since GStreamer 1.22 is used, and what 1.24 added where it is there.
+//! GstCuda is loaded at run time, so that the plugin also works without it. Only functions that
+//! have not changed since GStreamer 1.22 are used, and `gst_cuda_memory_sync` of 1.24 if it exists.
 
 #[cfg(unix)]
 use std::{ffi::CStr, mem};
@@ -11,7 +11,7 @@ use std::{
     ffi::{c_int, c_void},
     ptr::{self, NonNull},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicPtr, Ordering},
     },
 };
@@ -28,12 +28,12 @@ use tadsr::{
     frame::FrameInfo,
 };
 
-use super::planes::Layout;
+use super::{lock, planes::Layout};
 
-/// The caps feature of such frames.
+/// Caps feature of frames in CUDA memory.
 pub(super) const FEATURE: &str = "memory:CUDAMemory";
 
-/// The formats of such frames that GstCuda and this element both have.
+/// Formats that both GstCuda and this element support.
 pub(super) const FORMATS: [gst_video::VideoFormat; 10] = [
     gst_video::VideoFormat::Nv12,
     gst_video::VideoFormat::I420,
@@ -47,35 +47,32 @@ pub(super) const FORMATS: [gst_video::VideoFormat; 10] = [
     gst_video::VideoFormat::Bgrx,
 ];
 
-/// `GST_MAP_CUDA`: a mapping gives an address of the device.
+/// `GST_MAP_CUDA`: maps memory to an address of the device.
 const MAP_CUDA: u32 = 1 << 17;
-
-/// Whether `features` are those of frames in a CUDA device's memory.
-pub(super) fn is_feature(features: &gst::CapsFeaturesRef) -> bool {
-    features.contains(FEATURE)
-}
 
 type Storage = *mut *mut GstObject;
 
 type Sync = unsafe extern "C" fn(*mut GstMemory);
 
-/// Declares the table of functions and how it is filled. A `GstCudaContext` is a [`GstObject`].
+/// Declares the table of functions and its constructor. A `GstCudaContext` is a [`GstObject`].
 macro_rules! library {
     ($($field:ident = $symbol:literal: ($($arg:ty),*) $(-> $result:ty)?;)*) => {
         struct Library {
             $($field: unsafe extern "C" fn($($arg),*) $(-> $result)?,)*
-            /// Waits for what has been put into a memory's stream; since 1.24, before which producers wait themselves.
+            /// Waits for the stream of a memory. Exists since 1.24; before, producers wait
+            /// themselves.
             sync: Option<Sync>,
         }
 
         impl Library {
-            /// With the functions that `find` finds.
+            /// Looks up all functions with `find`.
             #[cfg(unix)]
             fn new(find: impl Fn(&CStr) -> Option<*mut c_void>) -> Option<Self> {
                 Some(Self {
                     $($field: {
                         let symbol = find($symbol)?;
-                        // SAFETY: the function of this name has this signature (gst/cuda of GStreamer 1.22 to 1.26).
+                        // SAFETY: the function of this name has this signature (gst/cuda of
+                        // GStreamer 1.22 to 1.26).
                         unsafe {
                             mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $result)?>(symbol)
                         }
@@ -100,14 +97,14 @@ library! {
     is_memory = c"gst_is_cuda_memory": (*mut GstMemory) -> gboolean;
 }
 
-/// The beginning of a `GstCudaMemory`.
+/// First fields of a `GstCudaMemory`.
 #[repr(C)]
 struct CudaMemory {
     memory: GstMemory,
     context: *mut GstObject,
 }
 
-/// GstCuda, where it and the driver are there.
+/// Returns GstCuda if it and the driver are installed.
 fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     LIBRARY.get_or_init(load).as_ref()
@@ -120,7 +117,7 @@ fn load() -> Option<Library> {
 
 #[cfg(unix)]
 fn load() -> Option<Library> {
-    // SAFETY: GStreamer's libraries may be loaded at any time; this one is never closed.
+    // SAFETY: GStreamer's libraries can be loaded at any time; this one is never closed.
     let library = unsafe {
         let name = c"libgstcuda-1.0.so.0".as_ptr();
         libc::dlopen(name, libc::RTLD_NOW | libc::RTLD_LOCAL)
@@ -132,7 +129,8 @@ fn load() -> Option<Library> {
         NonNull::new(symbol).map(NonNull::as_ptr)
     };
     let found = Library::new(find)?;
-    // SAFETY: they may be called at any time; the first loads the driver, which the second takes for granted.
+    // SAFETY: both can be called at any time; the first loads the driver, which the second
+    // requires.
     unsafe {
         if (found.load)() == 0 {
             return None;
@@ -142,37 +140,39 @@ fn load() -> Option<Library> {
     Some(found)
 }
 
-/// An element's part in the agreement of a pipeline on one CUDA context.
+/// CUDA context that an element shares with its pipeline.
 #[derive(Default)]
 pub(super) struct Slot {
-    /// Where GstCuda puts the context that it finds.
+    /// Storage for the context that GstCuda finds.
     found: AtomicPtr<GstObject>,
+    /// Context in use, while the element is started.
     context: Mutex<Option<Context>>,
 }
 
 impl Slot {
-    /// Takes note of what the application or another element offers, if it is for device number `ordinal`.
+    /// Stores a context that the application or another element offers, if it belongs to device
+    /// `ordinal`.
     pub fn offer(&self, element: &gst::Element, offered: &gst::Context, ordinal: usize) {
         let (Some(library), Ok(ordinal)) = (library(), c_int::try_from(ordinal)) else {
             return;
         };
-        // One that is in use stays.
-        if self.lock().is_some() {
+        // A context in use is not replaced.
+        if lock(&self.context).is_some() {
             return;
         }
         let mut object = ptr::null_mut();
-        // SAFETY: the pointers are to objects that live, and to a place for a reference.
+        // SAFETY: the pointers are valid objects, and storage for a reference.
         unsafe {
             let (element, context) = (element.to_glib_none(), offered.to_glib_none());
             (library.set_context)(element.0, context.0, ordinal, &mut object);
         }
         if !object.is_null() {
-            self.keep(object);
+            self.replace_found(object);
         }
     }
 
-    /// Agrees with the pipeline on a context of device number `ordinal`, a new one if there is none. Leaves the slot empty
-    /// where there is no GstCuda, no driver or no such device.
+    /// Gets a context of device `ordinal` from the pipeline, or creates one. Leaves the slot empty
+    /// without GstCuda, driver or device.
     pub fn start(&self, element: &gst::Element, ordinal: usize) {
         let (Some(library), Ok(id)) = (library(), c_int::try_from(ordinal)) else {
             return;
@@ -180,14 +180,14 @@ impl Slot {
         if let Some(given) = element.context("gst.cuda.context") {
             self.offer(element, &given, ordinal);
         }
-        // What was found may be for another device, asked for before.
+        // The stored context may belong to a device that was requested before.
         for _ in 0..2 {
             // SAFETY: as above.
             unsafe { (library.ensure)(element.to_glib_none().0, id, self.found.as_ptr()) };
-            if let Some(object) = self.keep(ptr::null_mut())
+            if let Some(object) = self.replace_found(ptr::null_mut())
                 && object.property::<u32>("cuda-device-id") as usize == ordinal
             {
-                *self.lock() = Some(Context {
+                *lock(&self.context) = Some(Context {
                     library,
                     object,
                     ordinal,
@@ -197,23 +197,22 @@ impl Slot {
         }
     }
 
+    /// Releases the context.
     pub fn stop(&self) {
-        let context = self.lock().take();
-        drop((context, self.keep(ptr::null_mut())));
+        let context = lock(&self.context).take();
+        drop((context, self.replace_found(ptr::null_mut())));
     }
 
-    /// Puts `object`, a reference of ours or null, where GstCuda looks, and returns what was there.
-    fn keep(&self, object: *mut GstObject) -> Option<gst::Object> {
-        // SAFETY: what is there is a reference of ours, or null.
+    /// Stores `object`, an owned reference or null, for GstCuda to find, and returns the previous
+    /// one.
+    fn replace_found(&self, object: *mut GstObject) -> Option<gst::Object> {
+        // SAFETY: the storage holds an owned reference, or null.
         unsafe { from_glib_full(self.found.swap(object, Ordering::AcqRel)) }
     }
 
+    /// Returns the context in use.
     pub fn get(&self) -> Option<Context> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Context>> {
-        self.context.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.context).clone()
     }
 }
 
@@ -228,60 +227,72 @@ impl Drop for Slot {
 pub(super) struct Context {
     library: &'static Library,
     object: gst::Object,
-    /// The number of its device.
+    /// Number of its device.
     ordinal: usize,
 }
 
 impl Context {
-    /// Device number `ordinal` in this context.
+    /// Opens device `ordinal` in this context.
     ///
     /// # Errors
-    /// As [`Device::within`], and when the context is of another device.
+    /// As [`Device::within`], and if the context belongs to another device.
     pub fn device(&self, ordinal: usize) -> tadsr::Result<Arc<Device>> {
         if ordinal != self.ordinal {
             return Err(Error::Device(format!(
-                "device 'cuda:{ordinal}' is used from the next start on: the pipeline is on 'cuda:{}'",
+                "device 'cuda:{ordinal}' takes effect at the next start: the pipeline uses 'cuda:{}'",
                 self.ordinal
             )));
         }
         // SAFETY: the object is a GstCudaContext.
         let handle = unsafe { (self.library.handle)(self.as_ptr()) };
-        let handle = NonNull::new(handle)
-            .ok_or_else(|| Error::Device("GstCuda's context has no handle".into()))?;
-        // SAFETY: the context is of that device, and lives as long as the object.
+        let handle = NonNull::new(handle).ok_or_else(|| {
+            Error::Device("the CUDA context of the pipeline has no handle".into())
+        })?;
+        // SAFETY: the context belongs to that device, and lives as long as the object.
         unsafe { Device::within(ordinal, handle, Box::new(self.object.clone())) }
     }
 
-    /// A pool of frames in this context's memory.
-    pub fn pool(&self) -> Option<gst::BufferPool> {
-        // SAFETY: the object is a GstCudaContext; the reference is the caller's.
-        unsafe { from_glib_full((self.library.pool)(self.as_ptr())) }
+    /// Creates a pool of buffers for `caps` in this context's memory. Returns it with the size of a
+    /// buffer.
+    pub fn pool(&self, caps: &gst::Caps) -> Option<(gst::BufferPool, u32)> {
+        let size = VideoInfo::from_caps(caps).ok()?.size() as u32;
+        // SAFETY: the object is a GstCudaContext; the returned reference is owned.
+        let pool: gst::BufferPool =
+            unsafe { Option::from_glib_full((self.library.pool)(self.as_ptr())) }?;
+        let mut config = pool.config();
+        config.set_params(Some(caps), size, 0, 0);
+        config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+        pool.set_config(config).ok()?;
+        // The pool pads rows.
+        let size = pool.config().params().map_or(size, |(_, size, ..)| size);
+        Some((pool, size))
     }
 
-    /// Answers a query for the context; whether it was one.
+    /// Answers a query for the context. Returns false for other queries.
     pub fn answer(&self, element: &gst::Element, query: &mut gst::QueryRef) -> bool {
-        // SAFETY: all three live.
+        // SAFETY: all three are valid.
         unsafe {
             let element = element.to_glib_none();
             (self.library.answer)(element.0, query.as_mut_ptr(), self.as_ptr()) != 0
         }
     }
 
-    /// The frame `frame` of `info` that `buffer` holds in this context's memory, to be read.
+    /// Maps the frame `frame` of `info` in `buffer` for reading; `None` if it is not in this
+    /// context's memory.
     ///
     /// # Errors
-    /// Says what is wrong with the buffer. `None` when its memory is another.
+    /// Describes why the buffer does not hold the frame.
     pub fn read<'a>(
         &self,
         buffer: &'a gst::BufferRef,
         info: &VideoInfo,
         frame: &FrameInfo,
     ) -> Result<Option<Mapped<'a>>, String> {
-        // SAFETY: a buffer's memory may be mapped for reading.
+        // SAFETY: any memory can be mapped for reading.
         unsafe { self.map(buffer, info, frame, gst::ffi::GST_MAP_READ) }
     }
 
-    /// As [`Self::read`], to be written.
+    /// As [`Self::read`], for writing.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -291,12 +302,12 @@ impl Context {
         info: &VideoInfo,
         frame: &FrameInfo,
     ) -> Result<Option<Mapped<'a>>, String> {
-        // SAFETY: the buffer is nobody else's.
+        // SAFETY: the buffer is borrowed exclusively.
         unsafe { self.map(buffer, info, frame, gst::ffi::GST_MAP_WRITE) }
     }
 
     /// # Safety
-    /// To write, the buffer must be nobody else's.
+    /// For writing, the buffer must be borrowed exclusively.
     unsafe fn map<'a>(
         &self,
         buffer: &'a gst::BufferRef,
@@ -307,7 +318,8 @@ impl Context {
         if buffer.n_memory() != 1 {
             return Ok(None);
         }
-        // SAFETY: the memory is there, and as long as the buffer; a GstCudaMemory begins as CudaMemory does.
+        // SAFETY: the memory exists as long as the buffer; a GstCudaMemory starts with the fields
+        // of CudaMemory.
         let mut mapped = unsafe {
             let memory = gst::ffi::gst_buffer_peek_memory(buffer.as_mut_ptr(), 0);
             if (self.library.is_memory)(memory) == 0
@@ -319,7 +331,7 @@ impl Context {
             if gst::ffi::gst_memory_map(memory, &mut map, flags | MAP_CUDA) == 0 {
                 return Err("the buffer's CUDA memory cannot be mapped".into());
             }
-            // Mapping may have begun a copy.
+            // Mapping may start an asynchronous copy.
             if let Some(sync) = self.library.sync {
                 sync(memory);
             }
@@ -347,7 +359,7 @@ impl Context {
     }
 }
 
-/// A buffer's memory, mapped for the device.
+/// CUDA memory of a buffer, mapped on the device.
 pub(super) struct Mapped<'a> {
     map: GstMapInfo,
     planes: Vec<Rows>,
@@ -355,6 +367,7 @@ pub(super) struct Mapped<'a> {
 }
 
 impl Mapped<'_> {
+    /// Addresses and strides of the planes.
     pub fn planes(&self) -> &[Rows] {
         &self.planes
     }
@@ -362,7 +375,7 @@ impl Mapped<'_> {
 
 impl Drop for Mapped<'_> {
     fn drop(&mut self) {
-        // SAFETY: mapped once, of a memory that its buffer keeps.
+        // SAFETY: the memory is mapped exactly once, and its buffer outlives it.
         unsafe { gst::ffi::gst_memory_unmap(self.map.memory, &mut self.map) };
     }
 }

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! From GStreamer buffers to the library's frames: where planes lie in a buffer, and which colours they hold.
+//! Conversion of GStreamer buffers to the library's frames: layout of the planes and colours.
 //!
-//! Every length comes from outside (the buffer, its video meta, its crop meta) and is checked against the mapped
-//! memory; `gst_video_frame_map` would trust the meta.
+//! Buffers, video metas and crop metas are not trusted: every length is checked against the mapped
+//! memory, which `gst_video_frame_map` does not do.
 
 use gst_video::{VideoChromaSite, VideoColorMatrix, VideoColorRange, VideoInfo};
-use tadsr::frame::{
-    ChromaSite, Colorimetry, FrameInfo, FrameMut, FrameRef, Matrix, PixelFormat, Plane, PlaneMut,
-    Range,
+use tadsr::{
+    Error,
+    frame::{
+        ChromaSite, Colorimetry, FrameInfo, FrameMut, FrameRef, Matrix, PixelFormat, Plane,
+        PlaneMut, Range,
+    },
 };
 
-/// The library's description of frames with `info`, which was read from `caps`; `None` for a format that it does not
-/// know.
+/// Returns the library's description of frames with `info`, which was read from `caps`; `None` for
+/// an unsupported format.
 ///
-/// What the caps leave out `info` holds as GStreamer's default for this size, but for the chroma site of caps that state
-/// colours alone: that is the library's default, which is the same. Matrices that the library does not have become the
-/// nearest one.
+/// For fields that the caps omit, `info` holds GStreamer's defaults for the frame size. The
+/// exception is the chroma site of caps that state a colorimetry: the library's default replaces
+/// it, which is the same. An unsupported matrix is replaced by the nearest one.
 pub(super) fn frame_info(info: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameInfo> {
     let format = PixelFormat::from_name(info.format().to_str())?;
     let mut result = FrameInfo::new(format, info.width() as usize, info.height() as usize);
@@ -35,7 +38,7 @@ pub(super) fn frame_info(info: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameI
             _ => default.range,
         },
     };
-    // Where the caps state a chroma site and no colorimetry, `info` has the default for both.
+    // If the caps state a chroma site and no colorimetry, `info` has the defaults of both.
     let stated = caps.structure(0)?.get::<&str>("chroma-site").ok();
     let stated = stated.and_then(|text| text.parse().ok());
     let site = stated.unwrap_or(info.chroma_site());
@@ -48,16 +51,53 @@ pub(super) fn frame_info(info: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameI
     Some(result)
 }
 
-/// Where the planes of a frame start in a buffer, and how far their rows lie apart, in bytes.
+/// Calls `read` with the frame in `buffer`.
+///
+/// # Errors
+/// Returns [`Error::Frame`] if the buffer does not hold a frame of `info`, and the errors of
+/// `read`.
+pub(super) fn with_input<T>(
+    buffer: &gst::BufferRef,
+    info: &VideoInfo,
+    frame: FrameInfo,
+    read: impl FnOnce(&FrameRef) -> tadsr::Result<T>,
+) -> tadsr::Result<T> {
+    let layout = Layout::of(buffer, info).map_err(Error::Frame)?;
+    let data = buffer
+        .map_readable()
+        .map_err(|err| Error::Frame(err.to_string()))?;
+    let frame = layout.frame(frame, &data);
+    read(&frame.map_err(Error::Frame)?)
+}
+
+/// Calls `write` with the frame to be written to `buffer`.
+///
+/// # Errors
+/// As [`with_input`].
+pub(super) fn with_output<T>(
+    buffer: &mut gst::BufferRef,
+    info: &VideoInfo,
+    frame: FrameInfo,
+    write: impl FnOnce(&mut FrameMut) -> tadsr::Result<T>,
+) -> tadsr::Result<T> {
+    let layout = Layout::of(buffer, info).map_err(Error::Frame)?;
+    let mut data = buffer
+        .map_writable()
+        .map_err(|err| Error::Frame(err.to_string()))?;
+    let frame = layout.frame_mut(frame, &mut data);
+    write(&mut frame.map_err(Error::Frame)?)
+}
+
+/// Offset and stride in bytes of each plane of a frame in a buffer.
 #[derive(Debug)]
 pub(super) struct Layout(Vec<(usize, usize)>);
 
 impl Layout {
-    /// Where `buffer` holds a frame of `info`: as its video meta says, otherwise as the caps imply. A crop meta is
-    /// applied when its rectangle has the size that the caps promise.
+    /// Returns the layout of a frame of `info` in `buffer`: that of its video meta, otherwise that
+    /// of the caps. A crop meta is applied if its rectangle has the size in the caps.
     ///
     /// # Errors
-    /// Says in what way the video meta contradicts the caps.
+    /// Describes how the video meta contradicts the caps.
     pub fn of(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<Self, String> {
         let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else {
             return Self::new(info.offset(), info.stride());
@@ -86,7 +126,7 @@ impl Layout {
                 && inside(x, w, meta.width())
                 && inside(y, h, meta.height())
             {
-                layout.shift(info.format(), x as usize, y as usize);
+                layout.crop(info.format(), x as usize, y as usize);
             }
         }
         Ok(layout)
@@ -94,40 +134,40 @@ impl Layout {
 
     fn new(offsets: &[usize], strides: &[i32]) -> Result<Self, String> {
         let planes = offsets.iter().zip(strides).map(|(&offset, &stride)| {
-            let stride = usize::try_from(stride).map_err(|_| {
-                format!("rows that run upwards (stride {stride}) are not supported")
-            })?;
+            let stride = usize::try_from(stride)
+                .map_err(|_| format!("the buffer's negative stride {stride} is not supported"))?;
             Ok((offset, stride))
         });
         planes.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Moves the frame's top left corner by `x` and `y` pixels, rounded down to whole chroma samples on the planes
-    /// that hold chroma.
-    fn shift(&mut self, format: gst_video::VideoFormat, x: usize, y: usize) {
+    /// Moves the top left corner by `x` and `y` pixels, rounded down to whole samples in subsampled
+    /// planes.
+    fn crop(&mut self, format: gst_video::VideoFormat, x: usize, y: usize) {
         let Some(format) = PixelFormat::from_name(format.to_str()) else {
             return;
         };
         for (plane, (offset, stride)) in self.0.iter_mut().enumerate() {
             let first = format.components().iter().find(|c| c.plane == plane);
             if let Some(first) = first {
-                // The sizes round up; one less than the size of what lies before the corner and the corner itself
-                // is the corner.
+                // Sizes round up: the size up to and including the corner, minus one, is the
+                // position of the corner.
                 let (w, h) = format.component_size(first.component, x + 1, y + 1);
                 *offset += (h - 1) * *stride + (w - 1) * first.step;
             }
         }
     }
 
-    /// Where the planes of the frame start, and how far their rows lie apart, in a memory of `len` bytes.
+    /// Returns offset and stride of each plane of a frame of `info` in a memory of `len` bytes.
     ///
     /// # Errors
-    /// Says in what way the memory does not hold the frame.
+    /// Describes which plane does not fit in the memory.
     pub fn within(&self, info: &FrameInfo, len: usize) -> Result<&[(usize, usize)], String> {
         if self.0.len() != info.format.planes() {
             let (planes, format) = (self.0.len(), info.format.name());
             return Err(format!(
-                "the buffer has {planes} planes, which {format} does not"
+                "the buffer has {planes} planes, {format} has {}",
+                info.format.planes()
             ));
         }
         for (plane, &(offset, stride)) in self.0.iter().enumerate() {
@@ -136,23 +176,24 @@ impl Layout {
                 .and_then(|n| n.checked_add(offset)?.checked_add(row));
             if row > stride || end.is_none_or(|end| end > len) {
                 return Err(format!(
-                    "a memory of {len} bytes does not hold {rows} rows of {row} bytes from byte {offset} on, {stride} apart"
+                    "a memory of {len} bytes is too small for {rows} rows of {row} bytes at \
+                     offset {offset} and stride {stride}"
                 ));
             }
         }
         Ok(&self.0)
     }
 
-    /// The frame in `data`, the whole memory of the buffer.
+    /// Returns the frame in `data`, the whole memory of the buffer.
     pub fn frame<'a>(&self, info: FrameInfo, data: &'a [u8]) -> Result<FrameRef<'a>, String> {
         let planes = self.0.iter().map(|&(offset, stride)| {
             let data = data.get(offset..).unwrap_or_default();
             Plane { data, stride }
         });
-        FrameRef::new(info, planes.collect()).map_err(|err| short(data.len(), &err))
+        FrameRef::new(info, planes.collect()).map_err(|err| mismatch(data.len(), &err))
     }
 
-    /// As [`Self::frame`], to write to.
+    /// As [`Self::frame`], for writing.
     pub fn frame_mut<'a>(
         &self,
         info: FrameInfo,
@@ -163,23 +204,25 @@ impl Layout {
         order.sort_by_key(|&plane| self.0[plane].0);
 
         let mut planes: Vec<_> = self.0.iter().map(|_| None).collect();
-        // From the last plane to the first: each ends where the next begins.
+        // From the last plane in memory to the first, because each ends where the next begins.
         let mut rest = data;
         for plane in order.into_iter().rev() {
             let (offset, stride) = self.0[plane];
-            let (before, data) = rest
-                .split_at_mut_checked(offset)
-                .ok_or_else(|| format!("a plane starts at byte {offset} of a buffer of {len}"))?;
+            let (before, data) = rest.split_at_mut_checked(offset).ok_or_else(|| {
+                format!(
+                    "a plane starts at byte {offset}, after the end of the buffer of {len} bytes"
+                )
+            })?;
             planes[plane] = Some(PlaneMut { data, stride });
             rest = before;
         }
         let planes = planes.into_iter().flatten().collect();
-        FrameMut::new(info, planes).map_err(|err| short(len, &err))
+        FrameMut::new(info, planes).map_err(|err| mismatch(len, &err))
     }
 }
 
-fn short(len: usize, err: &tadsr::Error) -> String {
-    format!("a buffer of {len} bytes does not hold a frame of its caps: {err}")
+fn mismatch(len: usize, err: &Error) -> String {
+    format!("the buffer of {len} bytes does not match its caps: {err}")
 }
 
 #[cfg(test)]

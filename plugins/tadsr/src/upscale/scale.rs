@@ -1,30 +1,46 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! How input and output sizes relate, on caps: exact arithmetic on integers, ranges and lists, and the choice of
-//! a size where downstream leaves one open.
+//! Frame sizes in caps: exact scaling of integers, ranges and lists, and the choice of an output
+//! size that downstream leaves open.
 
 use gst::{glib, prelude::*};
 use tadsr::frame::MAX_SIDE;
 
-/// The largest scale that can be asked for; a model may serve less.
+/// Largest value of the property `scale`. A model may support less.
 pub(super) const MAX_SCALE: f64 = 4.0;
 
-/// The scale where nobody asks for a size and the model has no scale of its own.
+/// Scale for an open output size, if the model has no native scale.
 const PREFERRED_SCALE: f64 = 2.0;
 
-/// How the sides of the output follow from those of the input.
+/// Returns an error text if a model with the maximum scale `max` does not support `scale`.
+///
+/// Tolerates a millionth, by which a scale may grow when it is made a fraction.
+pub(super) fn overscale(scale: f64, max: f64) -> Option<String> {
+    (scale > max + 1e-6)
+        .then(|| format!("the model does not support a scale of {scale}: use at most {max}"))
+}
+
+/// Error text for a value of the property `scale` that [`Scale::new`] rejects.
+pub(super) fn invalid_scale(value: f64) -> String {
+    format!("scale={value} is invalid: use 0 or 1 to {MAX_SCALE}")
+}
+
+/// Relation between input and output size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Scale {
-    /// Both sides times `num / den`, in lowest terms. A side that `den` does not divide has no scaled size. More than
-    /// the model serves is let through here, so that it can be refused with a reason once it is chosen.
+    /// Both sides times `num / den`, in lowest terms. A side that `den` does not divide cannot be
+    /// scaled.
+    ///
+    /// The factor may exceed the maximum of the model: it is refused later, with a reason.
     Fixed { num: i64, den: i64 },
-    /// Each side times anything from 1 to `max`; `preferred` where nobody asks for a size.
+    /// Each side times a factor from 1 to `max`; `preferred` for an open size.
     Free { max: f64, preferred: f64 },
 }
 
 impl Scale {
-    /// The scale that the property value `value` stands for: 0 is free up to `max`, otherwise 1 to [`MAX_SCALE`],
-    /// whatever `max` is. `None` when it is neither. `native` is the only scale that the model itself makes, if so.
+    /// Returns the scale for the property value `value`: free up to `max` for 0, fixed for 1 to
+    /// [`MAX_SCALE`] (independent of `max`), otherwise `None`. `native` is the scale of a model
+    /// that has only one.
     pub fn new(value: f64, max: f64, native: Option<f64>) -> Option<Self> {
         if value == 0.0 {
             let preferred = native.unwrap_or(PREFERRED_SCALE);
@@ -37,13 +53,13 @@ impl Scale {
         Some(Self::Fixed { num, den })
     }
 
-    /// Whether sizes stay as they are.
+    /// Returns true if the size does not change.
     pub fn is_identity(self) -> bool {
         self == Self::Fixed { num: 1, den: 1 }
     }
 
-    /// What a frame with the sides `structure` becomes: what can come out of the other pad for everything that can
-    /// be at the pad with direction `from`. `None` when nothing can.
+    /// Returns the caps structure of the other pad for `structure` at the pad with direction
+    /// `from`; `None` if no size is possible.
     pub fn transform(
         self,
         from: gst::PadDirection,
@@ -61,7 +77,8 @@ impl Scale {
                 .collect();
             result.set_value(side, Span::write(&spans)?);
         }
-        // Directions that grow differently change the pixels' shape: it is chosen together with the size.
+        // Different factors for width and height change the pixel aspect ratio, so it is fixated
+        // with the size.
         if matches!(self, Self::Free { .. }) {
             result.remove_field("pixel-aspect-ratio");
         }
@@ -81,62 +98,76 @@ impl Scale {
         }
     }
 
-    /// Chooses the size and pixel-aspect-ratio that `output` leaves open for the fixed caps structure `input`: the
-    /// preferred size if nothing speaks against it. As in `videoscale` the display aspect ratio is kept, by the size
-    /// where it is open and otherwise by the pixel-aspect-ratio.
+    /// Chooses the size and pixel aspect ratio that `output` leaves open, for the fixed caps
+    /// structure `input`.
+    ///
+    /// Like `videoscale`, keeps the display aspect ratio: by the size if it is open, otherwise by
+    /// the pixel aspect ratio.
     pub fn fixate(self, input: &gst::StructureRef, output: &mut gst::StructureRef) {
-        let side = |s: &gst::StructureRef, side| s.get::<i32>(side).ok().map(i64::from);
-        let par = |s: &gst::StructureRef| s.get::<gst::Fraction>("pixel-aspect-ratio").ok();
-        let (Some(width), Some(height)) = (side(input, "width"), side(input, "height")) else {
-            return;
-        };
         let Self::Free { preferred, .. } = self else {
             return;
         };
-        let in_par = par(input).unwrap_or(gst::Fraction::new(1, 1));
-        let out_par = par(output).unwrap_or(in_par);
-        // Width over height in pixels of the output that shows the picture undistorted.
+        let (Some(width), Some(height)) = (side(input, "width"), side(input, "height")) else {
+            return;
+        };
+        let in_par = pixel_aspect_ratio(input).unwrap_or(gst::Fraction::new(1, 1));
+        let out_par = pixel_aspect_ratio(output).unwrap_or(in_par);
+        // Width over height of an undistorted output, in its pixels.
         let aspect = (width as f64 * as_f64(in_par)) / (height as f64 * as_f64(out_par));
-        let nearest = |side: &str, target: f64| {
-            let spans = output.value(side).ok().and_then(Span::read);
-            Span::nearest(&spans.unwrap_or_default(), target.round() as i64)
-        };
 
-        let asked = (side(output, "width"), side(output, "height"));
-        let (w, h) = match asked {
-            (Some(w), Some(h)) => (Some(w), Some(h)),
-            (Some(w), None) => (Some(w), nearest("height", w as f64 / aspect)),
-            (None, Some(h)) => (nearest("width", h as f64 * aspect), Some(h)),
-            (None, None) => {
-                let h = nearest("height", preferred * height as f64);
-                let w = h.and_then(|h| nearest("width", h as f64 * aspect));
-                (w, w.and_then(|w| nearest("height", w as f64 / aspect)))
-            }
-        };
-        let (Some(w), Some(h)) = (w, h) else {
+        let requested = (side(output, "width"), side(output, "height"));
+        let Some((w, h)) = nearest_size(output, aspect, preferred * height as f64) else {
             return;
         };
         output.set("width", w as i32);
         output.set("height", h as i32);
 
-        // A side that was rounded to a whole pixel does not change the pixels' shape.
-        let rounded = asked != (Some(w), Some(h))
+        // A side that is only rounded to a whole pixel does not change the pixel aspect ratio.
+        let rounded = requested != (Some(w), Some(h))
             && ((h as f64 * aspect).round() as i64 == w || (w as f64 / aspect).round() as i64 == h);
-        let shape = if rounded {
+        let par = if rounded {
             out_par
         } else {
             let (num, den) = (i128::from(in_par.numer()), i128::from(in_par.denom()));
             reduced(num * i128::from(width * h), den * i128::from(height * w))
         };
         if output.has_field("pixel-aspect-ratio") {
-            output.fixate_field_nearest_fraction("pixel-aspect-ratio", shape);
-        } else if input.has_field("pixel-aspect-ratio") || shape != in_par {
-            output.set("pixel-aspect-ratio", shape);
+            output.fixate_field_nearest_fraction("pixel-aspect-ratio", par);
+        } else if input.has_field("pixel-aspect-ratio") || par != in_par {
+            output.set("pixel-aspect-ratio", par);
         }
     }
 }
 
-/// The integers from `min` to `max` that `step` divides, as in a caps field. Both ends are among them.
+/// Returns the width and height that `output` allows and that come nearest to `aspect`, the
+/// quotient of both. Sides that `output` fixes stay. `height` is the wish if both are open.
+fn nearest_size(output: &gst::StructureRef, aspect: f64, height: f64) -> Option<(i64, i64)> {
+    let nearest = |side: &str, target: f64| {
+        let spans = output.value(side).ok().and_then(Span::read);
+        Span::nearest(&spans.unwrap_or_default(), target.round() as i64)
+    };
+    match (side(output, "width"), side(output, "height")) {
+        (Some(w), Some(h)) => Some((w, h)),
+        (Some(w), None) => Some((w, nearest("height", w as f64 / aspect)?)),
+        (None, Some(h)) => Some((nearest("width", h as f64 * aspect)?, h)),
+        (None, None) => {
+            let h = nearest("height", height)?;
+            let w = nearest("width", h as f64 * aspect)?;
+            Some((w, nearest("height", w as f64 / aspect)?))
+        }
+    }
+}
+
+/// Returns the field `name`, "width" or "height", if it is fixed.
+fn side(structure: &gst::StructureRef, name: &str) -> Option<i64> {
+    structure.get::<i32>(name).ok().map(i64::from)
+}
+
+fn pixel_aspect_ratio(structure: &gst::StructureRef) -> Option<gst::Fraction> {
+    structure.get("pixel-aspect-ratio").ok()
+}
+
+/// The multiples of `step` from `min` to `max`, both included, as in a caps field.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Span {
     min: i64,
@@ -145,30 +176,32 @@ struct Span {
 }
 
 impl Span {
-    /// Every length that a side of a frame can have.
+    /// All possible lengths of a side.
     const ANY: Self = Self {
         min: 1,
         max: MAX_SIDE as i64,
         step: 1,
     };
 
-    /// The multiples of `step` from `min` to `max` that are lengths of a side; `None` if there are none.
+    /// Returns the multiples of `step` from `min` to `max` that are possible lengths of a side;
+    /// `None` if there are none.
     fn new(min: i64, max: i64, step: i64) -> Option<Self> {
         let min = (min.max(1) + step - 1) / step * step;
         let max = max.min(MAX_SIDE as i64) / step * step;
         (min <= max).then_some(Self { min, max, step })
     }
 
-    /// Everything in here that `den` divides, times `num / den`.
+    /// Returns the members that `den` divides, times `num / den`.
     fn times(self, num: i64, den: i64) -> Option<Self> {
         let step = self.step / gcd(self.step, den) * den;
         let divisible = Self::new(self.min, self.max, step)?;
         let scaled = |v: i64| v / den * num;
-        // Multiples of the scaled step stay when the top is cut off at the longest side.
+        // The scaled maximum may exceed the longest side, so `new` clips it to a multiple of the
+        // step.
         Self::new(scaled(divisible.min), scaled(divisible.max), scaled(step))
     }
 
-    /// The values of an integer, range or list; `None` for a value of another type.
+    /// Reads an integer, range or list; `None` for a value of another type.
     fn read(value: &glib::SendValue) -> Option<Vec<Self>> {
         if let Ok(v) = value.get::<i32>() {
             Some(Self::new(v.into(), v.into(), 1).into_iter().collect())
@@ -187,10 +220,10 @@ impl Span {
         }
     }
 
-    /// The caps field with these values; `None` when there are none.
+    /// Returns a caps field with the values of `spans`; `None` if there are none.
     fn write(spans: &[Self]) -> Option<glib::SendValue> {
         let value = |s: &Self| {
-            // Lengths of sides fit.
+            // Possible lengths of a side fit in 32 bits.
             let (min, max, step) = (s.min as i32, s.max as i32, s.step as i32);
             if min == max {
                 min.to_send_value()
@@ -205,7 +238,7 @@ impl Span {
         }
     }
 
-    /// The value nearest to `target`.
+    /// Returns the value nearest to `target`.
     fn nearest(spans: &[Self], target: i64) -> Option<i64> {
         let candidates = spans.iter().flat_map(|s| {
             let below = target.clamp(s.min, s.max) / s.step * s.step;
@@ -219,7 +252,7 @@ fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The fraction with the smallest denominator within a millionth of `value`.
+/// Returns the fraction with the smallest denominator within a millionth of `value`.
 fn fraction(value: f64) -> (i64, i64) {
     let near =
         |den: i64| (value * den as f64 - (value * den as f64).round()).abs() <= 1e-6 * den as f64;
@@ -231,7 +264,7 @@ fn as_f64(fraction: gst::Fraction) -> f64 {
     f64::from(fraction.numer()) / f64::from(fraction.denom())
 }
 
-/// `num / den` in lowest terms, approximated if these are too large.
+/// Returns `num / den` in lowest terms, approximated if they exceed 32 bits.
 fn reduced(num: i128, den: i128) -> gst::Fraction {
     let (mut a, mut b) = (num, den);
     while b != 0 {
@@ -406,13 +439,13 @@ mod tests {
     fn pixels_change_shape_where_the_size_does_not_fit() {
         let input = "v,width=320,height=240,pixel-aspect-ratio=(fraction)1/1";
         assert_eq!(fixate(input, "v,width=640,height=360"), "640x360 3/4");
-        // No room for 480 lines: the pixels give way.
+        // The height cannot reach 480, so the pixel aspect ratio changes.
         assert_eq!(fixate(input, "v,width=640,height=[240,360]"), "640x360 3/4");
-        // PAL with square pixels asked for: the size gives way.
+        // Downstream requires square pixels, so the size changes.
         let pal = "v,width=720,height=576,pixel-aspect-ratio=(fraction)16/15";
         let square = "v,width=[720,2880],height=[576,2304],pixel-aspect-ratio=(fraction)1/1";
         assert_eq!(fixate(pal, square), "1536x1152 1/1");
-        // Both fixed: nothing can give way.
+        // Size and pixel aspect ratio are fixed, so nothing changes.
         let fixed = "v,width=640,height=360,pixel-aspect-ratio=(fraction)1/1";
         assert_eq!(fixate(input, fixed), "640x360 1/1");
     }

@@ -1,34 +1,47 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the element counts.
+//! Values of the read-only properties.
 
 use std::{collections::VecDeque, time::Instant};
 
 use tadsr::engine::cuda::Times;
 
-/// What the property `stats` tells, since the element was started.
+/// Values of the read-only properties since the element was started.
 #[derive(Default)]
-pub struct Stats {
+pub(super) struct Status {
+    /// Device that runs the model.
+    pub device: Option<String>,
+    /// Name of the model in use, or of the fallback that replaces it.
+    pub model: Option<String>,
+    pub stats: Stats,
+}
+
+/// Counters and timings behind the property `stats`.
+#[derive(Default)]
+pub(super) struct Stats {
+    /// Frames upscaled.
     frames: u64,
-    /// Frames that came too late to be shown and were left out.
+    /// Late frames dropped by QoS.
     pub dropped: u64,
-    /// Milliseconds from a frame's beginning to its end, of all frames together.
+    /// Milliseconds in the element, summed over all frames.
     total: f64,
-    /// Of the latest frames.
+    /// Milliseconds in the element of the latest frames, oldest first.
     latest: VecDeque<f64>,
-    /// When the first frame was done and the latest.
+    /// Completion times of the first and the latest frame.
     span: Option<(Instant, Instant)>,
-    /// On a CUDA device: how many frames it has upscaled, and what they spent together.
-    device: (u64, Times),
-    /// Bytes.
+    /// Frames upscaled on a CUDA device.
+    device_frames: u64,
+    /// Times per stage, summed over the frames on a CUDA device.
+    device_times: Times,
+    /// CUDA device memory in bytes.
     pub device_memory: u64,
 }
 
 impl Stats {
-    /// Frames that the 99th percentile is taken of.
+    /// Number of frames that the 99th percentile covers.
     const LATEST: usize = 1000;
 
-    /// A frame is done that was begun at `started`; `times` are those of a CUDA device.
+    /// Counts a completed frame that was started at `started`. `times` are those of a CUDA device.
     pub fn count(&mut self, started: Instant, times: Option<Times>) {
         let now = Instant::now();
         let spent = (now - started).as_secs_f64() * 1e3;
@@ -40,36 +53,40 @@ impl Stats {
         self.latest.push_back(spent);
         self.span = Some((self.span.map_or(now, |(first, _)| first), now));
         if let Some(times) = times {
-            let (frames, sum) = &mut self.device;
-            *frames += 1;
-            sum.upload += times.upload;
-            sum.compute += times.compute;
-            sum.download += times.download;
+            self.device_frames += 1;
+            self.device_times.upload += times.upload;
+            self.device_times.compute += times.compute;
+            self.device_times.download += times.download;
         }
     }
 
+    /// Returns the value of the property `stats`.
     pub fn structure(&self) -> gst::Structure {
         let seconds = self
             .span
             .map_or(0.0, |(first, last)| (last - first).as_secs_f64());
-        let per = |n: f64, of: f64| if of > 0.0 { n / of } else { 0.0 };
-        let mut latest: Vec<f64> = self.latest.iter().copied().collect();
-        latest.sort_by(f64::total_cmp);
-        let p99 = latest.get((latest.len() * 99).div_ceil(100).saturating_sub(1));
+        let ratio = |n: f64, of: f64| if of > 0.0 { n / of } else { 0.0 };
         let mut stats = gst::Structure::builder("tadsr-stats")
             .field("frames", self.frames)
             .field("dropped", self.dropped)
-            .field("fps", per(self.frames.saturating_sub(1) as f64, seconds))
-            .field("mean-ms", per(self.total, self.frames as f64))
-            .field("p99-ms", p99.copied().unwrap_or(0.0));
-        if let (frames @ 1.., times) = self.device {
-            let mean = |sum: f32| f64::from(sum) / frames as f64;
+            .field("fps", ratio(self.frames.saturating_sub(1) as f64, seconds))
+            .field("mean-ms", ratio(self.total, self.frames as f64))
+            .field("p99-ms", self.percentile_99());
+        if self.device_frames > 0 {
+            let mean = |sum: f32| f64::from(sum) / self.device_frames as f64;
             stats = stats
-                .field("upload-ms", mean(times.upload))
-                .field("compute-ms", mean(times.compute))
-                .field("download-ms", mean(times.download))
+                .field("upload-ms", mean(self.device_times.upload))
+                .field("compute-ms", mean(self.device_times.compute))
+                .field("download-ms", mean(self.device_times.download))
                 .field("device-memory", self.device_memory);
         }
         stats.build()
+    }
+
+    fn percentile_99(&self) -> f64 {
+        let mut latest: Vec<f64> = self.latest.iter().copied().collect();
+        latest.sort_by(f64::total_cmp);
+        let index = (latest.len() * 99).div_ceil(100).saturating_sub(1);
+        latest.get(index).copied().unwrap_or(0.0)
     }
 }

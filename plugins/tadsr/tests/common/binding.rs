@@ -34,7 +34,8 @@ mod imp {
     impl GstObjectImpl for SecondsBinding {}
 }
 
-// SAFETY: the class has the layout of its parent; only a virtual method of the right type is replaced.
+// SAFETY: the class has the layout of its parent; only a virtual method of the right type is
+// replaced.
 unsafe impl IsSubclassable<imp::SecondsBinding> for gst::ControlBinding {
     fn class_init(class: &mut glib::Class<Self>) {
         Self::parent_class_init::<imp::SecondsBinding>(class);

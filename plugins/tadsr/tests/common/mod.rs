@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! What the tests of the element share: an element between two harness pads, frames of one colour, samples.
+//! Helpers of the element's tests: an element between two harness pads, frames, samples.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -25,14 +25,14 @@ pub fn init() {
     });
 }
 
-/// A started element between two pads, and its messages.
+/// An element between two harness pads, and its messages.
 pub struct Rig {
     pub harness: Harness,
     pub element: gst::Element,
     pub bus: gst::Bus,
 }
 
-/// An element with properties given as in a launch line.
+/// Creates an element with properties as in a launch line.
 pub fn element(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus) {
     init();
     let mut builder = gst::ElementFactory::make("tadsrupscale");
@@ -56,7 +56,7 @@ impl Rig {
         }
     }
 
-    /// A started element with input caps.
+    /// Creates a started element with input caps.
     pub fn with_caps(properties: &[(&str, &str)], caps: &str) -> Self {
         let mut rig = Self::new(properties);
         rig.harness.play();
@@ -64,7 +64,7 @@ impl Rig {
         rig
     }
 
-    /// A started element with raw input of a format and size, 25 frames per second.
+    /// Creates a started element with raw input of a format and size, 25 frames per second.
     pub fn raw(properties: &[(&str, &str)], format: &str, width: u32, height: u32) -> Self {
         Self::with_caps(properties, &raw(format, width, height))
     }
@@ -78,12 +78,12 @@ impl Rig {
         VideoInfo::from_caps(&self.out_caps()).unwrap()
     }
 
-    /// The text of the next message of a kind, with its debug text.
+    /// Returns the text and debug text of the next message of a kind.
     pub fn message(&self, kind: gst::MessageType) -> Option<String> {
         message(&self.bus, kind)
     }
 
-    /// As [`Self::message`], when the message may still be on its way.
+    /// As [`Self::message`], but waits for the message.
     pub fn wait_for(&self, kind: gst::MessageType) -> String {
         let limit = gst::ClockTime::from_seconds(60);
         text(
@@ -117,17 +117,17 @@ pub fn info(caps: &str) -> VideoInfo {
     VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap()
 }
 
-/// A buffer of zeros with a timestamp.
+/// Returns a buffer of zeros with a timestamp.
 pub fn blank(info: &VideoInfo) -> gst::Buffer {
     let mut buffer = gst::Buffer::from_mut_slice(vec![0u8; info.size()]);
     buffer.get_mut().unwrap().set_pts(gst::ClockTime::ZERO);
     buffer
 }
 
-/// The duration of a frame at 25 frames per second.
+/// Duration of a frame at 25 frames per second.
 pub const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 
-/// `buffer` as the `n`th frame at that rate.
+/// Returns `buffer` with the timestamp of the `n`th frame at that rate.
 pub fn timed(mut buffer: gst::Buffer, n: u64) -> gst::Buffer {
     let buffer_ref = buffer.get_mut().unwrap();
     buffer_ref.set_pts(FRAME * n);
@@ -135,7 +135,8 @@ pub fn timed(mut buffer: gst::Buffer, n: u64) -> gst::Buffer {
     buffer
 }
 
-/// A frame whose samples are `value(component, x, y)`, as wide as the format's depth, in GStreamer's component order.
+/// Returns a frame whose samples are `value(component, x, y)`, in the format's depth and
+/// GStreamer's component order.
 pub fn frame(info: &VideoInfo, value: impl Fn(usize, usize, usize) -> u16) -> gst::Buffer {
     let mut frame = gst_video::VideoFrame::from_buffer_writable(blank(info), info).unwrap();
     for_each_sample(info, |c, x, y, plane, at, bytes, shift| {
@@ -146,7 +147,7 @@ pub fn frame(info: &VideoInfo, value: impl Fn(usize, usize, usize) -> u16) -> gs
     frame.into_buffer()
 }
 
-/// The samples of one component, row by row.
+/// Returns the samples of one component, row by row.
 pub fn samples(buffer: &gst::Buffer, info: &VideoInfo, component: usize) -> Vec<u16> {
     let frame = gst_video::VideoFrame::from_buffer_readable(buffer.clone(), info).unwrap();
     let info = frame.info();
@@ -173,7 +174,7 @@ fn for_each_sample(
         let step = info.comp_pstride(c as u8) as usize;
         let bytes = if info.comp_depth(c as u8) > 8 { 2 } else { 1 };
         let shift = info.format_info().shift()[c];
-        // Counted in samples, although the steps between pixels are in bytes.
+        // In samples, unlike the pixel stride, which is in bytes.
         let offset = info.comp_poffset(c as u8) as usize * bytes;
         for y in 0..info.comp_height(c as u8) as usize {
             for x in 0..info.comp_width(c as u8) as usize {
@@ -184,8 +185,8 @@ fn for_each_sample(
     }
 }
 
-/// Writes a model of the published architecture, as small as it gets, with random weights, that makes `scale`: 4, or 1 as
-/// those for faces. Its tiles are multiples of 8 pixels, or of 32. Returns the path.
+/// Writes a minimal diffusion model with random weights and the native scale `scale`: 4, or 1 like
+/// models for faces. The side of a tile is a multiple of 8 pixels, or of 32. Returns the path.
 pub fn published_model(directory: &Path, scale: usize) -> String {
     let mut config = OfficialConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
@@ -208,7 +209,7 @@ pub fn published_model(directory: &Path, scale: usize) -> String {
         let spread = match shape.len() {
             1 => 0.1,
             _ if name.contains("embedding") => 1.0,
-            // Grey with weak texture: colours must come from the input.
+            // Grey with weak texture, so that colours must come from the input.
             _ if name.ends_with("decoder.conv_out.weight") => 0.1 * (fan_in as f32).powf(-0.5),
             _ => (fan_in as f32).powf(-0.5),
         };

@@ -1,0 +1,660 @@
+// SPDX-License-Identifier: MPL-2.0
+
+//! The model from READY to PAUSED and back: loading, falling back, and swapping it while playing.
+
+use std::{
+    mem,
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use gst::{glib, prelude::*};
+use gst_base::{BaseTransform, prelude::*};
+use tadsr::{Device, Error, Upscaler, engine::cuda::Times};
+
+use super::{
+    CAT, Fallback,
+    caps::{Negotiated, Rules},
+    gstcuda, lock,
+    scale::{MAX_SCALE, Scale, invalid_scale, overscale},
+    settings::{Property, Settings},
+    stats::Status,
+};
+
+/// Texts that end a warning about a fallback.
+const ON_CPU: &str = "running on the CPU";
+const BICUBIC: &str = "upscaling with bicubic interpolation";
+const PASSTHROUGH: &str = "passing the video through";
+
+/// A model with its settings.
+pub(super) struct LoadedModel {
+    pub upscaler: Box<Upscaler>,
+    /// Value of the property `model`.
+    requested: String,
+    /// The fallback to bicubic interpolation: the network's residual is not added.
+    bicubic: bool,
+    /// Latest warning about an unsupported setting.
+    warned: Option<String>,
+}
+
+impl LoadedModel {
+    fn new(upscaler: Upscaler, requested: &str, bicubic: bool) -> Self {
+        Self {
+            upscaler: Box::new(upscaler),
+            requested: requested.into(),
+            bicubic,
+            warned: None,
+        }
+    }
+
+    fn on_cpu(&self) -> bool {
+        self.upscaler.active_device() == Device::Cpu
+    }
+
+    /// Value of the property `active-model`.
+    fn name(&self, scale: f64) -> String {
+        if self.bicubic {
+            "bicubic".into()
+        } else {
+            self.upscaler.active_model(scale).into()
+        }
+    }
+}
+
+/// Owner of the model in use.
+#[derive(Default)]
+enum Slot {
+    /// The element is stopped.
+    #[default]
+    Stopped,
+    Ready(LoadedModel),
+    /// The streaming thread has taken the model.
+    Busy,
+    /// The fallback is passthrough, and there is no model.
+    Passthrough,
+}
+
+/// State from READY to PAUSED and back.
+#[derive(Default)]
+struct State {
+    /// Model in use.
+    slot: Slot,
+    /// Model that takes over with the next frame.
+    next: Option<LoadedModel>,
+    /// Number of reloads and stops, which identifies outdated reloads.
+    generation: u64,
+    /// Maximum scale of the model.
+    max_scale: Option<f64>,
+    /// Scale of a model that has only one.
+    native_scale: Option<f64>,
+    /// Maximum number of frames in flight.
+    depth: usize,
+    /// Latency reported to the pipeline.
+    latency: gst::ClockTime,
+    /// Formats of the caps in force.
+    negotiated: Option<Negotiated>,
+    /// Input caps that an error message was posted for.
+    refused: Option<gst::Caps>,
+    /// Values of the read-only properties.
+    status: Status,
+}
+
+impl State {
+    /// Updates everything that depends on the model; `None` is passthrough.
+    fn describe(&mut self, model: Option<&LoadedModel>) {
+        if let Some(model) = model {
+            self.depth = model.upscaler.queue_depth();
+            self.max_scale = Some(model.upscaler.max_scale());
+            self.native_scale = model.upscaler.native_scale();
+            self.status.device = Some(model.upscaler.active_device().to_string());
+            self.status.model = Some(model.name(self.scale()));
+        } else {
+            self.depth = 1;
+            self.native_scale = None;
+            self.status.device = None;
+            self.status.model = Some("passthrough".into());
+        }
+    }
+
+    /// Takes the model, so that inference runs without a lock.
+    fn take(&mut self) -> Option<LoadedModel> {
+        match mem::replace(&mut self.slot, Slot::Busy) {
+            Slot::Ready(model) => Some(model),
+            other => {
+                self.slot = other;
+                None
+            }
+        }
+    }
+
+    /// Puts a model in place, or in line if frames are in flight; `None` is passthrough. Returns
+    /// what it replaces.
+    fn install(&mut self, model: Option<LoadedModel>) -> (Slot, Option<LoadedModel>) {
+        self.describe(model.as_ref());
+        let in_flight = match &self.slot {
+            Slot::Busy => true,
+            Slot::Ready(old) => old.upscaler.in_flight() > 0,
+            Slot::Stopped | Slot::Passthrough => false,
+        };
+        match model {
+            Some(model) if in_flight => (Slot::Stopped, self.next.replace(model)),
+            model => {
+                let slot = model.map_or(Slot::Passthrough, Slot::Ready);
+                (mem::replace(&mut self.slot, slot), self.next.take())
+            }
+        }
+    }
+
+    /// Returns an error text if the model does not support the negotiated scale.
+    fn overscale(&self) -> Option<String> {
+        overscale(self.negotiated.as_ref()?.scale(), self.max_scale?)
+    }
+
+    /// Negotiated scale; before negotiation, a guess.
+    fn scale(&self) -> f64 {
+        self.negotiated.as_ref().map_or(2.0, Negotiated::scale)
+    }
+}
+
+/// Settings and model of an element.
+///
+/// No lock is held while a model is loaded or used, nor while messages are posted.
+pub(super) struct Session {
+    /// CUDA context of the pipeline, while started.
+    pub cuda: gstcuda::Slot,
+    /// Aborts the frame in progress: the pads are flushing or the element stops.
+    pub cancel: Arc<AtomicBool>,
+    /// Values of the writable properties. May be locked while `state` is, but not the reverse.
+    settings: Mutex<Settings>,
+    state: Mutex<State>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            cuda: gstcuda::Slot::default(),
+            cancel: Arc::default(),
+            settings: Mutex::new(Settings::new()),
+            state: Mutex::default(),
+        }
+    }
+}
+
+/// Properties and negotiation.
+impl Session {
+    pub fn settings(&self) -> Settings {
+        lock(&self.settings).clone()
+    }
+
+    pub fn get(&self, property: &Property) -> glib::Value {
+        property.get(self.settings(), &lock(&self.state).status)
+    }
+
+    pub fn set(&self, property: &Property, value: &glib::Value) {
+        property.set(&mut lock(&self.settings), value);
+    }
+
+    pub fn negotiated(&self) -> Option<Negotiated> {
+        lock(&self.state).negotiated.clone()
+    }
+
+    /// Maximum number of frames in flight.
+    pub fn depth(&self) -> u32 {
+        lock(&self.state).depth as u32
+    }
+
+    /// Conditions that decide which caps are possible now.
+    pub fn rules(&self) -> Rules {
+        let settings = self.settings();
+        let context = self.cuda.get().is_some();
+        let state = lock(&self.state);
+        let scale = if matches!(state.slot, Slot::Passthrough) {
+            Scale::new(1.0, 1.0, None)
+        } else {
+            let max = state.max_scale.unwrap_or(MAX_SCALE);
+            Scale::new(settings.scale, max, state.native_scale)
+        };
+        let stopped = matches!(state.slot, Slot::Stopped);
+        Rules {
+            requested: settings.scale,
+            scale,
+            max_scale: state.max_scale,
+            fallback: settings.fallback,
+            // Before the start, assume that the CUDA device exists.
+            cuda: context || (stopped && settings.cuda_ordinal().is_some()),
+        }
+    }
+
+    /// Returns true if frames pass through unchanged; `None` before negotiation.
+    pub fn passes_through(&self) -> Option<bool> {
+        let state = lock(&self.state);
+        let negotiated = state.negotiated.as_ref()?;
+        Some(negotiated.passes_through(state.native_scale))
+    }
+
+    /// Stores the negotiated formats. If the model does not support the scale, the fallback to
+    /// bicubic interpolation replaces it, with a warning.
+    ///
+    /// # Errors
+    /// Returns a reason if the scale is not supported; the previous formats stay in force.
+    pub fn negotiate(&self, element: &BaseTransform, negotiated: Negotiated) -> Result<(), String> {
+        // From here on, a reloaded model takes over only if it supports the scale.
+        let previous = lock(&self.state).negotiated.replace(negotiated);
+        if let Err(reason) = self.ensure_scale(element) {
+            // The pads keep their caps. If upstream returns to them, they are not negotiated again.
+            lock(&self.state).negotiated = previous;
+            return Err(reason);
+        }
+        let mut state = lock(&self.state);
+        if let Slot::Ready(model) = &state.slot {
+            state.status.model = Some(model.name(state.scale()));
+        }
+        Ok(())
+    }
+
+    fn ensure_scale(&self, element: &BaseTransform) -> Result<(), String> {
+        let Some(reason) = lock(&self.state).overscale() else {
+            return Ok(());
+        };
+        let settings = self.settings();
+        if settings.fallback != Fallback::Bicubic {
+            return Err(reason);
+        }
+        let model = self
+            .load_bicubic(&settings)
+            .map_err(|err| format!("{reason}; {err}"))?;
+        let state = lock(&self.state);
+        if state.overscale().is_none() {
+            // A reloaded model, which supports the scale, has taken over.
+            return Ok(());
+        }
+        install(state, Some(model));
+        gst::element_warning!(
+            element,
+            gst::LibraryError::Settings,
+            ("{reason}; {BICUBIC}")
+        );
+        notify_active(element);
+        Ok(())
+    }
+
+    /// Posts an error that gives the reason to refuse the input `caps`. Posts it once, because
+    /// upstream may try again with each buffer.
+    pub fn refuse(&self, element: &BaseTransform, caps: &gst::Caps, reason: &str) {
+        let previous = lock(&self.state).refused.replace(caps.clone());
+        if previous.as_ref() != Some(caps) {
+            gst::element_error!(element, gst::StreamError::Format, ("{reason}"), ["{caps}"]);
+        }
+    }
+
+    /// Lets [`Self::refuse`] post an error for the same caps again.
+    pub fn forget_refusal(&self) {
+        lock(&self.state).refused = None;
+    }
+
+    /// Delay by the frames in flight, without the one that is returned.
+    pub fn latency(&self, element: &BaseTransform) -> gst::ClockTime {
+        if element.is_passthrough() {
+            return gst::ClockTime::ZERO;
+        }
+        let state = lock(&self.state);
+        let delayed = state.depth.saturating_sub(1);
+        let negotiated = state.negotiated.as_ref();
+        negotiated.map_or(gst::ClockTime::ZERO, |n| n.duration(delayed))
+    }
+
+    /// Posts a latency message if the latency has changed.
+    pub fn update_latency(&self, element: &BaseTransform) {
+        let latency = self.latency(element);
+        let previous = mem::replace(&mut lock(&self.state).latency, latency);
+        if latency != previous {
+            gst::debug!(CAT, obj = element, "Latency is {latency}");
+            let message = gst::message::Latency::builder().src(element).build();
+            // Fails without a bus.
+            let _ = element.post_message(message);
+        }
+    }
+}
+
+/// Start, stop and reload.
+impl Session {
+    /// Loads the model. Returns when it is loaded.
+    pub fn start(&self, element: &BaseTransform) -> Result<(), gst::ErrorMessage> {
+        progress(element, gst::ProgressType::Start, "Loading the model");
+        self.cuda.stop();
+        if let Some(ordinal) = self.settings().cuda_ordinal() {
+            self.cuda.start(element.upcast_ref(), ordinal);
+        }
+        if let Err(err) = self.load_at_start(element) {
+            // GStreamer does not stop an element that failed to start.
+            self.cuda.stop();
+            progress(
+                element,
+                gst::ProgressType::Error,
+                "Loading the model failed",
+            );
+            return Err(err);
+        }
+        progress(element, gst::ProgressType::Complete, "Model loaded");
+        notify_active(element);
+        Ok(())
+    }
+
+    fn load_at_start(&self, element: &BaseTransform) -> Result<(), gst::ErrorMessage> {
+        loop {
+            let settings = self.settings();
+            let result = self.load_or_fall_back(element, &settings);
+            let state = lock(&self.state);
+            // Setting `model` in a stopped element does not load it. Load one that was set
+            // meanwhile.
+            if lock(&self.settings).model != settings.model {
+                continue;
+            }
+            install(state, result?);
+            return Ok(());
+        }
+    }
+
+    /// Drops the model and resets the state.
+    pub fn stop(&self, element: &BaseTransform) {
+        let mut state = lock(&self.state);
+        let generation = state.generation + 1;
+        let stopped = State {
+            generation,
+            ..State::default()
+        };
+        let old = mem::replace(&mut *state, stopped);
+        drop(state);
+        drop(old);
+        self.cuda.stop();
+        notify_active(element);
+    }
+
+    /// Starts a reload in a started element. Returns the arguments for [`Self::finish_reload`].
+    pub fn begin_reload(&self) -> Option<(u64, Settings)> {
+        let mut state = lock(&self.state);
+        if matches!(state.slot, Slot::Stopped) {
+            return None;
+        }
+        state.generation += 1;
+        let generation = state.generation;
+        drop(state);
+        Some((generation, self.settings()))
+    }
+
+    /// Loads the model of `settings`, which takes over between two frames. On failure the current
+    /// model stays, with a warning. Does nothing after a newer reload or a stop.
+    pub fn finish_reload(&self, element: &BaseTransform, generation: u64, settings: &Settings) {
+        let device = settings.device.parse().unwrap_or_default();
+        let result = self.load_model(element, settings, device);
+
+        let state = lock(&self.state);
+        if state.generation != generation {
+            return;
+        }
+        let result = result.and_then(|new| {
+            let max = new.upscaler.max_scale();
+            let negotiated = state.negotiated.as_ref();
+            match negotiated.and_then(|n| overscale(n.scale(), max)) {
+                Some(reason) => Err(Error::Scale(reason)),
+                None => Ok(new),
+            }
+        });
+        match result {
+            Ok(model) => {
+                install(state, Some(model));
+                notify_active(element);
+                self.update_latency(element);
+                // The model may support other sizes.
+                element.reconfigure_src();
+            }
+            Err(err) => {
+                drop(state);
+                gst::element_warning!(
+                    element,
+                    gst::ResourceError::OpenRead,
+                    ("{err}; keeping the current model")
+                );
+            }
+        }
+    }
+}
+
+/// Loading.
+impl Session {
+    /// Loads the model of `settings`, or its fallback with a warning; `None` is passthrough.
+    fn load_or_fall_back(
+        &self,
+        element: &BaseTransform,
+        settings: &Settings,
+    ) -> Result<Option<LoadedModel>, gst::ErrorMessage> {
+        if Scale::new(settings.scale, MAX_SCALE, None).is_none() {
+            let reason = invalid_scale(settings.scale);
+            return Err(gst::error_msg!(gst::LibraryError::Settings, ("{reason}")));
+        }
+        let device: Device = settings
+            .device
+            .parse()
+            .map_err(|err| gst::error_msg!(gst::LibraryError::Settings, ("{err}")))?;
+
+        let err = match self.load_model(element, settings, device) {
+            Ok(model) => return Ok(Some(model)),
+            Err(err) => err,
+        };
+        let (action, model) = match settings.fallback {
+            Fallback::Error | Fallback::Cpu => return Err(error_message(&err)),
+            Fallback::Passthrough => (PASSTHROUGH, None),
+            Fallback::Bicubic => {
+                let model = self.load_bicubic(settings);
+                (BICUBIC, Some(model.map_err(|_| error_message(&err))?))
+            }
+        };
+        gst::element_warning!(element, gst::ResourceError::OpenRead, ("{err}; {action}"));
+        Ok(model)
+    }
+
+    /// Loads the model of `settings` on `device`, or as a fallback on the CPU, with a warning.
+    fn load_model(
+        &self,
+        element: &BaseTransform,
+        settings: &Settings,
+        device: Device,
+    ) -> tadsr::Result<LoadedModel> {
+        let model = &settings.model;
+        let result = self.load(settings, model, device);
+        let upscaler = match result {
+            Err(err) if settings.fallback == Fallback::Cpu && matches!(device, Device::Cuda(_)) => {
+                let upscaler = self.load(settings, model, Device::Cpu)?;
+                gst::element_warning!(element, gst::ResourceError::OpenRead, ("{err}; {ON_CPU}"));
+                upscaler
+            }
+            result => result?,
+        };
+        Ok(LoadedModel::new(upscaler, model, false))
+    }
+
+    /// Loads the fallback to bicubic interpolation, which is the default model without its
+    /// residual.
+    fn load_bicubic(&self, settings: &Settings) -> tadsr::Result<LoadedModel> {
+        let upscaler = self.load(settings, "", Device::Cpu)?;
+        Ok(LoadedModel::new(upscaler, "", true))
+    }
+
+    fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
+        let mut upscaler = match (device, self.cuda.get()) {
+            (Device::Cuda(ordinal), Some(context)) => {
+                Upscaler::load_in(model, context.device(ordinal)?)?
+            }
+            _ => Upscaler::load(model, device)?,
+        };
+        upscaler.set_threads(settings.threads as usize)?;
+        upscaler.set_queue_depth(settings.queue_depth as usize);
+        settings.apply(&mut upscaler)?;
+        let cancel = self.cancel.clone();
+        upscaler.set_observer(Some(Box::new(move |_| {
+            if cancel.load(Ordering::Relaxed) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })));
+        match overscale(settings.scale, upscaler.max_scale()) {
+            Some(reason) => Err(Error::Scale(reason)),
+            None => Ok(upscaler),
+        }
+    }
+}
+
+/// Use by the streaming thread.
+impl Session {
+    /// Takes the model in use, its successor if there is one, and the formats.
+    pub fn take(&self) -> Result<(LoadedModel, Option<LoadedModel>, Negotiated), gst::FlowError> {
+        let mut state = lock(&self.state);
+        let negotiated = state.negotiated.clone();
+        let negotiated = negotiated.ok_or(gst::FlowError::NotNegotiated)?;
+        let model = state.take().ok_or(gst::FlowError::Flushing)?;
+        Ok((model, state.next.take(), negotiated))
+    }
+
+    /// Returns the model that [`Self::take`] took. A stopped element drops it.
+    pub fn put_back(&self, model: LoadedModel) {
+        let mut state = lock(&self.state);
+        if matches!(state.slot, Slot::Busy) {
+            state.status.stats.device_memory = model.upscaler.device_memory() as u64;
+            state.slot = Slot::Ready(model);
+        }
+    }
+
+    /// Makes the model let go of its frames in flight.
+    pub fn flush(&self) {
+        let model = lock(&self.state).take();
+        if let Some(mut model) = model {
+            model.upscaler.flush();
+            self.put_back(model);
+        }
+    }
+
+    /// Publishes that `model` is in use.
+    pub fn announce(&self, element: &BaseTransform, model: &LoadedModel) {
+        lock(&self.state).describe(Some(model));
+        notify_active(element);
+        self.update_latency(element);
+    }
+
+    /// Applies the live settings to `model`. An unsupported setting keeps its value, with one
+    /// warning.
+    pub fn apply_settings(&self, element: &BaseTransform, model: &mut LoadedModel) {
+        let result = self.settings().apply(&mut model.upscaler);
+        let unsupported = result.err().map(|err| err.to_string());
+        if let Some(reason) = &unsupported
+            && unsupported != model.warned
+        {
+            gst::element_warning!(
+                element,
+                gst::LibraryError::Settings,
+                ("{reason}; keeping the previous value")
+            );
+        }
+        model.warned = unsupported;
+        if model.bicubic {
+            model.upscaler.set_strength(0.0);
+        }
+    }
+
+    /// Replaces a model that failed on a frame by the fallback, with a warning. Frames in flight
+    /// must be upscaled again.
+    ///
+    /// # Errors
+    /// As [`post_failure`], if there is no replacement.
+    pub fn recover(
+        &self,
+        element: &BaseTransform,
+        model: &mut LoadedModel,
+        err: Error,
+    ) -> Result<(), gst::FlowError> {
+        let settings = self.settings();
+        let (action, replacement) = match settings.fallback {
+            // Another model would fail on the same buffer.
+            _ if matches!(err, Error::Cancelled | Error::Frame(_)) => {
+                return Err(post_failure(element, &err));
+            }
+            Fallback::Cpu if !model.on_cpu() => {
+                let requested = &model.requested;
+                let upscaler = self.load(&settings, requested, Device::Cpu);
+                (
+                    ON_CPU,
+                    upscaler.map(|u| LoadedModel::new(u, requested, false)),
+                )
+            }
+            Fallback::Bicubic if !model.bicubic => (BICUBIC, self.load_bicubic(&settings)),
+            _ => return Err(post_failure(element, &err)),
+        };
+        *model = replacement.map_err(|second| {
+            gst::warning!(CAT, obj = element, "The fallback failed, too: {second}");
+            post_failure(element, &err)
+        })?;
+        lock(&self.state).describe(Some(model));
+        gst::element_warning!(
+            element,
+            gst::StreamError::Failed,
+            ("{err}; {action} from this frame on")
+        );
+        notify_active(element);
+        self.update_latency(element);
+        Ok(())
+    }
+
+    /// Counts a completed frame.
+    pub fn count_frame(&self, started: Instant, times: Option<Times>) {
+        lock(&self.state).status.stats.count(started, times);
+    }
+
+    /// Counts a frame that was dropped because it was late.
+    pub fn count_dropped(&self) {
+        lock(&self.state).status.stats.dropped += 1;
+    }
+}
+
+/// Puts a model in place or in line, and drops what it replaces without the lock.
+fn install(mut state: MutexGuard<State>, model: Option<LoadedModel>) {
+    let old = state.install(model);
+    drop(state);
+    drop(old);
+}
+
+/// Posts an error message for a frame that failed, unless it was cancelled. Returns the flow error.
+pub(super) fn post_failure(element: &BaseTransform, err: &Error) -> gst::FlowError {
+    if matches!(err, Error::Cancelled) {
+        return gst::FlowError::Flushing;
+    }
+    gst::element_error!(element, gst::StreamError::Failed, ("{err}"));
+    gst::FlowError::Error
+}
+
+fn error_message(err: &Error) -> gst::ErrorMessage {
+    match err {
+        Error::Device(_) => gst::error_msg!(gst::LibraryError::Init, ("{err}")),
+        Error::Scale(_) | Error::Setting(_) => {
+            gst::error_msg!(gst::LibraryError::Settings, ("{err}"))
+        }
+        Error::UnknownModel(_) => gst::error_msg!(gst::ResourceError::NotFound, ("{err}")),
+        _ => gst::error_msg!(gst::ResourceError::OpenRead, ("{err}")),
+    }
+}
+
+fn progress(element: &BaseTransform, kind: gst::ProgressType, text: &str) {
+    let message = gst::message::Progress::builder(kind, "load-model", text)
+        .src(element)
+        .build();
+    // Fails without a bus.
+    let _ = element.post_message(message);
+}
+
+fn notify_active(element: &BaseTransform) {
+    element.notify("active-device");
+    element.notify("active-model");
+}
