@@ -23,7 +23,7 @@ use std::{
 
 use rayon::prelude::*;
 use tadsr::{
-    engine::cpu::{Engine, Patches, Precision, calibrate},
+    engine::lite::cpu::{Engine, Patches, Precision, calibrate},
     frame::{Frame, FrameInfo, PixelFormat},
     model::LiteModel,
     nn::lite::{StudentConfig, latent::Grid},

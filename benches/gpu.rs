@@ -14,7 +14,7 @@ use std::{
 };
 
 use tadsr::{
-    engine::{
+    engine::lite::{
         cpu,
         cuda::{Address, Context, Engine, Rows, Times, driver::Stream},
     },

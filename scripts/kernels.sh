@@ -83,7 +83,7 @@ def fnv(*contents):
 
 # Machine code for each generation, where it is embedded, and PTX for what is newer.
 rows = []
-for source, chips, embedded in [("src/engine/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
+for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
                                 ("src/ops/cuda/kernels/layers", [80, 86, 89, 90, 100, 120], False)]:
     source = pathlib.Path(f"{source}.cu")
     images = []
@@ -107,7 +107,7 @@ if not rows:
     sys.exit("ptxas said nothing of registers")
 with open("docs/cuda-kernels.md", "w") as out:
     out.write("# What the CUDA kernels take of a chip\n\n"
-              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/cuda/kernels` and `src/ops/cuda/kernels`. Bytes, "
+              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/lite/cuda/kernels` and `src/ops/cuda/kernels`. Bytes, "
               "but for registers.\n\n"
               "| kernel | chip | registers | shared memory | stack | spill stores | spill loads |\n"
               "|---|---|---|---|---|---|---|\n")

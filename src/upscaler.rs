@@ -7,12 +7,14 @@ use candle_core::DType;
 use crate::{
     Device, Error, Result,
     engine::{
-        cpu::{self, Precision},
-        cuda::{self, Context, DevicePlanes, Times},
-        official::{self, ColorFix, NoiseField, Options, Progress, Tile},
+        lite::{
+            cpu::{self, Precision},
+            cuda::{self, Context, DevicePlanes, Times},
+        },
+        resshift::{self, ColorFix, NoiseField, Options, Progress, Tile},
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef},
-    model::{LiteModel, Model, OfficialModel},
+    model::{LiteModel, Model, ResShiftModel},
 };
 
 /// A loaded model that upscales frames.
@@ -20,7 +22,7 @@ use crate::{
 /// It keeps its plan and working memory from frame to frame; a frame of another size or kind makes a new plan.
 /// On a CUDA device several frames may be on their way at a time, by [`Self::submit`] and [`Self::receive`].
 /// The result for a frame depends on nothing but the frame: not on the frames before it, nor on the number of
-/// threads. With a published model it also depends on how the frame is cut into tiles, and [`Tile::Auto`] lets the free
+/// threads. With a ResShift model it also depends on how the frame is cut into tiles, and [`Tile::Auto`] lets the free
 /// memory decide that for each size of frames; a fixed tile gives the same result anywhere.
 pub struct Upscaler {
     family: Family,
@@ -29,16 +31,16 @@ pub struct Upscaler {
     precision: Precision,
     scale: f64,
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// For published networks.
+    /// For ResShift networks.
     options: Options,
     observer: Option<Observer>,
 }
 
 enum Family {
     Lite(Box<Lite>),
-    Official {
+    ResShift {
         name: String,
-        engine: Box<official::Engine>,
+        engine: Box<resshift::Engine>,
     },
 }
 
@@ -61,7 +63,7 @@ enum Plan {
     Cuda(Box<cuda::Engine>),
 }
 
-/// Called before every pass through a published network, and when the last is done; [`ControlFlow::Break`] stops the
+/// Called before every pass through a ResShift network, and when the last is done; [`ControlFlow::Break`] stops the
 /// frame with [`Error::Cancelled`].
 pub type Observer = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 
@@ -70,7 +72,7 @@ impl Upscaler {
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device, which
-    /// also has to compute a student rightly ([`Context::check`]), and for a published model on a CUDA device in a build
+    /// also has to compute a student rightly ([`Context::check`]), and for a ResShift model on a CUDA device in a build
     /// without the feature `cuda`; [`Error::Memory`] when that device has too little.
     pub fn load(model: &str, device: Device) -> Result<Self> {
         let model = Model::find(model)?;
@@ -108,11 +110,11 @@ impl Upscaler {
                 };
                 (Family::Lite(Box::new(lite)), scale)
             }
-            Model::Official(model) => {
+            Model::ResShift(model) => {
                 let name = model.metadata.name.clone();
                 let engine = Box::new(model_engine(*model, device)?);
                 let scale = engine.scale() as f64;
-                (Family::Official { name, engine }, scale)
+                (Family::ResShift { name, engine }, scale)
             }
         };
         let device = match device {
@@ -178,8 +180,8 @@ impl Upscaler {
                     lite.plan = None;
                 }
             }
-            Family::Official { engine, .. } => {
-                engine.set_dtype(dtype(official_precision(self.device, precision)));
+            Family::ResShift { engine, .. } => {
+                engine.set_dtype(dtype(resshift_precision(self.device, precision)));
             }
         }
         self.precision = precision;
@@ -194,11 +196,11 @@ impl Upscaler {
                 let precision = lite.resolve(self.precision, model);
                 precision.unwrap_or(Precision::F32)
             }
-            Family::Official { .. } => official_precision(self.device, self.precision),
+            Family::ResShift { .. } => resshift_precision(self.device, self.precision),
         }
     }
 
-    /// How much noise the published networks start from: 0 none, 1 (the default) what they were trained with. Less noise
+    /// How much noise the ResShift networks start from: 0 none, 1 (the default) what they were trained with. Less noise
     /// invents less detail. Values outside are clamped.
     pub fn set_noise(&mut self, noise: f32) {
         self.options.noise = if noise.is_nan() {
@@ -225,11 +227,11 @@ impl Upscaler {
     pub fn noise_field(&self, width: usize, height: usize) -> Option<NoiseField> {
         match &self.family {
             Family::Lite(_) => None,
-            Family::Official { engine, .. } => Some(engine.noise(width, height, &self.options)),
+            Family::ResShift { engine, .. } => Some(engine.noise(width, height, &self.options)),
         }
     }
 
-    /// Steps that the published networks take: 1 (the default), which is for models that were distilled to one step, up
+    /// Steps that the ResShift networks take: 1 (the default), which is for models that were distilled to one step, up
     /// to [`Self::max_steps`], which is what others were trained with; the sampler is deterministic. Models without steps
     /// take no notice.
     ///
@@ -251,11 +253,11 @@ impl Upscaler {
     pub fn max_steps(&self) -> Option<usize> {
         match &self.family {
             Family::Lite(_) => None,
-            Family::Official { engine, .. } => Some(engine.steps()),
+            Family::ResShift { engine, .. } => Some(engine.steps()),
         }
     }
 
-    /// How large the pieces are that the published networks work on, [`Tile::Auto`] by default.
+    /// How large the pieces are that the ResShift networks work on, [`Tile::Auto`] by default.
     pub fn set_tile(&mut self, tile: Tile) {
         self.options.tile = tile;
     }
@@ -265,13 +267,13 @@ impl Upscaler {
         self.options.overlap = pixels;
     }
 
-    /// How the colours of what the published networks make are brought back to those of the input,
+    /// How the colours of what the ResShift networks make are brought back to those of the input,
     /// [`ColorFix::Wavelet`] by default.
     pub fn set_color_fix(&mut self, fix: ColorFix) {
         self.options.color_fix = fix;
     }
 
-    /// Sets what is told how far a frame has come, and may stop it. Only published networks are slow enough to tell.
+    /// Sets what is told how far a frame has come, and may stop it. Only ResShift networks are slow enough to tell.
     pub fn set_observer(&mut self, observer: Option<Observer>) {
         self.observer = observer;
     }
@@ -281,7 +283,7 @@ impl Upscaler {
     pub fn native_scale(&self) -> Option<f64> {
         match &self.family {
             Family::Lite(_) => None,
-            Family::Official { engine, .. } => Some(engine.scale() as f64),
+            Family::ResShift { engine, .. } => Some(engine.scale() as f64),
         }
     }
 
@@ -307,7 +309,7 @@ impl Upscaler {
     pub fn max_scale(&self) -> f64 {
         match &self.family {
             Family::Lite(lite) => lite.models.last().map_or(1.0, |m| m.metadata.scales[1]),
-            Family::Official { engine, .. } => engine.scale() as f64,
+            Family::ResShift { engine, .. } => engine.scale() as f64,
         }
     }
 
@@ -320,7 +322,7 @@ impl Upscaler {
     pub fn active_model(&self, scale: f64) -> &str {
         match &self.family {
             Family::Lite(lite) => &lite.models[lite.model_for(scale)].metadata.name,
-            Family::Official { name, .. } => name,
+            Family::ResShift { name, .. } => name,
         }
     }
 
@@ -347,7 +349,7 @@ impl Upscaler {
         let scale = self.scale_of(&from, &to)?;
         let (strength, precision) = (self.strength, self.precision);
         let (options, family) = (&self.options, &mut self.family);
-        let observer: official::Observer = match &mut self.observer {
+        let observer: resshift::Observer = match &mut self.observer {
             Some(observer) => Some(&mut **observer),
             None => None,
         };
@@ -356,7 +358,7 @@ impl Upscaler {
                 Plan::Cpu(engine) => engine.run(src, dst, strength),
                 Plan::Cuda(engine) => engine.run(src, dst, strength),
             },
-            Family::Official { engine, .. } => engine.run(src, dst, strength, options, observer),
+            Family::ResShift { engine, .. } => engine.run(src, dst, strength, options, observer),
         };
         match &self.pool {
             Some(pool) => pool.install(run),
@@ -411,7 +413,7 @@ impl Upscaler {
                 Some((_, Plan::Cuda(engine))) => Some(engine),
                 _ => None,
             },
-            Family::Official { .. } => None,
+            Family::ResShift { .. } => None,
         }
     }
 
@@ -421,7 +423,7 @@ impl Upscaler {
                 Some((_, Plan::Cuda(engine))) => Some(&mut **engine),
                 _ => None,
             },
-            Family::Official { .. } => None,
+            Family::ResShift { .. } => None,
         }
         .ok_or_else(|| Error::Setting("no frame is in flight".into()))
     }
@@ -607,19 +609,19 @@ impl Plan {
     }
 }
 
-fn model_engine(model: OfficialModel, device: Device) -> Result<official::Engine> {
+fn model_engine(model: ResShiftModel, device: Device) -> Result<resshift::Engine> {
     let place = device.to_candle()?;
     let (unet, autoencoder) = (model.unet(&place)?, model.autoencoder(&place)?);
     // The engine rearranges the weights; let them go where they were.
     let config = model.metadata.config;
     drop(model.tensors);
-    let mut engine = official::Engine::new(&config, unet, autoencoder)?;
-    engine.set_dtype(dtype(official_precision(device, Precision::default())));
+    let mut engine = resshift::Engine::new(&config, unet, autoencoder)?;
+    engine.set_dtype(dtype(resshift_precision(device, Precision::default())));
     Ok(engine)
 }
 
-/// What a published model is computed in on `device` where `asked` is set.
-fn official_precision(device: Device, asked: Precision) -> Precision {
+/// What a ResShift model is computed in on `device` where `asked` is set.
+fn resshift_precision(device: Device, asked: Precision) -> Precision {
     match (device, asked) {
         (Device::Auto | Device::Cpu, _) => Precision::F32,
         (Device::Cuda(_), Precision::F32 | Precision::Bf16) => asked,

@@ -13,8 +13,8 @@ use image::{DynamicImage, Rgb, RgbImage, RgbaImage};
 use tadsr::{
     Device, Upscaler, diffusion,
     frame::{Frame, PixelFormat},
-    model::OfficialModel,
-    nn::official::upsample_bicubic,
+    model::ResShiftModel,
+    nn::resshift::upsample_bicubic,
     video::{Reader, TimedFrame},
 };
 
@@ -364,7 +364,7 @@ fn options_that_a_lite_model_does_not_have_are_refused_by_name() {
     ] {
         let said = folder.fails(&[&["a.png", "b.png"], option].concat());
         assert!(
-            said.contains(&format!("{}: only published", option[0])),
+            said.contains(&format!("{}: only ResShift", option[0])),
             "{said}"
         );
     }
@@ -465,7 +465,7 @@ fn a_video_that_is_stopped_is_left_playable_under_another_name() {
     assert!(!said.contains("CRITICAL"), "{said}");
 }
 
-/// The shared fixtures of the published networks, where they are.
+/// The shared fixtures of the ResShift networks, where they are.
 fn fixtures() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/mini");
     let found = folder.is_dir();
@@ -475,9 +475,9 @@ fn fixtures() -> Option<PathBuf> {
     found.then_some(folder)
 }
 
-/// The published networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
+/// The ResShift networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
 fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
-    let model = OfficialModel::read(model).unwrap();
+    let model = ResShiftModel::read(model).unwrap();
     let (unet, autoencoder) = (
         model.unet(&candle_core::Device::Cpu).unwrap(),
         model.autoencoder(&candle_core::Device::Cpu).unwrap(),
@@ -500,7 +500,7 @@ fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn a_published_model_gives_the_published_image_for_given_noise() {
+fn a_resshift_model_gives_the_published_image_for_given_noise() {
     let Some(fixtures) = fixtures() else {
         return;
     };

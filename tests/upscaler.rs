@@ -11,12 +11,12 @@ use std::{
 
 use tadsr::{
     Device, Error, Precision, Upscaler,
-    engine::official::{ColorFix, NoiseField, Tile},
+    engine::resshift::{ColorFix, NoiseField, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    model::{self, Layer, LiteModel, Metadata, OfficialMetadata},
+    model::{self, Layer, LiteModel, Metadata, ResShiftMetadata},
     nn::{
         lite::{LatentStats, StudentConfig},
-        official::OfficialConfig,
+        resshift::ResShiftConfig,
     },
 };
 
@@ -382,8 +382,8 @@ fn the_default_model_follows_the_scale() {
 }
 
 /// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1 as for faces.
-fn official_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
-    let mut config = OfficialConfig::realsr_x4();
+fn resshift_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
+    let mut config = ResShiftConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
     unet.model_channels = 32;
     unet.channel_mult = vec![1, 1];
@@ -394,7 +394,7 @@ fn official_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
     (autoencoder.ch, autoencoder.ch_mult) = (32, vec![1; 3]);
     (autoencoder.num_res_blocks, autoencoder.n_embed) = (vec![1; 3], 64);
     config.diffusion.scale = scale;
-    let metadata = OfficialMetadata::new(&format!("random-x{scale}"), config, "none");
+    let metadata = ResShiftMetadata::new(&format!("random-x{scale}"), config, "none");
     let path = dir.path().join(format!("random-x{scale}.safetensors"));
     let mut seed = 0;
     let values = |name: &str, shape: &[usize]| {
@@ -420,9 +420,9 @@ fn load(path: &std::path::Path) -> Upscaler {
 }
 
 #[test]
-fn a_published_model_makes_its_own_scale_and_smaller_ones() {
+fn a_resshift_model_makes_its_own_scale_and_smaller_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     assert_eq!(upscaler.active_model(4.0), "random-x4");
     assert_eq!(
         (upscaler.max_scale(), upscaler.native_scale()),
@@ -436,7 +436,7 @@ fn a_published_model_makes_its_own_scale_and_smaller_ones() {
     assert_eq!((smaller.info().width, smaller.info().height), (26, 10));
     assert!(matches!(upscaler.set_scale(4.5), Err(Error::Scale(_))));
 
-    let mut faces = load(&official_model(&dir, 1));
+    let mut faces = load(&resshift_model(&dir, 1));
     assert_eq!((faces.max_scale(), faces.native_scale()), (1.0, Some(1.0)));
     let restored = faces.upscale(&frame).unwrap();
     assert_eq!(restored.info(), frame.info());
@@ -446,7 +446,7 @@ fn a_published_model_makes_its_own_scale_and_smaller_ones() {
 #[test]
 fn a_still_picture_stays_still_and_another_seed_changes_it() {
     let dir = tempfile::tempdir().unwrap();
-    let path = official_model(&dir, 4);
+    let path = resshift_model(&dir, 4);
     let still = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
     let other = picture(FrameInfo::new(PixelFormat::I420, 8, 8));
     let mut upscaler = load(&path);
@@ -470,7 +470,7 @@ fn a_still_picture_stays_still_and_another_seed_changes_it() {
 #[test]
 fn the_noise_of_a_frame_can_be_read_and_given_back() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     upscaler.set_seed(5);
     let made = bytes(&upscaler.upscale(&frame).unwrap());
@@ -490,9 +490,9 @@ fn the_noise_of_a_frame_can_be_read_and_given_back() {
 }
 
 #[test]
-fn settings_of_published_models_are_checked_and_take_effect() {
+fn settings_of_resshift_models_are_checked_and_take_effect() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     let plain = bytes(&upscaler.upscale(&frame).unwrap());
     assert_eq!(upscaler.max_steps(), Some(15));
@@ -521,7 +521,7 @@ fn settings_of_published_models_are_checked_and_take_effect() {
 #[test]
 fn the_observer_sees_a_frame_grow_and_can_stop_it() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Gray8, 8, 8));
     let done = Arc::new(AtomicUsize::new(usize::MAX));
     let seen = done.clone();

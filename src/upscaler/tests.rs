@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    engine::cuda::{driver::Driver, emulator::Fake},
+    engine::lite::cuda::{driver::Driver, emulator::Fake},
     frame::{Component, PixelFormat},
 };
 

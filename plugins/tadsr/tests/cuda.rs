@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::*;
 use gst::prelude::*;
-use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
+use tadsr::engine::lite::cuda::{driver::Driver, emulator::Fake};
 
 const SIZE: (u32, u32) = (24, 18);
 /// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.

@@ -17,7 +17,7 @@ use std::{
 
 use common::*;
 use gst::prelude::*;
-use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
+use tadsr::engine::lite::cuda::{driver::Driver, emulator::Fake};
 
 const SIZE: (u32, u32) = (24, 18);
 

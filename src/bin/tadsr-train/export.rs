@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use tadsr::{
-    engine::cpu::{Precision, residual_of},
+    engine::lite::cpu::{Precision, residual_of},
     model::{LiteModel, OnnxEnds},
     nn::lite::{
         LatentKind,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
 use tadsr::{
-    engine::cpu::{Patches, Precision, calibrate, residual_of},
+    engine::lite::cpu::{Patches, Precision, calibrate, residual_of},
     model::LiteModel,
     nn::lite::latent::Grid,
     train::{

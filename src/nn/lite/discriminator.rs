@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    nn::{embedding::sinusoids, spectral::SpectralWeight},
+    nn::layers::{embedding::sinusoids, spectral::SpectralWeight},
     ops::{Activation, conv2d, group_norm, silu},
 };
 
@@ -174,7 +174,7 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-    use crate::nn::spectral::is_parameter;
+    use crate::nn::layers::is_parameter;
 
     fn config() -> DiscriminatorConfig {
         DiscriminatorConfig {

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::student::scale_features;
-use crate::nn::embedding::sinusoids;
+use crate::nn::layers::embedding::sinusoids;
 use crate::ops::{Activation, conv2d, group_norm, silu, upsample2x};
 
 /// Channels that a normalisation group has.

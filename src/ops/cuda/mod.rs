@@ -146,7 +146,7 @@ mod tests {
             };
         }
         assert_embedded!(
-            "../../engine/cuda/kernels/student",
+            "../../engine/lite/cuda/kernels/student",
             ".sm_75.cubin",
             ".sm_80.cubin",
             ".sm_86.cubin",

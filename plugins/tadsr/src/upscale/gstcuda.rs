@@ -24,7 +24,7 @@ use gst::{
 use gst_video::VideoInfo;
 use tadsr::{
     Error,
-    engine::cuda::{Address, Context as Device, Rows},
+    engine::lite::cuda::{Address, Context as Device, Rows},
     frame::FrameInfo,
 };
 

@@ -61,8 +61,8 @@ use gst_video::{
 use tadsr::{
     Device, Error, Upscaler,
     engine::{
-        cuda::Times,
-        official::{self, Tile},
+        lite::cuda::Times,
+        resshift::{self, Tile},
     },
     frame::{FrameInfo, FrameMut, FrameRef, MAX_SIDE, PixelFormat},
 };
@@ -138,9 +138,9 @@ impl Settings {
         });
         upscaler.set_tile_overlap(self.tile_overlap as usize);
         upscaler.set_color_fix(match self.color_fix {
-            ColorFix::Wavelet => official::ColorFix::Wavelet,
-            ColorFix::Adain => official::ColorFix::Adain,
-            ColorFix::None => official::ColorFix::None,
+            ColorFix::Wavelet => resshift::ColorFix::Wavelet,
+            ColorFix::Adain => resshift::ColorFix::Adain,
+            ColorFix::None => resshift::ColorFix::None,
         });
         let precision = upscaler.set_precision(self.precision.into());
         upscaler.set_steps(self.steps as usize).and(precision)

@@ -4,7 +4,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use tadsr::engine::cuda::Times;
+use tadsr::engine::lite::cuda::Times;
 
 /// What the property `stats` tells, since the element was started.
 #[derive(Default)]

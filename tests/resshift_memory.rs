@@ -1,4 +1,4 @@
-//! The memory that a published model is said to take is what it takes.
+//! The memory that a ResShift model is said to take is what it takes.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -9,8 +9,8 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use tadsr::{
-    engine::official::{Engine, Options, Tile},
-    nn::official::{Autoencoder, OfficialConfig, Unet},
+    engine::resshift::{Engine, Options, Tile},
+    nn::resshift::{Autoencoder, ResShiftConfig, Unet},
 };
 
 /// The system's allocator, counting.
@@ -55,7 +55,7 @@ fn weights(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
 }
 
-fn engine(config: &OfficialConfig) -> Engine {
+fn engine(config: &ResShiftConfig) -> Engine {
     let unet = Unet::new(&config.unet, weights(config.unet.tensors())).unwrap();
     let autoencoder = &config.autoencoder;
     let autoencoder = Autoencoder::new(autoencoder, weights(autoencoder.tensors())).unwrap();
@@ -79,7 +79,7 @@ fn peak(engine: &mut Engine, width: usize, height: usize) -> (f64, f64) {
 /// Less width than is published, but enough for feature maps to outweigh everything else.
 #[test]
 fn what_a_frame_is_said_to_take_is_little_more_than_it_takes() {
-    for mut config in [OfficialConfig::realsr_x4(), OfficialConfig::faceir()] {
+    for mut config in [ResShiftConfig::realsr_x4(), ResShiftConfig::faceir()] {
         let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
         unet.model_channels = 32;
         unet.num_res_blocks.fill(1);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Result,
-    engine::chroma,
+    engine::lite::chroma,
     frame::{
         Component::{self, *},
         FrameInfo, FrameMut, FrameRef,

@@ -1,6 +1,6 @@
 use super::{emulator::Fake, *};
 use crate::{
-    engine::cpu,
+    engine::lite::cpu,
     frame::{Component, Frame, PixelFormat},
     model::{Layer, Metadata},
     nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig},
@@ -276,7 +276,7 @@ fn too_little_memory_means_bands_with_the_same_result() {
 #[cfg(unix)]
 fn the_driver_s_library_is_used_as_it_asks() {
     const VERSION: &str = "TADSR_DRIVER_VERSION";
-    const NAME: &str = "engine::cuda::tests::the_driver_s_library_is_used_as_it_asks";
+    const NAME: &str = "engine::lite::cuda::tests::the_driver_s_library_is_used_as_it_asks";
     let Ok(version) = std::env::var(VERSION) else {
         for (version, other_chip) in [("12000", false), ("12000", true), ("11080", false)] {
             let mut child = std::process::Command::new(std::env::current_exe().unwrap());

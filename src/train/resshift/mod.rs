@@ -1,4 +1,4 @@
-//! Distillation of a published network into one step: TAD-SR (He et al., arXiv 2408.07476).
+//! Distillation of a ResShift network into one step: TAD-SR (He et al., arXiv 2408.07476).
 //!
 //! A step updates the discriminator first, on results that carry no gradient, then the student against the updated
 //! discriminator. The gradient at the student's result is computed before the student's graph is built, so the frozen
@@ -27,10 +27,10 @@ use super::{
 use crate::{
     Error, Result,
     diffusion::Schedule,
-    model::{OfficialMetadata, OfficialModel, Precision},
-    nn::{
-        discriminator::{Discriminator, DiscriminatorConfig},
-        official::{Autoencoder, OfficialConfig, Unet, UnetConfig, upsample_bicubic},
+    model::{Precision, ResShiftMetadata, ResShiftModel},
+    nn::resshift::{
+        Autoencoder, Discriminator, DiscriminatorConfig, ResShiftConfig, Unet, UnetConfig,
+        upsample_bicubic,
     },
 };
 
@@ -85,7 +85,7 @@ pub struct Options {
 
 impl Options {
     /// The published settings for a student like the teacher of `config`; `patch` is what its latent was built for.
-    pub fn new(name: &str, config: &OfficialConfig) -> Self {
+    pub fn new(name: &str, config: &ResShiftConfig) -> Self {
         Self {
             name: name.into(),
             student: config.unet.clone(),
@@ -109,7 +109,7 @@ impl Options {
     ///
     /// # Errors
     /// What does not fit, in words.
-    pub fn check(&self, config: &OfficialConfig) -> std::result::Result<(), String> {
+    pub fn check(&self, config: &ResShiftConfig) -> std::result::Result<(), String> {
         self.student.check()?;
         self.damage.check().map_err(|e| e.to_string())?;
         let latent = |c: &UnetConfig| (c.in_channels, c.out_channels, c.cond_lq, c.lq_ratio());
@@ -145,7 +145,7 @@ impl Options {
 }
 
 /// What a patch's side must be a multiple of, so that teacher and student can see it.
-pub fn patch_multiple(student: &UnetConfig, config: &OfficialConfig) -> usize {
+pub fn patch_multiple(student: &UnetConfig, config: &ResShiftConfig) -> usize {
     let common = |a: usize, b: usize| (1..=b).map(|i| i * a).find(|m| m.is_multiple_of(b));
     let (a, b) = (student.latent_multiple(), config.unet.latent_multiple());
     let pixels = config.autoencoder.factor() * common(a, b).unwrap_or(a * b);
@@ -170,7 +170,7 @@ pub fn narrowed(teacher: &UnetConfig, channels: usize) -> UnetConfig {
 #[derive(Clone, Copy)]
 pub enum Begin<'a> {
     Teacher,
-    Model(&'a OfficialModel),
+    Model(&'a ResShiftModel),
     Random,
 }
 
@@ -206,7 +206,7 @@ struct Origin {
 }
 
 impl Origin {
-    fn of(model: &OfficialModel) -> Self {
+    fn of(model: &ResShiftModel) -> Self {
         let metadata = &model.metadata;
         Self {
             name: metadata.name.clone(),
@@ -257,7 +257,7 @@ struct Prepared {
 
 /// The frozen networks.
 struct Frozen {
-    config: OfficialConfig,
+    config: ResShiftConfig,
     schedule: Schedule,
     teacher: Unet,
     autoencoder: Autoencoder,
@@ -290,7 +290,7 @@ pub struct Distill {
     options: Options,
     frozen: Frozen,
     /// The teacher's file, for the student's.
-    model: OfficialModel,
+    model: ResShiftModel,
     student: Unet,
     trained: Trained,
     adversary: Adversary<Discriminator>,
@@ -317,7 +317,7 @@ impl Distill {
     /// with it, or the other way round, or when it was made with other options, photos or another teacher.
     pub fn new(
         options: Options,
-        teacher: OfficialModel,
+        teacher: ResShiftModel,
         begin: Begin,
         photos: Arc<PhotoSet>,
         held_out: &PhotoSet,
@@ -548,7 +548,7 @@ impl Distill {
     }
 
     /// The student as it stands, with averaged weights, as a model of the teacher's family.
-    pub fn model(&self) -> OfficialModel {
+    pub fn model(&self) -> ResShiftModel {
         let autoencoder = self.model.tensors.iter();
         let mut tensors: init::Tensors = autoencoder
             .filter(|(name, _)| name.starts_with("autoencoder."))
@@ -563,11 +563,11 @@ impl Distill {
             }
             _ => teacher.licence.clone(),
         };
-        let config = OfficialConfig {
+        let config = ResShiftConfig {
             unet: self.options.student.clone(),
             ..self.frozen.config.clone()
         };
-        let mut metadata = OfficialMetadata::new(&self.options.name, config, &licence);
+        let mut metadata = ResShiftMetadata::new(&self.options.name, config, &licence);
         metadata.source = serde_json::json!({
             "tool": format!("tadsr-train {}", env!("CARGO_PKG_VERSION")),
             "method": "time-aware distillation into one step (TAD-SR)",
@@ -576,7 +576,7 @@ impl Distill {
             "options": self.options,
             "steps_done": self.step,
         });
-        OfficialModel { metadata, tensors }
+        ResShiftModel { metadata, tensors }
     }
 
     /// Writes checkpoint and model into the run's directory.
@@ -695,7 +695,7 @@ fn deterministic(
 /// The student and its variables.
 fn new_student(
     options: &Options,
-    teacher: &OfficialModel,
+    teacher: &ResShiftModel,
     begin: Begin,
     device: &Device,
 ) -> Result<(Unet, Vec<Parameter>)> {
@@ -719,7 +719,7 @@ fn new_student(
 }
 
 /// A number that changes with the model's weights (every 1009th value of each tensor, FNV-1a).
-fn fingerprint(model: &OfficialModel) -> Result<u64> {
+fn fingerprint(model: &ResShiftModel) -> Result<u64> {
     let mut names: Vec<_> = model.tensors.keys().collect();
     names.sort();
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -741,7 +741,7 @@ struct PictureSpec {
 }
 
 impl PictureSpec {
-    fn new(options: &Options, config: &OfficialConfig) -> Self {
+    fn new(options: &Options, config: &ResShiftConfig) -> Self {
         Self {
             patch: options.patch,
             scale: config.diffusion.scale,

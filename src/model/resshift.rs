@@ -1,4 +1,4 @@
-//! Model files of the published networks' family.
+//! Model files of the ResShift family.
 
 use std::{
     collections::HashMap,
@@ -14,28 +14,28 @@ use super::container::{self, FORMAT_VERSION, Precision, Reader};
 use crate::{
     Error, Result,
     diffusion::Schedule,
-    nn::official::{Autoencoder, OfficialConfig, Unet},
+    nn::resshift::{Autoencoder, ResShiftConfig, Unet},
 };
 
-/// The family's name in the metadata.
+/// The family's name in the metadata, older than its name here.
 pub(super) const FAMILY: &str = "official";
 
-/// What a model file of this family says of itself.
+/// Metadata of a model file of this family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OfficialMetadata {
+pub struct ResShiftMetadata {
     pub format_version: u32,
-    /// The family of networks: `official`.
+    /// The family's name in the file: `official`.
     pub family: String,
     pub name: String,
-    pub config: OfficialConfig,
+    pub config: ResShiftConfig,
     pub licence: String,
     /// Where the weights come from: names of imported files, or how they were trained; free form.
     pub source: serde_json::Value,
 }
 
-impl OfficialMetadata {
+impl ResShiftMetadata {
     /// The metadata of a new model.
-    pub fn new(name: &str, config: OfficialConfig, licence: &str) -> Self {
+    pub fn new(name: &str, config: ResShiftConfig, licence: &str) -> Self {
         Self {
             format_version: FORMAT_VERSION,
             family: FAMILY.into(),
@@ -79,15 +79,15 @@ impl OfficialMetadata {
     }
 }
 
-/// A published network, or one of its architecture, as its file holds it.
+/// A ResShift model as its file holds it.
 #[derive(Clone, Debug)]
-pub struct OfficialModel {
-    pub metadata: OfficialMetadata,
-    /// The tensors of [`OfficialMetadata::tensors`] in f32 on the CPU.
+pub struct ResShiftModel {
+    pub metadata: ResShiftMetadata,
+    /// The tensors of [`ResShiftMetadata::tensors`] in f32 on the CPU.
     pub tensors: HashMap<String, Tensor>,
 }
 
-impl OfficialModel {
+impl ResShiftModel {
     /// Reads a model file, tensor by tensor.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl OfficialModel {
     }
 
     pub(super) fn from_reader(mut reader: Reader<impl Read + Seek>) -> Result<Self, String> {
-        let metadata: OfficialMetadata = reader.metadata(FAMILY)?;
+        let metadata: ResShiftMetadata = reader.metadata(FAMILY)?;
         metadata.check()?;
         let expected = metadata.tensors();
         // Names and shapes first: then no more is allocated than the file has values.
@@ -127,7 +127,7 @@ impl OfficialModel {
     /// Writes the model file, replaced as a whole or not at all.
     ///
     /// # Errors
-    /// As [`OfficialMetadata::write`], and when a tensor is missing.
+    /// As [`ResShiftMetadata::write`], and when a tensor is missing.
     pub fn save(&self, path: &Path, precision: Precision) -> Result<()> {
         self.metadata.write(path, precision, |name, shape| {
             let tensor = self.tensors.get(name).filter(|t| t.dims() == shape);

@@ -32,7 +32,7 @@ fn upscaled(rig: &mut Rig, buffer: &gst::Buffer) -> Vec<Vec<u16>> {
 #[test]
 fn a_still_clip_gives_the_same_frame_each_time() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let input = raw("I420", 20, 10);
     let mut rig = Rig::with_caps(&[("model", &model), ("scale", "4")], &input);
     let still = textured(&input);
@@ -49,7 +49,7 @@ fn a_still_clip_gives_the_same_frame_each_time() {
 #[test]
 fn a_size_that_nobody_asks_for_is_what_the_model_makes() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let rig = Rig::raw(&[("model", &model)], "NV12", 8, 6);
     assert_eq!((rig.out_info().width(), rig.out_info().height()), (32, 24));
     // A smaller one is shrunk from there.
@@ -63,7 +63,7 @@ fn a_size_that_nobody_asks_for_is_what_the_model_makes() {
 #[test]
 fn a_flat_colour_stays_in_every_format_and_odd_sizes_and_caps_may_change() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let mut rig = Rig::new(&[("model", &model), ("scale", "4")]);
     rig.harness.play();
     let sizes = [(1, 1), (5, 3), (2, 9), (13, 7)];
@@ -93,7 +93,7 @@ fn a_flat_colour_stays_in_every_format_and_odd_sizes_and_caps_may_change() {
 #[test]
 fn ten_bits_stay_ten_bits() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     for format in ["P010_10LE", "I420_10LE"] {
         let input = raw(format, 10, 6);
         let mut rig = Rig::with_caps(&[("model", &model)], &input);
@@ -110,7 +110,7 @@ fn ten_bits_stay_ten_bits() {
 #[test]
 fn the_model_may_change_families_while_playing_without_losing_a_frame() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let input = raw("I420", 8, 6);
     let mut rig = Rig::with_caps(&[("scale", "2")], &input);
     let buffer = textured(&input);
@@ -144,7 +144,7 @@ fn the_model_may_change_families_while_playing_without_losing_a_frame() {
 #[test]
 fn a_model_of_scale_1_restores_video_in_its_own_size() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 1);
+    let model = resshift_model(directory.path(), 1);
     for scale in ["0", "1"] {
         let input = raw("I420", 30, 14);
         let mut rig = Rig::with_caps(&[("model", &model), ("scale", scale)], &input);
@@ -160,7 +160,7 @@ fn a_model_of_scale_1_restores_video_in_its_own_size() {
 #[test]
 fn passing_through_begins_and_ends_with_the_model_that_needs_it() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 1);
+    let model = resshift_model(directory.path(), 1);
     let input = raw("GRAY8", 16, 8);
     let mut rig = Rig::with_caps(&[("scale", "1")], &input);
     let buffer = textured(&input);
@@ -194,7 +194,7 @@ fn passing_through_begins_and_ends_with_the_model_that_needs_it() {
 #[test]
 fn interlaced_video_passes_a_model_of_scale_1_by() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 1);
+    let model = resshift_model(directory.path(), 1);
     let input = format!("{},interlace-mode=interleaved", raw("I420", 16, 8));
     let properties = [("model", model.as_str()), ("fallback", "passthrough")];
     let mut rig = Rig::with_caps(&properties, &input);
@@ -206,7 +206,7 @@ fn interlaced_video_passes_a_model_of_scale_1_by() {
 #[test]
 fn settings_take_effect_with_the_next_frame() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let input = raw("RGB", 20, 9);
     let mut rig = Rig::with_caps(&[("model", &model)], &input);
     let buffer = textured(&input);
@@ -229,7 +229,7 @@ fn settings_take_effect_with_the_next_frame() {
 #[test]
 fn more_steps_than_the_model_has_fail_the_start_and_change_nothing_later() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let (element, bus) = element(&[("model", &model), ("steps", "1001")]);
     assert!(element.set_state(gst::State::Paused).is_err());
     let error = message(&bus, gst::MessageType::Error).unwrap();
@@ -258,7 +258,7 @@ fn more_steps_than_the_model_has_fail_the_start_and_change_nothing_later() {
 #[test]
 fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     let input = raw("GRAY8", 8192, 8192);
     let mut rig = Rig::with_caps(&[("model", &model), ("tile-size", "8192")], &input);
     let pushed = rig.harness.push(blank(&info(&input)));
@@ -276,7 +276,7 @@ fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() 
 #[test]
 fn a_frame_in_work_is_given_up_when_the_element_stops_or_flushes() {
     let directory = tempfile::tempdir().unwrap();
-    let model = published_model(directory.path(), 4);
+    let model = resshift_model(directory.path(), 4);
     for flush in [true, false] {
         let input = raw("GRAY8", 64, 64);
         // Some 64,000 passes.

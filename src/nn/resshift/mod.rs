@@ -7,11 +7,13 @@
 mod autoencoder;
 mod bicubic;
 mod config;
+mod discriminator;
 mod layers;
 mod swin;
 mod unet;
 
 pub use autoencoder::Autoencoder;
 pub use bicubic::upsample_bicubic;
-pub use config::{AutoencoderConfig, DiffusionConfig, OfficialConfig, UnetConfig};
+pub use config::{AutoencoderConfig, DiffusionConfig, ResShiftConfig, UnetConfig};
+pub use discriminator::{Discriminator, DiscriminatorConfig};
 pub use unet::Unet;

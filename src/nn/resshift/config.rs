@@ -1,4 +1,4 @@
-//! What distinguishes one published model from another.
+//! Shapes of the ResShift networks.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ pub(super) const LQ_CHANNELS: usize = 3;
 /// Groups of every group norm.
 pub(super) const GROUPS: usize = 32;
 
-/// Channels of any level at most; the published networks have 640.
+/// Channels of any level at most; the ResShift networks have 640.
 const MAX_CHANNELS: usize = 4096;
 
 /// Levels of a network at most.
@@ -233,17 +233,17 @@ impl DiffusionConfig {
 
 /// Everything that a model of this family consists of but its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OfficialConfig {
+pub struct ResShiftConfig {
     pub unet: UnetConfig,
     pub autoencoder: AutoencoderConfig,
     pub diffusion: DiffusionConfig,
 }
 
-impl OfficialConfig {
+impl ResShiftConfig {
     /// Real-world x4 with a schedule of 15 steps: `resshift_realsrx4_s15_v*`, SinSR, TAD-SR.
     pub fn realsr_x4() -> Self {
         Self {
-            unet: published_unet(3, 64),
+            unet: resshift_unet(3, 64),
             autoencoder: AutoencoderConfig {
                 in_channels: 3,
                 out_channels: 3,
@@ -254,14 +254,14 @@ impl OfficialConfig {
                 embed_dim: 3,
                 n_embed: 8192,
             },
-            diffusion: published_diffusion(4, 15, 0.04),
+            diffusion: resshift_diffusion(4, 15, 0.04),
         }
     }
 
     /// Real-world x4 with a schedule of 4 steps: `resshift_realsrx4_s4_*`.
     pub fn realsr_x4_s4() -> Self {
         Self {
-            diffusion: published_diffusion(4, 4, 0.2),
+            diffusion: resshift_diffusion(4, 4, 0.2),
             ..Self::realsr_x4()
         }
     }
@@ -269,7 +269,7 @@ impl OfficialConfig {
     /// Restoration of faces of 512 x 512 pixels: `resshift_faceir_s4`, TAD-faceir.
     pub fn faceir() -> Self {
         Self {
-            unet: published_unet(8, 512),
+            unet: resshift_unet(8, 512),
             autoencoder: AutoencoderConfig {
                 in_channels: 3,
                 out_channels: 3,
@@ -280,7 +280,7 @@ impl OfficialConfig {
                 embed_dim: 8,
                 n_embed: 4096,
             },
-            diffusion: published_diffusion(1, 4, 0.2),
+            diffusion: resshift_diffusion(1, 4, 0.2),
         }
     }
 
@@ -312,7 +312,7 @@ impl OfficialConfig {
     }
 }
 
-fn published_unet(latent_channels: usize, lq_size: usize) -> UnetConfig {
+fn resshift_unet(latent_channels: usize, lq_size: usize) -> UnetConfig {
     UnetConfig {
         image_size: 64,
         in_channels: latent_channels,
@@ -331,7 +331,7 @@ fn published_unet(latent_channels: usize, lq_size: usize) -> UnetConfig {
     }
 }
 
-fn published_diffusion(scale: usize, steps: usize, min_noise_level: f64) -> DiffusionConfig {
+fn resshift_diffusion(scale: usize, steps: usize, min_noise_level: f64) -> DiffusionConfig {
     DiffusionConfig {
         scale,
         steps,
@@ -390,11 +390,11 @@ fn lcm(a: usize, b: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn presets() -> [OfficialConfig; 3] {
+    fn presets() -> [ResShiftConfig; 3] {
         [
-            OfficialConfig::realsr_x4(),
-            OfficialConfig::realsr_x4_s4(),
-            OfficialConfig::faceir(),
+            ResShiftConfig::realsr_x4(),
+            ResShiftConfig::realsr_x4_s4(),
+            ResShiftConfig::faceir(),
         ]
     }
 
@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn the_first_tensor_of_a_face_model_sees_128_features_of_the_image() {
-        let face = OfficialConfig::faceir();
+        let face = ResShiftConfig::faceir();
         let tensors = face.unet.tensors();
         let shape = |wanted: &str| &tensors.iter().find(|(name, _)| name == wanted).unwrap().1;
         assert_eq!(*shape("input_blocks.0.0.weight"), [160, 8 + 128, 3, 3]);
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_hostile_configuration_is_refused_before_it_builds_anything() {
-        let spoil: [fn(&mut OfficialConfig); 18] = [
+        let spoil: [fn(&mut ResShiftConfig); 18] = [
             |c| c.unet.image_size = 0,
             |c| c.unet.image_size = 12,
             |c| c.unet.model_channels = 100,
@@ -455,7 +455,7 @@ mod tests {
             |c| c.diffusion.min_noise_level = 5.0,
         ];
         for (i, spoil) in spoil.iter().enumerate() {
-            let mut config = OfficialConfig::realsr_x4();
+            let mut config = ResShiftConfig::realsr_x4();
             spoil(&mut config);
             assert!(config.check().is_err(), "{i}: {config:?}");
             if config.unet.check().is_err() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One step of the published real-world model, 64x64 to 256x256 pixels, beside PyTorch, in one run on the same cores.
 
-    benches/peers/official.py [--threads N] [--rounds N] [--side 64] [--device cuda] [--json OUT]
+    benches/peers/resshift.py [--threads N] [--rounds N] [--side 64] [--device cuda] [--json OUT]
 
 PyTorch runs the networks as plain modules, without compilation, in f32, on a CUDA device in f16, in the better of its two
 memory layouts. Weights are random, the same on both sides, and go from PyTorch to us in a file under target/peers; so do
@@ -342,7 +342,7 @@ def main():
     args = parser.parse_args()
     exe, threads = peers.python(), str(args.threads)
     peers.ENVIRONMENT.mkdir(parents=True, exist_ok=True)
-    file = peers.ENVIRONMENT / "official.safetensors"
+    file = peers.ENVIRONMENT / "resshift.safetensors"
 
     def run(side):
         out = subprocess.run(side, cwd=peers.ROOT, env=peers.environment(args), check=True, stdout=subprocess.PIPE, text=True)
@@ -351,7 +351,7 @@ def main():
     def torch(mode, layout):
         return run([exe, "-c", TORCH, threads, mode, file, layout, str(args.side)])
 
-    bench = peers.bench("official", args.device) + ["--json", "--threads", threads, "--weights", file]
+    bench = peers.bench("resshift", args.device) + ["--json", "--threads", threads, "--weights", file]
     if args.device != "cpu":
         bench += ["--steps", "20"]
     torch("save", "contiguous")

@@ -1,7 +1,7 @@
 //! How sizes of the input, the output and the latent go together, and how large tiles are.
 
 use super::{Options, Tile, tiles::Cut};
-use crate::{Error, Result, nn::official::OfficialConfig};
+use crate::{Error, Result, nn::resshift::ResShiftConfig};
 
 /// Sizes that belong to a model. All lengths are in pixels of the input unless they are said to be the latent's.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ const COMPOSED: usize = 4;
 const PLANES: u64 = 9;
 
 impl Geometry {
-    pub fn new(config: &OfficialConfig) -> Self {
+    pub fn new(config: &ResShiftConfig) -> Self {
         let (scale, factor) = (config.diffusion.scale, config.autoencoder.factor());
         // Pixels of the input that `latent` pixels of the latent make up, and as many more as it takes to be whole.
         let whole = |latent: usize| latent * factor / gcd(latent * factor, scale);
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     fn sides(tile: Tile, size: (usize, usize), available: u64) -> Result<(usize, usize)> {
-        let geometry = Geometry::new(&OfficialConfig::realsr_x4());
+        let geometry = Geometry::new(&ResShiftConfig::realsr_x4());
         let options = Options {
             tile,
             ..Options::default()
@@ -203,7 +203,7 @@ mod tests {
                 "{tile:?} {size:?}"
             );
         }
-        let faces = Geometry::new(&OfficialConfig::faceir());
+        let faces = Geometry::new(&ResShiftConfig::faceir());
         assert_eq!((faces.unit, faces.align), (512, 8));
         assert_eq!(faces.latent(500, 513), [8, 128, 64]);
     }

@@ -8,13 +8,13 @@ use candle_nn::VarBuilder;
 use super::*;
 use crate::{
     frame::{Colorimetry, Frame, Matrix, PixelFormat, Range},
-    nn::official::{AutoencoderConfig, UnetConfig},
+    nn::resshift::{AutoencoderConfig, UnetConfig},
     ops::cuda::{emulated, host},
 };
 
 /// The configuration of the fixtures.
-fn mini() -> OfficialConfig {
-    let mut config = OfficialConfig::realsr_x4();
+fn mini() -> ResShiftConfig {
+    let mut config = ResShiftConfig::realsr_x4();
     config.unet = UnetConfig {
         image_size: 16,
         model_channels: 32,
@@ -37,7 +37,7 @@ fn mini() -> OfficialConfig {
 }
 
 /// The smallest configuration that has every part: tiles are multiples of 8 pixels.
-fn tiny() -> OfficialConfig {
+fn tiny() -> ResShiftConfig {
     let mut config = mini();
     config.unet = UnetConfig {
         image_size: 8,
@@ -52,7 +52,7 @@ fn tiny() -> OfficialConfig {
 
 /// As the face models: no change of size, a latent of an eighth of it, and convolutions between it and the input. Tiles
 /// are multiples of 64 pixels.
-fn face() -> OfficialConfig {
+fn face() -> ResShiftConfig {
     let mut config = tiny();
     config.unet.lq_size = 64;
     config.unet.in_channels = 8;
@@ -64,7 +64,7 @@ fn face() -> OfficialConfig {
         embed_dim: 8,
         ..config.autoencoder
     };
-    config.diffusion = OfficialConfig::faceir().diffusion;
+    config.diffusion = ResShiftConfig::faceir().diffusion;
     config
 }
 
@@ -91,7 +91,7 @@ fn random(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     builder(weights.collect())
 }
 
-fn engine(config: &OfficialConfig) -> Engine {
+fn engine(config: &ResShiftConfig) -> Engine {
     let unet = Unet::new(&config.unet, random(config.unet.tensors())).unwrap();
     let autoencoder = &config.autoencoder;
     let autoencoder = Autoencoder::new(autoencoder, random(autoencoder.tensors())).unwrap();
@@ -196,21 +196,21 @@ fn one_step_gives_the_published_codes_image() {
 /// latent and the picture are looked at one by one: rounding changes the nearest code here and there, and with it the picture.
 #[test]
 fn composed_operators_give_the_published_codes_latent_and_image() {
-    assert_published(DType::F64, [1e-5, 1e-5]);
-    assert_published(DType::F16, [6e-3, 4e-3]);
-    assert_published(DType::BF16, [5e-2, 3e-2]);
+    assert_resshift(DType::F64, [1e-5, 1e-5]);
+    assert_resshift(DType::F16, [6e-3, 4e-3]);
+    assert_resshift(DType::BF16, [5e-2, 3e-2]);
 }
 
 /// The kernels for CUDA, their source executed on the CPU.
 #[test]
 fn cuda_kernels_give_the_published_codes_latent_and_image() {
     let before = host::launches();
-    emulated(|| assert_published(DType::F16, [6e-3, 4e-3]));
+    emulated(|| assert_resshift(DType::F16, [6e-3, 4e-3]));
     // Without fixtures nothing is.
     assert!(fixture("mini_rect").is_none() || host::launches() > before + 100);
 }
 
-fn assert_published(dtype: DType, limits: [f32; 2]) {
+fn assert_resshift(dtype: DType, limits: [f32; 2]) {
     let Some((engine, values)) = fixture_in("mini_rect", dtype) else {
         return;
     };

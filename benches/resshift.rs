@@ -1,8 +1,8 @@
 //! One step of the published real-world model, 64x64 to 256x256 pixels, with random weights: time by stage, and memory.
 //!
-//! `cargo bench --bench official [-- --threads N] [--json] [--weights FILE] [--steps N] [--side N] [--device cuda] [--cpu]`. On a
+//! `cargo bench --bench resshift [-- --threads N] [--json] [--weights FILE] [--steps N] [--side N] [--device cuda] [--cpu]`. On a
 //! CUDA device feature maps are f16. `--cpu` counts the time of all threads on the processor (Linux), which others on the
-//! machine hardly disturb. `benches/peers/official.py` runs this and PyTorch in turn on the weights and inputs of one file, and
+//! machine hardly disturb. `benches/peers/resshift.py` runs this and PyTorch in turn on the weights and inputs of one file, and
 //! compares the results.
 
 use std::{
@@ -19,7 +19,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use serde_json::{Value, json};
 use tadsr::{
     diffusion::Schedule,
-    nn::official::{Autoencoder, OfficialConfig, Unet, upsample_bicubic},
+    nn::resshift::{Autoencoder, ResShiftConfig, Unet, upsample_bicubic},
 };
 
 /// Tensors that are read from a safetensors file when they are asked for, so that the file is never in memory as a whole.
@@ -109,7 +109,7 @@ struct Networks {
 
 impl Networks {
     fn new(weights: Option<&'static Weights>, device: &Device) -> Result<Self> {
-        let config = OfficialConfig::realsr_x4();
+        let config = ResShiftConfig::realsr_x4();
         let builder = |part: &str| match weights {
             None => VarBuilder::from_backend(Box::new(Random), DType::F32, device.clone()),
             Some(w) => VarBuilder::from_backend(Box::new(w), DType::F32, device.clone()).pp(part),

@@ -1,4 +1,4 @@
-//! The published networks (ResShift, SinSR, TAD-SR) on a frame.
+//! The ResShift networks (published as ResShift, SinSR and TAD-SR) on a frame.
 //!
 //! The frame becomes planes of R'G'B', is padded by reflection to what the networks take, enlarged by bicubic
 //! interpolation and cut into tiles. Each tile is encoded, noise is added to its latent, the U-Net predicts the clean
@@ -32,7 +32,7 @@ use crate::{
         Component, FrameInfo, FrameMut, FrameRef,
         resample::{self, Axis, Kernel, Resampler},
     },
-    nn::official::{Autoencoder, OfficialConfig, Unet},
+    nn::resshift::{Autoencoder, ResShiftConfig, Unet},
     ops::PackedConv2d,
 };
 use geometry::Geometry;
@@ -41,7 +41,7 @@ use tiles::{Cut, crop, reflect_pad};
 /// Three planes, R, G and B, of rows without padding.
 pub type Planes = [Vec<f32>; 3];
 
-/// A published model ready for frames of any kind and size.
+/// A ResShift model ready for frames of any kind and size.
 pub struct Engine {
     unet: Unet,
     autoencoder: Autoencoder,
@@ -73,7 +73,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Tensor`] when the configuration makes no sense.
     pub fn new(
-        config: &OfficialConfig,
+        config: &ResShiftConfig,
         mut unet: Unet,
         mut autoencoder: Autoencoder,
     ) -> Result<Self> {

@@ -120,7 +120,7 @@ impl Autoencoder {
     }
 
     /// The image `[n, h f, w f, out_channels]`, about -1 .. 1, of the latent `[n, h, w, embed_dim]`; `quantize` replaces
-    /// every pixel of the latent by its nearest code first, as the published models do.
+    /// every pixel of the latent by its nearest code first, as the ResShift models do.
     ///
     /// # Errors
     /// When the shape does not fit.

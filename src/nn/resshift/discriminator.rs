@@ -7,9 +7,10 @@ use candle_core::{Result, Shape, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-pub use super::spectral::is_parameter;
-use super::{embedding::sinusoids, spectral::SpectralWeight};
-use crate::ops::{Activation, conv2d, group_norm, silu};
+use crate::{
+    nn::layers::{embedding::sinusoids, spectral::SpectralWeight},
+    ops::{Activation, conv2d, group_norm, silu},
+};
 
 /// Groups of the norm over a feature map.
 const FEATURE_GROUPS: usize = 32;
@@ -56,7 +57,7 @@ impl Discriminator {
     /// `vb`; spectral norms keep `weight_orig`, `weight_u` and `weight_v` as PyTorch does.
     ///
     /// Weights from a `VarMap` are trained; `weight_u` and `weight_v` must be left out of the optimiser's parameters
-    /// (see [`is_parameter`]) but kept in checkpoints.
+    /// (see [`crate::nn::layers::is_parameter`]) but kept in checkpoints.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape, or a count of channels does not fit the norms' groups.
@@ -293,6 +294,7 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
+    use crate::nn::layers::is_parameter;
 
     fn random(shape: impl Into<Shape>) -> Tensor {
         Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()

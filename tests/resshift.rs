@@ -1,4 +1,4 @@
-//! The published networks against values from the authors' network code on small random weights.
+//! The ResShift networks against values from the authors' network code on small random weights.
 
 use std::{collections::HashMap, path::PathBuf};
 
@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 use tadsr::{
     diffusion::{self, Schedule},
-    nn::official::{
+    nn::resshift::{
         Autoencoder, AutoencoderConfig, DiffusionConfig, Unet, UnetConfig, upsample_bicubic,
     },
 };

@@ -7,7 +7,7 @@
 // latent that begins further down. Where the residual of chroma grows to the frame's size, which looks across the border
 // of a band, the residual keeps a margin of one cell.
 
-#include "../../../ops/cuda/kernels/warp.cuh"
+#include "../../../../ops/cuda/kernels/warp.cuh"
 
 // ---- What the host passes (params.rs) ----
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Context, Engine};
 use crate::{
     Error, Result,
-    engine::cpu,
+    engine::lite::cpu,
     frame::{Component, Frame, FrameInfo, PixelFormat},
     model::LiteModel,
 };

@@ -2,7 +2,7 @@
 
 use super::NoiseField;
 
-/// How the published networks are run on a frame.
+/// How the ResShift networks are run on a frame.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// How much of the noise that the network was trained to start from is added to the latent, 0 to 1. Less noise

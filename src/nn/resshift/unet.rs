@@ -9,7 +9,7 @@ use super::{
     layers::{Conv, Linear, Norm, record},
     swin::SwinLayer,
 };
-use crate::nn::embedding::sinusoids;
+use crate::nn::layers::embedding::sinusoids;
 use crate::ops::{self, Activation};
 
 /// What the group norms of this network add to the variance.

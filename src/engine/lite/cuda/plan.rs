@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Result,
-    engine::{chroma, cpu},
+    engine::lite::{chroma, cpu},
     frame::{
         Component::{self as Kind, *},
         ComponentLayout, FrameInfo, FrameMut, FrameRef, PixelFormat, Quant,
