@@ -3,11 +3,11 @@
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
-use super::{
-    AutoencoderConfig,
-    layers::{Conv, Norm, record},
+use super::{AutoencoderConfig, config::GROUPS};
+use crate::{
+    nn::layers::{Conv, Norm, record},
+    ops::{self, Activation},
 };
-use crate::ops::{self, Activation};
 
 /// What the group norms of this network add to the variance.
 const EPS: f64 = 1e-6;
@@ -178,7 +178,7 @@ impl Encoder {
             levels,
             middle: Middle::new(c, vb.pp("mid"))?,
             out: (
-                Norm::new(c, EPS, vb.pp("norm_out"))?,
+                Norm::new(c, GROUPS, EPS, vb.pp("norm_out"))?,
                 Conv::new(c, config.z_channels, 3, vb.pp("conv_out"))?,
             ),
         })
@@ -230,7 +230,7 @@ impl Decoder {
             middle,
             levels,
             out: (
-                Norm::new(c, EPS, vb.pp("norm_out"))?,
+                Norm::new(c, GROUPS, EPS, vb.pp("norm_out"))?,
                 Conv::new(c, config.out_channels, 3, vb.pp("conv_out"))?,
             ),
         })
@@ -303,9 +303,9 @@ impl ResBlock {
     fn new(ci: usize, co: usize, vb: VarBuilder) -> Result<Self> {
         let skip = (ci != co).then(|| Conv::new(ci, co, 1, vb.pp("nin_shortcut")));
         Ok(Self {
-            norm1: Norm::new(ci, EPS, vb.pp("norm1"))?,
+            norm1: Norm::new(ci, GROUPS, EPS, vb.pp("norm1"))?,
             conv1: Conv::new(ci, co, 3, vb.pp("conv1"))?,
-            norm2: Norm::new(co, EPS, vb.pp("norm2"))?,
+            norm2: Norm::new(co, GROUPS, EPS, vb.pp("norm2"))?,
             conv2: Conv::new(co, co, 3, vb.pp("conv2"))?,
             skip: skip.transpose()?,
         })
@@ -343,7 +343,7 @@ impl Attention {
     fn new(c: usize, vb: VarBuilder) -> Result<Self> {
         let conv = |name: &str| Conv::new(c, c, 1, vb.pp(name));
         Ok(Self {
-            norm: Norm::new(c, EPS, vb.pp("norm"))?,
+            norm: Norm::new(c, GROUPS, EPS, vb.pp("norm"))?,
             qkv: vec![conv("q")?, conv("k")?, conv("v")?],
             proj_out: conv("proj_out")?,
         })

@@ -3,13 +3,13 @@
 //!
 //! It takes features as tensors and knows no teacher.
 
-use candle_core::{Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    nn::layers::{embedding::sinusoids, spectral::SpectralWeight},
-    ops::{Activation, conv2d, group_norm, silu},
+    nn::layers::{Linear, Norm, SpectralWeight, sinusoids},
+    ops::{Activation, conv2d, silu},
 };
 
 /// Groups of the norm over a feature map.
@@ -143,37 +143,15 @@ fn leaky_relu(x: &Tensor) -> Result<Tensor> {
     x.maximum(&(x * LEAKY_SLOPE)?)
 }
 
-/// What a norm, a linear layer and a convolution have in common.
-#[derive(Clone, Debug)]
-struct Affine {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Affine {
-    fn new(weight: impl Into<Shape>, bias: usize, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get(weight, "weight")?,
-            bias: vb.get(bias, "bias")?,
-        })
-    }
-
-    fn frozen(&self) -> Self {
-        Self {
-            weight: self.weight.detach(),
-            bias: self.bias.detach(),
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 struct Branch {
-    /// `[2c, e]` and `[2c]`: scale and shift from the time embedding.
-    time: Affine,
-    norm: Affine,
-    conv: Affine,
-    b0: (SpectralConv, Affine),
-    b1: (SpectralConv, Affine),
+    /// `[2c, e]`: scale and shift from the time embedding.
+    time: Linear,
+    norm: Norm,
+    /// Weight `[c, c, 3, 3]` and bias `[c]`.
+    conv: [Tensor; 2],
+    b0: (SpectralConv, Norm),
+    b1: (SpectralConv, Norm),
     cls: SpectralConv,
 }
 
@@ -184,12 +162,13 @@ impl Branch {
         let block = |name: &str, taps| -> Result<_> {
             let vb = head.pp(name);
             let conv = SpectralConv::new(c, c, taps, &vb.pp("0"))?;
-            Ok((conv, Affine::new(c, c, &vb.pp("1"))?))
+            Ok((conv, Norm::new(c, HEAD_GROUPS, NORM_EPS, vb.pp("1"))?))
         };
+        let conv = at("conv");
         Ok(Self {
-            time: Affine::new((2 * c, config.time_channels), 2 * c, &at("time"))?,
-            norm: Affine::new(c, c, &at("norm"))?,
-            conv: Affine::new((c, c, 3, 3), c, &at("conv"))?,
+            time: Linear::new(config.time_channels, 2 * c, at("time"))?,
+            norm: Norm::new(c, FEATURE_GROUPS, NORM_EPS, at("norm"))?,
+            conv: [conv.get((c, c, 3, 3), "weight")?, conv.get(c, "bias")?],
             b0: block("b0", 1)?,
             b1: block("b1", TAPS)?,
             cls: SpectralConv::new(c, config.logits, 1, &head.pp("cls"))?,
@@ -199,17 +178,8 @@ impl Branch {
     /// `[n, logits, h w]`
     fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
-        let time = time
-            .matmul(&self.time.weight.t()?)?
-            .broadcast_add(&self.time.bias)?;
-        let scale = (time.narrow(1, 0, c)? + 1.0)?;
-        let shift = time.narrow(1, c, c)?;
-        // The norm's own affine map and the modulation after it are one map for each sample.
-        let weight = scale.broadcast_mul(&self.norm.weight)?;
-        let bias = (scale.broadcast_mul(&self.norm.bias)? + shift)?;
-        let silu = Activation::Silu;
-        let x = group_norm(x, FEATURE_GROUPS, &weight, &bias, NORM_EPS, silu)?;
-        let (weight, bias) = (&self.conv.weight, &self.conv.bias);
+        let x = self.norm.modulated(x, &self.time.forward(time)?)?;
+        let [weight, bias] = &self.conv;
         let x = conv2d(&x, weight, bias, 1, 1, Activation::None)?;
         let x = block(&self.b0, &x.reshape((n, 1, h * w, c))?)?;
         let x = ((&x + block(&self.b1, &x)?)? * 0.5f64.sqrt())?;
@@ -221,11 +191,11 @@ impl Branch {
     }
 
     fn frozen(&self) -> Self {
-        let block = |(conv, norm): &(SpectralConv, Affine)| (conv.frozen(), norm.frozen());
+        let block = |(conv, norm): &(SpectralConv, Norm)| (conv.frozen(), norm.frozen());
         Self {
             time: self.time.frozen(),
             norm: self.norm.frozen(),
-            conv: self.conv.frozen(),
+            conv: self.conv.each_ref().map(Tensor::detach),
             b0: block(&self.b0),
             b1: block(&self.b1),
             cls: self.cls.frozen(),
@@ -234,16 +204,8 @@ impl Branch {
 }
 
 /// Convolution, norm, leaky ReLU on `[n, 1, l, c]`.
-fn block((conv, norm): &(SpectralConv, Affine), x: &Tensor) -> Result<Tensor> {
-    let (x, none) = (conv.forward(x)?, Activation::None);
-    leaky_relu(&group_norm(
-        &x,
-        HEAD_GROUPS,
-        &norm.weight,
-        &norm.bias,
-        NORM_EPS,
-        none,
-    )?)
+fn block((conv, norm): &(SpectralConv, Norm), x: &Tensor) -> Result<Tensor> {
+    leaky_relu(&norm.forward(&conv.forward(x)?, Activation::None)?)
 }
 
 /// A 1-d convolution with circular padding and a spectrally normalised kernel `[co, ci, taps]`.
@@ -290,7 +252,7 @@ impl SpectralConv {
 mod tests {
     use std::collections::HashMap;
 
-    use candle_core::{DType, Device, Var};
+    use candle_core::{DType, Device, Shape, Var};
     use candle_nn::VarMap;
 
     use super::*;

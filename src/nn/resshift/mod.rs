@@ -8,7 +8,6 @@ mod autoencoder;
 mod bicubic;
 mod config;
 mod discriminator;
-mod layers;
 mod swin;
 mod unet;
 

@@ -3,12 +3,11 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{
-    UnetConfig,
-    layers::{Conv, Norm},
-    unet::EPS,
+use super::{UnetConfig, config::GROUPS, unet::EPS};
+use crate::{
+    nn::layers::{Conv, Norm},
+    ops::{self, Activation},
 };
-use crate::ops::{self, Activation};
 
 /// Some blocks of windowed attention between two 1x1 convolutions.
 pub(super) struct SwinLayer {
@@ -72,9 +71,9 @@ impl Block {
         let dim = config.swin_embed_dim;
         let hidden = dim * config.mlp_ratio;
         Ok(Self {
-            norm1: Norm::new(dim, EPS, vb.pp("norm1"))?,
+            norm1: Norm::new(dim, GROUPS, EPS, vb.pp("norm1"))?,
             attention: WindowAttention::new(dim, config.heads(), window, shift, vb.pp("attn"))?,
-            norm2: Norm::new(dim, EPS, vb.pp("norm2"))?,
+            norm2: Norm::new(dim, GROUPS, EPS, vb.pp("norm2"))?,
             fc1: Conv::new(dim, hidden, 1, vb.pp("mlp.fc1"))?,
             fc2: Conv::new(hidden, dim, 1, vb.pp("mlp.fc2"))?,
         })

@@ -5,12 +5,13 @@ use candle_nn::VarBuilder;
 
 use super::{
     UnetConfig,
-    config::LQ_CHANNELS,
-    layers::{Conv, Linear, Norm, record},
+    config::{GROUPS, LQ_CHANNELS},
     swin::SwinLayer,
 };
-use crate::nn::layers::embedding::sinusoids;
-use crate::ops::{self, Activation};
+use crate::{
+    nn::layers::{Conv, Linear, Norm, record, sinusoids},
+    ops::{self, Activation},
+};
 
 /// What the group norms of this network add to the variance.
 pub(super) const EPS: f64 = 1e-5;
@@ -79,7 +80,7 @@ impl Unet {
             middle: middle(config, vb.pp("middle_block"))?,
             output_blocks: output_blocks(config, skips, vb.pp("output_blocks"))?,
             out: (
-                Norm::new(config.channels(0), EPS, vb.pp("out.0"))?,
+                Norm::new(config.channels(0), GROUPS, EPS, vb.pp("out.0"))?,
                 Conv::new(config.channels(0), config.out_channels, 3, vb.pp("out.2"))?,
             ),
             config: config.clone(),
@@ -384,10 +385,10 @@ impl ResBlock {
     fn new(config: &UnetConfig, ci: usize, co: usize, vb: VarBuilder) -> Result<Self> {
         let skip = (ci != co).then(|| Conv::new(ci, co, 1, vb.pp("skip_connection")));
         Ok(Self {
-            norm1: Norm::new(ci, EPS, vb.pp("in_layers.0"))?,
+            norm1: Norm::new(ci, GROUPS, EPS, vb.pp("in_layers.0"))?,
             conv1: Conv::new(ci, co, 3, vb.pp("in_layers.2"))?,
             time: Linear::new(4 * config.model_channels, 2 * co, vb.pp("emb_layers.1"))?,
-            norm2: Norm::new(co, EPS, vb.pp("out_layers.0"))?,
+            norm2: Norm::new(co, GROUPS, EPS, vb.pp("out_layers.0"))?,
             conv2: Conv::new(co, co, 3, vb.pp("out_layers.3"))?,
             skip: skip.transpose()?,
         })
@@ -397,10 +398,7 @@ impl ResBlock {
     fn forward(&self, x: Tensor, time: &Tensor) -> Result<Tensor> {
         let mut h = self.norm1.forward(&x, Activation::Silu)?;
         h = self.conv1.forward(&h)?;
-        let modulation = self.time.forward(time)?.chunk(2, 1)?;
-        h = self
-            .norm2
-            .forward_modulated(&h, &modulation[0], &modulation[1], Activation::Silu)?;
+        h = self.norm2.modulated(&h, &self.time.forward(time)?)?;
         let x = match &self.skip {
             Some(skip) => skip.forward(&x)?,
             None => x,

@@ -1,15 +1,12 @@
-//! The layers that both networks are made of.
+//! Square convolutions, for training and packed for inference.
 
-use std::sync::{Arc, Mutex};
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
 
-use candle_core::{DType, Device, Result, Shape, Tensor, bail};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-
-use super::config::GROUPS;
 use crate::ops::{self, Activation, PackedConv2d};
 
 /// A square convolution that keeps the size, halves it, or follows an upsampling.
-pub(super) struct Conv {
+pub struct Conv {
     weights: Weights,
     kind: Kind,
 }
@@ -26,7 +23,7 @@ enum Kind {
     Same,
     /// Stride 2 with `[pad, more]` zeros: `pad` all around, `more` below and to the right.
     Halving([usize; 2]),
-    /// Of the input upsampled twofold.
+    /// On the input upsampled twofold.
     Upsampling,
 }
 
@@ -64,13 +61,13 @@ impl Conv {
         ))
     }
 
-    /// With stride 2 and `[pad, more]` zeros: `pad` all around, `more` below and to the right.
+    /// Gives it stride 2 and `[pad, more]` zeros: `pad` all around, `more` below and to the right.
     pub fn halving(self, pad: [usize; 2]) -> Self {
         let kind = Kind::Halving(pad);
         Self { kind, ..self }
     }
 
-    /// Of the input upsampled twofold to the nearest pixel.
+    /// Lets it convolve its input upsampled twofold to the nearest pixel.
     pub fn upsampling(self) -> Self {
         let kind = Kind::Upsampling;
         Self { kind, ..self }
@@ -122,99 +119,5 @@ fn four_dimensions(weight: &Tensor) -> Result<Tensor> {
     match *weight.dims() {
         [co, ci] => weight.reshape((co, ci, 1, 1)),
         _ => Ok(weight.clone()),
-    }
-}
-
-/// A fully connected layer: `weight` `[outputs, inputs]`, `bias` `[outputs]`.
-pub(super) struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    pub fn new(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get((outputs, inputs), "weight")?,
-            bias: vb.get(outputs, "bias")?,
-        })
-    }
-
-    pub fn device(&self) -> &Device {
-        self.weight.device()
-    }
-
-    /// On vectors, `[n, inputs]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
-    }
-}
-
-/// Group norm with [`GROUPS`] groups.
-pub(super) struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl Norm {
-    pub fn new(channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get(channels, "weight")?,
-            bias: vb.get(channels, "bias")?,
-            eps,
-        })
-    }
-
-    pub fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        ops::group_norm(x, GROUPS, &self.weight, &self.bias, self.eps, activation)
-    }
-
-    /// Multiplies the normalised map by `1 + scale` and adds `shift`, both `[n, c]`, before the activation.
-    pub fn forward_modulated(
-        &self,
-        x: &Tensor,
-        scale: &Tensor,
-        shift: &Tensor,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let scale = (scale + 1.0)?;
-        let weight = scale.broadcast_mul(&self.weight)?;
-        let bias = (scale.broadcast_mul(&self.bias)? + shift)?;
-        ops::group_norm(x, GROUPS, &weight, &bias, self.eps, activation)
-    }
-}
-
-/// Names of tensors with their shapes.
-type Shapes = Vec<(String, Vec<usize>)>;
-
-/// The name and shape of every tensor that `build` asks of its [`VarBuilder`], in the order of asking.
-pub(super) fn record(build: impl FnOnce(VarBuilder)) -> Shapes {
-    let names = Arc::new(Mutex::new(Shapes::new()));
-    let recorder = Recorder(names.clone());
-    build(VarBuilder::from_backend(
-        Box::new(recorder),
-        DType::F32,
-        Device::Cpu,
-    ));
-    let mut names = names.lock().unwrap_or_else(|e| e.into_inner());
-    std::mem::take(&mut *names)
-}
-
-/// Gives zeros that take no memory, whatever their shape, and notes what was asked for.
-struct Recorder(Arc<Mutex<Shapes>>);
-
-impl SimpleBackend for Recorder {
-    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> Result<Tensor> {
-        let mut names = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        names.push((name.to_owned(), s.dims().to_vec()));
-        Tensor::zeros((), dtype, dev)?.broadcast_as(s)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        bail!("'{name}' was asked for without its shape")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
     }
 }
