@@ -32,6 +32,6 @@ mod upscaler;
 pub mod video;
 
 pub use device::Device;
-pub use engine::lite::cpu::Precision;
+pub use engine::Precision;
 pub use error::{Error, Result};
 pub use upscaler::{Observer, Upscaler};

@@ -9,7 +9,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use tadsr::{
-    engine::resshift::{Engine, Options, Tile},
+    engine::{Options, Tile, resshift::Runner},
     nn::resshift::{Autoencoder, ResShiftConfig, Unet},
 };
 
@@ -55,15 +55,15 @@ fn weights(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
 }
 
-fn engine(config: &ResShiftConfig) -> Engine {
+fn engine(config: &ResShiftConfig) -> Runner {
     let unet = Unet::new(&config.unet, weights(config.unet.tensors())).unwrap();
     let autoencoder = &config.autoencoder;
     let autoencoder = Autoencoder::new(autoencoder, weights(autoencoder.tensors())).unwrap();
-    Engine::new(config, unet, autoencoder).unwrap()
+    Runner::new(config, unet, autoencoder).unwrap()
 }
 
 /// The most that is taken beyond what is there before, in bytes, by a frame in one tile; and what was said.
-fn peak(engine: &mut Engine, width: usize, height: usize) -> (f64, f64) {
+fn peak(engine: &mut Runner, width: usize, height: usize) -> (f64, f64) {
     let options = Options {
         tile: Tile::Whole,
         ..Options::default()

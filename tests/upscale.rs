@@ -352,21 +352,19 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
 fn options_that_a_lite_model_does_not_have_are_refused_by_name() {
     let folder = Folder::new();
     scene(16, 16).save(folder.path("a.png")).unwrap();
-    for option in [
-        &["--steps", "15"][..],
-        &["--seed", "1"],
-        &["--noise", "0.5"],
-        &["--tile", "64"],
-        &["--tile-overlap", "8"],
-        &["--color-fix", "none"],
-        &["--noise-file", "n.safetensors"],
-        &["--save-noise", "n.safetensors"],
+    for (option, setting) in [
+        (["--steps", "15"], "steps"),
+        (["--seed", "1"], "seed"),
+        (["--noise", "0.5"], "noise"),
+        (["--tile", "64"], "tile size"),
+        (["--tile-overlap", "8"], "tile overlap"),
+        (["--color-fix", "none"], "colour fix"),
+        (["--noise-file", "n.safetensors"], "noise field"),
+        (["--save-noise", "n.safetensors"], "noise field"),
     ] {
-        let said = folder.fails(&[&["a.png", "b.png"], option].concat());
-        assert!(
-            said.contains(&format!("{}: only ResShift", option[0])),
-            "{said}"
-        );
+        let said = folder.fails(&[&["a.png", "b.png"][..], &option].concat());
+        let reason = format!("model 'tiny-x4' has no setting '{setting}'");
+        assert!(said.contains(&reason), "{option:?}: {said}");
     }
     assert!(!folder.path("b.png").exists());
 }

@@ -11,7 +11,7 @@ use std::{
 
 use tadsr::{
     Device, Error, Precision, Upscaler,
-    engine::resshift::{ColorFix, NoiseField, Tile},
+    engine::{ColorFix, NoiseField, Setting, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
     model::{self, Layer, LiteModel, Metadata, ResShiftMetadata},
     nn::{
@@ -57,7 +57,7 @@ fn component(frame: &Frame, c: Component) -> Vec<f32> {
 fn upscaled(frame: &Frame, scale: f64, strength: f32) -> Frame {
     let mut upscaler = Upscaler::load("", Device::Cpu).unwrap();
     upscaler.set_scale(scale).unwrap();
-    upscaler.set_strength(strength);
+    upscaler.set_strength(strength).unwrap();
     upscaler.upscale(frame).unwrap()
 }
 
@@ -274,7 +274,7 @@ fn rgb_and_444_video_are_treated_alike() {
     let (a, b) = (run(&rgb), run(&yuv));
     let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
     assert!(worst <= 3, "RGB and Y444 differ by {worst} of 255");
-    upscaler.set_strength(0.0);
+    upscaler.set_strength(0.0).unwrap();
     let base = upscaler.upscale(&rgb).unwrap().to_rgb8().unwrap();
     assert!(
         a.iter().zip(&base).any(|(a, b)| a.abs_diff(*b) > 8),
@@ -460,10 +460,10 @@ fn a_still_picture_stays_still_and_another_seed_changes_it() {
             "{threads} threads"
         );
     }
-    upscaler.set_seed(1);
+    upscaler.set_seed(1).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&still).unwrap()), first);
-    upscaler.set_seed(0);
-    upscaler.set_noise(0.0);
+    upscaler.set_seed(0).unwrap();
+    upscaler.set_noise(0.0).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&still).unwrap()), first);
 }
 
@@ -472,12 +472,12 @@ fn the_noise_of_a_frame_can_be_read_and_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
-    upscaler.set_seed(5);
+    upscaler.set_seed(5).unwrap();
     let made = bytes(&upscaler.upscale(&frame).unwrap());
     let noise = upscaler.noise_field(20, 9).unwrap();
     assert_eq!(noise.shape(), [3, 16, 24]);
-    upscaler.set_seed(6);
-    upscaler.set_noise_field(Some(noise));
+    upscaler.set_seed(6).unwrap();
+    upscaler.set_noise_field(Some(noise)).unwrap();
     assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), made);
     let other = picture(FrameInfo::new(PixelFormat::Rgb, 40, 9));
     assert!(matches!(upscaler.upscale(&other), Err(Error::Setting(_))));
@@ -502,19 +502,91 @@ fn settings_of_resshift_models_are_checked_and_take_effect() {
     upscaler.set_steps(2).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
     upscaler.set_steps(1).unwrap();
-    upscaler.set_color_fix(ColorFix::None);
+    upscaler.set_color_fix(ColorFix::None).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
-    upscaler.set_color_fix(ColorFix::Wavelet);
-    upscaler.set_tile(Tile::Side(16));
-    upscaler.set_tile_overlap(4);
+    upscaler.set_color_fix(ColorFix::Wavelet).unwrap();
+    upscaler.set_tile(Tile::Side(16)).unwrap();
+    upscaler.set_tile_overlap(4).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
-    upscaler.set_tile(Tile::Whole);
+    upscaler.set_tile(Tile::Whole).unwrap();
     assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
-    // Models for real time take no notice.
+}
+
+#[test]
+fn a_setting_that_a_model_lacks_is_an_error_that_changes_nothing() {
+    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
     let before = bytes(&tiny.upscale(&frame).unwrap());
-    tiny.set_steps(99).unwrap();
-    tiny.set_noise(0.0);
+    let field = NoiseField::seeded(3, 16, 24, 0);
+    for (setting, result) in [
+        (Setting::Noise, tiny.set_noise(0.5)),
+        (Setting::Seed, tiny.set_seed(1)),
+        (Setting::NoiseField, tiny.set_noise_field(Some(field))),
+        (Setting::Steps, tiny.set_steps(2)),
+        (Setting::Tile, tiny.set_tile(Tile::Whole)),
+        (Setting::TileOverlap, tiny.set_tile_overlap(0)),
+        (Setting::ColorFix, tiny.set_color_fix(ColorFix::None)),
+    ] {
+        let Err(Error::Setting(text)) = result else {
+            panic!("{setting}: {result:?}");
+        };
+        assert_eq!(text, format!("model 'tiny-x4' has no setting '{setting}'"));
+        assert!(!tiny.capabilities().has(setting));
+    }
+    assert_eq!(bytes(&tiny.upscale(&frame).unwrap()), before);
+}
+
+#[test]
+fn every_model_takes_every_default() {
+    let dir = tempfile::tempdir().unwrap();
+    for mut upscaler in [
+        Upscaler::load("tiny", Device::Cpu).unwrap(),
+        load(&resshift_model(&dir, 4)),
+    ] {
+        upscaler.set_strength(1.0).unwrap();
+        upscaler.set_precision(Precision::Auto).unwrap();
+        upscaler.set_noise(1.0).unwrap();
+        upscaler.set_seed(0).unwrap();
+        upscaler.set_noise_field(None).unwrap();
+        upscaler.set_steps(1).unwrap();
+        upscaler.set_tile(Tile::Auto).unwrap();
+        upscaler.set_tile_overlap(16).unwrap();
+        upscaler.set_color_fix(ColorFix::Wavelet).unwrap();
+    }
+}
+
+#[test]
+fn capabilities_are_those_of_the_model() {
+    let tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let lite = tiny.capabilities();
+    assert_eq!(lite.scales, [1.0, 4.0]);
+    assert_eq!(lite.settings, [Setting::Strength, Setting::Precision]);
+    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+    assert_eq!(lite.precisions, precisions);
+    assert!(!lite.pipelined && !lite.history);
+
+    let dir = tempfile::tempdir().unwrap();
+    let upscaler = load(&resshift_model(&dir, 4));
+    let resshift = upscaler.capabilities();
+    assert_eq!(
+        (resshift.scales, resshift.native_scale),
+        ([1.0, 4.0], Some(4.0))
+    );
+    assert!(
+        Setting::ALL
+            .iter()
+            .all(|(setting, _)| resshift.has(*setting))
+    );
+    assert_eq!(resshift.precisions, [Precision::F32]);
+    assert_eq!((resshift.max_steps, resshift.history), (Some(15), false));
+}
+
+#[test]
+fn a_reset_changes_nothing_for_models_without_history() {
+    let frame = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
+    let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let before = bytes(&tiny.upscale(&frame).unwrap());
+    tiny.reset();
     assert_eq!(bytes(&tiny.upscale(&frame).unwrap()), before);
 }
 

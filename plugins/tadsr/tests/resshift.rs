@@ -254,6 +254,24 @@ fn more_steps_than_the_model_has_fail_the_start_and_change_nothing_later() {
     );
 }
 
+#[test]
+fn a_setting_that_a_model_lacks_is_warned_of_once_and_frames_go_on() {
+    let input = raw("GRAY8", 8, 8);
+    let mut rig = Rig::with_caps(&[("noise", "0.5")], &input);
+    for (seed, setting) in [(0, "noise"), (1, "seed")] {
+        rig.element.set_property("seed", seed as u64);
+        for _ in 0..2 {
+            upscaled(&mut rig, &textured(&input));
+        }
+        let warning = rig.message(gst::MessageType::Warning).unwrap();
+        assert!(
+            warning.contains(&format!("has no setting '{setting}'")),
+            "{warning}"
+        );
+        assert!(rig.message(gst::MessageType::Warning).is_none());
+    }
+}
+
 /// No machine has what 32768 x 32768 pixels take in floating point.
 #[test]
 fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() {

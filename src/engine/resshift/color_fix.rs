@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::ColorFix;
+use crate::engine::ColorFix;
 
 /// Levels of the à-trous transform: what is as large as 2^5 pixels of the output or larger counts as colour.
 const LEVELS: u32 = 5;

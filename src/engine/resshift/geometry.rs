@@ -1,7 +1,11 @@
 //! How sizes of the input, the output and the latent go together, and how large tiles are.
 
-use super::{Options, Tile, tiles::Cut};
-use crate::{Error, Result, nn::resshift::ResShiftConfig};
+use super::tiles::Cut;
+use crate::{
+    Error, Result,
+    engine::{Options, Tile},
+    nn::resshift::ResShiftConfig,
+};
 
 /// Sizes that belong to a model. All lengths are in pixels of the input unless they are said to be the latent's.
 #[derive(Clone, Debug)]
@@ -94,7 +98,7 @@ impl Geometry {
         let pad = |len: usize| len.next_multiple_of(self.unit);
         let (whole_x, whole_y) = (pad(width), pad(height));
         let cut = |x: usize, y: usize| {
-            let cut = |len, side| Cut::new(len, side, options.overlap, self.align);
+            let cut = |len, side| Cut::new(len, side, options.tile_overlap, self.align);
             [cut(width, x), cut(height, y)]
         };
         let frame = self.frame_bytes(width, height);

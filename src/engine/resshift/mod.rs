@@ -9,22 +9,19 @@
 //! tiles, also on the memory that was free when the first frame of the size came.
 
 mod color_fix;
+mod engine;
 mod geometry;
 mod memory;
-mod noise;
-mod options;
 #[cfg(test)]
 mod tests;
 mod tiles;
 
-use std::ops::ControlFlow;
-
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-pub use noise::NoiseField;
-pub use options::{ColorFix, Options, Progress, Tile};
+pub use engine::ResShiftEngine;
 
+use super::{ColorFix, NoiseField, Observer, Options, Progress, Tile};
 use crate::{
     Error, Result,
     diffusion::{self, Schedule},
@@ -42,7 +39,7 @@ use tiles::{Cut, crop, reflect_pad};
 pub type Planes = [Vec<f32>; 3];
 
 /// A ResShift model ready for frames of any kind and size.
-pub struct Engine {
+pub struct Runner {
     unet: Unet,
     autoencoder: Autoencoder,
     schedule: Schedule,
@@ -67,7 +64,7 @@ struct Picture {
     cuts: [Cut; 2],
 }
 
-impl Engine {
+impl Runner {
     /// Takes networks over, which are on one device, and packs their weights, but for 16-bit maps on the CPU.
     ///
     /// # Errors
@@ -110,7 +107,7 @@ impl Engine {
         self.schedule.steps()
     }
 
-    /// The noise that a frame of `width` x `height` gets, before [`Options::noise`] weakens it.
+    /// Returns the noise that a frame of `width` x `height` gets, before [`Options::noise`] weakens it.
     pub fn noise(&self, width: usize, height: usize, options: &Options) -> NoiseField {
         let [channels, h, w] = self.geometry.latent(width, height);
         match &options.noise_field {
@@ -128,8 +125,8 @@ impl Engine {
         Ok(self.geometry.frame_bytes(width, height) + self.geometry.tile_bytes(&cuts))
     }
 
-    /// Upscales `src` into `dst`: `strength` 0 is bicubic interpolation, 1 what the networks make, and between is the
-    /// mean of both weighted so. A `dst` that is smaller than the networks' scale makes it is shrunk from there. Alpha is
+    /// Upscales `src` into `dst`: the mean of bicubic interpolation and the networks' result, weighted by
+    /// [`Options::strength`]. A `dst` that is smaller than the networks' scale makes it is shrunk from there. Alpha is
     /// interpolated. Runs on the current rayon pool.
     ///
     /// # Errors
@@ -139,10 +136,10 @@ impl Engine {
         &mut self,
         src: &FrameRef,
         dst: &mut FrameMut,
-        strength: f32,
         options: &Options,
         observer: Observer,
     ) -> Result<()> {
+        let strength = options.strength;
         let (from, to) = (*src.info(), *dst.info());
         let plain = |component| interpolated(src, component, &to);
         if strength <= 0.0 {
@@ -196,7 +193,7 @@ impl Engine {
         Ok(picture.finish(options.color_fix, (width * scale, height * scale), scale))
     }
 
-    /// How a frame is cut, once it is sure that the options fit it.
+    /// Checks that the options fit a frame, and cuts it.
     fn checked_cuts(&mut self, width: usize, height: usize, options: &Options) -> Result<[Cut; 2]> {
         let expected = self.geometry.latent(width, height);
         if let Some(field) = &options.noise_field
@@ -218,7 +215,7 @@ impl Engine {
     }
 
     fn cuts(&mut self, width: usize, height: usize, options: &Options) -> Result<[Cut; 2]> {
-        let key = (width, height, options.tile, options.overlap);
+        let key = (width, height, options.tile, options.tile_overlap);
         if let Some((known, cuts)) = &self.cuts
             && *known == key
         {
@@ -282,9 +279,6 @@ impl Engine {
         Err(Error::Setting(text))
     }
 }
-
-/// Called before every pass through a network and after the last; may stop the frame.
-pub type Observer<'a> = Option<&'a mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)>;
 
 /// Counts passes through the networks and tells the observer.
 struct Passes<'a> {

@@ -91,20 +91,20 @@ fn random(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     builder(weights.collect())
 }
 
-fn engine(config: &ResShiftConfig) -> Engine {
+fn engine(config: &ResShiftConfig) -> Runner {
     let unet = Unet::new(&config.unet, random(config.unet.tensors())).unwrap();
     let autoencoder = &config.autoencoder;
     let autoencoder = Autoencoder::new(autoencoder, random(autoencoder.tensors())).unwrap();
-    Engine::new(config, unet, autoencoder).unwrap()
+    Runner::new(config, unet, autoencoder).unwrap()
 }
 
 /// The networks and values of a fixture, where it is there.
-fn fixture(name: &str) -> Option<(Engine, HashMap<String, Tensor>)> {
+fn fixture(name: &str) -> Option<(Runner, HashMap<String, Tensor>)> {
     fixture_in(name, DType::F32)
 }
 
 /// The same with feature maps of type `dtype`.
-fn fixture_in(name: &str, dtype: DType) -> Option<(Engine, HashMap<String, Tensor>)> {
+fn fixture_in(name: &str, dtype: DType) -> Option<(Runner, HashMap<String, Tensor>)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     if !folder.exists() {
         eprintln!("skipped: no '{}'", folder.display());
@@ -121,7 +121,7 @@ fn fixture_in(name: &str, dtype: DType) -> Option<(Engine, HashMap<String, Tenso
     unet.set_dtype(dtype);
     autoencoder.set_dtype(dtype);
     Some((
-        Engine::new(&config, unet, autoencoder).unwrap(),
+        Runner::new(&config, unet, autoencoder).unwrap(),
         values.unwrap(),
     ))
 }
@@ -161,7 +161,7 @@ fn plain_options() -> Options {
     }
 }
 
-fn restore(engine: &mut Engine, rgb: &Planes, width: usize, options: &Options) -> Planes {
+fn restore(engine: &mut Runner, rgb: &Planes, width: usize, options: &Options) -> Planes {
     engine.restore(rgb.clone(), width, options, None).unwrap()
 }
 
@@ -301,10 +301,10 @@ fn tiles_leave_no_seams() {
     };
     let (w, h, side) = (80, 32, 48);
     let rgb = picture(w, h);
-    let mut tiled = |tile, overlap| {
+    let mut tiled = |tile, tile_overlap| {
         let options = Options {
             tile,
-            overlap,
+            tile_overlap,
             ..plain_options()
         };
         restore(&mut engine, &rgb, w, &options)
@@ -373,9 +373,9 @@ fn frame(info: FrameInfo, value: impl Fn(usize, usize) -> f32) -> Frame {
     frame
 }
 
-fn run(engine: &mut Engine, src: &Frame, to: (usize, usize), strength: f32, o: &Options) -> Frame {
+fn run(engine: &mut Runner, src: &Frame, to: (usize, usize), options: &Options) -> Frame {
     let mut dst = Frame::new(src.info().with_size(to.0, to.1)).unwrap();
-    let result = engine.run(&src.as_ref(), &mut dst.as_mut(), strength, o, None);
+    let result = engine.run(&src.as_ref(), &mut dst.as_mut(), options, None);
     result.unwrap();
     dst
 }
@@ -405,7 +405,7 @@ fn a_flat_colour_keeps_its_colour_in_every_format_matrix_and_size() {
                 color_fix: fix,
                 ..Options::default()
             };
-            let large = run(&mut engine(&tiny()), &flat, (4 * w, 4 * h), 1.0, &options);
+            let large = run(&mut engine(&tiny()), &flat, (4 * w, 4 * h), &options);
             for at in format.components() {
                 let (got, want) = (mean(&large, at.component), mean(&flat, at.component));
                 let what = format!("{format:?} {w}x{h} {fix:?} {:?}", at.component);
@@ -423,7 +423,7 @@ fn without_the_fix_the_networks_colours_come_through() {
     let flat = frame(FrameInfo::new(PixelFormat::Rgb, 8, 8), |c, _| {
         [0.7, 0.2, 0.3][c]
     });
-    let large = run(&mut engine(&tiny()), &flat, (32, 32), 1.0, &plain_options());
+    let large = run(&mut engine(&tiny()), &flat, (32, 32), &plain_options());
     assert!((mean(&large, Component::R) - 0.7).abs() > 0.05);
 }
 
@@ -434,13 +434,7 @@ fn ten_bits_are_not_rounded_to_eight() {
         info,
         |c, i| if c == 0 { 0.4 + i as f32 / 2000.0 } else { 0.0 },
     );
-    let large = run(
-        &mut engine(&tiny()),
-        &ramp,
-        (32, 32),
-        1.0,
-        &Options::default(),
-    );
+    let large = run(&mut engine(&tiny()), &ramp, (32, 32), &Options::default());
     let codes = large.plane(0).as_chunks::<2>().0;
     let fine = codes
         .iter()
@@ -459,9 +453,12 @@ fn strength_weighs_between_interpolation_and_the_networks() {
         }
     });
     let mut engine = engine(&tiny());
-    let options = Options::default();
     let mut at = |strength| {
-        let made = run(&mut engine, &src, (40, 24), strength, &options);
+        let options = Options {
+            strength,
+            ..Options::default()
+        };
+        let made = run(&mut engine, &src, (40, 24), &options);
         [Component::Y, Component::V].map(|c| made.as_ref().read_plane(c).unwrap())
     };
     let (none, half, full) = (at(0.0), at(0.5), at(1.0));
@@ -492,9 +489,9 @@ fn smaller_sizes_are_shrunk_from_the_networks_own() {
     });
     let mut engine = engine(&tiny());
     let options = plain_options();
-    let whole = run(&mut engine, &src, (48, 48), 1.0, &options);
+    let whole = run(&mut engine, &src, (48, 48), &options);
     for to in [(24, 24), (17, 30), (12, 12)] {
-        let small = run(&mut engine, &src, to, 1.0, &options);
+        let small = run(&mut engine, &src, to, &options);
         for c in [Component::R, Component::B] {
             assert!((mean(&small, c) - mean(&whole, c)).abs() < 0.01);
         }
@@ -516,10 +513,14 @@ fn a_face_model_works_at_the_size_of_its_input() {
             tile,
             ..Options::default()
         };
-        let made = run(&mut engine, &src, (w, h), 1.0, &options);
+        let made = run(&mut engine, &src, (w, h), &options);
         assert_ne!(made.plane(0), src.plane(0));
         assert!((mean(&made, Component::G) - mean(&src, Component::G)).abs() < 2.0 / 255.0);
-        let none = run(&mut engine, &src, (w, h), 0.0, &options);
+        let options = Options {
+            strength: 0.0,
+            ..options
+        };
+        let none = run(&mut engine, &src, (w, h), &options);
         assert_eq!(none.plane(0), src.plane(0));
     }
 }
@@ -529,7 +530,7 @@ fn the_same_frame_gives_the_same_picture_on_any_number_of_threads() {
     let rgb = picture(20, 10);
     let options = Options {
         tile: Tile::Side(16),
-        overlap: 4,
+        tile_overlap: 4,
         ..Options::default()
     };
     let made = [1, 2, 3].map(|threads| {
@@ -583,7 +584,7 @@ fn progress_counts_every_pass_and_a_break_stops_the_frame() {
     let mut engine = engine(&tiny());
     let options = Options {
         tile: Tile::Side(8),
-        overlap: 0,
+        tile_overlap: 0,
         steps: 2,
         ..Options::default()
     };

@@ -37,7 +37,7 @@
  * Interlaced video must be deinterlaced first.
  */
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     mem,
     ops::ControlFlow,
     sync::{
@@ -60,10 +60,7 @@ use gst_video::{
 };
 use tadsr::{
     Device, Error, Upscaler,
-    engine::{
-        lite::cuda::Times,
-        resshift::{self, Tile},
-    },
+    engine::{self, Setting, Tile, lite::cuda::Times},
     frame::{FrameInfo, FrameMut, FrameRef, MAX_SIDE, PixelFormat},
 };
 
@@ -124,26 +121,41 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Makes `upscaler` follow what may change from frame to frame.
-    ///
-    /// # Errors
-    /// When the model or the device does not have a setting; it keeps the one before, and takes the others.
-    fn apply(&self, upscaler: &mut Upscaler) -> tadsr::Result<()> {
-        upscaler.set_strength(self.strength as f32);
-        upscaler.set_noise(self.noise as f32);
-        upscaler.set_seed(self.seed);
-        upscaler.set_tile(match self.tile_size {
+    /// Sets on `upscaler` everything that may change from frame to frame. Returns the settings that it refuses, which
+    /// keep their value before.
+    fn apply(&self, upscaler: &mut Upscaler) -> Vec<(Setting, Error)> {
+        let tile = match self.tile_size {
             0 => Tile::Auto,
             side => Tile::Side(side as usize),
-        });
-        upscaler.set_tile_overlap(self.tile_overlap as usize);
-        upscaler.set_color_fix(match self.color_fix {
-            ColorFix::Wavelet => resshift::ColorFix::Wavelet,
-            ColorFix::Adain => resshift::ColorFix::Adain,
-            ColorFix::None => resshift::ColorFix::None,
-        });
-        let precision = upscaler.set_precision(self.precision.into());
-        upscaler.set_steps(self.steps as usize).and(precision)
+        };
+        let color_fix = match self.color_fix {
+            ColorFix::Wavelet => engine::ColorFix::Wavelet,
+            ColorFix::Adain => engine::ColorFix::Adain,
+            ColorFix::None => engine::ColorFix::None,
+        };
+        let results = [
+            (
+                Setting::Strength,
+                upscaler.set_strength(self.strength as f32),
+            ),
+            (
+                Setting::Precision,
+                upscaler.set_precision(self.precision.into()),
+            ),
+            (Setting::Noise, upscaler.set_noise(self.noise as f32)),
+            (Setting::Seed, upscaler.set_seed(self.seed)),
+            (Setting::Steps, upscaler.set_steps(self.steps as usize)),
+            (Setting::Tile, upscaler.set_tile(tile)),
+            (
+                Setting::TileOverlap,
+                upscaler.set_tile_overlap(self.tile_overlap as usize),
+            ),
+            (Setting::ColorFix, upscaler.set_color_fix(color_fix)),
+        ];
+        let refused = results
+            .into_iter()
+            .filter_map(|(setting, result)| Some((setting, result.err()?)));
+        refused.collect()
     }
 }
 
@@ -167,8 +179,8 @@ struct Loaded {
     model: String,
     /// The fallback is bicubic: the network's residual is left out.
     plain: bool,
-    /// What was told of settings that it does not have.
-    told: Option<String>,
+    /// Warnings of refused settings that were posted.
+    warned: HashSet<String>,
 }
 
 /// A frame in work: what came in, and what goes out in its place.
@@ -1035,7 +1047,7 @@ impl Loaded {
             upscaler: Box::new(upscaler),
             model: model.into(),
             plain,
-            told: None,
+            warned: HashSet::new(),
         }
     }
 
@@ -1248,7 +1260,12 @@ impl TadsrUpscale {
         };
         upscaler.set_threads(settings.threads as usize)?;
         upscaler.set_queue_depth(settings.queue_depth as usize);
-        settings.apply(&mut upscaler)?;
+        for (setting, err) in settings.apply(&mut upscaler) {
+            // A setting that the model lacks is warned of with the first frame.
+            if upscaler.capabilities().has(setting) {
+                return Err(err);
+            }
+        }
         let cancel = self.cancel.clone();
         upscaler.set_observer(Some(Box::new(move |_| {
             match cancel.load(Ordering::Relaxed) {
@@ -1508,23 +1525,22 @@ impl TadsrUpscale {
         })
     }
 
-    /// Makes the engine follow the properties. What it does not have is told once, and stays as it was.
+    /// Makes the engine follow the properties. A setting that it refuses stays as it was, with one warning.
     fn apply(&self, loaded: &mut Loaded) {
-        let settings = lock(&self.settings).clone();
-        let refused = settings.apply(&mut loaded.upscaler).err();
-        let refused = refused.map(|err| err.to_string());
-        if let Some(reason) = &refused
-            && refused != loaded.told
-        {
-            gst::element_imp_warning!(
-                self,
-                gst::LibraryError::Settings,
-                ("{reason}; it stays as it was")
-            );
-        }
-        loaded.told = refused;
+        let mut settings = lock(&self.settings).clone();
         if loaded.plain {
-            loaded.upscaler.set_strength(0.0);
+            settings.strength = 0.0;
+        }
+        for (_, err) in settings.apply(&mut loaded.upscaler) {
+            let reason = err.to_string();
+            // The model of the fallback was not asked for.
+            if !loaded.plain && loaded.warned.insert(reason.clone()) {
+                gst::element_imp_warning!(
+                    self,
+                    gst::LibraryError::Settings,
+                    ("{reason}; it stays as it was")
+                );
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFrameExt, VideoInfo};
 use tadsr::{
-    engine::resshift::NoiseField,
+    engine::NoiseField,
     model::{Precision, ResShiftMetadata},
     nn::resshift::ResShiftConfig,
 };

@@ -6,6 +6,7 @@
 
 mod calibrate;
 mod crew;
+mod engine;
 mod grids;
 mod network;
 mod planes;
@@ -16,22 +17,23 @@ mod tests;
 mod video;
 
 pub use calibrate::{Patches, calibrate};
-pub use precision::Precision;
+pub use engine::CpuEngine;
 
 use grids::Grids;
 use network::{Network, zeros};
 use planes::Planes;
 use video::Video;
 
+use super::foreign;
 use crate::{
-    Result,
+    Precision, Result,
     frame::{FrameInfo, FrameMut, FrameRef},
     model::LiteModel,
     nn::lite::latent::Grid,
 };
 
 /// A model ready for frames of one kind and size.
-pub struct Engine {
+pub struct Runner {
     src: FrameInfo,
     dst: FrameInfo,
     precision: Precision,
@@ -43,7 +45,7 @@ enum Way {
     Planes(Box<Planes>),
 }
 
-impl Engine {
+impl Runner {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only.
     ///
     /// # Errors
@@ -56,9 +58,10 @@ impl Engine {
         precision: Precision,
     ) -> Result<Self> {
         let precision = precision.resolve(model)?;
-        let way = match Video::serves(model, dst.format) {
-            true => Way::Video(Box::new(Video::new(model, &src, &dst, precision)?)),
-            false => Way::Planes(Box::new(Planes::new(model, src, dst, precision)?)),
+        let way = if Video::serves(model, dst.format) {
+            Way::Video(Box::new(Video::new(model, &src, &dst, precision)?))
+        } else {
+            Way::Planes(Box::new(Planes::new(model, src, dst, precision)?))
         };
         Ok(Self {
             src,
@@ -68,12 +71,12 @@ impl Engine {
         })
     }
 
-    /// Whether this plan is for frames `src` that become frames `dst`.
+    /// Returns `true` for frames `src` that become frames `dst`.
     pub fn fits(&self, src: &FrameInfo, dst: &FrameInfo) -> bool {
         self.src == *src && self.dst == *dst
     }
 
-    /// What the network is computed in: never [`Precision::Auto`].
+    /// Returns the precision, never [`Precision::Auto`].
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -84,9 +87,7 @@ impl Engine {
     /// [`crate::Error::Frame`] when the frames are not those that the plan is for.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if !self.fits(src.info(), dst.info()) {
-            return Err(crate::Error::Frame(
-                "the frame is not the one that the engine was built for".into(),
-            ));
+            return Err(foreign());
         }
         match &mut self.way {
             Way::Video(video) => video.run(src, dst, strength),

@@ -1,7 +1,8 @@
 //! Networks and whole frames beside the formulas, one layer and one plane after the other.
 
-use super::{Engine, Patches, Precision, calibrate, grids::Grids, network::Network, scale};
+use super::{Patches, Runner, calibrate, grids::Grids, network::Network, scale};
 use crate::{
+    Precision,
     frame::{
         Component::{self, *},
         FrameInfo, FrameMut, FrameRef, PixelFormat, Plane, PlaneMut, Range,
@@ -316,7 +317,7 @@ impl Case {
     fn run(&self, threads: usize, precision: Precision) -> Memory {
         let (src, dst) = (self.src, self.dst());
         let (frame, mut out) = (self.frame(), Memory::new(dst, self.padding[1]));
-        let mut engine = Engine::new(&self.model(), src, dst, precision).unwrap();
+        let mut engine = Runner::new(&self.model(), src, dst, precision).unwrap();
         assert_eq!(engine.precision(), precision);
         on_threads(threads, || {
             // Twice, because the second frame finds what the first has left.

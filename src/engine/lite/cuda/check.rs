@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Context, Engine};
+use super::{Context, Runner};
 use crate::{
-    Error, Result,
+    Error, Precision, Result,
     engine::lite::cpu,
     frame::{Component, Frame, FrameInfo, PixelFormat},
     model::LiteModel,
@@ -33,9 +33,9 @@ fn check_format(context: &Arc<Context>, model: &LiteModel, format: PixelFormat) 
     let dst = src.info().with_size(side(SIZE.0), side(SIZE.1));
 
     let mut got = Frame::new(dst)?;
-    Engine::new(context, model, *src.info(), dst, 1)?.run(&src.as_ref(), &mut got.as_mut(), 1.0)?;
+    Runner::new(context, model, *src.info(), dst, 1)?.run(&src.as_ref(), &mut got.as_mut(), 1.0)?;
     let mut want = Frame::new(dst)?;
-    cpu::Engine::new(model, *src.info(), dst, cpu::Precision::F32)?.run(
+    cpu::Runner::new(model, *src.info(), dst, Precision::F32)?.run(
         &src.as_ref(),
         &mut want.as_mut(),
         1.0,

@@ -10,6 +10,7 @@ mod check;
 pub mod driver;
 #[cfg(any(test, feature = "emulator"))]
 pub mod emulator;
+mod engine;
 mod owned;
 mod params;
 mod plan;
@@ -24,9 +25,11 @@ use std::{
 
 pub use driver::{Address, Rows};
 use driver::{Driver, Event, Fault, Function, Graph, Stream};
+pub use engine::CudaEngine;
 use owned::{Memory, Owned, Pinned};
 use plan::Plan;
 
+use super::foreign;
 use crate::{
     Error, Result,
     frame::{FrameInfo, FrameMut, FrameRef},
@@ -210,7 +213,7 @@ pub struct Times {
 }
 
 /// A model ready for frames of one kind and size, on one device.
-pub struct Engine {
+pub struct Runner {
     src: FrameInfo,
     dst: FrameInfo,
     /// Frames in flight, oldest first.
@@ -270,11 +273,11 @@ impl Flight {
     }
 }
 
-/// The planes of a frame in the device's memory, in the order of its format, for [`Engine::submit_device`] and
-/// [`Engine::receive_device`].
+/// The planes of a frame in the device's memory, in the order of its format, for [`Runner::submit_device`] and
+/// [`Runner::receive_device`].
 pub type DevicePlanes<'a> = &'a [Rows];
 
-impl Engine {
+impl Runner {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, up to `depth` at a time
     /// (at least 1). Where the device has not enough memory for a frame at once, it is computed in bands of rows, with
     /// the same result.
@@ -375,7 +378,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether this plan is for frames `src` that become frames `dst`.
+    /// Returns `true` for frames `src` that become frames `dst`.
     pub fn fits(&self, src: &FrameInfo, dst: &FrameInfo) -> bool {
         self.src == *src && self.dst == *dst
     }
@@ -631,14 +634,10 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl Drop for Runner {
     fn drop(&mut self) {
         self.flush();
     }
-}
-
-fn foreign() -> Error {
-    Error::Frame("the frame is not the one that the engine was built for".into())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::{emulator::Fake, *};
 use crate::{
+    Precision,
     engine::lite::cpu,
     frame::{Component, Frame, PixelFormat},
     model::{Layer, Metadata},
@@ -78,7 +79,7 @@ fn frame(format: PixelFormat, width: usize, height: usize, seed: u32) -> Frame {
 
 fn on_the_cpu(model: &LiteModel, src: &Frame, dst: FrameInfo, strength: f32) -> Frame {
     let mut out = Frame::new(dst).unwrap();
-    let mut engine = cpu::Engine::new(model, *src.info(), dst, cpu::Precision::F32).unwrap();
+    let mut engine = cpu::Runner::new(model, *src.info(), dst, Precision::F32).unwrap();
     engine
         .run(&src.as_ref(), &mut out.as_mut(), strength)
         .unwrap();
@@ -122,7 +123,7 @@ fn every_format_comes_out_as_on_the_cpu() {
         for model in [&luma, &yuv] {
             let src = frame(format, 23, 13, 7);
             let dst = src.info().with_size(47, 26);
-            let mut engine = Engine::new(&context, model, *src.info(), dst, 1).unwrap();
+            let mut engine = Runner::new(&context, model, *src.info(), dst, 1).unwrap();
             for strength in [1.0, 0.3, 0.0] {
                 let want = on_the_cpu(model, &src, dst, strength);
                 let mut got = Frame::new(dst).unwrap();
@@ -163,7 +164,7 @@ fn networks_of_all_widths_come_out_as_on_the_cpu() {
         let model = model(architecture, LatentKind::Yuv, r, channels, depth);
         let src = frame(PixelFormat::Nv12, 35, 11, 3);
         let dst = src.info().with_size(140, 43);
-        let mut engine = Engine::new(&context, &model, *src.info(), dst, 1).unwrap();
+        let mut engine = Runner::new(&context, &model, *src.info(), dst, 1).unwrap();
         let mut got = Frame::new(dst).unwrap();
         engine.run(&src.as_ref(), &mut got.as_mut(), 1.0).unwrap();
         let far = difference(&got, &on_the_cpu(&model, &src, dst, 1.0));
@@ -182,8 +183,8 @@ fn frames_in_flight_come_back_in_order_and_unmixed() {
         .map(|seed| frame(PixelFormat::I420, 24, 16, seed))
         .collect();
     let (src, dst) = (*frames[0].info(), frames[0].info().with_size(48, 32));
-    let mut engine = Engine::new(&context, &model, src, dst, 3).unwrap();
-    let mut alone = Engine::new(&context, &model, src, dst, 1).unwrap();
+    let mut engine = Runner::new(&context, &model, src, dst, 3).unwrap();
+    let mut alone = Runner::new(&context, &model, src, dst, 1).unwrap();
     let mut got = Vec::new();
     for frame in &frames {
         if engine.in_flight() == engine.depth() {
@@ -206,7 +207,7 @@ fn frames_in_flight_come_back_in_order_and_unmixed() {
     assert_eq!(got.len(), frames.len());
 }
 
-fn receive(engine: &mut Engine, dst: FrameInfo) -> Frame {
+fn receive(engine: &mut Runner, dst: FrameInfo) -> Frame {
     let mut out = Frame::new(dst).unwrap();
     engine.receive(&mut out.as_mut()).unwrap();
     out
@@ -217,7 +218,7 @@ fn a_frame_costs_a_copy_each_way_and_one_graph() {
     let fake = Fake::new((9, 0), PLENTY);
     let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
     let dst = src.info().with_size(48, 32);
-    let mut engine = Engine::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
     let setup = fake.log();
     let count = |log: &[String], call: &str| log.iter().filter(|c| *c == call).count();
     // One for either frame in flight.
@@ -243,7 +244,7 @@ fn too_little_memory_means_bands_with_the_same_result() {
         let mut results = Vec::new();
         for memory in [PLENTY, some, little] {
             let fake = Fake::new((8, 6), memory);
-            let mut engine = Engine::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
+            let mut engine = Runner::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
             let mut out = Frame::new(dst).unwrap();
             engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
             assert!(engine.memory() <= memory);
@@ -261,7 +262,7 @@ fn too_little_memory_means_bands_with_the_same_result() {
     let (model, src) = (small(), frame(PixelFormat::I420, 20, 130, 1));
     let dst = src.info().with_size(40, 260);
     let fake = Fake::new((8, 6), 50_000);
-    let error = Engine::new(&context(&fake), &model, *src.info(), dst, 1)
+    let error = Runner::new(&context(&fake), &model, *src.info(), dst, 1)
         .err()
         .unwrap();
     assert!(
@@ -317,7 +318,7 @@ fn the_driver_s_library_is_used_as_it_asks() {
     context.check(&model).unwrap();
     let dst = src.info().with_size(48, 32);
     let want = on_the_cpu(&model, &src, dst, 1.0);
-    let mut engine = Engine::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
     for _ in 0..2 {
         engine.submit(&src.as_ref(), 1.0).unwrap();
     }
@@ -363,7 +364,7 @@ fn too_little_memory_of_the_host_is_told_at_once() {
     fake.fail(driver::HOST_ALLOC, 1, driver::OUT_OF_MEMORY);
     let src = FrameInfo::new(PixelFormat::I420, 20, 130);
     let dst = src.with_size(40, 260);
-    let error = Engine::new(&context, &small(), src, dst, 1).err().unwrap();
+    let error = Runner::new(&context, &small(), src, dst, 1).err().unwrap();
     assert!(
         matches!(&error, Error::Memory(text) if text.contains("host")),
         "{error}"
@@ -426,7 +427,7 @@ fn whatever_fails_is_told_and_leaves_nothing_behind() {
             fake.fail(call, after, 719);
             let run = || -> Result<()> {
                 let context = Context::new(fake.clone())?;
-                let mut engine = Engine::new(&context, &model, *src.info(), dst, 2)?;
+                let mut engine = Runner::new(&context, &model, *src.info(), dst, 2)?;
                 let mut out = Frame::new(dst)?;
                 engine.run(&src.as_ref(), &mut out.as_mut(), 1.0)
             };
@@ -447,7 +448,7 @@ fn after_a_failed_frame_the_next_one_may_be_sent() {
     let fake = Fake::new((8, 0), PLENTY);
     let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
     let dst = src.info().with_size(48, 32);
-    let mut engine = Engine::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
     let mut out = Frame::new(dst).unwrap();
     engine.submit(&src.as_ref(), 1.0).unwrap();
     fake.fail("launch_graph", 0, 1);
@@ -472,7 +473,7 @@ fn what_does_not_fit_is_refused_with_a_reason() {
 
     let context = context(&Fake::new((8, 0), PLENTY));
     let src = frame(PixelFormat::I420, 8, 8, 0);
-    let mut engine = Engine::new(
+    let mut engine = Runner::new(
         &context,
         &small(),
         *src.info(),
@@ -548,7 +549,7 @@ fn frames_in_the_device_s_memory_are_those_of_the_host() {
     for format in PixelFormat::ALL {
         let src = frame(format, 23, 13, 7);
         let dst = src.info().with_size(46, 26);
-        let mut engine = Engine::new(&context, &small(), *src.info(), dst, 2).unwrap();
+        let mut engine = Runner::new(&context, &small(), *src.info(), dst, 2).unwrap();
         let mut want = Frame::new(dst).unwrap();
         engine.run(&src.as_ref(), &mut want.as_mut(), 0.8).unwrap();
 
