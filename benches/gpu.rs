@@ -15,9 +15,13 @@ use std::{
 
 use tadsr::{
     Precision,
-    engine::lite::{
-        cpu,
-        cuda::{Address, Context, Rows, Runner, Times, driver::Stream},
+    cuda::driver::{Address, Rows, Stream},
+    engine::{
+        Times,
+        lite::{
+            cpu,
+            cuda::{Context, Runner},
+        },
     },
     frame::{Frame, FrameInfo, PixelFormat},
     nn::lite::StudentConfig,

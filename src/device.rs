@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Error, Result, engine::lite::cuda::driver};
+use crate::{Error, Result, cuda::driver};
 
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

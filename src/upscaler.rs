@@ -4,10 +4,10 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     Device, Error, Precision, Result,
+    cuda::DevicePlanes,
     engine::{
-        self, Capabilities, ColorFix, Engine, NoiseField, Options, Progress, Setting, Tile,
-        larger_scale,
-        lite::cuda::{Context, DevicePlanes, Times},
+        self, Capabilities, ColorFix, Engine, NoiseField, Options, Progress, Setting, Tile, Times,
+        larger_scale, lite::cuda::Context,
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef},
     model::Model,

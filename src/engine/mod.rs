@@ -16,10 +16,11 @@ pub use precision::Precision;
 
 use crate::{
     Device, Error, Result,
+    cuda::DevicePlanes,
     frame::{FrameInfo, FrameMut, FrameRef},
     model::Model,
 };
-use lite::cuda::{Context, DevicePlanes, Times};
+use lite::cuda::Context;
 
 /// A model that upscales frames on a device.
 ///
@@ -135,6 +136,14 @@ fn one_by_one() -> Error {
 
 fn none_in_flight() -> Error {
     Error::Setting("no frame is in flight".into())
+}
+
+/// Milliseconds that each of a frame's steps took by the device's own clock, without what they waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    pub upload: f32,
+    pub compute: f32,
+    pub download: f32,
 }
 
 /// Abilities of an engine.

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use candle_core::{Device, DeviceLocation};
 
-use crate::engine::lite::cuda::driver;
+use crate::cuda::driver;
 
 /// What is assumed where the system does not tell: on anything but Linux.
 const UNKNOWN: u64 = 4 << 30;

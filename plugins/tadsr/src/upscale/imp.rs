@@ -60,7 +60,7 @@ use gst_video::{
 };
 use tadsr::{
     Device, Error, Upscaler,
-    engine::{self, Setting, Tile, lite::cuda::Times},
+    engine::{self, Setting, Tile, Times},
     frame::{FrameInfo, FrameMut, FrameRef, MAX_SIDE, PixelFormat},
 };
 

@@ -4,7 +4,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use tadsr::engine::lite::cuda::Times;
+use tadsr::engine::Times;
 
 /// What the property `stats` tells, since the element was started.
 #[derive(Default)]

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Context, DevicePlanes, Runner, Times};
+use super::{Context, Runner};
 use crate::{
     Error, Result,
+    cuda::DevicePlanes,
     engine::{
-        Capabilities, Engine, Observer, Options, Precision, larger_scale,
+        Capabilities, Engine, Observer, Options, Precision, Times, larger_scale,
         lite::{Models, foreign},
         none_in_flight,
     },

@@ -1,17 +1,14 @@
 //! The plan on a CUDA device, with nothing but the NVIDIA driver.
 //!
-//! [`driver`] is the little of the driver's interface that is used, found at run time; the kernels are compiled beforehand
-//! for every generation since Turing (`scripts/kernels.sh`) and embedded. What a frame goes through is made once as
-//! a graph; several frames may be in flight, copied to and from the device while another one is computed.
+//! The kernels are compiled beforehand for every generation since Turing (`scripts/kernels.sh`) and embedded. What a frame
+//! goes through is made once as a graph; several frames may be in flight, copied to and from the device while another one is computed.
 //!
 //! The arithmetic is that of the CPU's plan but for f16 weights and feature maps, summed in f32.
 
 mod check;
-pub mod driver;
 #[cfg(any(test, feature = "emulator"))]
-pub mod emulator;
+pub mod emulated;
 mod engine;
-mod owned;
 mod params;
 mod plan;
 mod program;
@@ -23,15 +20,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-pub use driver::{Address, Rows};
-use driver::{Driver, Event, Fault, Function, Graph, Stream};
 pub use engine::CudaEngine;
-use owned::{Memory, Owned, Pinned};
 use plan::Plan;
 
 use super::foreign;
+#[cfg(any(test, feature = "emulator"))]
+use crate::cuda::emulator;
 use crate::{
     Error, Result,
+    cuda::{
+        DevicePlanes,
+        driver::{self, Driver, Event, Fault, Function, Graph, Stream},
+        owned::{Memory, Owned, Pinned},
+    },
+    engine::Times,
     frame::{FrameInfo, FrameMut, FrameRef},
     model::LiteModel,
 };
@@ -42,7 +44,11 @@ struct Image<T: ?Sized>(T);
 
 macro_rules! image {
     ($name:literal) => {{
-        static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!("kernels/student.", $name)));
+        static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/prebuilt/cuda/student.",
+            $name
+        )));
         IMAGE
     }};
 }
@@ -204,14 +210,6 @@ impl Context {
     }
 }
 
-/// Milliseconds that each of a frame's steps took by the device's own clock, without what they waited for.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Times {
-    pub upload: f32,
-    pub compute: f32,
-    pub download: f32,
-}
-
 /// A model ready for frames of one kind and size, on one device.
 pub struct Runner {
     src: FrameInfo,
@@ -272,10 +270,6 @@ impl Flight {
         })
     }
 }
-
-/// The planes of a frame in the device's memory, in the order of its format, for [`Runner::submit_device`] and
-/// [`Runner::receive_device`].
-pub type DevicePlanes<'a> = &'a [Rows];
 
 impl Runner {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, up to `depth` at a time

@@ -3,12 +3,10 @@
 
 use half::f16;
 
-use super::{
-    driver::{Address, Rows},
-    params::{Component, NO_SLOT, Samples, Slot, Source},
-};
+use super::params::{Component, NO_SLOT, Samples, Slot, Source};
 use crate::{
     Result,
+    cuda::driver::{Address, Rows},
     engine::lite::{chroma, cpu},
     frame::{
         Component::{self as Kind, *},

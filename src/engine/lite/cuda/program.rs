@@ -1,12 +1,13 @@
 //! What is launched for a frame, in order.
 
-use crate::ops::cuda::Params;
-
 use super::{
     Context,
-    driver::{Address, Function, Shape},
     params::{Component, Conv, Frame, Samples, Source},
     plan::Plan,
+};
+use crate::{
+    cuda::driver::{Address, Function, Shape},
+    ops::cuda::Params,
 };
 
 /// What a block of the convolution makes (`kernels/student.cu`): rows, columns; a thread for each of a warp a row.

@@ -1,6 +1,10 @@
-use super::{emulator::Fake, *};
+use super::*;
 use crate::{
     Precision,
+    cuda::{
+        driver::{Address, Rows},
+        emulator::Fake,
+    },
     engine::lite::cpu,
     frame::{Component, Frame, PixelFormat},
     model::{Layer, Metadata},
@@ -114,8 +118,8 @@ fn difference(a: &Frame, b: &Frame) -> u32 {
 
 #[test]
 fn every_format_comes_out_as_on_the_cpu() {
-    let fake = Fake::new((8, 0), PLENTY);
-    fake.check_source();
+    let fake = emulated::device((8, 0), PLENTY);
+    fake.set_kernels(emulated::checked);
     let context = context(&fake);
     let luma = model(Architecture::Plain, LatentKind::Luma, 2, 16, 2);
     let yuv = small();
@@ -151,8 +155,8 @@ fn every_format_comes_out_as_on_the_cpu() {
 
 #[test]
 fn networks_of_all_widths_come_out_as_on_the_cpu() {
-    let fake = Fake::new((7, 5), PLENTY);
-    fake.check_source();
+    let fake = emulated::device((7, 5), PLENTY);
+    fake.set_kernels(emulated::checked);
     let context = context(&fake);
     let cases = [
         (Architecture::Residual, 4, 64, 2),
@@ -177,7 +181,7 @@ fn networks_of_all_widths_come_out_as_on_the_cpu() {
 
 #[test]
 fn frames_in_flight_come_back_in_order_and_unmixed() {
-    let fake = Fake::new((8, 0), PLENTY);
+    let fake = emulated::device((8, 0), PLENTY);
     let (context, model) = (context(&fake), small());
     let frames: Vec<Frame> = (0..5)
         .map(|seed| frame(PixelFormat::I420, 24, 16, seed))
@@ -215,7 +219,7 @@ fn receive(engine: &mut Runner, dst: FrameInfo) -> Frame {
 
 #[test]
 fn a_frame_costs_a_copy_each_way_and_one_graph() {
-    let fake = Fake::new((9, 0), PLENTY);
+    let fake = emulated::device((9, 0), PLENTY);
     let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
     let dst = src.info().with_size(48, 32);
     let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
@@ -243,7 +247,7 @@ fn too_little_memory_means_bands_with_the_same_result() {
         let dst = src.info().with_size(40, 260);
         let mut results = Vec::new();
         for memory in [PLENTY, some, little] {
-            let fake = Fake::new((8, 6), memory);
+            let fake = emulated::device((8, 6), memory);
             let mut engine = Runner::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
             let mut out = Frame::new(dst).unwrap();
             engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
@@ -261,7 +265,7 @@ fn too_little_memory_means_bands_with_the_same_result() {
 
     let (model, src) = (small(), frame(PixelFormat::I420, 20, 130, 1));
     let dst = src.info().with_size(40, 260);
-    let fake = Fake::new((8, 6), 50_000);
+    let fake = emulated::device((8, 6), 50_000);
     let error = Runner::new(&context(&fake), &model, *src.info(), dst, 1)
         .err()
         .unwrap();
@@ -359,7 +363,7 @@ fn the_driver_s_library_is_used_as_it_asks() {
 /// Bands would not take less of it.
 #[test]
 fn too_little_memory_of_the_host_is_told_at_once() {
-    let fake = Fake::new((8, 6), PLENTY);
+    let fake = emulated::device((8, 6), PLENTY);
     let context = context(&fake);
     fake.fail(driver::HOST_ALLOC, 1, driver::OUT_OF_MEMORY);
     let src = FrameInfo::new(PixelFormat::I420, 20, 130);
@@ -423,7 +427,7 @@ fn whatever_fails_is_told_and_leaves_nothing_behind() {
     let dst = src.info().with_size(48, 32);
     for call in calls {
         for after in 0..3 {
-            let fake = Fake::new((8, 0), PLENTY);
+            let fake = emulated::device((8, 0), PLENTY);
             fake.fail(call, after, 719);
             let run = || -> Result<()> {
                 let context = Context::new(fake.clone())?;
@@ -445,7 +449,7 @@ fn whatever_fails_is_told_and_leaves_nothing_behind() {
 
 #[test]
 fn after_a_failed_frame_the_next_one_may_be_sent() {
-    let fake = Fake::new((8, 0), PLENTY);
+    let fake = emulated::device((8, 0), PLENTY);
     let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
     let dst = src.info().with_size(48, 32);
     let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
@@ -467,11 +471,11 @@ fn after_a_failed_frame_the_next_one_may_be_sent() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_a_reason() {
-    let fake = Fake::new((7, 0), PLENTY);
+    let fake = emulated::device((7, 0), PLENTY);
     let error = Context::new(fake).err().unwrap();
     assert!(error.to_string().contains("7.5"), "{error}");
 
-    let context = context(&Fake::new((8, 0), PLENTY));
+    let context = context(&emulated::device((8, 0), PLENTY));
     let src = frame(PixelFormat::I420, 8, 8, 0);
     let mut engine = Runner::new(
         &context,
@@ -489,7 +493,7 @@ fn what_does_not_fit_is_refused_with_a_reason() {
 
 #[test]
 fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
-    let fake = Fake::new((8, 0), PLENTY);
+    let fake = emulated::device((8, 0), PLENTY);
     fake.plug();
     let ordinal = fake.info().ordinal;
     let open = || Context::open(ordinal).unwrap();
@@ -503,7 +507,7 @@ fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
 
 #[test]
 fn another_library_s_context_is_kept_as_long_as_somebody_uses_it() {
-    let fake = Fake::new((8, 0), PLENTY);
+    let fake = emulated::device((8, 0), PLENTY);
     fake.plug();
     let ordinal = fake.info().ordinal;
     let mut theirs = [0u8; 2];
@@ -543,7 +547,7 @@ fn rows_of(block: &mut [u8], planes: &[[usize; 4]]) -> Vec<Rows> {
 
 #[test]
 fn frames_in_the_device_s_memory_are_those_of_the_host() {
-    let fake = Fake::new((8, 0), PLENTY);
+    let fake = emulated::device((8, 0), PLENTY);
     fake.admit_guests();
     let context = context(&fake);
     for format in PixelFormat::ALL {

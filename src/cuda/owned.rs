@@ -5,14 +5,14 @@ use std::{ops::Deref, ptr::NonNull, sync::Arc};
 use super::driver::{Address, Driver, Event, Graph, Module, Result, Stream};
 
 /// A handle and how it is released.
-pub(super) struct Owned<T: Copy> {
+pub struct Owned<T: Copy> {
     driver: Arc<dyn Driver>,
     handle: T,
     release: fn(&dyn Driver, T),
 }
 
 /// Memory of the device.
-pub(super) type Memory = Owned<Address>;
+pub type Memory = Owned<Address>;
 
 impl<T: Copy> Deref for Owned<T> {
     type Target = T;
@@ -77,7 +77,7 @@ impl Owned<Module> {
 }
 
 /// Memory of the host that the device reaches by itself.
-pub(super) struct Pinned {
+pub struct Pinned {
     driver: Arc<dyn Driver>,
     memory: NonNull<u8>,
     len: usize,
