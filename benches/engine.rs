@@ -23,7 +23,8 @@ use std::{
 
 use rayon::prelude::*;
 use tadsr::{
-    engine::cpu::{Engine, Patches, Precision, calibrate},
+    Precision,
+    engine::lite::cpu::{Patches, Runner, calibrate},
     frame::{Frame, FrameInfo, PixelFormat},
     model::LiteModel,
     nn::lite::{StudentConfig, latent::Grid},
@@ -140,7 +141,7 @@ impl Case {
                 .for_each(|(b, v)| *b = (128.0 + 90.0 * v) as u8);
         }
         let mut out = Frame::new(dst)?;
-        let mut engine = Engine::new(&model(self.student), src, dst, precision)?;
+        let mut engine = Runner::new(&model(self.student), src, dst, precision)?;
         let mut seconds = |strength| {
             best(time, || {
                 let ran = engine.run(&frame.as_ref(), &mut out.as_mut(), strength);

@@ -14,9 +14,14 @@ use std::{
 };
 
 use tadsr::{
+    Precision,
+    cuda::driver::{Address, Rows, Stream},
     engine::{
-        cpu,
-        cuda::{Address, Context, Engine, Rows, Times, driver::Stream},
+        Times,
+        lite::{
+            cpu,
+            cuda::{Context, Runner},
+        },
     },
     frame::{Frame, FrameInfo, PixelFormat},
     nn::lite::StudentConfig,
@@ -156,7 +161,7 @@ enum Place {
 
 /// What `engine` makes of frames that follow each other as fast as they can: from one place to another.
 fn run(
-    engine: &mut Engine,
+    engine: &mut Runner,
     context: &Arc<Context>,
     frames: &[Frame],
     dst: FrameInfo,
@@ -173,7 +178,7 @@ fn run(
     let output = OnDevice::new(context, &dst)?;
     engine.set_resident(to == Place::Device);
     let mut results = Vec::new();
-    let mut receive = |engine: &mut Engine| -> Result<()> {
+    let mut receive = |engine: &mut Runner| -> Result<()> {
         let mut out = Frame::new(dst)?;
         match to {
             Place::Host => drop(engine.receive(&mut out.as_mut())?),
@@ -229,8 +234,8 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
                 // More frames than may be in flight, each different: none may be mixed up or come late.
                 let frames = (1..=if short { 2 } else { 5 }).map(|seed| frame(src, seed));
                 let frames: Vec<Frame> = frames.collect::<Result<_>>()?;
-                let mut reference = cpu::Engine::new(&model, src, dst, cpu::Precision::F32)?;
-                let mut engine = Engine::new(context, &model, src, dst, 3)?;
+                let mut reference = cpu::Runner::new(&model, src, dst, Precision::F32)?;
+                let mut engine = Runner::new(context, &model, src, dst, 3)?;
                 let most = MOST[usize::from(format.depth() > 8)];
                 for strength in [1.0, 0.0] {
                     let mut wanted = Vec::new();
@@ -267,12 +272,12 @@ fn compare_bands(context: &Arc<Context>) -> Result<bool> {
     let model = model(StudentConfig::chroma());
     let (src, dst) = uhd();
     let input = frame(src, 1)?;
-    let one = |engine: &mut Engine| -> Result<Frame> {
+    let one = |engine: &mut Runner| -> Result<Frame> {
         let mut out = Frame::new(dst)?;
         engine.run(&input.as_ref(), &mut out.as_mut(), 1.0)?;
         Ok(out)
     };
-    let mut whole = Engine::new(context, &model, src, dst, 1)?;
+    let mut whole = Runner::new(context, &model, src, dst, 1)?;
     let want = one(&mut whole)?;
     let needed = whole.memory();
     drop(whole);
@@ -288,7 +293,7 @@ fn compare_bands(context: &Arc<Context>) -> Result<bool> {
     }
     let half = driver.free_memory()?.saturating_sub(needed / 2);
     taken.extend(driver.alloc(half.max(1)).ok());
-    let banded = Engine::new(context, &model, src, dst, 1);
+    let banded = Runner::new(context, &model, src, dst, 1);
     let result = banded.map_err(Into::into).and_then(|mut engine| {
         let far = difference(&one(&mut engine)?, &want);
         println!("\nin {} bands: a difference of {far}", engine.bands());
@@ -319,7 +324,7 @@ fn speed(
 ) -> Result<Speed> {
     let (from, to) = uhd();
     let src = frame(from, 1)?;
-    let mut engine = Engine::new(context, &model(student), from, to, depth)?;
+    let mut engine = Runner::new(context, &model(student), from, to, depth)?;
     engine.set_resident(place == Place::Device);
     let mut out = Frame::new(to)?;
     let (input, output) = (OnDevice::new(context, &from)?, OnDevice::new(context, &to)?);
@@ -391,7 +396,7 @@ fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Re
     let dst = src.with_size(1920, 1080);
     let ready = Barrier::new(streams);
     let stream = || -> Result<f64, tadsr::Error> {
-        let engine = Engine::new(context, &model(student), src, dst, 2);
+        let engine = Runner::new(context, &model(student), src, dst, 2);
         // All begin together, and nobody waits for one that cannot.
         ready.wait();
         let mut engine = engine?;

@@ -33,7 +33,7 @@ stage tadsr-train tadsr-train build --release --bin tadsr-train --features train
 if [[ -n ${CUDA_HOME-} ]] || command -v nvcc >/dev/null; then
     features=(--features train,cuda)
     stage unit tadsr test --release --lib --no-run "${features[@]}"
-    for bench in official train; do stage "$bench" "$bench" bench --bench "$bench" --no-run "${features[@]}"; done
+    for bench in resshift train; do stage "$bench" "$bench" bench --bench "$bench" --no-run "${features[@]}"; done
 else
     say "no nvcc here: published models and training are left out"
 fi
@@ -95,8 +95,8 @@ PYTHON
         ;;
     kernels) ! runs unit || part kernels env TADSR_TEST_DEVICE=cuda ./unit ops::cuda --test-threads 1 ;;
     published)
-        if runs official && python torch; then
-            for side in 64 128; do part "published-$side" python3 peers/official.py --device cuda --side $side --threads 8; done
+        if runs resshift && python torch; then
+            for side in 64 128; do part "published-$side" python3 peers/resshift.py --device cuda --side $side --threads 8; done
         fi
         ;;
     training) if runs train && python torch; then part training python3 peers/train.py --device cuda --threads 8; fi ;;

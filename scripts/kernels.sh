@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the CUDA kernels into the files that the library embeds. Only who changes a kernel needs this.
+# Compiles the CUDA kernels into prebuilt/cuda, which the library embeds. Needed after a kernel's source has changed.
 #
 # Usage: scripts/kernels.sh
 #
@@ -25,6 +25,7 @@ import sys
 
 NVIDIA = pathlib.Path(sys.argv[1])
 SHARED = pathlib.Path("src/ops/cuda/kernels/warp.cuh")
+PREBUILT = pathlib.Path("prebuilt/cuda")
 nvrtc = ctypes.CDLL(str(NVIDIA / "cuda_nvrtc/lib/libnvrtc.so.12"))
 nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
 
@@ -83,15 +84,16 @@ def fnv(*contents):
 
 # Machine code for each generation, where it is embedded, and PTX for what is newer.
 rows = []
-for source, chips, embedded in [("src/engine/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
+for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
                                 ("src/ops/cuda/kernels/layers", [80, 86, 89, 90, 100, 120], False)]:
     source = pathlib.Path(f"{source}.cu")
+    target = PREBUILT / source.name
     images = []
     for chip in chips:
         image, log = compiled(source, chip)
         rows += resources(log, chip)
         if embedded:
-            source.with_suffix(f".sm_{chip}.cubin").write_bytes(image)
+            target.with_suffix(f".sm_{chip}.cubin").write_bytes(image)
             images.append(image)
     image, _ = compiled(source, 80, ptx=True)
     # Nothing in it needs the version of PTX that the compiler writes, which drivers older than the compiler refuse: 8.0 is
@@ -100,14 +102,14 @@ for source, chips, embedded in [("src/engine/cuda/kernels/student", [75, 80, 86,
     image = re.sub(rb"[ \t]*\.pragma \"used_bytes_mask[^\n]*\n", b"", image)
     if not embedded:
         image = image.rstrip(b"\0")
-    source.with_suffix(".ptx").write_bytes(image)
+    target.with_suffix(".ptx").write_bytes(image)
     sources = fnv(source.read_bytes(), SHARED.read_bytes())
-    source.with_suffix(".hash").write_text(f"{sources} {fnv(*images, image)}\n")
+    target.with_suffix(".hash").write_text(f"{sources} {fnv(*images, image)}\n")
 if not rows:
     sys.exit("ptxas said nothing of registers")
 with open("docs/cuda-kernels.md", "w") as out:
     out.write("# What the CUDA kernels take of a chip\n\n"
-              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/cuda/kernels` and `src/ops/cuda/kernels`. Bytes, "
+              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/lite/cuda/kernels` and `src/ops/cuda/kernels`. Bytes, "
               "but for registers.\n\n"
               "| kernel | chip | registers | shared memory | stack | spill stores | spill loads |\n"
               "|---|---|---|---|---|---|---|\n")

@@ -2,12 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Error, Result, engine::cuda::driver};
+use crate::{Error, Result, cuda::driver};
 
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU, for now: [`crate::engine::cuda`] has not run on a GPU yet, let alone been measured.
+    /// The CPU, for now: [`crate::engine::lite::cuda`] has not run on a GPU yet, let alone been measured.
     #[default]
     Auto,
     Cpu,
@@ -44,7 +44,7 @@ impl Device {
         };
         if !cfg!(feature = "cuda") {
             return Err(Error::Device(format!(
-                "device '{self}': training and published models need a build with --features cuda there \
+                "device '{self}': training and ResShift models need a build with --features cuda there \
                  (docs/cuda.md); use the CPU"
             )));
         }

@@ -11,11 +11,12 @@
 //! # Ok::<(), tadsr::Error>(())
 //! ```
 //!
-//! The rooms of the house, from the bottom up: [`frame`] (video frames), [`ops`] (operators with fast kernels),
+//! The rooms of the house, from the bottom up: [`cuda`] (NVIDIA's driver), [`frame`] (video frames), [`ops`] (operators with fast kernels),
 //! [`nn`] (networks), [`diffusion`] (noise schedule and samplers), [`model`] (model files), [`engine`] (a trained model at
 //! work on frames), [`metrics`],
 //! and behind features `train` (data, losses, loops) and `video` (video files, through GStreamer).
 
+pub mod cuda;
 mod device;
 pub mod diffusion;
 pub mod engine;
@@ -32,6 +33,6 @@ mod upscaler;
 pub mod video;
 
 pub use device::Device;
-pub use engine::cpu::Precision;
+pub use engine::Precision;
 pub use error::{Error, Result};
 pub use upscaler::{Observer, Upscaler};

@@ -9,8 +9,8 @@ use candle_nn::VarBuilder;
 use tadsr::{
     diffusion::{Schedule, deterministic},
     nn::{
-        discriminator::{Discriminator, DiscriminatorConfig, is_parameter},
-        official::{DiffusionConfig, Unet, UnetConfig},
+        layers::is_parameter,
+        resshift::{DiffusionConfig, Discriminator, DiscriminatorConfig, Unet, UnetConfig},
     },
     train::losses::{
         Perturbation, ScoreWeight, Teacher, Term, hinge_discriminator, hinge_generator, regression,
@@ -118,12 +118,12 @@ fn schedule(metadata: &HashMap<String, String>) -> Schedule {
     Schedule::new(&config).unwrap()
 }
 
-struct OfficialTeacher<'a> {
+struct ResShiftTeacher<'a> {
     unet: &'a Unet,
     lq: &'a Tensor,
 }
 
-impl Teacher for OfficialTeacher<'_> {
+impl Teacher for ResShiftTeacher<'_> {
     fn predict(&self, x: &Tensor, t: &[usize]) -> Result<Tensor> {
         self.unet.forward(x, t, Some(self.lq))
     }
@@ -166,8 +166,8 @@ impl Step {
         })
     }
 
-    fn teacher(&self) -> OfficialTeacher<'_> {
-        OfficialTeacher {
+    fn teacher(&self) -> ResShiftTeacher<'_> {
+        ResShiftTeacher {
             unet: &self.teacher,
             lq: &self.lq,
         }

@@ -15,13 +15,13 @@ use assert_cmd::cargo::CommandCargoExt;
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tadsr::{
-    model::{OfficialMetadata, OfficialModel, Precision},
-    nn::official::{AutoencoderConfig, DiffusionConfig, OfficialConfig, UnetConfig},
+    model::{Precision, ResShiftMetadata, ResShiftModel},
+    nn::resshift::{AutoencoderConfig, DiffusionConfig, ResShiftConfig, UnetConfig},
 };
 
-/// A network of the published family for latents of 8 x 8 that samples in `steps` steps.
-fn config(channels: usize, steps: usize) -> OfficialConfig {
-    OfficialConfig {
+/// A network of the ResShift family for latents of 8 x 8 that samples in `steps` steps.
+fn config(channels: usize, steps: usize) -> ResShiftConfig {
+    ResShiftConfig {
         unet: UnetConfig {
             image_size: 8,
             in_channels: 3,
@@ -63,8 +63,8 @@ fn config(channels: usize, steps: usize) -> OfficialConfig {
 const BRANCHES: [&str; 4] = ["out_layers.3", "attn.proj", "mlp.fc2", "unembed.proj"];
 
 /// A model with random weights.
-fn teacher(path: &Path, config: OfficialConfig) {
-    let metadata = OfficialMetadata::new("teacher", config, "MIT");
+fn teacher(path: &Path, config: ResShiftConfig) {
+    let metadata = ResShiftMetadata::new("teacher", config, "MIT");
     let mut rng = StdRng::seed_from_u64(4);
     let mut tensor = |(name, shape): (String, Vec<usize>)| {
         let inputs: usize = shape.iter().skip(1).product();
@@ -92,7 +92,7 @@ fn teacher(path: &Path, config: OfficialConfig) {
         (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
     };
     let tensors: HashMap<_, _> = metadata.tensors().into_iter().map(&mut tensor).collect();
-    let model = OfficialModel { metadata, tensors };
+    let model = ResShiftModel { metadata, tensors };
     model.save(path, Precision::F32).unwrap();
 }
 
@@ -213,7 +213,7 @@ fn a_recipe_with_a_published_teacher_is_the_same_run() {
 fn the_student_comes_closer_to_the_teachers_result() {
     let place = Place::new();
     // The teacher's copy, with a fifth of its output's contrast.
-    let mut lost = OfficialModel::read(&place.at("teacher.safetensors")).unwrap();
+    let mut lost = ResShiftModel::read(&place.at("teacher.safetensors")).unwrap();
     let output = lost.tensors.get_mut("unet.out.2.weight").unwrap();
     *output = (&*output * 0.2).unwrap();
     lost.metadata.name = "lost".into();
@@ -253,7 +253,7 @@ fn the_student_comes_closer_to_the_teachers_result() {
         d[1]
     );
     // What it is made of is written down.
-    let made = OfficialModel::read(&place.at("run/model.safetensors")).unwrap();
+    let made = ResShiftModel::read(&place.at("run/model.safetensors")).unwrap();
     assert_eq!(made.metadata.licence, "MIT AND NTU S-Lab 1.0");
     assert_eq!(made.metadata.source["teacher"]["name"], "teacher");
     assert_eq!(made.metadata.source["begun_with"]["name"], "lost");
@@ -284,7 +284,7 @@ fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
             assert!((a - b).abs() < 0.1 * a.abs().max(0.1), "{name}: {a}, {b}");
         }
     }
-    let model = OfficialModel::read(&place.at("bf16/model.safetensors")).unwrap();
+    let model = ResShiftModel::read(&place.at("bf16/model.safetensors")).unwrap();
     let weights = &model.tensors["unet.out.2.weight"];
     let rounded = weights.to_dtype(candle_core::DType::BF16).unwrap();
     let off = (weights - rounded.to_dtype(candle_core::DType::F32).unwrap()).unwrap();
@@ -342,7 +342,7 @@ fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
     assert!(other.contains("other options"), "{other}");
     let file = place.at("teacher.safetensors");
     let kept = std::fs::read(&file).unwrap();
-    let mut another = OfficialModel::read(&file).unwrap();
+    let mut another = ResShiftModel::read(&file).unwrap();
     let bias = another.tensors.get_mut("unet.out.2.bias").unwrap();
     *bias = (&*bias + 0.1).unwrap();
     another.save(&file, Precision::F32).unwrap();
@@ -388,7 +388,7 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
         "report.html",
     ];
     assert_eq!(names, expected);
-    let student = OfficialModel::read(&place.at("run/model.safetensors")).unwrap();
+    let student = ResShiftModel::read(&place.at("run/model.safetensors")).unwrap();
     assert_eq!(student.metadata.name, "narrow");
     assert_eq!(student.metadata.config.unet.model_channels, 32);
     assert_eq!(student.metadata.source["steps_done"], 3);
@@ -426,7 +426,7 @@ fn losses_of_weight_zero_are_left_out() {
 fn a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do() {
     let place = Place::new();
     let file = place.at("teacher.safetensors");
-    let mut model = OfficialModel::read(&file).unwrap();
+    let mut model = ResShiftModel::read(&file).unwrap();
     let bias = model.tensors.get_mut("unet.out.2.bias").unwrap();
     *bias = (&*bias + 1e30).unwrap();
     model.save(&file, Precision::F32).unwrap();

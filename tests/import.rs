@@ -16,15 +16,15 @@ use candle_core::{DType, Device, Tensor};
 use checkpoint::{dict, of_pickle, pickle};
 use tadsr::{
     diffusion,
-    model::{LiteModel, Model, OfficialMetadata, OfficialModel, Precision, pth::Checkpoint},
-    nn::official::{OfficialConfig, upsample_bicubic},
+    model::{LiteModel, Model, Precision, ResShiftMetadata, ResShiftModel, pth::Checkpoint},
+    nn::resshift::{ResShiftConfig, upsample_bicubic},
 };
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// A small model of the architecture: one level with a Swin layer, one without.
-fn config() -> OfficialConfig {
-    let mut config = OfficialConfig::realsr_x4();
+fn config() -> ResShiftConfig {
+    let mut config = ResShiftConfig::realsr_x4();
     let unet = &mut config.unet;
     unet.image_size = 16;
     unet.lq_size = 16;
@@ -95,10 +95,10 @@ impl Import {
         )
     }
 
-    fn imported(&self, more: &[&str]) -> OfficialModel {
+    fn imported(&self, more: &[&str]) -> ResShiftModel {
         let output = self.run(more);
         assert!(output.status.success(), "{}", text(&output.stderr));
-        OfficialModel::read(&self.out()).unwrap()
+        ResShiftModel::read(&self.out()).unwrap()
     }
 
     /// Why it is refused; nothing may be left behind.
@@ -130,7 +130,7 @@ fn import(unet: &Path, autoencoder: &Path, out: &Path, more: &[&str]) -> Output 
 }
 
 /// Whether a model has these weights, values within `error` of them.
-fn assert_holds(model: &OfficialModel, part: &str, tensors: &Tensors, error: f32) {
+fn assert_holds(model: &ResShiftModel, part: &str, tensors: &Tensors, error: f32) {
     for (name, shape, values) in tensors.iter().filter(|(n, ..)| !n.ends_with("attn_mask")) {
         let found = &model.tensors[&format!("{part}.{name}")];
         assert_eq!(found.dims(), shape, "{name}");
@@ -256,7 +256,7 @@ fn what_no_shape_tells_can_be_said() {
         "0.2",
     ]);
     let mut expected = config();
-    expected.diffusion = OfficialConfig::realsr_x4_s4().diffusion;
+    expected.diffusion = ResShiftConfig::realsr_x4_s4().diffusion;
     assert_eq!(model.metadata.config, expected);
 
     let json = import.dir.path().join("config.json");
@@ -332,7 +332,7 @@ fn a_model_that_is_saved_is_read_back() {
     let import = Import::of(&unet_weights());
     let model = import.imported(&[]);
     model.save(&import.out(), Precision::F32).unwrap();
-    let Model::Official(again) = Model::read(&import.out()).unwrap() else {
+    let Model::ResShift(again) = Model::read(&import.out()).unwrap() else {
         panic!("the family is written");
     };
     assert_eq!(again.metadata, model.metadata);
@@ -365,14 +365,14 @@ fn a_model_file_that_is_not_what_it_says_is_refused_before_memory_is_taken() {
     let reason = |header: &serde_json::Value| {
         let json = header.to_string().into_bytes();
         let bytes = [&(json.len() as u64).to_le_bytes()[..], &json, data].concat();
-        OfficialModel::parse(&bytes, "m".as_ref())
+        ResShiftModel::parse(&bytes, "m".as_ref())
             .unwrap_err()
             .to_string()
     };
-    let metadata = |change: &dyn Fn(&mut OfficialMetadata)| {
+    let metadata = |change: &dyn Fn(&mut ResShiftMetadata)| {
         let mut header = header.clone();
         let text = header["__metadata__"]["tadsr"].as_str().unwrap();
-        let mut metadata: OfficialMetadata = serde_json::from_str(text).unwrap();
+        let mut metadata: ResShiftMetadata = serde_json::from_str(text).unwrap();
         change(&mut metadata);
         header["__metadata__"]["tadsr"] = serde_json::to_string(&metadata).unwrap().into();
         reason(&header)
@@ -397,13 +397,13 @@ fn a_model_file_that_is_not_what_it_says_is_refused_before_memory_is_taken() {
     changed("shape", serde_json::json!([1u64 << 62, 4]));
     changed("data_offsets", serde_json::json!([0, 1u64 << 50]));
     for n in (0..bytes.len()).step_by(bytes.len() / 50) {
-        let cut = OfficialModel::parse(&bytes[..n], "m".as_ref());
+        let cut = ResShiftModel::parse(&bytes[..n], "m".as_ref());
         assert!(cut.unwrap_err().to_string().contains("truncated"));
     }
     let mut nan = bytes.clone();
     let last = nan.len() - 2;
     nan[last..].copy_from_slice(&half::f16::NAN.to_le_bytes());
-    let nan = OfficialModel::parse(&nan, "m".as_ref())
+    let nan = ResShiftModel::parse(&nan, "m".as_ref())
         .unwrap_err()
         .to_string();
     assert!(nan.contains("not finite"), "{nan}");
@@ -421,13 +421,13 @@ fn fixture(name: &str) -> Option<PathBuf> {
 }
 
 /// The imported fixture and the folder that it lies in.
-fn imported_fixture() -> Option<(tempfile::TempDir, OfficialModel)> {
+fn imported_fixture() -> Option<(tempfile::TempDir, ResShiftModel)> {
     let (unet, autoencoder) = (fixture("unet.pth")?, fixture("autoencoder.pth")?);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("mini.safetensors");
     let output = import(&unet, &autoencoder, &out, &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    Some((dir, OfficialModel::read(&out).unwrap()))
+    Some((dir, ResShiftModel::read(&out).unwrap()))
 }
 
 #[test]

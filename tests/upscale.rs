@@ -13,8 +13,8 @@ use image::{DynamicImage, Rgb, RgbImage, RgbaImage};
 use tadsr::{
     Device, Upscaler, diffusion,
     frame::{Frame, PixelFormat},
-    model::OfficialModel,
-    nn::official::upsample_bicubic,
+    model::ResShiftModel,
+    nn::resshift::upsample_bicubic,
     video::{Reader, TimedFrame},
 };
 
@@ -352,21 +352,19 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
 fn options_that_a_lite_model_does_not_have_are_refused_by_name() {
     let folder = Folder::new();
     scene(16, 16).save(folder.path("a.png")).unwrap();
-    for option in [
-        &["--steps", "15"][..],
-        &["--seed", "1"],
-        &["--noise", "0.5"],
-        &["--tile", "64"],
-        &["--tile-overlap", "8"],
-        &["--color-fix", "none"],
-        &["--noise-file", "n.safetensors"],
-        &["--save-noise", "n.safetensors"],
+    for (option, setting) in [
+        (["--steps", "15"], "steps"),
+        (["--seed", "1"], "seed"),
+        (["--noise", "0.5"], "noise"),
+        (["--tile", "64"], "tile size"),
+        (["--tile-overlap", "8"], "tile overlap"),
+        (["--color-fix", "none"], "colour fix"),
+        (["--noise-file", "n.safetensors"], "noise field"),
+        (["--save-noise", "n.safetensors"], "noise field"),
     ] {
-        let said = folder.fails(&[&["a.png", "b.png"], option].concat());
-        assert!(
-            said.contains(&format!("{}: only published", option[0])),
-            "{said}"
-        );
+        let said = folder.fails(&[&["a.png", "b.png"][..], &option].concat());
+        let reason = format!("model 'tiny-x4' has no setting '{setting}'");
+        assert!(said.contains(&reason), "{option:?}: {said}");
     }
     assert!(!folder.path("b.png").exists());
 }
@@ -465,7 +463,7 @@ fn a_video_that_is_stopped_is_left_playable_under_another_name() {
     assert!(!said.contains("CRITICAL"), "{said}");
 }
 
-/// The shared fixtures of the published networks, where they are.
+/// The shared fixtures of the ResShift networks, where they are.
 fn fixtures() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/mini");
     let found = folder.is_dir();
@@ -475,9 +473,9 @@ fn fixtures() -> Option<PathBuf> {
     found.then_some(folder)
 }
 
-/// The published networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
+/// The ResShift networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
 fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
-    let model = OfficialModel::read(model).unwrap();
+    let model = ResShiftModel::read(model).unwrap();
     let (unet, autoencoder) = (
         model.unet(&candle_core::Device::Cpu).unwrap(),
         model.autoencoder(&candle_core::Device::Cpu).unwrap(),
@@ -500,7 +498,7 @@ fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn a_published_model_gives_the_published_image_for_given_noise() {
+fn a_resshift_model_gives_the_published_image_for_given_noise() {
     let Some(fixtures) = fixtures() else {
         return;
     };

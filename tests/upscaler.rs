@@ -11,12 +11,12 @@ use std::{
 
 use tadsr::{
     Device, Error, Precision, Upscaler,
-    engine::official::{ColorFix, NoiseField, Tile},
+    engine::{ColorFix, NoiseField, Setting, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    model::{self, Layer, LiteModel, Metadata, OfficialMetadata},
+    model::{self, Layer, LiteModel, Metadata, ResShiftMetadata},
     nn::{
         lite::{LatentStats, StudentConfig},
-        official::OfficialConfig,
+        resshift::ResShiftConfig,
     },
 };
 
@@ -57,7 +57,7 @@ fn component(frame: &Frame, c: Component) -> Vec<f32> {
 fn upscaled(frame: &Frame, scale: f64, strength: f32) -> Frame {
     let mut upscaler = Upscaler::load("", Device::Cpu).unwrap();
     upscaler.set_scale(scale).unwrap();
-    upscaler.set_strength(strength);
+    upscaler.set_strength(strength).unwrap();
     upscaler.upscale(frame).unwrap()
 }
 
@@ -276,7 +276,7 @@ fn rgb_and_444_video_are_treated_alike() {
     let (a, b) = (run(&rgb), run(&yuv));
     let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
     assert!(worst <= 3, "RGB and Y444 differ by {worst} of 255");
-    upscaler.set_strength(0.0);
+    upscaler.set_strength(0.0).unwrap();
     let base = upscaler.upscale(&rgb).unwrap().to_rgb8().unwrap();
     assert!(
         a.iter().zip(&base).any(|(a, b)| a.abs_diff(*b) > 8),
@@ -384,8 +384,8 @@ fn the_default_model_follows_the_scale() {
 }
 
 /// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1 as for faces.
-fn official_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
-    let mut config = OfficialConfig::realsr_x4();
+fn resshift_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
+    let mut config = ResShiftConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
     unet.model_channels = 32;
     unet.channel_mult = vec![1, 1];
@@ -396,7 +396,7 @@ fn official_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
     (autoencoder.ch, autoencoder.ch_mult) = (32, vec![1; 3]);
     (autoencoder.num_res_blocks, autoencoder.n_embed) = (vec![1; 3], 64);
     config.diffusion.scale = scale;
-    let metadata = OfficialMetadata::new(&format!("random-x{scale}"), config, "none");
+    let metadata = ResShiftMetadata::new(&format!("random-x{scale}"), config, "none");
     let path = dir.path().join(format!("random-x{scale}.safetensors"));
     let mut seed = 0;
     let values = |name: &str, shape: &[usize]| {
@@ -422,9 +422,9 @@ fn load(path: &std::path::Path) -> Upscaler {
 }
 
 #[test]
-fn a_published_model_makes_its_own_scale_and_smaller_ones() {
+fn a_resshift_model_makes_its_own_scale_and_smaller_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     assert_eq!(upscaler.active_model(4.0), "random-x4");
     assert_eq!(
         (upscaler.max_scale(), upscaler.native_scale()),
@@ -438,7 +438,7 @@ fn a_published_model_makes_its_own_scale_and_smaller_ones() {
     assert_eq!((smaller.info().width, smaller.info().height), (26, 10));
     assert!(matches!(upscaler.set_scale(4.5), Err(Error::Scale(_))));
 
-    let mut faces = load(&official_model(&dir, 1));
+    let mut faces = load(&resshift_model(&dir, 1));
     assert_eq!((faces.max_scale(), faces.native_scale()), (1.0, Some(1.0)));
     let restored = faces.upscale(&frame).unwrap();
     assert_eq!(restored.info(), frame.info());
@@ -448,7 +448,7 @@ fn a_published_model_makes_its_own_scale_and_smaller_ones() {
 #[test]
 fn a_still_picture_stays_still_and_another_seed_changes_it() {
     let dir = tempfile::tempdir().unwrap();
-    let path = official_model(&dir, 4);
+    let path = resshift_model(&dir, 4);
     let still = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
     let other = picture(FrameInfo::new(PixelFormat::I420, 8, 8));
     let mut upscaler = load(&path);
@@ -462,24 +462,24 @@ fn a_still_picture_stays_still_and_another_seed_changes_it() {
             "{threads} threads"
         );
     }
-    upscaler.set_seed(1);
+    upscaler.set_seed(1).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&still).unwrap()), first);
-    upscaler.set_seed(0);
-    upscaler.set_noise(0.0);
+    upscaler.set_seed(0).unwrap();
+    upscaler.set_noise(0.0).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&still).unwrap()), first);
 }
 
 #[test]
 fn the_noise_of_a_frame_can_be_read_and_given_back() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
-    upscaler.set_seed(5);
+    upscaler.set_seed(5).unwrap();
     let made = bytes(&upscaler.upscale(&frame).unwrap());
     let noise = upscaler.noise_field(20, 9).unwrap();
     assert_eq!(noise.shape(), [3, 16, 24]);
-    upscaler.set_seed(6);
-    upscaler.set_noise_field(Some(noise));
+    upscaler.set_seed(6).unwrap();
+    upscaler.set_noise_field(Some(noise)).unwrap();
     assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), made);
     let other = picture(FrameInfo::new(PixelFormat::Rgb, 40, 9));
     assert!(matches!(upscaler.upscale(&other), Err(Error::Setting(_))));
@@ -492,9 +492,9 @@ fn the_noise_of_a_frame_can_be_read_and_given_back() {
 }
 
 #[test]
-fn settings_of_published_models_are_checked_and_take_effect() {
+fn settings_of_resshift_models_are_checked_and_take_effect() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     let plain = bytes(&upscaler.upscale(&frame).unwrap());
     assert_eq!(upscaler.max_steps(), Some(15));
@@ -504,26 +504,98 @@ fn settings_of_published_models_are_checked_and_take_effect() {
     upscaler.set_steps(2).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
     upscaler.set_steps(1).unwrap();
-    upscaler.set_color_fix(ColorFix::None);
+    upscaler.set_color_fix(ColorFix::None).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
-    upscaler.set_color_fix(ColorFix::Wavelet);
-    upscaler.set_tile(Tile::Side(16));
-    upscaler.set_tile_overlap(4);
+    upscaler.set_color_fix(ColorFix::Wavelet).unwrap();
+    upscaler.set_tile(Tile::Side(16)).unwrap();
+    upscaler.set_tile_overlap(4).unwrap();
     assert_ne!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
-    upscaler.set_tile(Tile::Whole);
+    upscaler.set_tile(Tile::Whole).unwrap();
     assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), plain);
-    // Models for real time take no notice.
+}
+
+#[test]
+fn a_setting_that_a_model_lacks_is_an_error_that_changes_nothing() {
+    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
     let before = bytes(&tiny.upscale(&frame).unwrap());
-    tiny.set_steps(99).unwrap();
-    tiny.set_noise(0.0);
+    let field = NoiseField::seeded(3, 16, 24, 0);
+    for (setting, result) in [
+        (Setting::Noise, tiny.set_noise(0.5)),
+        (Setting::Seed, tiny.set_seed(1)),
+        (Setting::NoiseField, tiny.set_noise_field(Some(field))),
+        (Setting::Steps, tiny.set_steps(2)),
+        (Setting::Tile, tiny.set_tile(Tile::Whole)),
+        (Setting::TileOverlap, tiny.set_tile_overlap(0)),
+        (Setting::ColorFix, tiny.set_color_fix(ColorFix::None)),
+    ] {
+        let Err(Error::Setting(text)) = result else {
+            panic!("{setting}: {result:?}");
+        };
+        assert_eq!(text, format!("model 'tiny-x4' has no setting '{setting}'"));
+        assert!(!tiny.capabilities().has(setting));
+    }
+    assert_eq!(bytes(&tiny.upscale(&frame).unwrap()), before);
+}
+
+#[test]
+fn every_model_takes_every_default() {
+    let dir = tempfile::tempdir().unwrap();
+    for mut upscaler in [
+        Upscaler::load("tiny", Device::Cpu).unwrap(),
+        load(&resshift_model(&dir, 4)),
+    ] {
+        upscaler.set_strength(1.0).unwrap();
+        upscaler.set_precision(Precision::Auto).unwrap();
+        upscaler.set_noise(1.0).unwrap();
+        upscaler.set_seed(0).unwrap();
+        upscaler.set_noise_field(None).unwrap();
+        upscaler.set_steps(1).unwrap();
+        upscaler.set_tile(Tile::Auto).unwrap();
+        upscaler.set_tile_overlap(16).unwrap();
+        upscaler.set_color_fix(ColorFix::Wavelet).unwrap();
+    }
+}
+
+#[test]
+fn capabilities_are_those_of_the_model() {
+    let tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let lite = tiny.capabilities();
+    assert_eq!(lite.scales, [1.0, 4.0]);
+    assert_eq!(lite.settings, [Setting::Strength, Setting::Precision]);
+    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+    assert_eq!(lite.precisions, precisions);
+    assert!(!lite.pipelined && !lite.history);
+
+    let dir = tempfile::tempdir().unwrap();
+    let upscaler = load(&resshift_model(&dir, 4));
+    let resshift = upscaler.capabilities();
+    assert_eq!(
+        (resshift.scales, resshift.native_scale),
+        ([1.0, 4.0], Some(4.0))
+    );
+    assert!(
+        Setting::ALL
+            .iter()
+            .all(|(setting, _)| resshift.has(*setting))
+    );
+    assert_eq!(resshift.precisions, [Precision::F32]);
+    assert_eq!((resshift.max_steps, resshift.history), (Some(15), false));
+}
+
+#[test]
+fn a_reset_changes_nothing_for_models_without_history() {
+    let frame = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
+    let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let before = bytes(&tiny.upscale(&frame).unwrap());
+    tiny.reset();
     assert_eq!(bytes(&tiny.upscale(&frame).unwrap()), before);
 }
 
 #[test]
 fn the_observer_sees_a_frame_grow_and_can_stop_it() {
     let dir = tempfile::tempdir().unwrap();
-    let mut upscaler = load(&official_model(&dir, 4));
+    let mut upscaler = load(&resshift_model(&dir, 4));
     let frame = picture(FrameInfo::new(PixelFormat::Gray8, 8, 8));
     let done = Arc::new(AtomicUsize::new(usize::MAX));
     let seen = done.clone();

@@ -80,7 +80,7 @@ fn sample(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::official::OfficialConfig;
+    use crate::nn::resshift::ResShiftConfig;
     use candle_core::Device;
 
     /// One pixel of `values` channels.
@@ -91,7 +91,7 @@ mod tests {
 
     /// The latents that the sampler comes to, for a network that always knows the clean latent `x0`.
     fn visited(x0: &Tensor, z: &Tensor, noise: impl FnMut() -> Result<Tensor>) -> Vec<Vec<f64>> {
-        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         let mut seen = Vec::new();
         let denoise = |scaled: &Tensor, t: usize| {
             let z = (scaled / schedule.input_scale(t))?;
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_ancestral_samplers_mean_is_the_forward_processes() {
-        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         let (x0, zy) = (0.3, -0.8);
         let mean = |t: usize| x0 + schedule.sqrt_eta()[t].powi(2) * (zy - x0);
         let start = pixel(&[mean(14)]);
@@ -119,7 +119,7 @@ mod tests {
     /// Every draw of noise has a channel of its own, so the squares add up to the variance.
     #[test]
     fn the_ancestral_samplers_variance_is_the_forward_processes() {
-        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         let unit = |i: usize| {
             pixel(&[0.0; 15]).slice_assign(&[0..1, 0..1, 0..1, i..i + 1], &pixel(&[1.0]))
         };

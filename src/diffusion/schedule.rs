@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::nn::official::DiffusionConfig;
+use crate::nn::resshift::DiffusionConfig;
 
 /// The schedule of a model, in f64.
 #[derive(Clone, Debug)]
@@ -191,12 +191,12 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::official::OfficialConfig;
+    use crate::nn::resshift::ResShiftConfig;
     use candle_core::Device;
 
     #[test]
     fn fewer_steps_visit_times_spread_from_the_last_to_0() {
-        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         assert_eq!(schedule.times(1).unwrap(), [14]);
         assert_eq!(schedule.times(2).unwrap(), [14, 0]);
         assert_eq!(schedule.times(4).unwrap(), [14, 9, 5, 0]);
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_predicted_noise_of_the_true_latent_is_the_noise() {
-        let schedule = Schedule::new(&OfficialConfig::faceir().diffusion).unwrap();
+        let schedule = Schedule::new(&ResShiftConfig::faceir().diffusion).unwrap();
         let random = || Tensor::randn(0f32, 1.0, (2, 3, 4, 8), &Device::Cpu).unwrap();
         let (z0, zy, noise) = (random(), random(), random());
         let u = schedule.perturb(&z0, &zy, &[0, 3], &noise).unwrap();
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn both_samplers_steps_keep_the_forward_process() {
         // From the mean at a time and the true clean latent, both lead to the mean at an earlier time.
-        let schedule = Schedule::new(&OfficialConfig::realsr_x4().diffusion).unwrap();
+        let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         let (z0, zy) = (0.3, -0.8);
         let mean = |t: usize| z0 + schedule.eta(t) * (zy - z0);
         let tensor = |v: f64| Tensor::new(&[v], &Device::Cpu).unwrap();

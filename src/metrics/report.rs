@@ -118,7 +118,7 @@ pub struct Limit {
     pub met: bool,
 }
 
-/// What a published model is asked for, beside plain interpolation.
+/// The comparison that a ResShift model is asked for, beside plain interpolation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gate {
     pub method: String,

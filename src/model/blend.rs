@@ -137,7 +137,7 @@ mod tests {
     fn tiny() -> LiteModel {
         match Model::find("tiny-x2").unwrap() {
             Model::Lite(mut models) => models.remove(0),
-            Model::Official(_) => unreachable!("a student"),
+            Model::ResShift(_) => unreachable!("a student"),
         }
     }
 

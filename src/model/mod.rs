@@ -6,10 +6,10 @@ mod container;
 mod file;
 #[cfg(feature = "train")]
 pub mod import;
-mod official;
 mod onnx;
 #[cfg(feature = "train")]
 pub mod pth;
+mod resshift;
 
 use std::path::Path;
 
@@ -18,19 +18,19 @@ use crate::{Error, Result};
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
 pub use container::{CONDITIONED_VERSION, FORMAT_VERSION, Mismatch, Precision};
 pub use file::{Calibration, Layer, LayerCondition, LiteModel, Metadata};
-pub use official::{OfficialMetadata, OfficialModel};
 pub use onnx::OnnxEnds;
+pub use resshift::{ResShiftMetadata, ResShiftModel};
 
 /// A model of any family.
 #[derive(Clone, Debug)]
 pub enum Model {
     /// Students for real time, in the order of their scales: one for each range of them.
     Lite(Vec<LiteModel>),
-    /// A published network.
-    Official(Box<OfficialModel>),
+    /// A ResShift, SinSR or TAD-SR model.
+    ResShift(Box<ResShiftModel>),
 }
 
-/// What the model file `path` says of itself, without its weights.
+/// The metadata of the model file `path`, without its weights.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no model.
@@ -51,8 +51,8 @@ impl Model {
         let read = || {
             let reader = container::Reader::new(file)?;
             match reader.family() {
-                official::FAMILY => {
-                    OfficialModel::from_reader(reader).map(|m| Self::Official(Box::new(m)))
+                resshift::FAMILY => {
+                    ResShiftModel::from_reader(reader).map(|m| Self::ResShift(Box::new(m)))
                 }
                 file::FAMILY => LiteModel::from_reader(reader).map(|model| Self::Lite(vec![model])),
                 other => Err(format!(

@@ -1,7 +1,5 @@
 //! Networks, as candle modules on NHWC feature maps.
 
-pub mod discriminator;
-mod embedding;
+pub mod layers;
 pub mod lite;
-pub mod official;
-mod spectral;
+pub mod resshift;

@@ -8,10 +8,7 @@ use super::{
     losses::hinge_discriminator,
     optim::{AdamW, Parameter, found},
 };
-use crate::nn::{
-    discriminator::{Discriminator, is_parameter},
-    lite,
-};
+use crate::nn::{layers::is_parameter, lite, resshift::Discriminator};
 
 /// A discriminator that judges the features of a frozen teacher.
 pub trait Judge: Sized {
@@ -175,7 +172,7 @@ impl<J: Judge> Adversary<J> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{nn::discriminator::DiscriminatorConfig, train::init};
+    use crate::{nn::resshift::DiscriminatorConfig, train::init};
 
     #[test]
     fn it_learns_to_tell_two_kinds_of_features_apart() {

@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::degrade::normal;
 use crate::nn::{
-    discriminator::{Discriminator, DiscriminatorConfig},
     lite::{self, Teacher, TeacherConfig},
+    resshift::{Discriminator, DiscriminatorConfig},
 };
 
 /// Tensors by name.

@@ -208,7 +208,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::nn::official::DiffusionConfig;
+    use crate::nn::resshift::DiffusionConfig;
 
     fn schedule() -> Schedule {
         let config = DiffusionConfig {

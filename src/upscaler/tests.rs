@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
-    engine::cuda::{driver::Driver, emulator::Fake},
+    cuda::{driver::Driver, emulator::Fake},
+    engine::lite::cuda::emulated,
     frame::{Component, PixelFormat},
 };
 
@@ -35,7 +36,7 @@ fn difference(a: &Frame, b: &Frame) -> u8 {
 
 #[test]
 fn a_device_makes_what_the_cpu_makes() {
-    let fake = Fake::new((8, 0), 1 << 30);
+    let fake = emulated::device((8, 0), 1 << 30);
     let device = plug(&fake);
     let mut cpu = Upscaler::load("tiny", Device::Cpu).unwrap();
     cpu.set_precision(Precision::F32).unwrap();
@@ -58,7 +59,7 @@ fn a_device_makes_what_the_cpu_makes() {
 
 #[test]
 fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
-    let fake = Fake::new((8, 0), 1 << 30);
+    let fake = emulated::device((8, 0), 1 << 30);
     let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
     assert_eq!(cuda.queue_depth(), 2);
     cuda.set_queue_depth(3);
@@ -98,8 +99,8 @@ fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
 
 #[test]
 fn a_device_that_computes_wrongly_is_not_used() {
-    let fake = Fake::new((8, 0), 1 << 30);
-    fake.spoil();
+    let fake = emulated::device((8, 0), 1 << 30);
+    fake.set_kernels(emulated::spoilt);
     let error = Upscaler::load("tiny", plug(&fake)).err().unwrap();
     assert!(
         matches!(&error, Error::Device(text) if text.contains("wrongly") && text.contains("tiny")),
@@ -110,7 +111,7 @@ fn a_device_that_computes_wrongly_is_not_used() {
 
 #[test]
 fn precisions_and_calls_that_a_device_does_not_have_are_errors() {
-    let fake = Fake::new((8, 0), 1 << 30);
+    let fake = emulated::device((8, 0), 1 << 30);
     let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let error = cuda.set_precision(precision).unwrap_err().to_string();

@@ -8,14 +8,17 @@ use std::sync::Arc;
 
 use common::*;
 use gst::prelude::*;
-use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
+use tadsr::{
+    cuda::{driver::Driver, emulator::Fake},
+    engine::lite::cuda::emulated,
+};
 
 const SIZE: (u32, u32) = (24, 18);
 /// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.
 const LOST: i32 = 719;
 
 fn plug() -> Arc<Fake> {
-    let fake = Fake::new((8, 0), 1 << 30);
+    let fake = emulated::device((8, 0), 1 << 30);
     fake.plug();
     fake
 }
@@ -273,10 +276,10 @@ fn a_device_that_is_lost_ends_the_stream_or_leaves_bicubic() {
 #[test]
 fn a_device_that_computes_wrongly_or_is_full_is_not_started() {
     let wrong = plug();
-    wrong.spoil();
-    let full = Fake::new((8, 0), 1000);
+    wrong.set_kernels(emulated::spoilt);
+    let full = emulated::device((8, 0), 1000);
     full.plug();
-    let old = Fake::new((7, 0), 1 << 30);
+    let old = emulated::device((7, 0), 1 << 30);
     old.plug();
     for (fake, reason) in [(wrong, "wrongly"), (full, "memory"), (old, "7.5")] {
         let device = format!("cuda:{}", ordinal(&fake));

@@ -17,7 +17,10 @@ use std::{
 
 use common::*;
 use gst::prelude::*;
-use tadsr::engine::cuda::{driver::Driver, emulator::Fake};
+use tadsr::{
+    cuda::{driver::Driver, emulator::Fake},
+    engine::lite::cuda::emulated,
+};
 
 const SIZE: (u32, u32) = (24, 18);
 
@@ -57,7 +60,7 @@ fn load_driver() {
 fn plug() -> Arc<Fake> {
     init();
     load_driver();
-    let fake = Fake::new((8, 0), 1 << 30);
+    let fake = emulated::device((8, 0), 1 << 30);
     fake.admit_guests();
     fake.plug();
     fake

@@ -1,4 +1,4 @@
-//! `tadsr-train distill`: a published network, distilled into one step.
+//! `tadsr-train distill`: a ResShift network, distilled into one step.
 
 use std::{
     ffi::OsString,
@@ -12,13 +12,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use indicatif::{HumanBytes, HumanDuration};
 use tadsr::{
-    model::OfficialModel,
-    nn::official::{OfficialConfig, UnetConfig},
+    model::ResShiftModel,
+    nn::resshift::{ResShiftConfig, UnetConfig},
     train::{
         checkpoint::Start,
         damage::Recipe,
-        distill::{Begin, Distill, Options, Place, Weights, narrowed},
         losses::ScoreWeight,
+        resshift::{Begin, Distill, Options, Place, Weights, narrowed},
     },
 };
 use toml::{Table, Value};
@@ -32,7 +32,7 @@ use crate::{
 
 /// Distil a many-step model into a student that takes one step.
 ///
-/// The teacher is a model of the published family (ResShift). Every step lets it sample its deterministic result in all
+/// The teacher is a model of the ResShift family. Every step lets it sample its deterministic result in all
 /// its steps, so a step is expensive: --dry-run measures one and says what the whole run takes. Ctrl-C saves a
 /// checkpoint; --resume goes on from it exactly. The student is written beside it at every save; losses.csv has the
 /// losses of each step.
@@ -150,7 +150,7 @@ enum Weighting {
 }
 
 impl Args {
-    fn options(&self, config: &OfficialConfig, begin: &Begin) -> Result<Options> {
+    fn options(&self, config: &ResShiftConfig, begin: &Begin) -> Result<Options> {
         run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
         if self.accumulate == 0 || self.accumulate > 1024 {
             bail!("--accumulate {}: 1 to 1024", self.accumulate);
@@ -196,7 +196,7 @@ impl Args {
     }
 
     /// The student's shape.
-    fn shape(&self, config: &OfficialConfig, begin: &Begin) -> Result<UnetConfig> {
+    fn shape(&self, config: &ResShiftConfig, begin: &Begin) -> Result<UnetConfig> {
         if let Begin::Model(model) = begin {
             return Ok(model.metadata.config.unet.clone());
         }
@@ -230,7 +230,7 @@ pub fn of_recipe(path: &Path, data: &[PathBuf], told: &Told) -> Result<Option<Ar
     table.insert("teacher".into(), teacher);
     if told.teacher.is_some() || told.begin.is_some() || told.lpips.is_some() {
         bail!(
-            "'{}' distils a published model: --teacher, --begin and --lpips are for other recipes",
+            "'{}' distils a ResShift model: --teacher, --begin and --lpips are for other recipes",
             path.display()
         );
     }
@@ -287,11 +287,11 @@ pub fn of_recipe(path: &Path, data: &[PathBuf], told: &Told) -> Result<Option<Ar
 pub fn run(args: Args) -> Result<()> {
     let threads = run::use_threads(args.threads)?;
     let (device, dtype) = args.compute.open()?;
-    let teacher = OfficialModel::read(&args.teacher)?;
+    let teacher = ResShiftModel::read(&args.teacher)?;
     let model = args
         .student
         .as_deref()
-        .map(OfficialModel::read)
+        .map(ResShiftModel::read)
         .transpose()?;
     let begin = match &model {
         _ if args.from_scratch => Begin::Random,

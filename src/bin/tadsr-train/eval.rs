@@ -36,7 +36,7 @@ without a border of ceil(scale) pixels. Of clips also: warping error (minus the 
 
 The first tables show means, the second differences to bicubic, picture by picture: behind ± half the 95 %
 confidence interval over pictures and clips, in brackets that within these very clips (parts of 12 frames). The last
-table holds what published models are asked for. docs/evaluation.md says more.";
+table holds what ResShift models are asked for. docs/evaluation.md says more.";
 
 /// Measure models on pictures and clips, beside bicubic and Lanczos
 #[derive(Debug, ClapArgs)]

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use tadsr::{
-    engine::cpu::{Precision, residual_of},
+    Precision,
+    engine::lite::cpu::residual_of,
     model::{LiteModel, OnnxEnds},
     nn::lite::{
         LatentKind,

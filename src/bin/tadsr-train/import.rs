@@ -10,10 +10,10 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use tadsr::{
     model::{
-        OfficialMetadata, Precision,
+        Precision, ResShiftMetadata,
         import::{self, Part},
     },
-    nn::official::{DiffusionConfig, OfficialConfig},
+    nn::resshift::{DiffusionConfig, ResShiftConfig},
 };
 
 /// What is recorded as the licence when nothing else is said.
@@ -24,7 +24,7 @@ const LICENCE: &str = "that of the imported checkpoints, set by their authors; \
 ///
 /// Takes the checkpoint of the U-Net and that of the autoencoder as their authors publish them, tells the architecture
 /// from the tensors' shapes, and writes one model file. Checkpoints are read as data: code in them is refused, never
-/// run. docs/official-models.md says where the checkpoints are and under which licence.
+/// run. docs/resshift-models.md says where the checkpoints are and under which licence.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train import --unet TAD-SR.pth --autoencoder autoencoder_vq_f4.pth -o tad-sr.safetensors
@@ -111,12 +111,12 @@ impl Preset {
         }
     }
 
-    fn config(self) -> Option<OfficialConfig> {
+    fn config(self) -> Option<ResShiftConfig> {
         match self {
             Self::Auto => None,
-            Self::RealsrX4 => Some(OfficialConfig::realsr_x4()),
-            Self::RealsrX4S4 => Some(OfficialConfig::realsr_x4_s4()),
-            Self::Faceir => Some(OfficialConfig::faceir()),
+            Self::RealsrX4 => Some(ResShiftConfig::realsr_x4()),
+            Self::RealsrX4S4 => Some(ResShiftConfig::realsr_x4_s4()),
+            Self::Faceir => Some(ResShiftConfig::faceir()),
         }
     }
 }
@@ -203,7 +203,7 @@ fn refuse_overwriting(args: &Args) -> Result<()> {
 }
 
 /// The configuration, and where it comes from.
-fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(OfficialConfig, String)> {
+fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(ResShiftConfig, String)> {
     if let Some(path) = &args.config {
         let shown = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("'{shown}'"))?;
@@ -240,8 +240,8 @@ fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(Offici
         _ if file.contains("_s4") => Preset::RealsrX4S4,
         _ => Preset::RealsrX4,
     };
-    let published = preset.config().unwrap_or_else(OfficialConfig::realsr_x4);
-    let config = OfficialConfig {
+    let published = preset.config().unwrap_or_else(ResShiftConfig::realsr_x4);
+    let config = ResShiftConfig {
         unet: unet_config,
         autoencoder: autoencoder_config,
         diffusion: DiffusionConfig {
@@ -256,11 +256,11 @@ fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(Offici
     Ok((config, origin))
 }
 
-fn metadata(args: &Args, config: OfficialConfig) -> OfficialMetadata {
+fn metadata(args: &Args, config: ResShiftConfig) -> ResShiftMetadata {
     let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
     let name = args.name.clone().or_else(|| stem(&args.out));
     let licence = args.licence.as_deref().unwrap_or(LICENCE);
-    let mut metadata = OfficialMetadata::new(&name.unwrap_or_default(), config, licence);
+    let mut metadata = ResShiftMetadata::new(&name.unwrap_or_default(), config, licence);
     let file = |path: &PathBuf| {
         path.file_name()
             .unwrap_or_default()
@@ -274,8 +274,8 @@ fn metadata(args: &Args, config: OfficialConfig) -> OfficialMetadata {
 }
 
 /// What was imported, for the user to check.
-fn summary(args: &Args, metadata: &OfficialMetadata, origin: &str, parameters: usize) -> String {
-    let OfficialConfig {
+fn summary(args: &Args, metadata: &ResShiftMetadata, origin: &str, parameters: usize) -> String {
+    let ResShiftConfig {
         unet,
         autoencoder,
         diffusion,

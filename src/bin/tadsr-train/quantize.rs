@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
 use tadsr::{
-    engine::cpu::{Patches, Precision, calibrate, residual_of},
+    Precision,
+    engine::lite::cpu::{Patches, calibrate, residual_of},
     model::LiteModel,
     nn::lite::latent::Grid,
     train::{

@@ -33,7 +33,7 @@ use crate::{
 /// Make a model by a recipe: measure the latent, train a teacher, distil it into a student.
 ///
 /// The folder gets `model.safetensors`, the model that the element loads. Stages that are done are not done again; Ctrl-C
-/// saves a checkpoint, and the same command goes on from it exactly. A recipe whose teacher is a published model distils that.
+/// saves a checkpoint, and the same command goes on from it exactly. A recipe whose teacher is a ResShift model distils that.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory

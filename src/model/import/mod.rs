@@ -10,13 +10,13 @@ use std::{
 use candle_core::DType;
 
 use super::{
-    OfficialMetadata, Precision,
+    Precision, ResShiftMetadata,
     container::{compare, shown},
     pth::Checkpoint,
 };
 use crate::{
     Error, Result,
-    nn::official::{AutoencoderConfig, UnetConfig},
+    nn::resshift::{AutoencoderConfig, UnetConfig},
 };
 
 /// What checkpoints keep beside weights; it is computed when the network is built.
@@ -26,9 +26,9 @@ const BUFFERS: [&str; 2] = ["relative_position_index", "attn_mask"];
 pub struct Part {
     path: PathBuf,
     checkpoint: Checkpoint,
-    /// Names in the file by those of the published networks.
+    /// Names in the file by those of the ResShift networks.
     names: BTreeMap<String, String>,
-    /// Shapes of weights and buffers, by the names of the published networks.
+    /// Shapes of weights and buffers, by the names of the ResShift networks.
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
@@ -59,7 +59,7 @@ impl Part {
     }
 
     /// The U-Net that these tensors are of. The side of the latent that it was built for, which decides where windows
-    /// are shifted, is `image_size`, else that of a mask in the file, else 64 as in every published model.
+    /// are shifted, is `image_size`, else that of a mask in the file, else 64 as in every ResShift model.
     ///
     /// # Errors
     /// [`Error::Model`] with the tensor that tells no U-Net.
@@ -120,7 +120,7 @@ fn is_buffer(name: &str) -> bool {
 /// [`Error::Io`].
 pub fn write(
     path: &Path,
-    metadata: &OfficialMetadata,
+    metadata: &ResShiftMetadata,
     precision: Precision,
     unet: &mut Part,
     autoencoder: &mut Part,

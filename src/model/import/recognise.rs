@@ -1,11 +1,11 @@
-//! The architecture of a published network, told from the names and shapes of its tensors.
+//! The architecture of a ResShift network, told from the names and shapes of its tensors.
 //!
 //! What is told here need not be exact for tensors that do not fit together: the caller compares every name and shape
 //! with those of the configuration that comes out.
 
 use std::collections::BTreeMap;
 
-use crate::nn::official::{AutoencoderConfig, UnetConfig};
+use crate::nn::resshift::{AutoencoderConfig, UnetConfig};
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
@@ -200,15 +200,15 @@ pub(super) fn autoencoder(shapes: &Shapes) -> Result<AutoencoderConfig, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::official::OfficialConfig;
+    use crate::nn::resshift::ResShiftConfig;
 
     fn shapes(tensors: Vec<(String, Vec<usize>)>) -> Shapes {
         tensors.into_iter().collect()
     }
 
     #[test]
-    fn every_published_architecture_is_told_from_its_shapes() {
-        for config in [OfficialConfig::realsr_x4(), OfficialConfig::faceir()] {
+    fn every_resshift_architecture_is_told_from_its_shapes() {
+        for config in [ResShiftConfig::realsr_x4(), ResShiftConfig::faceir()] {
             let found = unet(&shapes(config.unet.tensors()), None).unwrap();
             assert_eq!(found, config.unet);
             let found = autoencoder(&shapes(config.autoencoder.tensors())).unwrap();
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn other_widths_depths_and_sites_are_told_too() {
-        let mut config = OfficialConfig::realsr_x4().unet;
+        let mut config = ResShiftConfig::realsr_x4().unet;
         config.model_channels = 64;
         config.channel_mult = vec![1, 3, 2];
         config.num_res_blocks = vec![1, 3, 2];
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn tensors_of_something_else_are_said_to_be() {
-        let config = OfficialConfig::realsr_x4();
+        let config = ResShiftConfig::realsr_x4();
         let swapped = unet(&shapes(config.autoencoder.tensors()), None).unwrap_err();
         assert!(swapped.contains("swapped"), "{swapped}");
         let swapped = autoencoder(&shapes(config.unet.tensors())).unwrap_err();

@@ -7,8 +7,8 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    nn::{embedding::sinusoids, spectral::SpectralWeight},
-    ops::{Activation, conv2d, group_norm, silu},
+    nn::layers::{Linear, Norm, SpectralWeight, sinusoids},
+    ops::{Activation, conv2d, silu},
 };
 
 /// Channels that a normalisation group has, as in the teacher.
@@ -37,9 +37,9 @@ pub struct Discriminator {
 
 #[derive(Clone, Debug)]
 struct Head {
-    /// Weight `[2c, e]` and bias `[2c]` of scale and shift.
-    time: [Tensor; 2],
-    norm: [Tensor; 2],
+    /// `[2c, e]`: scale and shift from the time embedding.
+    time: Linear,
+    norm: Norm,
     convs: [Conv; 3],
 }
 
@@ -108,10 +108,9 @@ impl Discriminator {
 impl Head {
     fn new(c: usize, config: &DiscriminatorConfig, vb: &VarBuilder) -> Result<Self> {
         let (w, e) = (config.width, config.time_channels);
-        let (time, norm) = (vb.pp("time"), vb.pp("norm"));
         Ok(Self {
-            time: [time.get((2 * c, e), "weight")?, time.get(2 * c, "bias")?],
-            norm: [norm.get(c, "weight")?, norm.get(c, "bias")?],
+            time: Linear::new(e, 2 * c, vb.pp("time"))?,
+            norm: Norm::new(c, c / GROUP, NORM_EPS, vb.pp("norm"))?,
             convs: [
                 Conv::new([w, c, 3, 3], &vb.pp(0))?,
                 Conv::new([w, w, 3, 3], &vb.pp(1))?,
@@ -121,14 +120,7 @@ impl Head {
     }
 
     fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let c = x.dim(3)?;
-        let [weight, bias] = &self.time;
-        let time = time.matmul(&weight.t()?)?.broadcast_add(bias)?;
-        let (scale, shift) = ((time.narrow(1, 0, c)? + 1.0)?, time.narrow(1, c, c)?);
-        let [weight, bias] = &self.norm;
-        let weight = scale.broadcast_mul(weight)?;
-        let bias = (scale.broadcast_mul(bias)? + shift)?;
-        let x = group_norm(x, c / GROUP, &weight, &bias, NORM_EPS, Activation::Silu)?;
+        let x = self.norm.modulated(x, &self.time.forward(time)?)?;
         let [first, second, last] = &self.convs;
         let x = first.forward(&x, Activation::LeakyRelu(SLOPE))?;
         let x = second.forward(&x, Activation::LeakyRelu(SLOPE))?;
@@ -137,8 +129,8 @@ impl Head {
 
     fn frozen(&self) -> Self {
         Self {
-            time: self.time.clone().map(|t| t.detach()),
-            norm: self.norm.clone().map(|t| t.detach()),
+            time: self.time.frozen(),
+            norm: self.norm.frozen(),
             convs: self.convs.clone().map(|conv| Conv {
                 weight: conv.weight.frozen(),
                 bias: conv.bias.detach(),
@@ -174,7 +166,7 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-    use crate::nn::spectral::is_parameter;
+    use crate::nn::layers::is_parameter;
 
     fn config() -> DiscriminatorConfig {
         DiscriminatorConfig {

@@ -5,8 +5,10 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::condition::scale_features;
-use crate::nn::embedding::sinusoids;
-use crate::ops::{Activation, conv2d, group_norm, silu, upsample2x};
+use crate::{
+    nn::layers::{Conv, Linear, Norm, sinusoids},
+    ops::{Activation, silu, upsample2x},
+};
 
 /// Channels that a normalisation group has.
 const GROUP: usize = 16;
@@ -126,7 +128,9 @@ impl Teacher {
         let mut up = Vec::new();
         for (l, &w) in widths.iter().enumerate() {
             let inputs = vec![w; config.blocks];
-            down.push(level("down", l, &inputs, w, widths.get(l + 1).copied())?);
+            let mut lower = level("down", l, &inputs, w, widths.get(l + 1).copied())?;
+            lower.step = lower.step.map(|step| step.halving([1, 0]));
+            down.push(lower);
             // Each block on the way up takes the output of one on the way down beside its input.
             let step = (l > 0).then(|| widths[l - 1]);
             up.push(level("up", l, &vec![2 * w; config.blocks], w, step)?);
@@ -144,7 +148,7 @@ impl Teacher {
                 Block::new(last, last, e, vb.pp("middle.1"))?,
             ],
             up,
-            norm: Norm::new(first, vb.pp("norm"))?,
+            norm: norm(first, vb.pp("norm"))?,
             tail: Conv::new(first, z, 3, vb.pp("tail"))?,
             dtype: DType::F32,
             config,
@@ -177,11 +181,11 @@ impl Teacher {
                 x = block.forward(&Tensor::cat(&[x, side], D::Minus1)?, &embedding)?;
             }
             if let Some(step) = &level.step {
-                x = step.forward(&upsample2x(&x)?, 1)?;
+                x = step.forward(&upsample2x(&x)?)?;
             }
         }
         let x = self.norm.forward(&x, Activation::Silu)?;
-        self.tail.forward(&x, 1)?.to_dtype(DType::F32)
+        self.tail.forward(&x)?.to_dtype(DType::F32)
     }
 
     /// The features that a discriminator sees, of the maps' type: the output of each level on the way down and of the
@@ -220,7 +224,7 @@ impl Teacher {
         let details = base.flatten_to(2)?.matmul(&self.details)?;
         let details = details.reshape(base.shape())?;
         let x = Tensor::cat(&[r_t, base, &details], D::Minus1)?;
-        let mut x = self.head.forward(&x.to_dtype(self.dtype)?, 1)?;
+        let mut x = self.head.forward(&x.to_dtype(self.dtype)?)?;
         let mut kept = Vec::new();
         for level in &self.down {
             for block in &level.blocks {
@@ -229,7 +233,7 @@ impl Teacher {
             }
             level_done(&x);
             if let Some(step) = &level.step {
-                x = step.forward(&x, 2)?;
+                x = step.forward(&x)?;
             }
         }
         for block in &self.middle {
@@ -288,10 +292,10 @@ struct Block {
 impl Block {
     fn new(ci: usize, co: usize, embedding: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            norm1: Norm::new(ci, vb.pp("norm1"))?,
+            norm1: norm(ci, vb.pp("norm1"))?,
             conv1: Conv::new(ci, co, 3, vb.pp("conv1"))?,
             modulation: Linear::new(embedding, 2 * co, vb.pp("modulation"))?,
-            norm2: Norm::new(co, vb.pp("norm2"))?,
+            norm2: norm(co, vb.pp("norm2"))?,
             conv2: Conv::new(co, co, 3, vb.pp("conv2"))?,
             skip: (ci != co)
                 .then(|| Conv::new(ci, co, 1, vb.pp("skip")))
@@ -302,80 +306,20 @@ impl Block {
     fn forward(&self, x: &Tensor, embedding: &Tensor) -> Result<Tensor> {
         let y = self
             .conv1
-            .forward(&self.norm1.forward(x, Activation::Silu)?, 1)?;
+            .forward(&self.norm1.forward(x, Activation::Silu)?)?;
         let modulation = self.modulation.forward(embedding)?;
         let y = self.norm2.modulated(&y, &modulation)?;
-        let y = self.conv2.forward(&y, 1)?;
+        let y = self.conv2.forward(&y)?;
         match &self.skip {
-            Some(skip) => skip.forward(x, 1)? + y,
+            Some(skip) => skip.forward(x)? + y,
             None => x + y,
         }
     }
 }
 
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Norm {
-    fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get(channels, "weight")?,
-            bias: vb.get(channels, "bias")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        let groups = self.weight.dim(0)? / GROUP;
-        group_norm(x, groups, &self.weight, &self.bias, 1e-5, activation)
-    }
-
-    /// With `modulation` `[n, 2c]`: what the scale is above 1, then the shift (FiLM), and a SiLU.
-    fn modulated(&self, x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
-        let c = self.weight.dim(0)?;
-        let scale = (modulation.narrow(1, 0, c)? + 1.0)?;
-        let weight = scale.broadcast_mul(&self.weight)?;
-        let bias = (scale.broadcast_mul(&self.bias)? + modulation.narrow(1, c, c)?)?;
-        group_norm(x, c / GROUP, &weight, &bias, 1e-5, Activation::Silu)
-    }
-}
-
-struct Conv {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Conv {
-    fn new(ci: usize, co: usize, k: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get((co, ci, k, k), "weight")?,
-            bias: vb.get(co, "bias")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, stride: usize) -> Result<Tensor> {
-        let pad = self.weight.dim(2)? / 2;
-        conv2d(x, &self.weight, &self.bias, stride, pad, Activation::None)
-    }
-}
-
-struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    fn new(ci: usize, co: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get((co, ci), "weight")?,
-            bias: vb.get(co, "bias")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
-    }
+/// A group norm with [`GROUP`] channels a group.
+fn norm(channels: usize, vb: VarBuilder) -> Result<Norm> {
+    Norm::new(channels, channels / GROUP, 1e-5, vb)
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ impl Window {
         let pixels = places()
             .map(|(y, x)| (sample * s.h + (y + s.shift) % s.h) * s.w + (x + s.shift) % s.w)
             .collect();
-        // The published networks' mask: in the lowest windows, and there by columns.
+        // The ResShift networks' mask: in the lowest windows, and there by columns.
         let regions = if s.shift > 0 && row + 1 == rows {
             let right = |i: usize| f32::from(u8::from(i % s.ww + s.shift >= s.ww));
             (0..s.window()).map(right).collect()

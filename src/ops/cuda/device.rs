@@ -23,7 +23,10 @@ use half::{bf16, f16};
 
 use super::op::Kernels;
 
-const PTX: &str = include_str!("kernels/layers.ptx");
+const PTX: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/prebuilt/cuda/layers.ptx"
+));
 
 /// Whether the device is of compute capability 8.0 or newer.
 pub fn serves(device: &CudaDevice) -> bool {

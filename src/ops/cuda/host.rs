@@ -93,7 +93,11 @@ fn open(source: &str) -> *mut libc::c_void {
 fn compiled(source: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut hasher = DefaultHasher::new();
-    for folder in ["ops/cuda/host", "ops/cuda/kernels", "engine/cuda/kernels"] {
+    for folder in [
+        "ops/cuda/host",
+        "ops/cuda/kernels",
+        "engine/lite/cuda/kernels",
+    ] {
         let entries = fs::read_dir(root.join(folder)).expect("the kernels' sources");
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         files.sort();

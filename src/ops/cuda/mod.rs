@@ -133,20 +133,26 @@ mod tests {
 
     #[test]
     fn embedded_kernels_are_those_of_the_source() {
+        macro_rules! prebuilt {
+            ($name:expr) => {
+                concat!(env!("CARGO_MANIFEST_DIR"), "/prebuilt/cuda/", $name)
+            };
+        }
         macro_rules! assert_embedded {
-            ($kernels:literal, $($image:literal),*) => {
-                let source: &[u8] = include_bytes!(concat!($kernels, ".cu"));
-                let images: &[&[u8]] = &[$(include_bytes!(concat!($kernels, $image))),*];
+            ($source:literal, $name:literal, $($image:literal),*) => {
+                let sources: [&[u8]; 2] = [include_bytes!($source), include_bytes!("kernels/warp.cuh")];
+                let images: &[&[u8]] = &[$(include_bytes!(prebuilt!(concat!($name, $image)))),*];
                 assert_eq!(
-                    [hash(&[source, include_bytes!("kernels/warp.cuh")]), hash(images)].join(" "),
-                    include_str!(concat!($kernels, ".hash")).trim(),
+                    [hash(&sources), hash(images)].join(" "),
+                    include_str!(prebuilt!(concat!($name, ".hash"))).trim(),
                     "{}: run scripts/kernels.sh",
-                    $kernels
+                    $source
                 );
             };
         }
         assert_embedded!(
-            "../../engine/cuda/kernels/student",
+            "../../engine/lite/cuda/kernels/student.cu",
+            "student",
             ".sm_75.cubin",
             ".sm_80.cubin",
             ".sm_86.cubin",
@@ -156,6 +162,6 @@ mod tests {
             ".sm_120.cubin",
             ".ptx"
         );
-        assert_embedded!("kernels/layers", ".ptx");
+        assert_embedded!("kernels/layers.cu", "layers", ".ptx");
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     diffusion::Schedule,
     nn::{
         lite::{LatentKind, LatentStats, Teacher},
-        official::DiffusionConfig,
+        resshift::DiffusionConfig,
     },
 };
 

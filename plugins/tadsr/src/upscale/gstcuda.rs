@@ -24,7 +24,8 @@ use gst::{
 use gst_video::VideoInfo;
 use tadsr::{
     Error,
-    engine::cuda::{Address, Context as Device, Rows},
+    cuda::driver::{Address, Rows},
+    engine::lite::cuda::Context as Device,
     frame::FrameInfo,
 };
 

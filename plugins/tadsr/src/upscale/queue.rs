@@ -6,7 +6,7 @@ use std::{collections::VecDeque, sync::Mutex, time::Instant};
 
 use gst::prelude::*;
 use gst_base::{BaseTransform, prelude::*};
-use tadsr::{Error, engine::cuda::Times};
+use tadsr::{Error, engine::Times};
 
 use super::{
     caps::Negotiated,

@@ -3,6 +3,7 @@
 //! The model from READY to PAUSED and back: loading, falling back, and swapping it while playing.
 
 use std::{
+    collections::HashSet,
     mem,
     ops::ControlFlow,
     sync::{
@@ -14,7 +15,7 @@ use std::{
 
 use gst::{glib, prelude::*};
 use gst_base::{BaseTransform, prelude::*};
-use tadsr::{Device, Error, Upscaler, engine::cuda::Times};
+use tadsr::{Device, Error, Upscaler, engine::Times};
 
 use super::{
     CAT, Fallback,
@@ -37,8 +38,8 @@ pub(super) struct LoadedModel {
     requested: String,
     /// The fallback to bicubic interpolation: the network's residual is not added.
     bicubic: bool,
-    /// Latest warning about an unsupported setting.
-    warned: Option<String>,
+    /// Warnings about refused settings that were posted.
+    warned: HashSet<String>,
 }
 
 impl LoadedModel {
@@ -47,7 +48,7 @@ impl LoadedModel {
             upscaler: Box::new(upscaler),
             requested: requested.into(),
             bicubic,
-            warned: None,
+            warned: HashSet::new(),
         }
     }
 
@@ -493,7 +494,12 @@ impl Session {
         };
         upscaler.set_threads(settings.threads as usize)?;
         upscaler.set_queue_depth(settings.queue_depth as usize);
-        settings.apply(&mut upscaler)?;
+        for (setting, err) in settings.apply(&mut upscaler) {
+            // A setting that the model lacks leads to a warning with the first frame.
+            if upscaler.capabilities().has(setting) {
+                return Err(err);
+            }
+        }
         let cancel = self.cancel.clone();
         upscaler.set_observer(Some(Box::new(move |_| {
             if cancel.load(Ordering::Relaxed) {
@@ -548,20 +554,20 @@ impl Session {
     /// Applies the live settings to `model`. An unsupported setting keeps its value, with one
     /// warning.
     pub fn apply_settings(&self, element: &BaseTransform, model: &mut LoadedModel) {
-        let result = self.settings().apply(&mut model.upscaler);
-        let unsupported = result.err().map(|err| err.to_string());
-        if let Some(reason) = &unsupported
-            && unsupported != model.warned
-        {
-            gst::element_warning!(
-                element,
-                gst::LibraryError::Settings,
-                ("{reason}; keeping the previous value")
-            );
-        }
-        model.warned = unsupported;
+        let mut settings = self.settings();
         if model.bicubic {
-            model.upscaler.set_strength(0.0);
+            settings.strength = 0.0;
+        }
+        for (_, err) in settings.apply(&mut model.upscaler) {
+            let reason = err.to_string();
+            // The settings are not meant for the fallback.
+            if !model.bicubic && model.warned.insert(reason.clone()) {
+                gst::element_warning!(
+                    element,
+                    gst::LibraryError::Settings,
+                    ("{reason}; keeping the previous value")
+                );
+            }
         }
     }
 

@@ -10,8 +10,8 @@ use gst::{
     prelude::*,
 };
 use tadsr::{
-    Device, Upscaler,
-    engine::official::{self, Tile},
+    Device, Error, Upscaler,
+    engine::{self, Setting, Tile},
 };
 
 use super::{ColorFix, Fallback, Precision, scale::MAX_SCALE, stats::Status};
@@ -69,19 +69,17 @@ impl Settings {
         }
     }
 
-    /// Copies all live settings to `upscaler`.
-    ///
-    /// # Errors
-    /// Returns the error of the last setting that the model or the device does not support. Such a
-    /// setting keeps its previous value; the others are applied.
-    pub fn apply(&self, upscaler: &mut Upscaler) -> tadsr::Result<()> {
-        let mut result = Ok(());
+    /// Copies all live settings to `upscaler`. Returns those that the model or the device refuses,
+    /// which keep their previous value.
+    pub fn apply(&self, upscaler: &mut Upscaler) -> Vec<(Setting, Error)> {
+        let mut refused = Vec::new();
         for property in PROPERTIES.iter() {
-            if let Change::Live(apply) = property.change {
-                result = apply(self, upscaler).and(result);
+            if let Change::Live(setting, apply) = property.change {
+                let result = apply(self, upscaler);
+                refused.extend(result.err().map(|err| (setting, err)));
             }
         }
-        result
+        refused
     }
 }
 
@@ -95,7 +93,7 @@ pub(super) enum Change {
     /// The model is loaded in the background.
     Reload,
     /// The function applies the value before the next frame.
-    Live(fn(&Settings, &mut Upscaler) -> tadsr::Result<()>),
+    Live(Setting, fn(&Settings, &mut Upscaler) -> tadsr::Result<()>),
 }
 
 type Getter = Box<dyn Fn(Settings, &Status) -> glib::Value + Send + Sync>;
@@ -212,9 +210,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .mutable_playing()
                 .controllable()
                 .build(),
-            Change::Live(|s, upscaler| {
-                upscaler.set_strength(s.strength as f32);
-                Ok(())
+            Change::Live(Setting::Strength, |s, upscaler| {
+                upscaler.set_strength(s.strength as f32)
             }),
             |s| &mut s.strength,
         ),
@@ -239,7 +236,9 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 )
                 .mutable_playing()
                 .build(),
-            Change::Live(|s, upscaler| upscaler.set_precision(s.precision.into())),
+            Change::Live(Setting::Precision, |s, upscaler| {
+                upscaler.set_precision(s.precision.into())
+            }),
             |s| &mut s.precision,
         ),
         Property::new(
@@ -280,9 +279,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .mutable_playing()
                 .controllable()
                 .build(),
-            Change::Live(|s, upscaler| {
-                upscaler.set_noise(s.noise as f32);
-                Ok(())
+            Change::Live(Setting::Noise, |s, upscaler| {
+                upscaler.set_noise(s.noise as f32)
             }),
             |s| &mut s.noise,
         ),
@@ -296,10 +294,7 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .default_value(0)
                 .mutable_playing()
                 .build(),
-            Change::Live(|s, upscaler| {
-                upscaler.set_seed(s.seed);
-                Ok(())
-            }),
+            Change::Live(Setting::Seed, |s, upscaler| upscaler.set_seed(s.seed)),
             |s| &mut s.seed,
         ),
         Property::new(
@@ -313,7 +308,9 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .default_value(1)
                 .mutable_playing()
                 .build(),
-            Change::Live(|s, upscaler| upscaler.set_steps(s.steps as usize)),
+            Change::Live(Setting::Steps, |s, upscaler| {
+                upscaler.set_steps(s.steps as usize)
+            }),
             |s| &mut s.steps,
         ),
         Property::new(
@@ -327,13 +324,12 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .default_value(0)
                 .mutable_playing()
                 .build(),
-            Change::Live(|s, upscaler| {
+            Change::Live(Setting::Tile, |s, upscaler| {
                 upscaler.set_tile(if s.tile_size == 0 {
                     Tile::Auto
                 } else {
                     Tile::Side(s.tile_size as usize)
-                });
-                Ok(())
+                })
             }),
             |s| &mut s.tile_size,
         ),
@@ -347,9 +343,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .default_value(16)
                 .mutable_playing()
                 .build(),
-            Change::Live(|s, upscaler| {
-                upscaler.set_tile_overlap(s.tile_overlap as usize);
-                Ok(())
+            Change::Live(Setting::TileOverlap, |s, upscaler| {
+                upscaler.set_tile_overlap(s.tile_overlap as usize)
             }),
             |s| &mut s.tile_overlap,
         ),
@@ -362,9 +357,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 )
                 .mutable_playing()
                 .build(),
-            Change::Live(|s, upscaler| {
-                upscaler.set_color_fix(s.color_fix.into());
-                Ok(())
+            Change::Live(Setting::ColorFix, |s, upscaler| {
+                upscaler.set_color_fix(s.color_fix.into())
             }),
             |s| &mut s.color_fix,
         ),
@@ -414,7 +408,7 @@ impl From<Precision> for tadsr::Precision {
     }
 }
 
-impl From<ColorFix> for official::ColorFix {
+impl From<ColorFix> for engine::ColorFix {
     fn from(fix: ColorFix) -> Self {
         match fix {
             ColorFix::Wavelet => Self::Wavelet,

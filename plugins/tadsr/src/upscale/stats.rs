@@ -4,7 +4,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use tadsr::engine::cuda::Times;
+use tadsr::engine::Times;
 
 /// Values of the read-only properties since the element was started.
 #[derive(Default)]

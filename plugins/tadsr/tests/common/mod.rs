@@ -12,9 +12,9 @@ use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFrameExt, VideoInfo};
 use tadsr::{
-    engine::official::NoiseField,
-    model::{OfficialMetadata, Precision},
-    nn::official::OfficialConfig,
+    engine::NoiseField,
+    model::{Precision, ResShiftMetadata},
+    nn::resshift::ResShiftConfig,
 };
 
 pub fn init() {
@@ -187,8 +187,8 @@ fn for_each_sample(
 
 /// Writes a minimal diffusion model with random weights and the native scale `scale`: 4, or 1 like
 /// models for faces. The side of a tile is a multiple of 8 pixels, or of 32. Returns the path.
-pub fn published_model(directory: &Path, scale: usize) -> String {
-    let mut config = OfficialConfig::realsr_x4();
+pub fn resshift_model(directory: &Path, scale: usize) -> String {
+    let mut config = ResShiftConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
     unet.model_channels = 32;
     unet.channel_mult = vec![1, 1];
@@ -200,7 +200,7 @@ pub fn published_model(directory: &Path, scale: usize) -> String {
     (autoencoder.num_res_blocks, autoencoder.n_embed) = (vec![1; 3], 64);
     config.diffusion.scale = scale;
     config.diffusion.steps = 1000;
-    let metadata = OfficialMetadata::new(&format!("random-x{scale}"), config, "none");
+    let metadata = ResShiftMetadata::new(&format!("random-x{scale}"), config, "none");
     let mut seed = 0;
     let values = |name: &str, shape: &[usize]| {
         seed += 1;

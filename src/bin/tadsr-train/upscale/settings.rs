@@ -2,12 +2,12 @@
 
 use std::{fs, path::PathBuf, str::FromStr};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tadsr::{
     Device, Error, Precision, Upscaler,
-    engine::official::{ColorFix, NoiseField, Tile},
+    engine::{ColorFix, NoiseField, Setting, Tile},
     frame::FrameInfo,
     train::checkpoint::write_atomically,
 };
@@ -15,9 +15,9 @@ use tadsr::{
 /// The name of the noise in a file.
 const NOISE: &str = "noise";
 
-const OFFICIAL: &str = "Published networks (ResShift, SinSR, TAD-SR)";
+const RESSHIFT: &str = "ResShift, SinSR and TAD-SR models";
 
-/// Model, scale and what the model is told.
+/// Model, scale and settings.
 #[derive(Debug, clap::Args)]
 pub struct Settings {
     /// Name of a bundled model or path of a model file [default: tiny]
@@ -40,33 +40,33 @@ pub struct Settings {
     /// How much of the network's detail is added, 0 to 1; 0 is bicubic interpolation
     #[arg(long, default_value_t = 1.0, value_parser = fraction)]
     strength: f32,
-    /// In what numbers a student is computed: auto (the fastest that the processor has instructions for), f32, bf16 or,
-    /// of a calibrated model, int8; on a CUDA device f16. Published models: f32 on the CPU; on CUDA f16, bf16 or f32
+    /// Numeric precision: auto (the fastest that the processor has instructions for), f32, bf16 or, of a calibrated model,
+    /// int8; on a CUDA device f16. ResShift models: f32 on the CPU; on CUDA f16, bf16 or f32
     #[arg(long, default_value = "auto", value_parser = Precision::from_str)]
     precision: Precision,
     /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with [default: 1]
-    #[arg(long, help_heading = OFFICIAL)]
+    #[arg(long, help_heading = RESSHIFT)]
     steps: Option<usize>,
     /// What the noise is drawn from; the same seed and tiles give the same picture [default: 0]
-    #[arg(long, help_heading = OFFICIAL)]
+    #[arg(long, help_heading = RESSHIFT)]
     seed: Option<u64>,
     /// How much noise the network starts from, 0 to 1; less invents less detail [default: 1]
-    #[arg(long, value_parser = fraction, help_heading = OFFICIAL)]
+    #[arg(long, value_parser = fraction, help_heading = RESSHIFT)]
     noise: Option<f32>,
     /// Side of the tiles that a frame is cut into, in pixels of the input; auto takes what the free memory allows, whole one tile
-    #[arg(long, value_parser = tile, value_name = "auto|whole|SIDE", help_heading = OFFICIAL)]
+    #[arg(long, value_parser = tile, value_name = "auto|whole|SIDE", help_heading = RESSHIFT)]
     tile: Option<Tile>,
     /// Pixels of the input that neighbouring tiles share [default: 16]
-    #[arg(long, value_name = "PIXELS", help_heading = OFFICIAL)]
+    #[arg(long, value_name = "PIXELS", help_heading = RESSHIFT)]
     tile_overlap: Option<usize>,
     /// How the colours are brought back to those of the input [default: wavelet]
-    #[arg(long, value_enum, help_heading = OFFICIAL)]
+    #[arg(long, value_enum, help_heading = RESSHIFT)]
     color_fix: Option<Fix>,
     /// Take the noise from this safetensors file: tensor `noise`, [1, channels, height, width], f32
-    #[arg(long, value_name = "FILE", conflicts_with = "seed", help_heading = OFFICIAL)]
+    #[arg(long, value_name = "FILE", conflicts_with = "seed", help_heading = RESSHIFT)]
     noise_file: Option<PathBuf>,
     /// Write the noise that is used (of a video: for every frame the same) to this file, to compare with others
-    #[arg(long, value_name = "FILE", help_heading = OFFICIAL)]
+    #[arg(long, value_name = "FILE", help_heading = RESSHIFT)]
     pub save_noise: Option<PathBuf>,
 }
 
@@ -97,68 +97,42 @@ fn tile(s: &str) -> Result<Tile, String> {
 }
 
 impl Settings {
-    /// Loads the model and tells it everything.
+    /// Loads the model and sets everything.
     pub fn load(&self) -> Result<Upscaler> {
         let mut upscaler = Upscaler::load(&self.model, self.device)?;
         upscaler.set_threads(self.threads.into())?;
-        upscaler.set_strength(self.strength);
+        upscaler.set_strength(self.strength)?;
         upscaler.set_precision(self.precision)?;
         if let Some(scale) = self.scale {
             upscaler.set_scale(scale)?;
-        }
-        if upscaler.max_steps().is_none() {
-            self.refuse_official(&upscaler)?;
-            return Ok(upscaler);
         }
         if let Some(steps) = self.steps {
             upscaler.set_steps(steps)?;
         }
         if let Some(seed) = self.seed {
-            upscaler.set_seed(seed);
+            upscaler.set_seed(seed)?;
         }
         if let Some(noise) = self.noise {
-            upscaler.set_noise(noise);
+            upscaler.set_noise(noise)?;
         }
         if let Some(tile) = self.tile {
-            upscaler.set_tile(tile);
+            upscaler.set_tile(tile)?;
         }
         if let Some(pixels) = self.tile_overlap {
-            upscaler.set_tile_overlap(pixels);
+            upscaler.set_tile_overlap(pixels)?;
         }
         if let Some(fix) = self.color_fix {
             upscaler.set_color_fix(match fix {
                 Fix::Wavelet => ColorFix::Wavelet,
                 Fix::Adain => ColorFix::Adain,
                 Fix::None => ColorFix::None,
-            });
+            })?;
         }
-        if self.noise_file.is_some() {
-            upscaler.set_noise_field(self.read_noise()?);
+        if self.noise_file.is_some() || self.save_noise.is_some() {
+            upscaler.require(Setting::NoiseField)?;
+            upscaler.set_noise_field(self.read_noise()?)?;
         }
         Ok(upscaler)
-    }
-
-    /// Options that would do nothing are refused, not ignored.
-    fn refuse_official(&self, upscaler: &Upscaler) -> Result<()> {
-        let given = [
-            ("--steps", self.steps.is_some()),
-            ("--seed", self.seed.is_some()),
-            ("--noise", self.noise.is_some()),
-            ("--tile", self.tile.is_some()),
-            ("--tile-overlap", self.tile_overlap.is_some()),
-            ("--color-fix", self.color_fix.is_some()),
-            ("--noise-file", self.noise_file.is_some()),
-            ("--save-noise", self.save_noise.is_some()),
-        ];
-        let given: Vec<_> = given.iter().filter(|g| g.1).map(|g| g.0).collect();
-        ensure!(
-            given.is_empty(),
-            "{}: only published networks (ResShift, SinSR, TAD-SR) have that, and model '{}' is none: it starts \
-             from no noise and takes a frame in one piece",
-            given.join(", "),
-            upscaler.active_model(upscaler.max_scale())
-        );
-        Ok(())
     }
 
     fn read_noise(&self) -> Result<Option<NoiseField>> {

@@ -10,7 +10,7 @@
 #include <ucontext.h>
 
 namespace student {
-#include "../../../engine/cuda/kernels/student.cu"
+#include "../../../engine/lite/cuda/kernels/student.cu"
 }
 
 namespace layers {

@@ -1,0 +1,499 @@
+//! A driver without a device, for tests. It fails where a test asks for it, and runs kernels on memory that knows its
+//! bounds.
+//!
+//! What is put into a stream runs as late as the driver's promises allow: when somebody waits for it. A wait that is
+//! missing so gives wrong results.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use half::f16;
+
+use super::driver::*;
+
+/// Runs the kernel of that name on the device's memory, with its parameters as words.
+pub type Kernels = fn(&mut Ram, &str, Shape, &[u64]);
+
+/// Plain numbers that kernels load and store.
+pub trait Number: Copy {
+    fn from_bytes(bytes: &[u8]) -> Self;
+    fn put(self, bytes: &mut [u8]);
+}
+
+macro_rules! numbers {
+    ($($type:ty)*) => {$(
+        impl Number for $type {
+            fn from_bytes(bytes: &[u8]) -> Self {
+                Self::from_le_bytes(bytes.try_into().unwrap())
+            }
+            fn put(self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.to_le_bytes());
+            }
+        }
+    )*};
+}
+
+numbers!(u8 u16 u32 f32 f16);
+
+/// The device's memory: allocations far apart, so that an address outside of one is in none. Fresh memory is full of
+/// ones, which are NaN.
+#[derive(Clone, Default, PartialEq)]
+pub struct Ram(BTreeMap<u64, Vec<u8>>);
+
+impl Ram {
+    fn find(&self, address: u64, len: usize) -> (u64, usize) {
+        let (&start, bytes) = self
+            .0
+            .range(..=address)
+            .next_back()
+            .expect("an address below all allocations");
+        let at = (address - start) as usize;
+        assert!(
+            at + len <= bytes.len(),
+            "{len} bytes at {at} of {}",
+            bytes.len()
+        );
+        (start, at)
+    }
+
+    pub fn bytes(&mut self, address: u64, len: usize) -> &mut [u8] {
+        let (start, at) = self.find(address, len);
+        &mut self.0.get_mut(&start).unwrap()[at..at + len]
+    }
+
+    pub fn get<T: Number>(&self, address: u64, index: usize) -> T {
+        let size = size_of::<T>();
+        let address = address + (index * size) as u64;
+        assert!(address.is_multiple_of(size as u64), "misaligned");
+        let (start, at) = self.find(address, size);
+        T::from_bytes(&self.0[&start][at..at + size])
+    }
+
+    pub fn set<T: Number>(&mut self, address: u64, index: usize, value: T) {
+        let size = size_of::<T>();
+        let address = address + (index * size) as u64;
+        assert!(address.is_multiple_of(size as u64), "misaligned");
+        value.put(self.bytes(address, size));
+    }
+}
+
+#[derive(Clone)]
+enum Op {
+    Upload(u64, usize, usize),
+    Download(usize, u64, usize),
+    Copy(Rows, Rows, usize, usize),
+    Launch(Function, Shape, Vec<u64>),
+    Graph(u64),
+    Record(u64, u64),
+    Wait(u64, u64),
+}
+
+struct State {
+    kernels: Kernels,
+    next: u64,
+    ram: Ram,
+    limit: usize,
+    pinned: BTreeMap<usize, Box<[u64]>>,
+    streams: BTreeMap<u64, VecDeque<Op>>,
+    /// Of each event the stream of its last record, and how often it was recorded and reached.
+    events: BTreeMap<u64, (u64, u64, u64)>,
+    graphs: BTreeMap<u64, Vec<Op>>,
+    modules: usize,
+    names: Vec<String>,
+    log: Vec<String>,
+    fail: Option<(&'static str, usize, i32)>,
+    guests: bool,
+}
+
+/// Where memory of the process begins, above all of the device's.
+const GUESTS: u64 = 1 << 44;
+
+impl State {
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn push(&mut self, stream: Stream, op: Op) {
+        self.streams.get_mut(&stream.0).unwrap().push_back(op);
+    }
+
+    /// Runs a stream until it is empty, or `until` was reached.
+    fn drain(&mut self, stream: u64, until: Option<(u64, u64)>) {
+        while until.is_none_or(|(event, count)| self.events[&event].2 < count) {
+            let Some(op) = self.streams.get_mut(&stream).unwrap().pop_front() else {
+                return assert!(until.is_none(), "an event that no one records");
+            };
+            self.run(op);
+        }
+    }
+
+    /// Bytes of the device's memory, or of another library's.
+    fn reach(&mut self, address: u64, len: usize) -> &mut [u8] {
+        if self.guests && address >= GUESTS {
+            // SAFETY: the engine promises that it is allocated and left alone until now.
+            return unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) };
+        }
+        self.ram.bytes(address, len)
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Upload(to, from, len) => {
+                // SAFETY: the engine promises that the memory is pinned and left alone until now.
+                let from = unsafe { std::slice::from_raw_parts(from as *const u8, len) };
+                self.ram.bytes(to, len).copy_from_slice(from);
+            }
+            Op::Download(to, from, len) => {
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, len) };
+                to.copy_from_slice(self.ram.bytes(from, len));
+            }
+            Op::Copy(to, from, row, rows) => {
+                for y in 0..rows {
+                    let at = |rows: Rows| rows.address.0 + (y * rows.stride) as u64;
+                    let line = self.reach(at(from), row).to_vec();
+                    self.reach(at(to), row).copy_from_slice(&line);
+                }
+            }
+            Op::Launch(function, shape, params) => {
+                let name = &self.names[function.0 as usize];
+                (self.kernels)(&mut self.ram, name, shape, &params);
+            }
+            Op::Graph(graph) => self.graphs[&graph]
+                .clone()
+                .into_iter()
+                .for_each(|op| self.run(op)),
+            Op::Record(event, count) => self.events.get_mut(&event).unwrap().2 = count,
+            Op::Wait(event, count) => self.drain(self.events[&event].0, Some((event, count))),
+        }
+    }
+}
+
+/// The emulated driver.
+pub struct Fake {
+    info: DeviceInfo,
+    state: Mutex<State>,
+}
+
+/// Emulated devices that take the place of real ones, by their numbers.
+static PLUGGED: Mutex<BTreeMap<usize, Arc<Fake>>> = Mutex::new(BTreeMap::new());
+
+pub(crate) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
+    let plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    plugged.get(&ordinal).cloned()
+}
+
+impl Fake {
+    /// Makes a device of compute capability `capability` with `memory` bytes, which runs `kernels`. Each has a number of its
+    /// own.
+    pub fn new(kernels: Kernels, capability: (u32, u32), memory: usize) -> Arc<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(1000);
+        let info = DeviceInfo {
+            ordinal: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: "a fake".into(),
+            capability,
+            memory,
+        };
+        let state = State {
+            kernels,
+            next: 1,
+            ram: Ram::default(),
+            limit: memory,
+            pinned: BTreeMap::new(),
+            streams: BTreeMap::from([(Stream::DEFAULT.0, VecDeque::new())]),
+            events: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            modules: 0,
+            names: Vec::new(),
+            log: Vec::new(),
+            fail: None,
+            guests: false,
+        };
+        Arc::new(Self {
+            info,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Makes this the device of its number, for this process.
+    pub fn plug(self: &Arc<Self>) {
+        let mut plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
+        plugged.insert(self.info.ordinal, self.clone());
+    }
+
+    /// Runs `kernels` instead of those before.
+    pub fn set_kernels(&self, kernels: Kernels) {
+        self.lock().kernels = kernels;
+    }
+
+    /// Lets copies within the device reach the process's own memory: what an emulated driver elsewhere in the process takes
+    /// for the device's.
+    pub fn admit_guests(&self) {
+        self.lock().guests = true;
+    }
+
+    /// Makes the call of that name fail with `code`, after it has worked `after` times.
+    pub fn fail(&self, call: &'static str, after: usize, code: i32) {
+        self.lock().fail = Some((call, after, code));
+    }
+
+    pub fn recover(&self) {
+        self.lock().fail = None;
+    }
+
+    /// Returns the calls since the last time.
+    pub fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().log)
+    }
+
+    /// Counts what was made and not released.
+    pub fn alive(&self) -> usize {
+        let s = self.lock();
+        s.ram.0.len() + s.pinned.len() + s.streams.len() - 1
+            + s.events.len()
+            + s.graphs.len()
+            + s.modules
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self, call: &'static str) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        state.log.push(call.into());
+        match &mut state.fail {
+            Some((name, after, code)) if *name == call => match after.checked_sub(1) {
+                None => {
+                    return Err(Fault {
+                        call,
+                        code: *code,
+                        text: "as asked".into(),
+                    });
+                }
+                Some(less) => *after = less,
+            },
+            _ => {}
+        }
+        Ok(state)
+    }
+}
+
+impl Driver for Fake {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        let state = self.call("free_memory")?;
+        Ok(state.limit - state.ram.0.values().map(Vec::len).sum::<usize>())
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        assert!(bytes > 0, "the driver refuses to allocate nothing");
+        let mut state = self.call("alloc")?;
+        if state.ram.0.values().map(Vec::len).sum::<usize>() + bytes > state.limit {
+            return Err(Fault {
+                call: "alloc",
+                code: OUT_OF_MEMORY,
+                text: "full".into(),
+            });
+        }
+        let address = state.id() << 32;
+        state.ram.0.insert(address, vec![0xff; bytes]);
+        Ok(Address(address))
+    }
+
+    fn free(&self, address: Address) {
+        assert!(
+            self.lock().ram.0.remove(&address.0).is_some(),
+            "freed twice"
+        );
+    }
+
+    fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>> {
+        let mut memory = vec![0u64; bytes.div_ceil(8)].into_boxed_slice();
+        let start = NonNull::new(memory.as_mut_ptr().cast()).unwrap();
+        self.call(HOST_ALLOC)?
+            .pinned
+            .insert(start.as_ptr() as usize, memory);
+        Ok(start)
+    }
+
+    unsafe fn free_pinned(&self, memory: NonNull<u8>) {
+        assert!(
+            self.lock()
+                .pinned
+                .remove(&(memory.as_ptr() as usize))
+                .is_some(),
+            "freed twice"
+        );
+    }
+
+    fn stream(&self) -> Result<Stream> {
+        let mut state = self.call("stream")?;
+        let id = state.id();
+        state.streams.insert(id, VecDeque::new());
+        Ok(Stream(id))
+    }
+
+    fn destroy_stream(&self, stream: Stream) {
+        let rest = self.lock().streams.remove(&stream.0);
+        assert!(rest.is_some_and(|ops| ops.is_empty()), "destroyed at work");
+    }
+
+    fn synchronize(&self, stream: Stream) -> Result<()> {
+        let failed = self.call("synchronize").map(drop);
+        // A failing device does nothing any more: what waits is gone.
+        let mut state = self.lock();
+        match &failed {
+            Ok(()) => state.drain(stream.0, None),
+            Err(_) => state.streams.get_mut(&stream.0).unwrap().clear(),
+        }
+        failed
+    }
+
+    fn event(&self) -> Result<Event> {
+        let mut state = self.call("event")?;
+        let id = state.id();
+        state.events.insert(id, (0, 0, 0));
+        Ok(Event(id))
+    }
+
+    fn destroy_event(&self, event: Event) {
+        assert!(
+            self.lock().events.remove(&event.0).is_some(),
+            "destroyed twice"
+        );
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        let mut state = self.call("record")?;
+        let entry = state.events.get_mut(&event.0).unwrap();
+        entry.0 = stream.0;
+        entry.1 += 1;
+        let count = entry.1;
+        state.push(stream, Op::Record(event.0, count));
+        Ok(())
+    }
+
+    fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+        let mut state = self.call("wait")?;
+        let count = state.events[&event.0].1;
+        state.push(stream, Op::Wait(event.0, count));
+        Ok(())
+    }
+
+    fn synchronize_event(&self, event: Event) -> Result<()> {
+        let mut state = self.call("synchronize_event")?;
+        let (stream, count, _) = state.events[&event.0];
+        if count > 0 {
+            state.drain(stream, Some((event.0, count)));
+        }
+        Ok(())
+    }
+
+    fn elapsed(&self, from: Event, to: Event) -> Result<f32> {
+        let state = self.call("elapsed")?;
+        for event in [from, to] {
+            let (_, recorded, reached) = state.events[&event.0];
+            assert!(
+                recorded > 0 && recorded == reached,
+                "an event that has not come"
+            );
+        }
+        Ok(1.0)
+    }
+
+    unsafe fn upload(
+        &self,
+        to: Address,
+        from: *const u8,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        self.call("upload")?
+            .push(stream, Op::Upload(to.0, from as usize, bytes));
+        Ok(())
+    }
+
+    unsafe fn download(
+        &self,
+        to: *mut u8,
+        from: Address,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        self.call("download")?
+            .push(stream, Op::Download(to as usize, from.0, bytes));
+        Ok(())
+    }
+
+    unsafe fn copy(
+        &self,
+        to: Rows,
+        from: Rows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        assert!(row <= to.stride && row <= from.stride);
+        self.call("copy")?
+            .push(stream, Op::Copy(to, from, row, rows));
+        Ok(())
+    }
+
+    fn load(&self, image: &[u8]) -> Result<Module> {
+        assert!(image.as_ptr().addr().is_multiple_of(8));
+        self.call("load")?.modules += 1;
+        Ok(Module(1))
+    }
+
+    fn unload(&self, _module: Module) {
+        self.lock().modules -= 1;
+    }
+
+    fn function(&self, _module: Module, name: &str) -> Result<Function> {
+        let mut state = self.call("function")?;
+        state.names.push(name.into());
+        Ok(Function(state.names.len() as u64 - 1))
+    }
+
+    unsafe fn graph(&self, launches: &[Launch], stream: Stream) -> Result<Graph> {
+        let mut state = self.call("graph")?;
+        assert!(state.streams.contains_key(&stream.0));
+        let launches = launches.iter().map(|launch| {
+            let Shape {
+                grid: [gx, gy, gz],
+                block: [bx, by, bz],
+            } = launch.shape;
+            let grid = gx > 0 && (1..65536).contains(&gy) && (1..65536).contains(&gz);
+            let block = bz == 1 && (1..=1024).contains(&(bx * by));
+            assert!(grid && block, "{:?}", launch.shape);
+            Op::Launch(launch.function, launch.shape, launch.params.clone())
+        });
+        let ops = launches.collect();
+        let id = state.id();
+        state.graphs.insert(id, ops);
+        Ok(Graph(id))
+    }
+
+    fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
+        self.call("launch_graph")?.push(stream, Op::Graph(graph.0));
+        Ok(())
+    }
+
+    fn destroy_graph(&self, graph: Graph) {
+        assert!(
+            self.lock().graphs.remove(&graph.0).is_some(),
+            "destroyed twice"
+        );
+    }
+}

@@ -1,0 +1,12 @@
+//! The NVIDIA driver, found at run time: what is made on a device and released with its owner, and an emulated device
+//! for tests. It knows no network.
+
+pub mod driver;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulator;
+pub(crate) mod owned;
+
+use driver::Rows;
+
+/// The planes of a frame in the device's memory, in the order of its format.
+pub type DevicePlanes<'a> = &'a [Rows];

@@ -1,0 +1,80 @@
+//! The engine of students on the CPU.
+
+use super::Runner;
+use crate::{
+    Result,
+    engine::{
+        Capabilities, Engine, Observer, Options, Precision, larger_scale,
+        lite::{Models, foreign},
+    },
+    frame::{FrameInfo, FrameMut, FrameRef},
+    model::LiteModel,
+};
+
+/// Students on the CPU.
+pub struct CpuEngine {
+    models: Models,
+    capabilities: Capabilities,
+    options: Options,
+    /// The runner in use and the index of its model.
+    runner: Option<(usize, Runner)>,
+}
+
+impl CpuEngine {
+    /// Takes over `models`, in the order of their scales; there is at least one.
+    pub fn new(models: Vec<LiteModel>) -> Self {
+        let models = Models(models);
+        Self {
+            capabilities: models.capabilities(false, Precision::resolve),
+            models,
+            options: Options::default(),
+            runner: None,
+        }
+    }
+}
+
+impl Engine for CpuEngine {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn model(&self, scale: f64) -> &str {
+        &self.models.serving(scale).metadata.name
+    }
+
+    fn precision(&self, scale: f64) -> Precision {
+        let resolved = self.options.precision.resolve(self.models.serving(scale));
+        // `set_options` takes only what resolves.
+        resolved.unwrap_or(Precision::F32)
+    }
+
+    fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn set_options(&mut self, options: Options) -> Result<()> {
+        if options.precision != self.options.precision {
+            self.models.check(options.precision, Precision::resolve)?;
+            self.runner = None;
+        }
+        self.options = options;
+        Ok(())
+    }
+
+    fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()> {
+        let index = self.models.index(larger_scale(from, to));
+        if !matches!(&self.runner, Some((i, runner)) if *i == index && runner.fits(from, to)) {
+            // Its memory is free again before the new one takes its own.
+            self.runner = None;
+            let model = &self.models.0[index];
+            let runner = Runner::new(model, *from, *to, self.options.precision)?;
+            self.runner = Some((index, runner));
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, _: Observer) -> Result<()> {
+        let (_, runner) = self.runner.as_mut().ok_or_else(foreign)?;
+        runner.run(src, dst, self.options.strength)
+    }
+}

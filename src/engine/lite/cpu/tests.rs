@@ -1,0 +1,419 @@
+//! Networks and whole frames beside the formulas, one layer and one plane after the other.
+
+use super::{Patches, Runner, calibrate, grids::Grids, network::Network, scale};
+use crate::{
+    Precision,
+    frame::{
+        Component::{self, *},
+        FrameInfo, FrameMut, FrameRef, PixelFormat, Plane, PlaneMut, Range,
+        resample::{Kernel, Resampler},
+    },
+    model::{Calibration, Layer, LiteModel, Metadata},
+    nn::lite::{
+        Activated, Architecture, LEAKY_SLOPE, LatentKind, LatentStats, Role, StudentConfig,
+        latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
+    },
+    ops::{
+        Activation,
+        cpu::conv::{ConvShape, reference},
+    },
+};
+use proptest::{prelude::*, sample::select};
+
+fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// A model of `student` with weights that keep the signal's size.
+fn model(student: StudentConfig, seed: u32) -> LiteModel {
+    let layers = student.layers().into_iter().enumerate();
+    let layers = layers.map(|(i, spec)| {
+        let seed = seed.wrapping_add(3 * i as u32);
+        Layer::new(
+            values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
+            values(spec.co, 0.1, seed + 1),
+            values(spec.co * 2, 0.1, seed + 2),
+            spec,
+        )
+    });
+    LiteModel {
+        metadata: Metadata::lite("test", student, [1.0, 4.0]),
+        stats: LatentStats::nominal(student.latent, student.r),
+        layers: layers.collect(),
+        calibration: None,
+    }
+}
+
+/// The layers one after the other on the whole grid, by the formula.
+fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f32> {
+    let (mut x, mut kept) = (z.to_vec(), Vec::new());
+    for layer in &model.layers {
+        let spec = &layer.spec;
+        let shape = ConvShape {
+            n: 1,
+            h: grid.height,
+            w: grid.width,
+            ci: spec.ci,
+            co: spec.co,
+            kh: 3,
+            kw: 3,
+            stride: 1,
+            pad: 1,
+        };
+        let activation = match spec.activated {
+            Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
+            Activated::No => Activation::None,
+        };
+        let bias = layer.bias_at(scale, model.metadata.student.r);
+        let mut y = reference(&shape, &x, &layer.weight, Some(&bias), activation);
+        match spec.role {
+            Role::Chain => {}
+            Role::PairFirst => kept.clone_from(&x),
+            Role::PairSecond => y.iter_mut().zip(&kept).for_each(|(y, x)| *y += x),
+        }
+        x = y;
+    }
+    x
+}
+
+/// What is left of `values` on `grid` without its margin.
+fn inside(values: &[f32], grid: Grid) -> Vec<f32> {
+    let row = grid.width * grid.channels;
+    let margin = grid.margin * grid.channels;
+    let rows = values.chunks_exact(row).skip(grid.margin);
+    let rows = rows.take(grid.height - 2 * grid.margin);
+    rows.flat_map(|r| &r[margin..row - margin])
+        .copied()
+        .collect()
+}
+
+prop_compose! {
+    fn students()(
+        plain: bool, luma: bool, r in 1usize..5, channels in 1usize..40, depth in 0usize..4,
+    ) -> StudentConfig {
+        let r = if luma { r } else { r.next_multiple_of(2) };
+        StudentConfig {
+            architecture: if plain { Architecture::Plain } else { Architecture::Residual },
+            latent: if luma { LatentKind::Luma } else { LatentKind::Yuv },
+            r,
+            channels: channels.min(16 * r * r),
+            depth,
+            conditioning: Default::default(),
+        }
+    }
+}
+
+fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build().unwrap().install(work)
+}
+
+fn run(network: &mut Network, threads: usize, z: &[f32], grid: Grid) -> Vec<f32> {
+    let mut residual = vec![f32::NAN; grid.with_margin(0).len()];
+    on_threads(threads, || {
+        network.divide();
+        network.run(&Grids::new(z, grid, &mut residual));
+    });
+    residual
+}
+
+/// The root of the mean square.
+fn rms(values: impl ExactSizeIterator<Item = f32>) -> f64 {
+    let count = values.len().max(1) as f64;
+    (values.map(|v| f64::from(v * v)).sum::<f64>() / count).sqrt()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_network_on_any_grid_computes_the_formula_on_any_number_of_threads(
+        student in students(), width in 1usize..50, height in 1usize..24, threads in 2usize..4, seed: u32,
+    ) {
+        let mut model = model(student, seed);
+        let cells = Grid { width, height, channels: student.latent.channels(student.r), margin: 0 };
+        let grid = cells.with_margin(student.layers().len());
+        let z = values(grid.len(), 1.0, seed ^ 1);
+        let patch = Grid { width: 50, height: 50, ..cells };
+        let latents = [values(patch.len(), 1.0, seed ^ 2), values(patch.len(), 1.0, seed ^ 3)].concat();
+        let patches = Patches { scale: 1.5, grid: patch, latents };
+        model.calibration = Some(calibrate(&model, &[patches]));
+        let want = inside(&by_the_formula(&model, 1.5, &z, grid), grid);
+        let size = rms(want.iter().copied());
+        // The transform magnifies the rounding to 16 and 8 bits, and that most where few products are summed and few values
+        // averaged; what is wrong is so by its own size.
+        for (precision, error) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.15), (Precision::Int8, 0.15)] {
+            let mut network = Network::new(&model, 1.5, (width, height), precision).unwrap();
+            let one = run(&mut network, 1, &z, grid);
+            let many = run(&mut network, threads, &z, grid);
+            prop_assert!(one == many, "{threads} threads change the result in {precision}");
+            prop_assert!(one == run(&mut network, 1, &z, grid), "the same again changes the result in {precision}");
+            let difference = rms(one.iter().zip(&want).map(|(a, b)| a - b));
+            prop_assert!(difference <= error * size, "{precision}: wrong by {difference} of {size}");
+        }
+    }
+
+    #[test]
+    fn any_frame_becomes_what_the_formulas_make_of_it_on_any_number_of_threads(case in frames()) {
+        let want = case.by_the_formulas();
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let one = case.run(1, precision);
+            prop_assert!(one == case.run(case.threads, precision), "threads change the result in {precision}");
+            let dst = case.dst();
+            for layout in dst.format.components() {
+                let read = |frame: &Memory| frame.read(dst, layout.component);
+                let pairs: Vec<_> = read(&one).into_iter().zip(read(&want)).collect();
+                // In codes of 8 bits; the residual's deviation is about 10 of them.
+                let far = pairs.iter().map(|(a, b)| (a - b).abs() * 255.0);
+                let most = far.fold(0.0f32, f32::max);
+                let error = 255.0 * rms(pairs.iter().map(|(a, b)| a - b));
+                let (allowed, mean) = match precision {
+                    Precision::F32 => (1.2, 0.35),
+                    _ => (14.0, 1.6),
+                };
+                prop_assert!(
+                    most <= allowed && error <= mean,
+                    "{precision} {:?}: {most} codes apart at most, {error} on average", layout.component
+                );
+            }
+            prop_assert!(one.padding_is_whole(dst), "the bytes between rows have changed");
+        }
+    }
+}
+
+/// Planes as somebody else laid them out.
+#[derive(Clone, Debug, PartialEq)]
+struct Memory(Vec<(Vec<u8>, usize)>);
+
+/// Fills what lies between rows.
+const PADDING: u8 = 0xa5;
+
+impl Memory {
+    /// Planes of black with `padding` bytes after each row but the last.
+    fn new(info: FrameInfo, padding: usize) -> Self {
+        let planes = (0..info.format.planes()).map(|p| {
+            let (row, rows) = info.format.plane_size(p, info.width, info.height);
+            let stride = row + padding;
+            let mut bytes = vec![PADDING; stride * (rows - 1) + row];
+            bytes.chunks_mut(stride).for_each(|r| r[..row].fill(0));
+            (bytes, stride)
+        });
+        Self(planes.collect())
+    }
+
+    fn as_ref(&self, info: FrameInfo) -> FrameRef<'_> {
+        let planes = self.0.iter().map(|(data, stride)| Plane {
+            data,
+            stride: *stride,
+        });
+        FrameRef::new(info, planes.collect()).unwrap()
+    }
+
+    fn as_mut(&mut self, info: FrameInfo) -> FrameMut<'_> {
+        let planes = self.0.iter_mut().map(|(data, stride)| PlaneMut {
+            data,
+            stride: *stride,
+        });
+        FrameMut::new(info, planes.collect()).unwrap()
+    }
+
+    fn read(&self, info: FrameInfo, component: Component) -> Vec<f32> {
+        let (w, h) = info
+            .format
+            .component_size(component, info.width, info.height);
+        let mut samples = vec![f32::NAN; w * h];
+        self.as_ref(info).read(component, &mut samples).unwrap();
+        samples
+    }
+
+    fn padding_is_whole(&self, info: FrameInfo) -> bool {
+        self.0.iter().enumerate().all(|(p, (bytes, stride))| {
+            let row = info.format.plane_size(p, info.width, info.height).0;
+            let mut rows = bytes.chunks(*stride);
+            rows.all(|r| r[row..].iter().all(|&b| b == PADDING))
+        })
+    }
+}
+
+/// Planes by what they hold.
+type Bases = Vec<(Component, Vec<f32>)>;
+
+/// A frame, a model and a larger size.
+#[derive(Clone, Debug)]
+struct Case {
+    src: FrameInfo,
+    size: (usize, usize),
+    student: StudentConfig,
+    padding: [usize; 2],
+    strength: f32,
+    threads: usize,
+    seed: u32,
+}
+
+prop_compose! {
+    fn frames()(
+        format in select(PixelFormat::ALL.to_vec()), full: bool, from in (1usize..34, 1usize..20),
+        by in (1.0f64..4.0, 1.0f64..4.0), student in students(), padding: [bool; 2], strength in 0.2f32..1.0,
+        threads in 2usize..4, seed: u32,
+    ) -> Case {
+        // Chroma that has to be resampled on its way is the other plan's.
+        let subsampled = format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8;
+        let latent = if subsampled { student.latent } else { LatentKind::Luma };
+        let mut src = FrameInfo::new(format, from.0, from.1);
+        src.colorimetry.range = if full { Range::Full } else { Range::Limited };
+        let side = |len: usize, by: f64| (len as f64 * by).round() as usize;
+        Case {
+            src,
+            size: (side(from.0, by.0), side(from.1, by.1)),
+            student: StudentConfig { latent, ..student },
+            padding: padding.map(|p| if p { 13 } else { 0 }),
+            strength, threads, seed,
+        }
+    }
+}
+
+impl Case {
+    fn dst(&self) -> FrameInfo {
+        self.src.with_size(self.size.0, self.size.1)
+    }
+
+    fn model(&self) -> LiteModel {
+        let mut model = model(self.student, self.seed);
+        // Wide enough that what all layers see is measured.
+        let (grid, _, latents) = self.latent(&model, 2 * model.layers.len());
+        let scale = scale(&self.src, &self.dst());
+        let patches = Patches {
+            scale,
+            grid,
+            latents,
+        };
+        model.calibration = Some(calibrate(&model, &[patches]));
+        model
+    }
+
+    /// Smooth content and some noise.
+    fn frame(&self) -> Memory {
+        let mut memory = Memory::new(self.src, self.padding[0]);
+        for layout in self.src.format.components() {
+            let c = layout.component;
+            let (w, h) = self
+                .src
+                .format
+                .component_size(c, self.src.width, self.src.height);
+            let middle = if matches!(c, U | V) { 0.0 } else { 0.5 };
+            let noise = values(w * h, 0.1, self.seed ^ 9);
+            let wave =
+                |i: usize| (i as f32 * 0.37).sin() * 0.2 + (i as f32 / w as f32).cos() * 0.15;
+            let plane: Vec<f32> = (0..w * h).map(|i| middle + wave(i) + noise[i]).collect();
+            memory.as_mut(self.src).write(c, &plane).unwrap();
+        }
+        memory
+    }
+
+    fn run(&self, threads: usize, precision: Precision) -> Memory {
+        let (src, dst) = (self.src, self.dst());
+        let (frame, mut out) = (self.frame(), Memory::new(dst, self.padding[1]));
+        let mut engine = Runner::new(&self.model(), src, dst, precision).unwrap();
+        assert_eq!(engine.precision(), precision);
+        on_threads(threads, || {
+            // Twice, because the second frame finds what the first has left.
+            for strength in [1.0, self.strength] {
+                let ran = engine.run(&frame.as_ref(src), &mut out.as_mut(dst), strength);
+                ran.unwrap();
+            }
+        });
+        out
+    }
+
+    /// Every component enlarged by bicubic interpolation.
+    fn bases(&self) -> Bases {
+        let (frame, (w, h)) = (self.frame(), self.size);
+        let base = |c: Component| {
+            let resampler = Resampler::for_component(&self.src, c, w, h, Kernel::Bicubic, false);
+            let (cw, ch) = self.src.format.component_size(c, w, h);
+            let mut plane = vec![0.0; cw * ch];
+            resampler.unwrap().run(&frame.read(self.src, c), &mut plane);
+            (c, plane)
+        };
+        let components = self.src.format.components().iter();
+        components.map(|layout| base(layout.component)).collect()
+    }
+
+    /// The latent with a margin, and the bases.
+    fn latent(&self, model: &LiteModel, margin: usize) -> (Grid, Bases, Vec<f32>) {
+        let (r, (w, h), bases) = (self.student.r, self.size, self.bases());
+        let of = |c: Component| bases.iter().find(|b| b.0 == c).map(|b| &b.1);
+        let grid = Grid::new(self.student.latent, r, w, h).with_margin(margin);
+        let (mean, std) = (&model.stats.input_mean, &model.stats.input_std);
+        let mut z = vec![0.0; grid.len()];
+        let mut put =
+            |plane: &[f32], width, slot| unshuffle(plane, width, slot, grid, mean, std, &mut z);
+        match (of(Y), of(R), of(G), of(B)) {
+            (None, Some(red), Some(green), Some(blue)) => {
+                let (kr, kg, kb) = self.src.colorimetry.matrix.luma_weights();
+                let mix = |i: usize| kr * red[i] + kg * green[i] + kb * blue[i];
+                put(&(0..w * h).map(mix).collect::<Vec<_>>(), w, luma_slot(r));
+            }
+            (luma, ..) => put(luma.unwrap(), w, luma_slot(r)),
+        }
+        if self.student.latent == LatentKind::Yuv {
+            let neutral = vec![0.0; w.div_ceil(2) * h.div_ceil(2)];
+            for (which, c) in [U, V].into_iter().enumerate() {
+                put(
+                    of(c).unwrap_or(&neutral),
+                    w.div_ceil(2),
+                    chroma_slot(r, which),
+                );
+            }
+        }
+        (grid, bases, z)
+    }
+
+    fn by_the_formulas(&self) -> Memory {
+        let (model, dst) = (self.model(), self.dst());
+        let (grid, bases, z) = self.latent(&model, model.layers.len());
+        let residual = by_the_formula(&model, scale(&self.src, &dst), &z, grid);
+        let residual = inside(&residual, grid);
+        let (r, cells) = (self.student.r, grid.with_margin(0));
+        let gain: Vec<f32> = model
+            .stats
+            .residual_std
+            .iter()
+            .map(|s| s * self.strength)
+            .collect();
+        let mut out = Memory::new(dst, self.padding[1]);
+        for (c, mut plane) in bases {
+            let slot = match (c, self.student.latent) {
+                (A, _) | (U | V, LatentKind::Luma) => None,
+                (U, _) => Some(chroma_slot(r, 0)),
+                (V, _) => Some(chroma_slot(r, 1)),
+                (Y | R | G | B, _) => Some(luma_slot(r)),
+            };
+            if let Some(slot) = slot {
+                let width = dst.format.component_size(c, dst.width, dst.height).0;
+                shuffle_add(&residual, slot, cells, &gain, &mut plane, width);
+            }
+            out.as_mut(dst).write(c, &plane).unwrap();
+        }
+        out
+    }
+}
+
+#[test]
+fn without_calibration_integers_are_refused_and_auto_takes_floats() {
+    let mut model = model(StudentConfig::tiny(2), 1);
+    assert_ne!(Precision::Auto.resolve(&model).unwrap(), Precision::Int8);
+    let reason = Precision::Int8.resolve(&model).unwrap_err().to_string();
+    assert!(reason.contains("tadsr-train quantize"), "{reason}");
+    let ranges = std::iter::repeat_n(vec![[-1.0, 1.0, 0.0]; 16], model.layers.len());
+    model.calibration = Some(Calibration {
+        ranges: ranges.collect(),
+    });
+    assert_eq!(Precision::Int8.resolve(&model).unwrap(), Precision::Int8);
+    assert_ne!(Precision::Auto.resolve(&model).unwrap(), Precision::Auto);
+}

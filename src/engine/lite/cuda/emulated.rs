@@ -1,0 +1,377 @@
+//! The kernels of `kernels/student.cu` for the emulated device, thread by thread.
+
+use std::sync::Arc;
+
+use half::f16;
+
+use super::{
+    params::{Conv, Frame, NO_SLOT, Samples, Slot},
+    program::{COLUMNS, ROWS},
+};
+use crate::{
+    cuda::{
+        driver::Shape,
+        emulator::{Fake, Ram},
+    },
+    ops::cuda::Params,
+};
+
+/// Makes an emulated device of compute capability `capability` with `memory` bytes, which has the kernels.
+pub fn device(capability: (u32, u32), memory: usize) -> Arc<Fake> {
+    Fake::new(kernels, capability, memory)
+}
+
+/// Runs a kernel.
+fn kernels(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+    match name {
+        "tadsr_unpack" => unpack(ram, shape, &Frame::from_words(params)),
+        "tadsr_pack" => pack(ram, shape, &Frame::from_words(params)),
+        _ => convolve(ram, shape, &Conv::from_words(params), channels(name)),
+    }
+}
+
+/// Runs a kernel on a device that computes wrongly: convolutions lose what is below 0.
+pub fn spoilt(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+    if !name.starts_with("tadsr_conv") {
+        return kernels(ram, name, shape, params);
+    }
+    let conv = Conv {
+        slope: 0.0,
+        ..Conv::from_words(params)
+    };
+    convolve(ram, shape, &conv, channels(name));
+}
+
+/// Runs a kernel and asserts that its own source makes the same of the memory.
+#[cfg(test)]
+pub fn checked(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+    let expected = by_source(ram, name, shape, params);
+    kernels(ram, name, shape, params);
+    assert!(expected == *ram, "the source makes something else");
+}
+
+/// Returns the channels that a convolution makes at once, which its name ends in.
+fn channels(name: &str) -> usize {
+    name["tadsr_conv".len()..].parse().unwrap()
+}
+
+/// Returns the memory after the kernel's own source ran on it.
+#[cfg(test)]
+fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
+    let mut ram = ram.clone();
+    let mut place = |address: &mut u64| {
+        if *address != 0 {
+            *address = ram.bytes(*address, 1).as_mut_ptr() as u64;
+        }
+    };
+    let samples = |s: &mut Samples, place: &mut dyn FnMut(&mut u64)| {
+        let fields = [
+            &mut s.src,
+            &mut s.x_starts,
+            &mut s.x_weights,
+            &mut s.y_starts,
+            &mut s.y_weights,
+        ];
+        fields.into_iter().for_each(place);
+    };
+    let words = if name.starts_with("tadsr_conv") {
+        let mut p = Conv::from_words(params);
+        let fields = [
+            &mut p.input,
+            &mut p.weights,
+            &mut p.bias,
+            &mut p.skip,
+            &mut p.output,
+        ];
+        fields.into_iter().for_each(place);
+        p.words()
+    } else {
+        let mut f = Frame::from_words(params);
+        for component in &mut f.components[..f.component_count as usize] {
+            samples(&mut component.base, &mut place);
+            place(&mut component.dst);
+        }
+        for source in &mut f.sources[..f.source_count as usize] {
+            samples(&mut source.samples, &mut place);
+        }
+        let fields = [
+            &mut f.x_starts,
+            &mut f.x_weights,
+            &mut f.y_starts,
+            &mut f.y_weights,
+            &mut f.mean,
+            &mut f.inverse_std,
+            &mut f.residual_std,
+            &mut f.strength,
+            &mut f.latent,
+            &mut f.residual,
+        ];
+        fields.into_iter().for_each(place);
+        f.words()
+    };
+    // SAFETY: the structure is the kernel's, and its pointers lead to `ram`.
+    unsafe { crate::ops::cuda::host::launch(name, shape.grid, shape.block, &words) };
+    ram
+}
+
+fn sample_at(ram: &Ram, c: &Samples, x: usize, y: usize) -> f32 {
+    let corner = c.src
+        + u64::from(ram.get::<u32>(c.y_starts, y)) * u64::from(c.stride)
+        + u64::from(ram.get::<u32>(c.x_starts, x)) * u64::from(c.step)
+        + u64::from(c.offset);
+    let (x_taps, y_taps) = (c.x_taps as usize, c.y_taps as usize);
+    let mut sum = 0.0;
+    for j in 0..y_taps {
+        let mut line = 0.0;
+        for i in 0..x_taps {
+            let at = corner + (j * c.stride as usize + i * c.step as usize) as u64;
+            let word = match c.bytes {
+                2 => u32::from(ram.get::<u16>(at, 0)),
+                _ => u32::from(ram.get::<u8>(at, 0)),
+            };
+            line +=
+                ram.get::<f32>(c.x_weights, x * x_taps + i) * ((word >> c.shift) & c.mask) as f32;
+        }
+        sum += ram.get::<f32>(c.y_weights, y * y_taps + j) * line;
+    }
+    (sum - c.zero) / c.scale
+}
+
+/// Calls `thread(block, thread)` for each.
+fn threads(shape: Shape, mut thread: impl FnMut([usize; 3], [usize; 3])) {
+    let [gx, gy, gz] = shape.grid.map(|n| n as usize);
+    let [bx, by, bz] = shape.block.map(|n| n as usize);
+    for block in (0..gx * gy * gz).map(|i| [i % gx, i / gx % gy, i / gx / gy]) {
+        (0..bx * by * bz).for_each(|i| thread(block, [i % bx, i / bx % by, i / bx / by]));
+    }
+}
+
+fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
+    threads(shape, |block, thread| {
+        let (channel, x, y) = (
+            thread[0],
+            block[0] * shape.block[1] as usize + thread[1],
+            block[1],
+        );
+        if x >= f.latent_width as usize {
+            return;
+        }
+        let mut value = 0.0;
+        for (s, slot) in f.slots[..f.slot_count as usize].iter().enumerate() {
+            let (first, r) = (slot.channel as usize, slot.r as usize);
+            if channel < first || channel - first >= r * r {
+                continue;
+            }
+            let k = channel - first;
+            let sx = (x as i32 - f.margin as i32) * r as i32 + (k % r) as i32;
+            let sy = (y as i32 + f.latent_top) * r as i32 + (k / r) as i32;
+            let (px, py) = (
+                sx.max(0).min(slot.width as i32 - 1),
+                sy.max(0).min(slot.height as i32 - 1),
+            );
+            for source in &f.sources[..f.source_count as usize] {
+                if source.slot == s as u32 {
+                    value +=
+                        source.weight * sample_at(ram, &source.samples, px as usize, py as usize);
+                }
+            }
+            value =
+                (value - ram.get::<f32>(f.mean, channel)) * ram.get::<f32>(f.inverse_std, channel);
+            break;
+        }
+        let at = (y * f.latent_width as usize + x) * f.channels as usize + channel;
+        ram.set(f.latent, at, f16::from_f32(value));
+    });
+}
+
+fn residual_at(ram: &Ram, f: &Frame, slot: &Slot, x: usize, y: usize) -> f32 {
+    let r = slot.r as usize;
+    let channel = slot.channel as usize + y % r * r + x % r;
+    let row = usize::try_from((y / r) as i32 - f.residual_top).expect("a row above the residual");
+    let column = x / r + f.residual_margin as usize;
+    assert!(column < f.residual_width as usize);
+    let at = (row * f.residual_width as usize + column) * f.channels as usize + channel;
+    ram.get::<f32>(f.residual_std, channel) * ram.get::<f16>(f.residual, at).to_f32()
+}
+
+fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
+    threads(shape, |block, thread| {
+        let c = &f.components[block[2]];
+        let (x, y) = (
+            block[0] * shape.block[0] as usize + thread[0],
+            c.top as usize + block[1],
+        );
+        if x >= c.width as usize || block[1] >= c.rows as usize {
+            return;
+        }
+        let mut value = sample_at(ram, &c.base, x, y);
+        let strength = ram.get::<f32>(f.strength, 0);
+        if c.slot != NO_SLOT && strength > 0.0 {
+            value += strength * residual_at(ram, f, &f.slots[c.slot as usize], x, y);
+        }
+        for which in 0..2 {
+            if c.gains[which] == 0.0 || strength <= 0.0 {
+                continue;
+            }
+            let mut sum = 0.0;
+            let (x_taps, y_taps) = (f.x_taps as usize, f.y_taps as usize);
+            for (j, i) in (0..y_taps).flat_map(|j| (0..x_taps).map(move |i| (j, i))) {
+                let at = |starts, n| ram.get::<u32>(starts, n) as usize;
+                sum += ram.get::<f32>(f.y_weights, y * y_taps + j)
+                    * ram.get::<f32>(f.x_weights, x * x_taps + i)
+                    * residual_at(
+                        ram,
+                        f,
+                        &f.slots[1 + which],
+                        at(f.x_starts, x) + i,
+                        at(f.y_starts, y) + j,
+                    );
+            }
+            value += strength * c.gains[which] * sum;
+        }
+        let base = &c.base;
+        let code = (value * base.scale + base.zero)
+            .max(0.0)
+            .min(base.mask as f32);
+        let word = (code.round_ties_even() as u32) << base.shift;
+        let pixel = c.dst + (y * c.stride as usize + x * base.step as usize) as u64;
+        match base.bytes {
+            2 => ram.set(pixel + u64::from(base.offset), 0, word as u16),
+            _ => ram.set(pixel + u64::from(base.offset), 0, word as u8),
+        }
+        if f.opaque != 0 && block[2] == 0 {
+            ram.set(pixel, 3, 255u8);
+        }
+    });
+}
+
+const WIDTH: usize = COLUMNS + 2;
+const STEP: usize = 24;
+
+/// Two halves of shared memory.
+fn pair_at(shared: &[f32], at: usize) -> [f32; 2] {
+    [shared[at], shared[at + 1]]
+}
+
+/// `mma.m16n8k16` by the fragments' layouts in the PTX manual: lane l holds, with g = l / 4 and t = l % 4, of a the rows
+/// g and g + 8 at columns 2t, 2t + 1 and those plus 8, of b column g at rows 2t, 2t + 1 and those plus 8, of d the rows g and
+/// g + 8 at columns 2t, 2t + 1.
+fn multiply(d: &mut [[f32; 4]; 32], a: &[[[f32; 2]; 4]; 32], b: &[[[f32; 2]; 2]; 32]) {
+    let (mut left, mut right) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
+    for lane in 0..32 {
+        let (g, t) = (lane / 4, lane % 4);
+        for e in 0..2 {
+            left[g][2 * t + e] = a[lane][0][e];
+            left[g + 8][2 * t + e] = a[lane][1][e];
+            left[g][2 * t + 8 + e] = a[lane][2][e];
+            left[g + 8][2 * t + 8 + e] = a[lane][3][e];
+            right[2 * t + e][g] = b[lane][0][e];
+            right[2 * t + 8 + e][g] = b[lane][1][e];
+        }
+    }
+    for (lane, sums) in d.iter_mut().enumerate() {
+        let (g, t) = (lane / 4, lane % 4);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let (row, column) = (g + i / 2 * 8, 2 * t + i % 2);
+            *sum += (0..16)
+                .map(|k| left[row][k] * right[k][column])
+                .sum::<f32>();
+        }
+    }
+}
+
+fn convolve(ram: &mut Ram, shape: Shape, p: &Conv, n: usize) {
+    assert_eq!(shape.block, [32 * ROWS as u32, 1, 1]);
+    let [gx, gy, gz] = shape.grid.map(|n| n as usize);
+    for block in (0..gx * gy * gz).map(|i| [i % gx, i / gx % gy, i / gx / gy]) {
+        convolve_block(ram, block, p, n);
+    }
+}
+
+fn convolve_block(ram: &mut Ram, block: [usize; 3], p: &Conv, n: usize) {
+    let [in_width, in_height, ci, co] = [p.in_width, p.in_height, p.ci, p.co].map(|n| n as usize);
+    let (left, top, first) = (block[0] * COLUMNS, block[1] * ROWS, block[2] * n);
+    let mut cells = vec![f32::NAN; (ROWS + 2) * WIDTH * STEP];
+    let mut weights = vec![f32::NAN; 9 * n * STEP];
+    let mut sums = vec![[[0.0; 4]; 32]; ROWS * 2 * (n / 8)];
+    for chunk in 0..ci / 16 {
+        for i in 0..(ROWS + 2) * WIDTH * 2 {
+            let (cell, half) = (i / 2, i % 2 * 8);
+            let (x, y) = (left + cell % WIDTH, top + cell / WIDTH);
+            for e in 0..8 {
+                let inside = x < in_width && y < in_height;
+                let at = (y * in_width + x) * ci + chunk * 16 + half + e;
+                cells[cell * STEP + half + e] = if inside {
+                    ram.get::<f16>(p.input, at).to_f32()
+                } else {
+                    0.0
+                };
+            }
+        }
+        for i in 0..9 * n * 2 {
+            let (row, half) = (i / 2, i % 2 * 8);
+            let at = ((chunk * 9 + row / n) * co + first + row % n) * 16 + half;
+            for e in 0..8 {
+                weights[row * STEP + half + e] = ram.get::<f16>(p.weights, at + e).to_f32();
+            }
+        }
+        for (warp, tap) in (0..ROWS).flat_map(|warp| (0..9).map(move |tap| (warp, tap))) {
+            let (ky, kx) = (tap / 3, tap % 3);
+            let a = [0, 1].map(|m| {
+                std::array::from_fn(|lane| {
+                    let (group, pair) = (lane / 4, lane % 4 * 2);
+                    let at = ((warp + ky) * WIDTH + 16 * m + kx + group) * STEP + pair;
+                    [at, at + 8 * STEP, at + 8, at + 8 * STEP + 8].map(|at| pair_at(&cells, at))
+                })
+            });
+            for tile in 0..n / 8 {
+                let b = std::array::from_fn(|lane| {
+                    let (group, pair) = (lane / 4, lane % 4 * 2);
+                    let at = ((3 * ky + kx) * n + 8 * tile + group) * STEP + pair;
+                    [at, at + 8].map(|at| pair_at(&weights, at))
+                });
+                for (m, a) in a.iter().enumerate() {
+                    multiply(&mut sums[(warp * 2 + m) * (n / 8) + tile], a, &b);
+                }
+            }
+        }
+    }
+    store(ram, (left, top, first), p, n, &sums);
+}
+
+fn store(
+    ram: &mut Ram,
+    (left, top, first): (usize, usize, usize),
+    p: &Conv,
+    n: usize,
+    sums: &[[[f32; 4]; 32]],
+) {
+    let (out_width, out_height, co) = (
+        p.in_width as usize - 2,
+        p.in_height as usize - 2,
+        p.co as usize,
+    );
+    for (index, sums) in sums.iter().enumerate() {
+        let (warp, m, tile) = (index / (n / 8) / 2, index / (n / 8) % 2, index % (n / 8));
+        let y = top + warp;
+        for (lane, i) in (0..32).flat_map(|lane| (0..4).map(move |i| (lane, i))) {
+            let (group, pair) = (lane / 4, lane % 4 * 2);
+            let x = left + 16 * m + i / 2 * 8 + group;
+            if y >= out_height || x >= out_width {
+                continue;
+            }
+            let channel = first + 8 * tile + pair + i % 2;
+            let mut value = sums[lane][i] + ram.get::<f32>(p.bias, channel);
+            value = if value > 0.0 { value } else { value * p.slope };
+            if p.skip != 0 {
+                let at = (y * p.skip_width as usize + x) * co + channel;
+                value += ram.get::<f16>(p.skip, at).to_f32();
+            }
+            ram.set(
+                p.output,
+                (y * out_width + x) * co + channel,
+                f16::from_f32(value),
+            );
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The engine of students on a CUDA device.
+
+use std::sync::Arc;
+
+use super::{Context, Runner};
+use crate::{
+    Error, Result,
+    cuda::DevicePlanes,
+    engine::{
+        Capabilities, Engine, Observer, Options, Precision, Times, larger_scale,
+        lite::{Models, foreign},
+        none_in_flight,
+    },
+    frame::{FrameInfo, FrameMut, FrameRef},
+    model::LiteModel,
+};
+
+/// Students on a CUDA device.
+pub struct CudaEngine {
+    models: Models,
+    context: Arc<Context>,
+    capabilities: Capabilities,
+    options: Options,
+    /// The runner in use and the index of its model.
+    runner: Option<(usize, Runner)>,
+}
+
+impl CudaEngine {
+    /// Takes over `models`, in the order of their scales; there is at least one.
+    ///
+    /// # Errors
+    /// As [`Context::check`].
+    pub fn new(models: Vec<LiteModel>, context: Arc<Context>) -> Result<Self> {
+        models.iter().try_for_each(|model| context.check(model))?;
+        let models = Models(models);
+        Ok(Self {
+            capabilities: models.capabilities(true, resolve),
+            models,
+            context,
+            options: Options::default(),
+            runner: None,
+        })
+    }
+
+    fn runner(&mut self) -> Option<&mut Runner> {
+        self.runner.as_mut().map(|(_, runner)| runner)
+    }
+}
+
+/// Returns the precision in which a CUDA device computes students: always [`Precision::F16`].
+fn resolve(precision: Precision, _: &LiteModel) -> Result<Precision> {
+    match precision {
+        Precision::Auto | Precision::F16 => Ok(Precision::F16),
+        _ => Err(Error::Setting(format!(
+            "precision '{precision}': CUDA devices compute in f16; use auto or f16, or device=cpu"
+        ))),
+    }
+}
+
+impl Engine for CudaEngine {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn model(&self, scale: f64) -> &str {
+        &self.models.serving(scale).metadata.name
+    }
+
+    fn precision(&self, _: f64) -> Precision {
+        Precision::F16
+    }
+
+    fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn set_options(&mut self, options: Options) -> Result<()> {
+        self.models.check(options.precision, resolve)?;
+        if options.queue_depth != self.options.queue_depth {
+            self.runner = None;
+        }
+        self.options = options;
+        Ok(())
+    }
+
+    fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()> {
+        let index = self.models.index(larger_scale(from, to));
+        match &self.runner {
+            Some((i, runner)) if *i == index && runner.fits(from, to) => {}
+            Some((_, runner)) if runner.in_flight() > 0 => {
+                return Err(Error::Setting(
+                    "frames of another size or kind are still in flight".into(),
+                ));
+            }
+            _ => {
+                // Its memory is free again before the new one takes its own.
+                self.runner = None;
+                let (model, depth) = (&self.models.0[index], self.options.queue_depth);
+                let runner = Runner::new(&self.context, model, *from, *to, depth)?;
+                self.runner = Some((index, runner));
+            }
+        }
+        let resident = self.options.resident;
+        if let Some(runner) = self.runner() {
+            runner.set_resident(resident);
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, _: Observer) -> Result<()> {
+        let strength = self.options.strength;
+        self.runner().ok_or_else(foreign)?.run(src, dst, strength)
+    }
+
+    fn submit(&mut self, src: &FrameRef) -> Result<()> {
+        let strength = self.options.strength;
+        self.runner().ok_or_else(foreign)?.submit(src, strength)
+    }
+
+    unsafe fn submit_device(&mut self, src: &FrameInfo, planes: DevicePlanes) -> Result<()> {
+        let strength = self.options.strength;
+        let runner = self.runner().ok_or_else(foreign)?;
+        // SAFETY: as the caller promises.
+        unsafe { runner.submit_device(src, planes, strength) }
+    }
+
+    fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
+        self.runner().ok_or_else(none_in_flight)?.receive(dst)
+    }
+
+    unsafe fn receive_device(&mut self, dst: &FrameInfo, planes: DevicePlanes) -> Result<Times> {
+        let runner = self.runner().ok_or_else(none_in_flight)?;
+        // SAFETY: as the caller promises.
+        unsafe { runner.receive_device(dst, planes) }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.runner
+            .as_ref()
+            .map_or(0, |(_, runner)| runner.in_flight())
+    }
+
+    fn flush(&mut self) {
+        if let Some(runner) = self.runner() {
+            runner.flush();
+        }
+    }
+
+    fn device_memory(&self) -> usize {
+        self.runner
+            .as_ref()
+            .map_or(0, |(_, runner)| runner.memory())
+    }
+}

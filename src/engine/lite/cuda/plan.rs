@@ -1,0 +1,466 @@
+//! What is known of a model on frames of one size before any device is asked: where everything lies, and in how many
+//! bands a frame is computed.
+
+use half::f16;
+
+use super::params::{Component, NO_SLOT, Samples, Slot, Source};
+use crate::{
+    Result,
+    cuda::driver::{Address, Rows},
+    engine::lite::{chroma, cpu},
+    frame::{
+        Component::{self as Kind, *},
+        ComponentLayout, FrameInfo, FrameMut, FrameRef, PixelFormat, Quant,
+        resample::{Axis, Kernel, Resampler},
+    },
+    model::LiteModel,
+    nn::lite::{
+        Activated, LEAKY_SLOPE, LatentKind, Role,
+        latent::{chroma_slot, luma_slot},
+    },
+};
+
+/// Channels come in multiples of this, those that the model lacks being 0: what a matrix instruction takes at once.
+pub(super) const CHANNELS: usize = 16;
+
+/// Rows of cells below which bands are not made smaller: their margins would be most of the work.
+const LEAST_ROWS: usize = 16;
+
+/// Alignment of what lies side by side in one allocation, and of the rows of a plane.
+const ALIGN: usize = 256;
+const ROW_ALIGN: usize = 64;
+
+/// A plane in a block of memory.
+#[derive(Clone, Copy, Debug)]
+struct PlaneAt {
+    offset: usize,
+    stride: usize,
+    /// Bytes in a row, without padding.
+    row: usize,
+    rows: usize,
+}
+
+/// The planes of a frame in one block of memory.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub bytes: usize,
+    planes: Vec<PlaneAt>,
+}
+
+impl Block {
+    /// After the first `bytes`.
+    fn new(info: &FrameInfo, mut bytes: usize) -> Self {
+        let planes = (0..info.format.planes()).map(|plane| {
+            let (row, rows) = info.format.plane_size(plane, info.width, info.height);
+            let (offset, stride) = (bytes, row.next_multiple_of(ROW_ALIGN));
+            bytes += (stride * rows).next_multiple_of(ALIGN);
+            PlaneAt {
+                offset,
+                stride,
+                row,
+                rows,
+            }
+        });
+        Self {
+            planes: planes.collect(),
+            bytes,
+        }
+    }
+
+    /// Planes in the block.
+    pub fn planes(&self) -> usize {
+        self.planes.len()
+    }
+
+    /// Bytes before the planes.
+    pub fn first(&self) -> usize {
+        self.planes.first().map_or(self.bytes, |plane| plane.offset)
+    }
+
+    /// Of each plane of the block at `address`, where its rows lie, bytes in a row, and rows.
+    pub fn rows(&self, address: Address) -> impl Iterator<Item = (Rows, usize, usize)> {
+        self.planes.iter().map(move |plane| {
+            let rows = Rows {
+                address: Address(address.0 + plane.offset as u64),
+                stride: plane.stride,
+            };
+            (rows, plane.row, plane.rows)
+        })
+    }
+}
+
+/// A layer; its weights and biases lie in the constants.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub ci: usize,
+    pub co: usize,
+    pub slope: f32,
+    /// Whether the input of the layer before it is added to its output.
+    pub second: bool,
+    pub weights: usize,
+    pub bias: usize,
+}
+
+/// Weights of a direction, which lie in the constants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    pub taps: usize,
+    pub starts: usize,
+    pub weights: usize,
+}
+
+/// A model on frames of one size. Addresses in it are offsets: into the constants, the input block, the output block.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub components: Vec<Component>,
+    /// Of each component, (samples a cell, samples that a cell's sample covers, rows), vertically.
+    tall: Vec<(usize, usize, usize)>,
+    pub sources: Vec<Source>,
+    pub slots: Vec<Slot>,
+    /// From the latent's chroma to the frame's, where the sizes differ: tables of both directions.
+    pub grow: Option<[Table; 2]>,
+    /// Cells of the frame.
+    pub width: usize,
+    pub height: usize,
+    /// Channels of the latent, padding included.
+    pub channels: usize,
+    pub layers: Vec<Layer>,
+    pub mean: usize,
+    pub inverse_std: usize,
+    pub residual_std: usize,
+    pub constants: Vec<u8>,
+    /// The strength, an f32, followed by the planes.
+    pub input: Block,
+    pub output: Block,
+    pub opaque: bool,
+    /// Rows of cells in a band.
+    rows: usize,
+}
+
+impl Plan {
+    pub fn new(model: &LiteModel, src: &FrameInfo, dst: &FrameInfo) -> Result<Self> {
+        let student = &model.metadata.student;
+        let (r, kind) = (student.r, student.latent);
+        let (input, output) = (Block::new(src, ALIGN), Block::new(dst, 0));
+        let mut constants = Constants::default();
+        let mut components = Vec::new();
+        let mut tall = Vec::new();
+        let mut sources = Vec::new();
+        let axes = match kind {
+            LatentKind::Luma => None,
+            LatentKind::Yuv => chroma::axes(dst),
+        };
+        for layout in dst.format.components() {
+            let (width, height) = (dst.width, dst.height);
+            let resampler = Resampler::for_component(
+                src,
+                layout.component,
+                width,
+                height,
+                Kernel::Bicubic,
+                false,
+            )?;
+            let (horizontal, vertical) = (resampler.horizontal(), resampler.vertical());
+            let (from, to) = (input.planes[layout.plane], output.planes[layout.plane]);
+            let tables = [constants.table(horizontal), constants.table(vertical)];
+            let base = samples(dst, layout, &from, &tables);
+            let shares = shares(dst, layout.component, kind);
+            let mut component = Component {
+                base,
+                dst: to.offset as u64,
+                stride: to.stride as u32,
+                width: horizontal.dst_len() as u32,
+                slot: NO_SLOT,
+                ..Component::default()
+            };
+            // What the latent's chroma sees where the frame's has another size: interpolation and shrinking in one.
+            let mut shrunk = None;
+            for share in &shares {
+                let (slot, weight) = (share.slot as u32, share.weight);
+                let samples = match &axes {
+                    Some([[x, y], _]) if share.slot > 0 => *shrunk.get_or_insert_with(|| {
+                        let tables = [
+                            constants.table(&horizontal.then(x)),
+                            constants.table(&vertical.then(y)),
+                        ];
+                        samples(dst, layout, &from, &tables)
+                    }),
+                    _ => base,
+                };
+                if weight != 0.0 {
+                    sources.push(Source {
+                        samples,
+                        slot,
+                        weight,
+                    });
+                }
+                match share.slot.checked_sub(1) {
+                    Some(which) if axes.is_some() => component.gains[which] = share.gain,
+                    _ => component.slot = slot,
+                }
+            }
+            components.push(component);
+            tall.push((
+                r,
+                1 << vertical_shift(dst.format, layout.component),
+                vertical.dst_len(),
+            ));
+        }
+        let grow = axes.map(|[_, [x, y]]| [constants.table(&x), constants.table(&y)]);
+        let channels = kind.channels(r).next_multiple_of(CHANNELS);
+        let mut padded = |values: &mut dyn Iterator<Item = f32>| {
+            let mut values: Vec<f32> = values.collect();
+            values.resize(channels, 0.0);
+            constants.push(&values, f32::to_le_bytes)
+        };
+        let stats = &model.stats;
+        let mean = padded(&mut stats.input_mean.iter().copied());
+        let inverse_std = padded(&mut stats.input_std.iter().map(|std| 1.0 / std));
+        let residual_std = padded(&mut stats.residual_std.iter().copied());
+        let scale = cpu::scale(src, dst);
+        Ok(Self {
+            components,
+            tall,
+            sources,
+            grow,
+            slots: slots(dst, kind, r),
+            width: dst.width.div_ceil(r),
+            height: dst.height.div_ceil(r),
+            channels,
+            layers: layers(model, scale, &mut constants),
+            mean,
+            inverse_std,
+            residual_std,
+            constants: constants.0,
+            input,
+            output,
+            opaque: matches!(dst.format, PixelFormat::Rgbx | PixelFormat::Bgrx),
+            rows: dst.height.div_ceil(r),
+        })
+    }
+
+    /// The plan with bands of half the height, if they may be smaller.
+    pub fn smaller(self) -> Option<Self> {
+        let rows = self.rows.div_ceil(2);
+        (rows >= LEAST_ROWS).then_some(Self { rows, ..self })
+    }
+
+    /// The bands: ranges of rows of cells.
+    pub fn bands(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (height, rows) = (self.height, self.rows);
+        (0..height)
+            .step_by(rows)
+            .map(move |top| (top, rows.min(height - top)))
+    }
+
+    /// Cells that the residual keeps around a band, for growing chroma.
+    pub fn margin(&self) -> usize {
+        usize::from(self.grow.is_some())
+    }
+
+    /// (cells in a row, rows) of a stage of a band of `rows` rows; stage 0 is the latent, stage n the output of layer
+    /// n - 1.
+    pub fn stage(&self, stage: usize, rows: usize) -> (usize, usize) {
+        let margins = 2 * (self.layers.len() - stage + self.margin());
+        (self.width + margins, rows + margins)
+    }
+
+    /// Bytes that any stage of a band fits in.
+    pub fn map_bytes(&self) -> usize {
+        let bytes = (0..=self.layers.len()).map(|stage| {
+            let (width, height) = self.stage(stage, self.rows);
+            let channels = match stage.checked_sub(1) {
+                None => self.channels,
+                Some(layer) => self.layers[layer].co,
+            };
+            width * height * channels * size_of::<f16>()
+        });
+        bytes.max().unwrap_or(0)
+    }
+
+    /// The rows of component `index` that a band of `rows` rows of cells from `top` on holds: the first, and how many.
+    pub fn samples(&self, index: usize, top: usize, rows: usize) -> (usize, usize) {
+        let (r, shared, height) = self.tall[index];
+        let at = |cell: usize| (cell * r).div_ceil(shared).min(height);
+        (at(top), at(top + rows) - at(top))
+    }
+
+    /// Writes the strength into the block that is uploaded: `bytes` is as long as that.
+    pub fn fill_strength(&self, strength: f32, bytes: &mut [u8]) {
+        bytes[..4].copy_from_slice(&strength.to_le_bytes());
+    }
+
+    /// Writes the planes into it.
+    pub fn fill_input(&self, src: &FrameRef, bytes: &mut [u8]) {
+        for (at, plane) in self.input.planes.iter().zip(src.planes()) {
+            let to = bytes[at.offset..].chunks_mut(at.stride);
+            let from = plane.data.chunks(plane.stride.max(1));
+            for (to, from) in to.zip(from).take(at.rows) {
+                to[..at.row].copy_from_slice(&from[..at.row]);
+            }
+        }
+    }
+
+    /// Copies the planes out of the block that was downloaded.
+    pub fn take_output(&self, bytes: &[u8], dst: &mut FrameMut) {
+        for (at, plane) in self.output.planes.iter().zip(dst.planes_mut()) {
+            let stride = plane.stride.max(1);
+            let from = bytes[at.offset..].chunks(at.stride);
+            for (from, to) in from.zip(plane.data.chunks_mut(stride)).take(at.rows) {
+                to[..at.row].copy_from_slice(&from[..at.row]);
+            }
+        }
+    }
+}
+
+fn vertical_shift(format: PixelFormat, component: Kind) -> u32 {
+    match component {
+        U | V => format.chroma_shift().1,
+        _ => 0,
+    }
+}
+
+/// Samples of the frame that came, in a plane of it; addresses are offsets into the input block and the constants.
+fn samples(
+    dst: &FrameInfo,
+    layout: &ComponentLayout,
+    plane: &PlaneAt,
+    [x, y]: &[Table; 2],
+) -> Samples {
+    let quant = Quant::new(dst, layout.component);
+    Samples {
+        src: plane.offset as u64,
+        x_starts: x.starts as u64,
+        x_weights: x.weights as u64,
+        y_starts: y.starts as u64,
+        y_weights: y.weights as u64,
+        stride: plane.stride as u32,
+        step: layout.step as u32,
+        offset: layout.offset as u32,
+        x_taps: x.taps as u32,
+        y_taps: y.taps as u32,
+        bytes: if dst.format.depth() > 8 { 2 } else { 1 },
+        shift: dst.format.shift(),
+        mask: quant.max as u32,
+        scale: quant.scale,
+        zero: quant.offset,
+    }
+}
+
+/// What a component is to a plane of the latent.
+struct Share {
+    slot: usize,
+    /// How much of the plane it is.
+    weight: f32,
+    /// How much of the plane's residual is added to it.
+    gain: f32,
+}
+
+/// The planes of the latent that `component` has to do with.
+fn shares(dst: &FrameInfo, component: Kind, kind: LatentKind) -> Vec<Share> {
+    let share = |slot, weight, gain| Share { slot, weight, gain };
+    let matrix = dst.colorimetry.matrix;
+    let luma: [f32; 3] = matrix.luma_weights().into();
+    let rgb = |c: usize| {
+        let mut shares = vec![share(0, luma[c], 1.0)];
+        if kind == LatentKind::Yuv {
+            shares.extend([0, 1].map(|which| {
+                let inverse = matrix.inverse_chroma_weights(which)[c];
+                share(1 + which, matrix.chroma_weights(which)[c], inverse)
+            }));
+        }
+        shares
+    };
+    match component {
+        Y => vec![share(0, 1.0, 1.0)],
+        U if kind == LatentKind::Yuv => vec![share(1, 1.0, 1.0)],
+        V if kind == LatentKind::Yuv => vec![share(2, 1.0, 1.0)],
+        R => rgb(0),
+        G => rgb(1),
+        B => rgb(2),
+        U | V | A => Vec::new(),
+    }
+}
+
+/// The planes of the latent of frames `dst`.
+fn slots(dst: &FrameInfo, kind: LatentKind, r: usize) -> Vec<Slot> {
+    let slot = |at: crate::nn::lite::latent::PlaneSlot, shrink: usize| Slot {
+        channel: at.channel as u32,
+        r: at.r as u32,
+        width: dst.width.div_ceil(shrink) as u32,
+        height: dst.height.div_ceil(shrink) as u32,
+    };
+    let mut slots = vec![slot(luma_slot(r), 1)];
+    if kind == LatentKind::Yuv {
+        slots.extend([0, 1].map(|which| slot(chroma_slot(r, which), 2)));
+    }
+    slots
+}
+
+fn layers(model: &LiteModel, scale: f64, constants: &mut Constants) -> Vec<Layer> {
+    let layer = |layer: &crate::model::Layer| {
+        let spec = &layer.spec;
+        let (ci, co) = (
+            spec.ci.next_multiple_of(CHANNELS),
+            spec.co.next_multiple_of(CHANNELS),
+        );
+        let mut bias = layer.bias_at(scale, model.metadata.student.r);
+        bias.resize(co, 0.0);
+        let weights = packed(&layer.weight, (spec.ci, spec.co), (ci, co));
+        Layer {
+            ci,
+            co,
+            slope: match spec.activated {
+                Activated::Leaky => LEAKY_SLOPE,
+                Activated::No => 1.0,
+            },
+            second: spec.role == Role::PairSecond,
+            weights: constants.push(&weights, f16::to_le_bytes),
+            bias: constants.push(&bias, f32::to_le_bytes),
+        }
+    };
+    model.layers.iter().map(layer).collect()
+}
+
+/// Weights `[co, ci, 3, 3]` in the kernel's order, `[ci / 16][9][co][16]`, those of padding 0.
+pub(super) fn packed(
+    weights: &[f32],
+    (ci, co): (usize, usize),
+    padded: (usize, usize),
+) -> Vec<f16> {
+    let mut out = vec![f16::ZERO; 9 * padded.0 * padded.1];
+    for (index, &weight) in weights.iter().enumerate() {
+        let (o, i, tap) = (index / (9 * ci), index / 9 % ci, index % 9);
+        debug_assert!(o < co);
+        out[((i / CHANNELS * 9 + tap) * padded.1 + o) * CHANNELS + i % CHANNELS] =
+            f16::from_f32(weight);
+    }
+    out
+}
+
+/// What is uploaded once: arrays side by side.
+#[derive(Default)]
+struct Constants(Vec<u8>);
+
+impl Constants {
+    /// Where the array lies.
+    fn push<T: Copy, const N: usize>(
+        &mut self,
+        values: &[T],
+        bytes: impl Fn(T) -> [u8; N],
+    ) -> usize {
+        let at = self.0.len().next_multiple_of(ALIGN);
+        self.0.resize(at, 0);
+        self.0.extend(values.iter().flat_map(|&value| bytes(value)));
+        at
+    }
+
+    fn table(&mut self, axis: &Axis) -> Table {
+        let (taps, starts, weights) = axis.table();
+        Table {
+            taps,
+            starts: self.push(starts, u32::to_le_bytes),
+            weights: self.push(weights, f32::to_le_bytes),
+        }
+    }
+}

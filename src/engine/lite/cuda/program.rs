@@ -1,0 +1,226 @@
+//! What is launched for a frame, in order.
+
+use super::{
+    Context,
+    params::{Component, Conv, Frame, Samples, Source},
+    plan::Plan,
+};
+use crate::{
+    cuda::driver::{Address, Function, Shape},
+    ops::cuda::Params,
+};
+
+/// What a block of the convolution makes (`kernels/student.cu`): rows, columns; a thread for each of a warp a row.
+pub(super) const ROWS: usize = 8;
+pub(super) const COLUMNS: usize = 32;
+const THREADS: u32 = 32 * ROWS as u32;
+
+/// Threads of a block of the other kernels.
+const BLOCK: usize = 256;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Kernel {
+    Unpack,
+    /// For that many channels at once: 16, 32 or 64.
+    Conv(usize),
+    Pack,
+}
+
+impl Kernel {
+    pub fn function(self, context: &Context) -> Function {
+        match self {
+            Self::Unpack => context.unpack,
+            Self::Conv(16) => context.convs[0],
+            Self::Conv(32) => context.convs[1],
+            Self::Conv(_) => context.convs[2],
+            Self::Pack => context.pack,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Launch {
+    pub kernel: Kernel,
+    pub shape: Shape,
+    pub params: Vec<u64>,
+}
+
+/// Where the plan's blocks lie on the device.
+pub(super) struct Place {
+    pub constants: Address,
+    pub maps: [Address; 3],
+    pub input: Address,
+    pub output: Address,
+}
+
+fn shape(grid: [usize; 3], block: [u32; 3]) -> Shape {
+    Shape {
+        grid: grid.map(|n| n as u32),
+        block,
+    }
+}
+
+/// The launches of a frame, band by band.
+pub(super) fn launches(plan: &Plan, place: &Place) -> Vec<Launch> {
+    let mut launches = Vec::new();
+    for (top, rows) in plan.bands() {
+        let maps = maps(plan);
+        let (first, last) = (maps[0], maps[plan.layers.len()]);
+        let frame = frame(
+            plan,
+            place,
+            (top, rows),
+            (place.maps[first], place.maps[last]),
+        );
+        launches.push(unpack(plan, &frame, rows));
+        for layer in 0..plan.layers.len() {
+            launches.push(conv(plan, place, &maps, layer, rows));
+        }
+        launches.push(pack(&frame));
+    }
+    launches
+}
+
+/// Which of the three maps each stage lies in: neither where the layer's input is nor where the input before that is,
+/// which the second of a pair adds.
+fn maps(plan: &Plan) -> Vec<usize> {
+    let mut maps = vec![0];
+    for layer in 0..plan.layers.len() {
+        let taken = [maps[layer], maps[layer.saturating_sub(1)]];
+        maps.extend((0..3).find(|map| !taken.contains(map)));
+    }
+    maps
+}
+
+fn frame(
+    plan: &Plan,
+    place: &Place,
+    (top, rows): (usize, usize),
+    (latent, residual): (Address, Address),
+) -> Frame {
+    let constant = |offset: usize| place.constants.0 + offset as u64;
+    let margin = plan.layers.len() + plan.margin();
+    let mut frame = Frame {
+        mean: constant(plan.mean),
+        inverse_std: constant(plan.inverse_std),
+        residual_std: constant(plan.residual_std),
+        strength: place.input.0,
+        latent: latent.0,
+        residual: residual.0,
+        latent_width: plan.stage(0, rows).0 as u32,
+        latent_top: top as i32 - margin as i32,
+        margin: margin as u32,
+        residual_width: plan.stage(plan.layers.len(), rows).0 as u32,
+        residual_top: top as i32 - plan.margin() as i32,
+        residual_margin: plan.margin() as u32,
+        channels: plan.channels as u32,
+        slot_count: plan.slots.len() as u32,
+        component_count: plan.components.len() as u32,
+        source_count: plan.sources.len() as u32,
+        opaque: plan.opaque.into(),
+        ..Frame::default()
+    };
+    for (to, slot) in frame.slots.iter_mut().zip(&plan.slots) {
+        *to = *slot;
+    }
+    if let Some([x, y]) = &plan.grow {
+        (frame.x_taps, frame.y_taps) = (x.taps as u32, y.taps as u32);
+        (frame.x_starts, frame.x_weights) = (constant(x.starts), constant(x.weights));
+        (frame.y_starts, frame.y_weights) = (constant(y.starts), constant(y.weights));
+    }
+    let placed = |samples: &Samples| Samples {
+        src: samples.src + place.input.0,
+        x_starts: samples.x_starts + place.constants.0,
+        x_weights: samples.x_weights + place.constants.0,
+        y_starts: samples.y_starts + place.constants.0,
+        y_weights: samples.y_weights + place.constants.0,
+        ..*samples
+    };
+    for (to, source) in frame.sources.iter_mut().zip(&plan.sources) {
+        *to = Source {
+            samples: placed(&source.samples),
+            ..*source
+        };
+    }
+    let components = plan.components.iter().enumerate();
+    for (to, (index, component)) in frame.components.iter_mut().zip(components) {
+        let (first, count) = plan.samples(index, top, rows);
+        *to = Component {
+            base: placed(&component.base),
+            dst: component.dst + place.output.0,
+            top: first as u32,
+            rows: count as u32,
+            ..*component
+        };
+    }
+    frame
+}
+
+fn unpack(plan: &Plan, frame: &Frame, rows: usize) -> Launch {
+    let (width, height) = plan.stage(0, rows);
+    let cells = (BLOCK / plan.channels).max(1);
+    Launch {
+        kernel: Kernel::Unpack,
+        shape: shape(
+            [width.div_ceil(cells), height, 1],
+            [plan.channels as u32, cells as u32, 1],
+        ),
+        params: frame.words(),
+    }
+}
+
+fn conv(plan: &Plan, place: &Place, maps: &[usize], index: usize, rows: usize) -> Launch {
+    let layer = &plan.layers[index];
+    let (in_width, in_height) = plan.stage(index, rows);
+    let (width, height) = plan.stage(index + 1, rows);
+    let mut params = Conv {
+        input: place.maps[maps[index]].0,
+        weights: place.constants.0 + layer.weights as u64,
+        bias: place.constants.0 + layer.bias as u64,
+        output: place.maps[maps[index + 1]].0,
+        in_width: in_width as u32,
+        in_height: in_height as u32,
+        ci: layer.ci as u32,
+        co: layer.co as u32,
+        slope: layer.slope,
+        ..Conv::default()
+    };
+    if layer.second && index > 0 {
+        // The pair's input has two more cells on every side.
+        let skip_width = plan.stage(index - 1, rows).0;
+        let bytes = (2 * skip_width + 2) * layer.co * size_of::<half::f16>();
+        params.skip = place.maps[maps[index - 1]].0 + bytes as u64;
+        params.skip_width = skip_width as u32;
+    }
+    let channels = [64, 32, 16]
+        .into_iter()
+        .find(|&n| layer.co.is_multiple_of(n))
+        .unwrap_or(16);
+    Launch {
+        kernel: Kernel::Conv(channels),
+        shape: shape(
+            [
+                width.div_ceil(COLUMNS),
+                height.div_ceil(ROWS),
+                layer.co / channels,
+            ],
+            [THREADS, 1, 1],
+        ),
+        params: params.words(),
+    }
+}
+
+fn pack(frame: &Frame) -> Launch {
+    let components = &frame.components[..frame.component_count as usize];
+    let most =
+        |side: fn(&Component) -> u32| components.iter().map(side).max().unwrap_or(0) as usize;
+    let (width, rows) = (most(|c| c.width), most(|c| c.rows));
+    Launch {
+        kernel: Kernel::Pack,
+        shape: shape(
+            [width.div_ceil(BLOCK), rows, components.len()],
+            [BLOCK as u32, 1, 1],
+        ),
+        params: frame.words(),
+    }
+}

@@ -1,0 +1,623 @@
+use super::*;
+use crate::{
+    Precision,
+    cuda::{
+        driver::{Address, Rows},
+        emulator::Fake,
+    },
+    engine::lite::cpu,
+    frame::{Component, Frame, PixelFormat},
+    model::{Layer, Metadata},
+    nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig},
+};
+
+const PLENTY: usize = 1 << 30;
+
+fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// A model whose residual is large enough to see.
+fn model(
+    architecture: Architecture,
+    latent: LatentKind,
+    r: usize,
+    channels: usize,
+    depth: usize,
+) -> LiteModel {
+    let student = StudentConfig {
+        architecture,
+        latent,
+        r,
+        channels,
+        depth,
+        conditioning: Default::default(),
+    };
+    let layers = student.layers().into_iter().zip(1..).map(|(spec, seed)| {
+        Layer::new(
+            values(spec.co * spec.ci * 9, (0.5 / spec.ci as f32).sqrt(), seed),
+            values(spec.co, 0.1, seed + 100),
+            values(spec.co * 2, 0.1, seed + 200),
+            spec,
+        )
+    });
+    LiteModel {
+        metadata: Metadata::lite("test", student, [1.0, 4.0]),
+        stats: LatentStats::nominal(latent, r),
+        layers: layers.collect(),
+        calibration: None,
+    }
+}
+
+fn small() -> LiteModel {
+    model(Architecture::Residual, LatentKind::Yuv, 4, 32, 1)
+}
+
+fn context(fake: &Arc<Fake>) -> Arc<Context> {
+    Context::new(fake.clone()).unwrap()
+}
+
+/// A frame of soft noise: neighbours differ, but no code is far from the middle.
+fn frame(format: PixelFormat, width: usize, height: usize, seed: u32) -> Frame {
+    let mut frame = Frame::new(FrameInfo::new(format, width, height)).unwrap();
+    for &layout in format.components() {
+        let (w, h) = format.component_size(layout.component, width, height);
+        let middle = match layout.component {
+            Component::U | Component::V => 0.0,
+            _ => 0.5,
+        };
+        let samples: Vec<f32> = values(w * h, 0.25, seed)
+            .iter()
+            .map(|v| v + middle)
+            .collect();
+        frame.as_mut().write(layout.component, &samples).unwrap();
+    }
+    frame
+}
+
+fn on_the_cpu(model: &LiteModel, src: &Frame, dst: FrameInfo, strength: f32) -> Frame {
+    let mut out = Frame::new(dst).unwrap();
+    let mut engine = cpu::Runner::new(model, *src.info(), dst, Precision::F32).unwrap();
+    engine
+        .run(&src.as_ref(), &mut out.as_mut(), strength)
+        .unwrap();
+    out
+}
+
+/// The largest difference of two frames' samples, in codes.
+fn difference(a: &Frame, b: &Frame) -> u32 {
+    let format = a.info().format;
+    let codes = |frame: &Frame| -> Vec<u32> {
+        let bytes = (0..format.planes()).flat_map(|plane| frame.plane(plane).to_vec());
+        let bytes: Vec<u8> = bytes.collect();
+        match format.depth() {
+            8 => bytes.into_iter().map(u32::from).collect(),
+            _ => {
+                let words = bytes
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|&b| u16::from_le_bytes(b));
+                words.map(|w| u32::from(w >> format.shift())).collect()
+            }
+        }
+    };
+    codes(a)
+        .into_iter()
+        .zip(codes(b))
+        .map(|(a, b)| a.abs_diff(b))
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn every_format_comes_out_as_on_the_cpu() {
+    let fake = emulated::device((8, 0), PLENTY);
+    fake.set_kernels(emulated::checked);
+    let context = context(&fake);
+    let luma = model(Architecture::Plain, LatentKind::Luma, 2, 16, 2);
+    let yuv = small();
+    for format in PixelFormat::ALL {
+        for model in [&luma, &yuv] {
+            let src = frame(format, 23, 13, 7);
+            let dst = src.info().with_size(47, 26);
+            let mut engine = Runner::new(&context, model, *src.info(), dst, 1).unwrap();
+            for strength in [1.0, 0.3, 0.0] {
+                let want = on_the_cpu(model, &src, dst, strength);
+                let mut got = Frame::new(dst).unwrap();
+                engine
+                    .run(&src.as_ref(), &mut got.as_mut(), strength)
+                    .unwrap();
+                // f16 moves a residual of some ten codes by a small part of one; the rounding does the rest.
+                let most = if format.depth() > 8 { 2 } else { 1 };
+                let far = difference(&got, &want);
+                assert!(
+                    far <= most,
+                    "{format:?} {:?} {strength}: {far}",
+                    model.metadata.student
+                );
+            }
+            let bicubic = on_the_cpu(model, &src, dst, 0.0);
+            let change = difference(&on_the_cpu(model, &src, dst, 1.0), &bicubic);
+            assert!(
+                change > 4,
+                "{format:?}: the network does too little to be seen"
+            );
+        }
+    }
+}
+
+#[test]
+fn networks_of_all_widths_come_out_as_on_the_cpu() {
+    let fake = emulated::device((7, 5), PLENTY);
+    fake.set_kernels(emulated::checked);
+    let context = context(&fake);
+    let cases = [
+        (Architecture::Residual, 4, 64, 2),
+        (Architecture::Plain, 4, 48, 3),
+        (Architecture::Residual, 2, 5, 2),
+        (Architecture::Plain, 6, 33, 0),
+    ];
+    for (architecture, r, channels, depth) in cases {
+        let model = model(architecture, LatentKind::Yuv, r, channels, depth);
+        let src = frame(PixelFormat::Nv12, 35, 11, 3);
+        let dst = src.info().with_size(140, 43);
+        let mut engine = Runner::new(&context, &model, *src.info(), dst, 1).unwrap();
+        let mut got = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut got.as_mut(), 1.0).unwrap();
+        let far = difference(&got, &on_the_cpu(&model, &src, dst, 1.0));
+        assert!(
+            far <= 1,
+            "{architecture:?} r {r}, {channels} channels: {far}"
+        );
+    }
+}
+
+#[test]
+fn frames_in_flight_come_back_in_order_and_unmixed() {
+    let fake = emulated::device((8, 0), PLENTY);
+    let (context, model) = (context(&fake), small());
+    let frames: Vec<Frame> = (0..5)
+        .map(|seed| frame(PixelFormat::I420, 24, 16, seed))
+        .collect();
+    let (src, dst) = (*frames[0].info(), frames[0].info().with_size(48, 32));
+    let mut engine = Runner::new(&context, &model, src, dst, 3).unwrap();
+    let mut alone = Runner::new(&context, &model, src, dst, 1).unwrap();
+    let mut got = Vec::new();
+    for frame in &frames {
+        if engine.in_flight() == engine.depth() {
+            assert!(
+                engine.submit(&frame.as_ref(), 1.0).is_err(),
+                "one more than there is room for"
+            );
+            got.push(receive(&mut engine, dst));
+        }
+        engine.submit(&frame.as_ref(), 1.0).unwrap();
+    }
+    while engine.in_flight() > 0 {
+        got.push(receive(&mut engine, dst));
+    }
+    for (frame, got) in frames.iter().zip(&got) {
+        let mut want = Frame::new(dst).unwrap();
+        alone.run(&frame.as_ref(), &mut want.as_mut(), 1.0).unwrap();
+        assert_eq!(difference(got, &want), 0);
+    }
+    assert_eq!(got.len(), frames.len());
+}
+
+fn receive(engine: &mut Runner, dst: FrameInfo) -> Frame {
+    let mut out = Frame::new(dst).unwrap();
+    engine.receive(&mut out.as_mut()).unwrap();
+    out
+}
+
+#[test]
+fn a_frame_costs_a_copy_each_way_and_one_graph() {
+    let fake = emulated::device((9, 0), PLENTY);
+    let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let setup = fake.log();
+    let count = |log: &[String], call: &str| log.iter().filter(|c| *c == call).count();
+    // One for either frame in flight.
+    assert_eq!(count(&setup, "graph"), 2);
+    for _ in 0..3 {
+        let mut out = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+        let calls = "record upload record wait record launch_graph record wait record download record \
+                     synchronize_event elapsed elapsed elapsed";
+        assert_eq!(fake.log().join(" "), calls);
+    }
+}
+
+#[test]
+fn too_little_memory_means_bands_with_the_same_result() {
+    // The residual of 4:4:4 chroma looks across the bands' borders.
+    for (format, some, little) in [
+        (PixelFormat::I420, 340_000, 240_000),
+        (PixelFormat::Y444, 420_000, 320_000),
+    ] {
+        let (model, src) = (small(), frame(format, 20, 130, 1));
+        let dst = src.info().with_size(40, 260);
+        let mut results = Vec::new();
+        for memory in [PLENTY, some, little] {
+            let fake = emulated::device((8, 6), memory);
+            let mut engine = Runner::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
+            let mut out = Frame::new(dst).unwrap();
+            engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+            assert!(engine.memory() <= memory);
+            results.push((engine.bands(), out));
+        }
+        let bands: Vec<usize> = results.iter().map(|(bands, _)| *bands).collect();
+        assert!(
+            bands[0] == 1 && bands[1] > 1 && bands[2] > bands[1],
+            "{format:?} {bands:?}"
+        );
+        let (_, whole) = &results[0];
+        assert!(results.iter().all(|(_, out)| difference(out, whole) == 0));
+    }
+
+    let (model, src) = (small(), frame(PixelFormat::I420, 20, 130, 1));
+    let dst = src.info().with_size(40, 260);
+    let fake = emulated::device((8, 6), 50_000);
+    let error = Runner::new(&context(&fake), &model, *src.info(), dst, 1)
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, Error::Memory(text) if text.contains("alloc")),
+        "{error}"
+    );
+}
+
+/// All that lies between the engine and the driver's library, on a stand-in for that: a process for each of its versions, as
+/// it is loaded once.
+#[test]
+#[cfg(unix)]
+fn the_driver_s_library_is_used_as_it_asks() {
+    const VERSION: &str = "TADSR_DRIVER_VERSION";
+    const NAME: &str = "engine::lite::cuda::tests::the_driver_s_library_is_used_as_it_asks";
+    let Ok(version) = std::env::var(VERSION) else {
+        for (version, other_chip) in [("12000", false), ("12000", true), ("11080", false)] {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child
+                .args(["--exact", NAME, "--nocapture"])
+                .env(VERSION, version);
+            if other_chip {
+                // Then there is PTX.
+                child.env("TADSR_DRIVER_OTHER_CHIP", "1");
+            }
+            let child = child.output().unwrap();
+            let said = String::from_utf8_lossy(&child.stdout);
+            assert!(
+                child.status.success() && said.contains("1 passed"),
+                "{child:?}"
+            );
+        }
+        return;
+    };
+    let allocated = crate::ops::cuda::host::load_driver();
+    let opened = Context::open(0);
+    if version == "11080" {
+        let error = opened.err().unwrap().to_string();
+        assert!(
+            error.contains("CUDA 11.8") && error.contains("525"),
+            "{error}"
+        );
+        return;
+    }
+    let context = opened.unwrap();
+    drop(Context::open_compiled_there(0).unwrap());
+    assert_eq!(driver::probe().unwrap(), [context.driver().info().clone()]);
+    assert_eq!(context.driver().info().capability, (8, 6));
+    let error = Context::open(1).err().unwrap().to_string();
+    assert!(error.contains("1 CUDA devices"), "{error}");
+
+    let (model, src) = (small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    context.check(&model).unwrap();
+    let dst = src.info().with_size(48, 32);
+    let want = on_the_cpu(&model, &src, dst, 1.0);
+    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    for _ in 0..2 {
+        engine.submit(&src.as_ref(), 1.0).unwrap();
+    }
+    for _ in 0..2 {
+        let mut got = Frame::new(dst).unwrap();
+        engine.receive(&mut got.as_mut()).unwrap();
+        assert!(difference(&got, &want) <= 1);
+    }
+
+    // Planes of the device's memory, here the process's own, with rows of other lengths.
+    engine.set_resident(true);
+    let (mut input, at) = spread(src.info());
+    for (plane, &[start, stride, row, rows]) in at.iter().enumerate() {
+        for y in 0..rows {
+            input[start + y * stride..][..row].copy_from_slice(&src.plane(plane)[y * row..][..row]);
+        }
+    }
+    let (mut output, to) = spread(&dst);
+    let (from, into) = (rows_of(&mut input, &at), rows_of(&mut output, &to));
+    // SAFETY: the planes are as large as the frames, and live until they are received.
+    unsafe {
+        engine.submit_device(src.info(), &from, 1.0).unwrap();
+        engine.receive_device(&dst, &into).unwrap();
+    }
+    for (plane, &[start, stride, row, rows]) in to.iter().enumerate() {
+        for y in 0..rows {
+            let got = &output[start + y * stride..][..row];
+            let want = &want.plane(plane)[y * row..][..row];
+            assert!(got.iter().zip(want).all(|(a, b)| a.abs_diff(*b) <= 1));
+        }
+    }
+    drop(engine);
+    drop(context);
+    // SAFETY: it reads a number.
+    assert_eq!(unsafe { allocated() }, 0);
+}
+
+/// Bands would not take less of it.
+#[test]
+fn too_little_memory_of_the_host_is_told_at_once() {
+    let fake = emulated::device((8, 6), PLENTY);
+    let context = context(&fake);
+    fake.fail(driver::HOST_ALLOC, 1, driver::OUT_OF_MEMORY);
+    let src = FrameInfo::new(PixelFormat::I420, 20, 130);
+    let dst = src.with_size(40, 260);
+    let error = Runner::new(&context, &small(), src, dst, 1).err().unwrap();
+    assert!(
+        matches!(&error, Error::Memory(text) if text.contains("host")),
+        "{error}"
+    );
+    let tries = fake.log();
+    let tries = tries.iter().filter(|call| *call == driver::HOST_ALLOC);
+    assert_eq!(tries.count(), 2);
+}
+
+/// Every chip since Turing gets machine code of its own generation that is not newer than it; what comes later, PTX.
+#[test]
+fn every_chip_gets_kernels_that_it_can_run() {
+    let machine = |capability| {
+        let found = IMAGES
+            .iter()
+            .find(|(_, i)| std::ptr::eq(&i.0, image(capability)));
+        found.map(|(for_chips, _)| *for_chips)
+    };
+    for (chip, for_chips) in [
+        ((7, 5), (7, 5)),
+        ((8, 0), (8, 0)),
+        ((8, 6), (8, 6)),
+        ((8, 7), (8, 6)),
+        ((8, 9), (8, 9)),
+        ((9, 0), (9, 0)),
+        ((10, 3), (10, 0)),
+        ((12, 1), (12, 0)),
+    ] {
+        assert_eq!(machine(chip), Some(for_chips));
+    }
+    assert_eq!(machine((13, 0)), None);
+    assert!(PTX.0.ends_with(&[0]) && PTX.0.starts_with(b"//"));
+    assert!(IMAGES.iter().all(|(_, i)| i.0.starts_with(b"\x7fELF")));
+}
+
+#[test]
+fn whatever_fails_is_told_and_leaves_nothing_behind() {
+    let calls = [
+        "load",
+        "function",
+        "alloc",
+        driver::HOST_ALLOC,
+        "stream",
+        "event",
+        "upload",
+        "synchronize",
+        "graph",
+        "record",
+        "wait",
+        "launch_graph",
+        "download",
+        "synchronize_event",
+        "elapsed",
+    ];
+    let (model, src) = (small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    for call in calls {
+        for after in 0..3 {
+            let fake = emulated::device((8, 0), PLENTY);
+            fake.fail(call, after, 719);
+            let run = || -> Result<()> {
+                let context = Context::new(fake.clone())?;
+                let mut engine = Runner::new(&context, &model, *src.info(), dst, 2)?;
+                let mut out = Frame::new(dst)?;
+                engine.run(&src.as_ref(), &mut out.as_mut(), 1.0)
+            };
+            match run() {
+                Ok(()) => assert!(after > 0, "{call} was never called"),
+                Err(error) => {
+                    let told = matches!(&error, Error::Device(text) if text.contains("lost") && text.contains(call));
+                    assert!(told, "{error}");
+                }
+            }
+            assert_eq!(fake.alive(), 0, "{call} after {after}");
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_frame_the_next_one_may_be_sent() {
+    let fake = emulated::device((8, 0), PLENTY);
+    let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut out = Frame::new(dst).unwrap();
+    engine.submit(&src.as_ref(), 1.0).unwrap();
+    fake.fail("launch_graph", 0, 1);
+    let error = engine.submit(&src.as_ref(), 1.0).unwrap_err();
+    assert!(
+        matches!(&error, Error::Device(text) if text.contains("failed") && !text.contains("lost")),
+        "{error}"
+    );
+    assert_eq!(engine.in_flight(), 0);
+    fake.recover();
+    for _ in 0..3 {
+        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+    }
+    assert!(difference(&out, &on_the_cpu(&model, &src, dst, 1.0)) <= 1);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_reason() {
+    let fake = emulated::device((7, 0), PLENTY);
+    let error = Context::new(fake).err().unwrap();
+    assert!(error.to_string().contains("7.5"), "{error}");
+
+    let context = context(&emulated::device((8, 0), PLENTY));
+    let src = frame(PixelFormat::I420, 8, 8, 0);
+    let mut engine = Runner::new(
+        &context,
+        &small(),
+        *src.info(),
+        src.info().with_size(16, 16),
+        1,
+    )
+    .unwrap();
+    let mut wrong = Frame::new(src.info().with_size(16, 18)).unwrap();
+    assert!(engine.run(&src.as_ref(), &mut wrong.as_mut(), 1.0).is_err());
+    assert_eq!(engine.in_flight(), 0);
+    assert!(engine.submit(&wrong.as_ref(), 1.0).is_err());
+}
+
+#[test]
+fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
+    let fake = emulated::device((8, 0), PLENTY);
+    fake.plug();
+    let ordinal = fake.info().ordinal;
+    let open = || Context::open(ordinal).unwrap();
+    let (a, b) = (open(), open());
+    assert!(Arc::ptr_eq(&a, &b));
+    assert_eq!(fake.alive(), 1, "the kernels, once");
+    drop((a, b));
+    assert_eq!(fake.alive(), 0);
+    open();
+}
+
+#[test]
+fn another_library_s_context_is_kept_as_long_as_somebody_uses_it() {
+    let fake = emulated::device((8, 0), PLENTY);
+    fake.plug();
+    let ordinal = fake.info().ordinal;
+    let mut theirs = [0u8; 2];
+    let [one, two] = theirs.each_mut().map(|c| NonNull::from(c).cast());
+    let within = |context| {
+        // SAFETY: the emulated device asks for no context.
+        unsafe { Context::within(ordinal, context, Box::new(())) }.unwrap()
+    };
+    let (a, b, c) = (within(one), within(one), within(two));
+    assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &c));
+    assert!(!Arc::ptr_eq(&a, &Context::open(ordinal).unwrap()));
+    drop((a, b, c));
+    assert_eq!(fake.alive(), 0);
+}
+
+/// A frame's planes as another library might have them: in one block, with rows far apart.
+fn spread(info: &FrameInfo) -> (Vec<u8>, Vec<[usize; 4]>) {
+    let mut len = 5;
+    let planes = (0..info.format.planes()).map(|plane| {
+        let (row, rows) = info.format.plane_size(plane, info.width, info.height);
+        let (offset, stride) = (len, row + 13 + plane);
+        len += stride * rows;
+        [offset, stride, row, rows]
+    });
+    let planes = planes.collect();
+    (vec![0xee; len], planes)
+}
+
+fn rows_of(block: &mut [u8], planes: &[[usize; 4]]) -> Vec<Rows> {
+    let start = block.as_mut_ptr() as u64;
+    let rows = planes.iter().map(|&[offset, stride, ..]| Rows {
+        address: Address(start + offset as u64),
+        stride,
+    });
+    rows.collect()
+}
+
+#[test]
+fn frames_in_the_device_s_memory_are_those_of_the_host() {
+    let fake = emulated::device((8, 0), PLENTY);
+    fake.admit_guests();
+    let context = context(&fake);
+    for format in PixelFormat::ALL {
+        let src = frame(format, 23, 13, 7);
+        let dst = src.info().with_size(46, 26);
+        let mut engine = Runner::new(&context, &small(), *src.info(), dst, 2).unwrap();
+        let mut want = Frame::new(dst).unwrap();
+        engine.run(&src.as_ref(), &mut want.as_mut(), 0.8).unwrap();
+
+        let (mut input, planes) = spread(src.info());
+        let frame_ref = src.as_ref();
+        for (&[offset, stride, row, rows], plane) in planes.iter().zip(frame_ref.planes()) {
+            for y in 0..rows {
+                input[offset + y * stride..][..row]
+                    .copy_from_slice(&plane.data[y * plane.stride..][..row]);
+            }
+        }
+        let from = rows_of(&mut input, &planes);
+        let (mut output, planes) = spread(&dst);
+        let to = rows_of(&mut output, &planes);
+        // SAFETY: both blocks hold frames of the engine's, and nobody else uses them.
+        unsafe {
+            assert!(engine.submit_device(src.info(), &from[1..], 0.8).is_err());
+            assert!(engine.submit_device(&dst, &from, 0.8).is_err());
+            // From memory to memory.
+            engine.set_resident(true);
+            fake.log();
+            engine.submit_device(src.info(), &from, 0.8).unwrap();
+            engine
+                .submit(&frame(format, 23, 13, 8).as_ref(), 0.8)
+                .unwrap();
+            assert!(engine.receive_device(src.info(), &to).is_err());
+            engine.receive_device(&dst, &to).unwrap();
+            assert!(!fake.log().iter().any(|call| call == "download"));
+        }
+        let frame_ref = want.as_ref();
+        for (&[offset, stride, row, rows], plane) in planes.iter().zip(frame_ref.planes()) {
+            for y in 0..rows {
+                let line = &output[offset + y * stride..][..stride];
+                assert_eq!(
+                    line[..row],
+                    plane.data[y * plane.stride..][..row],
+                    "{format:?}"
+                );
+                assert!(
+                    line[row..].iter().all(|&b| b == 0xee),
+                    "{format:?}: beside it"
+                );
+            }
+        }
+        engine.flush();
+
+        // From memory to the host, both ways of the setting.
+        for resident in [true, false] {
+            engine.set_resident(resident);
+            let mut got = Frame::new(dst).unwrap();
+            // SAFETY: as above.
+            unsafe { engine.submit_device(src.info(), &from, 0.8).unwrap() };
+            engine.receive(&mut got.as_mut()).unwrap();
+            assert_eq!(difference(&got, &want), 0, "{format:?}");
+        }
+    }
+}
+
+/// A device may be there, but none of this number.
+#[test]
+fn a_device_that_is_not_there_is_an_error_with_the_reason() {
+    let error = Context::open(99).err().unwrap();
+    let text = error.to_string();
+    assert!(
+        matches!(error, Error::Device(_)) && text.contains("cuda:99"),
+        "{text}"
+    );
+}

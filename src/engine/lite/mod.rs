@@ -1,0 +1,63 @@
+//! Students for real time, compiled for frames of one kind.
+
+mod chroma;
+pub mod cpu;
+pub mod cuda;
+
+use super::{Capabilities, Precision, Setting};
+use crate::{Error, Result, model::LiteModel};
+
+/// Models in the order of their scales, each for a range of them; not empty.
+struct Models(Vec<LiteModel>);
+
+impl Models {
+    /// Returns the index of the model whose range holds `scale`: the smallest below all ranges, the largest above.
+    fn index(&self, scale: f64) -> usize {
+        let serves = |m: &LiteModel| scale <= m.metadata.scales[1];
+        let found = self.0.iter().position(serves);
+        found.unwrap_or(self.0.len() - 1)
+    }
+
+    /// Returns the model whose range holds `scale`.
+    fn serving(&self, scale: f64) -> &LiteModel {
+        &self.0[self.index(scale)]
+    }
+
+    /// Resolves `precision` for every model by `resolve`.
+    fn check(
+        &self,
+        precision: Precision,
+        resolve: impl Fn(Precision, &LiteModel) -> Result<Precision>,
+    ) -> Result<()> {
+        self.0
+            .iter()
+            .try_for_each(|model| resolve(precision, model).map(drop))
+    }
+
+    fn capabilities(
+        &self,
+        pipelined: bool,
+        resolve: impl Fn(Precision, &LiteModel) -> Result<Precision>,
+    ) -> Capabilities {
+        let largest = self.0.iter().map(|m| m.metadata.scales[1]);
+        let serves = |&precision: &Precision| {
+            let is_own = |model| resolve(precision, model).is_ok_and(|p| p == precision);
+            self.0.iter().all(is_own)
+        };
+        let precisions = Precision::ALL.into_iter().map(|(precision, _)| precision);
+        Capabilities {
+            scales: [1.0, largest.clone().next_back().unwrap_or(1.0)],
+            default_scale: largest.fold(4.0, f64::min),
+            native_scale: None,
+            precisions: precisions.filter(serves).collect(),
+            settings: vec![Setting::Strength, Setting::Precision],
+            max_steps: None,
+            pipelined,
+            history: false,
+        }
+    }
+}
+
+fn foreign() -> Error {
+    Error::Frame("the frame is not the one that the engine was built for".into())
+}
