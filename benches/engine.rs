@@ -27,7 +27,7 @@ use tadsr::{
     engine::lite::cpu::{Patches, Runner, calibrate},
     frame::{Frame, FrameInfo, PixelFormat},
     model::LiteModel,
-    nn::lite::{StudentConfig, latent::Grid},
+    nn::lite::{Condition, StudentConfig, latent::Grid},
     ops::cpu::{
         Isa,
         winograd::{Band, Products, Winograd},
@@ -60,9 +60,8 @@ fn model(student: StudentConfig) -> LiteModel {
         side * student.r,
     );
     let latents = noise(grid.len(), 3).map(|v| 2.0 * v).collect();
-    let scale = student.r as f64;
     let patches = Patches {
-        scale,
+        at: Condition::at(student.r as f64),
         grid,
         latents,
     };

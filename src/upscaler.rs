@@ -137,6 +137,31 @@ impl Upscaler {
         self.set(|options| options.strength = fraction(strength))
     }
 
+    /// Sets how degraded the input is: 0 (clean) to 1 (heavily compressed or noisy), or `None` (the default), which is
+    /// automatic. Values outside are clamped. It takes effect with the next frame; on a CUDA device with the next one
+    /// while none is in flight.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the model lacks it.
+    pub fn set_denoise(&mut self, denoise: Option<f32>) -> Result<()> {
+        let denoise = denoise.filter(|d| !d.is_nan()).map(|d| d.clamp(0.0, 1.0));
+        self.set(|options| options.denoise = denoise)
+    }
+
+    /// Sets how much detail the network may invent: 0 (the default) is faithful to the input, 1 generative. Values outside
+    /// are clamped. It takes effect as [`Self::set_denoise`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the model lacks it.
+    pub fn set_detail(&mut self, detail: f32) -> Result<()> {
+        let detail = if detail.is_nan() {
+            0.0
+        } else {
+            detail.clamp(0.0, 1.0)
+        };
+        self.set(|options| options.detail = detail)
+    }
+
     /// Sets the precision, [`Precision::Auto`] by default. ResShift models take any: they compute in f32 on the CPU, and on
     /// CUDA devices in f16 unless it is f32 or bf16.
     ///

@@ -13,7 +13,7 @@ use tadsr::{
     Device, Error, Precision, Upscaler,
     engine::{ColorFix, NoiseField, Setting, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    model::{self, Layer, LiteModel, Metadata, ResShiftMetadata},
+    model::{self, Layer, LayerCondition, LiteModel, Metadata, ResShiftMetadata},
     nn::{
         lite::{LatentStats, StudentConfig},
         resshift::ResShiftConfig,
@@ -93,6 +93,63 @@ fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
     let path = dir.path().join("made-up.safetensors");
     std::fs::write(&path, model.to_bytes(false).unwrap()).unwrap();
     path
+}
+
+/// The same with dials.
+fn dialled_model(dir: &tempfile::TempDir) -> PathBuf {
+    let mut model = LiteModel::read(&yuv_model(dir)).unwrap();
+    let student = &mut model.metadata.student;
+    (student.conditioning.denoise, student.conditioning.detail) = (true, true);
+    let student = *student;
+    model.metadata = Metadata::lite("dialled", student, [1.0, 4.0]);
+    for layer in &mut model.layers {
+        let conditions = layer.spec.conditions(&student.conditioning).into_iter();
+        layer.conditions = conditions.map(LayerCondition::zero).collect();
+        for (i, values) in layer.values_mut().into_iter().enumerate().skip(2) {
+            let value = |j| ((7 * i + j) % 11) as f32 / 50.0 - 0.1;
+            *values = (0..values.len()).map(value).collect();
+        }
+    }
+    let path = dir.path().join("dialled.safetensors");
+    std::fs::write(&path, model.to_bytes(false).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn dials_act_with_the_next_frame_and_leave_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dialled_model(&dir);
+    for format in [PixelFormat::I420, PixelFormat::Rgb] {
+        let frame = picture(FrameInfo::new(format, 20, 9));
+        let fresh = |denoise, detail| {
+            let mut upscaler = load(&path);
+            upscaler.set_denoise(denoise).unwrap();
+            upscaler.set_detail(detail).unwrap();
+            bytes(&upscaler.upscale(&frame).unwrap())
+        };
+        let mut upscaler = load(&path);
+        let automatic = bytes(&upscaler.upscale(&frame).unwrap());
+        let mut seen = vec![automatic.clone()];
+        for (denoise, detail) in [(Some(0.0), 0.0), (Some(0.9), 0.0), (Some(0.9), 1.0)] {
+            upscaler.set_denoise(denoise).unwrap();
+            upscaler.set_detail(detail).unwrap();
+            let turned = bytes(&upscaler.upscale(&frame).unwrap());
+            assert_eq!(turned, fresh(denoise, detail), "{denoise:?} {detail}");
+            assert!(
+                !seen.contains(&turned),
+                "{denoise:?} {detail} changes nothing"
+            );
+            seen.push(turned);
+        }
+        upscaler.set_denoise(None).unwrap();
+        upscaler.set_detail(f32::NAN).unwrap();
+        assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), automatic);
+        upscaler.set_denoise(Some(7.0)).unwrap();
+        assert_eq!(
+            bytes(&upscaler.upscale(&frame).unwrap()),
+            fresh(Some(1.0), 0.0)
+        );
+    }
 }
 
 #[test]
@@ -521,6 +578,7 @@ fn a_setting_that_a_model_lacks_is_an_error_that_changes_nothing() {
     let before = bytes(&tiny.upscale(&frame).unwrap());
     let field = NoiseField::seeded(3, 16, 24, 0);
     for (setting, result) in [
+        (Setting::Detail, tiny.set_detail(0.5)),
         (Setting::Noise, tiny.set_noise(0.5)),
         (Setting::Seed, tiny.set_seed(1)),
         (Setting::NoiseField, tiny.set_noise_field(Some(field))),

@@ -9,6 +9,10 @@ use super::{NoiseField, Precision};
 pub struct Options {
     /// Share of the network's work in the result: 0 is bicubic interpolation alone, 1 the network's result.
     pub strength: f32,
+    /// Degradation of the input that the network expects, 0 (clean) to 1 (heavily compressed); `None` is automatic.
+    pub denoise: Option<f32>,
+    /// 0 is faithful to the input, 1 generative.
+    pub detail: f32,
     pub precision: Precision,
     /// Frames that may be in flight, at least 1.
     pub queue_depth: usize,
@@ -32,6 +36,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             strength: 1.0,
+            denoise: None,
+            detail: 0.0,
             precision: Precision::Auto,
             queue_depth: 2,
             resident: false,
@@ -50,6 +56,8 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Setting {
     Strength,
+    Denoise,
+    Detail,
     Precision,
     Noise,
     Seed,
@@ -62,8 +70,10 @@ pub enum Setting {
 
 impl Setting {
     /// All settings with their names.
-    pub const ALL: [(Self, &str); 9] = [
+    pub const ALL: [(Self, &str); 11] = [
         (Self::Strength, "strength"),
+        (Self::Denoise, "denoise"),
+        (Self::Detail, "detail"),
         (Self::Precision, "precision"),
         (Self::Noise, "noise"),
         (Self::Seed, "seed"),
@@ -79,6 +89,8 @@ impl Setting {
         let default = Options::default();
         match self {
             Self::Strength => options.strength == default.strength,
+            Self::Denoise => options.denoise == default.denoise,
+            Self::Detail => options.detail == default.detail,
             Self::Precision => options.precision == default.precision,
             Self::Noise => options.noise == default.noise,
             Self::Seed => options.seed == default.seed,

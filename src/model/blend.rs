@@ -3,7 +3,7 @@
 use super::LiteModel;
 use crate::{
     Error, Result,
-    nn::lite::{Activated, LEAKY_SLOPE, LatentKind, Role, scale_features},
+    nn::lite::{Activated, Condition, LEAKY_SLOPE, LatentKind, Role, scale_features},
 };
 
 /// Levels of luma from black to white that [`LiteModel::level`] looks at.
@@ -100,8 +100,8 @@ impl LiteModel {
         let mut x: Vec<f64> = stats.enumerate().map(whiten).collect();
         let mut kept = Vec::new();
         for layer in &self.layers {
-            let bias = layer.bias_at(scale, student.r);
-            let rows = layer.weight.chunks_exact(layer.spec.ci * 9);
+            let (weight, bias) = layer.fold(&Condition::at(scale), student.r);
+            let rows = weight.chunks_exact(layer.spec.ci * 9);
             let sum = |(row, bias): (&[f32], &f32)| -> f64 {
                 let channels = row.chunks_exact(9).zip(&x);
                 let channel = |(kernel, x): (&[f32], &f64)| {

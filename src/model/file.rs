@@ -135,11 +135,6 @@ impl Layer {
         (kernel, bias)
     }
 
-    /// The bias at `scale`, for clean input.
-    pub fn bias_at(&self, scale: f64, r: usize) -> Vec<f32> {
-        self.fold(&Condition::at(scale), r).1
-    }
-
     /// Names, shapes and values of all its tensors.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
         let (name, co, ci) = (&self.spec.name, self.spec.co, self.spec.ci);
@@ -331,6 +326,25 @@ impl LiteModel {
         let tensors = self.tensors()?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         Ok(Student::new(self.metadata.student, vb)?)
+    }
+
+    /// Returns the model that has the weights of this one at `at` under every condition: without dials, and the same at
+    /// all scales.
+    pub fn folded(&self, at: &Condition) -> Self {
+        let r = self.metadata.student.r;
+        let fold = |layer: &Layer| {
+            let (weight, bias) = layer.fold(at, r);
+            let scale = vec![0.0; 2 * layer.spec.co];
+            Layer::new(weight, bias, scale, layer.spec.clone())
+        };
+        let mut folded = Self {
+            layers: self.layers.iter().map(fold).collect(),
+            metadata: self.metadata.clone(),
+            stats: self.stats.clone(),
+            calibration: self.calibration.clone(),
+        };
+        folded.metadata.student.conditioning = Conditioning::default();
+        folded
     }
 
     /// The layers' tensors by name.

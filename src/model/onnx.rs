@@ -5,7 +5,7 @@
 //! `onnx.proto` version 1.
 
 use super::LiteModel;
-use crate::nn::lite::{Activated, LEAKY_SLOPE, LatentKind, Role, latent::chroma_slot};
+use crate::nn::lite::{Activated, Condition, LEAKY_SLOPE, LatentKind, Role, latent::chroma_slot};
 
 /// Version of the file format and of the set of operators: those of ONNX 1.13, which every current runtime reads.
 const IR_VERSION: u64 = 8;
@@ -187,8 +187,8 @@ impl Graph {
         for layer in &model.layers {
             let spec = &layer.spec;
             let name = |part: &str| format!("{}.{part}", spec.name);
-            self.floats(&name("weight"), &[spec.co, spec.ci, 3, 3], &layer.weight);
-            let bias = layer.bias_at(scale, model.metadata.student.r);
+            let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
+            self.floats(&name("weight"), &[spec.co, spec.ci, 3, 3], &weight);
             self.floats(&name("bias"), &[spec.co], &bias);
             let attributes = [
                 ("kernel_shape", Attribute::Ints(&[3, 3])),

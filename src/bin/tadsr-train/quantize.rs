@@ -109,7 +109,7 @@ fn spec(model: &LiteModel) -> PairSpec {
 
 fn as_patches(batch: Batch, grid: Grid) -> Patches {
     Patches {
-        scale: batch.scale,
+        at: batch.condition(),
         grid,
         latents: batch.base,
     }
@@ -131,12 +131,19 @@ fn decibels(
     let luma = model.metadata.student.r.pow(2);
     let (mut squares, mut count) = (0.0, 0.0);
     for batch in batches {
+        let model = model.folded(&batch.condition());
         let patches = batch
             .base
             .chunks_exact(grid.len())
             .zip(batch.residual.chunks_exact(grid.len()));
         for (base, truth) in patches {
-            let found = residual_of(model, batch.scale, base, Grid { margin, ..grid }, precision)?;
+            let found = residual_of(
+                &model,
+                batch.scale,
+                base,
+                Grid { margin, ..grid },
+                precision,
+            )?;
             for (y, row) in found.chunks_exact(inside.width * grid.channels).enumerate() {
                 let first = ((y + margin) * grid.width + margin) * grid.channels;
                 let cells = row

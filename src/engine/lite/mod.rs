@@ -4,8 +4,25 @@ mod chroma;
 pub mod cpu;
 pub mod cuda;
 
-use super::{Capabilities, Precision, Setting};
-use crate::{Error, Result, model::LiteModel};
+use super::{Capabilities, Options, Precision, Setting};
+use crate::{Error, Result, model::LiteModel, nn::lite::Condition};
+
+/// Value of [`Options::denoise`] when it is automatic.
+const USUAL_DENOISE: f32 = 0.2;
+
+/// Returns the condition that `options` set for `scale`.
+fn condition(options: &Options, scale: f64) -> Condition {
+    Condition {
+        scale,
+        denoise: options.denoise.unwrap_or(USUAL_DENOISE).into(),
+        detail: options.detail.into(),
+    }
+}
+
+/// Returns `true` if the weights depend on what differs between two sets of options.
+fn turns(a: &Options, b: &Options) -> bool {
+    (a.denoise, a.detail) != (b.denoise, b.detail)
+}
 
 /// Models in the order of their scales, each for a range of them; not empty.
 struct Models(Vec<LiteModel>);
@@ -45,12 +62,21 @@ impl Models {
             self.0.iter().all(is_own)
         };
         let precisions = Precision::ALL.into_iter().map(|(precision, _)| precision);
+        let dials = self.0.iter().map(|m| m.metadata.student.conditioning);
+        let has = [
+            (Setting::Denoise, dials.clone().any(|c| c.denoise)),
+            (Setting::Detail, dials.clone().any(|c| c.detail)),
+        ];
+        let dials = has.into_iter().filter(|(_, has)| *has).map(|(s, _)| s);
         Capabilities {
             scales: [1.0, largest.clone().next_back().unwrap_or(1.0)],
             default_scale: largest.fold(4.0, f64::min),
             native_scale: None,
             precisions: precisions.filter(serves).collect(),
-            settings: vec![Setting::Strength, Setting::Precision],
+            settings: [Setting::Strength, Setting::Precision]
+                .into_iter()
+                .chain(dials)
+                .collect(),
             max_steps: None,
             pipelined,
             history: false,

@@ -44,12 +44,20 @@ impl Method {
         })
     }
 
-    /// The name of a bundled model, or the path of a model file, on `device`.
+    /// The name of a bundled model, or the path of a model file, on `device`. Settings may follow, as in
+    /// `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength` and `precision`.
     ///
     /// # Errors
-    /// Those of [`Upscaler::load`].
+    /// Those of [`Upscaler::load`]; [`Error::Setting`] for a setting that is unknown or that the model lacks.
     pub fn model(name: &str, device: Device) -> Result<Self> {
-        let upscaler = Upscaler::load(name, device)?;
+        let (model, settings) = match name.rsplit_once('@') {
+            Some((model, settings)) if settings.contains('=') => (model, settings),
+            _ => (name, ""),
+        };
+        let mut upscaler = Upscaler::load(model, device)?;
+        for setting in settings.split(',').filter(|s| !s.is_empty()) {
+            set(&mut upscaler, setting)?;
+        }
         Ok(Self {
             name: name.into(),
             kind: Kind::Model(Box::new(upscaler)),
@@ -96,6 +104,26 @@ impl Method {
                 Ok(large)
             }
         }
+    }
+}
+
+/// Sets what `setting` says, such as `denoise=0.4`.
+fn set(upscaler: &mut Upscaler, setting: &str) -> Result<()> {
+    let known = "denoise, detail or strength from 0 to 1, or a precision";
+    let wrong = || Error::Setting(format!("'{setting}': use {known}, as in denoise=0.4"));
+    let (key, text) = setting.split_once('=').ok_or_else(wrong)?;
+    if key == "precision" {
+        return upscaler.set_precision(text.parse()?);
+    }
+    let value: f32 = text.parse().map_err(|_| wrong())?;
+    if !(0.0..=1.0).contains(&value) {
+        return Err(wrong());
+    }
+    match key {
+        "denoise" => upscaler.set_denoise(Some(value)),
+        "detail" => upscaler.set_detail(value),
+        "strength" => upscaler.set_strength(value),
+        _ => Err(wrong()),
     }
 }
 

@@ -206,6 +206,11 @@ impl Pass<'_> {
     }
 
     fn process(&mut self, frame: Frame) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        // The frames in flight keep their weights.
+        if self.model.upscaler.in_flight() > 0 && self.stream.session.dials_moved(&self.model) {
+            let last = self.complete(0)?;
+            self.stream.push(last)?;
+        }
         self.submit_or_recover(&frame.input)?;
         self.stream.queue.push_frame(frame);
         self.complete(self.model.upscaler.queue_depth() - 1)

@@ -38,6 +38,8 @@ pub(super) struct LoadedModel {
     requested: String,
     /// The fallback to bicubic interpolation: the network's residual is not added.
     bicubic: bool,
+    /// Values of the properties `denoise` and `detail` that were applied.
+    dials: (f64, f64),
     /// Warnings about refused settings that were posted.
     warned: HashSet<String>,
 }
@@ -48,6 +50,7 @@ impl LoadedModel {
             upscaler: Box::new(upscaler),
             requested: requested.into(),
             bicubic,
+            dials: (-1.0, 0.0),
             warned: HashSet::new(),
         }
     }
@@ -551,10 +554,16 @@ impl Session {
         self.update_latency(element);
     }
 
+    /// Returns true if a dial was moved since [`Self::apply_settings`].
+    pub fn dials_moved(&self, model: &LoadedModel) -> bool {
+        self.settings().dials() != model.dials
+    }
+
     /// Applies the live settings to `model`. An unsupported setting keeps its value, with one
     /// warning.
     pub fn apply_settings(&self, element: &BaseTransform, model: &mut LoadedModel) {
         let mut settings = self.settings();
+        model.dials = settings.dials();
         if model.bicubic {
             settings.strength = 0.0;
         }

@@ -29,6 +29,10 @@ pub(super) struct Settings {
     pub device: String,
     /// Share of the network's residual that is added, 0 to 1.
     pub strength: f64,
+    /// Degradation of the input, 0 to 1; negative is automatic.
+    pub denoise: f64,
+    /// 0 (faithful) to 1 (generative).
+    pub detail: f64,
     /// Threads per frame on the CPU; 0 is one per core.
     pub threads: u32,
     /// Numeric precision of inference.
@@ -67,6 +71,11 @@ impl Settings {
             Ok(Device::Cuda(ordinal)) => Some(ordinal),
             _ => None,
         }
+    }
+
+    /// Values of `denoise` and `detail`, which fold into the model's weights.
+    pub fn dials(&self) -> (f64, f64) {
+        (self.denoise, self.detail)
     }
 
     /// Copies all live settings to `upscaler`. Returns those that the model or the device refuses,
@@ -214,6 +223,43 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 upscaler.set_strength(s.strength as f32)
             }),
             |s| &mut s.strength,
+        ),
+        Property::new(
+            glib::ParamSpecDouble::builder("denoise")
+                .nick("Denoise")
+                .blurb(
+                    "Degradation of the input: 0 (clean) to 1 (heavily compressed or noisy); -1 is \
+                     automatic. For models that have this dial",
+                )
+                .minimum(-1.0)
+                .maximum(1.0)
+                .default_value(-1.0)
+                .mutable_playing()
+                .controllable()
+                .build(),
+            Change::Live(Setting::Denoise, |s, upscaler| {
+                let denoise = (s.denoise >= 0.0).then_some(s.denoise as f32);
+                upscaler.set_denoise(denoise)
+            }),
+            |s| &mut s.denoise,
+        ),
+        Property::new(
+            glib::ParamSpecDouble::builder("detail")
+                .nick("Detail")
+                .blurb(
+                    "Detail that the network may invent: 0 (faithful to the input) to 1 \
+                     (generative). For models that have this dial",
+                )
+                .minimum(0.0)
+                .maximum(1.0)
+                .default_value(0.0)
+                .mutable_playing()
+                .controllable()
+                .build(),
+            Change::Live(Setting::Detail, |s, upscaler| {
+                upscaler.set_detail(s.detail as f32)
+            }),
+            |s| &mut s.detail,
         ),
         Property::new(
             glib::ParamSpecUInt::builder("threads")

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::network::slope;
 use crate::{
     model::{Calibration, Layer, LiteModel},
-    nn::lite::{Role, latent::Grid},
+    nn::lite::{Condition, Role, latent::Grid},
     ops::{
         Activation,
         cpu::{
@@ -25,10 +25,10 @@ const BEYOND: f64 = 2e-6;
 /// How much wider than what was seen the ranges are made, for what was not.
 const ROOM: f32 = 0.02;
 
-/// Whitened latents of some patches that grow by the same scale.
+/// Whitened latents of some patches under one condition.
 #[derive(Clone, Debug)]
 pub struct Patches {
-    pub scale: f64,
+    pub at: Condition,
     /// Of one patch.
     pub grid: Grid,
     /// Patch after patch.
@@ -208,8 +208,8 @@ fn forward(
         stride: 1,
         pad: 1,
     };
-    let bias = layer.bias_at(patches.scale, model.metadata.student.r);
-    let conv = PackedConv::new(&shape, &layer.weight, Some(&bias), Isa::best());
+    let (weight, bias) = layer.fold(&patches.at, model.metadata.student.r);
+    let conv = PackedConv::new(&shape, &weight, Some(&bias), Isa::best());
     let mut y = vec![0.0; shape.n * grid.width * grid.height * spec.co];
     conv.forward(&shape, x, Activation::LeakyRelu(slope(layer)), &mut y);
     y.iter_mut().zip(kept).for_each(|(y, x)| *y += x);

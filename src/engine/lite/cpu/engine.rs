@@ -1,11 +1,11 @@
 //! The engine of students on the CPU.
 
-use super::Runner;
+use super::{Runner, scale};
 use crate::{
     Result,
     engine::{
         Capabilities, Engine, Observer, Options, Precision, larger_scale,
-        lite::{Models, foreign},
+        lite::{Models, condition, foreign, turns},
     },
     frame::{FrameInfo, FrameMut, FrameRef},
     model::LiteModel,
@@ -18,6 +18,8 @@ pub struct CpuEngine {
     options: Options,
     /// The runner in use and the index of its model.
     runner: Option<(usize, Runner)>,
+    /// The runner has the weights of other options.
+    stale: bool,
 }
 
 impl CpuEngine {
@@ -29,6 +31,7 @@ impl CpuEngine {
             models,
             options: Options::default(),
             runner: None,
+            stale: false,
         }
     }
 }
@@ -57,19 +60,31 @@ impl Engine for CpuEngine {
             self.models.check(options.precision, Precision::resolve)?;
             self.runner = None;
         }
+        self.stale |= turns(&options, &self.options);
         self.options = options;
         Ok(())
     }
 
     fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()> {
         let index = self.models.index(larger_scale(from, to));
-        if !matches!(&self.runner, Some((i, runner)) if *i == index && runner.fits(from, to)) {
-            // Its memory is free again before the new one takes its own.
-            self.runner = None;
-            let model = &self.models.0[index];
-            let runner = Runner::new(model, *from, *to, self.options.precision)?;
-            self.runner = Some((index, runner));
+        let folded = || {
+            let at = condition(&self.options, scale(from, to));
+            self.models.0[index].folded(&at)
+        };
+        match &mut self.runner {
+            Some((i, runner)) if *i == index && runner.fits(from, to) => {
+                if self.stale {
+                    runner.set_weights(&folded())?;
+                }
+            }
+            _ => {
+                // Its memory is free again before the new one takes its own.
+                self.runner = None;
+                let runner = Runner::new(&folded(), *from, *to, self.options.precision)?;
+                self.runner = Some((index, runner));
+            }
         }
+        self.stale = false;
         Ok(())
     }
 

@@ -71,6 +71,19 @@ impl Runner {
         })
     }
 
+    /// Replaces the weights by those of `model`, which has the shape of the one before.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn set_weights(&mut self, model: &LiteModel) -> Result<()> {
+        let scale = scale(&self.src, &self.dst);
+        let network = match &mut self.way {
+            Way::Video(video) => video.network_mut(),
+            Way::Planes(planes) => planes.network_mut(),
+        };
+        network.set_weights(model, scale, self.precision)
+    }
+
     /// Returns `true` for frames `src` that become frames `dst`.
     pub fn fits(&self, src: &FrameInfo, dst: &FrameInfo) -> bool {
         self.src == *src && self.dst == *dst

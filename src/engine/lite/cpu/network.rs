@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     model::{self, Calibration, LiteModel},
-    nn::lite::{Activated, LEAKY_SLOPE, Role},
+    nn::lite::{Activated, Condition, LEAKY_SLOPE, Role},
     ops::cpu::{
         Isa,
         int8::{Coding, Ends as Codings, Int8, IntBand, IntIsa, IntOutput},
@@ -123,14 +123,7 @@ impl Network {
     ) -> Result<Self> {
         let student = &model.metadata.student;
         let channels = student.latent.channels(student.r);
-        let (layers, coding) = match (precision.resolve(model)?, &model.calibration) {
-            (Precision::Int8, Some(calibration)) => {
-                let (layers, coding) = integers(model, scale, calibration);
-                (layers, Some(coding))
-            }
-            (Precision::Bf16, _) => (floats(model, scale, Products::Bf16), None),
-            _ => (floats(model, scale, Products::F32), None),
-        };
+        let (layers, coding) = layers(model, scale, precision.resolve(model)?);
         // Of a pixel of the latent and of the feature maps, in bytes.
         let steps = match &layers[0] {
             Layer::Floats(head) => {
@@ -157,6 +150,20 @@ impl Network {
             cuts: Vec::new(),
             scratch: Vec::new(),
         })
+    }
+
+    /// Replaces the weights by those of `model`, which has the shape of the one before.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn set_weights(
+        &mut self,
+        model: &LiteModel,
+        scale: f64,
+        precision: Precision,
+    ) -> Result<()> {
+        (self.layers, self.coding) = layers(model, scale, precision.resolve(model)?);
+        Ok(())
     }
 
     /// Divides the frame into blocks of columns, one for each thread of the current rayon pool; their number.
@@ -230,13 +237,25 @@ impl Network {
     }
 }
 
+/// The layers, and the latent's coding where they compute in integers.
+fn layers(model: &LiteModel, scale: f64, precision: Precision) -> (Vec<Layer>, Option<Coding>) {
+    match (precision, &model.calibration) {
+        (Precision::Int8, Some(calibration)) => {
+            let (layers, coding) = integers(model, scale, calibration);
+            (layers, Some(coding))
+        }
+        (Precision::Bf16, _) => (floats(model, scale, Products::Bf16), None),
+        _ => (floats(model, scale, Products::F32), None),
+    }
+}
+
 /// The layers for feature maps of floats.
 fn floats(model: &LiteModel, scale: f64, products: Products) -> Vec<Layer> {
     let layer = |layer: &model::Layer| {
-        let bias = layer.bias_at(scale, model.metadata.student.r);
+        let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
         let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
         let isa = Isa::best();
-        let layer = Winograd::new(channels, &layer.weight, &bias, slope, products, isa);
+        let layer = Winograd::new(channels, &weight, &bias, slope, products, isa);
         Layer::Floats(layer)
     };
     model.layers.iter().map(layer).collect()
@@ -247,7 +266,7 @@ fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<La
     // Of the latent and of each layer's output, but for the last.
     let codings: Vec<Coding> = calibration.ranges.iter().map(|r| Coding::new(r)).collect();
     let layer = |(i, layer): (usize, &model::Layer)| {
-        let bias = layer.bias_at(scale, model.metadata.student.r);
+        let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
         let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
         let ends = Codings {
             input: &codings[i],
@@ -256,7 +275,7 @@ fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<La
             first: i == 0,
         };
         let isa = IntIsa::best();
-        Layer::Codes(Int8::new(channels, &layer.weight, &bias, slope, ends, isa))
+        Layer::Codes(Int8::new(channels, &weight, &bias, slope, ends, isa))
     };
     let layers = model.layers.iter().enumerate().map(layer).collect();
     (layers, codings[0].clone())

@@ -139,6 +139,10 @@ impl Planes {
         })
     }
 
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the current rayon pool.
     ///
     /// # Errors

@@ -10,7 +10,8 @@ use crate::{
     },
     model::{Calibration, Layer, LiteModel, Metadata},
     nn::lite::{
-        Activated, Architecture, LEAKY_SLOPE, LatentKind, LatentStats, Role, StudentConfig,
+        Activated, Architecture, Condition, LEAKY_SLOPE, LatentKind, LatentStats, Role,
+        StudentConfig,
         latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
     },
     ops::{
@@ -69,8 +70,8 @@ fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f
             Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
             Activated::No => Activation::None,
         };
-        let bias = layer.bias_at(scale, model.metadata.student.r);
-        let mut y = reference(&shape, &x, &layer.weight, Some(&bias), activation);
+        let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
+        let mut y = reference(&shape, &x, &weight, Some(&bias), activation);
         match spec.role {
             Role::Chain => {}
             Role::PairFirst => kept.clone_from(&x),
@@ -141,7 +142,8 @@ proptest! {
         let z = values(grid.len(), 1.0, seed ^ 1);
         let patch = Grid { width: 50, height: 50, ..cells };
         let latents = [values(patch.len(), 1.0, seed ^ 2), values(patch.len(), 1.0, seed ^ 3)].concat();
-        let patches = Patches { scale: 1.5, grid: patch, latents };
+        let patches = Patches {
+            at: Condition::at(1.5), grid: patch, latents };
         model.calibration = Some(calibrate(&model, &[patches]));
         let want = inside(&by_the_formula(&model, 1.5, &z, grid), grid);
         let size = rms(want.iter().copied());
@@ -288,7 +290,7 @@ impl Case {
         let (grid, _, latents) = self.latent(&model, 2 * model.layers.len());
         let scale = scale(&self.src, &self.dst());
         let patches = Patches {
-            scale,
+            at: Condition::at(scale),
             grid,
             latents,
         };

@@ -193,6 +193,10 @@ impl Video {
         })
     }
 
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
     /// Upscales `src` into `dst`, adding `strength` times the residual.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         self.divide();

@@ -8,7 +8,7 @@ use crate::{
     cuda::DevicePlanes,
     engine::{
         Capabilities, Engine, Observer, Options, Precision, Times, larger_scale,
-        lite::{Models, foreign},
+        lite::{Models, condition, cpu, foreign, turns},
         none_in_flight,
     },
     frame::{FrameInfo, FrameMut, FrameRef},
@@ -23,6 +23,8 @@ pub struct CudaEngine {
     options: Options,
     /// The runner in use and the index of its model.
     runner: Option<(usize, Runner)>,
+    /// The runner has the weights of other options, which the frames in flight keep.
+    stale: bool,
 }
 
 impl CudaEngine {
@@ -39,6 +41,7 @@ impl CudaEngine {
             context,
             options: Options::default(),
             runner: None,
+            stale: false,
         })
     }
 
@@ -79,6 +82,7 @@ impl Engine for CudaEngine {
         if options.queue_depth != self.options.queue_depth {
             self.runner = None;
         }
+        self.stale |= turns(&options, &self.options);
         self.options = options;
         Ok(())
     }
@@ -86,7 +90,10 @@ impl Engine for CudaEngine {
     fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()> {
         let index = self.models.index(larger_scale(from, to));
         match &self.runner {
-            Some((i, runner)) if *i == index && runner.fits(from, to) => {}
+            Some((i, runner))
+                if *i == index
+                    && runner.fits(from, to)
+                    && (!self.stale || runner.in_flight() > 0) => {}
             Some((_, runner)) if runner.in_flight() > 0 => {
                 return Err(Error::Setting(
                     "frames of another size or kind are still in flight".into(),
@@ -95,9 +102,11 @@ impl Engine for CudaEngine {
             _ => {
                 // Its memory is free again before the new one takes its own.
                 self.runner = None;
-                let (model, depth) = (&self.models.0[index], self.options.queue_depth);
-                let runner = Runner::new(&self.context, model, *from, *to, depth)?;
+                let at = condition(&self.options, cpu::scale(from, to));
+                let (model, depth) = (self.models.0[index].folded(&at), self.options.queue_depth);
+                let runner = Runner::new(&self.context, &model, *from, *to, depth)?;
                 self.runner = Some((index, runner));
+                self.stale = false;
             }
         }
         let resident = self.options.resident;

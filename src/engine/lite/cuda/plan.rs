@@ -15,7 +15,7 @@ use crate::{
     },
     model::LiteModel,
     nn::lite::{
-        Activated, LEAKY_SLOPE, LatentKind, Role,
+        Activated, Condition, LEAKY_SLOPE, LatentKind, Role,
         latent::{chroma_slot, luma_slot},
     },
 };
@@ -404,9 +404,9 @@ fn layers(model: &LiteModel, scale: f64, constants: &mut Constants) -> Vec<Layer
             spec.ci.next_multiple_of(CHANNELS),
             spec.co.next_multiple_of(CHANNELS),
         );
-        let mut bias = layer.bias_at(scale, model.metadata.student.r);
+        let (weight, mut bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
         bias.resize(co, 0.0);
-        let weights = packed(&layer.weight, (spec.ci, spec.co), (ci, co));
+        let weights = packed(&weight, (spec.ci, spec.co), (ci, co));
         Layer {
             ci,
             co,
