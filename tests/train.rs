@@ -162,6 +162,9 @@ fn a_run_begins_with_any_model_of_its_kind() {
     assert_eq!(read("a").stats, bundled.stats);
     assert_eq!(read("a").metadata.scales, bundled.metadata.scales);
     assert!(read("a").metadata.student.conditioning.denoise);
+    // The preset degrades, so the dial has learnt.
+    let dial = read("a").layers[1].conditions[1].clone();
+    assert!(dial.shift.iter().any(|v| *v != 0.0) && dial.gain.iter().any(|v| *v != 0.0));
     // A file, whose dial stays, and a checkpoint.
     let a = out("a");
     for (name, file) in [("b", "model.safetensors"), ("c", "checkpoint.safetensors")] {
@@ -205,6 +208,81 @@ fn what_a_run_cannot_begin_with_is_named() {
         let text = fails(fit(&data, &dir.path().join("run"), &options));
         assert!(text.contains(words), "{text}");
     }
+}
+
+#[test]
+fn a_recipe_for_another_student_than_it_begins_with_is_refused_before_the_teacher_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (160, 120));
+    let (recipe, out) = (dir.path().join("recipe.toml"), dir.path().join("run"));
+    for scale in ["2.0", "4.0"] {
+        let text = format!(
+            "name = 'a'\nsize = 'tiny'\nscale = {scale}\nteacher = {{ widths = [16], blocks = 1 }}\n\
+             [data]\npreset = 'stills'\n[student]\nexpand = 8\n"
+        );
+        std::fs::write(&recipe, text).unwrap();
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.arg("run").arg(&recipe).arg("--data").arg(&data);
+        command.arg("--out").arg(&out).args(["--begin", "tiny-x2"]);
+        let text = fails(command);
+        let word = if scale == "2.0" {
+            "at least the 16"
+        } else {
+            "r 2, now 4"
+        };
+        assert!(text.contains(word), "{text}");
+        assert!(!out.join("teacher").exists());
+    }
+}
+
+/// Matched pairs of another make than this tool's own.
+#[test]
+fn matched_pairs_train_a_model_and_what_does_not_match_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let high = photos::photos(dir.path(), (160, 120));
+    let low = dir.path().join("low");
+    std::fs::create_dir(&low).unwrap();
+    for entry in std::fs::read_dir(&high).unwrap() {
+        let path = entry.unwrap().path();
+        let picture = image::open(&path).unwrap();
+        let small = picture.resize_exact(80, 60, image::imageops::FilterType::CatmullRom);
+        small.save(low.join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(low.join("alone.png"), "").unwrap();
+    let out = dir.path().join("run");
+    let pairs = |out: &Path, more: &[&str]| {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.args([
+            "fit", "--batch", "2", "--patch", "32", "--steps", "3", "--pairs",
+        ]);
+        command
+            .arg(&low)
+            .arg(&high)
+            .arg("--out")
+            .arg(out)
+            .args(more);
+        command
+    };
+    let text = run(pairs(&out, &[]));
+    assert!(
+        text.contains("pairs of scale 2") && text.contains("alone.png"),
+        "{text}"
+    );
+    assert_eq!(
+        LiteModel::parse(&model(&out), &out)
+            .unwrap()
+            .metadata
+            .scales,
+        [1.0, 2.0]
+    );
+    // The same again from the recipe that it leaves.
+    let mut again = Command::cargo_bin("tadsr-train").unwrap();
+    again.arg("run").arg(out.join("recipe.toml"));
+    again.arg("--out").arg(dir.path().join("again"));
+    run(again);
+    assert!(model(&out) == model(&dir.path().join("again")));
+    let text = fails(pairs(&dir.path().join("x4"), &["--scale", "4"]));
+    assert!(text.contains("the pairs have scale 2"), "{text}");
 }
 
 #[test]

@@ -240,6 +240,12 @@ impl Metadata {
             &self.family,
             &self.name,
         )?;
+        if self.format_version < CONDITIONED_VERSION && !self.student.conditioning.is_none() {
+            return Err(format!(
+                "dials in a file of format version {}",
+                self.format_version
+            ));
+        }
         let [low, high] = self.scales;
         if !(1.0 <= low && low < high && high <= 4.0) {
             return Err(format!("scales {low} to {high}, not within 1 to 4"));

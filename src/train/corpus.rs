@@ -657,6 +657,9 @@ impl Corpus {
     }
 }
 
+/// Counts the changes in how pairs are drawn.
+const VERSION: u32 = 2;
+
 fn nothing() -> Error {
     Error::Frame("neither photos nor clips".into())
 }
@@ -682,7 +685,7 @@ impl PairSource for Corpus {
 
     fn fingerprint(&self) -> u64 {
         let mut hash = Fnv::default();
-        self.content().hash(&mut hash);
+        (VERSION, self.content()).hash(&mut hash);
         self.damage.to_toml().hash(&mut hash);
         let shares = (self.spec.video_share.to_bits(), self.spec.hold_out);
         shares.hash(&mut hash);

@@ -49,8 +49,8 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Degraded {
     pub frames: Vec<Patch>,
-    /// What noise and compression have changed: the mean square of the difference in luma to the same frames without
-    /// either, in squared 8-bit steps.
+    /// What the stages after the one that shrinks have changed: the mean square of the difference in luma, in squared
+    /// 8-bit steps. Of `real_world` it is all that differs from plain shrinking.
     pub noise: f64,
 }
 

@@ -15,7 +15,10 @@ use super::{
     data::{Fnv, Patch, Sampling, Skipped, cut, decode, files, is_video, texture},
     pairs::{Pair, PairSource},
 };
-use crate::{Error, Result, frame::resample::Kernel};
+use crate::{
+    Error, Result,
+    frame::{Frame, resample::Kernel},
+};
 
 /// Frames that are taken of a video, spread over its length.
 const FRAMES: usize = 32;
@@ -41,6 +44,8 @@ pub struct Matched {
 
 #[derive(Clone, Debug)]
 struct Entry {
+    /// Number of the file.
+    file: usize,
     low: RgbImage,
     high: RgbImage,
     /// Mean square of the difference in luma between `low` and the shrunk `high`, in squared 8-bit steps.
@@ -72,27 +77,33 @@ impl Matched {
             .par_iter()
             .map(|(low, high)| entries(low, high).map_err(|reason| ((*low).clone(), reason)))
             .collect();
-        let (mut pairs, mut scale) = (Vec::new(), None);
+        let (mut pairs, mut scale, mut files) = (Vec::new(), None, 0);
         for (entries, (path, _)) in read.into_iter().zip(&both) {
             let checked = entries.and_then(|entries| {
                 let wrong = |reason| ((*path).clone(), reason);
-                let Some(first) = entries.first() else {
+                if entries.is_empty() {
                     return Err(wrong("no frames".into()));
-                };
-                let of = ratio(&first.low, &first.high).map_err(wrong)?;
-                let (p, q) = *scale.get_or_insert(of);
-                if of != (p, q) {
-                    let text =
-                        format!("its scale is {}/{}, that of the others {p}/{q}", of.0, of.1);
-                    return Err(wrong(text));
                 }
-                if (first.high.width().min(first.high.height()) as usize) < patch + p {
-                    return Err(wrong(format!("too small for patches of {patch} pixels")));
+                // A video may change its size.
+                for Entry { low, high, .. } in &entries {
+                    let of = ratio(low, high).map_err(wrong)?;
+                    let (p, q) = *scale.get_or_insert(of);
+                    if of != (p, q) {
+                        let (a, b) = of;
+                        let text = format!("its scale is {a}/{b}, that of the others {p}/{q}");
+                        return Err(wrong(text));
+                    }
+                    if (high.width().min(high.height()) as usize) < patch + p {
+                        return Err(wrong(format!("too small for patches of {patch} pixels")));
+                    }
                 }
                 Ok(entries)
             });
             match checked {
-                Ok(entries) => pairs.extend(entries),
+                Ok(entries) => {
+                    files += 1;
+                    pairs.extend(entries.into_iter().map(|e| Entry { file: files, ..e }));
+                }
                 Err((path, reason)) => skipped.push(Skipped { path, reason }),
             }
         }
@@ -119,14 +130,14 @@ impl Matched {
         })
     }
 
-    /// Takes every `every`th pair out, to measure on it.
+    /// Takes the pairs of every `every`th file out, to measure on them: frames of one video are all but the same. Of fewer
+    /// files none are.
     pub fn hold_out(&mut self, every: usize) -> Self {
-        let all = std::mem::take(&mut self.pairs).into_iter().enumerate();
-        let (out, kept): (Vec<_>, Vec<_>) = all.partition(|(i, _)| i % every == every / 2);
-        let plain = |pairs: Vec<(usize, Entry)>| pairs.into_iter().map(|(_, pair)| pair).collect();
-        self.pairs = plain(kept);
+        let all = std::mem::take(&mut self.pairs).into_iter();
+        let (out, kept): (Vec<_>, Vec<_>) = all.partition(|pair| pair.file % every == 0);
+        self.pairs = kept;
         Self {
-            pairs: plain(out),
+            pairs: out,
             scale: self.scale,
             sampling: self.sampling.clone(),
             skipped: Vec::new(),
@@ -136,6 +147,11 @@ impl Matched {
     /// Number of pairs of pictures; a video counts as some of its frames.
     pub fn len(&self) -> usize {
         self.pairs.len()
+    }
+
+    /// Number of files on either side.
+    pub fn files(&self) -> usize {
+        self.pairs.iter().map(|pair| pair.file).max().unwrap_or(0)
     }
 
     /// Without any pair.
@@ -170,7 +186,9 @@ impl PairSource for Matched {
         let last = self.pairs.len() - 1;
         let (rank, reach) = (degradation.random_range(0..=last), self.pairs.len() / 32);
         let i = rng.random_range(rank.saturating_sub(reach)..=(rank + reach).min(last));
-        let Entry { low, high, noise } = &self.pairs[i];
+        let Entry {
+            low, high, noise, ..
+        } = &self.pairs[i];
         // Steps of q low-resolution pixels are whole high-resolution ones.
         let steps = |len: u32| (len as usize - small) / q;
         let (columns, rows) = (steps(low.width()), steps(low.height()));
@@ -227,44 +245,72 @@ fn named(folder: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
 
 /// The pairs of two files, checked.
 fn entries(low: &Path, high: &Path) -> Result<Vec<Entry>, String> {
-    let [lows, highs] = [low, high].map(pictures);
-    let (lows, highs) = (
-        lows?,
-        highs.map_err(|e| format!("'{}': {e}", high.display()))?,
-    );
-    if lows.len() != highs.len() {
-        let (a, b) = (lows.len(), highs.len());
-        return Err(format!("{a} frames, its counterpart has {b}"));
+    let of_high = |e: String| format!("'{}': {e}", high.display());
+    let (count, counterpart) = (count(low)?, count(high).map_err(of_high)?);
+    if count != counterpart {
+        return Err(format!("{count} frames, its counterpart has {counterpart}"));
     }
-    let take = |i: usize| i * lows.len() / FRAMES.min(lows.len());
-    let taken = (0..FRAMES.min(lows.len())).map(take);
-    let entry = |i: usize| {
-        let noise = aligned(&lows[i], &highs[i])?;
+    let all = FRAMES.min(count);
+    let taken: Vec<_> = (0..all).map(|i| i * count / all).collect();
+    let lows = pictures(low, &taken)?;
+    let highs = pictures(high, &taken).map_err(of_high)?;
+    let entry = |(low, high): (RgbImage, RgbImage)| {
         Ok(Entry {
-            low: lows[i].clone(),
-            high: highs[i].clone(),
-            noise,
+            file: 0,
+            noise: aligned(&low, &high)?,
+            low,
+            high,
         })
     };
-    taken.map(entry).collect()
+    lows.into_iter().zip(highs).map(entry).collect()
 }
 
-fn pictures(path: &Path) -> Result<Vec<RgbImage>, String> {
+/// Frames of a video; 1 of a picture.
+fn count(path: &Path) -> Result<usize, String> {
+    if !is_video(path) {
+        return Ok(1);
+    }
+    let mut count = 0;
+    each_frame(path, |_| {
+        count += 1;
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+/// The frames at the places `taken`, which rise, of a video; the picture of a picture.
+fn pictures(path: &Path, taken: &[usize]) -> Result<Vec<RgbImage>, String> {
     if !is_video(path) {
         return decode(path).map(|picture| vec![picture]);
     }
-    #[cfg(feature = "video")]
-    {
-        let reader = crate::video::Reader::open(path).map_err(|e| e.to_string())?;
-        let image = |frame: Result<crate::video::TimedFrame>| {
-            let frame = frame.map_err(|e| e.to_string())?.frame;
+    let (mut at, mut kept) = (0, Vec::new());
+    each_frame(path, |frame| {
+        if taken.get(kept.len()) == Some(&at) {
             let (w, h) = (frame.info().width as u32, frame.info().height as u32);
             let rgb = frame.to_rgb8().map_err(|e| e.to_string())?;
-            RgbImage::from_raw(w, h, rgb).ok_or_else(|| "a frame of another size".into())
-        };
-        reader.map(image).collect()
+            kept.extend(RgbImage::from_raw(w, h, rgb));
+        }
+        at += 1;
+        Ok(())
+    })?;
+    Ok(kept)
+}
+
+/// Calls `take` for the frames of a video, one after the other: all of them would not fit into memory.
+#[cfg(feature = "video")]
+fn each_frame(
+    path: &Path,
+    mut take: impl FnMut(&Frame) -> Result<(), String>,
+) -> Result<(), String> {
+    let reader = crate::video::Reader::open(path).map_err(|e| e.to_string())?;
+    for frame in reader {
+        take(&frame.map_err(|e| e.to_string())?.frame)?;
     }
-    #[cfg(not(feature = "video"))]
+    Ok(())
+}
+
+#[cfg(not(feature = "video"))]
+fn each_frame(_: &Path, _: impl FnMut(&Frame) -> Result<(), String>) -> Result<(), String> {
     Err("this program is built without GStreamer (feature 'video')".into())
 }
 
@@ -330,8 +376,9 @@ fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
         let (va, vb, covariance) = moments(dx, dy);
         va + vb - 2.0 * covariance
     };
-    let best = places.min_by(|&a, &b| error(a).total_cmp(&error(b)));
-    let (x, y) = best.unwrap_or((0, 0));
+    let errors = places.map(|place| (error(place), place));
+    let best = errors.min_by(|a, b| a.0.total_cmp(&b.0));
+    let (x, y) = best.map_or((0, 0), |(_, place)| place);
     // Between whole pixels the error is about a parabola.
     let part = |before: f64, at: f64, after: f64| {
         let curve = before - 2.0 * at + after;
@@ -475,6 +522,25 @@ mod tests {
         assert!(reason("mirrored.png").contains("counterpart"));
         assert!(reason("other-shape.png").contains("different shapes"));
         assert!(reason("alone.png").contains("no file of that name"));
+    }
+
+    #[test]
+    fn whole_files_are_held_out() {
+        let names = ["a.png", "b.png", "c.png", "d.png"];
+        let same: &dyn Fn(Patch) -> Patch = &same;
+        let dir = folders(&names.map(|name| (name, same)));
+        let mut matched = load(dir.path()).unwrap();
+        let whole = matched.fingerprint();
+        let out = matched.hold_out(2);
+        assert_eq!((matched.len(), out.len()), (2, 2));
+        assert_ne!(matched.fingerprint(), whole);
+        let files = |set: &Matched| set.pairs.iter().map(|pair| pair.file).collect::<Vec<_>>();
+        assert!(
+            files(&out)
+                .iter()
+                .all(|file| !files(&matched).contains(file))
+        );
+        assert!(load(dir.path()).unwrap().hold_out(5).is_empty());
     }
 
     #[test]

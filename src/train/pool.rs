@@ -368,7 +368,7 @@ impl Pool {
 }
 
 /// Counts the changes in what clips are made of.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Clips of one batch come from about a sixteenth of the ranking.
 const NEIGHBOURS: usize = 32;
 /// Separates the random numbers of the pool from those of the training.

@@ -3,12 +3,13 @@
 
 use std::f32::consts::PI;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
     data::Patch,
     degrade::{convolve, jpeg_round_trip, normal},
+    stages::content,
 };
 use crate::{
     Error, Result,
@@ -210,14 +211,16 @@ impl Stage {
         let (width, height) = (side(reference.width), side(reference.height));
         let mut picture = interpolate(&picture, width, height, any_kernel(rng))?;
         let grey = rng.random_bool(self.grey);
+        // The noise takes as many random numbers as the picture's content asks for: what follows must not depend on it.
+        let mut grain = StdRng::seed_from_u64(rng.random::<u64>() ^ content(&picture));
         if rng.random_bool(self.gaussian) {
             let sigma = within(rng, self.noise) / 255.0;
-            add_noise(&mut picture, grey, |_| sigma * normal(rng));
+            add_noise(&mut picture, grey, |_| sigma * normal(&mut grain));
         } else {
             let strength = within(rng, self.poisson);
             add_noise(&mut picture, grey, |v| {
                 let mean = v.clamp(0.0, 1.0) * PHOTONS;
-                strength * (poisson(rng, mean) - mean) / PHOTONS
+                strength * (poisson(&mut grain, mean) - mean) / PHOTONS
             });
         }
         clamp(&mut picture);

@@ -11,6 +11,7 @@ use super::{
     codec::Codecs,
     data::Patch,
     degrade::{KernelWeights, convolve, jpeg_round_trip, normal},
+    loader::step_seed,
     real_world::RealWorld,
 };
 use crate::{Error, Result};
@@ -220,6 +221,11 @@ impl Blur {
     }
 }
 
+/// A number that differs between pictures: those that share their random numbers must not share their noise.
+pub(super) fn content(picture: &Patch) -> u64 {
+    u64::from(picture.rgb.iter().sum::<f32>().to_bits())
+}
+
 impl Noise {
     fn add<R: Rng + ?Sized>(&self, clip: &mut [Patch], rng: &mut R) {
         if !rng.random_bool(self.chance) {
@@ -230,11 +236,9 @@ impl Noise {
         let shot = rng.random_bool(self.shot);
         let grey = rng.random_bool(self.grey);
         let seed: u64 = rng.random();
-        for picture in clip {
+        for (picture, t) in clip.iter_mut().zip(0..) {
             let area = picture.width * picture.height;
-            // Pictures that share their random numbers do not share the noise.
-            let content: f32 = picture.rgb.iter().sum();
-            let mut rng = StdRng::seed_from_u64(seed ^ u64::from(content.to_bits()));
+            let mut rng = StdRng::seed_from_u64(step_seed(seed ^ content(picture), t));
             let field: Vec<f32> = (0..if grey { area } else { 3 * area })
                 .map(|_| normal(&mut rng))
                 .collect();
@@ -361,6 +365,27 @@ pub(super) mod tests {
             .zip(&shifted)
             .filter(|(a, b)| a.abs_diff(**b) > 40);
         assert!(far.count() < 30);
+    }
+
+    #[test]
+    fn noise_is_new_in_every_frame_and_every_picture() {
+        let noise = Noise {
+            chance: 1.0,
+            ..Noise::default()
+        };
+        let mut other = scene(20, 20);
+        other.rgb[0] += 0.5;
+        let add = |mut clip: Vec<Patch>| {
+            let clean = clip.clone();
+            noise.add(&mut clip, &mut StdRng::seed_from_u64(3));
+            let grain = clip.iter().zip(&clean);
+            let grain = grain.map(|(a, b)| a.rgb[7] - b.rgb[7]);
+            grain.collect::<Vec<_>>()
+        };
+        let still = add(vec![scene(20, 20), scene(20, 20)]);
+        assert_ne!(still[0], still[1]);
+        assert_eq!(still, add(vec![scene(20, 20), scene(20, 20)]));
+        assert_ne!(still[0], add(vec![other])[0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use tadsr::{
@@ -10,7 +10,7 @@ use tadsr::{
     engine::lite::cpu::residual_of,
     model::{LiteModel, OnnxEnds},
     nn::lite::{
-        LatentKind,
+        Condition, LatentKind,
         latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
     },
     train::checkpoint::write_atomically,
@@ -34,12 +34,25 @@ pub struct Args {
     /// The scale that the network is told, 1 to 4
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
+    /// How degraded the input is, 0 (clean) to 1 (heavily compressed), for models with this dial
+    #[arg(long, default_value_t = 0.0, value_parser = dial)]
+    denoise: f64,
+    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this dial
+    #[arg(long, default_value_t = 0.0, value_parser = dial)]
+    detail: f64,
     /// What goes in and comes out
     #[arg(long, value_enum, default_value = "planes")]
     ends: Ends,
     /// Also write an input and what this program makes of it, as tensors by the ONNX file's names (safetensors)
     #[arg(long, value_name = "FILE")]
     example: Option<PathBuf>,
+}
+
+fn dial(s: &str) -> Result<f64, String> {
+    match s.parse() {
+        Ok(v) if (0.0..=1.0).contains(&v) => Ok(v),
+        _ => Err("a number from 0 to 1".into()),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -65,6 +78,22 @@ pub fn run(args: Args) -> Result<()> {
             args.scale
         );
     };
+    let dials = model.metadata.student.conditioning;
+    for (name, has, value) in [
+        ("denoise", dials.denoise, args.denoise),
+        ("detail", dials.detail, args.detail),
+    ] {
+        ensure!(
+            has || value == 0.0,
+            "--{name}: model '{}' has no such dial",
+            model.metadata.name
+        );
+    }
+    let model = &model.folded(&Condition {
+        scale: args.scale,
+        denoise: args.denoise,
+        detail: args.detail,
+    });
     let ends = match args.ends {
         Ends::Planes => OnnxEnds::Planes,
         Ends::Latent => OnnxEnds::Latent,

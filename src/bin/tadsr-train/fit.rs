@@ -22,8 +22,8 @@ use crate::{
 ///
 /// Every pair is made on the fly: a patch of a photo or a frame, shrunk by a random scale and damaged as the preset says;
 /// only what video codecs damage is prepared before, as clips on disk. Ctrl-C saves a checkpoint; --resume goes on from
-/// it exactly. The model is written beside it at every save, and before that recipe.toml, by which `tadsr-train run` makes
-/// the same model.
+/// it exactly. The model is written beside it at every save, and before that recipe.toml, by which `tadsr-train run`
+/// (with the same --begin) makes the same model.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train fit --data photos --out runs/tiny-x2
@@ -97,9 +97,6 @@ impl Args {
     /// The recipe that the arguments stand for.
     fn recipe(&self) -> Result<Recipe> {
         run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
-        if self.expand > 1024 {
-            bail!("--expand: at most 1024");
-        }
         if self.patch == Some(0) {
             bail!("--patch 0: at least 16, or leave it out");
         }
@@ -125,6 +122,7 @@ impl Args {
             seed: self.seed,
             distillation: Distillation::none(),
         };
+        student.check()?;
         let patch = student.patch_side(config.r, 1);
         patch.map_err(|e| anyhow!("--{e}"))?;
         let folder = self.out.file_name().map(|n| n.to_string_lossy());

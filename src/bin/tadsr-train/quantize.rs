@@ -7,7 +7,7 @@ use tadsr::{
     Precision,
     engine::lite::cpu::{Patches, calibrate, residual_of},
     model::LiteModel,
-    nn::lite::latent::Grid,
+    nn::lite::{Condition, Conditioning, latent::Grid},
     train::{
         checkpoint::write_atomically,
         damage::Recipe,
@@ -78,9 +78,10 @@ pub fn run(args: Args) -> Result<()> {
     };
     let measured = batches(others, args.seed, args.batches / 4)?;
     let patches = batches(photos, args.seed.wrapping_add(1), args.batches)?;
+    let dials = model.metadata.student.conditioning;
+    let patches = patches.into_iter();
     let patches: Vec<_> = patches
-        .into_iter()
-        .map(|b| as_patches(b, spec.grid()))
+        .flat_map(|batch| as_patches(batch, spec.grid(), &dials))
         .collect();
     model.calibration = Some(calibrate(&model, &patches));
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -107,12 +108,23 @@ fn spec(model: &LiteModel) -> PairSpec {
     }
 }
 
-fn as_patches(batch: Batch, grid: Grid) -> Patches {
-    Patches {
-        at: batch.condition(),
-        grid,
-        latents: batch.base,
+/// The patches of a batch where its degradation puts the dials, and at both ends of each.
+fn as_patches(batch: Batch, grid: Grid, dials: &Conditioning) -> Vec<Patches> {
+    let at = batch.condition();
+    let mut all = vec![at];
+    for denoise in [0.0, 1.0].into_iter().filter(|_| dials.denoise) {
+        all.push(Condition { denoise, ..at });
     }
+    if dials.detail {
+        let detailed = |at: &Condition| Condition { detail: 1.0, ..*at };
+        all.extend(all.clone().iter().map(detailed));
+    }
+    let patches = |at| Patches {
+        at,
+        grid,
+        latents: batch.base.clone(),
+    };
+    all.into_iter().map(patches).collect()
 }
 
 /// The PSNR of the batches' luma without the border that the patch's end spoils.

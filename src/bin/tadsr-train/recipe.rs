@@ -92,6 +92,9 @@ pub fn run(args: Args) -> Result<()> {
         bail!("--save-every must be at least 1");
     }
     if let Some(published) = distill::of_recipe(&args.recipe, &args.data, &args.told)? {
+        if args.pairs.is_some() {
+            bail!("--pairs is not for recipes that distil a ResShift model");
+        }
         return distill::run(published);
     }
     let mut recipe = Recipe::read(&args.recipe)?;
@@ -154,6 +157,9 @@ impl Job {
             student,
             scales: [low, recipe.scale],
         };
+        if let Some(begin) = &begin {
+            begin.check_student(&target.student, recipe.student.expand)?;
+        }
         let lpips = told.lpips.as_deref().map(Lpips::load).transpose()?;
         let material = material(&told, &recipe, &target, stop)?;
         Ok(Self {
@@ -369,6 +375,12 @@ fn matched(
         bail!("the pairs have scale {scale}, the model serves {lowest} to {largest}");
     }
     eprintln!("{} pairs of scale {scale}", pairs.len());
+    if pairs.files() < data.hold_out {
+        let (files, every) = (pairs.files(), data.hold_out);
+        eprintln!(
+            "note: {files} files are too few to hold one of {every} out: all are trained on and measured on"
+        );
+    }
     pairs.sampling = data.sampling.clone();
     Ok(pairs)
 }

@@ -6,10 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{
-    Latent,
-    student::{self, Target},
-};
+use super::{Latent, student};
 use crate::{
     Error, Result,
     model::LiteModel,
@@ -37,7 +34,7 @@ impl Begin {
     /// several models.
     pub fn read(name: &str) -> Result<Self> {
         let path = Path::new(name);
-        if path.exists() && checkpoint::is_checkpoint(path)? {
+        if path.is_file() && checkpoint::is_checkpoint(path)? {
             return student::averages(path);
         }
         let mut models = LiteModel::find(name)?;
@@ -65,17 +62,20 @@ impl Begin {
         })
     }
 
-    /// Checks that a run for `target` on `latent` can begin with it. The run may have dials that it lacks: it does not
-    /// depend on them at first.
-    pub(super) fn check(&self, target: &Target, latent: &Latent) -> Result<()> {
+    /// Checks that a run of `student` with kernels of `expand` channels can begin with it. The run may have dials that it
+    /// lacks: it does not depend on them at first.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] that names the differences.
+    pub fn check_student(&self, student: &StudentConfig, expand: usize) -> Result<()> {
         let mut found = checkpoint::differences(
             &self.plain(),
             &StudentConfig {
                 conditioning: Default::default(),
-                ..target.student
+                ..*student
             },
         );
-        let (has, wants) = (self.student.conditioning, target.student.conditioning);
+        let (has, wants) = (self.student.conditioning, student.conditioning);
         for (name, has, wants) in [
             ("denoise", has.denoise, wants.denoise),
             ("detail", has.detail, wants.detail),
@@ -84,16 +84,33 @@ impl Begin {
                 found.push(format!("it is conditioned on {name}, the run is not"));
             }
         }
+        if !found.is_empty() {
+            let (name, found) = (&self.name, found.join("; "));
+            return Err(Error::Setting(format!(
+                "cannot begin with '{name}', which is of another student: {found}"
+            )));
+        }
+        let widest = student.layers().iter().map(|l| l.co).max().unwrap_or(0);
+        if (1..widest).contains(&expand) {
+            return Err(Error::Setting(format!(
+                "expand = {expand}: 0, or at least the {widest} channels of the model that the training begins with"
+            )));
+        }
+        Ok(())
+    }
+
+    /// As [`Self::check_student`], for a run that is trained on `latent`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, student: &StudentConfig, expand: usize, latent: &Latent) -> Result<()> {
+        self.check_student(student, expand)?;
         if self.stats != latent.stats {
-            found.push("the latent's statistics".into());
+            let text =
+                "the latent's statistics are not those of the model that the training begins with";
+            return Err(Error::Setting(text.into()));
         }
-        if found.is_empty() {
-            return Ok(());
-        }
-        let (name, found) = (&self.name, found.join("; "));
-        Err(Error::Setting(format!(
-            "cannot begin with '{name}', which is of another student: {found}"
-        )))
+        Ok(())
     }
 
     fn plain(&self) -> StudentConfig {
@@ -104,10 +121,10 @@ impl Begin {
     }
 
     /// The parameters of a run of `student` whose kernels are products over `expand` channels (0: kernels themselves).
-    /// The products are the kernels; which of the many it is, `seed` draws.
+    /// The products are the kernels; which of the many it is, `seed` draws. [`Self::check_student`] must have passed.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the products are too narrow for the kernels.
+    /// When a tensor cannot be made.
     pub(super) fn parameters(
         &self,
         student: &StudentConfig,
@@ -157,11 +174,6 @@ impl Begin {
 /// `squeeze` are orthonormal, and what it does not see of `expand` is random, of the size that new weights have.
 fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2]> {
     let (co, ci, kh, kw) = kernel.dims4()?;
-    if width < co {
-        return Err(Error::Setting(format!(
-            "expand = {width}: 0, or at least the {co} channels of the model that the training begins with"
-        )));
-    }
     let inputs = ci * kh * kw;
     let mut rows: Vec<Vec<f64>> = Vec::new();
     while rows.len() < co {
@@ -229,6 +241,7 @@ mod tests {
             let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(worst < 1e-5, "{worst} at {expand} channels");
         }
-        assert!(begin.parameters(&begin.student, 31, 3).is_err());
+        assert!(begin.check_student(&begin.student, 31).is_err());
+        assert!(begin.check_student(&StudentConfig::tiny(2), 0).is_err());
     }
 }

@@ -137,12 +137,13 @@ impl Material {
         }
     }
 
-    /// All of matched pairs but every `hold_out`th, which is measured on; of fewer pairs all are both.
+    /// All of matched pairs but those of every `hold_out`th file, which are measured on; of fewer files all are both.
     pub fn matched(mut pairs: Matched, hold_out: usize) -> Self {
-        let held_out = match pairs.len() >= hold_out {
-            true => Arc::new(pairs.hold_out(hold_out)),
-            false => Arc::new(pairs.clone()),
-        };
+        let mut held_out = pairs.hold_out(hold_out);
+        if held_out.is_empty() {
+            held_out = pairs.clone();
+        }
+        let held_out = Arc::new(held_out);
         Self {
             source: Arc::new(pairs),
             held_out: vec![("pairs", held_out)],

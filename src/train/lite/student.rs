@@ -255,6 +255,10 @@ const GRADIENTS: [&str; 5] = [
 /// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in units of the residual's standard deviation.
 const CHARBONNIER_EPS: f64 = 0.02;
 
+/// Standard deviation of the error that half of the batches have in the dial `denoise`: users and estimators do not hit it
+/// exactly, and between the degradations that the data have the network must not do as it likes.
+const BLUR: f64 = 0.1;
+
 /// What the running norms of the terms' gradients keep of themselves in a step.
 const NORM_DECAY: f64 = 0.98;
 
@@ -280,8 +284,7 @@ struct State {
     target: Target,
     latent: Latent,
     step: u64,
-    /// Steps of the run as it began; 0 in older checkpoints.
-    #[serde(default)]
+    /// Steps of the run as it began.
     planned: u64,
     /// Updates of the discriminator.
     judged: u64,
@@ -399,8 +402,8 @@ impl StudentRun {
         match (saved, begin) {
             (Some((tensors, state)), _) => run.restore(&path, &tensors, state)?,
             (None, Some(begin)) => {
-                begin.check(&run.target, &run.latent)?;
                 let expand = run.options.expand;
+                begin.check(&run.target.student, expand, &run.latent)?;
                 run.trained.begin(&begin.parameters(
                     &run.target.student,
                     expand,
@@ -424,7 +427,7 @@ impl StudentRun {
                 true => self.options.muon_rate,
                 false => state.options.muon_rate,
             },
-            steps: self.options.steps.max(state.step),
+            steps: self.options.steps.max(state.options.steps),
             ..state.options.clone()
         };
         let taught =
@@ -448,10 +451,7 @@ impl StudentRun {
             self.norms.iter_mut().zip(norms).for_each(|(n, v)| *n = v);
         }
         (self.step, self.judged) = (state.step, state.judged);
-        self.planned = match state.planned {
-            0 => state.options.steps,
-            planned => planned,
-        };
+        self.planned = state.planned;
         self.slowed += state.slowed;
         Ok(())
     }
@@ -514,6 +514,10 @@ impl StudentRun {
         let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
         let d = &self.options.distillation;
         let mut rng = StdRng::seed_from_u64(step_seed(self.options.seed ^ NOISE, index));
+        let mut at = batch.condition();
+        if self.target.student.conditioning.denoise && rng.random_bool(0.5) {
+            at.denoise = (at.denoise + BLUR * f64::from(normal(&mut rng))).clamp(0.0, 1.0);
+        }
         let n = base.dim(0)?;
         let mut noisy = |below: usize| -> Result<_> {
             let t = (0..n).map(|_| rng.random_range(0..below)).collect();
@@ -530,7 +534,7 @@ impl StudentRun {
                 zero,
                 base,
                 residual,
-                at: batch.condition(),
+                at,
             });
         };
         let steps = teacher.schedule.steps();
@@ -551,7 +555,7 @@ impl StudentRun {
             zero,
             base,
             residual,
-            at: batch.condition(),
+            at,
         })
     }
 

@@ -563,7 +563,9 @@ impl Session {
     /// warning.
     pub fn apply_settings(&self, element: &BaseTransform, model: &mut LoadedModel) {
         let mut settings = self.settings();
-        model.dials = settings.dials();
+        if model.upscaler.in_flight() == 0 {
+            model.dials = settings.dials();
+        }
         if model.bicubic {
             settings.strength = 0.0;
         }
