@@ -108,9 +108,9 @@ for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80
 if not rows:
     sys.exit("ptxas said nothing of registers")
 with open("docs/cuda-kernels.md", "w") as out:
-    out.write("# What the CUDA kernels take of a chip\n\n"
-              "Written by `scripts/kernels.sh`, from what ptxas says of `src/engine/lite/cuda/kernels` and `src/ops/cuda/kernels`. Bytes, "
-              "but for registers.\n\n"
+    out.write("# Resources of the CUDA kernels\n\n"
+              "`scripts/kernels.sh` writes this table from the report of ptxas for\n"
+              "`src/engine/lite/cuda/kernels` and `src/ops/cuda/kernels`. All columns but registers are in bytes.\n\n"
               "| kernel | chip | registers | shared memory | stack | spill stores | spill loads |\n"
               "|---|---|---|---|---|---|---|\n")
     for kernel, chip, *rest in sorted(rows):
