@@ -4,7 +4,8 @@
 # Usage: scripts/test.sh [--no-install]
 #
 # Installs what is missing first (Debian and Ubuntu packages; Rust is only checked), unless --no-install is given.
-# Everything is built in the dev profile, once. All checks run even when one fails; the tests come last.
+# Everything is built in the dev profile, once. All checks run even when one fails; the tests come last. Those that need the
+# reference values in ../shared run where they are; with TADSR_REQUIRE_REFERENCE set it is an error that they are not.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec </dev/null
@@ -60,7 +61,20 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     tests=(cargo test --locked --workspace --no-fail-fast)
 fi
-[[ ${#failed[@]} -eq 0 ]] || say "" "These checks failed (see above): ${failed[*]}"
 say "" "== tests: ${tests[*]}"
-"${tests[@]}" 2>&1
+"${tests[@]}" 2>&1 || failed+=(tests)
+
+# Tests that compare with reference values, which are too large for the repository.
+if [[ -d ../shared/fixtures && -d ../shared/metrics ]]; then
+    reference=(cargo nextest run --locked --workspace --no-fail-fast --run-ignored only -E 'not test(leaks_in_this_process)')
+    cargo nextest --version >/dev/null 2>&1 ||
+        reference=(cargo test --locked --workspace --no-fail-fast -- --ignored --skip leaks_in_this_process)
+    say "" "== tests with reference values: ${reference[*]}"
+    "${reference[@]}" 2>&1 || failed+=(reference-tests)
+    say "" "The tests with reference values were run."
+else
+    say "" "The tests with reference values were NOT run: there is no ../shared/fixtures and ../shared/metrics."
+    [[ -z ${TADSR_REQUIRE_REFERENCE-} ]] || failed+=(reference-tests)
+fi
+[[ ${#failed[@]} -eq 0 ]] || say "These checks failed (see above): ${failed[*]}"
 [[ ${#failed[@]} -eq 0 ]]

@@ -66,12 +66,9 @@ effort = [0, 0]
     .unwrap()
 }
 
-fn has_h264() -> bool {
+fn require_h264() {
     let there = Kind::H264.try_out();
-    if let Err(e) = &there {
-        eprintln!("skipped: {e}");
-    }
-    there.is_ok()
+    assert!(there.is_ok(), "{there:?}: it needs {}", Kind::H264.needs());
 }
 
 fn seeded(seed: u64) -> StdRng {
@@ -148,9 +145,7 @@ fn load(spec: &CorpusSpec) -> tadsr::Result<Corpus> {
 
 #[test]
 fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
-    if !has_h264() {
-        return;
-    }
+    require_h264();
     let dir = tempfile::tempdir().unwrap();
     let mut spec = mixed(dir.path());
     let clean = Damage::clean().recipes;
@@ -274,24 +269,21 @@ fn data_that_cannot_serve_is_an_error_that_says_what_would() {
         text.contains("cinema") && text.contains("streaming"),
         "{text}"
     );
-    if has_h264() {
-        let photos = CorpusSpec {
-            dirs: vec![dir.path().join("data/deep")],
-            ..spec.clone()
-        };
-        let large = Corpus::load(&photos, 128, [1.25, 2.0], &|_| true);
-        let text = large.err().unwrap().to_string();
-        assert!(text.contains("288") && text.contains("stills"), "{text}");
-    }
+    require_h264();
+    let photos = CorpusSpec {
+        dirs: vec![dir.path().join("data/deep")],
+        ..spec.clone()
+    };
+    let large = Corpus::load(&photos, 128, [1.25, 2.0], &|_| true);
+    let text = large.err().unwrap().to_string();
+    assert!(text.contains("288") && text.contains("stills"), "{text}");
     let stopped = Corpus::load(&spec, 48, [1.25, 2.0], &|_| false);
     assert!(matches!(stopped, Err(Error::Cancelled)));
 }
 
 #[test]
 fn damaged_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
-    if !has_h264() {
-        return;
-    }
+    require_h264();
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(64, [1.25, 4.0]);
     let pool = Pool::open(dir.path(), &spec(12), layout, gentle(), 1).unwrap();
@@ -316,9 +308,7 @@ fn damaged_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
 
 #[test]
 fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
-    if !has_h264() {
-        return;
-    }
+    require_h264();
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let open = |dir: &Path, source| {
         let layout = Layout::new(48, [1.25, 2.0]);
@@ -366,9 +356,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
 
 #[test]
 fn a_pool_stays_within_its_limit_and_stops_when_told_to() {
-    if !has_h264() {
-        return;
-    }
+    require_h264();
     let dir = tempfile::tempdir().unwrap();
     let small = PoolSpec {
         limit: 4,
@@ -430,17 +418,16 @@ fn data_check_says_what_is_used_and_why_not() {
     ] {
         assert!(text.contains(word), "{word}: {text}");
     }
-    if has_h264() {
-        for word in [
-            "160x160, 25.00 fps, 0.8 s, H.264",
-            "damaged clips of 144x144",
-        ] {
-            assert!(text.contains(word), "{word}: {text}");
-        }
+    require_h264();
+    for word in [
+        "160x160, 25.00 fps, 0.8 s, H.264",
+        "damaged clips of 144x144",
+    ] {
+        assert!(text.contains(word), "{word}: {text}");
     }
-    // Another kind of student has another grid.
-    for (student, side) in [("tiny", 96), ("small", 192)] {
-        let (_, text) = tool(&["data", "check", data, "--student", student]);
+    // Larger scales have another grid.
+    for (scale, side) in [("2", 96), ("4", 192)] {
+        let (_, text) = tool(&["data", "check", data, "--scale", scale]);
         let sides = format!("photos: 3 with sides of at least {side} pixels");
         assert!(text.contains(&sides), "{sides}: {text}");
     }

@@ -20,17 +20,13 @@ use tadsr::{
 
 type Tensors = HashMap<String, Tensor>;
 
-/// The tensors of a file in the folder of reference values, or nothing where there is no such folder.
-fn fixture(name: &str) -> Option<(Tensors, HashMap<String, String>)> {
+/// The tensors of a file in the folder of reference values, and its metadata.
+fn fixture(name: &str) -> (Tensors, HashMap<String, String>) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    if !root.exists() {
-        eprintln!("skipped: no '{}'", root.display());
-        return None;
-    }
     let bytes = std::fs::read(root.join(name)).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
-    Some((tensors, header.metadata().clone().unwrap_or_default()))
+    (tensors, header.metadata().clone().unwrap_or_default())
 }
 
 /// Variables of the tensors that are trained, the rest as they are.
@@ -81,11 +77,10 @@ fn times(t: &Tensor) -> Vec<usize> {
 }
 
 #[test]
+#[ignore = "needs the reference values in ../shared"]
 fn the_discriminator_gives_the_references_logits() {
-    let Some((step, _)) = fixture("distill/step.safetensors") else {
-        return;
-    };
-    let (tensors, _) = fixture("distill/discriminator.safetensors").unwrap();
+    let (step, _) = fixture("distill/step.safetensors");
+    let (tensors, _) = fixture("distill/discriminator.safetensors");
     let vars = variables(&tensors);
     let d = discriminator(&vars, &tensors);
     let t = times(&step["t_disc"]);
@@ -148,22 +143,22 @@ struct Step {
 }
 
 impl Step {
-    fn load() -> Option<Self> {
-        let (want, metadata) = fixture("distill/step.safetensors")?;
+    fn load() -> Self {
+        let (want, metadata) = fixture("distill/step.safetensors");
         let config: UnetConfig = serde_json::from_str(&metadata["unet"]).unwrap();
-        let (teacher, _) = fixture("distill/teacher.safetensors").unwrap();
+        let (teacher, _) = fixture("distill/teacher.safetensors");
         let vb = VarBuilder::from_tensors(teacher, DType::F32, &Device::Cpu);
-        Some(Self {
+        Self {
             schedule: schedule(&metadata),
             teacher: Unet::new(&config, vb).unwrap(),
-            student: fixture("distill/student.safetensors").unwrap().0,
+            student: fixture("distill/student.safetensors").0,
             lq: nhwc(&want["lq"]),
             zy: nhwc(&want["z_y"]),
             start: nhwc(&want["z_T"]),
             config,
             metadata,
             want,
-        })
+        }
     }
 
     fn teacher(&self) -> ResShiftTeacher<'_> {
@@ -191,7 +186,7 @@ impl Step {
         let g = score_direction(z, &goal, &draw, weight, &self.teacher()).unwrap();
         let (t, noise) = (times(&self.want["t_disc"]), nhwc(&self.want["noise_disc"]));
         let features = self.draw(&t, &noise).features(z, &self.teacher()).unwrap();
-        let (tensors, _) = fixture("distill/discriminator.safetensors").unwrap();
+        let (tensors, _) = fixture("distill/discriminator.safetensors");
         let d = discriminator(&HashMap::new(), &tensors);
         let logits = d.forward(&features, &t).unwrap();
         [
@@ -220,8 +215,9 @@ fn assert_scalar(what: &str, got: &Tensor, want: &Tensor) {
 }
 
 #[test]
+#[ignore = "needs the reference values in ../shared"]
 fn results_of_student_and_teacher_are_the_references() {
-    let Some(step) = Step::load() else { return };
+    let step = Step::load();
     let last = step.schedule.steps();
     let start = step
         .schedule
@@ -236,8 +232,9 @@ fn results_of_student_and_teacher_are_the_references() {
 }
 
 #[test]
+#[ignore = "needs the reference values in ../shared"]
 fn every_intermediate_of_the_losses_is_the_references() {
-    let Some(step) = Step::load() else { return };
+    let step = Step::load();
     let (t, noise) = (times(&step.want["t_hsd"]), nhwc(&step.want["noise_hsd"]));
     let draw = step.draw(&t, &noise);
     for who in ["student", "teacher"] {
@@ -264,8 +261,9 @@ fn every_intermediate_of_the_losses_is_the_references() {
 }
 
 #[test]
+#[ignore = "needs the reference values in ../shared"]
 fn losses_and_their_gradients_at_the_students_result_are_the_references() {
-    let Some(step) = Step::load() else { return };
+    let step = Step::load();
     let z = nhwc(&step.want["z_student"]);
     for (i, name) in ["reg", "hsd", "gan"].into_iter().enumerate() {
         let term = Term::at(&z, |z| Ok(step.losses(z)[i].clone())).unwrap();
@@ -288,8 +286,9 @@ fn total([regression, score, generator]: &[Tensor; 3]) -> Tensor {
 }
 
 #[test]
+#[ignore = "needs the reference values in ../shared"]
 fn gradients_of_all_the_students_parameters_are_the_references() {
-    let Some(step) = Step::load() else { return };
+    let step = Step::load();
     let (z, vars) = step.student();
     check_gradients(&step, &vars, &total(&step.losses(&z)).backward().unwrap());
     // As the training does it: the losses' gradient first, then the student's.
@@ -336,9 +335,10 @@ fn check_gradients(step: &Step, vars: &HashMap<String, Var>, grads: &GradStore) 
 }
 
 #[test]
+#[ignore = "needs the reference values in ../shared"]
 fn the_discriminators_loss_and_gradients_are_the_references() {
-    let Some(step) = Step::load() else { return };
-    let (tensors, _) = fixture("distill/discriminator.safetensors").unwrap();
+    let step = Step::load();
+    let (tensors, _) = fixture("distill/discriminator.safetensors");
     let vars = variables(&tensors);
     let d = discriminator(&vars, &tensors);
     let (t, noise) = (times(&step.want["t_disc"]), nhwc(&step.want["noise_disc"]));

@@ -130,7 +130,7 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     assert!(!done && text.contains("another teacher"), "{text}");
     let kept = fs::read(out.join("recipe.toml")).unwrap();
     fs::write(dir.path().join("teacher.toml"), TEACHER).unwrap();
-    fs::write(&recipe, RECIPE.replace("steps = 12", "steps = 13")).unwrap();
+    fs::write(&recipe, RECIPE.replace("steps = 12", "steps = 11")).unwrap();
     let teacher = out.join("teacher");
     let (done, text) = run(&recipe, &out, &["--teacher", teacher.to_str().unwrap()]);
     assert!(!done && text.contains("steps 12, now 13"), "{text}");
