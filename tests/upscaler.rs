@@ -264,7 +264,7 @@ fn precisions_are_chosen_refused_and_close_to_each_other() {
         assert!(active != Precision::Auto && [active, Precision::Auto].contains(&precision));
         component(&upscaler.upscale(&frame).unwrap(), Component::Y)
     };
-    for model in ["tiny-x2", "tiny-clean-x2", "small-x2"] {
+    for model in ["tiny-x2", "tiny-clean-x2", "tiny-dial-x2", "small-x2"] {
         let exact = luma(model, Precision::F32);
         for precision in [Precision::Auto, Precision::Bf16, Precision::Int8] {
             let pairs = luma(model, precision).into_iter().zip(exact.iter());

@@ -39,6 +39,14 @@ pub static BUNDLED: &[Bundled] = &[
         bytes: include_bytes!("../../models/tiny-clean-x2.safetensors"),
     },
     Bundled {
+        name: "tiny-dial-x2",
+        bytes: include_bytes!("../../models/tiny-dial-x2.safetensors"),
+    },
+    Bundled {
+        name: "tiny-dial-x4",
+        bytes: include_bytes!("../../models/tiny-dial-x4.safetensors"),
+    },
+    Bundled {
         name: "small-x2",
         bytes: include_bytes!("../../models/small-x2.safetensors"),
     },

@@ -342,6 +342,26 @@ fn a_model_that_is_swapped_takes_over_behind_the_frames_in_work() {
 }
 
 #[test]
+fn a_dial_moved_with_frames_in_flight_acts_on_the_next_frame_and_loses_none() {
+    let fake = plug();
+    let frames = |before: f64, after: f64| -> Vec<Vec<u8>> {
+        let mut rig = rig(&fake, "3", &[("model", "tiny-dial")]);
+        for (n, denoise) in (0..6).zip([before, before, before, after, after, after]) {
+            rig.element.set_property("denoise", denoise);
+            rig.harness.push(picture(n)).unwrap();
+        }
+        rig.harness.push_event(gst::event::Eos::new());
+        let bytes = |buffer: &gst::Buffer| buffer.map_readable().unwrap().to_vec();
+        pulled(&mut rig).iter().map(bytes).collect()
+    };
+    let (clean, degraded, moved) = (frames(0.0, 0.0), frames(0.8, 0.8), frames(0.0, 0.8));
+    assert_ne!(clean[3], degraded[3]);
+    assert_eq!(moved.len(), 6);
+    assert_eq!(moved[..3], clean[..3]);
+    assert_eq!(moved[3..], degraded[3..]);
+}
+
+#[test]
 fn buffers_in_work_are_asked_for() {
     let fake = plug();
     let mut rig = rig(&fake, "4", &[]);

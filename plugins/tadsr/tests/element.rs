@@ -762,6 +762,24 @@ fn strength_takes_effect_with_the_next_frame() {
     assert_eq!(upscale(1.0), full);
 }
 
+#[test]
+fn denoise_takes_effect_with_the_next_frame() {
+    let mut rig = Rig::raw(&[("scale", "2"), ("model", "tiny-dial")], "GRAY8", 32, 24);
+    let input = frame(&info(&raw("GRAY8", 32, 24)), |_, x, y| {
+        if (x / 3 + y / 5) % 2 == 0 { 200 } else { 50 }
+    });
+    let mut upscale = |denoise: f64| {
+        rig.element.set_property("denoise", denoise);
+        let out = rig.harness.push_and_pull(input.clone()).unwrap();
+        samples(&out, &rig.out_info(), 0)
+    };
+    let automatic = upscale(-1.0);
+    let clean = upscale(0.0);
+    assert_ne!(clean, upscale(0.9));
+    assert_eq!(clean, upscale(0.0));
+    assert_eq!(automatic, upscale(-1.0));
+}
+
 // Properties and errors
 
 #[test]
