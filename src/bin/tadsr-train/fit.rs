@@ -4,10 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use tadsr::train::{
-    lite::{
-        Begin,
-        student::{Distillation, Options, StudentRun},
-    },
+    lite::student::{Distillation, Options, StudentRun, begin},
     recipe::Recipe,
     report::SampleRow,
 };
@@ -100,7 +97,7 @@ impl Args {
         if self.patch == Some(0) {
             bail!("--patch 0: at least 16, or leave it out");
         }
-        let begin = self.begin.as_deref().map(Begin::read).transpose()?;
+        let begin = self.begin.as_deref().map(begin).transpose()?;
         let (config, size) = match &begin {
             Some(begin) => (begin.student, begin.scales),
             None => {

@@ -16,7 +16,7 @@ use tadsr::{
         corpus::{CorpusSpec, PoolSpec},
         lite::{
             Begin, Latent, Material, Place,
-            student::{Distillation, Options as StudentOptions, StudentRun, Target},
+            student::{self, Distillation, Options as StudentOptions, StudentRun, Target},
             teacher::{FrozenTeacher, Options as TeacherOptions, TeacherRun},
         },
         matched::Matched,
@@ -138,7 +138,7 @@ struct Job {
 impl Job {
     fn new(recipe: Recipe, told: Told, threads: usize, stop: &AtomicBool) -> Result<Self> {
         let begin = match &told.begin {
-            Some(begin) if !has_checkpoint(&told.out) => Some(Begin::read(begin)?),
+            Some(begin) if !has_checkpoint(&told.out) => Some(student::begin(begin)?),
             _ => None,
         };
         let teacher_dir = match (&told.teacher, &recipe.teacher) {

@@ -1,16 +1,16 @@
 //! Weights that a training begins with: those of a model file or of another run.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{Latent, student};
+use super::Latent;
 use crate::{
     Error, Result,
     model::LiteModel,
-    nn::lite::{LatentStats, StudentConfig},
+    nn::lite::{LatentStats, Student, StudentConfig},
     train::{checkpoint, degrade::normal},
 };
 
@@ -27,16 +27,12 @@ pub struct Begin {
 }
 
 impl Begin {
-    /// Reads `name`: a model file, the checkpoint of a student's run, or the name of a bundled model.
+    /// Reads `name`: a model file or the name of a bundled model.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the file, [`Error::Setting`] for the name of
     /// several models.
-    pub fn read(name: &str) -> Result<Self> {
-        let path = Path::new(name);
-        if path.is_file() && checkpoint::is_checkpoint(path)? {
-            return student::averages(path);
-        }
+    pub fn of_model(name: &str) -> Result<Self> {
         let mut models = LiteModel::find(name)?;
         if models.len() > 1 {
             let names: Vec<_> = models.iter().map(|m| m.metadata.name.as_str()).collect();
@@ -47,12 +43,7 @@ impl Begin {
             return Err(Error::Setting(text));
         }
         let unknown = || Error::UnknownModel(format!("no model '{name}'"));
-        Self::new(models.pop().ok_or_else(unknown)?)
-    }
-
-    /// # Errors
-    /// When a tensor cannot be made.
-    pub fn new(model: LiteModel) -> Result<Self> {
+        let model = models.pop().ok_or_else(unknown)?;
         Ok(Self {
             tensors: model.tensors()?,
             name: model.metadata.name,
@@ -199,24 +190,26 @@ fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2
     Ok([squeeze, expand.reshape((width, ci, kh, kw))?])
 }
 
-/// The tensors of a run's averages, kernels multiplied out.
-pub(super) fn folded(
-    student: StudentConfig,
+/// A student whose kernels are products over `expand` channels, or with 0 kernels themselves.
+pub(super) fn build(
+    config: StudentConfig,
     expand: usize,
-    averages: HashMap<String, Tensor>,
-) -> Result<HashMap<String, Tensor>> {
-    let vb = VarBuilder::from_tensors(averages, DType::F32, &Device::Cpu);
-    Ok(student::build(student, expand, vb)?.folded()?)
+    vb: VarBuilder,
+) -> candle_core::Result<Student> {
+    match expand {
+        0 => Student::new(config, vb),
+        width => Student::expanded(config, width, vb),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::lite::{Condition, Conditioning, Student};
+    use crate::nn::lite::{Condition, Conditioning};
 
     #[test]
     fn expanded_kernels_are_those_of_the_model_and_dials_that_it_lacks_do_nothing() {
-        let begin = Begin::read("tiny-x4").unwrap();
+        let begin = Begin::of_model("tiny-x4").unwrap();
         let z = Tensor::randn(0f32, 1.0, (1, 12, 12, 16), &Device::Cpu).unwrap();
         let at = Condition {
             scale: 3.0,
@@ -236,7 +229,7 @@ mod tests {
             };
             let parameters = begin.parameters(&student, expand, 3).unwrap();
             let vb = VarBuilder::from_tensors(parameters, DType::F32, &Device::Cpu);
-            let got = forward(student::build(student, expand, vb).unwrap());
+            let got = forward(build(student, expand, vb).unwrap());
             let difference = (got - &want).unwrap().abs().unwrap();
             let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(worst < 1e-5, "{worst} at {expand} channels");

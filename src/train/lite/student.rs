@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Begin, Guided, HeldOut, Latent, Material, Place, begin::folded, bounded, check_common, gain,
+    Begin, Guided, HeldOut, Latent, Material, Place, begin::build, bounded, check_common, gain,
     teacher::FrozenTeacher,
 };
 use crate::{
@@ -902,18 +902,27 @@ impl Drawn {
     }
 }
 
-/// The averaged weights of the run whose checkpoint is at `path`.
-pub(super) fn averages(path: &Path) -> Result<Begin> {
+/// The weights of `name`, to begin a run with: a model file, the checkpoint of a student's run, whose averages count, or the
+/// name of a bundled model.
+///
+/// # Errors
+/// As [`Begin::of_model`], and [`Error::Training`] for a damaged checkpoint.
+pub fn begin(name: &str) -> Result<Begin> {
+    let path = Path::new(name);
+    if !path.is_file() || !checkpoint::is_checkpoint(path)? {
+        return Begin::of_model(name);
+    }
     let (tensors, state) = checkpoint::load::<State>(path)?;
     let averages = tensors.into_iter().filter_map(|(name, tensor)| {
         let name = name.strip_prefix("ema.")?.to_string();
         Some((name, tensor))
     });
     let student = state.target.student;
-    let folded = folded(student, state.options.expand, averages.collect());
+    let vb = VarBuilder::from_tensors(averages.collect(), DType::F32, &Device::Cpu);
+    let folded = build(student, state.options.expand, vb).and_then(|net| net.folded());
     Ok(Begin {
         tensors: folded.map_err(|e| Error::training(path, format!("is damaged: {e}")))?,
-        name: path.display().to_string(),
+        name: name.into(),
         student,
         scales: state.target.scales,
         stats: state.latent.stats,
@@ -991,17 +1000,6 @@ fn is_inner_kernel((name, _): &Parameter) -> bool {
         .iter()
         .any(|k| name.ends_with(k));
     name.starts_with("body.") && kernel
-}
-
-pub(super) fn build(
-    config: StudentConfig,
-    expand: usize,
-    vb: VarBuilder,
-) -> candle_core::Result<Student> {
-    match expand {
-        0 => Student::new(config, vb),
-        width => Student::expanded(config, width, vb),
-    }
 }
 
 /// A student with weights drawn from the seed: He's normal distribution, the last layer a tenth of it, biases zero.
