@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use super::{Context, Runner};
 use crate::{
     Error, Result,
@@ -104,6 +106,11 @@ impl Engine for CudaEngine {
                 self.runner = None;
                 let at = condition(&self.options, cpu::scale(from, to));
                 let (model, depth) = (self.models.0[index].folded(&at), self.options.queue_depth);
+                let mut weights = model.layers.iter().flat_map(|layer| &layer.weight);
+                if weights.any(|&w| !f16::from_f32(w).is_finite()) {
+                    let reason = "its weights do not fit in f16 with these dials: use device=cpu";
+                    return Err(Error::model(&model.metadata.name, reason));
+                }
                 let runner = Runner::new(&self.context, &model, *from, *to, depth)?;
                 self.runner = Some((index, runner));
                 self.stale = false;

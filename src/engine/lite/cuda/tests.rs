@@ -5,9 +5,9 @@ use crate::{
         driver::{Address, Rows},
         emulator::Fake,
     },
-    engine::lite::cpu,
+    engine::{Engine, Options, lite::cpu},
     frame::{Component, Frame, PixelFormat},
-    model::{Layer, Metadata},
+    model::{Layer, LayerCondition, Metadata},
     nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig},
 };
 
@@ -620,4 +620,35 @@ fn a_device_that_is_not_there_is_an_error_with_the_reason() {
         matches!(error, Error::Device(_)) && text.contains("cuda:99"),
         "{text}"
     );
+}
+
+#[test]
+fn weights_that_a_dial_makes_too_large_for_f16_are_an_error_with_the_remedy() {
+    let mut model = small();
+    model.metadata.student.conditioning.denoise = true;
+    let conditioning = model.metadata.student.conditioning;
+    for layer in &mut model.layers {
+        let conditions = layer.spec.conditions(&conditioning).into_iter();
+        layer.conditions = conditions.map(LayerCondition::zero).collect();
+    }
+    // Of the first feature, which is 0 for clean input.
+    model.layers[0].conditions[1].gain[0] = 1e9;
+    let fake = emulated::device((8, 0), PLENTY);
+    let mut engine = CudaEngine::new(vec![model], context(&fake)).unwrap();
+    let (src, dst) = (
+        FrameInfo::new(PixelFormat::I420, 16, 16),
+        FrameInfo::new(PixelFormat::I420, 32, 32),
+    );
+    let mut prepare = |denoise| {
+        let options = Options {
+            denoise: Some(denoise),
+            ..Options::default()
+        };
+        engine.set_options(options).unwrap();
+        engine.prepare(&src, &dst)
+    };
+    prepare(0.0).unwrap();
+    let error = prepare(1.0).unwrap_err();
+    assert!(matches!(&error, Error::Model { .. }), "{error}");
+    assert!(error.to_string().contains("device=cpu"), "{error}");
 }
