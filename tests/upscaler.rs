@@ -264,13 +264,20 @@ fn precisions_are_chosen_refused_and_close_to_each_other() {
         assert!(active != Precision::Auto && [active, Precision::Auto].contains(&precision));
         component(&upscaler.upscale(&frame).unwrap(), Component::Y)
     };
-    for model in ["tiny-x2", "tiny-clean-x2", "tiny-dial-x2", "small-x2"] {
+    // The ranges of integers hold the values of all positions of a dial, so their steps are wider.
+    let models = [
+        ("tiny-x2", 0.6),
+        ("tiny-clean-x2", 0.6),
+        ("small-x2", 0.6),
+        ("tiny-dial-x2", 0.8),
+    ];
+    for (model, bound) in models {
         let exact = luma(model, Precision::F32);
         for precision in [Precision::Auto, Precision::Bf16, Precision::Int8] {
             let pairs = luma(model, precision).into_iter().zip(exact.iter());
             let squares: f32 = pairs.map(|(a, b)| (a - b) * (a - b)).sum();
             let error = 255.0 * (squares / exact.len() as f32).sqrt();
-            assert!(error < 0.6, "{model} {precision}: {error} codes");
+            assert!(error < bound, "{model} {precision}: {error} codes");
         }
     }
     let dir = tempfile::tempdir().unwrap();
