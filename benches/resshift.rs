@@ -1,9 +1,10 @@
 //! One step of the published real-world model, 64x64 to 256x256 pixels, with random weights: time by stage, and memory.
 //!
-//! `cargo bench --bench resshift [-- --threads N] [--json] [--weights FILE] [--steps N] [--side N] [--device cuda] [--cpu]`. On a
-//! CUDA device feature maps are f16. `--cpu` counts the time of all threads on the processor (Linux), which others on the
-//! machine hardly disturb. `benches/peers/resshift.py` runs this and PyTorch in turn on the weights and inputs of one file, and
-//! compares the results.
+//! `cargo bench --bench resshift [-- --threads N] [--json] [--weights FILE] [--steps N] [--side N]
+//! [--device cuda] [--cpu]`. On a CUDA device feature maps are f16. `--cpu` counts the time of all
+//! threads on the processor (Linux), which others on the machine hardly disturb.
+//! `benches/peers/resshift.py` runs this and PyTorch in turn on the weights and inputs of one file,
+//! and compares the results.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles the CUDA kernels into prebuilt/cuda, which the library embeds. Needed after a kernel's source has changed.
+# Compiles the CUDA kernels into prebuilt/cuda, which the library embeds. Needed after a kernel's
+# source has changed.
 #
 # Usage: scripts/kernels.sh
 #

@@ -3,9 +3,10 @@
 #
 # Usage: scripts/test.sh [--no-install]
 #
-# Installs what is missing first (Debian and Ubuntu packages; Rust is only checked), unless --no-install is given.
-# Everything is built in the dev profile, once. All checks run even when one fails; the tests come last. Those that need the
-# reference values in ../shared run where they are; with TADSR_REQUIRE_REFERENCE set it is an error that they are not.
+# Installs what is missing first (Debian and Ubuntu packages; Rust is only checked), unless
+# --no-install is given. Everything is built in the dev profile, once. All checks run even when one
+# fails; the tests come last. Those that need the reference values in ../shared run where they are;
+# with TADSR_REQUIRE_REFERENCE set it is an error that they are not.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec </dev/null

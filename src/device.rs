@@ -7,7 +7,8 @@ use crate::{Error, Result, cuda::driver};
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU, for now: [`crate::engine::lite::cuda`] has not run on a GPU yet, let alone been measured.
+    /// The CPU, for now: [`crate::engine::lite::cuda`] has not run on a GPU yet, let alone been
+    /// measured.
     #[default]
     Auto,
     Cpu,

@@ -15,11 +15,12 @@ use crate::{
 
 /// A loaded model that upscales frames.
 ///
-/// It keeps its plan and working memory from frame to frame; a frame of another size or kind makes a new plan.
-/// On a CUDA device several frames may be in flight at a time, by [`Self::submit`] and [`Self::receive`].
-/// The result for a frame depends on the frame alone: neither on the frames before it nor on the number of threads. With
-/// a ResShift model it also depends on how the frame is cut into tiles, and [`Tile::Auto`] lets the free memory decide
-/// that for each size of frames; a fixed tile gives the same result anywhere.
+/// It keeps its plan and working memory from frame to frame; a frame of another size or kind makes
+/// a new plan. On a CUDA device several frames may be in flight at a time, by [`Self::submit`] and
+/// [`Self::receive`]. The result for a frame depends on the frame alone: neither on the frames
+/// before it nor on the number of threads. With a ResShift model it also depends on how the frame
+/// is cut into tiles, and [`Tile::Auto`] lets the free memory decide that for each size of frames;
+/// a fixed tile gives the same result anywhere.
 ///
 /// Models differ in their settings, see [`Self::capabilities`]. Setting one that a model lacks is
 /// [`Error::Setting`], except to its default value.
@@ -31,23 +32,24 @@ pub struct Upscaler {
     observer: Option<Observer>,
 }
 
-/// Called before every pass through a ResShift network, and when the last is done; [`ControlFlow::Break`] stops the
-/// frame with [`Error::Cancelled`].
+/// Called before every pass through a ResShift network, and when the last is done;
+/// [`ControlFlow::Break`] stops the frame with [`Error::Cancelled`].
 pub type Observer = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 
 impl Upscaler {
     /// Loads `model`: the name of a bundled model or the path of a model file. The empty name is the default model.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`] for the device, which
-    /// also has to compute a student rightly ([`Context::check`]), and for a ResShift model on a CUDA device in a build
-    /// without the feature `cuda`; [`Error::Memory`] when that device has too little.
+    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`]
+    /// for the device, which also has to compute a student rightly ([`Context::check`]), and for a
+    /// ResShift model on a CUDA device in a build without the feature `cuda`; [`Error::Memory`]
+    /// when that device has too little.
     pub fn load(model: &str, device: Device) -> Result<Self> {
         Self::new(Model::find(model)?, device, None)
     }
 
-    /// Loads `model` as [`Self::load`] does, on the CUDA device that `context` belongs to, where frames in its memory can
-    /// be upscaled ([`Self::submit_device`]).
+    /// Loads `model` as [`Self::load`] does, on the CUDA device that `context` belongs to, where
+    /// frames in its memory can be upscaled ([`Self::submit_device`]).
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -90,8 +92,8 @@ impl Upscaler {
         )))
     }
 
-    /// Forgets the frames upscaled so far, for a cut, a seek or another stream. It does nothing for models whose
-    /// [`Capabilities::history`] is `false`.
+    /// Forgets the frames upscaled so far, for a cut, a seek or another stream. It does nothing for
+    /// models whose [`Capabilities::history`] is `false`.
     pub fn reset(&mut self) {
         self.engine.reset();
     }
@@ -117,8 +119,8 @@ impl Upscaler {
     /// Changes the engine's options.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks a setting that is not at its default then, or does not take its value; the
-    /// options before stay.
+    /// [`Error::Setting`] when the model lacks a setting that is not at its default then, or does
+    /// not take its value; the options before stay.
     fn set(&mut self, change: impl FnOnce(&mut Options)) -> Result<()> {
         let mut options = self.engine.options().clone();
         change(&mut options);
@@ -128,8 +130,8 @@ impl Upscaler {
         self.engine.set_options(options)
     }
 
-    /// Sets the share of the network's work in the result: 0 is bicubic interpolation alone, 1 (the default) all of it.
-    /// Values outside are clamped.
+    /// Sets the share of the network's work in the result: 0 is bicubic interpolation alone, 1 (the
+    /// default) all of it. Values outside are clamped.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -137,9 +139,9 @@ impl Upscaler {
         self.set(|options| options.strength = fraction(strength))
     }
 
-    /// Sets how degraded the input is: 0 (clean) to 1 (heavily compressed or noisy), or `None` (the default), which is
-    /// automatic. Values outside are clamped. It takes effect with the next frame; on a CUDA device with the next one
-    /// while none is in flight.
+    /// Sets how degraded the input is: 0 (clean) to 1 (heavily compressed or noisy), or `None` (the
+    /// default), which is automatic. Values outside are clamped. It takes effect with the next
+    /// frame; on a CUDA device with the next one while none is in flight.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -148,8 +150,8 @@ impl Upscaler {
         self.set(|options| options.denoise = denoise)
     }
 
-    /// Sets how much detail the network may invent: 0 (the default) is faithful to the input, 1 generative. Values outside
-    /// are clamped. It takes effect as [`Self::set_denoise`].
+    /// Sets how much detail the network may invent: 0 (the default) is faithful to the input, 1
+    /// generative. Values outside are clamped. It takes effect as [`Self::set_denoise`].
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -162,8 +164,8 @@ impl Upscaler {
         self.set(|options| options.detail = detail)
     }
 
-    /// Sets the precision, [`Precision::Auto`] by default. ResShift models take any: they compute in f32 on the CPU, and on
-    /// CUDA devices in f16 unless it is f32 or bf16.
+    /// Sets the precision, [`Precision::Auto`] by default. ResShift models take any: they compute
+    /// in f32 on the CPU, and on CUDA devices in f16 unless it is f32 or bf16.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model or the device does not have the precision; the one before stays.
@@ -176,8 +178,8 @@ impl Upscaler {
         self.engine.precision(scale)
     }
 
-    /// Sets the share of the noise that the model was trained to start from: 0 to 1 (the default). Less noise invents less
-    /// detail. Values outside are clamped.
+    /// Sets the share of the noise that the model was trained to start from: 0 to 1 (the default).
+    /// Less noise invents less detail. Values outside are clamped.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -185,8 +187,8 @@ impl Upscaler {
         self.set(|options| options.noise = fraction(noise))
     }
 
-    /// Sets the seed of the noise, 0 by default. Frames of one size get the same noise as long as the seed stays, so that
-    /// a still picture stays still.
+    /// Sets the seed of the noise, 0 by default. Frames of one size get the same noise as long as
+    /// the seed stays, so that a still picture stays still.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -194,8 +196,9 @@ impl Upscaler {
         self.set(|options| options.seed = seed)
     }
 
-    /// Sets noise to use instead of the seeded one, for results that can be compared with other implementations; `None`
-    /// goes back to the seed. A frame whose latent has another size than the field ends in [`Error::Setting`].
+    /// Sets noise to use instead of the seeded one, for results that can be compared with other
+    /// implementations; `None` goes back to the seed. A frame whose latent has another size than
+    /// the field ends in [`Error::Setting`].
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -203,14 +206,16 @@ impl Upscaler {
         self.set(|options| options.noise_field = field)
     }
 
-    /// Returns the noise that frames of `width` x `height` get before [`Self::set_noise`] weakens it: the one that was
-    /// set, or the one that the seed gives. `None` for a model that starts from no noise.
+    /// Returns the noise that frames of `width` x `height` get before [`Self::set_noise`] weakens
+    /// it: the one that was set, or the one that the seed gives. `None` for a model that starts
+    /// from no noise.
     pub fn noise_field(&self, width: usize, height: usize) -> Option<NoiseField> {
         self.engine.noise_field(width, height)
     }
 
-    /// Sets the sampler's steps for a frame: 1 (the default), which is for models that were distilled to one step, up to
-    /// [`Self::max_steps`], which is what others were trained with. The sampler is deterministic.
+    /// Sets the sampler's steps for a frame: 1 (the default), which is for models that were
+    /// distilled to one step, up to [`Self::max_steps`], which is what others were trained with.
+    /// The sampler is deterministic.
     ///
     /// # Errors
     /// [`Error::Setting`] for a number that the model does not take, or when it lacks the setting.
@@ -218,7 +223,8 @@ impl Upscaler {
         self.set(|options| options.steps = steps)
     }
 
-    /// Returns the steps of the schedule that the model was trained with; `None` for a model that has none.
+    /// Returns the steps of the schedule that the model was trained with; `None` for a model that
+    /// has none.
     pub fn max_steps(&self) -> Option<usize> {
         self.capabilities().max_steps
     }
@@ -239,7 +245,8 @@ impl Upscaler {
         self.set(|options| options.tile_overlap = pixels)
     }
 
-    /// Sets the correction of the result's colours towards those of the input, [`ColorFix::Wavelet`] by default.
+    /// Sets the correction of the result's colours towards those of the input,
+    /// [`ColorFix::Wavelet`] by default.
     ///
     /// # Errors
     /// [`Error::Setting`] when the model lacks it.
@@ -247,13 +254,14 @@ impl Upscaler {
         self.set(|options| options.color_fix = fix)
     }
 
-    /// Sets the observer of a frame's progress, which may stop the frame. Only ResShift models are slow enough to call it.
+    /// Sets the observer of a frame's progress, which may stop the frame. Only ResShift models are
+    /// slow enough to call it.
     pub fn set_observer(&mut self, observer: Option<Observer>) {
         self.observer = observer;
     }
 
-    /// Returns the scale of the network itself, for networks that have only one: smaller frames are shrunk from it, and
-    /// cost as much. `None` for models that serve a range.
+    /// Returns the scale of the network itself, for networks that have only one: smaller frames are
+    /// shrunk from it, and cost as much. `None` for models that serve a range.
     pub fn native_scale(&self) -> Option<f64> {
         self.capabilities().native_scale
     }
@@ -286,7 +294,8 @@ impl Upscaler {
         self.device
     }
 
-    /// Returns the name of the model that serves `scale`: a group such as `tiny` has one for each range of scales.
+    /// Returns the name of the model that serves `scale`: a group such as `tiny` has one for each
+    /// range of scales.
     pub fn active_model(&self, scale: f64) -> &str {
         self.engine.model(scale)
     }
@@ -327,28 +336,30 @@ impl Upscaler {
         }
     }
 
-    /// Sets the frames that may be in flight on a CUDA device, 2 by default: with two or three, one is copied there or
-    /// back while another is computed. Less than 1 is 1. Another depth forgets the frames in flight. Engines that upscale
-    /// frames one by one ignore it.
+    /// Sets the frames that may be in flight on a CUDA device, 2 by default: with two or three, one
+    /// is copied there or back while another is computed. Less than 1 is 1. Another depth forgets
+    /// the frames in flight. Engines that upscale frames one by one ignore it.
     pub fn set_queue_depth(&mut self, depth: usize) {
         // Every engine takes any depth.
         let _ = self.set(|options| options.queue_depth = depth.max(1));
     }
 
-    /// Leaves frames submitted to a CUDA device from here on in its memory until they are received, for
-    /// [`Self::receive_device`]; otherwise (the default) they are copied to the host as soon as they are computed.
+    /// Leaves frames submitted to a CUDA device from here on in its memory until they are received,
+    /// for [`Self::receive_device`]; otherwise (the default) they are copied to the host as soon as
+    /// they are computed.
     pub fn set_resident(&mut self, resident: bool) {
         // Every engine takes both.
         let _ = self.set(|options| options.resident = resident);
     }
 
-    /// Returns `true` if frames go through [`Self::submit`] and [`Self::receive`]: those of students on a CUDA device.
+    /// Returns `true` if frames go through [`Self::submit`] and [`Self::receive`]: those of
+    /// students on a CUDA device.
     pub fn is_pipelined(&self) -> bool {
         self.capabilities().pipelined
     }
 
-    /// Returns the number of frames that [`Self::submit`] takes before one must be received; 1 on the CPU, which is for
-    /// [`Self::upscale_into`].
+    /// Returns the number of frames that [`Self::submit`] takes before one must be received; 1 on
+    /// the CPU, which is for [`Self::upscale_into`].
     pub fn queue_depth(&self) -> usize {
         if self.is_pipelined() {
             self.engine.options().queue_depth
@@ -407,7 +418,8 @@ impl Upscaler {
         self.engine.receive(dst)
     }
 
-    /// Receives a frame `to` in the device's memory, as [`Self::receive`] does; it is complete when this returns.
+    /// Receives a frame `to` in the device's memory, as [`Self::receive`] does; it is complete when
+    /// this returns.
     ///
     /// # Safety
     /// `planes` are those of a frame `to`, allocated in the context that the model was loaded in, and used by nobody else.

@@ -468,7 +468,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/mini")
 }
 
-/// The ResShift networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0 to 1.
+/// The ResShift networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0
+/// to 1.
 fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
     let model = ResShiftModel::read(model).unwrap();
     let (unet, autoencoder) = (

@@ -1,8 +1,8 @@
-//! A driver without a device, for tests. It fails where a test asks for it, and runs kernels on memory that knows its
-//! bounds.
+//! A driver without a device, for tests. It fails where a test asks for it, and runs kernels on
+//! memory that knows its bounds.
 //!
-//! What is put into a stream runs as late as the driver's promises allow: when somebody waits for it. A wait that is
-//! missing so gives wrong results.
+//! Work in a stream runs as late as the driver's promises allow: when somebody waits for it. A wait
+//! that is missing so gives wrong results.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -41,8 +41,8 @@ macro_rules! numbers {
 
 numbers!(u8 u16 u32 f32 f16);
 
-/// The device's memory: allocations far apart, so that an address outside of one is in none. Fresh memory is full of
-/// ones, which are NaN.
+/// The device's memory: allocations far apart, so that an address outside of one is in none. Fresh
+/// memory is full of ones, which are NaN.
 #[derive(Clone, Default, PartialEq)]
 pub struct Ram(BTreeMap<u64, Vec<u8>>);
 
@@ -101,7 +101,7 @@ struct State {
     limit: usize,
     pinned: BTreeMap<usize, Box<[u64]>>,
     streams: BTreeMap<u64, VecDeque<Op>>,
-    /// Of each event the stream of its last record, and how often it was recorded and reached.
+    /// For each event the stream of its last record, and how often it was recorded and reached.
     events: BTreeMap<u64, (u64, u64, u64)>,
     graphs: BTreeMap<u64, Vec<Op>>,
     modules: usize,
@@ -191,8 +191,8 @@ pub(crate) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
 }
 
 impl Fake {
-    /// Makes a device of compute capability `capability` with `memory` bytes, which runs `kernels`. Each has a number of its
-    /// own.
+    /// Makes a device of compute capability `capability` with `memory` bytes, which runs `kernels`.
+    /// Each has a number of its own.
     pub fn new(kernels: Kernels, capability: (u32, u32), memory: usize) -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1000);
         let info = DeviceInfo {
@@ -233,8 +233,8 @@ impl Fake {
         self.lock().kernels = kernels;
     }
 
-    /// Lets copies within the device reach the process's own memory: what an emulated driver elsewhere in the process takes
-    /// for the device's.
+    /// Lets copies within the device reach the process's own memory: what an emulated driver
+    /// elsewhere in the process takes for the device's.
     pub fn admit_guests(&self) {
         self.lock().guests = true;
     }

@@ -1,5 +1,5 @@
-//! The NVIDIA driver, found at run time: what is made on a device and released with its owner, and an emulated device
-//! for tests. It knows no network.
+//! The NVIDIA driver, found at run time: what is made on a device and released with its owner, and
+//! an emulated device for tests. It knows no network.
 
 pub mod driver;
 #[cfg(any(test, feature = "emulator"))]

@@ -24,8 +24,9 @@ use lite::cuda::Context;
 
 /// A model that upscales frames on a device.
 ///
-/// Frames of one kind go through [`Self::run`] one by one. An engine that is [pipelined](Capabilities::pipelined) also
-/// takes them by [`Self::submit`] and gives them back, in their order, by [`Self::receive`].
+/// Frames of one kind go through [`Self::run`] one by one. An engine that is
+/// [pipelined](Capabilities::pipelined) also takes them by [`Self::submit`] and gives them back, in
+/// their order, by [`Self::receive`].
 pub trait Engine: Send {
     fn capabilities(&self) -> &Capabilities;
 
@@ -40,42 +41,44 @@ pub trait Engine: Send {
     /// Replaces the options. Frames in flight are forgotten when the queue depth changes.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model or the device does not take a value; the options before stay. Values of settings
-    /// that the engine lacks have no effect.
+    /// [`Error::Setting`] when the model or the device does not take a value; the options before
+    /// stay. Values of settings that the engine lacks have no effect.
     fn set_options(&mut self, options: Options) -> Result<()>;
 
-    /// Gets ready for frames `from` that become frames `to`, which differ in size only. Without a change since the last
-    /// call it does nothing.
+    /// Gets ready for frames `from` that become frames `to`, which differ in size only. Without a
+    /// change since the last call it does nothing.
     ///
     /// # Errors
-    /// [`Error::Frame`], [`Error::Memory`] and [`Error::Device`] when such frames cannot be upscaled, [`Error::Setting`]
-    /// while frames of another kind are in flight.
+    /// [`Error::Frame`], [`Error::Memory`] and [`Error::Device`] when such frames cannot be
+    /// upscaled, [`Error::Setting`] while frames of another kind are in flight.
     fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()>;
 
     /// Upscales `src`, of the kind prepared for, into `dst`. Runs on the current rayon pool.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a frame is not of the kind prepared for, [`Error::Setting`] when the options do not fit it,
-    /// [`Error::Memory`] when there is not enough for it, [`Error::Device`] when the device fails, [`Error::Cancelled`]
-    /// when `observer` breaks.
+    /// [`Error::Frame`] when a frame is not of the kind prepared for, [`Error::Setting`] when the
+    /// options do not fit it, [`Error::Memory`] when there is not enough for it, [`Error::Device`]
+    /// when the device fails, [`Error::Cancelled`] when `observer` breaks.
     fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, observer: Observer) -> Result<()>;
 
-    /// Forgets the frames seen so far, for a cut, a seek or another stream. Without [`Capabilities::history`] no frame
-    /// depends on others, and this does nothing.
+    /// Forgets the frames seen so far, for a cut, a seek or another stream. Without
+    /// [`Capabilities::history`] no frame depends on others, and this does nothing.
     fn reset(&mut self) {}
 
-    /// Returns the noise that frames of `width` x `height` start from; `None` for models without noise.
+    /// Returns the noise that frames of `width` x `height` start from; `None` for models without
+    /// noise.
     fn noise_field(&self, width: usize, height: usize) -> Option<NoiseField> {
         let _ = (width, height);
         None
     }
 
-    /// Sends a frame of the kind prepared for on its way; its samples are copied before this returns.
+    /// Sends a frame of the kind prepared for on its way; its samples are copied before this
+    /// returns.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the engine is not pipelined or as many frames are in flight as may be, [`Error::Frame`]
-    /// when the frame is of another kind, [`Error::Device`] or [`Error::Memory`] when the device fails; then no frame is
-    /// in flight any more.
+    /// [`Error::Setting`] when the engine is not pipelined or as many frames are in flight as may
+    /// be, [`Error::Frame`] when the frame is of another kind, [`Error::Device`] or
+    /// [`Error::Memory`] when the device fails; then no frame is in flight any more.
     fn submit(&mut self, src: &FrameRef) -> Result<()> {
         let _ = src;
         Err(one_by_one())
@@ -84,8 +87,8 @@ pub trait Engine: Send {
     /// Submits a frame `src` in the device's memory.
     ///
     /// # Safety
-    /// `planes` are those of a frame `src`, allocated in the engine's context, written already, and neither written nor
-    /// freed until the frame is received or forgotten.
+    /// `planes` are those of a frame `src`, allocated in the engine's context, written already, and
+    /// neither written nor freed until the frame is received or forgotten.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -97,8 +100,8 @@ pub trait Engine: Send {
     /// Waits for the oldest frame in flight and copies it to `dst`.
     ///
     /// # Errors
-    /// [`Error::Setting`] when no frame is in flight, [`Error::Frame`] when `dst` is of another kind, [`Error::Device`]
-    /// when the device fails; then no frame is in flight any more.
+    /// [`Error::Setting`] when no frame is in flight, [`Error::Frame`] when `dst` is of another
+    /// kind, [`Error::Device`] when the device fails; then no frame is in flight any more.
     fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         let _ = dst;
         Err(none_in_flight())
@@ -107,7 +110,8 @@ pub trait Engine: Send {
     /// Receives a frame `dst` in the device's memory; it is complete when this returns.
     ///
     /// # Safety
-    /// `planes` are those of a frame `dst`, allocated in the engine's context, and used by nobody else.
+    /// `planes` are those of a frame `dst`, allocated in the engine's context, and used by nobody
+    /// else.
     ///
     /// # Errors
     /// As [`Self::receive`].
@@ -124,7 +128,8 @@ pub trait Engine: Send {
     /// Forgets the frames in flight.
     fn flush(&mut self) {}
 
-    /// Returns the bytes of the device's memory that are in use for frames of the kind prepared for.
+    /// Returns the bytes of the device's memory that are in use for frames of the kind prepared
+    /// for.
     fn device_memory(&self) -> usize {
         0
     }
@@ -138,7 +143,8 @@ fn none_in_flight() -> Error {
     Error::Setting("no frame is in flight".into())
 }
 
-/// Milliseconds that each of a frame's steps took by the device's own clock, without what they waited for.
+/// Milliseconds that each of a frame's steps took by the device's own clock, without what they
+/// waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
     pub upload: f32,
@@ -153,10 +159,11 @@ pub struct Capabilities {
     pub scales: [f64; 2],
     /// Scale that suits the model best.
     pub default_scale: f64,
-    /// Scale of the network itself, for networks that have only one: smaller frames are shrunk from it, and cost as
-    /// much.
+    /// Scale of the network itself, for networks that have only one: smaller frames are shrunk from
+    /// it, and cost as much.
     pub native_scale: Option<f64>,
-    /// Precisions in which the engine computes; others are refused or replaced by the closest, see [`Precision`].
+    /// Precisions in which the engine computes; others are refused or replaced by the closest, see
+    /// [`Precision`].
     pub precisions: Vec<Precision>,
     /// Settings that take effect.
     pub settings: Vec<Setting>,
@@ -175,12 +182,13 @@ impl Capabilities {
     }
 }
 
-/// Opens the engine of `model` on `device`, or on the CUDA device that `context` belongs to. Every family is registered
-/// here and nowhere else.
+/// Opens the engine of `model` on `device`, or on the CUDA device that `context` belongs to. Every
+/// family is registered here and nowhere else.
 ///
 /// # Errors
-/// [`Error::Device`] when the device cannot be used or computes a student wrongly, or for a ResShift model on a CUDA
-/// device in a build without the feature `cuda`; [`Error::Memory`] when it has too little memory.
+/// [`Error::Device`] when the device cannot be used or computes a student wrongly, or for a
+/// ResShift model on a CUDA device in a build without the feature `cuda`; [`Error::Memory`] when it
+/// has too little memory.
 pub fn open(
     model: Model,
     device: Device,

@@ -4,30 +4,38 @@ use std::{fmt, ops::ControlFlow};
 
 use super::{NoiseField, Precision};
 
-/// Settings of an engine. Each has a value for every engine; [`super::Capabilities`] tells which ones take effect.
+/// Settings of an engine. Each has a value for every engine; [`super::Capabilities`] tells which
+/// ones take effect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Share of the network's work in the result: 0 is bicubic interpolation alone, 1 the network's result.
+    /// Share of the network's work in the result: 0 is bicubic interpolation alone, 1 the network's
+    /// result.
     pub strength: f32,
-    /// Degradation of the input that the network expects, 0 (clean) to 1 (heavily compressed); `None` is automatic.
+    /// Degradation of the input that the network expects, 0 (clean) to 1 (heavily compressed);
+    /// `None` is automatic.
     pub denoise: Option<f32>,
     /// 0 is faithful to the input, 1 generative.
     pub detail: f32,
     pub precision: Precision,
     /// Frames that may be in flight, at least 1.
     pub queue_depth: usize,
-    /// Leaves submitted frames in the device's memory until they are received, for [`super::Engine::receive_device`].
+    /// Leaves submitted frames in the device's memory until they are received, for
+    /// [`super::Engine::receive_device`].
     pub resident: bool,
-    /// Share of the noise that the network was trained to start from, 0 to 1. Less noise invents less detail.
+    /// Share of the noise that the network was trained to start from, 0 to 1. Less noise invents
+    /// less detail.
     pub noise: f32,
-    /// Seed of the noise. The noise at a position of the latent depends on the seed and the position alone.
+    /// Seed of the noise. The noise at a position of the latent depends on the seed and the
+    /// position alone.
     pub seed: u64,
     /// Noise to use instead of the seeded one, as large as the frame's latent.
     pub noise_field: Option<NoiseField>,
-    /// Steps of the sampler: 1 for a model that was distilled to one, otherwise the number of the model's schedule.
+    /// Steps of the sampler: 1 for a model that was distilled to one, otherwise the number of the
+    /// model's schedule.
     pub steps: usize,
     pub tile: Tile,
-    /// Minimum number of input pixels that neighbouring tiles share. No more than half a tile is used.
+    /// Minimum number of input pixels that neighbouring tiles share. No more than half a tile is
+    /// used.
     pub tile_overlap: usize,
     pub color_fix: ColorFix,
 }
@@ -113,7 +121,8 @@ impl fmt::Display for Setting {
 /// Size of the tiles that a frame is cut into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tile {
-    /// The largest size that fits into half of the free memory and costs hardly more time than the fastest.
+    /// The largest size that fits into half of the free memory and costs hardly more time than the
+    /// fastest.
     #[default]
     Auto,
     /// The frame in one piece.
@@ -125,7 +134,8 @@ pub enum Tile {
 /// Correction of the result's colours towards those of the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ColorFix {
-    /// Low frequencies come from the input enlarged by bicubic interpolation, high ones from the network.
+    /// Low frequencies come from the input enlarged by bicubic interpolation, high ones from the
+    /// network.
     #[default]
     Wavelet,
     /// Mean and standard deviation of R, G and B become those of the enlarged input.
@@ -139,7 +149,8 @@ pub enum ColorFix {
 pub struct Progress {
     /// Passes through a network that are done.
     pub done: usize,
-    /// Passes that the frame takes: for each tile one of the encoder, one a step, one of the decoder.
+    /// Passes that the frame takes: for each tile one of the encoder, one a step, one of the
+    /// decoder.
     pub total: usize,
     /// Tiles that the frame is cut into.
     pub tiles: usize,

@@ -95,7 +95,8 @@ impl LayerCondition {
 }
 
 impl Layer {
-    /// A layer without dials: kernel `weight`, and a bias that depends on the scale by `scale` `[co, 2]`.
+    /// A layer without dials: kernel `weight`, and a bias that depends on the scale by `scale`
+    /// `[co, 2]`.
     pub fn new(weight: Vec<f32>, bias: Vec<f32>, scale: Vec<f32>, spec: LayerSpec) -> Self {
         let mut conditions = spec.conditions(&Conditioning::default());
         let conditions = conditions.drain(..).map(|spec| LayerCondition {
@@ -334,8 +335,8 @@ impl LiteModel {
         Ok(Student::new(self.metadata.student, vb)?)
     }
 
-    /// Returns the model that has the weights of this one at `at` under every condition: without dials, and the same at
-    /// all scales.
+    /// Returns the model that has the weights of this one at `at` under every condition: without
+    /// dials, and the same at all scales.
     pub fn folded(&self, at: &Condition) -> Self {
         let r = self.metadata.student.r;
         let fold = |layer: &Layer| {

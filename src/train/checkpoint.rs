@@ -111,7 +111,7 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, state))
 }
 
-/// Whether the file at `path` is what [`save`] saves, and not another safetensors file.
+/// Returns `true` if [`save`] wrote the file at `path`, and `false` for other safetensors files.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read.

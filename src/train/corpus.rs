@@ -34,7 +34,8 @@ use crate::{Error, Result};
 pub struct CorpusSpec {
     /// Folders, or files, with photos and videos.
     pub dirs: Vec<PathBuf>,
-    /// Instead of folders: one of low resolution and one with the same pictures and videos at high resolution.
+    /// Instead of folders: one of low resolution and one with the same pictures and videos at high
+    /// resolution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<[PathBuf; 2]>,
     /// The damage, by its name in [`PRESETS`].

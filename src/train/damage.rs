@@ -49,8 +49,8 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Degraded {
     pub frames: Vec<Patch>,
-    /// What the stages after the one that shrinks have changed: the mean square of the difference in luma, in squared
-    /// 8-bit steps. Of `real_world` it is all that differs from plain shrinking.
+    /// Mean square of the change in luma by the stages after the one that shrinks, in squared 8-bit
+    /// steps. For `real_world` it is the difference from plain shrinking.
     pub noise: f64,
 }
 
@@ -315,8 +315,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// Degrades the frames of `clip`, all of one size, to `width` x `height` pixels. The results hold 8-bit values
-    /// (multiples of 1/255) and depend on the clip and `rng` alone.
+    /// Degrades the frames of `clip`, all of one size, to `width` x `height` pixels. The results
+    /// hold 8-bit values (multiples of 1/255) and depend on the clip and `rng` alone.
     ///
     /// # Errors
     /// When a side is 0 or more than a stage's format can hold, or GStreamer lacks the codec.

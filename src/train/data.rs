@@ -410,7 +410,8 @@ impl Patch {
         Ok(out)
     }
 
-    /// Mean square of the difference in luma (BT.709) to `other`, of the same size, in squared 8-bit steps.
+    /// Mean square of the difference in luma (BT.709) to `other`, of the same size, in squared
+    /// 8-bit steps.
     pub fn luma_difference(&self, other: &Self) -> f64 {
         let area = (self.width * self.height).max(1);
         let (kr, kg, kb) = Matrix::Bt709.luma_weights();

@@ -1,4 +1,5 @@
-//! Matched pictures and videos: low-resolution material and the same at high resolution, as a source of pairs.
+//! Matched pictures and videos: low-resolution material and the same at high resolution, as a
+//! source of pairs.
 
 use std::{
     collections::BTreeMap,
@@ -48,14 +49,16 @@ struct Entry {
     file: usize,
     low: RgbImage,
     high: RgbImage,
-    /// Mean square of the difference in luma between `low` and the shrunk `high`, in squared 8-bit steps.
+    /// Mean square of the difference in luma between `low` and the shrunk `high`, in squared 8-bit
+    /// steps.
     noise: f64,
 }
 
 impl Matched {
-    /// Loads the pictures and videos below `low` and `high` that have the same path there, but for the extension, and
-    /// serve patches of `patch` high-resolution pixels. What has no counterpart, another scale than the first pair, or
-    /// does not show the same at the same place is left out and listed in [`Self::skipped`].
+    /// Loads the pictures and videos below `low` and `high` that have the same path there, but for
+    /// the extension, and serve patches of `patch` high-resolution pixels. What has no counterpart,
+    /// another scale than the first pair, or does not show the same at the same place is left out
+    /// and listed in [`Self::skipped`].
     ///
     /// # Errors
     /// [`Error::Setting`] when a folder cannot be read or nothing is left.
@@ -130,8 +133,8 @@ impl Matched {
         })
     }
 
-    /// Takes the pairs of every `every`th file out, to measure on them: frames of one video are all but the same. Of fewer
-    /// files none are.
+    /// Takes the pairs of every `every`th file out, to measure on them: frames of one video are all
+    /// but the same. Of fewer files none are.
     pub fn hold_out(&mut self, every: usize) -> Self {
         let all = std::mem::take(&mut self.pairs).into_iter();
         let (out, kept): (Vec<_>, Vec<_>) = all.partition(|pair| pair.file % every == 0);
@@ -296,7 +299,8 @@ fn pictures(path: &Path, taken: &[usize]) -> Result<Vec<RgbImage>, String> {
     Ok(kept)
 }
 
-/// Calls `take` for the frames of a video, one after the other: all of them would not fit into memory.
+/// Calls `take` for the frames of a video, one after the other: all of them would not fit into
+/// memory.
 #[cfg(feature = "video")]
 fn each_frame(
     path: &Path,
@@ -436,7 +440,8 @@ mod tests {
         RgbImage::from_raw(w, h, patch.to_rgb8()).unwrap()
     }
 
-    /// Folders with pairs of these names: each is a scene of twice the size and what `change` makes of its shrunk version.
+    /// Folders with pairs of these names: each is a scene of twice the size and what `change` makes
+    /// of its shrunk version.
     fn folders(pairs: &[(&str, &dyn Fn(Patch) -> Patch)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for sub in ["low", "high"] {

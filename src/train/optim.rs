@@ -96,9 +96,9 @@ impl AdamW {
     }
 }
 
-/// Muon (Jordan, 2024, kellerjordan.github.io/posts/muon): momentum whose update is brought close to the nearest
-/// matrix with orthonormal rows or columns, so that all directions of a kernel learn at one pace. A parameter counts as
-/// the matrix of its first dimension by all others.
+/// Muon (Jordan, 2024, kellerjordan.github.io/posts/muon): momentum whose update is brought close
+/// to the nearest matrix with orthonormal rows or columns, so that all directions of a kernel learn
+/// at one pace. A parameter counts as the matrix of its first dimension by all others.
 pub struct Muon {
     parameters: Vec<Parameter>,
     momenta: Vec<Tensor>,
@@ -123,7 +123,8 @@ impl Muon {
         })
     }
 
-    /// Moves every parameter that has a gradient by one step of learning rate `lr`, the gradients times `scale`.
+    /// Moves every parameter that has a gradient by one step of learning rate `lr`, the gradients
+    /// times `scale`.
     fn step_scaled(&mut self, grads: &GradStore, lr: f64, scale: f64) -> Result<()> {
         for ((_, var), momentum) in self.parameters.iter().zip(&mut self.momenta) {
             let Some(g) = grads.get(var) else { continue };
@@ -159,8 +160,9 @@ impl Muon {
     }
 }
 
-/// A matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2, but for those far below the
-/// largest one), by a Newton-Schulz iteration of fifth order with Jordan's coefficients.
+/// A matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2, but for
+/// those far below the largest one), by a Newton-Schulz iteration of fifth order with Jordan's
+/// coefficients.
 fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     let (rows, columns) = matrix.dims2()?;
     // The products are smaller on the shorter side.
@@ -270,7 +272,8 @@ impl Trained {
         })
     }
 
-    /// Lets [`Muon`] optimise the parameters of which `is` holds instead of AdamW. Before the first step.
+    /// Lets [`Muon`] optimise the parameters of which `is` holds instead of AdamW. Before the first
+    /// step.
     ///
     /// # Errors
     /// When memory cannot be had.

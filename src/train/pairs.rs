@@ -24,8 +24,9 @@ use crate::{
 
 /// Where pictures and their low-resolution versions come from.
 pub trait PairSource: Send + Sync {
-    /// A random picture of `side` x `side` pixels, drawn by `rng`, and its version of `small` x `small` pixels, degraded
-    /// as `degradation` draws it, which covers exactly the same place. Depends on the source and both generators alone.
+    /// A random picture of `side` x `side` pixels, drawn by `rng`, and its version of `small` x
+    /// `small` pixels, degraded as `degradation` draws it, which covers exactly the same place.
+    /// Depends on the source and both generators alone.
     ///
     /// # Errors
     /// When the source has no picture of that size.
@@ -57,7 +58,7 @@ pub trait PairSource: Send + Sync {
 pub struct Pair {
     pub truth: Patch,
     pub low: Patch,
-    /// What noise and compression have changed in `low`, in squared 8-bit steps of luma.
+    /// Mean square of the change by noise and compression in `low`, in squared 8-bit steps of luma.
     pub noise: f64,
 }
 

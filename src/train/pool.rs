@@ -75,8 +75,8 @@ impl Layout {
         }
     }
 
-    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B; last what noise and
-    /// compression have changed, a float in squared 8-bit steps.
+    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B;
+    /// last what noise and compression have changed, a float in squared 8-bit steps.
     fn bytes(&self, i: usize, spec: &PoolSpec) -> u64 {
         let low = self.side / self.scale(i);
         (3 * (self.side.pow(2) + low.pow(2)) * spec.kept + size_of::<f32>()) as u64
@@ -112,7 +112,8 @@ pub struct Pool {
     /// The number of clips and their bytes.
     count: usize,
     size: u64,
-    /// For each of the layout's scales its clips, from the least to the most degraded once they are prepared.
+    /// For each of the layout's scales its clips, from the least to the most degraded once they are
+    /// prepared.
     ranked: Vec<Vec<usize>>,
 }
 
@@ -238,9 +239,9 @@ impl Pool {
         Ok(())
     }
 
-    /// A picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, at a random place of a
-    /// frame of a random clip, both mirrored and turned. A clip that is not there is made. The second generator draws how
-    /// degraded the clip is, the first one all else.
+    /// A picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, at
+    /// a random place of a frame of a random clip, both mirrored and turned. A clip that is not
+    /// there is made. The second generator draws how degraded the clip is, the first one all else.
     ///
     /// # Errors
     /// [`Error::Frame`] when the pool is not for such sizes; what `make`, a codec or the disk says.
@@ -296,7 +297,7 @@ impl Pool {
         clips[rng.random_range(rank.saturating_sub(reach)..=(rank + reach).min(last))]
     }
 
-    /// What noise and compression have changed in clip `i`, if it is there.
+    /// Returns the noise of clip `i` (see [`super::damage::Degraded`]) if the clip is there.
     fn noise(&self, i: usize) -> Option<f32> {
         let mut file = File::open(self.path(i)).ok()?;
         let mut bytes = [0; size_of::<f32>()];
@@ -348,7 +349,8 @@ impl Pool {
         })
     }
 
-    /// A kept frame of clip `i`, if the clip is there and whole: the truth, the damaged one and the clip's noise.
+    /// A kept frame of clip `i`, if the clip is there and whole: the truth, the damaged one and the
+    /// clip's noise.
     fn read(&self, i: usize, frame: usize) -> Option<(RgbImage, RgbImage, f64)> {
         let mut file = File::open(self.path(i)).ok()?;
         if file.metadata().ok()?.len() != self.bytes(i) {

@@ -211,7 +211,8 @@ impl Stage {
         let (width, height) = (side(reference.width), side(reference.height));
         let mut picture = interpolate(&picture, width, height, any_kernel(rng))?;
         let grey = rng.random_bool(self.grey);
-        // The noise takes as many random numbers as the picture's content asks for: what follows must not depend on it.
+        // The noise takes as many random numbers as the picture's content asks for: what follows
+        // must not depend on it.
         let mut grain = StdRng::seed_from_u64(rng.random::<u64>() ^ content(&picture));
         if rng.random_bool(self.gaussian) {
             let sigma = within(rng, self.noise) / 255.0;

@@ -28,7 +28,7 @@ pub struct Recipe {
     /// The student's shape instead of its size's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
-    /// What its weights depend on besides the scale.
+    /// Inputs of the student's weights besides the scale.
     #[serde(skip_serializing_if = "Conditioning::is_none")]
     pub conditioning: Conditioning,
     pub data: CorpusSpec,

@@ -221,7 +221,8 @@ impl Blur {
     }
 }
 
-/// A number that differs between pictures: those that share their random numbers must not share their noise.
+/// A number that differs between pictures: those that share their random numbers must not share
+/// their noise.
 pub(super) fn content(picture: &Patch) -> u64 {
     u64::from(picture.rgb.iter().sum::<f32>().to_bits())
 }

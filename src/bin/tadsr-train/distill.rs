@@ -32,10 +32,10 @@ use crate::{
 
 /// Distil a many-step model into a student that takes one step.
 ///
-/// The teacher is a model of the ResShift family. Every step lets it sample its deterministic result in all
-/// its steps, so a step is expensive: --dry-run measures one and says what the whole run takes. Ctrl-C saves a
-/// checkpoint; --resume goes on from it exactly. The student is written beside it at every save; losses.csv has the
-/// losses of each step.
+/// The teacher is a model of the ResShift family. Every step lets it sample its deterministic
+/// result in all its steps, so a step is expensive: --dry-run measures one and says what the whole
+/// run takes. Ctrl-C saves a checkpoint; --resume goes on from it exactly. The student is written
+/// beside it at every save; losses.csv has the losses of each step.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train distill --teacher resshift.safetensors --data photos -o runs/one-step --dry-run

@@ -45,8 +45,8 @@ pub struct Args {
     /// Folders (searched to their depths), pictures (JPEG, PNG) and clips (what GStreamer plays); may be repeated
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Name of a bundled model or path of a model file, with settings if you like: tiny@denoise=0.4,precision=f32
-    /// (denoise, detail, strength, precision); may be repeated
+    /// Name of a bundled model or path of a model file, with settings if you like:
+    /// tiny@denoise=0.4,precision=f32 (denoise, detail, strength, precision); may be repeated
     #[arg(long, value_name = "NAME_OR_PATH")]
     model: Vec<String>,
     /// Where models run: auto, cpu, cuda or cuda:N

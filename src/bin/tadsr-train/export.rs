@@ -37,7 +37,8 @@ pub struct Args {
     /// How degraded the input is, 0 (clean) to 1 (heavily compressed), for models with this dial
     #[arg(long, default_value_t = 0.0, value_parser = dial)]
     denoise: f64,
-    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this dial
+    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this
+    /// dial
     #[arg(long, default_value_t = 0.0, value_parser = dial)]
     detail: f64,
     /// What goes in and comes out

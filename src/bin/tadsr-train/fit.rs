@@ -17,10 +17,11 @@ use crate::{
 
 /// Train a student on photos and videos, supervised.
 ///
-/// Every pair is made on the fly: a patch of a photo or a frame, shrunk by a random scale and damaged as the preset says;
-/// only what video codecs damage is prepared before, as clips on disk. Ctrl-C saves a checkpoint; --resume goes on from
-/// it exactly. The model is written beside it at every save, and before that recipe.toml, by which `tadsr-train run`
-/// (with the same --begin) makes the same model.
+/// Every pair is made on the fly: a patch of a photo or a frame, shrunk by a random scale and
+/// damaged as the preset says; only what video codecs damage is prepared before, as clips on disk.
+/// Ctrl-C saves a checkpoint; --resume goes on from it exactly. The model is written beside it at
+/// every save, and before that recipe.toml, by which `tadsr-train run` (with the same --begin)
+/// makes the same model.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train fit --data photos --out runs/tiny-x2
@@ -40,17 +41,19 @@ pub struct Args {
     /// Go on with the checkpoint in the run's folder
     #[arg(long)]
     resume: bool,
-    /// Model to go on from: a file, the checkpoint of another run or the name of a bundled model. It decides the kind of
-    /// student, its scales and dials
+    /// Model to go on from: a file, the checkpoint of another run or the name of a bundled model.
+    /// It decides the kind of student, its scales and dials
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["student", "scale"])]
     begin: Option<String>,
     /// The kind of student
     #[arg(long, value_enum, default_value = "tiny")]
     student: corpus::Size,
-    /// Largest scale that the model serves, above 1 up to 4; the grid then has r = 2 up to 2, r = 4 above
+    /// Largest scale that the model serves, above 1 up to 4; the grid then has r = 2 up to 2, r = 4
+    /// above
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
-    /// Let the weights depend on how degraded the input is: one model for clean and for compressed input
+    /// Let the weights depend on how degraded the input is: one model for clean and for compressed
+    /// input
     #[arg(long)]
     denoise: bool,
     /// Training steps
@@ -65,7 +68,8 @@ pub struct Args {
     /// Peak learning rate; it warms up, then falls along a cosine
     #[arg(long, default_value_t = 5e-3)]
     lr: f64,
-    /// Peak learning rate of Muon, which optimises the inner kernels; 0 leaves them to AdamW, as the rest
+    /// Peak learning rate of Muon, which optimises the inner kernels; 0 leaves them to AdamW, as
+    /// the rest
     #[arg(long, default_value_t = 0.01)]
     muon_lr: f64,
     /// Decay of the averaged weights

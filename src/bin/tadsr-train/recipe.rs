@@ -32,8 +32,9 @@ use crate::{
 
 /// Make a model by a recipe: measure the latent, train a teacher, distil it into a student.
 ///
-/// The folder gets `model.safetensors`, the model that the element loads. Stages that are done are not done again; Ctrl-C
-/// saves a checkpoint, and the same command goes on from it exactly. A recipe whose teacher is a ResShift model distils that.
+/// The folder gets `model.safetensors`, the model that the element loads. Stages that are done are
+/// not done again; Ctrl-C saves a checkpoint, and the same command goes on from it exactly. A
+/// recipe whose teacher is a ResShift model distils that.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train run models/recipes/tiny-x4-plain.toml --data photos --out runs/plain --dry-run   # how long, how much memory
@@ -65,7 +66,8 @@ pub struct Told {
     /// folder]
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<PathBuf>,
-    /// Model that the student begins with: a file, the checkpoint of another run or the name of a bundled model
+    /// Model that the student begins with: a file, the checkpoint of another run or the name of a
+    /// bundled model
     #[arg(long, value_name = "MODEL")]
     pub begin: Option<String>,
     /// Weights of LPIPS, to measure it on what is held out

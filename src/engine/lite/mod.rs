@@ -7,7 +7,8 @@ pub mod cuda;
 use super::{Capabilities, Options, Precision, Setting};
 use crate::{Error, Result, model::LiteModel, nn::lite::Condition};
 
-/// Value of [`Options::denoise`] when it is automatic: on held-out photos, clean and JPEG 60, it has the best mean.
+/// Value of [`Options::denoise`] when it is automatic: on held-out photos, clean and JPEG 60, it
+/// has the best mean.
 const USUAL_DENOISE: f32 = 0.4;
 
 /// Returns the condition that `options` set for `scale`.
@@ -28,7 +29,8 @@ fn turns(a: &Options, b: &Options) -> bool {
 struct Models(Vec<LiteModel>);
 
 impl Models {
-    /// Returns the index of the model whose range holds `scale`: the smallest below all ranges, the largest above.
+    /// Returns the index of the model whose range holds `scale`: the smallest below all ranges, the
+    /// largest above.
     fn index(&self, scale: f64) -> usize {
         let serves = |m: &LiteModel| scale <= m.metadata.scales[1];
         let found = self.0.iter().position(serves);

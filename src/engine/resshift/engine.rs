@@ -23,8 +23,8 @@ impl ResShiftEngine {
     /// Brings `model` to `device`.
     ///
     /// # Errors
-    /// [`Error::Device`] for a CUDA device in a build without the feature `cuda`, [`Error::Memory`] when the device has
-    /// too little memory.
+    /// [`Error::Device`] for a CUDA device in a build without the feature `cuda`, [`Error::Memory`]
+    /// when the device has too little memory.
     pub fn new(model: ResShiftModel, device: Device) -> Result<Self> {
         let place = device.to_candle()?;
         let (unet, autoencoder) = (model.unet(&place)?, model.autoencoder(&place)?);

@@ -107,7 +107,8 @@ impl Runner {
         self.schedule.steps()
     }
 
-    /// Returns the noise that a frame of `width` x `height` gets, before [`Options::noise`] weakens it.
+    /// Returns the noise that a frame of `width` x `height` gets, before [`Options::noise`] weakens
+    /// it.
     pub fn noise(&self, width: usize, height: usize, options: &Options) -> NoiseField {
         let [channels, h, w] = self.geometry.latent(width, height);
         match &options.noise_field {
@@ -125,9 +126,9 @@ impl Runner {
         Ok(self.geometry.frame_bytes(width, height) + self.geometry.tile_bytes(&cuts))
     }
 
-    /// Upscales `src` into `dst`: the mean of bicubic interpolation and the networks' result, weighted by
-    /// [`Options::strength`]. A `dst` that is smaller than the networks' scale makes it is shrunk from there. Alpha is
-    /// interpolated. Runs on the current rayon pool.
+    /// Upscales `src` into `dst`: the mean of bicubic interpolation and the networks' result,
+    /// weighted by [`Options::strength`]. A `dst` that is smaller than the networks' scale makes it
+    /// is shrunk from there. Alpha is interpolated. Runs on the current rayon pool.
     ///
     /// # Errors
     /// [`Error::Setting`] when the noise or the steps do not fit, [`Error::Memory`] when there is not enough for the

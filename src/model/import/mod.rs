@@ -58,8 +58,9 @@ impl Part {
         })
     }
 
-    /// The U-Net that these tensors are of. The side of the latent that it was built for, which decides where windows
-    /// are shifted, is `image_size`, else that of a mask in the file, else 64 as in every ResShift model.
+    /// The U-Net that these tensors are of. The side of the latent that it was built for, which
+    /// decides where windows are shifted, is `image_size`, else that of a mask in the file, else 64
+    /// as in every ResShift model.
     ///
     /// # Errors
     /// [`Error::Model`] with the tensor that tells no U-Net.

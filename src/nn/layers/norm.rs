@@ -35,8 +35,8 @@ impl Norm {
         )
     }
 
-    /// Modulates the normalised map by a condition (FiLM) and applies a SiLU: `modulation` `[n, 2 channels]` holds the
-    /// scale's difference from 1, then the shift.
+    /// Modulates the normalised map by a condition (FiLM) and applies a SiLU: `modulation` `[n, 2
+    /// channels]` holds the scale's difference from 1, then the shift.
     pub fn modulated(&self, x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
         let channels = self.weight.dim(0)?;
         let scale = (modulation.narrow(1, 0, channels)? + 1.0)?;

@@ -8,7 +8,8 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 /// Names of tensors with their shapes.
 type Shapes = Vec<(String, Vec<usize>)>;
 
-/// The name and shape of every tensor that `build` asks of its [`VarBuilder`], in the order of asking.
+/// The name and shape of every tensor that `build` asks of its [`VarBuilder`], in the order of
+/// asking.
 pub fn record(build: impl FnOnce(VarBuilder)) -> Shapes {
     let names = Arc::new(Mutex::new(Shapes::new()));
     let recorder = Recorder(names.clone());

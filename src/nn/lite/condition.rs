@@ -1,13 +1,14 @@
 //! Conditioning: a layer's weights as a function of a few numbers that change rarely.
 //!
-//! Each [`Input`] gives a few features `f`, the same for all layers. A layer of kernel `W` and bias `b` becomes
-//! `(1 + gain f) (W + sum_k f_k W_k)` and `b + shift f`: a plain layer again, so that conditioning costs nothing once a
-//! dial rests. Gain and shift are feature-wise linear modulation (Perez et al., arXiv 1709.07871). Only `detail` has
-//! kernels `W_k`, the difference between two trained networks; kernels for `denoise` gained nothing over gain and shift.
+//! Each [`Input`] gives a few features `f`, the same for all layers. A layer of kernel `W` and bias
+//! `b` becomes `(1 + gain f) (W + sum_k f_k W_k)` and `b + shift f`: a plain layer again, so that
+//! conditioning costs nothing once a dial rests. Gain and shift are feature-wise linear modulation
+//! (Perez et al., arXiv 1709.07871). Only `detail` has kernels `W_k`, the difference between two
+//! trained networks; kernels for `denoise` gained nothing over gain and shift.
 
 use serde::{Deserialize, Serialize};
 
-/// What a student's weights depend on besides the scale.
+/// Inputs of a student's weights besides the scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Conditioning {
@@ -103,8 +104,8 @@ pub fn scale_features(scale: f64, r: usize) -> [f32; 2] {
     [u, u * u]
 }
 
-/// The dial `denoise` for input that differs from its undegraded version by `rms` 8-bit steps of luma (root mean
-/// square over an area with typical content): 0 for 0, 0.39 for 3, 0.63 for 6.
+/// The dial `denoise` for input that differs from its undegraded version by `rms` 8-bit steps of
+/// luma (root mean square over an area with typical content): 0 for 0, 0.39 for 3, 0.63 for 6.
 pub fn denoise_of(rms: f64) -> f64 {
     1.0 - (-rms.max(0.0) / 6.0).exp()
 }

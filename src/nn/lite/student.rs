@@ -38,7 +38,7 @@ pub struct StudentConfig {
     pub channels: usize,
     /// Convolutions (plain) or pairs of them (residual) between head and tail, 0 to 64.
     pub depth: usize,
-    /// What its weights depend on besides the scale.
+    /// Inputs of its weights besides the scale.
     #[serde(default, skip_serializing_if = "Conditioning::is_none")]
     pub conditioning: Conditioning,
 }
@@ -64,7 +64,8 @@ pub enum Role {
 /// One convolution, 3x3, stride 1, padding 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// Prefix of its tensors: `.weight` `[co, ci, 3, 3]`, `.bias` `[co]` and those of [`Self::conditions`].
+    /// Prefix of its tensors: `.weight` `[co, ci, 3, 3]`, `.bias` `[co]` and those of
+    /// [`Self::conditions`].
     pub name: String,
     pub ci: usize,
     pub co: usize,
@@ -118,7 +119,8 @@ impl StudentConfig {
         }
     }
 
-    /// `small`: luma, for CPUs with time to spare. 32 channels at r = 2 (76 k parameters), 48 at r = 4 (159 k).
+    /// `small`: luma, for CPUs with time to spare. 32 channels at r = 2 (76 k parameters), 48 at r
+    /// = 4 (159 k).
     pub fn small(r: usize) -> Self {
         Self {
             channels: if r <= 2 { 32 } else { 48 },
@@ -391,7 +393,8 @@ impl Student {
         self.dtype = dtype;
     }
 
-    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same shape, at `at`.
+    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same
+    /// shape, at `at`.
     pub fn forward(&self, z: &Tensor, at: &Condition) -> Result<Tensor> {
         let (mut x, mut kept) = (z.to_dtype(self.dtype)?, None);
         for layer in &self.layers {

@@ -13,8 +13,9 @@ use super::{
 const THREADS: u32 = 128;
 const PIXELS: usize = 64;
 
-/// As [`crate::ops::attention`] of arguments that fit, without gradients; None where the kernels are not for it: of other
-/// windows than of 64 pixels, as those of the ResShift models are, or heads of other than 16 or 32 channels.
+/// As [`crate::ops::attention`] of arguments that fit, without gradients; None where the kernels
+/// are not for it: of other windows than of 64 pixels, as those of the ResShift models are, or
+/// heads of other than 16 or 32 channels.
 pub fn attention(
     qkv: &Tensor,
     bias: Option<&Tensor>,

@@ -271,7 +271,8 @@ impl PackedConv {
         let weight = weight.detach();
         Ok(Self {
             bias: bias.detach().to_dtype(DType::F32)?.contiguous()?,
-            // What ResShift models are computed in by default: who asks for free memory finds it taken.
+            // What ResShift models are computed in by default: who asks for free memory finds it
+            // taken.
             arranged: Mutex::new(match weight.dim(1)? % 8 {
                 0 => Some(arrange(&weight, DType::F16)?),
                 _ => None,

@@ -44,11 +44,12 @@ impl Method {
         })
     }
 
-    /// The name of a bundled model, or the path of a model file, on `device`. Settings may follow, as in
-    /// `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength` and `precision`.
+    /// The name of a bundled model, or the path of a model file, on `device`. Settings may follow,
+    /// as in `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength` and `precision`.
     ///
     /// # Errors
-    /// Those of [`Upscaler::load`]; [`Error::Setting`] for a setting that is unknown or that the model lacks.
+    /// Those of [`Upscaler::load`]; [`Error::Setting`] for a setting that is unknown or that the
+    /// model lacks.
     pub fn model(name: &str, device: Device) -> Result<Self> {
         let (model, settings) = match name.rsplit_once('@') {
             Some((model, settings)) if settings.contains('=') => (model, settings),

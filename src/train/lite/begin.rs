@@ -30,8 +30,8 @@ impl Begin {
     /// Reads `name`: a model file or the name of a bundled model.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the file, [`Error::Setting`] for the name of
-    /// several models.
+    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the file, [`Error::Setting`]
+    /// for the name of several models.
     pub fn of_model(name: &str) -> Result<Self> {
         let mut models = LiteModel::find(name)?;
         if models.len() > 1 {
@@ -53,8 +53,8 @@ impl Begin {
         })
     }
 
-    /// Checks that a run of `student` with kernels of `expand` channels can begin with it. The run may have dials that it
-    /// lacks: it does not depend on them at first.
+    /// Checks that a run of `student` with kernels of `expand` channels can begin with it. The run
+    /// may have dials that it lacks: it does not depend on them at first.
     ///
     /// # Errors
     /// [`Error::Setting`] that names the differences.
@@ -111,8 +111,9 @@ impl Begin {
         }
     }
 
-    /// The parameters of a run of `student` whose kernels are products over `expand` channels (0: kernels themselves).
-    /// The products are the kernels; which of the many it is, `seed` draws. [`Self::check_student`] must have passed.
+    /// The parameters of a run of `student` whose kernels are products over `expand` channels (0:
+    /// kernels themselves). The products are the kernels; which of the many it is, `seed` draws.
+    /// [`Self::check_student`] must have passed.
     ///
     /// # Errors
     /// When a tensor cannot be made.
@@ -161,8 +162,9 @@ impl Begin {
     }
 }
 
-/// `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]` whose product is `kernel` `[co, ci, 3, 3]`. The rows of
-/// `squeeze` are orthonormal, and what it does not see of `expand` is random, of the size that new weights have.
+/// `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]` whose product is `kernel` `[co, ci, 3,
+/// 3]`. The rows of `squeeze` are orthonormal, and what it does not see of `expand` is random, of
+/// the size that new weights have.
 fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2]> {
     let (co, ci, kh, kw) = kernel.dims4()?;
     let inputs = ci * kh * kw;

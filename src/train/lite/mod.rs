@@ -137,7 +137,8 @@ impl Material {
         }
     }
 
-    /// All of matched pairs but those of every `hold_out`th file, which are measured on; of fewer files all are both.
+    /// All of matched pairs but those of every `hold_out`th file, which are measured on; of fewer
+    /// files all are both.
     pub fn matched(mut pairs: Matched, hold_out: usize) -> Self {
         let mut held_out = pairs.hold_out(hold_out);
         if held_out.is_empty() {

@@ -55,7 +55,8 @@ pub struct Options {
     pub patch: usize,
     /// Peak for all but the inner kernels; it warms up, then falls along a cosine.
     pub learning_rate: f64,
-    /// Peak for the kernels between head and tail, which Muon optimises; 0 leaves them to AdamW, as the rest.
+    /// Peak for the kernels between head and tail, which Muon optimises; 0 leaves them to AdamW, as
+    /// the rest.
     pub muon_rate: f64,
     /// Decay of the averaged weights.
     pub ema: f64,
@@ -255,8 +256,9 @@ const GRADIENTS: [&str; 5] = [
 /// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in units of the residual's standard deviation.
 const CHARBONNIER_EPS: f64 = 0.02;
 
-/// Standard deviation of the error that half of the batches have in the dial `denoise`: users and estimators do not hit it
-/// exactly, and between the degradations that the data have the network must not do as it likes.
+/// Standard deviation of the error that half of the batches have in the dial `denoise`: users and
+/// estimators do not hit it exactly, and between the degradations that the data have the network
+/// must not do as it likes.
 const BLUR: f64 = 0.1;
 
 /// What the running norms of the terms' gradients keep of themselves in a step.
@@ -346,13 +348,14 @@ pub struct Validation {
 }
 
 impl StudentRun {
-    /// Starts a run at `place`, with the weights of `begin` if there are any, or goes on. Without a `teacher` the options
-    /// must not ask for its terms. A run that goes on may have more steps than it began with, and other learning rates.
+    /// Starts a run at `place`, with the weights of `begin` if there are any, or goes on. Without a
+    /// `teacher` the options must not ask for its terms. A run that goes on may have more steps
+    /// than it began with, and other learning rates.
     ///
     /// # Errors
-    /// [`Error::Training`] when there is a checkpoint and the run does not go on with it, or the other way round, or it
-    /// was made with other options or data; [`Error::Setting`] when options are out of range or do not fit the teacher, or
-    /// `begin` is of another student.
+    /// [`Error::Training`] when there is a checkpoint and the run does not go on with it, or the
+    /// other way round, or it was made with other options or data; [`Error::Setting`] when options
+    /// are out of range or do not fit the teacher, or `begin` is of another student.
     pub fn new(
         options: Options,
         target: Target,
@@ -420,7 +423,8 @@ impl StudentRun {
             let reason = "was made with other data: give it as it was";
             return Err(Error::training(path, reason));
         }
-        // A run that diverged goes on with another learning rate, one that is prolonged with more steps.
+        // A run that diverged goes on with another learning rate, one that is prolonged with more
+        // steps.
         let was = Options {
             learning_rate: self.options.learning_rate,
             muon_rate: match state.options.muon_rate > 0.0 && self.options.muon_rate > 0.0 {
@@ -902,8 +906,8 @@ impl Drawn {
     }
 }
 
-/// The weights of `name`, to begin a run with: a model file, the checkpoint of a student's run, whose averages count, or the
-/// name of a bundled model.
+/// The weights of `name`, to begin a run with: a model file, the checkpoint of a student's run,
+/// whose averages count, or the name of a bundled model.
 ///
 /// # Errors
 /// As [`Begin::of_model`], and [`Error::Training`] for a damaged checkpoint.

@@ -40,14 +40,17 @@ pub struct Settings {
     /// How much of the network's detail is added, 0 to 1; 0 is bicubic interpolation
     #[arg(long, default_value_t = 1.0, value_parser = fraction)]
     strength: f32,
-    /// How degraded the input is, 0 (clean) to 1 (heavily compressed), for models with this dial [default: automatic]
+    /// How degraded the input is, 0 (clean) to 1 (heavily compressed), for models with this dial
+    /// [default: automatic]
     #[arg(long, value_parser = fraction)]
     denoise: Option<f32>,
-    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this dial [default: 0]
+    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this
+    /// dial [default: 0]
     #[arg(long, value_parser = fraction)]
     detail: Option<f32>,
-    /// Numeric precision: auto (the fastest that the processor has instructions for), f32, bf16 or, of a calibrated model,
-    /// int8; on a CUDA device f16. ResShift models: f32 on the CPU; on CUDA f16, bf16 or f32
+    /// Numeric precision: auto (the fastest that the processor has instructions for), f32, bf16 or,
+    /// of a calibrated model, int8; on a CUDA device f16. ResShift models: f32 on the CPU; on CUDA
+    /// f16, bf16 or f32
     #[arg(long, default_value = "auto", value_parser = Precision::from_str)]
     precision: Precision,
     /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with [default: 1]

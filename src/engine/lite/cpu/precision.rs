@@ -7,7 +7,8 @@ use crate::{
 };
 
 impl Precision {
-    /// The precision in which this processor computes `model`: [`Self::F32`], [`Self::Bf16`] or [`Self::Int8`].
+    /// The precision in which this processor computes `model`: [`Self::F32`], [`Self::Bf16`] or
+    /// [`Self::Int8`].
     ///
     /// # Errors
     /// [`Error::Setting`] when the model is not calibrated for integers.

@@ -16,7 +16,8 @@ use crate::{
     ops::cuda::Params,
 };
 
-/// Makes an emulated device of compute capability `capability` with `memory` bytes, which has the kernels.
+/// Makes an emulated device of compute capability `capability` with `memory` bytes, which has the
+/// kernels.
 pub fn device(capability: (u32, u32), memory: usize) -> Arc<Fake> {
     Fake::new(kernels, capability, memory)
 }
@@ -253,9 +254,9 @@ fn pair_at(shared: &[f32], at: usize) -> [f32; 2] {
     [shared[at], shared[at + 1]]
 }
 
-/// `mma.m16n8k16` by the fragments' layouts in the PTX manual: lane l holds, with g = l / 4 and t = l % 4, of a the rows
-/// g and g + 8 at columns 2t, 2t + 1 and those plus 8, of b column g at rows 2t, 2t + 1 and those plus 8, of d the rows g and
-/// g + 8 at columns 2t, 2t + 1.
+/// `mma.m16n8k16` by the fragments' layouts in the PTX manual: lane l holds, with g = l / 4 and t =
+/// l % 4, of a the rows g and g + 8 at columns 2t, 2t + 1 and those plus 8, of b column g at rows
+/// 2t, 2t + 1 and those plus 8, of d the rows g and g + 8 at columns 2t, 2t + 1.
 fn multiply(d: &mut [[f32; 4]; 32], a: &[[[f32; 2]; 4]; 32], b: &[[[f32; 2]; 2]; 32]) {
     let (mut left, mut right) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
     for lane in 0..32 {

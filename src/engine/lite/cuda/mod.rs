@@ -1,7 +1,8 @@
 //! The plan on a CUDA device, with nothing but the NVIDIA driver.
 //!
-//! The kernels are compiled beforehand for every generation since Turing (`scripts/kernels.sh`) and embedded. What a frame
-//! goes through is made once as a graph; several frames may be in flight, copied to and from the device while another one is computed.
+//! The kernels are compiled beforehand for every generation since Turing (`scripts/kernels.sh`) and
+//! embedded. What a frame goes through is made once as a graph; several frames may be in flight,
+//! copied to and from the device while another one is computed.
 //!
 //! The arithmetic is that of the CPU's plan but for f16 weights and feature maps, summed in f32.
 
