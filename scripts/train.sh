@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains models one after another, on one core, in runs/: each begins with its bundled file if there is
+# one, and goes on with its checkpoint when this is run again.
+#
+# Usage: scripts/train.sh FOLDER..     (folders with photos and videos)
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+[[ $# -gt 0 ]] || fail "name the folders with photos and videos"
+mapfile -t data < <(realpath -e "$@")
+[[ ${#data[@]} -eq $# ]] || fail "a folder is missing"
+cd "$root"
+mkdir -p runs
+# A copy, because a build may replace the program while it runs.
+if [[ ! -x runs/tadsr-train ]]; then
+    require_rust
+    cargo build --release --locked --bin tadsr-train
+    cp "$target/release/tadsr-train" runs/
+fi
+for name in tiny-dial-x4 small-dial-x2; do
+    begin=()
+    [[ ! -e models/$name.safetensors ]] || begin=(--begin "models/$name.safetensors")
+    taskset -c "$(($(nproc) - 1))" runs/tadsr-train run "models/recipes/$name.toml" --data "${data[@]}" \
+        --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000
+done
