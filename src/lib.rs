@@ -11,7 +11,7 @@
 //! # Ok::<(), tadsr::Error>(())
 //! ```
 //!
-//! The rooms of the house, from the bottom up: [`cuda`] (NVIDIA's driver), [`frame`] (video
+//! Modules from the bottom up: [`cuda`] (NVIDIA's driver), [`frame`] (video
 //! frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise schedule
 //! and samplers), [`model`] (model files), [`engine`] (a trained model at work on frames),
 //! [`metrics`], and behind features `train` (data, losses, loops) and `video` (video files, through

@@ -14,7 +14,7 @@ use tadsr::{
         corpus::{Corpus, CorpusSpec, PoolSpec, Progress},
         damage::Damage,
         data::{Patch, Sampling},
-        pairs::{Pair, PairSource},
+        pairs::{Pair, PairSource, Random},
         pool::{Layout, Pool},
         synthetic::Synthetic,
     },
@@ -172,8 +172,8 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     for seed in 0..12 {
         for small in [24, 33] {
             let draw = |corpus: &Corpus| {
-                let (mut rng, mut degradation) = (seeded(seed), seeded(100 + seed));
-                corpus.pair(&mut rng, &mut degradation, 48, small).unwrap()
+                let mut random = Random::new(seed, 100 + seed);
+                corpus.pair(&mut random, 48, small).unwrap()
             };
             let pair = draw(&corpus);
             assert_eq!((pair.truth.width, pair.low.width), (48, small));
@@ -183,8 +183,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
         }
     }
     for (_, source) in corpus.held_out_kinds() {
-        let (mut rng, mut degradation) = (seeded(1), seeded(2));
-        let pair = source.pair(&mut rng, &mut degradation, 48, 24).unwrap();
+        let pair = source.pair(&mut Random::new(1, 2), 48, 24).unwrap();
         let misfit = |at| misfit(&pair.truth, &pair.low, at);
         assert!(misfit((0, 0)) < misfit((1, 0)));
     }
@@ -292,9 +291,9 @@ fn damaged_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
     for (seed, small) in [51, 40, 32, 31, 24, 22, 20, 16].into_iter().enumerate() {
         for seed in 0..3 + seed as u64 % 2 {
             let sampling = Sampling::default();
-            let (mut rng, mut degradation) = (seeded(seed), seeded(100 + seed));
-            let rngs = [&mut rng, &mut degradation];
-            let Pair { truth, low, .. } = pool.pair(&make, &sampling, rngs, 64, small).unwrap();
+            let mut random = Random::new(seed, 100 + seed);
+            let Pair { truth, low, .. } =
+                pool.pair(&make, &sampling, &mut random, 64, small).unwrap();
             assert_eq!((truth.width, truth.height), (64, 64));
             assert_eq!((low.width, low.height), (small, small));
             let there = misfit(&truth, &low, (0, 0));
@@ -324,8 +323,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
     }
     let pair = |pool: &Pool, make: &tadsr::train::pool::Make, seed| {
         let sampling = Sampling::default();
-        let (mut rng, mut degradation) = (seeded(seed), seeded(100 + seed));
-        pool.pair(make, &sampling, [&mut rng, &mut degradation], 48, 24)
+        pool.pair(make, &sampling, &mut Random::new(seed, 100 + seed), 48, 24)
     };
     for seed in 0..6 {
         let want = pair(&a, &make, seed).unwrap();

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     io::{Cursor, Read, Seek},
     iter,
     path::Path,
@@ -68,29 +69,48 @@ pub struct LayerCondition {
 }
 
 impl LayerCondition {
+    /// Reads the tensors by `take`, which gets a name and a shape.
+    ///
+    /// # Errors
+    /// As `take`.
+    pub fn read<E>(
+        spec: ConditionSpec,
+        mut take: impl FnMut(&str, &[usize]) -> std::result::Result<Vec<f32>, E>,
+    ) -> std::result::Result<Self, E> {
+        let shift = take(&spec.shift.0, &spec.shift.1)?;
+        let gain = match &spec.gain {
+            Some((name, shape)) => take(name, shape)?,
+            None => Vec::new(),
+        };
+        let kernels = match &spec.kernels {
+            Some((name, shape)) => take(name, shape)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            spec,
+            shift,
+            gain,
+            kernels,
+        })
+    }
+
     /// A layer that does not depend on the input.
     pub fn zero(spec: ConditionSpec) -> Self {
-        let zeros = |shape: Option<&[usize]>| vec![0.0; shape.map_or(0, |s| s.iter().product())];
-        Self {
-            shift: zeros(Some(&spec.shift.1)),
-            gain: zeros(spec.gain.as_ref().map(|(_, s)| s.as_slice())),
-            kernels: zeros(spec.kernels.as_ref().map(|(_, s)| s.as_slice())),
-            spec,
+        let zeros = |_: &str, shape: &[usize]| Ok(vec![0.0; shape.iter().product()]);
+        match Self::read::<Infallible>(spec, zeros) {
+            Ok(zero) => zero,
+            Err(never) => match never {},
         }
     }
 
     /// Names, shapes and values of its tensors.
-    fn tensors(&self) -> Vec<(&str, Vec<usize>, &[f32])> {
+    fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
         let spec = &self.spec;
-        let shift = (spec.shift.0.as_str(), spec.shift.1.to_vec());
-        let mut all = vec![(shift.0, shift.1, self.shift.as_slice())];
-        if let Some((name, shape)) = &spec.gain {
-            all.push((name, shape.to_vec(), &self.gain));
-        }
-        if let Some((name, shape)) = &spec.kernels {
-            all.push((name, shape.to_vec(), &self.kernels));
-        }
-        all
+        let gain = spec.gain.is_some().then_some(&self.gain);
+        let kernels = spec.kernels.is_some().then_some(&self.kernels);
+        let values = [Some(&self.shift), gain, kernels].into_iter().flatten();
+        let named = spec.tensors().zip(values);
+        named.map(|((name, shape), values)| (name, shape, values.as_slice()))
     }
 }
 
@@ -148,7 +168,7 @@ impl Layer {
             (format!("{name}.bias"), vec![co], self.bias.as_slice()),
         ];
         let conditions = self.conditions.iter().flat_map(LayerCondition::tensors);
-        all.extend(conditions.map(|(name, shape, values)| (name.to_string(), shape, values)));
+        all.extend(conditions.map(|(name, shape, v)| (name.to_string(), shape.to_vec(), v)));
         all
     }
 
@@ -304,7 +324,7 @@ impl LiteModel {
                 conditions: spec
                     .conditions(&metadata.student.conditioning)
                     .into_iter()
-                    .map(|spec| take_condition(&mut reader, spec))
+                    .map(|spec| LayerCondition::read(spec, |name, shape| reader.take(name, shape)))
                     .collect::<std::result::Result<_, _>>()?,
                 spec,
             })
@@ -426,19 +446,4 @@ impl LiteModel {
         )
         .map_err(|e| wrong(e.to_string()))
     }
-}
-
-fn take_condition(
-    reader: &mut Reader<impl Read + Seek>,
-    spec: ConditionSpec,
-) -> std::result::Result<LayerCondition, String> {
-    let mut of = LayerCondition::zero(spec);
-    of.shift = reader.take(&of.spec.shift.0, &of.spec.shift.1)?;
-    if let Some((name, shape)) = &of.spec.gain {
-        of.gain = reader.take(name, shape)?;
-    }
-    if let Some((name, shape)) = &of.spec.kernels {
-        of.kernels = reader.take(name, shape)?;
-    }
-    Ok(of)
 }

@@ -307,19 +307,12 @@ impl ClipSet {
             1.0
         };
         let source = ((side as f64 / factor).round() as usize).clamp(side, all);
-        let mut draw = || {
-            let free = 0..=all - source;
-            (rng.random_range(free.clone()), rng.random_range(free))
-        };
-        let mut place = draw();
-        let others: Vec<_> = (1..sampling.candidates).map(|_| draw()).collect();
-        let size = (source, source);
-        if rng.random_bool(sampling.textured) {
-            let all = others.into_iter().chain([place]);
-            place = all
-                .max_by_key(|&at| texture(&frame, at, size))
-                .unwrap_or(place);
-        }
+        let (free, size) = (all - source, (source, source));
+        let place = sampling.choose(
+            rng,
+            |rng| (rng.random_range(0..=free), rng.random_range(0..=free)),
+            |place| texture(&frame, place, size),
+        );
         let patch = cut(&frame, place, size).resize(side, side, Kernel::CatmullRom)?;
         Ok(patch.turned(rng.random(), rng.random(), rng.random()))
     }

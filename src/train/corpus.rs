@@ -22,7 +22,7 @@ use super::{
     data::{DataError, Fnv, Patch, PhotoSet, Sampling, Skipped, files, is_image, is_video},
     degrade::KernelWeights,
     motion::Motion,
-    pairs::{DamagedPhotos, Pair, PairSource},
+    pairs::{DamagedPhotos, Pair, PairSource, Random},
     stages::Stage,
     synthetic::Synthetic,
 };
@@ -298,21 +298,15 @@ impl DamagedClips {
 }
 
 impl PairSource for DamagedClips {
-    fn pair(
-        &self,
-        rng: &mut StdRng,
-        degradation: &mut StdRng,
-        side: usize,
-        small: usize,
-    ) -> Result<Pair> {
+    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
         let times = Self::times(small);
         let motion = Motion::default();
-        let truth = motion.over(&self.0, rng, times * side, Self::FRAMES)?;
+        let truth = motion.over(&self.0, &mut random.content, times * side, Self::FRAMES)?;
         let small_side = times * small;
         let clean = Stage::Shrink(KernelWeights::catmull_rom()).apply(
             truth.clone(),
             (small_side, small_side),
-            degradation,
+            &mut random.degradation,
         )?;
         let codec = Codec {
             kind: Kind::H264,
@@ -323,7 +317,7 @@ impl PairSource for DamagedClips {
             mb_tree: false,
         };
         let low = codec.compress(&clean)?;
-        let t = rng.random_range(0..Self::FRAMES);
+        let t = random.content.random_range(0..Self::FRAMES);
         let (truth, low) = truth.get(t).zip(low.get(t)).ok_or_else(nothing)?;
         Ok(Pair {
             noise: clean.get(t).map_or(0.0, |clean| clean.luma_difference(low)),
@@ -666,20 +660,18 @@ fn nothing() -> Error {
 }
 
 impl PairSource for Corpus {
-    fn pair(
-        &self,
-        rng: &mut StdRng,
-        degradation: &mut StdRng,
-        side: usize,
-        small: usize,
-    ) -> Result<Pair> {
-        let recipe = self.damage.draw(degradation).ok_or_else(nothing)?;
+    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
+        let recipe = self
+            .damage
+            .draw(&mut random.degradation)
+            .ok_or_else(nothing)?;
         #[cfg(feature = "video")]
         if let (Some(_), Some(pool)) = (recipe.codecs(), &self.pool) {
             let make = |rng: &mut StdRng| self.clip(rng, pool.layout().side);
-            return pool.pair(&make, &self.spec.sampling, [rng, degradation], side, small);
+            return pool.pair(&make, &self.spec.sampling, random, side, small);
         }
-        let truth = self.picture(rng, side)?;
+        let truth = self.picture(&mut random.content, side)?;
+        let degradation = &mut random.degradation;
         let (low, noise) = recipe.picture(&truth, (small, small), degradation)?;
         Ok(Pair { truth, low, noise })
     }

@@ -135,6 +135,24 @@ impl Sampling {
     }
 }
 
+impl Sampling {
+    /// One of the places that `draw` gives: the one with the most `detail`, or just the first.
+    pub(super) fn choose<T: Copy, R: Rng + ?Sized>(
+        &self,
+        rng: &mut R,
+        mut draw: impl FnMut(&mut R) -> T,
+        detail: impl Fn(T) -> u64,
+    ) -> T {
+        let first = draw(rng);
+        let others: Vec<_> = (1..self.candidates).map(|_| draw(rng)).collect();
+        if !rng.random_bool(self.textured) {
+            return first;
+        }
+        let all = others.into_iter().chain([first]);
+        all.max_by_key(|&place| detail(place)).unwrap_or(first)
+    }
+}
+
 impl PhotoSet {
     /// Loads every JPEG and PNG file below `dirs` (a file may be named too) in sorted order, on all cores.
     ///
@@ -338,17 +356,11 @@ impl PhotoSet {
         (w, h): (usize, usize),
     ) -> (usize, usize) {
         let (free_x, free_y) = (photo.width() as usize - w, photo.height() as usize - h);
-        let mut draw = || (rng.random_range(0..=free_x), rng.random_range(0..=free_y));
-        let first = draw();
-        let others: Vec<_> = (1..self.sampling.candidates).map(|_| draw()).collect();
-        if !rng.random_bool(self.sampling.textured) {
-            return first;
-        }
-        others
-            .into_iter()
-            .chain([first])
-            .max_by_key(|&place| texture(photo, place, (w, h)))
-            .unwrap_or(first)
+        self.sampling.choose(
+            rng,
+            |rng| (rng.random_range(0..=free_x), rng.random_range(0..=free_y)),
+            |place| texture(photo, place, (w, h)),
+        )
     }
 }
 
@@ -410,17 +422,22 @@ impl Patch {
         Ok(out)
     }
 
+    /// Luma (BT.709), 0 to 1, `[height, width]`.
+    pub fn luma(&self) -> Vec<f32> {
+        let area = self.width * self.height;
+        let (r, rest) = self.rgb.split_at(area);
+        let (g, b) = rest.split_at(area);
+        let (kr, kg, kb) = Matrix::Bt709.luma_weights();
+        let pixels = r.iter().zip(g).zip(b);
+        pixels.map(|((r, g), b)| kr * r + kg * g + kb * b).collect()
+    }
+
     /// Mean square of the difference in luma (BT.709) to `other`, of the same size, in squared
     /// 8-bit steps.
     pub fn luma_difference(&self, other: &Self) -> f64 {
-        let area = (self.width * self.height).max(1);
-        let (kr, kg, kb) = Matrix::Bt709.luma_weights();
-        let difference = |i: usize| {
-            let at = |c: usize| self.rgb[c * area + i] - other.rgb[c * area + i];
-            kr * at(0) + kg * at(1) + kb * at(2)
-        };
-        let squares = (0..area).map(|i| f64::from(difference(i)).powi(2));
-        255.0 * 255.0 * squares.sum::<f64>() / area as f64
+        let (a, b) = (self.luma(), other.luma());
+        let squares = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2));
+        255.0 * 255.0 * squares.sum::<f64>() / a.len().max(1) as f64
     }
 
     /// The upper left part of `width` x `height` pixels.

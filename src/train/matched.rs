@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::{
     corpus::is_material,
     data::{Fnv, Patch, Sampling, Skipped, cut, decode, files, is_video, texture},
-    pairs::{Pair, PairSource},
+    pairs::{Pair, PairSource, Random},
 };
 use crate::{
     Error, Result,
@@ -174,41 +174,28 @@ impl Matched {
 }
 
 impl PairSource for Matched {
-    fn pair(
-        &self,
-        rng: &mut StdRng,
-        degradation: &mut StdRng,
-        side: usize,
-        small: usize,
-    ) -> Result<Pair> {
+    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
         let (p, q) = self.scale;
         if small * p != side * q || self.pairs.is_empty() {
             let text = format!("pairs of scale {p}/{q} do not serve {side} pixels from {small}");
             return Err(Error::Frame(text));
         }
-        let last = self.pairs.len() - 1;
-        let (rank, reach) = (degradation.random_range(0..=last), self.pairs.len() / 32);
-        let i = rng.random_range(rank.saturating_sub(reach)..=(rank + reach).min(last));
+        let i = random.near(self.pairs.len());
+        let rng = &mut random.content;
         let Entry {
             low, high, noise, ..
         } = &self.pairs[i];
         // Steps of q low-resolution pixels are whole high-resolution ones.
         let steps = |len: u32| (len as usize - small) / q;
         let (columns, rows) = (steps(low.width()), steps(low.height()));
-        let mut draw = || {
-            let (x, y) = (rng.random_range(0..=columns), rng.random_range(0..=rows));
-            ((q * x, q * y), (p * x, p * y))
-        };
-        let places: Vec<_> = (0..self.sampling.candidates.max(1))
-            .map(|_| draw())
-            .collect();
-        let mut place = places[0];
-        if rng.random_bool(self.sampling.textured) {
-            let textured = places
-                .iter()
-                .max_by_key(|at| texture(high, at.1, (side, side)));
-            place = *textured.unwrap_or(&place);
-        }
+        let place = self.sampling.choose(
+            rng,
+            |rng| {
+                let (x, y) = (rng.random_range(0..=columns), rng.random_range(0..=rows));
+                ((q * x, q * y), (p * x, p * y))
+            },
+            |(_, high_at)| texture(high, high_at, (side, side)),
+        );
         let (turn, x, y) = (rng.random(), rng.random(), rng.random());
         Ok(Pair {
             truth: cut(high, place.1, (side, side)).turned(turn, x, y),
@@ -348,6 +335,11 @@ fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
     };
     let shrunk = patch(high).resize(w, h, Kernel::CatmullRom);
     let (low, shrunk) = (patch(low), shrunk.map_err(|e| e.to_string())?);
+    // In 8-bit steps.
+    let luma = |patch: &Patch| -> Vec<f64> {
+        let luma = patch.luma().into_iter();
+        luma.map(|v| 255.0 * f64::from(v)).collect()
+    };
     let (a, b) = (luma(&low), luma(&shrunk));
     const REACH: usize = 2;
     if w.min(h) <= 4 * REACH {
@@ -418,19 +410,9 @@ fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
     Ok(noise)
 }
 
-/// Luma in 8-bit steps.
-fn luma(patch: &Patch) -> Vec<f64> {
-    let area = patch.width * patch.height;
-    let at = |i: usize, c: usize| f64::from(patch.rgb[c * area + i]);
-    let value = |i| 255.0 * (0.2126 * at(i, 0) + 0.7152 * at(i, 1) + 0.0722 * at(i, 2));
-    (0..area).map(value).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use rand::SeedableRng;
 
     use super::*;
     use crate::train::stages::tests::scene;
@@ -474,9 +456,9 @@ mod tests {
         let matched = load(dir.path()).unwrap();
         assert_eq!((matched.len(), matched.scale()), (2, 2.0));
         for seed in 0..8 {
-            let (mut rng, mut other) = (StdRng::seed_from_u64(seed), StdRng::seed_from_u64(9));
-            let small = matched.draw_small(&mut rng, 32, [1.0, 2.0], 0.5);
-            let pair = matched.pair(&mut rng, &mut other, 32, small).unwrap();
+            let mut random = Random::new(seed, 9);
+            let small = matched.draw_small(&mut random.content, 32, [1.0, 2.0], 0.5);
+            let pair = matched.pair(&mut random, 32, small).unwrap();
             assert_eq!((pair.truth.width, pair.low.width), (32, 16));
             let shrunk = pair.truth.resize(16, 16, Kernel::CatmullRom).unwrap();
             // At the borders the shrunk truth lacks its surroundings.

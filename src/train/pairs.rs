@@ -24,19 +24,12 @@ use crate::{
 
 /// Where pictures and their low-resolution versions come from.
 pub trait PairSource: Send + Sync {
-    /// A random picture of `side` x `side` pixels, drawn by `rng`, and its version of `small` x
-    /// `small` pixels, degraded as `degradation` draws it, which covers exactly the same place.
-    /// Depends on the source and both generators alone.
+    /// A random picture of `side` x `side` pixels and its degraded version of `small` x `small`
+    /// pixels, which covers exactly the same place. Depends on the source and `random` alone.
     ///
     /// # Errors
     /// When the source has no picture of that size.
-    fn pair(
-        &self,
-        rng: &mut StdRng,
-        degradation: &mut StdRng,
-        side: usize,
-        small: usize,
-    ) -> Result<Pair>;
+    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair>;
 
     /// A number that changes with what the source is made of.
     fn fingerprint(&self) -> u64;
@@ -50,6 +43,39 @@ pub trait PairSource: Send + Sync {
             rng.random_range(scales[0]..=scales[1])
         };
         (side as f64 / scale).round() as usize
+    }
+}
+
+/// Random numbers of a pair, apart so that several pairs can be degraded alike.
+#[derive(Clone, Debug)]
+pub struct Random {
+    /// Draws the picture.
+    pub content: StdRng,
+    /// Draws the degradation.
+    pub degradation: StdRng,
+}
+
+/// Pairs that are degraded alike come from about a sixteenth of a ranking.
+const NEIGHBOURS: usize = 32;
+
+impl Random {
+    /// A generator for either.
+    pub fn new(content: u64, degradation: u64) -> Self {
+        Self {
+            content: StdRng::seed_from_u64(content),
+            degradation: StdRng::seed_from_u64(degradation),
+        }
+    }
+
+    /// Index of one of `len` items that are ranked by their degradation: near a rank that the
+    /// degradation draws. 0 without items.
+    pub(super) fn near(&mut self, len: usize) -> usize {
+        let Some(last) = len.checked_sub(1) else {
+            return 0;
+        };
+        let (rank, reach) = (self.degradation.random_range(0..=last), len / NEIGHBOURS);
+        let nearest = rank.saturating_sub(reach)..=(rank + reach).min(last);
+        self.content.random_range(nearest)
     }
 }
 
@@ -70,14 +96,9 @@ pub struct DamagedPhotos {
 }
 
 impl PairSource for DamagedPhotos {
-    fn pair(
-        &self,
-        rng: &mut StdRng,
-        degradation: &mut StdRng,
-        side: usize,
-        small: usize,
-    ) -> Result<Pair> {
-        let truth = self.photos.sample(rng, side, side)?;
+    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
+        let truth = self.photos.sample(&mut random.content, side, side)?;
+        let degradation = &mut random.degradation;
         let (low, noise) = self.recipe.picture(&truth, (small, small), degradation)?;
         Ok(Pair { truth, low, noise })
     }
@@ -146,21 +167,24 @@ impl PairSpec {
     /// # Errors
     /// When the source has no pictures of the patch's size.
     pub fn batch(&self, source: &dyn PairSource, stats: &LatentStats, seed: u64) -> Result<Batch> {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let small = source.draw_small(&mut rng, self.patch, self.scales, self.native);
+        let mut random = Random::new(seed, 0);
+        let small = {
+            let rng = &mut random.content;
+            source.draw_small(rng, self.patch, self.scales, self.native)
+        };
         let grid = self.grid();
         let mut base = vec![0.0; self.batch * grid.len()];
         let mut residual = base.clone();
-        let (mut kind, mut noise) = (rng.random(), 0.0);
+        let (mut kind, mut noise) = (random.content.random(), 0.0);
         for (base, residual) in base
             .chunks_mut(grid.len())
             .zip(residual.chunks_mut(grid.len()))
         {
             if !self.alike {
-                kind = rng.random();
+                kind = random.content.random();
             }
-            let mut degradation = StdRng::seed_from_u64(kind);
-            let pair = source.pair(&mut rng, &mut degradation, self.patch, small)?;
+            random.degradation = StdRng::seed_from_u64(kind);
+            let pair = source.pair(&mut random, self.patch, small)?;
             self.pair(&pair.truth, &pair.low, stats, base, residual);
             noise += pair.noise / self.batch as f64;
         }
@@ -203,17 +227,16 @@ impl PairSpec {
     }
 
     fn planes(&self, picture: &Patch) -> Planes {
-        let (r, rest) = picture.rgb.split_at(picture.width * picture.height);
-        let (g, b) = rest.split_at(picture.width * picture.height);
-        let (kr, kg, kb) = Matrix::Bt709.luma_weights();
-        let rgb = || r.iter().zip(g).zip(b);
-        let luma: Vec<f32> = rgb().map(|((r, g), b)| kr * r + kg * g + kb * b).collect();
+        let luma = picture.luma();
         if self.latent == LatentKind::Luma {
             return Planes {
                 luma,
                 chroma: [Vec::new(), Vec::new()],
             };
         }
+        let (r, rest) = picture.rgb.split_at(luma.len());
+        let b = &rest[luma.len()..];
+        let (kr, _, kb) = Matrix::Bt709.luma_weights();
         let side = picture.width;
         let halved = |c: &[f32], k: f32| {
             let full: Vec<f32> = c.iter().zip(&luma).map(|(c, y)| (c - y) * k).collect();
@@ -299,17 +322,11 @@ mod tests {
     struct Drawn;
 
     impl PairSource for Drawn {
-        fn pair(
-            &self,
-            rng: &mut StdRng,
-            degradation: &mut StdRng,
-            side: usize,
-            small: usize,
-        ) -> Result<Pair> {
+        fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
             let mut truth = Patch::new(side, side);
-            truth.rgb.fill(rng.random());
+            truth.rgb.fill(random.content.random());
             let mut low = Patch::new(small, small);
-            low.rgb.fill(degradation.random());
+            low.rgb.fill(random.degradation.random());
             let noise = (255.0 * f64::from(low.rgb[0])).powi(2);
             Ok(Pair { truth, low, noise })
         }

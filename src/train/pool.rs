@@ -23,7 +23,7 @@ use super::{
     damage::Damage,
     data::{Fnv, Patch, Sampling, cut, texture},
     loader::step_seed,
-    pairs::Pair,
+    pairs::{Pair, Random},
 };
 use crate::{Error, Result, frame::resample::Kernel};
 
@@ -241,7 +241,7 @@ impl Pool {
 
     /// A picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, at
     /// a random place of a frame of a random clip, both mirrored and turned. A clip that is not
-    /// there is made. The second generator draws how degraded the clip is, the first one all else.
+    /// there is made.
     ///
     /// # Errors
     /// [`Error::Frame`] when the pool is not for such sizes; what `make`, a codec or the disk says.
@@ -249,12 +249,13 @@ impl Pool {
         &self,
         make: &Make,
         sampling: &Sampling,
-        [rng, degradation]: [&mut StdRng; 2],
+        random: &mut Random,
         side: usize,
         small: usize,
     ) -> Result<Pair> {
         let scale = self.layout.scale_for(side, small)?;
-        let clip = self.draw([rng, degradation], scale);
+        let clip = self.draw(random, scale);
+        let rng = &mut random.content;
         let frame = rng.random_range(0..self.spec.kept);
         let (truth, low, noise) = match self.read(clip, frame) {
             Some(frame) => frame,
@@ -265,16 +266,13 @@ impl Pool {
             }
         };
         let free = low.width() as usize - small;
-        let mut draw = || (rng.random_range(0..=free), rng.random_range(0..=free));
-        let mut place = draw();
-        let others: Vec<_> = (1..sampling.candidates).map(|_| draw()).collect();
         let size = scale * small;
         let large = |(x, y): (usize, usize)| (scale * x, scale * y);
-        if rng.random_bool(sampling.textured) {
-            let all = others.into_iter().chain([place]);
-            let textured = all.max_by_key(|&at| texture(&truth, large(at), (size, size)));
-            place = textured.unwrap_or(place);
-        }
+        let place = sampling.choose(
+            rng,
+            |rng| (rng.random_range(0..=free), rng.random_range(0..=free)),
+            |place| texture(&truth, large(place), (size, size)),
+        );
         let low = cut(&low, place, (small, small));
         let truth =
             cut(&truth, large(place), (size, size)).resize(side, side, Kernel::CatmullRom)?;
@@ -286,15 +284,11 @@ impl Pool {
         })
     }
 
-    /// A clip of `scale`, near a place in the ranking that `degradation` draws.
-    fn draw(&self, [rng, degradation]: [&mut StdRng; 2], scale: usize) -> usize {
+    /// A clip of `scale`.
+    fn draw(&self, random: &mut Random, scale: usize) -> usize {
         let at = self.layout.scales.iter().position(|&s| s == scale);
         let clips = at.map_or(&[][..], |i| &self.ranked[i]);
-        let Some(last) = clips.len().checked_sub(1) else {
-            return 0;
-        };
-        let (rank, reach) = (degradation.random_range(0..=last), clips.len() / NEIGHBOURS);
-        clips[rng.random_range(rank.saturating_sub(reach)..=(rank + reach).min(last))]
+        clips.get(random.near(clips.len())).copied().unwrap_or(0)
     }
 
     /// Returns the noise of clip `i` (see [`super::damage::Degraded`]) if the clip is there.
@@ -371,7 +365,5 @@ impl Pool {
 
 /// Counts the changes in what clips are made of.
 const VERSION: u32 = 4;
-/// Clips of one batch come from about a sixteenth of the ranking.
-const NEIGHBOURS: usize = 32;
 /// Separates the random numbers of the pool from those of the training.
 const POOL: u64 = 0x504f_4f4c;

@@ -85,6 +85,20 @@ pub struct ConditionSpec {
     pub kernels: Option<(String, [usize; 5])>,
 }
 
+impl ConditionSpec {
+    /// Names and shapes of its tensors: shift, then gain and kernels where there are some.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        let shift = (self.shift.0.as_str(), &self.shift.1[..]);
+        let gain = self
+            .gain
+            .as_ref()
+            .map(|(name, shape)| (name.as_str(), &shape[..]));
+        let kernels = self.kernels.as_ref();
+        let kernels = kernels.map(|(name, shape)| (name.as_str(), &shape[..]));
+        [Some(shift), gain, kernels].into_iter().flatten()
+    }
+}
+
 impl LayerSpec {
     /// The tensors that depend on inputs, the scale's first.
     pub fn conditions(&self, conditioning: &Conditioning) -> Vec<ConditionSpec> {
@@ -210,12 +224,12 @@ impl StudentConfig {
     pub fn parameters(&self) -> usize {
         let conditions = |l: &LayerSpec| -> usize {
             let all = l.conditions(&self.conditioning);
-            let count = |c: &ConditionSpec| {
-                let gain = c.gain.as_ref().map_or(0, |(_, s)| s.iter().product());
-                let kernels = c.kernels.as_ref().map_or(0, |(_, s)| s.iter().product());
-                c.shift.1.iter().product::<usize>() + gain + kernels
+            let values = |c: &ConditionSpec| -> usize {
+                c.tensors()
+                    .map(|(_, shape)| shape.iter().product::<usize>())
+                    .sum()
             };
-            all.iter().map(count).sum()
+            all.iter().map(values).sum()
         };
         let layers = self.layers();
         let count = |l: &LayerSpec| l.co * (9 * l.ci + 1) + conditions(l);
@@ -329,15 +343,9 @@ impl Student {
             tensors.insert(format!("{name}.weight"), layer.weight.fold()?);
             tensors.insert(format!("{name}.bias"), layer.bias.clone());
             for c in &layer.conditions {
-                tensors.insert(c.spec.shift.0.clone(), c.shift.clone());
-                for (spec, tensor) in [
-                    (c.spec.gain.as_ref().map(|s| &s.0), &c.gain),
-                    (c.spec.kernels.as_ref().map(|s| &s.0), &c.kernels),
-                ] {
-                    if let (Some(name), Some(tensor)) = (spec, tensor) {
-                        tensors.insert(name.clone(), tensor.clone());
-                    }
-                }
+                let values = [Some(&c.shift), c.gain.as_ref(), c.kernels.as_ref()];
+                let named = c.spec.tensors().zip(values.into_iter().flatten());
+                tensors.extend(named.map(|((name, _), t)| (name.to_string(), t.clone())));
             }
         }
         Ok(tensors)

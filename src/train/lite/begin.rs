@@ -141,12 +141,8 @@ impl Begin {
             let value = self.tensor(&bias, &[layer.co])?;
             parameters.insert(bias, value);
             for c in layer.conditions(&student.conditioning) {
-                let gain = c.gain.map(|(name, shape)| (name, shape.to_vec()));
-                let kernels = c.kernels.map(|(name, shape)| (name, shape.to_vec()));
-                let shift = (c.shift.0, c.shift.1.to_vec());
-                for (name, shape) in [Some(shift), gain, kernels].into_iter().flatten() {
-                    let value = self.tensor(&name, &shape)?;
-                    parameters.insert(name, value);
+                for (name, shape) in c.tensors() {
+                    parameters.insert(name.to_string(), self.tensor(name, shape)?);
                 }
             }
         }

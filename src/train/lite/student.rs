@@ -22,8 +22,7 @@ use crate::{
     metrics::{Lpips, Picture},
     model::{Layer, LayerCondition, LiteModel, Metadata},
     nn::lite::{
-        Condition, ConditionSpec, Discriminator, DiscriminatorConfig, LayerSpec, Student,
-        StudentConfig,
+        Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig,
         latent::{Grid, luma_slot, shuffle_add},
     },
     train::{
@@ -818,17 +817,7 @@ impl StudentRun {
             "train_scales": self.latent.scales,
             "steps_done": self.step,
         });
-        let condition = |spec: ConditionSpec| {
-            let mut condition = LayerCondition::zero(spec);
-            condition.shift = values(condition.spec.shift.0.clone())?;
-            if let Some((name, _)) = &condition.spec.gain {
-                condition.gain = values(name.clone())?;
-            }
-            if let Some((name, _)) = &condition.spec.kernels {
-                condition.kernels = values(name.clone())?;
-            }
-            Ok::<_, Error>(condition)
-        };
+        let condition = |spec| LayerCondition::read(spec, |name, _| values(name.to_string()));
         let layer = |spec: LayerSpec| {
             let conditions = spec.conditions(&student.conditioning).into_iter();
             Ok(Layer {
