@@ -153,6 +153,26 @@ fn dials_act_with_the_next_frame_and_leave_no_trace() {
 }
 
 #[test]
+fn a_dial_acts_in_every_precision() {
+    let frame = picture(FrameInfo::new(PixelFormat::I420, 40, 30));
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        let open = |denoise| {
+            let mut upscaler = load("tiny-dial".as_ref());
+            upscaler.set_precision(precision).unwrap();
+            upscaler.set_denoise(Some(denoise)).unwrap();
+            upscaler
+        };
+        let fresh = |denoise| bytes(&open(denoise).upscale(&frame).unwrap());
+        let mut upscaler = open(0.0);
+        let clean = bytes(&upscaler.upscale(&frame).unwrap());
+        upscaler.set_denoise(Some(0.8)).unwrap();
+        let degraded = bytes(&upscaler.upscale(&frame).unwrap());
+        assert_ne!(clean, degraded, "{precision}");
+        assert_eq!(degraded, fresh(0.8), "{precision}");
+    }
+}
+
+#[test]
 fn every_format_and_odd_size_keeps_its_constant_colour() {
     for format in PixelFormat::ALL {
         for (matrix, range) in [

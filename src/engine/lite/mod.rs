@@ -7,8 +7,8 @@ pub mod cuda;
 use super::{Capabilities, Options, Precision, Setting};
 use crate::{Error, Result, model::LiteModel, nn::lite::Condition};
 
-/// Value of [`Options::denoise`] when it is automatic: on held-out photos, clean and JPEG 60, it
-/// has the best mean.
+/// Value of [`Options::denoise`] when it is automatic: on held-out photos, clean and JPEG 60,
+/// `tiny-dial` loses at most 0.31 dB to the best position.
 const USUAL_DENOISE: f32 = 0.4;
 
 /// Returns the condition that `options` set for `scale`.
