@@ -16,7 +16,7 @@ use tadsr::{
     nn::lite::{Condition, DiscriminatorConfig, Student, StudentConfig, Teacher, TeacherConfig},
     train::{
         adversary::{Adversary, Judge, Judged, mean_of_heads},
-        init,
+        lite,
         losses::{Term, hinge_generator, stand_in},
         optim::{AdamW, Ema, Parameter},
     },
@@ -144,7 +144,7 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         blocks: 1,
         ..TeacherConfig::micro(channels, config.r)
     };
-    let (teacher, variables) = init::teacher(&teacher, 1, &place.device)?;
+    let (teacher, variables) = lite::init::teacher(&teacher, 1, &place.device)?;
     let frozen = variables
         .into_iter()
         .map(|(name, var)| (name, var.as_detached_tensor()));
@@ -156,7 +156,7 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         width: 64,
         time_channels: 32,
     };
-    let mut adversary = Adversary::new(init::lite_discriminator(&judge, 1, &place.device)?)?;
+    let mut adversary = Adversary::new(lite::init::discriminator(&judge, 1, &place.device)?)?;
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
     let mut student = Student::expanded(config, 64, vb)?;

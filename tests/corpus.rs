@@ -1,4 +1,4 @@
-//! The training data: mixed folders, damage by codecs, the pool of damaged clips.
+//! The training data: mixed folders, degradation by codecs, the pool of compressed clips.
 #![cfg(all(feature = "train", feature = "video"))]
 
 use std::{fs, path::Path, process::Command, sync::Mutex, time::Duration};
@@ -10,13 +10,15 @@ use tadsr::{
     Error,
     frame::{Frame, FrameInfo, PixelFormat},
     train::{
-        codec::Kind,
-        corpus::{Corpus, CorpusSpec, PoolSpec, Progress},
-        damage::Damage,
-        data::{Patch, Sampling},
-        pairs::{Pair, PairSource, Random},
-        pool::{Layout, Pool},
-        synthetic::Synthetic,
+        data::{
+            Patch, Sampling,
+            corpus::{Corpus, Progress},
+            pairs::{Pair, PairSource, Random},
+            pool::{Layout, Make, Pool},
+            spec::{CorpusSpec, PoolSpec},
+            synthetic::Synthetic,
+        },
+        degradation::{Degradation, codec::Kind},
     },
     video::{Options, StreamInfo, TimedFrame, Writer},
 };
@@ -42,8 +44,8 @@ fn spec(clips: usize) -> PoolSpec {
 }
 
 /// H.264 of good quality after a fixed kernel, as the only recipe.
-fn gentle() -> Damage {
-    Damage::from_toml(
+fn gentle() -> Degradation {
+    Degradation::from_toml(
         r#"
 [[recipe]]
 name = "gentle"
@@ -75,7 +77,7 @@ fn seeded(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Mean absolute difference of the truth, shrunk, and the damaged picture moved by (dx, dy).
+/// Mean absolute difference of the truth, shrunk, and the degraded picture moved by (dx, dy).
 fn misfit(truth: &Patch, low: &Patch, (dx, dy): (isize, isize)) -> f32 {
     let n = low.width;
     let small = truth
@@ -148,7 +150,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     require_h264();
     let dir = tempfile::tempdir().unwrap();
     let mut spec = mixed(dir.path());
-    let clean = Damage::clean().recipes;
+    let clean = Degradation::clean().recipes;
     spec.recipes.extend(clean);
     let seen = Mutex::new(Vec::new());
     let corpus = Corpus::load(&spec, 48, [1.25, 2.0], &|progress| {
@@ -281,7 +283,7 @@ fn data_that_cannot_serve_is_an_error_that_says_what_would() {
 }
 
 #[test]
-fn damaged_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
+fn compressed_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
     require_h264();
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(64, [1.25, 4.0]);
@@ -321,7 +323,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
     for clip in 0..8 {
         fs::remove_file(b.folder().join(format!("{clip:06}.rgb"))).unwrap();
     }
-    let pair = |pool: &Pool, make: &tadsr::train::pool::Make, seed| {
+    let pair = |pool: &Pool, make: &Make, seed| {
         let sampling = Sampling::default();
         pool.pair(make, &sampling, &mut Random::new(seed, 100 + seed), 48, 24)
     };
@@ -329,7 +331,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
         let want = pair(&a, &make, seed).unwrap();
         assert_eq!(want, pair(&b, &make, seed).unwrap());
     }
-    // Nothing is made again, but for what has been damaged.
+    // Nothing is made again, but for what has been degraded.
     let never = |_: &mut StdRng| Err(Error::Frame("made again".into()));
     let mut a = open(dirs[0].path(), 1);
     a.prepare(&never, &|_, _| true).unwrap();
@@ -419,7 +421,7 @@ fn data_check_says_what_is_used_and_why_not() {
     require_h264();
     for word in [
         "160x160, 25.00 fps, 0.8 s, H.264",
-        "damaged clips of 144x144",
+        "compressed clips of 144x144",
     ] {
         assert!(text.contains(word), "{word}: {text}");
     }
@@ -429,16 +431,16 @@ fn data_check_says_what_is_used_and_why_not() {
         let sides = format!("photos: 3 with sides of at least {side} pixels");
         assert!(text.contains(&sides), "{sides}: {text}");
     }
-    let own = dir.path().join("damage.toml");
+    let own = dir.path().join("degradation.toml");
     let own = own.to_str().unwrap();
     let (_, preset) = tool(&["data", "preset", "real-world"]);
     fs::write(own, &preset).unwrap();
-    let (good, text) = tool(&[&check[..], &["--damage", own]].concat());
+    let (good, text) = tool(&[&check[..], &["--degradation", own]].concat());
     assert!(good && text.contains("100 % real-world"), "{text}");
     fs::write(own, preset.replace("gaussian", "gausian")).unwrap();
-    let (good, text) = tool(&[&check[..], &["--damage", own]].concat());
+    let (good, text) = tool(&[&check[..], &["--degradation", own]].concat());
     assert!(
-        !good && text.contains("damage.toml") && text.contains("gausian"),
+        !good && text.contains("degradation.toml") && text.contains("gausian"),
         "{text}"
     );
     let empty = dir.path().join("empty");

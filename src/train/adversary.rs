@@ -8,7 +8,7 @@ use super::{
     losses::hinge_discriminator,
     optim::{AdamW, Parameter, found},
 };
-use crate::nn::{layers::is_parameter, lite, resshift::Discriminator};
+use crate::nn::layers::is_parameter;
 
 /// A discriminator that judges the features of a frozen teacher.
 pub trait Judge: Sized {
@@ -26,35 +26,6 @@ pub trait Judge: Sized {
 
     /// The same discriminator, which a gradient flows through and not into.
     fn frozen(&self) -> Self;
-}
-
-/// The published discriminator: all logits weigh the same.
-impl Judge for Discriminator {
-    fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
-        Ok(vec![self.forward(features, t)?])
-    }
-
-    fn power_iteration(&self) -> Result<()> {
-        Self::power_iteration(self)
-    }
-
-    fn frozen(&self) -> Self {
-        Self::frozen(self)
-    }
-}
-
-impl Judge for lite::Discriminator {
-    fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
-        self.forward(features, t)
-    }
-
-    fn power_iteration(&self) -> Result<()> {
-        Self::power_iteration(self)
-    }
-
-    fn frozen(&self) -> Self {
-        Self::frozen(self)
-    }
 }
 
 /// The mean of `loss` over a discriminator's heads.
@@ -172,7 +143,7 @@ impl<J: Judge> Adversary<J> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{nn::resshift::DiscriminatorConfig, train::init};
+    use crate::{nn::resshift::DiscriminatorConfig, train::resshift::init};
 
     #[test]
     fn it_learns_to_tell_two_kinds_of_features_apart() {

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, Var};
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
-use super::degrade::normal;
+use super::random::normal;
 use crate::diffusion::Schedule;
 
 /// A frozen teacher, as the losses see it. Its weights must not be variables, else their gradients are computed in vain.

@@ -4,31 +4,20 @@ use crate::{Device, Result, ops};
 
 pub mod adversary;
 pub mod checkpoint;
-#[cfg(feature = "video")]
-pub mod clips;
-pub mod codec;
-pub mod corpus;
-pub mod damage;
 pub mod data;
-pub mod degrade;
+pub mod degradation;
 pub mod eval;
 pub mod init;
 pub mod lite;
-pub mod loader;
 pub mod losses;
-pub mod matched;
-pub mod motion;
 pub mod optim;
-pub mod pairs;
-#[cfg(feature = "video")]
-pub mod pool;
-pub mod real_world;
+mod patch;
+mod random;
 pub mod recipe;
 pub mod report;
 pub mod resshift;
-pub mod stages;
-pub mod synthetic;
-pub mod tensorboard;
+
+pub use random::step_seed;
 
 /// The device that `device` names, for training: the CPU for [`Device::Auto`].
 ///

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 use super::{
-    corpus::CorpusSpec,
+    data::spec::CorpusSpec,
     lite::{student, teacher},
 };
 use crate::{

@@ -15,8 +15,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tadsr::{
     nn::lite::StudentConfig,
     train::{
-        corpus::{Corpus, CorpusSpec, Progress},
-        damage::Damage,
+        data::{
+            corpus::{Corpus, Progress},
+            spec::CorpusSpec,
+        },
+        degradation::Degradation,
         recipe,
     },
 };
@@ -30,10 +33,10 @@ pub struct Data {
     #[arg(long, required_unless_present = "pairs", num_args = 1.., value_name = "DIR")]
     pub data: Vec<PathBuf>,
     /// Two folders instead: low resolution, and the same pictures and videos at high resolution
-    #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], conflicts_with_all = ["data", "preset", "damage"])]
+    #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], conflicts_with_all = ["data", "preset", "degradation"])]
     pub pairs: Option<Vec<PathBuf>>,
     #[command(flatten)]
-    pub damage: DamageArgs,
+    pub degradation: DegradationArgs,
     /// Folder for prepared clips, which later runs find again [default: tadsr in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
@@ -41,16 +44,16 @@ pub struct Data {
 
 /// What happens to pictures.
 #[derive(clap::Args, Clone, Debug)]
-pub struct DamageArgs {
+pub struct DegradationArgs {
     /// What happens to the input besides being shrunk
     #[arg(long, value_enum, default_value = "streaming")]
     pub preset: Preset,
-    /// Instead of a preset: recipes of damage in a TOML file, as `tadsr-train data preset` prints them
-    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
-    pub damage: Option<PathBuf>,
+    /// Instead of a preset: degradation recipes in a TOML file, as `tadsr-train data preset` prints them
+    #[arg(long, alias = "damage", value_name = "FILE", conflicts_with = "preset")]
+    pub degradation: Option<PathBuf>,
 }
 
-/// The damages with a name.
+/// Degradations with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
     /// Half of it through H.264, H.265, VP9 and AV1, the rest clean, JPEG and a little of real-world
@@ -59,7 +62,7 @@ pub enum Preset {
     Clean,
     /// Two rounds of blur, resizing, noise and JPEG, with Real-ESRGAN's ranges
     RealWorld,
-    /// A third JPEG-damaged, a few blurred or noisy, the rest clean; needs no codecs
+    /// A third JPEG-compressed, a few blurred or noisy, the rest clean; needs no codecs
     Stills,
 }
 
@@ -104,15 +107,15 @@ impl Preset {
     }
 }
 
-impl DamageArgs {
-    /// Puts the damage into `spec`.
+impl DegradationArgs {
+    /// Puts the degradation into `spec`.
     pub fn set(&self, spec: &mut CorpusSpec) -> Result<()> {
         spec.preset = self.preset.name().into();
-        if let Some(path) = &self.damage {
+        if let Some(path) = &self.degradation {
             let text = fs::read_to_string(path);
             let text = text.with_context(|| format!("'{}' cannot be read", path.display()))?;
-            let damage = Damage::from_toml(&text);
-            spec.recipes = damage
+            let degradation = Degradation::from_toml(&text);
+            spec.recipes = degradation
                 .with_context(|| format!("'{}'", path.display()))?
                 .recipes;
         }
@@ -129,7 +132,7 @@ impl Data {
             cache: self.cache.clone(),
             ..CorpusSpec::default()
         };
-        self.damage.set(&mut spec)?;
+        self.degradation.set(&mut spec)?;
         Ok(spec)
     }
 }
@@ -154,7 +157,7 @@ pub fn load(
             Progress::Videos { done, all } => {
                 ("cutting clips, seconds of video", done as u64, all as u64)
             }
-            Progress::Pool { done, all } => ("damaging clips", done as u64, all as u64),
+            Progress::Pool { done, all } => ("compressing clips", done as u64, all as u64),
         };
         if let Ok(mut shown) = shown.lock() {
             let (_, bar) = match shown.take() {
@@ -196,7 +199,7 @@ pub fn describe(corpus: &Corpus) -> String {
         let pool = corpus.pool().map(|pool| {
             let (count, mb) = (pool.len(), pool.size() >> 20);
             let folder = pool.folder().display();
-            format!(", {count} damaged clips ({mb} MB in '{folder}')")
+            format!(", {count} compressed clips ({mb} MB in '{folder}')")
         });
         text + &clips.unwrap_or_default() + &pool.unwrap_or_default()
     };

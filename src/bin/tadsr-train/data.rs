@@ -9,15 +9,18 @@ use std::{
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 #[cfg(feature = "video")]
-use tadsr::train::{clips, pool::Layout};
+use tadsr::train::data::{clips, pool::Layout};
 use tadsr::train::{
-    corpus::{self, CorpusSpec, Found},
-    damage::Damage,
-    data::{PhotoSet, Skipped},
+    data::{
+        PhotoSet, Skipped, corpus,
+        files::{self, Found},
+        spec::CorpusSpec,
+    },
+    degradation::Degradation,
     recipe::train_scales,
 };
 
-use crate::corpus::{DamageArgs, Preset, Size};
+use crate::corpus::{DegradationArgs, Preset, Size};
 
 /// Look at training data: what of it is used, and what happens to it.
 #[derive(ClapArgs)]
@@ -38,13 +41,13 @@ enum Command {
   tadsr-train data check photos videos
   tadsr-train data check photos --scale 4              # for a model of scales up to 4
   tadsr-train data check photos --student small --scale 4   # of another kind
-  tadsr-train data check photos --damage damage.toml   # recipes of one's own")]
+  tadsr-train data check photos --degradation degradation.toml   # recipes of one's own")]
 struct Check {
     /// Folders (or files) with photos (JPEG, PNG) and videos
     #[arg(required = true, value_name = "DIR")]
     dirs: Vec<PathBuf>,
     #[command(flatten)]
-    damage: DamageArgs,
+    degradation: DegradationArgs,
     /// The kind of student
     #[arg(long, value_enum, default_value = "tiny")]
     student: Size,
@@ -59,11 +62,11 @@ struct Check {
     cache: Option<PathBuf>,
 }
 
-/// Print a preset's recipes of damage as TOML, to change them and give them to --damage.
+/// Print a preset's degradation recipes as TOML, to change them and give them to --degradation.
 #[derive(ClapArgs)]
 #[command(after_help = "Examples:
-  tadsr-train data preset streaming > damage.toml
-  tadsr-train fit --data photos --damage damage.toml --out runs/mine")]
+  tadsr-train data preset streaming > degradation.toml
+  tadsr-train fit --data photos --degradation degradation.toml --out runs/mine")]
 struct Print {
     #[arg(value_enum)]
     preset: Preset,
@@ -73,8 +76,8 @@ pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Check(check) => check.run(),
         Command::Preset(Print { preset }) => {
-            if let Some(damage) = Damage::preset(preset.name()) {
-                print!("{}", damage.to_toml());
+            if let Some(degradation) = Degradation::preset(preset.name()) {
+                print!("{}", degradation.to_toml());
             }
             Ok(())
         }
@@ -93,20 +96,20 @@ impl Check {
             cache: self.cache.clone(),
             ..CorpusSpec::default()
         };
-        self.damage.set(&mut spec)?;
+        self.degradation.set(&mut spec)?;
         let available = corpus::available(&spec)?;
-        let found = corpus::find(&self.dirs)?;
+        let found = files::find(&self.dirs)?;
         let photos = photos(&found, patch)?;
         let counts = material(
             &spec,
-            &available.damage,
+            &available.degradation,
             &found,
             photos,
             patch,
             train_scales(low, self.scale),
         )?;
         others(&self.dirs)?;
-        damage(&available);
+        degradation(&available);
         encoders();
         if counts == 0 {
             bail!("nothing here can be trained on");
@@ -141,15 +144,15 @@ fn left_out(skipped: &[Skipped]) {
 #[cfg(feature = "video")]
 fn material(
     spec: &CorpusSpec,
-    damage: &Damage,
+    degradation: &Degradation,
     found: &Found,
     photos: Option<PhotoSet>,
     patch: usize,
     scales: [f64; 2],
 ) -> Result<usize> {
-    let coded = damage.coded().next().is_some();
+    let coded = degradation.coded().next().is_some();
     let layout = Layout::new(patch, scales);
-    let shape = corpus::clip_shape(spec, damage, patch, scales);
+    let shape = corpus::clip_shape(spec, degradation, patch, scales);
     let (videos, skipped) = clips::survey(&found.videos, shape.side);
     let (count, side) = (videos.len(), shape.side);
     println!(
@@ -189,7 +192,7 @@ fn material(
             .map(|s| (layout.side / s).to_string())
             .collect();
         println!(
-            "  {clips} damaged clips of {0}x{0} from {1} pixels: {2} MB (at most {3} MB); {large} photos and {count} \
+            "  {clips} compressed clips of {0}x{0} from {1} pixels: {2} MB (at most {3} MB); {large} photos and {count} \
              videos are large enough for them",
             layout.side,
             lows.join(", "),
@@ -214,7 +217,7 @@ fn material(
     );
     if coded && large == 0 && count == 0 {
         bail!(
-            "codec damage needs photos or videos with sides of at least {} pixels",
+            "codec degradation needs photos or videos with sides of at least {} pixels",
             layout.side
         );
     }
@@ -224,7 +227,7 @@ fn material(
 #[cfg(not(feature = "video"))]
 fn material(
     _: &CorpusSpec,
-    _: &Damage,
+    _: &Degradation,
     found: &Found,
     photos: Option<PhotoSet>,
     _: usize,
@@ -241,10 +244,10 @@ fn material(
 
 /// Counts the files that have no name of a photo or video.
 fn others(dirs: &[PathBuf]) -> Result<()> {
-    let named = |path: &Path| !corpus::is_material(path);
+    let named = |path: &Path| !files::is_material(path);
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for path in tadsr::train::data::files(dirs, named)? {
-        if fs::metadata(&path).is_ok_and(|m| m.is_file()) && !corpus::is_material(&path) {
+        if fs::metadata(&path).is_ok_and(|m| m.is_file()) && !files::is_material(&path) {
             let kind = path
                 .extension()
                 .map_or("no extension".into(), |e| format!(".{}", e.display()));
@@ -262,10 +265,10 @@ fn others(dirs: &[PathBuf]) -> Result<()> {
 }
 
 /// Says what happens to the pictures.
-fn damage(available: &corpus::Available) {
-    let recipes = &available.damage.recipes;
+fn degradation(available: &corpus::Available) {
+    let recipes = &available.degradation.recipes;
     let all: f64 = recipes.iter().map(|r| r.weight).sum();
-    println!("damage:");
+    println!("degradation:");
     for recipe in recipes {
         let stages: Vec<_> = recipe.stages.iter().map(|s| s.name()).collect();
         let share = 100.0 * recipe.weight / all;

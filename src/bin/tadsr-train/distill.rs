@@ -16,7 +16,7 @@ use tadsr::{
     nn::resshift::{ResShiftConfig, UnetConfig},
     train::{
         checkpoint::Start,
-        damage::Recipe,
+        degradation::DegradationRecipe,
         losses::ScoreWeight,
         resshift::{Begin, Distill, Options, Place, Weights, narrowed},
     },
@@ -135,7 +135,7 @@ pub struct Args {
 enum Preset {
     /// Two rounds of blur, resizing, noise and JPEG, as Real-ESRGAN has them
     RealWorld,
-    /// A third JPEG-damaged, a few blurred or noisy, the rest clean
+    /// A third JPEG-compressed, a few blurred or noisy, the rest clean
     Stills,
     /// Shrunk and nothing else
     Clean,
@@ -162,10 +162,10 @@ impl Args {
         let plain = Options::new(name.as_deref().unwrap_or("model"), config);
         let options = Options {
             student: self.shape(config, begin)?,
-            damage: match self.preset {
-                Preset::RealWorld => Recipe::real_world(),
-                Preset::Stills => Recipe::stills(),
-                Preset::Clean => Recipe::clean(),
+            degradation: match self.preset {
+                Preset::RealWorld => DegradationRecipe::real_world(),
+                Preset::Stills => DegradationRecipe::stills(),
+                Preset::Clean => DegradationRecipe::clean(),
             },
             steps: self.steps,
             batch: self.batch,

@@ -10,8 +10,8 @@ use tadsr::{
     nn::lite::{Condition, Conditioning, latent::Grid},
     train::{
         checkpoint::write_atomically,
-        damage::Recipe,
-        pairs::{Batch, DamagedPhotos, PairSpec},
+        data::pairs::{Batch, DegradedPhotos, PairSpec},
+        degradation::DegradationRecipe,
         recipe::train_scales,
     },
 };
@@ -20,7 +20,7 @@ use crate::run;
 
 /// Calibrate a model on photographs, so that it can be computed in 8-bit integers.
 ///
-/// The model file gets the ranges of the values that the network meets on patches of the photos, shrunk and damaged as the
+/// The model file gets the ranges of the values that the network meets on patches of the photos, shrunk and degraded as the
 /// preset `stills` has it; its weights stay as they are. What the precisions reach is measured on patches of every 20th
 /// photo, which it is not calibrated on where there are 20 or more.
 #[derive(clap::Args)]
@@ -63,9 +63,9 @@ pub fn run(args: Args) -> Result<()> {
     let spec = spec(&model);
     let [photos, others] = run::photos(&args.data, spec.patch)?;
     let batches = |photos, seed: u64, count: u64| -> Result<Vec<Batch>> {
-        let source = DamagedPhotos {
+        let source = DegradedPhotos {
             photos: Arc::new(photos),
-            recipe: Recipe::stills(),
+            recipe: DegradationRecipe::stills(),
         };
         let batch = |i| {
             spec.batch(

@@ -13,13 +13,15 @@ use tadsr::{
     metrics::Lpips,
     train::{
         checkpoint::{Start, write_atomically},
-        corpus::{CorpusSpec, PoolSpec},
+        data::{
+            matched::Matched,
+            spec::{CorpusSpec, PoolSpec},
+        },
         lite::{
             Begin, Latent, Material, Place,
             student::{self, Distillation, Options as StudentOptions, StudentRun, Target},
             teacher::{FrozenTeacher, Options as TeacherOptions, TeacherRun},
         },
-        matched::Matched,
         recipe::{Recipe, train_scales},
     },
 };

@@ -20,8 +20,7 @@ use tadsr::{
         self,
         checkpoint::write_atomically,
         data::PhotoSet,
-        report::{GRADIENT, REPORT_FILE, Report, SampleRow, save_samples},
-        tensorboard::EventWriter,
+        report::{EventWriter, GRADIENT, REPORT_FILE, Report, SampleRow, save_samples},
     },
 };
 

@@ -328,13 +328,13 @@ impl<'a> SmallFrames<'a> {
         self.ready = clean.iter().map(|_| Vec::new()).collect();
         for condition in self.conditions {
             check(&of.stop)?;
-            let damaged = match condition.codec() {
+            let degraded = match condition.codec() {
                 Some(codec) => codec.round_trip(&clean, self.framerate)?,
                 None => clean.clone(),
             };
             self.ready
                 .iter_mut()
-                .zip(damaged)
+                .zip(degraded)
                 .for_each(|(frames, frame)| frames.push(frame));
         }
         Ok(())

@@ -3,8 +3,8 @@
 use std::{fmt, str::FromStr};
 
 #[cfg(feature = "video")]
-use crate::train::codec::{Codec, Rate};
-use crate::train::{codec::Kind, damage::Recipe};
+use crate::train::degradation::codec::{Codec, Rate};
+use crate::train::degradation::{DegradationRecipe, codec::Kind};
 
 /// What is done to a small picture or clip before it is upscaled. As text: `clean`, `jpeg60` (JPEG of a quality of 1 to
 /// 100), `h264-23`, `h265-28`, `vp9-32`, `av1-32` (a codec and its CRF, 0 to 51).
@@ -33,10 +33,10 @@ impl Condition {
     }
 
     /// How a picture is made small: Catmull-Rom, antialiased, then JPEG.
-    pub(super) fn recipe(self) -> Recipe {
+    pub(super) fn recipe(self) -> DegradationRecipe {
         match self {
-            Self::Jpeg(quality) => Recipe::jpeg(quality),
-            _ => Recipe::fixed(),
+            Self::Jpeg(quality) => DegradationRecipe::jpeg(quality),
+            _ => DegradationRecipe::fixed(),
         }
     }
 

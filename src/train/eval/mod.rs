@@ -1,4 +1,4 @@
-//! What models reach beside plain interpolation: pictures and clips are made small, perhaps damaged, made large again by
+//! What models reach beside plain interpolation: pictures and clips are made small, perhaps degraded, made large again by
 //! every method, and measured.
 //!
 //! `docs/evaluation.md` says how, with the sources of the metrics.

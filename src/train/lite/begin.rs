@@ -11,7 +11,7 @@ use crate::{
     Error, Result,
     model::LiteModel,
     nn::lite::{LatentStats, Student, StudentConfig},
-    train::{checkpoint, degrade::normal},
+    train::{checkpoint, random::normal},
 };
 
 /// A trained student, kernels folded.

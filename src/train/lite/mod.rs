@@ -5,6 +5,7 @@
 //! [`super::losses`] serve it as they are.
 
 mod begin;
+pub mod init;
 pub mod student;
 pub mod teacher;
 
@@ -17,11 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     checkpoint::Start,
-    corpus::Corpus,
-    loader::step_seed,
+    data::{
+        corpus::Corpus,
+        matched::Matched,
+        pairs::{Batch, PairSource, PairSpec},
+    },
     losses,
-    matched::Matched,
-    pairs::{Batch, PairSource, PairSpec},
+    random::step_seed,
 };
 use crate::{
     Error, Result,
@@ -124,7 +127,7 @@ impl Latent {
 #[derive(Clone)]
 pub struct Material {
     pub source: Arc<dyn PairSource>,
-    /// Kinds of damage, by name, of pictures that are not trained on.
+    /// Kinds of degradation, by name, of pictures that are not trained on.
     pub held_out: Vec<(&'static str, Arc<dyn PairSource>)>,
 }
 
@@ -155,7 +158,7 @@ impl Material {
         self.source.fingerprint()
     }
 
-    /// A batch of each kind of damage at the model's own scale.
+    /// A batch of each kind of degradation at the model's own scale.
     fn validation(&self, pairs: &PairSpec, stats: &LatentStats) -> Result<Vec<HeldOut>> {
         let pairs = PairSpec {
             batch: 64,
@@ -169,7 +172,7 @@ impl Material {
     }
 }
 
-/// A kind of damage and its batch.
+/// A kind of degradation and its batch.
 type HeldOut = (&'static str, Batch);
 
 /// Where a run is kept and how it goes on.

@@ -11,19 +11,19 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{Diffusion, Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain};
+use super::{
+    Diffusion, Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, init,
+};
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
     nn::lite::{LatentKind, Teacher, TeacherConfig},
     train::{
         checkpoint,
-        data::Fnv,
-        init,
-        loader::{Loader, step_seed},
+        data::{loader::Loader, pairs::Batch},
         losses::{Perturbation, Teacher as _, denoising, normals},
         optim::{CLIP, Trained, cosine},
-        pairs::Batch,
+        random::{Fnv, step_seed},
     },
 };
 
@@ -357,7 +357,7 @@ impl TeacherRun {
         Ok(denoising(&residual, &draw, |x, t| guided.predict(x, t))?)
     }
 
-    /// On held-out photos, for each kind of damage: the loss, and the gain in PSNR over the base in dB of the prediction
+    /// On held-out photos, for each kind of degradation: the loss, and the gain in PSNR over the base in dB of the prediction
     /// from noise alone, the mean of what the picture may be.
     ///
     /// # Errors

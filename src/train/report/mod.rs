@@ -8,10 +8,12 @@ mod curves;
 mod folder;
 mod html;
 mod plot;
+mod tensorboard;
 
 pub use curves::Curves;
 pub use folder::{REPORT_FILE, load_samples, save_samples};
 pub use html::Page;
+pub use tensorboard::EventWriter;
 
 use std::path::Path;
 

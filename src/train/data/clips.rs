@@ -23,12 +23,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    corpus::ClipSpec,
-    data::{Fnv, Patch, Sampling, Skipped, cut, texture},
+    files::Skipped,
+    sampling::{Sampling, cut, texture},
+    spec::ClipSpec,
 };
 use crate::{
     Error, Result,
     frame::{Component, Frame, resample::Kernel},
+    train::{patch::Patch, random::Fnv},
     video::Reader,
 };
 
@@ -597,7 +599,7 @@ mod tests {
     use super::*;
     use crate::{
         frame::{FrameInfo, PixelFormat},
-        train::corpus::find,
+        train::data::files::find,
         video::{Options, StreamInfo, TimedFrame, Writer},
     };
 

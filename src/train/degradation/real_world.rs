@@ -1,4 +1,4 @@
-//! The two-stage damage that real-world super-resolution is trained on: Real-ESRGAN's (Wang et al., arXiv 2107.10833,
+//! The two-stage degradation that real-world super-resolution is trained on: Real-ESRGAN's (Wang et al., arXiv 2107.10833,
 //! section 3), with the ranges of ResShift (arXiv 2307.12348) for scale 4.
 
 use std::f32::consts::PI;
@@ -6,14 +6,11 @@ use std::f32::consts::PI;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    data::Patch,
-    degrade::{convolve, jpeg_round_trip, normal},
-    stages::content,
-};
+use super::filters::{content, convolve, jpeg_round_trip};
 use crate::{
     Error, Result,
     frame::resample::{Axis, Kernel, Options, Resampler},
+    train::{patch::Patch, random::normal},
 };
 
 /// Two rounds of blur, resize, noise and JPEG; at the end the size asked for, ringing and JPEG in either order.

@@ -5,11 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 
-use super::{
-    damage::Recipe,
-    data::{Patch, PhotoSet},
-    loader::step_seed,
-};
+use super::photos::PhotoSet;
 use crate::{
     Result,
     frame::{
@@ -20,6 +16,7 @@ use crate::{
         Condition, LatentKind, LatentStats, denoise_of,
         latent::{Grid, chroma_slot, luma_slot, unshuffle},
     },
+    train::{degradation::DegradationRecipe, patch::Patch, random::step_seed},
 };
 
 /// Where pictures and their low-resolution versions come from.
@@ -88,14 +85,14 @@ pub struct Pair {
     pub noise: f64,
 }
 
-/// Photos that are damaged one by one.
+/// Photos that are degraded one by one.
 #[derive(Clone, Debug)]
-pub struct DamagedPhotos {
+pub struct DegradedPhotos {
     pub photos: Arc<PhotoSet>,
-    pub recipe: Recipe,
+    pub recipe: DegradationRecipe,
 }
 
-impl PairSource for DamagedPhotos {
+impl PairSource for DegradedPhotos {
     fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
         let truth = self.photos.sample(&mut random.content, side, side)?;
         let degradation = &mut random.degradation;

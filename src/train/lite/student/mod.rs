@@ -5,242 +5,39 @@
 //! the discriminator. Regression pulls only the low frequencies towards the teacher's sample, for one network cannot meet
 //! samples that differ by their noise, and a mean over them has no texture.
 
+mod held_out;
+mod options;
+mod terms;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use candle_nn::{VarBuilder, VarMap};
-use image::RgbImage;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
+pub use held_out::Validation;
+pub use options::{Distillation, Options};
+
 use super::{
-    Begin, Guided, HeldOut, Latent, Material, Place, begin::build, bounded, check_common, gain,
+    Begin, Guided, HeldOut, Latent, Material, Place, begin::build, bounded, init,
     teacher::FrozenTeacher,
 };
 use crate::{
     Error, Result,
-    metrics::{Lpips, Picture},
+    metrics::Lpips,
     model::{Layer, LayerCondition, LiteModel, Metadata},
-    nn::lite::{
-        Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig,
-        latent::{Grid, luma_slot, shuffle_add},
-    },
+    nn::lite::{Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig},
     train::{
-        adversary::{Adversary, Judge, Judged, mean_of_heads},
+        adversary::{Adversary, Judged},
         checkpoint,
-        degrade::normal,
-        init,
-        loader::{Loader, step_seed},
-        losses::{
-            Perturbation, ScoreWeight, Term, hinge_generator, norm, normals, regression,
-            score_direction, score_distillation, stand_in,
-        },
+        data::{loader::Loader, pairs::Batch},
+        init::{Tensors, sorted},
+        losses::{Perturbation, Term, norm, normals, stand_in},
         optim::{CLIP, Parameter, Trained, cosine},
-        pairs::Batch,
-        report::SampleRow,
+        random::{normal, step_seed},
     },
 };
-
-/// Everything that determines a run's result, beside the data, the latent and the teacher.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Options {
-    pub steps: u64,
-    /// Pairs in a batch.
-    pub batch: usize,
-    /// Batches whose gradients are averaged in a step.
-    pub accumulate: usize,
-    /// Side of a high-resolution patch in pixels; 0 for 48 cells of the grid.
-    pub patch: usize,
-    /// Peak for all but the inner kernels; it warms up, then falls along a cosine.
-    pub learning_rate: f64,
-    /// Peak for the kernels between head and tail, which Muon optimises; 0 leaves them to AdamW, as
-    /// the rest.
-    pub muon_rate: f64,
-    /// Decay of the averaged weights.
-    pub ema: f64,
-    /// Channels that each kernel is a product over while it is trained; 0 trains the kernels themselves.
-    pub expand: usize,
-    pub seed: u64,
-    pub distillation: Distillation,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            steps: 50_000,
-            batch: 16,
-            accumulate: 1,
-            patch: 0,
-            learning_rate: 5e-3,
-            muon_rate: 0.01,
-            ema: 0.999,
-            expand: 64,
-            seed: 1,
-            distillation: Distillation::default(),
-        }
-    }
-}
-
-impl Options {
-    /// # Errors
-    /// [`Error::Setting`] that names what is out of range, whatever the student and the teacher.
-    pub fn check(&self) -> Result<()> {
-        if self.expand > 1024 {
-            return Err(Error::Setting(format!(
-                "expand = {}: up to 1024",
-                self.expand
-            )));
-        }
-        if !(0.0..1.0).contains(&self.muon_rate) {
-            return Err(Error::Setting(format!(
-                "muon_rate = {}: at least 0, below 1",
-                self.muon_rate
-            )));
-        }
-        self.distillation.check()?;
-        let batches = [self.batch, self.accumulate];
-        check_common(self.steps, batches, self.learning_rate, self.ema)
-    }
-
-    /// The side of a high-resolution patch for a latent of `r` and a teacher that takes sides of `multiple` cells.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] when that is out of range.
-    pub fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
-        let patch = match self.patch {
-            0 => 48 * r,
-            patch => patch,
-        };
-        let multiple = r * multiple.max(2);
-        match (16..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
-            true => Ok(patch),
-            false => Err(Error::Setting(format!(
-                "patch = {patch}: 16 to 1024, a multiple of {multiple}"
-            ))),
-        }
-    }
-}
-
-/// How the teacher teaches. The terms' gradients are balanced: each is brought to its share of the norm that the first
-/// term's gradient has. The defaults are what paid in the ablation of `docs/recipes.md`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Distillation {
-    /// Share of the steps that go by with the terms of the truth alone.
-    pub after: f64,
-    /// Share of the steps over which the adversarial term grows to its share.
-    pub ramp: f64,
-    /// Share of the Charbonnier loss to the true residual.
-    pub real: f64,
-    /// Share of the difference to the truth, shrunk by the grid's factor.
-    pub consistency: f64,
-    /// Share of the regression to the teacher's sample.
-    pub regression: f64,
-    /// Whether the regression sees the mean of each grid cell alone.
-    pub low_pass: bool,
-    /// Share of high-frequency score distillation.
-    pub score: f64,
-    /// The score is looked at at times below this.
-    pub score_times: usize,
-    pub score_weight: ScoreWeight,
-    /// Share of the adversarial term.
-    pub adversarial: f64,
-    /// Whether the discriminator sees residuals at random noise levels; else as they are.
-    pub time_aware: bool,
-    /// It sees them at times below this; 0: at all but the last.
-    pub judge_times: usize,
-    /// Channels in the discriminator's heads.
-    pub width: usize,
-    /// The discriminator's learning rate.
-    pub discriminator_rate: f64,
-}
-
-impl Default for Distillation {
-    fn default() -> Self {
-        Self {
-            after: 0.4,
-            ramp: 0.05,
-            real: 0.5,
-            consistency: 0.1,
-            regression: 0.0,
-            low_pass: true,
-            score: 0.0,
-            score_times: 3,
-            score_weight: ScoreWeight::NoiseLevel,
-            adversarial: 0.3,
-            time_aware: true,
-            judge_times: 2,
-            width: 32,
-            discriminator_rate: 5e-4,
-        }
-    }
-}
-
-impl Distillation {
-    /// The truth alone: what a run without a teacher does.
-    pub fn none() -> Self {
-        Self {
-            real: 1.0,
-            consistency: 0.0,
-            regression: 0.0,
-            score: 0.0,
-            adversarial: 0.0,
-            ..Self::default()
-        }
-    }
-
-    /// The terms' shares in the order of [`TERMS`].
-    fn shares(&self) -> [f64; 5] {
-        [
-            self.real,
-            self.consistency,
-            self.regression,
-            self.score,
-            self.adversarial,
-        ]
-    }
-
-    fn needs_teacher(&self) -> bool {
-        self.shares()[2..].iter().any(|share| *share > 0.0)
-    }
-
-    /// # Errors
-    /// [`Error::Setting`] when the teacher's schedule has fewer steps than are asked for.
-    pub(in crate::train) fn check_times(&self, steps: usize) -> Result<()> {
-        match self.score_times.max(self.judge_times) <= steps {
-            true => Ok(()),
-            false => Err(Error::Setting(format!(
-                "distillation: score_times and judge_times: at most the teacher's {steps} steps"
-            ))),
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        let wrong = |text: String| Err(Error::Setting(format!("distillation: {text}")));
-        for (name, share) in [("after", self.after), ("ramp", self.ramp)] {
-            if !(0.0..=1.0).contains(&share) {
-                return wrong(format!("{name} = {share}: 0 to 1"));
-            }
-        }
-        for (name, share) in TERMS.iter().zip(self.shares()) {
-            if !(0.0..=1.0).contains(&share) {
-                return wrong(format!("{name} = {share}: a share is 0 to 1"));
-            }
-        }
-        if self.real + self.consistency <= 0.0 {
-            return wrong("real and consistency are both 0: the truth must have a share".into());
-        }
-        if self.score_times == 0 || self.width == 0 || self.width > 1024 {
-            return wrong("score_times and width (up to 1024) must be at least 1".into());
-        }
-        let rate = self.discriminator_rate;
-        if !(rate > 0.0 && rate.is_finite()) {
-            return wrong(format!("discriminator_rate = {rate}: above 0 and finite"));
-        }
-        Ok(())
-    }
-}
 
 /// The terms of the student's loss: their names in logs.
 pub const TERMS: [&str; 5] = ["real", "consistency", "regression", "score", "adversarial"];
@@ -252,9 +49,6 @@ const GRADIENTS: [&str; 5] = [
     "grad_adversarial",
 ];
 
-/// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in units of the residual's standard deviation.
-const CHARBONNIER_EPS: f64 = 0.02;
-
 /// Standard deviation of the error that half of the batches have in the dial `denoise`: users and
 /// estimators do not hit it exactly, and between the degradations that the data have the network
 /// must not do as it likes.
@@ -262,9 +56,6 @@ const BLUR: f64 = 0.1;
 
 /// What the running norms of the terms' gradients keep of themselves in a step.
 const NORM_DECAY: f64 = 0.98;
-
-/// Pictures of each kind of damage in [`StudentRun::samples`].
-const SAMPLES: usize = 4;
 
 /// Separates the seeds of noise and initial weights from those of the data.
 const NOISE: u64 = 0x4e4f_4953;
@@ -333,17 +124,6 @@ struct Drawn {
     score: (Vec<usize>, Tensor),
     judged: (Vec<usize>, Tensor),
     prior: Tensor,
-}
-
-/// How a held-out batch turned out.
-#[derive(Clone, Debug)]
-pub struct Validation {
-    /// The kind of damage.
-    pub name: &'static str,
-    /// Gain in PSNR over the bicubic base, in dB.
-    pub gain: f64,
-    /// LPIPS of luma alone, of the student and of the base, where its weights are there.
-    pub lpips: Option<[f64; 2]>,
 }
 
 impl StudentRun {
@@ -417,7 +197,7 @@ impl StudentRun {
         Ok(run)
     }
 
-    fn restore(&mut self, path: &Path, tensors: &init::Tensors, state: State) -> Result<()> {
+    fn restore(&mut self, path: &Path, tensors: &Tensors, state: State) -> Result<()> {
         if state.fingerprint != self.fingerprint {
             let reason = "was made with other data: give it as it was";
             return Err(Error::training(path, reason));
@@ -642,161 +422,6 @@ impl StudentRun {
         Ok(weights)
     }
 
-    /// The terms that have a share, in the order of [`TERMS`].
-    fn terms(
-        &self,
-        batch: &Drawn,
-        z: &Tensor,
-        shares: &[f64; 5],
-        judge: Option<&Discriminator>,
-    ) -> Result<[Option<Term>; 5]> {
-        let d = &self.options.distillation;
-        let mut terms = [None, None, None, None, None];
-        if shares[0] > 0.0 {
-            terms[0] = Some(Term::at(z, |z| charbonnier(z, &batch.residual))?);
-        }
-        if shares[1] > 0.0 {
-            let means = self.cell_means(z.device())?;
-            let loss = |z: &Tensor| charbonnier(&low(z, &means)?, &low(&batch.residual, &means)?);
-            terms[1] = Some(Term::at(z, loss)?);
-        }
-        let Some(teacher) = &self.teacher else {
-            return Ok(terms);
-        };
-        let guided = batch.guided(teacher);
-        if shares[2] > 0.0 || shares[3] > 0.0 {
-            let goal = teacher.sample(&batch.base, batch.at.scale, &batch.prior)?;
-            if shares[2] > 0.0 && d.low_pass {
-                let means = self.cell_means(z.device())?;
-                let loss = |z: &Tensor| regression(&low(z, &means)?, &low(&goal, &means)?);
-                terms[2] = Some(Term::at(z, loss)?);
-            } else if shares[2] > 0.0 {
-                terms[2] = Some(Term::at(z, |z| regression(z, &goal))?);
-            }
-            if shares[3] > 0.0 {
-                let draw = batch.perturbation(teacher, &batch.score);
-                let g = score_direction(z, &goal, &draw, d.score_weight, &guided)?;
-                terms[3] = Some(Term::at(z, |z| score_distillation(z, &g))?);
-            }
-        }
-        if let Some(judge) = judge {
-            let draw = batch.judged(teacher);
-            let loss = |z: &Tensor| {
-                let features = draw.features(z, &guided)?;
-                let heads = judge.heads(&features, draw.t)?;
-                mean_of_heads(heads.iter().map(hinge_generator))
-            };
-            terms[4] = Some(Term::at(z, loss)?);
-        }
-        Ok(terms)
-    }
-
-    /// What takes a whitened residual `[.., c]` to the means of each plane's samples in a cell, in standard deviations of
-    /// the first channel: `[c, planes]`.
-    fn cell_means(&self, device: &Device) -> Result<Tensor> {
-        let (std, luma) = (&self.latent.stats.residual_std, self.latent.r.pow(2));
-        let channels = std.len();
-        let half = (channels - luma) / 2;
-        let planes = if half == 0 { 1 } else { 3 };
-        let mut map = vec![0f32; channels * planes];
-        for (c, std_c) in std.iter().enumerate() {
-            let (plane, count) = match c.checked_sub(luma) {
-                None => (0, luma),
-                Some(chroma) => (1 + chroma / half, half),
-            };
-            map[c * planes + plane] = std_c / std[0] / count as f32;
-        }
-        Ok(Tensor::from_vec(map, (channels, planes), device)?)
-    }
-
-    /// How the averaged student does on held-out photos, for each kind of damage.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    pub fn validate(&self) -> Result<Vec<Validation>> {
-        let student = self.model()?.student()?;
-        let measure = |(name, batch): &HeldOut| {
-            let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
-            let result = student.forward(&base, &batch.condition())?;
-            let left = (&result - &residual)?;
-            let lpips = self.lpips.as_ref().map(|lpips| {
-                let truth = self.pictures(&base, &residual)?;
-                let of =
-                    |residual: &Tensor| distance(lpips, &self.pictures(&base, residual)?, &truth);
-                Ok::<_, Error>([of(&result)?, of(&residual.zeros_like()?)?])
-            });
-            Ok(Validation {
-                name,
-                gain: gain(&residual, &left, &self.latent.stats)?,
-                lpips: lpips.transpose()?,
-            })
-        };
-        self.held_out.iter().map(measure).collect()
-    }
-
-    /// Held-out pictures, a few of each kind of damage: bicubic, the averaged student's, the teacher's if there is one, and
-    /// the truth. Luma alone.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    pub fn samples(&self) -> Result<Vec<SampleRow>> {
-        let student = self.model()?.student()?;
-        let mut rows = Vec::new();
-        for (name, batch) in &self.held_out {
-            let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
-            let few = base.dim(0)?.min(SAMPLES);
-            let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);
-            let mut columns = vec![
-                ("bicubic", base.zeros_like()?),
-                ("student", student.forward(&base, &batch.condition())?),
-            ];
-            if let Some(teacher) = &self.teacher {
-                let base = base.to_device(&self.device)?;
-                let noise = normals(&base, &mut StdRng::seed_from_u64(NOISE))?;
-                let sample = teacher.sample(&base, batch.scale, &noise)?;
-                columns.push(("teacher", sample.to_device(&Device::Cpu)?));
-            }
-            columns.push(("truth", residual));
-            let mut pictures = Vec::new();
-            for (column, residual) in columns {
-                pictures.push((column, self.pictures(&base, &residual)?));
-            }
-            for i in 0..few {
-                let image = |(column, all): &(&str, Vec<Picture>)| {
-                    let side = self.patch as u32;
-                    let image = RgbImage::from_raw(side, side, all.get(i)?.rgb().to_vec())?;
-                    Some((column.to_string(), image))
-                };
-                rows.push(SampleRow {
-                    label: format!("{name} {}", i + 1),
-                    images: pictures.iter().filter_map(image).collect(),
-                });
-            }
-        }
-        Ok(rows)
-    }
-
-    /// The luma pictures that residuals over `base` make.
-    fn pictures(&self, base: &Tensor, residual: &Tensor) -> Result<Vec<Picture>> {
-        let stats = &self.latent.stats;
-        let of = |values: &[f32]| Tensor::new(values, base.device());
-        let sum = base
-            .broadcast_mul(&of(&stats.input_std)?)?
-            .broadcast_add(&of(&stats.input_mean)?)?
-            .add(&residual.broadcast_mul(&of(&stats.residual_std)?)?)?;
-        let (r, side) = (self.latent.r, self.patch);
-        let grid = Grid::new(self.latent.kind, r, side, side);
-        let ones = vec![1.0; grid.channels];
-        let picture = |i| {
-            let latent = sum.get(i)?.flatten_all()?.to_vec1::<f32>()?;
-            let mut luma = vec![0.0; side * side];
-            shuffle_add(&latent, luma_slot(r), grid, &ones, &mut luma, side);
-            let grey = luma.iter().flat_map(|v| [(v * 255.0).round() as u8; 3]);
-            Picture::new(side, side, grey.collect())
-        };
-        (0..base.dim(0)?).map(picture).collect()
-    }
-
     /// The model as it stands: the averaged weights, branches folded.
     ///
     /// # Errors
@@ -962,29 +587,8 @@ fn new_adversary(
         width: options.distillation.width,
         time_channels: teacher.net.config().widths[0],
     };
-    let made = init::lite_discriminator(&config, options.seed ^ DISCRIMINATOR, device)?;
+    let made = init::discriminator(&config, options.seed ^ DISCRIMINATOR, device)?;
     Ok(Some(Adversary::new(made)?))
-}
-
-/// `mean sqrt((z - goal)^2 + eps^2)`
-fn charbonnier(z: &Tensor, goal: &Tensor) -> candle_core::Result<Tensor> {
-    let squares = ((z - goal)?.sqr()? + CHARBONNIER_EPS * CHARBONNIER_EPS)?;
-    squares.sqrt()?.mean_all()
-}
-
-/// A residual `[n, h, w, c]` by `means` `[c, planes]`: `[n h w, planes]`.
-fn low(z: &Tensor, means: &Tensor) -> candle_core::Result<Tensor> {
-    z.flatten_to(2)?.matmul(means)
-}
-
-/// Mean LPIPS of luma pictures.
-fn distance(lpips: &Lpips, pictures: &[Picture], truths: &[Picture]) -> Result<f64> {
-    let mut sum = 0.0;
-    for (picture, truth) in pictures.iter().zip(truths) {
-        let [a, b] = [lpips.features(picture)?, lpips.features(truth)?];
-        sum += lpips.distance(&a, &b)?;
-    }
-    Ok(sum / pictures.len().max(1) as f64)
 }
 
 /// A kernel, or a factor of one, of a layer between head and tail.
@@ -1004,7 +608,7 @@ fn new_student(
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let student = build(config, options.expand, vb)?;
-    let parameters = init::sorted(&vars)?;
+    let parameters = sorted(&vars)?;
     let mut rng = StdRng::seed_from_u64(options.seed);
     for (name, var) in &parameters {
         let variance = match (name.rsplit('.').next(), var.dims()) {

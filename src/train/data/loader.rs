@@ -8,15 +8,7 @@ use std::{
     thread,
 };
 
-use crate::{Error, Result};
-
-/// The seed of step `step` of a run with `seed` (SplitMix64's mixing function).
-pub fn step_seed(seed: u64, step: u64) -> u64 {
-    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+use crate::{Error, Result, train::random::step_seed};
 
 /// Makes batches ahead of their use on background threads, in the order of the steps.
 ///

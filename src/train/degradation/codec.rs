@@ -1,16 +1,16 @@
-//! Real codec damage: a clip is encoded and decoded by H.264, H.265, VP9 or AV1, in memory, by GStreamer.
+//! Real codec degradation: a clip is encoded and decoded by H.264, H.265, VP9 or AV1, in memory, by GStreamer.
 //!
-//! Clips, not pictures: what a P or B frame inherits from its neighbours is a part of the damage.
+//! Clips, not pictures: what a P or B frame inherits from its neighbours is a part of the degradation.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::data::Patch;
 #[cfg(feature = "video")]
 use crate::video::{StreamInfo, through};
 use crate::{
     Error, Result,
     frame::{Frame, FrameInfo, Matrix, PixelFormat},
+    train::patch::Patch,
 };
 
 /// A video codec.
@@ -96,7 +96,7 @@ pub enum Rate {
     BitsPerPixel(f32),
 }
 
-/// The codecs that clips are damaged by, and how they are drawn.
+/// The codecs that clips are degraded by, and how they are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Codecs {
@@ -440,13 +440,16 @@ mod tests {
     fn every_codec_damages_more_the_lower_its_quality() {
         let frames = clip(7, PixelFormat::I420);
         for kind in Kind::ALL.into_iter().filter(|k| is_there(*k)) {
-            let damage = [5, 25, 45]
+            let degradation = [5, 25, 45]
                 .map(|crf| error(&codec(kind, crf).round_trip(&frames, 25).unwrap(), &frames));
             assert!(
-                damage[0] < damage[1] && damage[1] < damage[2],
-                "{kind:?}: {damage:?}"
+                degradation[0] < degradation[1] && degradation[1] < degradation[2],
+                "{kind:?}: {degradation:?}"
             );
-            assert!(damage[0] < 10.0 && damage[2] > 50.0, "{kind:?}: {damage:?}");
+            assert!(
+                degradation[0] < 10.0 && degradation[2] > 50.0,
+                "{kind:?}: {degradation:?}"
+            );
             let bits = [0.05, 3.0].map(|bpp| {
                 let rate = Rate::BitsPerPixel(bpp);
                 let codec = Codec {

@@ -9,12 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     codec::Codecs,
-    data::Patch,
-    degrade::{KernelWeights, convolve, jpeg_round_trip, normal},
-    loader::step_seed,
+    filters::{KernelWeights, content, convolve, jpeg_round_trip},
     real_world::RealWorld,
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    train::{
+        patch::Patch,
+        random::{normal, step_seed},
+    },
+};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,8 +193,8 @@ impl Stage {
             Self::Jpeg(jpeg) => jpeg.compress(clip, rng),
             Self::Codec(codecs) => codecs.draw(rng).compress(&clip),
             Self::RealWorld(recipe) => {
-                let damage = |p: Patch| recipe.apply(&p, small.0, small.1, rng);
-                clip.into_iter().map(damage).collect()
+                let degradation = |p: Patch| recipe.apply(&p, small.0, small.1, rng);
+                clip.into_iter().map(degradation).collect()
             }
         }
     }
@@ -219,12 +223,6 @@ impl Blur {
         let xy = (a - b) * sin * cos * scale.0 * scale.1;
         vec![turned([xx, xy, yy])]
     }
-}
-
-/// A number that differs between pictures: those that share their random numbers must not share
-/// their noise.
-pub(super) fn content(picture: &Patch) -> u64 {
-    u64::from(picture.rgb.iter().sum::<f32>().to_bits())
 }
 
 impl Noise {
@@ -340,7 +338,7 @@ fn reach(sigma: f32) -> isize {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::train) mod tests {
     use super::*;
 
     /// A picture with an edge, a gradient and fine texture.

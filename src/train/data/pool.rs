@@ -1,4 +1,4 @@
-//! A pool of clips that codecs have damaged, on disk, together with what they were before.
+//! A pool of clips that codecs have compressed, on disk, together with what they were before.
 //!
 //! Encoding a clip for every patch would starve the training. So a clip is encoded and decoded once, some of its frames
 //! are kept, and patches are cut out of them at random places. What a clip is depends on its number and the pool's seed
@@ -18,14 +18,20 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
 use rayon::prelude::*;
 
 use super::{
-    checkpoint::write_atomically,
-    corpus::PoolSpec,
-    damage::Damage,
-    data::{Fnv, Patch, Sampling, cut, texture},
-    loader::step_seed,
     pairs::{Pair, Random},
+    sampling::{Sampling, cut, texture},
+    spec::PoolSpec,
 };
-use crate::{Error, Result, frame::resample::Kernel};
+use crate::{
+    Error, Result,
+    frame::resample::Kernel,
+    train::{
+        checkpoint::write_atomically,
+        degradation::Degradation,
+        patch::Patch,
+        random::{Fnv, step_seed},
+    },
+};
 
 /// Sizes of the clips for patches of one size and a range of scales.
 ///
@@ -75,7 +81,7 @@ impl Layout {
         }
     }
 
-    /// Bytes of clip `i`: for each kept frame the truth, then the damaged one, rows of R, G, B;
+    /// Bytes of clip `i`: for each kept frame the truth, then the degraded one, rows of R, G, B;
     /// last what noise and compression have changed, a float in squared 8-bit steps.
     fn bytes(&self, i: usize, spec: &PoolSpec) -> u64 {
         let low = self.side / self.scale(i);
@@ -92,7 +98,7 @@ impl Layout {
         let found = inside.find(|s| **s * small >= side).or(near);
         found.copied().ok_or_else(|| {
             Error::Frame(format!(
-                "the damaged clips ({} pixels, scales {:?}) do not serve {side} pixels from {small}",
+                "the compressed clips ({} pixels, scales {:?}) do not serve {side} pixels from {small}",
                 self.side, self.scales
             ))
         })
@@ -107,7 +113,7 @@ pub struct Pool {
     folder: PathBuf,
     spec: PoolSpec,
     layout: Layout,
-    damage: Damage,
+    degradation: Degradation,
     key: u64,
     /// The number of clips and their bytes.
     count: usize,
@@ -118,7 +124,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// The pool in `cache` whose clips are damaged by the recipes of `damage`; `source` is a number that changes with what
+    /// The pool in `cache` whose clips are degraded by the recipes of `degradation`; `source` is a number that changes with what
     /// their truth is made of. Nothing is made yet.
     ///
     /// # Errors
@@ -127,7 +133,7 @@ impl Pool {
         cache: &Path,
         spec: &PoolSpec,
         layout: Layout,
-        damage: Damage,
+        degradation: Degradation,
         source: u64,
     ) -> Result<Self> {
         let about = format!(
@@ -136,7 +142,7 @@ impl Pool {
             spec.frames,
             spec.kept,
             spec.seed,
-            damage.to_toml()
+            degradation.to_toml()
         );
         let mut hash = Fnv::default();
         (VERSION, &about).hash(&mut hash);
@@ -145,7 +151,7 @@ impl Pool {
             folder: cache.join(format!("pool-{key:016x}")),
             spec: spec.clone(),
             layout,
-            damage,
+            degradation,
             key,
             count: 0,
             size: 0,
@@ -239,7 +245,7 @@ impl Pool {
         Ok(())
     }
 
-    /// A picture of `side` x `side` pixels and its damaged version of `small` x `small` pixels, at
+    /// A picture of `side` x `side` pixels and its degraded version of `small` x `small` pixels, at
     /// a random place of a frame of a random clip, both mirrored and turned. A clip that is not
     /// there is made.
     ///
@@ -291,7 +297,7 @@ impl Pool {
         clips.get(random.near(clips.len())).copied().unwrap_or(0)
     }
 
-    /// Returns the noise of clip `i` (see [`super::damage::Degraded`]) if the clip is there.
+    /// Returns the noise of clip `i` (see [`crate::train::degradation::Degraded`]) if the clip is there.
     fn noise(&self, i: usize) -> Option<f32> {
         let mut file = File::open(self.path(i)).ok()?;
         let mut bytes = [0; size_of::<f32>()];
@@ -313,17 +319,17 @@ impl Pool {
         let truth = make(&mut rng)?;
         let low = self.layout.side / self.layout.scale(i);
         let nothing = || Error::Frame("a pool without recipes".into());
-        let recipe = self.damage.draw(&mut rng).ok_or_else(nothing)?;
-        let damaged = recipe.apply(truth.clone(), (low, low), &mut rng)?;
-        let (damaged, noise) = (damaged.frames, damaged.noise as f32);
+        let recipe = self.degradation.draw(&mut rng).ok_or_else(nothing)?;
+        let degraded = recipe.apply(truth.clone(), (low, low), &mut rng)?;
+        let (degraded, noise) = (degraded.frames, degraded.noise as f32);
         let mut kept = index::sample(&mut rng, self.spec.frames, self.spec.kept).into_vec();
         kept.sort();
         let mut bytes = Vec::new();
         for t in kept {
-            let frame = truth.get(t).zip(damaged.get(t));
-            let (truth, damaged) = frame.ok_or_else(|| Error::Frame("a clip is short".into()))?;
+            let frame = truth.get(t).zip(degraded.get(t));
+            let (truth, degraded) = frame.ok_or_else(|| Error::Frame("a clip is short".into()))?;
             bytes.extend(truth.to_rgb8());
-            bytes.extend(damaged.to_rgb8());
+            bytes.extend(degraded.to_rgb8());
         }
         bytes.extend(noise.to_le_bytes());
         self.write(i, &bytes)
@@ -343,7 +349,7 @@ impl Pool {
         })
     }
 
-    /// A kept frame of clip `i`, if the clip is there and whole: the truth, the damaged one and the
+    /// A kept frame of clip `i`, if the clip is there and whole: the truth, the degraded one and the
     /// clip's noise.
     fn read(&self, i: usize, frame: usize) -> Option<(RgbImage, RgbImage, f64)> {
         let mut file = File::open(self.path(i)).ok()?;
@@ -356,10 +362,10 @@ impl Pool {
         file.seek(SeekFrom::Start(frame as u64 * len)).ok()?;
         file.read_exact(&mut bytes).ok()?;
         let (side, low) = (self.layout.side, self.layout.side / self.layout.scale(i));
-        let damaged = bytes.split_off(3 * side * side);
+        let degraded = bytes.split_off(3 * side * side);
         let image = |side: usize, bytes| RgbImage::from_raw(side as u32, side as u32, bytes);
-        let (truth, damaged) = image(side, bytes).zip(image(low, damaged))?;
-        Some((truth, damaged, self.noise(i)?.into()))
+        let (truth, degraded) = image(side, bytes).zip(image(low, degraded))?;
+        Some((truth, degraded, self.noise(i)?.into()))
     }
 }
 

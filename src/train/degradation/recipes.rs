@@ -1,4 +1,4 @@
-//! Recipes of damage: what becomes of pictures on their way to the upscaler, as a TOML file says it.
+//! Recipes of degradation: what becomes of pictures on their way to the upscaler, as a TOML file says it.
 //!
 //! A file holds recipes; one is drawn for each picture by its weight, and its stages happen in their order:
 //!
@@ -20,24 +20,23 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     codec::{Codecs, Kind},
-    data::Patch,
-    degrade::KernelWeights,
+    filters::KernelWeights,
     stages::{Blur, Jpeg, Noise, Stage},
 };
-use crate::{Error, Result, frame::resample::Kernel};
+use crate::{Error, Result, frame::resample::Kernel, train::patch::Patch};
 
 /// Weighted recipes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Damage {
+pub struct Degradation {
     #[serde(rename = "recipe")]
-    pub recipes: Vec<Recipe>,
+    pub recipes: Vec<DegradationRecipe>,
 }
 
 /// Stages in their order. Exactly one of them brings the picture to the low resolution; a codec comes after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recipe {
+pub struct DegradationRecipe {
     pub name: String,
     /// How often it is drawn; weights need not sum to 1.
     pub weight: f64,
@@ -54,11 +53,11 @@ pub struct Degraded {
     pub noise: f64,
 }
 
-/// The names of [`Damage::preset`].
+/// The names of [`Degradation::preset`].
 pub const PRESETS: [&str; 4] = ["streaming", "clean", "real-world", "stills"];
 
-impl Damage {
-    /// The damage of this name in [`PRESETS`].
+impl Degradation {
+    /// The degradation of this name in [`PRESETS`].
     pub fn preset(name: &str) -> Option<Self> {
         match name {
             "streaming" => Some(Self::streaming()),
@@ -75,7 +74,7 @@ impl Damage {
         let shrink = Stage::Shrink(KernelWeights::default());
         Self {
             recipes: vec![
-                Recipe {
+                DegradationRecipe {
                     name: "codec".into(),
                     weight: 0.5,
                     stages: vec![
@@ -85,42 +84,42 @@ impl Damage {
                         Stage::Codec(Codecs::default()),
                     ],
                 },
-                Recipe {
+                DegradationRecipe {
                     name: "clean".into(),
                     weight: 0.25,
                     stages: vec![shrink.clone()],
                 },
-                Recipe {
+                DegradationRecipe {
                     name: "jpeg".into(),
                     weight: 0.2,
                     stages: vec![blur, shrink, noise, Stage::Jpeg(Jpeg::default())],
                 },
-                Recipe {
+                DegradationRecipe {
                     weight: 0.05,
-                    ..Recipe::real_world()
+                    ..DegradationRecipe::real_world()
                 },
             ],
         }
     }
 
-    /// [`Recipe::clean`].
+    /// [`DegradationRecipe::clean`].
     pub fn clean() -> Self {
         Self {
-            recipes: vec![Recipe::clean()],
+            recipes: vec![DegradationRecipe::clean()],
         }
     }
 
-    /// [`Recipe::real_world`].
+    /// [`DegradationRecipe::real_world`].
     pub fn real_world() -> Self {
         Self {
-            recipes: vec![Recipe::real_world()],
+            recipes: vec![DegradationRecipe::real_world()],
         }
     }
 
-    /// [`Recipe::stills`].
+    /// [`DegradationRecipe::stills`].
     pub fn stills() -> Self {
         Self {
-            recipes: vec![Recipe::stills()],
+            recipes: vec![DegradationRecipe::stills()],
         }
     }
 
@@ -129,10 +128,10 @@ impl Damage {
     /// # Errors
     /// [`Error::Setting`] that names the line or the recipe, stage and value at fault.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let damage: Self =
+        let degradation: Self =
             toml::from_str(text).map_err(|e| Error::Setting(e.to_string().trim_end().into()))?;
-        damage.check()?;
-        Ok(damage)
+        degradation.check()?;
+        Ok(degradation)
     }
 
     /// As a TOML file.
@@ -154,11 +153,11 @@ impl Damage {
             let text = "the recipes' weights are not negative and not all zero";
             return Err(Error::Setting(text.into()));
         }
-        self.recipes.iter().try_for_each(Recipe::check)
+        self.recipes.iter().try_for_each(DegradationRecipe::check)
     }
 
     /// The recipes with a codec in them.
-    pub fn coded(&self) -> impl Iterator<Item = &Recipe> {
+    pub fn coded(&self) -> impl Iterator<Item = &DegradationRecipe> {
         self.recipes
             .iter()
             .filter(|r| r.weight > 0.0 && r.codecs().is_some())
@@ -167,7 +166,7 @@ impl Damage {
     /// The codecs that are drawn at all.
     pub fn kinds(&self) -> Vec<Kind> {
         let drawn = |kind: &Kind| {
-            let mut codecs = self.coded().filter_map(Recipe::codecs);
+            let mut codecs = self.coded().filter_map(DegradationRecipe::codecs);
             codecs.any(|c| c.weight(*kind) > 0.0)
         };
         Kind::ALL.into_iter().filter(drawn).collect()
@@ -175,7 +174,7 @@ impl Damage {
 
     /// The same without some codecs; recipes that have none left go, too. The rest is drawn the more often.
     pub fn without(&self, missing: &[Kind]) -> Self {
-        let reduce = |recipe: &Recipe| {
+        let reduce = |recipe: &DegradationRecipe| {
             let mut recipe = recipe.clone();
             for stage in &mut recipe.stages {
                 if let Stage::Codec(codecs) = stage {
@@ -191,16 +190,16 @@ impl Damage {
     }
 
     /// A recipe, drawn by the weights.
-    pub fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Option<&Recipe> {
+    pub fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Option<&DegradationRecipe> {
         draw(self.recipes.iter(), rng)
     }
 }
 
 /// One of `recipes`, by its weight.
 pub(super) fn draw<'a, R: Rng + ?Sized>(
-    recipes: impl Iterator<Item = &'a Recipe> + Clone,
+    recipes: impl Iterator<Item = &'a DegradationRecipe> + Clone,
     rng: &mut R,
-) -> Option<&'a Recipe> {
+) -> Option<&'a DegradationRecipe> {
     let mut left = rng.random::<f64>() * recipes.clone().map(|r| r.weight).sum::<f64>();
     let mut drawn = None;
     for recipe in recipes.filter(|r| r.weight > 0.0) {
@@ -227,7 +226,7 @@ fn some_noise(chance: f64) -> Noise {
     }
 }
 
-impl Recipe {
+impl DegradationRecipe {
     fn new(name: &str, stages: Vec<Stage>) -> Self {
         Self {
             name: name.into(),
@@ -371,20 +370,20 @@ mod tests {
     use rand::{SeedableRng, rngs::SmallRng};
 
     use super::*;
-    use crate::train::stages::tests::scene;
+    use crate::train::degradation::stages::tests::scene;
 
     #[test]
     fn presets_are_named_hold_and_come_back_from_toml() {
         for name in PRESETS {
-            let preset = Damage::preset(name).unwrap();
+            let preset = Degradation::preset(name).unwrap();
             preset.check().unwrap();
             assert_eq!(
-                Damage::from_toml(&preset.to_toml()).unwrap(),
+                Degradation::from_toml(&preset.to_toml()).unwrap(),
                 preset,
                 "{name}"
             );
         }
-        assert!(Damage::preset("cinema").is_none());
+        assert!(Degradation::preset("cinema").is_none());
     }
 
     #[test]
@@ -392,7 +391,7 @@ mod tests {
         let fault = |stages: &str| {
             let head = "[[recipe]]\nname = 'mine'\nweight = 1\n";
             let text = stages.replace('#', "[[recipe.stage]]\nkind =");
-            Damage::from_toml(&format!("{head}{text}"))
+            Degradation::from_toml(&format!("{head}{text}"))
                 .unwrap_err()
                 .to_string()
         };
@@ -426,19 +425,21 @@ mod tests {
             let text = fault(stages);
             assert!(words.iter().all(|w| text.contains(w)), "{stages}: {text}");
         }
-        let none = Damage::from_toml("recipe = []").unwrap_err().to_string();
+        let none = Degradation::from_toml("recipe = []")
+            .unwrap_err()
+            .to_string();
         assert!(none.contains("weights"), "{none}");
     }
 
     #[test]
     fn noise_is_what_compression_changes_and_not_what_shrinking_does() {
         let scene = scene(96, 96);
-        let noise = |recipe: &Recipe| {
+        let noise = |recipe: &DegradationRecipe| {
             let mut rng = SmallRng::seed_from_u64(1);
             recipe.picture(&scene, (48, 48), &mut rng).unwrap().1
         };
-        assert_eq!(noise(&Recipe::fixed()), 0.0);
-        let [weak, strong] = [90, 20].map(|quality| noise(&Recipe::jpeg(quality)));
+        assert_eq!(noise(&DegradationRecipe::fixed()), 0.0);
+        let [weak, strong] = [90, 20].map(|quality| noise(&DegradationRecipe::jpeg(quality)));
         assert!(0.0 < weak && weak < strong, "{weak} {strong}");
         let sigma = Noise {
             sigma: (4.0, 4.0),
@@ -446,7 +447,7 @@ mod tests {
             grey: 1.0,
             ..Noise::default()
         };
-        let mut grainy = Recipe::fixed();
+        let mut grainy = DegradationRecipe::fixed();
         grainy.stages.push(Stage::Noise(sigma));
         let grain = noise(&grainy);
         assert!((grain - 16.0).abs() < 2.0, "{grain}");
@@ -454,12 +455,15 @@ mod tests {
 
     #[test]
     fn recipes_are_drawn_by_their_weights() {
-        let damage = Damage::streaming();
+        let degradation = Degradation::streaming();
         let mut rng = SmallRng::seed_from_u64(1);
         let mut drawn = [0; 4];
         for _ in 0..2000 {
-            let recipe = damage.draw(&mut rng).unwrap();
-            let at = damage.recipes.iter().position(|r| r.name == recipe.name);
+            let recipe = degradation.draw(&mut rng).unwrap();
+            let at = degradation
+                .recipes
+                .iter()
+                .position(|r| r.name == recipe.name);
             drawn[at.unwrap()] += 1;
         }
         for (n, share) in drawn.into_iter().zip([0.5, 0.25, 0.2, 0.05]) {
@@ -469,14 +473,14 @@ mod tests {
 
     #[test]
     fn without_a_codec_its_recipes_go_and_the_others_stay() {
-        let damage = Damage::streaming();
-        assert_eq!(damage.kinds(), Kind::ALL);
-        let some = damage.without(&[Kind::Av1, Kind::H264]);
+        let degradation = Degradation::streaming();
+        assert_eq!(degradation.kinds(), Kind::ALL);
+        let some = degradation.without(&[Kind::Av1, Kind::H264]);
         assert_eq!(
             (some.recipes.len(), some.kinds()),
             (4, vec![Kind::H265, Kind::Vp9])
         );
-        let none = damage.without(&Kind::ALL);
+        let none = degradation.without(&Kind::ALL);
         assert!(none.recipes.len() == 3 && none.kinds().is_empty());
         none.check().unwrap();
     }
@@ -487,20 +491,20 @@ mod tests {
         let values = patch.rgb.iter_mut().enumerate();
         values.for_each(|(i, v)| *v = (i * 31 % 97) as f32 / 97.0);
         for name in ["stills", "clean", "real-world"] {
-            let recipe = &Damage::preset(name).unwrap().recipes[0];
-            let damaged = |seed| {
+            let recipe = &Degradation::preset(name).unwrap().recipes[0];
+            let degraded = |seed| {
                 let mut rng = SmallRng::seed_from_u64(seed);
                 recipe.picture(&patch, (20, 10), &mut rng).unwrap().0
             };
-            let low = damaged(1);
+            let low = degraded(1);
             assert_eq!((low.width, low.height), (20, 10));
-            assert_eq!(low, damaged(1));
+            assert_eq!(low, degraded(1));
             let whole = |v: &f32| (v * 255.0 - (v * 255.0).round()).abs() < 1e-3;
             assert!(low.rgb.iter().all(whole), "{name}");
         }
     }
 
-    fn apply(recipe: &Recipe, hr: &Patch, w: usize, h: usize, seed: u64) -> Patch {
+    fn apply(recipe: &DegradationRecipe, hr: &Patch, w: usize, h: usize, seed: u64) -> Patch {
         recipe
             .picture(hr, (w, h), &mut SmallRng::seed_from_u64(seed))
             .unwrap()
@@ -512,7 +516,7 @@ mod tests {
         sum / a.rgb.len() as f32
     }
 
-    fn always() -> Recipe {
+    fn always() -> DegradationRecipe {
         let stages = vec![
             Stage::Blur(some_blur(1.0)),
             Stage::Shrink(KernelWeights::default()),
@@ -522,7 +526,7 @@ mod tests {
                 ..Jpeg::default()
             }),
         ];
-        Recipe::new("always", stages)
+        DegradationRecipe::new("always", stages)
     }
 
     #[test]
@@ -550,7 +554,7 @@ mod tests {
     #[test]
     fn evaluation_presets_do_not_depend_on_the_random_numbers() {
         let hr = scene(64, 64);
-        for preset in [Recipe::fixed(), Recipe::jpeg(60)] {
+        for preset in [DegradationRecipe::fixed(), DegradationRecipe::jpeg(60)] {
             assert_eq!(
                 apply(&preset, &hr, 32, 32, 1),
                 apply(&preset, &hr, 32, 32, 99)
@@ -562,7 +566,7 @@ mod tests {
     fn a_flat_picture_stays_flat_through_blur_and_downscale() {
         let mut hr = Patch::new(50, 40);
         hr.rgb.fill(100.0 / 255.0);
-        let mut only_blur = Recipe::clean();
+        let mut only_blur = DegradationRecipe::clean();
         only_blur.stages.insert(0, Stage::Blur(some_blur(1.0)));
         for seed in 0..16 {
             let lr = apply(&only_blur, &hr, 20, 25, seed);
@@ -573,8 +577,8 @@ mod tests {
     #[test]
     fn lower_jpeg_quality_loses_more() {
         let hr = scene(64, 64);
-        let clean = apply(&Recipe::fixed(), &hr, 64, 64, 0);
-        let loss = |q| distance(&clean, &apply(&Recipe::jpeg(q), &hr, 64, 64, 0));
+        let clean = apply(&DegradationRecipe::fixed(), &hr, 64, 64, 0);
+        let loss = |q| distance(&clean, &apply(&DegradationRecipe::jpeg(q), &hr, 64, 64, 0));
         assert!(
             loss(20) > loss(60) && loss(60) > loss(98),
             "{} {} {}",
@@ -588,7 +592,7 @@ mod tests {
     #[test]
     fn noise_has_the_strength_asked_for_and_shot_noise_spares_black() {
         let noisy = |shot: f64| {
-            let mut recipe = Recipe::fixed();
+            let mut recipe = DegradationRecipe::fixed();
             recipe.stages.push(Stage::Noise(Noise {
                 chance: 1.0,
                 sigma: (4.0, 4.0),

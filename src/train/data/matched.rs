@@ -12,13 +12,14 @@ use rand::{Rng, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::{
-    corpus::is_material,
-    data::{Fnv, Patch, Sampling, Skipped, cut, decode, files, is_video, texture},
+    files::{Skipped, decode, files, is_material, is_video},
     pairs::{Pair, PairSource, Random},
+    sampling::{Sampling, cut, texture},
 };
 use crate::{
     Error, Result,
     frame::{Frame, resample::Kernel},
+    train::{patch::Patch, random::Fnv},
 };
 
 /// Frames that are taken of a video, spread over its length.
@@ -415,7 +416,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::train::stages::tests::scene;
+    use crate::train::degradation::stages::tests::scene;
 
     fn image(patch: &Patch) -> RgbImage {
         let (w, h) = (patch.width as u32, patch.height as u32);

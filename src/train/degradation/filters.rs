@@ -1,13 +1,12 @@
-//! What damage is made of: downscale kernels, normal noise, convolutions, JPEG.
+//! What degradation is made of: downscale kernels, normal noise, convolutions, JPEG.
 
-use std::{f32::consts::TAU, io::Cursor};
+use std::io::Cursor;
 
 use image::{ExtendedColorType, ImageFormat, ImageReader, codecs::jpeg::JpegEncoder};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::data::Patch;
-use crate::{Error, Result, frame::resample::Kernel};
+use crate::{Error, Result, frame::resample::Kernel, train::patch::Patch};
 
 /// Relative frequencies of the downscale kernels; they need not sum to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,12 +94,6 @@ pub fn jpeg_round_trip(bytes: &[u8], width: usize, height: usize, quality: u8) -
     Ok(decoded.into_rgb8().into_raw())
 }
 
-/// A standard normal number by the Box-Muller transform.
-pub(crate) fn normal<R: Rng + ?Sized>(rng: &mut R) -> f32 {
-    let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
-    radius * (TAU * rng.random::<f32>()).cos()
-}
-
 /// Weighted sum over `taps` (dx, dy, weight), weights brought to a sum of 1, border repeated.
 pub(super) fn convolve(picture: &mut Patch, mut taps: Vec<(isize, isize, f32)>) {
     let (w, h) = (picture.width, picture.height);
@@ -126,4 +119,10 @@ pub(super) fn convolve(picture: &mut Patch, mut taps: Vec<(isize, isize, f32)>) 
             }
         }
     }
+}
+
+/// A number that differs between pictures: those that share their random numbers must not share
+/// their noise.
+pub(super) fn content(picture: &Patch) -> u64 {
+    u64::from(picture.rgb.iter().sum::<f32>().to_bits())
 }

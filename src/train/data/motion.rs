@@ -6,8 +6,8 @@ use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::data::{Patch, PhotoSet};
-use crate::{Error, Result};
+use super::photos::PhotoSet;
+use crate::{Error, Result, train::patch::Patch};
 
 /// The part of a photo that a camera moves over, in sides of its picture.
 const ROOM: f64 = 1.75;

@@ -1,0 +1,195 @@
+//! Files with photos and videos: finding and decoding them.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::{self, Cursor},
+    path::{Path, PathBuf},
+};
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+
+use crate::frame::MAX_SIDE;
+
+/// Bytes that a decoded picture may take.
+const MAX_BYTES: u64 = 2 << 30;
+
+/// Why no photographs could be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A directory or file that cannot be read.
+    #[error("'{path}' cannot be read")]
+    Read { path: PathBuf, source: io::Error },
+    /// No file that can be used.
+    #[error("no usable photo (.jpg, .jpeg, .png) in {}{}", names(.dirs), reasons(.skipped))]
+    Empty {
+        dirs: Vec<PathBuf>,
+        skipped: Vec<Skipped>,
+    },
+}
+
+/// A file that was left out, and why.
+#[derive(Clone, Debug)]
+pub struct Skipped {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+/// The JPEG and PNG files below `dirs`, sorted, each once; directories that link back to a parent end there.
+///
+/// # Errors
+/// [`DataError::Read`] for a directory that cannot be read.
+pub fn image_files(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+    files(dirs, is_image)
+}
+
+/// As [`image_files`], for the files that are `wanted`; those that `dirs` names are taken as they are.
+///
+/// # Errors
+/// [`DataError::Read`] for a directory that cannot be read.
+pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>, DataError> {
+    fn visit(
+        path: &Path,
+        wanted: fn(&Path) -> bool,
+        seen: &mut HashSet<PathBuf>,
+        files: &mut Vec<PathBuf>,
+    ) -> Result<(), DataError> {
+        let at = |source| DataError::Read {
+            path: path.to_path_buf(),
+            source,
+        };
+        // A dangling link stays in the list: decoding it says what is wrong.
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        if !seen.insert(real) {
+            return Ok(());
+        }
+        if !path.is_dir() {
+            files.push(path.to_path_buf());
+            return Ok(());
+        }
+        for entry in fs::read_dir(path).map_err(at)? {
+            let path = entry.map_err(at)?.path();
+            if path.is_dir() || wanted(&path) {
+                visit(&path, wanted, seen, files)?;
+            }
+        }
+        Ok(())
+    }
+    let (mut seen, mut files) = (HashSet::new(), Vec::new());
+    for dir in dirs {
+        // A dangling link is there: what is read from it is left out, with the reason.
+        fs::symlink_metadata(dir).map_err(|source| DataError::Read {
+            path: dir.clone(),
+            source,
+        })?;
+        visit(dir, wanted, &mut seen, &mut files)?;
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Decodes a JPEG or PNG file, recognised by its content, to 8-bit R'G'B'.
+///
+/// # Errors
+/// The reason as text: missing, damaged, not an image.
+pub fn decode(path: &Path) -> Result<RgbImage, String> {
+    let bytes = read_picture(path)?;
+    let format = image::guess_format(&bytes).map_err(|e| e.to_string())?;
+    if format == ImageFormat::Jpeg && !jpeg_is_whole(&bytes) {
+        return Err("the file ends in the middle of the picture".into());
+    }
+    let decoder = ImageReader::with_format(Cursor::new(&bytes), format).into_decoder();
+    let decoder = decoder.map_err(|e| e.to_string())?;
+    check_size(&decoder)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    Ok(image.into_rgb8())
+}
+
+/// The bytes of the file `path`; a pipe or device, which might never end, is refused.
+///
+/// # Errors
+/// The reason as text.
+pub fn read_picture(path: &Path) -> Result<Vec<u8>, String> {
+    let file = fs::metadata(path).map_err(|e| e.to_string())?;
+    if !file.is_file() {
+        return Err("not a regular file".into());
+    }
+    fs::read(path).map_err(|e| e.to_string())
+}
+
+/// Refuses a picture that would need more memory than a frame may: its header alone can claim any size.
+///
+/// # Errors
+/// The reason as text.
+pub fn check_size(decoder: &impl ImageDecoder) -> Result<(), String> {
+    let (w, h) = decoder.dimensions();
+    if w.max(h) as usize > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
+        return Err(format!(
+            "{w}x{h} pixels are too many: sides may be up to {MAX_SIDE}, and all samples up to {} MiB",
+            MAX_BYTES >> 20
+        ));
+    }
+    Ok(())
+}
+
+/// Whether an end marker follows the last scan: the decoder fills up a picture that breaks off with grey. In a
+/// scan 0xFF is followed by 0 or a restart marker, so neither marker can appear by chance.
+pub fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|w| w == [0xFF, marker]);
+    last(0xD9) > last(0xDA)
+}
+
+/// Whether `path` has the name of a JPEG or PNG file.
+pub fn is_image(path: &Path) -> bool {
+    let extension = path.extension().map(|e| e.to_ascii_lowercase());
+    extension.is_some_and(|e| e == "jpg" || e == "jpeg" || e == "png")
+}
+
+/// Whether `path` has the name of a video file.
+pub fn is_video(path: &Path) -> bool {
+    const NAMES: [&str; 18] = [
+        "mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "mts", "m2ts", "mpg", "mpeg", "ogv",
+        "flv", "wmv", "3gp", "y4m", "mxf", "vob",
+    ];
+    let extension = path.extension().map(|e| e.to_ascii_lowercase());
+    extension.is_some_and(|e| NAMES.iter().any(|name| e == *name))
+}
+
+/// The files that a corpus is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub photos: Vec<PathBuf>,
+    pub videos: Vec<PathBuf>,
+}
+
+/// The photos and videos below `folders`, by their names.
+///
+/// # Errors
+/// [`DataError::Read`] for a folder that cannot be read.
+pub fn find(folders: &[PathBuf]) -> Result<Found, DataError> {
+    let found = files(folders, is_material)?;
+    let (videos, photos) = found.into_iter().partition(|p| is_video(p));
+    Ok(Found { photos, videos })
+}
+
+/// Whether `path` has the name of a photo or a video.
+pub fn is_material(path: &Path) -> bool {
+    is_image(path) || is_video(path)
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    let quoted: Vec<_> = paths.iter().map(|p| format!("'{}'", p.display())).collect();
+    quoted.join(", ")
+}
+
+fn reasons(skipped: &[Skipped]) -> String {
+    let first = skipped.first();
+    first.map_or_else(String::new, |s| {
+        format!(
+            "; {} left out, such as '{}': {}",
+            skipped.len(),
+            s.path.display(),
+            s.reason
+        )
+    })
+}

@@ -1,0 +1,99 @@
+//! Choice of patches in images.
+
+use image::RgbImage;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, train::patch::Patch};
+
+/// How patches are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Places in a photo that compete for a patch; the one with the most texture wins ...
+    pub candidates: usize,
+    /// ... with this probability; else the first is taken, so that flat areas are seen too.
+    pub textured: f64,
+    /// Probability that the photo is shrunk first, which removes compression artefacts of the source.
+    pub shrink: f64,
+    /// Smallest factor of that shrinking, 0 to 1.
+    pub min_factor: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            candidates: 3,
+            textured: 0.75,
+            shrink: 0.5,
+            min_factor: 0.5,
+        }
+    }
+}
+
+impl Sampling {
+    /// # Errors
+    /// [`Error::Setting`] that names the first value that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let shares = [
+            ("textured", self.textured, 0.0),
+            ("shrink", self.shrink, 0.0),
+            ("min_factor", self.min_factor, 0.1),
+        ];
+        for (name, value, least) in shares {
+            if !(least..=1.0).contains(&value) {
+                let text = format!("sampling: {name} = {value}: {least} to 1");
+                return Err(Error::Setting(text));
+            }
+        }
+        if !(1..=100).contains(&self.candidates) {
+            let text = format!("sampling: candidates = {}: 1 to 100", self.candidates);
+            return Err(Error::Setting(text));
+        }
+        Ok(())
+    }
+}
+
+impl Sampling {
+    /// One of the places that `draw` gives: the one with the most `detail`, or just the first.
+    pub(super) fn choose<T: Copy, R: Rng + ?Sized>(
+        &self,
+        rng: &mut R,
+        mut draw: impl FnMut(&mut R) -> T,
+        detail: impl Fn(T) -> u64,
+    ) -> T {
+        let first = draw(rng);
+        let others: Vec<_> = (1..self.candidates).map(|_| draw(rng)).collect();
+        if !rng.random_bool(self.textured) {
+            return first;
+        }
+        let all = others.into_iter().chain([first]);
+        all.max_by_key(|&place| detail(place)).unwrap_or(first)
+    }
+}
+
+/// Mean absolute difference of neighbours in green, sampled on every second pixel. It grows with detail; the
+/// absolute value, not the square, so that a few hard edges do not outweigh fine texture.
+pub(super) fn texture(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> u64 {
+    let stride = 3 * photo.width() as usize;
+    let bytes = photo.as_raw();
+    let mut sum = 0;
+    for y in (y0..y0 + h - 1).step_by(2) {
+        for x in (x0..x0 + w - 1).step_by(2) {
+            let at = y * stride + 3 * x + 1;
+            let v = bytes[at];
+            sum += u64::from(v.abs_diff(bytes[at + 3])) + u64::from(v.abs_diff(bytes[at + stride]));
+        }
+    }
+    sum
+}
+
+pub(super) fn cut(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> Patch {
+    let row = 3 * photo.width() as usize;
+    let rows = photo.as_raw().chunks_exact(row).skip(y0).take(h);
+    let bytes: Vec<u8> = rows
+        .flat_map(|r| &r[3 * x0..3 * (x0 + w)])
+        .copied()
+        .collect();
+    Patch::from_rgb8(w, h, &bytes)
+}

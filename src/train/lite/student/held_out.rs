@@ -1,0 +1,131 @@
+//! Measurements and samples on held-out data.
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::{NOISE, StudentRun};
+use crate::{
+    Error, Result,
+    metrics::{Lpips, Picture},
+    nn::lite::latent::{Grid, luma_slot, shuffle_add},
+    train::{
+        lite::{HeldOut, gain},
+        losses::normals,
+        report::SampleRow,
+    },
+};
+
+/// Pictures of each kind of degradation in [`StudentRun::samples`].
+const SAMPLES: usize = 4;
+
+/// How a held-out batch turned out.
+#[derive(Clone, Debug)]
+pub struct Validation {
+    /// The kind of degradation.
+    pub name: &'static str,
+    /// Gain in PSNR over the bicubic base, in dB.
+    pub gain: f64,
+    /// LPIPS of luma alone, of the student and of the base, where its weights are there.
+    pub lpips: Option<[f64; 2]>,
+}
+
+impl StudentRun {
+    /// How the averaged student does on held-out photos, for each kind of degradation.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn validate(&self) -> Result<Vec<Validation>> {
+        let student = self.model()?.student()?;
+        let measure = |(name, batch): &HeldOut| {
+            let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
+            let result = student.forward(&base, &batch.condition())?;
+            let left = (&result - &residual)?;
+            let lpips = self.lpips.as_ref().map(|lpips| {
+                let truth = self.pictures(&base, &residual)?;
+                let of =
+                    |residual: &Tensor| distance(lpips, &self.pictures(&base, residual)?, &truth);
+                Ok::<_, Error>([of(&result)?, of(&residual.zeros_like()?)?])
+            });
+            Ok(Validation {
+                name,
+                gain: gain(&residual, &left, &self.latent.stats)?,
+                lpips: lpips.transpose()?,
+            })
+        };
+        self.held_out.iter().map(measure).collect()
+    }
+
+    /// Held-out pictures, a few of each kind of degradation: bicubic, the averaged student's, the teacher's if there is one, and
+    /// the truth. Luma alone.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn samples(&self) -> Result<Vec<SampleRow>> {
+        let student = self.model()?.student()?;
+        let mut rows = Vec::new();
+        for (name, batch) in &self.held_out {
+            let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
+            let few = base.dim(0)?.min(SAMPLES);
+            let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);
+            let mut columns = vec![
+                ("bicubic", base.zeros_like()?),
+                ("student", student.forward(&base, &batch.condition())?),
+            ];
+            if let Some(teacher) = &self.teacher {
+                let base = base.to_device(&self.device)?;
+                let noise = normals(&base, &mut StdRng::seed_from_u64(NOISE))?;
+                let sample = teacher.sample(&base, batch.scale, &noise)?;
+                columns.push(("teacher", sample.to_device(&Device::Cpu)?));
+            }
+            columns.push(("truth", residual));
+            let mut pictures = Vec::new();
+            for (column, residual) in columns {
+                pictures.push((column, self.pictures(&base, &residual)?));
+            }
+            for i in 0..few {
+                let image = |(column, all): &(&str, Vec<Picture>)| {
+                    let side = self.patch as u32;
+                    let image = RgbImage::from_raw(side, side, all.get(i)?.rgb().to_vec())?;
+                    Some((column.to_string(), image))
+                };
+                rows.push(SampleRow {
+                    label: format!("{name} {}", i + 1),
+                    images: pictures.iter().filter_map(image).collect(),
+                });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The luma pictures that residuals over `base` make.
+    fn pictures(&self, base: &Tensor, residual: &Tensor) -> Result<Vec<Picture>> {
+        let stats = &self.latent.stats;
+        let of = |values: &[f32]| Tensor::new(values, base.device());
+        let sum = base
+            .broadcast_mul(&of(&stats.input_std)?)?
+            .broadcast_add(&of(&stats.input_mean)?)?
+            .add(&residual.broadcast_mul(&of(&stats.residual_std)?)?)?;
+        let (r, side) = (self.latent.r, self.patch);
+        let grid = Grid::new(self.latent.kind, r, side, side);
+        let ones = vec![1.0; grid.channels];
+        let picture = |i| {
+            let latent = sum.get(i)?.flatten_all()?.to_vec1::<f32>()?;
+            let mut luma = vec![0.0; side * side];
+            shuffle_add(&latent, luma_slot(r), grid, &ones, &mut luma, side);
+            let grey = luma.iter().flat_map(|v| [(v * 255.0).round() as u8; 3]);
+            Picture::new(side, side, grey.collect())
+        };
+        (0..base.dim(0)?).map(picture).collect()
+    }
+}
+
+/// Mean LPIPS of luma pictures.
+fn distance(lpips: &Lpips, pictures: &[Picture], truths: &[Picture]) -> Result<f64> {
+    let mut sum = 0.0;
+    for (picture, truth) in pictures.iter().zip(truths) {
+        let [a, b] = [lpips.features(picture)?, lpips.features(truth)?];
+        sum += lpips.distance(&a, &b)?;
+    }
+    Ok(sum / pictures.len().max(1) as f64)
+}

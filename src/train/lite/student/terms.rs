@@ -1,0 +1,96 @@
+//! Terms of a student's loss.
+
+use candle_core::{Device, Tensor};
+
+use super::{Drawn, StudentRun};
+use crate::{
+    Result,
+    nn::lite::Discriminator,
+    train::{
+        adversary::{Judge, mean_of_heads},
+        losses::{Term, hinge_generator, regression, score_direction, score_distillation},
+    },
+};
+
+/// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in units of the residual's standard deviation.
+const CHARBONNIER_EPS: f64 = 0.02;
+
+impl StudentRun {
+    /// The terms that have a share, in the order of [`TERMS`].
+    pub(super) fn terms(
+        &self,
+        batch: &Drawn,
+        z: &Tensor,
+        shares: &[f64; 5],
+        judge: Option<&Discriminator>,
+    ) -> Result<[Option<Term>; 5]> {
+        let d = &self.options.distillation;
+        let mut terms = [None, None, None, None, None];
+        if shares[0] > 0.0 {
+            terms[0] = Some(Term::at(z, |z| charbonnier(z, &batch.residual))?);
+        }
+        if shares[1] > 0.0 {
+            let means = self.cell_means(z.device())?;
+            let loss = |z: &Tensor| charbonnier(&low(z, &means)?, &low(&batch.residual, &means)?);
+            terms[1] = Some(Term::at(z, loss)?);
+        }
+        let Some(teacher) = &self.teacher else {
+            return Ok(terms);
+        };
+        let guided = batch.guided(teacher);
+        if shares[2] > 0.0 || shares[3] > 0.0 {
+            let goal = teacher.sample(&batch.base, batch.at.scale, &batch.prior)?;
+            if shares[2] > 0.0 && d.low_pass {
+                let means = self.cell_means(z.device())?;
+                let loss = |z: &Tensor| regression(&low(z, &means)?, &low(&goal, &means)?);
+                terms[2] = Some(Term::at(z, loss)?);
+            } else if shares[2] > 0.0 {
+                terms[2] = Some(Term::at(z, |z| regression(z, &goal))?);
+            }
+            if shares[3] > 0.0 {
+                let draw = batch.perturbation(teacher, &batch.score);
+                let g = score_direction(z, &goal, &draw, d.score_weight, &guided)?;
+                terms[3] = Some(Term::at(z, |z| score_distillation(z, &g))?);
+            }
+        }
+        if let Some(judge) = judge {
+            let draw = batch.judged(teacher);
+            let loss = |z: &Tensor| {
+                let features = draw.features(z, &guided)?;
+                let heads = judge.heads(&features, draw.t)?;
+                mean_of_heads(heads.iter().map(hinge_generator))
+            };
+            terms[4] = Some(Term::at(z, loss)?);
+        }
+        Ok(terms)
+    }
+
+    /// What takes a whitened residual `[.., c]` to the means of each plane's samples in a cell, in standard deviations of
+    /// the first channel: `[c, planes]`.
+    fn cell_means(&self, device: &Device) -> Result<Tensor> {
+        let (std, luma) = (&self.latent.stats.residual_std, self.latent.r.pow(2));
+        let channels = std.len();
+        let half = (channels - luma) / 2;
+        let planes = if half == 0 { 1 } else { 3 };
+        let mut map = vec![0f32; channels * planes];
+        for (c, std_c) in std.iter().enumerate() {
+            let (plane, count) = match c.checked_sub(luma) {
+                None => (0, luma),
+                Some(chroma) => (1 + chroma / half, half),
+            };
+            map[c * planes + plane] = std_c / std[0] / count as f32;
+        }
+        Ok(Tensor::from_vec(map, (channels, planes), device)?)
+    }
+}
+
+/// `mean sqrt((z - goal)^2 + eps^2)`
+fn charbonnier(z: &Tensor, goal: &Tensor) -> candle_core::Result<Tensor> {
+    let squares = ((z - goal)?.sqr()? + CHARBONNIER_EPS * CHARBONNIER_EPS)?;
+    squares.sqrt()?.mean_all()
+}
+
+/// A residual `[n, h, w, c]` by `means` `[c, planes]`: `[n h w, planes]`.
+fn low(z: &Tensor, means: &Tensor) -> candle_core::Result<Tensor> {
+    z.flatten_to(2)?.matmul(means)
+}
