@@ -425,7 +425,7 @@ fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Re
 fn main() -> Result<()> {
     let asked = |name: &str| std::env::args().any(|arg| arg == name);
     let context = match asked("--ptx") {
-        true => Context::open_compiled_there(0),
+        true => Context::open_with_ptx(0),
         false => Context::open(0),
     };
     let context = match context {

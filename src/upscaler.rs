@@ -1,13 +1,13 @@
-//! The front door of the library.
+//! The main interface of the library.
 
 use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     Device, Error, Precision, Result,
-    cuda::DevicePlanes,
+    cuda::{DevicePlanes, ExternalContext},
     engine::{
         self, Capabilities, ColorFix, Engine, NoiseField, Options, Progress, Setting, Tile, Times,
-        larger_scale, lite::cuda::Context,
+        larger_scale,
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef},
     model::Model,
@@ -15,15 +15,15 @@ use crate::{
 
 /// A loaded model that upscales frames.
 ///
-/// It keeps its plan and working memory from frame to frame; a frame of another size or kind makes
-/// a new plan. On a CUDA device several frames may be in flight at a time, by [`Self::submit`] and
-/// [`Self::receive`]. The result for a frame depends on the frame alone: neither on the frames
-/// before it nor on the number of threads. With a ResShift model it also depends on how the frame
-/// is cut into tiles, and [`Tile::Auto`] lets the free memory decide that for each size of frames;
-/// a fixed tile gives the same result anywhere.
+/// It reuses its plan and working memory until a frame has another size or kind. On a CUDA device,
+/// several frames may be in flight, see [`Self::submit`] and [`Self::receive`].
 ///
-/// Models differ in their settings, see [`Self::capabilities`]. Setting one that a model lacks is
-/// [`Error::Setting`], except to its default value.
+/// The result for a frame does not depend on previous frames or on the number of threads. For a
+/// ResShift model it depends on the size of the tiles, which [`Tile::Auto`] chooses by the free
+/// memory.
+///
+/// Models differ in their settings, see [`Self::capabilities`]. A setter of a setting that the
+/// model lacks returns [`Error::Setting`] unless the value is the default.
 pub struct Upscaler {
     engine: Box<dyn Engine>,
     device: Device,
@@ -32,33 +32,34 @@ pub struct Upscaler {
     observer: Option<Observer>,
 }
 
-/// Called before every pass through a ResShift network, and when the last is done;
+/// Callback before every pass through a ResShift network and after the last one.
 /// [`ControlFlow::Break`] stops the frame with [`Error::Cancelled`].
 pub type Observer = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 
 impl Upscaler {
-    /// Loads `model`: the name of a bundled model or the path of a model file. The empty name is the default model.
+    /// Loads `model`, the name of a bundled model or the path of a model file. An empty name stands
+    /// for the default model.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the model, [`Error::Device`]
-    /// for the device, which also has to compute a student rightly ([`Context::check`]), and for a
-    /// ResShift model on a CUDA device in a build without the feature `cuda`; [`Error::Memory`]
-    /// when that device has too little.
+    /// [`Error::UnknownModel`], [`Error::Model`] or [`Error::Io`] if the model cannot be read.
+    /// [`Error::Device`] if the device cannot be used or computes a student wrongly, or for a
+    /// ResShift model on a CUDA device in a build without the feature `cuda`. [`Error::Memory`] if
+    /// the device has too little memory.
     pub fn load(model: &str, device: Device) -> Result<Self> {
         Self::new(Model::find(model)?, device, None)
     }
 
-    /// Loads `model` as [`Self::load`] does, on the CUDA device that `context` belongs to, where
-    /// frames in its memory can be upscaled ([`Self::submit_device`]).
+    /// As [`Self::load`], on a CUDA device in a context of another library. A student can upscale
+    /// frames in memory of that context ([`Self::submit_device`]).
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_in(model: &str, context: Arc<Context>) -> Result<Self> {
-        let device = Device::Cuda(context.driver().info().ordinal);
+    pub fn load_in(model: &str, context: ExternalContext) -> Result<Self> {
+        let device = Device::Cuda(context.ordinal());
         Self::new(Model::find(model)?, device, Some(context))
     }
 
-    fn new(model: Model, device: Device, context: Option<Arc<Context>>) -> Result<Self> {
+    fn new(model: Model, device: Device, context: Option<ExternalContext>) -> Result<Self> {
         let device = match device {
             Device::Auto => Device::Cpu,
             device => device,
@@ -73,7 +74,7 @@ impl Upscaler {
         })
     }
 
-    /// Returns the model's scales, precisions and settings.
+    /// Returns scales, precisions and settings of the model.
     pub fn capabilities(&self) -> &Capabilities {
         self.engine.capabilities()
     }
@@ -81,7 +82,7 @@ impl Upscaler {
     /// Checks that the model has a setting.
     ///
     /// # Errors
-    /// [`Error::Setting`] when it does not.
+    /// [`Error::Setting`] if it does not.
     pub fn require(&self, setting: Setting) -> Result<()> {
         if self.capabilities().has(setting) {
             return Ok(());
@@ -92,16 +93,16 @@ impl Upscaler {
         )))
     }
 
-    /// Forgets the frames upscaled so far, for a cut, a seek or another stream. It does nothing for
-    /// models whose [`Capabilities::history`] is `false`.
+    /// Forgets previous frames, after a cut, a seek or a change of streams. Does nothing for a
+    /// model without [`Capabilities::history`].
     pub fn reset(&mut self) {
         self.engine.reset();
     }
 
-    /// Sets the threads that one frame is spread over; 0 (the default) is one for every core.
+    /// Sets the number of threads for a frame. 0, the default, is one for every core.
     ///
     /// # Errors
-    /// [`Error::Device`] when the threads cannot be started.
+    /// [`Error::Device`] if the threads cannot be started.
     pub fn set_threads(&mut self, threads: usize) -> Result<()> {
         if threads == 0 {
             self.pool = None;
@@ -119,8 +120,8 @@ impl Upscaler {
     /// Changes the engine's options.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks a setting that is not at its default then, or does
-    /// not take its value; the options before stay.
+    /// [`Error::Setting`] if the model lacks a setting with another value than the default, or does
+    /// not support a value. The previous options then stay in force.
     fn set(&mut self, change: impl FnOnce(&mut Options)) -> Result<()> {
         let mut options = self.engine.options().clone();
         change(&mut options);
@@ -130,31 +131,33 @@ impl Upscaler {
         self.engine.set_options(options)
     }
 
-    /// Sets the share of the network's work in the result: 0 is bicubic interpolation alone, 1 (the
-    /// default) all of it. Values outside are clamped.
+    /// Sets the share of the residual that is added to the base, 0 (bicubic interpolation) to 1
+    /// (the default). Values outside of the range are clamped.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_strength(&mut self, strength: f32) -> Result<()> {
         self.set(|options| options.strength = fraction(strength))
     }
 
-    /// Sets how degraded the input is: 0 (clean) to 1 (heavily compressed or noisy), or `None` (the
-    /// default), which is automatic. Values outside are clamped. It takes effect with the next
-    /// frame; on a CUDA device with the next one while none is in flight.
+    /// Sets the degradation of the input, 0 (clean) to 1 (heavily compressed or noisy). `None`, the
+    /// default, is automatic. Values outside of the range are clamped. The value takes effect with
+    /// the next frame; on a CUDA device, with the next frame that is submitted while none is in
+    /// flight.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_denoise(&mut self, denoise: Option<f32>) -> Result<()> {
         let denoise = denoise.filter(|d| !d.is_nan()).map(|d| d.clamp(0.0, 1.0));
         self.set(|options| options.denoise = denoise)
     }
 
-    /// Sets how much detail the network may invent: 0 (the default) is faithful to the input, 1
-    /// generative. Values outside are clamped. It takes effect as [`Self::set_denoise`].
+    /// Sets the amount of detail that the network may invent, 0 (the default, faithful to the
+    /// input) to 1 (generative). Values outside of the range are clamped. The value takes effect as
+    /// that of [`Self::set_denoise`].
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_detail(&mut self, detail: f32) -> Result<()> {
         let detail = if detail.is_nan() {
             0.0
@@ -164,11 +167,12 @@ impl Upscaler {
         self.set(|options| options.detail = detail)
     }
 
-    /// Sets the precision, [`Precision::Auto`] by default. ResShift models take any: they compute
-    /// in f32 on the CPU, and on CUDA devices in f16 unless it is f32 or bf16.
+    /// Sets the precision, by default [`Precision::Auto`]. ResShift models accept any: they compute
+    /// in f32 on the CPU, and on CUDA devices in f32, bf16 or, for all other values, f16.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model or the device does not have the precision; the one before stays.
+    /// [`Error::Setting`] if the model or the device lacks the precision. The previous one then
+    /// stays in force.
     pub fn set_precision(&mut self, precision: Precision) -> Result<()> {
         self.set(|options| options.precision = precision)
     }
@@ -178,99 +182,95 @@ impl Upscaler {
         self.engine.precision(scale)
     }
 
-    /// Sets the share of the noise that the model was trained to start from: 0 to 1 (the default).
-    /// Less noise invents less detail. Values outside are clamped.
+    /// Sets the share of the initial noise that the model was trained with, 0 to 1 (the default).
+    /// Less noise invents less detail. Values outside of the range are clamped.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_noise(&mut self, noise: f32) -> Result<()> {
         self.set(|options| options.noise = fraction(noise))
     }
 
-    /// Sets the seed of the noise, 0 by default. Frames of one size get the same noise as long as
-    /// the seed stays, so that a still picture stays still.
+    /// Sets the seed of the initial noise, by default 0. With one seed, frames of one size start
+    /// from the same noise, so a still image does not flicker.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_seed(&mut self, seed: u64) -> Result<()> {
         self.set(|options| options.seed = seed)
     }
 
-    /// Sets noise to use instead of the seeded one, for results that can be compared with other
-    /// implementations; `None` goes back to the seed. A frame whose latent has another size than
-    /// the field ends in [`Error::Setting`].
+    /// Replaces the seeded noise, for comparisons with other implementations. `None` restores it. A
+    /// frame whose latent has another size than the field fails with [`Error::Setting`].
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_noise_field(&mut self, field: Option<NoiseField>) -> Result<()> {
         self.set(|options| options.noise_field = field)
     }
 
-    /// Returns the noise that frames of `width` x `height` get before [`Self::set_noise`] weakens
-    /// it: the one that was set, or the one that the seed gives. `None` for a model that starts
-    /// from no noise.
+    /// Returns the initial noise of frames of `width` x `height`, without the factor of
+    /// [`Self::set_noise`]. `None` for a model without noise.
     pub fn noise_field(&self, width: usize, height: usize) -> Option<NoiseField> {
         self.engine.noise_field(width, height)
     }
 
-    /// Sets the sampler's steps for a frame: 1 (the default), which is for models that were
-    /// distilled to one step, up to [`Self::max_steps`], which is what others were trained with.
-    /// The sampler is deterministic.
+    /// Sets the number of sampling steps for a frame: 1 (the default) for models that are distilled
+    /// to one step, up to [`Self::max_steps`] for others. The sampler is deterministic.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a number that the model does not take, or when it lacks the setting.
+    /// [`Error::Setting`] if the model does not support the number or lacks the setting.
     pub fn set_steps(&mut self, steps: usize) -> Result<()> {
         self.set(|options| options.steps = steps)
     }
 
-    /// Returns the steps of the schedule that the model was trained with; `None` for a model that
-    /// has none.
+    /// Returns the length of the model's training schedule; `None` for a model without steps.
     pub fn max_steps(&self) -> Option<usize> {
         self.capabilities().max_steps
     }
 
-    /// Sets the size of the tiles that a frame is cut into, [`Tile::Auto`] by default.
+    /// Sets the size of the tiles that a frame is split into, by default [`Tile::Auto`].
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_tile(&mut self, tile: Tile) -> Result<()> {
         self.set(|options| options.tile = tile)
     }
 
-    /// Sets the minimum number of input pixels that neighbouring tiles share, 16 by default.
+    /// Sets the minimum overlap of neighbouring tiles in pixels of the input, by default 16.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_tile_overlap(&mut self, pixels: usize) -> Result<()> {
         self.set(|options| options.tile_overlap = pixels)
     }
 
-    /// Sets the correction of the result's colours towards those of the input,
-    /// [`ColorFix::Wavelet`] by default.
+    /// Sets the method that matches the colours of the result to those of the input, by default
+    /// [`ColorFix::Wavelet`].
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model lacks it.
+    /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_color_fix(&mut self, fix: ColorFix) -> Result<()> {
         self.set(|options| options.color_fix = fix)
     }
 
-    /// Sets the observer of a frame's progress, which may stop the frame. Only ResShift models are
-    /// slow enough to call it.
+    /// Sets the observer of a frame's progress, which may stop the frame. Only ResShift models call
+    /// it.
     pub fn set_observer(&mut self, observer: Option<Observer>) {
         self.observer = observer;
     }
 
-    /// Returns the scale of the network itself, for networks that have only one: smaller frames are
-    /// shrunk from it, and cost as much. `None` for models that serve a range.
+    /// Returns the scale of a network that has only one. Smaller outputs are shrunk from it and
+    /// take as long. `None` for models with a range of scales.
     pub fn native_scale(&self) -> Option<f64> {
         self.capabilities().native_scale
     }
 
-    /// Sets the scale that [`Self::upscale`] applies: 1 to [`Self::max_scale`]. Without it, the smallest of the models'
-    /// largest scales (2 for the default model), or [`Self::native_scale`].
+    /// Sets the scale of [`Self::upscale`], 1 to [`Self::max_scale`]. The default is the native
+    /// scale, or else the smallest maximum scale of a model in the group (2 for the default model).
     ///
     /// # Errors
-    /// [`Error::Scale`] when no model serves the scale.
+    /// [`Error::Scale`] if no model of the group supports the scale.
     pub fn set_scale(&mut self, scale: f64) -> Result<()> {
         if !(1.0..=self.max_scale()).contains(&scale) {
             return Err(self.overscale(scale));
@@ -279,12 +279,12 @@ impl Upscaler {
         Ok(())
     }
 
-    /// Returns the scale that [`Self::upscale`] applies.
+    /// Returns the scale of [`Self::upscale`].
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// Returns the largest scale that the model serves.
+    /// Returns the maximum scale of the model or group.
     pub fn max_scale(&self) -> f64 {
         self.capabilities().scales[1]
     }
@@ -294,13 +294,13 @@ impl Upscaler {
         self.device
     }
 
-    /// Returns the name of the model that serves `scale`: a group such as `tiny` has one for each
-    /// range of scales.
+    /// Returns the name of the model for `scale`. A group such as `tiny` has one for each range of
+    /// scales.
     pub fn active_model(&self, scale: f64) -> &str {
         self.engine.model(scale)
     }
 
-    /// Upscales `frame` by the scale set, sizes rounded to whole pixels.
+    /// Upscales `frame` by [`Self::scale`]. The size of the result is rounded to whole pixels.
     ///
     /// # Errors
     /// As [`Self::upscale_into`].
@@ -312,12 +312,14 @@ impl Upscaler {
         Ok(out)
     }
 
-    /// Upscales `src` into `dst`, whose size sets the scale: each direction its own, 1 to [`Self::max_scale`].
+    /// Upscales `src` into `dst`. The size of `dst` decides the scale of each direction, 1 to
+    /// [`Self::max_scale`].
     ///
     /// # Errors
-    /// [`Error::Frame`] when the frames differ in format or colour, [`Error::Scale`] when no model serves the scale,
-    /// [`Error::Memory`] when there is not enough for frames of this size, [`Error::Setting`] when the noise that was set
-    /// does not fit them, [`Error::Cancelled`] when the observer breaks.
+    /// [`Error::Frame`] if the frames differ in format or colours, [`Error::Scale`] if no model
+    /// supports the scale, [`Error::Memory`] if there is not enough memory for frames of this size,
+    /// [`Error::Setting`] if the noise field does not fit them, [`Error::Cancelled`] if the
+    /// observer breaks.
     pub fn upscale_into(&mut self, src: &FrameRef, dst: &mut FrameMut) -> Result<()> {
         let (from, to) = (*src.info(), *dst.info());
         self.check_frames(&from, &to)?;
@@ -336,30 +338,29 @@ impl Upscaler {
         }
     }
 
-    /// Sets the frames that may be in flight on a CUDA device, 2 by default: with two or three, one
-    /// is copied there or back while another is computed. Less than 1 is 1. Another depth forgets
-    /// the frames in flight. Engines that upscale frames one by one ignore it.
+    /// Sets the maximum number of frames in flight on a CUDA device, at least 1, by default 2. With
+    /// two or three, copies and computation overlap. A change drops the frames in flight. Without
+    /// effect on the CPU and for ResShift models.
     pub fn set_queue_depth(&mut self, depth: usize) {
-        // Every engine takes any depth.
+        // Every engine accepts any depth.
         let _ = self.set(|options| options.queue_depth = depth.max(1));
     }
 
-    /// Leaves frames submitted to a CUDA device from here on in its memory until they are received,
-    /// for [`Self::receive_device`]; otherwise (the default) they are copied to the host as soon as
-    /// they are computed.
+    /// Sets whether frames submitted from now on stay in device memory until they are received, for
+    /// [`Self::receive_device`]. Otherwise, which is the default, they are copied to the host as
+    /// soon as they are computed.
     pub fn set_resident(&mut self, resident: bool) {
-        // Every engine takes both.
+        // Every engine accepts both.
         let _ = self.set(|options| options.resident = resident);
     }
 
-    /// Returns `true` if frames go through [`Self::submit`] and [`Self::receive`]: those of
-    /// students on a CUDA device.
+    /// Returns `true` if [`Self::submit`] and [`Self::receive`] are supported: for students on a
+    /// CUDA device.
     pub fn is_pipelined(&self) -> bool {
         self.capabilities().pipelined
     }
 
-    /// Returns the number of frames that [`Self::submit`] takes before one must be received; 1 on
-    /// the CPU, which is for [`Self::upscale_into`].
+    /// Returns the maximum number of frames in flight; 1 unless [`Self::is_pipelined`].
     pub fn queue_depth(&self) -> usize {
         if self.is_pipelined() {
             self.engine.options().queue_depth
@@ -373,27 +374,29 @@ impl Upscaler {
         self.engine.in_flight()
     }
 
-    /// Returns the bytes of a CUDA device's memory that the plan in use takes.
+    /// Returns the memory in use on a CUDA device, in bytes.
     pub fn device_memory(&self) -> usize {
         self.engine.device_memory()
     }
 
-    /// Sends `src` on its way to a frame `to` on a CUDA device; its samples are copied before this returns.
+    /// Submits `src`, to become a frame `to`, to a CUDA device. Its samples are copied before this
+    /// returns.
     ///
     /// # Errors
-    /// As [`Self::upscale_into`], and [`Error::Setting`] on the CPU, when [`Self::queue_depth`] frames are in flight, or
-    /// frames of another kind or size. When the device fails no frame is in flight any more.
+    /// As [`Self::upscale_into`], and [`Error::Setting`] if the engine is not pipelined, or if
+    /// [`Self::queue_depth`] frames or frames of another kind or size are in flight. After
+    /// [`Error::Device`] no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
         self.check_frames(src.info(), &to)?;
         self.engine.prepare(src.info(), &to)?;
         self.engine.submit(src)
     }
 
-    /// Submits a frame `from` in the device's memory, as [`Self::submit`] does.
+    /// As [`Self::submit`], for a frame in device memory.
     ///
     /// # Safety
-    /// `planes` are those of a frame `from`, allocated in the context that the model was loaded in, written already, and
-    /// neither written nor freed until the frame is received or forgotten.
+    /// `planes` hold a frame `from` in memory of the context that the model was loaded in. Nothing
+    /// writes or frees them until the frame is received or dropped.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -409,20 +412,22 @@ impl Upscaler {
         unsafe { self.engine.submit_device(&from, planes) }
     }
 
-    /// Waits for the oldest frame in flight and copies it to `dst`. Returns where its time went.
+    /// Waits for the oldest frame in flight and copies it to `dst`. Returns the times of its
+    /// stages.
     ///
     /// # Errors
-    /// [`Error::Setting`] when no frame is in flight, [`Error::Frame`] when `dst` is not what it was submitted for,
-    /// [`Error::Device`] when the device fails; then no frame is in flight any more.
+    /// [`Error::Setting`] if no frame is in flight, [`Error::Frame`] if `dst` is of another kind or
+    /// size than it was submitted for, [`Error::Device`] if the device fails; then no frame is in
+    /// flight any more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         self.engine.receive(dst)
     }
 
-    /// Receives a frame `to` in the device's memory, as [`Self::receive`] does; it is complete when
-    /// this returns.
+    /// As [`Self::receive`], for a frame in device memory. It is complete when this returns.
     ///
     /// # Safety
-    /// `planes` are those of a frame `to`, allocated in the context that the model was loaded in, and used by nobody else.
+    /// `planes` hold a frame `to` in memory of the context that the model was loaded in, which
+    /// nothing else uses.
     ///
     /// # Errors
     /// As [`Self::receive`].
@@ -431,7 +436,7 @@ impl Upscaler {
         unsafe { self.engine.receive_device(&to, planes) }
     }
 
-    /// Forgets the frames in flight.
+    /// Drops the frames in flight.
     pub fn flush(&mut self) {
         self.engine.flush();
     }
@@ -440,18 +445,19 @@ impl Upscaler {
     fn check_frames(&self, from: &FrameInfo, to: &FrameInfo) -> Result<()> {
         if from.with_size(to.width, to.height) != *to {
             return Err(Error::Frame(format!(
-                "the output frame is {} and the input frame {}: format, colour and chroma site must be the same",
+                "the output frame is {} and the input frame {}: format, colours and chroma site \
+                 must be the same",
                 to.format.name(),
                 from.format.name()
             )));
         }
         if to.width < from.width || to.height < from.height {
             return Err(Error::Scale(format!(
-                "{}x{} to {}x{} is smaller, this upscales",
+                "{}x{} to {}x{}: the output must not be smaller than the input",
                 from.width, from.height, to.width, to.height
             )));
         }
-        // Rounding a tiny frame's size may exceed the scale asked for by less than a pixel.
+        // A rounded size may exceed the maximum scale by less than a pixel.
         let max = self.max_scale();
         let rounded = |from: usize, to: usize| (to as f64) < from as f64 * max + 1.0;
         if !rounded(from.width, to.width) || !rounded(from.height, to.height) {
@@ -463,13 +469,13 @@ impl Upscaler {
     fn overscale(&self, scale: f64) -> Error {
         let max = self.max_scale();
         Error::Scale(format!(
-            "scale {scale:.3}: model '{}' serves 1 to {max}",
+            "scale {scale:.3} is not supported: model '{}' has 1 to {max}",
             self.active_model(max)
         ))
     }
 }
 
-/// Clamps to 0 to 1; what is not a number becomes 1.
+/// Clamps `value` to 0 to 1. NaN becomes 1.
 fn fraction(value: f32) -> f32 {
     if value.is_nan() {
         1.0

@@ -219,8 +219,8 @@ fn every_format_and_odd_size_keeps_its_constant_colour() {
     }
 }
 
-/// A flat area comes out at its own level: whatever the network adds there rounds away in 8-bit video. In integers the
-/// larger model does not manage that.
+/// A flat area comes out at its own level: whatever the network adds there rounds away in 8-bit
+/// video. In integers the larger model does not manage that.
 #[test]
 fn flat_areas_keep_their_level() {
     for precision in [
@@ -389,7 +389,8 @@ fn a_yuv_model_changes_chroma_and_takes_every_format_and_size() {
     }
 }
 
-/// Columns of one brightness each stay so when only the width grows, and rows when only the height does.
+/// Columns of one brightness each stay so when only the width grows, and rows when only the height
+/// does.
 #[test]
 fn each_direction_may_have_its_own_scale() {
     let info = FrameInfo::new(PixelFormat::Gray8, 24, 24);
@@ -467,7 +468,8 @@ fn the_default_model_follows_the_scale() {
     assert_eq!((small.scale(), small.max_scale()), (2.0, 4.0));
 }
 
-/// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1 as for faces.
+/// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1
+/// as for faces.
 fn resshift_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
     let mut config = ResShiftConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);

@@ -4,7 +4,10 @@
 pub mod driver;
 #[cfg(any(test, feature = "emulator"))]
 pub mod emulator;
+mod external;
 pub(crate) mod owned;
+
+pub use external::ExternalContext;
 
 use driver::Rows;
 

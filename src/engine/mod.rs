@@ -1,6 +1,6 @@
-//! A model at work on frames: from the planes of a frame to the planes of a larger one.
+//! Inference on frames: from the planes of a frame to the planes of a larger one.
 //!
-//! [`Engine`] is what a family of models offers; [`open`] turns a model into its engine.
+//! Every family of models implements [`Engine`]; [`open`] returns the engine of a model.
 
 pub mod lite;
 mod noise;
@@ -8,110 +8,108 @@ mod options;
 mod precision;
 pub mod resshift;
 
-use std::sync::Arc;
-
 pub use noise::NoiseField;
 pub use options::{ColorFix, Observer, Options, Progress, Setting, Tile};
 pub use precision::Precision;
 
 use crate::{
     Device, Error, Result,
-    cuda::DevicePlanes,
+    cuda::{DevicePlanes, ExternalContext},
     frame::{FrameInfo, FrameMut, FrameRef},
     model::Model,
 };
-use lite::cuda::Context;
 
 /// A model that upscales frames on a device.
 ///
-/// Frames of one kind go through [`Self::run`] one by one. An engine that is
-/// [pipelined](Capabilities::pipelined) also takes them by [`Self::submit`] and gives them back, in
-/// their order, by [`Self::receive`].
+/// [`Self::run`] upscales one frame. A [pipelined](Capabilities::pipelined) engine also takes
+/// frames with [`Self::submit`] and returns them in the same order with [`Self::receive`].
 pub trait Engine: Send {
+    /// Returns scales, precisions and settings.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Returns the name of the model that serves `scale`.
+    /// Returns the name of the model for `scale`.
     fn model(&self, scale: f64) -> &str;
 
     /// Returns the precision, never [`Precision::Auto`], for frames that grow by `scale`.
     fn precision(&self, scale: f64) -> Precision;
 
+    /// Returns the options in force.
     fn options(&self) -> &Options;
 
-    /// Replaces the options. Frames in flight are forgotten when the queue depth changes.
+    /// Replaces the options. Drops the frames in flight if the queue depth changes. Values of
+    /// settings that the engine lacks have no effect.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model or the device does not take a value; the options before
-    /// stay. Values of settings that the engine lacks have no effect.
+    /// [`Error::Setting`] if the model or the device does not support a value. The previous options
+    /// then stay in force.
     fn set_options(&mut self, options: Options) -> Result<()>;
 
-    /// Gets ready for frames `from` that become frames `to`, which differ in size only. Without a
-    /// change since the last call it does nothing.
+    /// Prepares for frames `from` that become frames `to`, which differ in size only. Does nothing
+    /// if frames and options are those of the last call.
     ///
     /// # Errors
-    /// [`Error::Frame`], [`Error::Memory`] and [`Error::Device`] when such frames cannot be
-    /// upscaled, [`Error::Setting`] while frames of another kind are in flight.
+    /// [`Error::Frame`], [`Error::Memory`] and [`Error::Device`] if such frames cannot be upscaled,
+    /// [`Error::Setting`] while frames of another kind or size are in flight.
     fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()>;
 
-    /// Upscales `src`, of the kind prepared for, into `dst`. Runs on the current rayon pool.
+    /// Upscales `src`, of the kind and size prepared for, into `dst`. Runs on the current rayon
+    /// pool.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a frame is not of the kind prepared for, [`Error::Setting`] when the
-    /// options do not fit it, [`Error::Memory`] when there is not enough for it, [`Error::Device`]
-    /// when the device fails, [`Error::Cancelled`] when `observer` breaks.
+    /// [`Error::Frame`] if a frame is not of the kind and size prepared for, [`Error::Setting`] if
+    /// the options do not fit it, [`Error::Memory`] if there is not enough memory,
+    /// [`Error::Device`] if the device fails, [`Error::Cancelled`] if `observer` breaks.
     fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, observer: Observer) -> Result<()>;
 
-    /// Forgets the frames seen so far, for a cut, a seek or another stream. Without
-    /// [`Capabilities::history`] no frame depends on others, and this does nothing.
+    /// Forgets previous frames, after a cut, a seek or a change of streams. Does nothing without
+    /// [`Capabilities::history`], because then no frame depends on others.
     fn reset(&mut self) {}
 
-    /// Returns the noise that frames of `width` x `height` start from; `None` for models without
-    /// noise.
+    /// Returns the initial noise of frames of `width` x `height`; `None` for a model without noise.
     fn noise_field(&self, width: usize, height: usize) -> Option<NoiseField> {
         let _ = (width, height);
         None
     }
 
-    /// Sends a frame of the kind prepared for on its way; its samples are copied before this
+    /// Submits a frame of the kind and size prepared for. Its samples are copied before this
     /// returns.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the engine is not pipelined or as many frames are in flight as may
-    /// be, [`Error::Frame`] when the frame is of another kind, [`Error::Device`] or
-    /// [`Error::Memory`] when the device fails; then no frame is in flight any more.
+    /// [`Error::Setting`] if the engine is not pipelined or the maximum number of frames is in
+    /// flight, [`Error::Frame`] if the frame is of another kind or size, [`Error::Device`] or
+    /// [`Error::Memory`] if the device fails; then no frame is in flight any more.
     fn submit(&mut self, src: &FrameRef) -> Result<()> {
         let _ = src;
-        Err(one_by_one())
+        Err(not_pipelined())
     }
 
-    /// Submits a frame `src` in the device's memory.
+    /// Submits a frame in device memory.
     ///
     /// # Safety
-    /// `planes` are those of a frame `src`, allocated in the engine's context, written already, and
-    /// neither written nor freed until the frame is received or forgotten.
+    /// `planes` hold a frame `src` in memory of the engine's context. Nothing writes or frees them
+    /// until the frame is received or dropped.
     ///
     /// # Errors
     /// As [`Self::submit`].
     unsafe fn submit_device(&mut self, src: &FrameInfo, planes: DevicePlanes) -> Result<()> {
         let _ = (src, planes);
-        Err(one_by_one())
+        Err(not_pipelined())
     }
 
     /// Waits for the oldest frame in flight and copies it to `dst`.
     ///
     /// # Errors
-    /// [`Error::Setting`] when no frame is in flight, [`Error::Frame`] when `dst` is of another
-    /// kind, [`Error::Device`] when the device fails; then no frame is in flight any more.
+    /// [`Error::Setting`] if no frame is in flight, [`Error::Frame`] if `dst` is of another kind or
+    /// size, [`Error::Device`] if the device fails; then no frame is in flight any more.
     fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         let _ = dst;
         Err(none_in_flight())
     }
 
-    /// Receives a frame `dst` in the device's memory; it is complete when this returns.
+    /// Receives a frame in device memory. It is complete when this returns.
     ///
     /// # Safety
-    /// `planes` are those of a frame `dst`, allocated in the engine's context, and used by nobody
-    /// else.
+    /// `planes` hold a frame `dst` in memory of the engine's context, which nothing else uses.
     ///
     /// # Errors
     /// As [`Self::receive`].
@@ -125,26 +123,24 @@ pub trait Engine: Send {
         0
     }
 
-    /// Forgets the frames in flight.
+    /// Drops the frames in flight.
     fn flush(&mut self) {}
 
-    /// Returns the bytes of the device's memory that are in use for frames of the kind prepared
-    /// for.
+    /// Returns the device memory in use, in bytes.
     fn device_memory(&self) -> usize {
         0
     }
 }
 
-fn one_by_one() -> Error {
-    Error::Setting("the engine has no frames in flight: it upscales them one by one".into())
+fn not_pipelined() -> Error {
+    Error::Setting("the engine upscales one frame at a time: none can be in flight".into())
 }
 
 fn none_in_flight() -> Error {
     Error::Setting("no frame is in flight".into())
 }
 
-/// Milliseconds that each of a frame's steps took by the device's own clock, without what they
-/// waited for.
+/// Times of a frame's stages in milliseconds, by the clock of the device, without waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
     pub upload: f32,
@@ -159,19 +155,18 @@ pub struct Capabilities {
     pub scales: [f64; 2],
     /// Scale that suits the model best.
     pub default_scale: f64,
-    /// Scale of the network itself, for networks that have only one: smaller frames are shrunk from
-    /// it, and cost as much.
+    /// Scale of a network that has only one. Smaller outputs are shrunk from it and take as long.
     pub native_scale: Option<f64>,
-    /// Precisions in which the engine computes; others are refused or replaced by the closest, see
-    /// [`Precision`].
+    /// Precisions in which the engine computes. Others are refused or replaced by the closest one,
+    /// see [`Precision`].
     pub precisions: Vec<Precision>,
-    /// Settings that take effect.
+    /// Settings that have an effect.
     pub settings: Vec<Setting>,
     /// Largest number of steps; `None` for a model without steps.
     pub max_steps: Option<usize>,
-    /// Allows several frames in flight.
+    /// Several frames may be in flight.
     pub pipelined: bool,
-    /// Lets the result for a frame depend on the frames before it.
+    /// The result for a frame depends on previous frames.
     pub history: bool,
 }
 
@@ -182,23 +177,23 @@ impl Capabilities {
     }
 }
 
-/// Opens the engine of `model` on `device`, or on the CUDA device that `context` belongs to. Every
-/// family is registered here and nowhere else.
+/// Opens the engine of `model` on `device`. A student on a CUDA device uses `context` if there is
+/// one. This is the only function that knows all families.
 ///
 /// # Errors
-/// [`Error::Device`] when the device cannot be used or computes a student wrongly, or for a
-/// ResShift model on a CUDA device in a build without the feature `cuda`; [`Error::Memory`] when it
+/// [`Error::Device`] if the device cannot be used or computes a student wrongly, or for a ResShift
+/// model on a CUDA device in a build without the feature `cuda`; [`Error::Memory`] if the device
 /// has too little memory.
 pub fn open(
     model: Model,
     device: Device,
-    context: Option<Arc<Context>>,
+    context: Option<ExternalContext>,
 ) -> Result<Box<dyn Engine>> {
     Ok(match (model, device) {
         (Model::Lite(models), Device::Cuda(ordinal)) => {
             let context = match context {
-                Some(context) => context,
-                None => Context::open(ordinal)?,
+                Some(context) => lite::cuda::Context::open_in(context)?,
+                None => lite::cuda::Context::open(ordinal)?,
             };
             Box::new(lite::cuda::CudaEngine::new(models, context)?)
         }
@@ -207,7 +202,7 @@ pub fn open(
     })
 }
 
-/// Returns the larger scale of both directions from frames `from` to frames `to`.
+/// Returns the scale from frames `from` to frames `to`, the larger one of both directions.
 pub(crate) fn larger_scale(from: &FrameInfo, to: &FrameInfo) -> f64 {
     let x = to.width as f64 / from.width as f64;
     let y = to.height as f64 / from.height as f64;

@@ -1,10 +1,10 @@
-//! Noise over the latent of a frame.
+//! Initial noise for the latent of a frame.
 
 use std::f64::consts::TAU;
 
 use crate::{Error, Result};
 
-/// A value for every place and channel of a frame's latent: standard normal where it was drawn.
+/// Noise for every position and channel of a frame's latent. Seeded noise is standard normal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseField {
     channels: usize,
@@ -14,23 +14,24 @@ pub struct NoiseField {
 }
 
 impl NoiseField {
-    /// The field with the given values: planes of `height` rows of `width`, one for each channel.
+    /// Creates a field of `values`: one plane of `height` rows of `width` for each channel.
     ///
     /// # Errors
-    /// [`Error::Setting`] when there are not as many values, or one is not finite.
+    /// [`Error::Setting`] if the number of values is wrong, or one is not finite.
     pub fn new(channels: usize, height: usize, width: usize, values: Vec<f32>) -> Result<Self> {
         let len = channels
             .checked_mul(height)
             .and_then(|n| n.checked_mul(width));
         if len != Some(values.len()) {
             return Err(Error::Setting(format!(
-                "{} values are no noise of {channels} channels of {height} rows of {width}",
+                "noise of {channels} channels, {height} rows and {width} columns does not have {} \
+                 values",
                 values.len()
             )));
         }
         if !values.iter().all(|v| v.is_finite()) {
             return Err(Error::Setting(
-                "noise with values that are no numbers".into(),
+                "the noise has values that are not finite".into(),
             ));
         }
         Ok(Self {
@@ -41,8 +42,8 @@ impl NoiseField {
         })
     }
 
-    /// Standard normal noise. The value at a place depends on `seed`, channel, row and column alone, so a larger field
-    /// holds the smaller ones.
+    /// Samples standard normal noise. A value depends only on `seed`, channel, row and column, so a
+    /// larger field contains the smaller ones.
     pub fn seeded(channels: usize, height: usize, width: usize, seed: u64) -> Self {
         let mut values = Vec::with_capacity(channels * height * width);
         for c in 0..channels as u64 {
@@ -59,18 +60,21 @@ impl NoiseField {
         }
     }
 
-    /// Channels, rows, columns.
+    /// Returns the number of channels, rows and columns.
     pub fn shape(&self) -> [usize; 3] {
         [self.channels, self.height, self.width]
     }
 
-    /// Plane after plane, rows without padding.
+    /// Returns the planes one after the other, with rows without padding.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// The `height` x `width` part whose first place is (`y`, `x`), times `gain`, channels side by side: `[height, width,
-    /// channels]`. Everything must lie inside.
+    /// Returns the part of `h` rows and `w` columns from row `y` and column `x` on, times `gain`,
+    /// in the order `[h, w, channels]`.
+    ///
+    /// # Panics
+    /// If the part exceeds the field.
     pub fn part(&self, [y, x]: [usize; 2], [h, w]: [usize; 2], gain: f32) -> Vec<f32> {
         let plane = self.height * self.width;
         let mut part = Vec::with_capacity(h * w * self.channels);
@@ -84,8 +88,8 @@ impl NoiseField {
     }
 }
 
-/// The output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)
-/// one step after `x`.
+/// Returns the output of SplitMix64 for the state after `x` (Steele, Lea and Flood, "Fast
+/// splittable pseudorandom number generators", 2014).
 fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -93,8 +97,8 @@ fn mix(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A standard normal value from uniform bits (Box and Muller, 1958): the upper half gives the radius, the lower the
-/// angle.
+/// Converts uniform bits to a standard normal value (Box and Muller, 1958). The upper half gives
+/// the radius, the lower one the angle.
 fn normal(bits: u64) -> f32 {
     let unit = |half: u64| (half as f64 + 0.5) / f64::from(1u32 << 31) / 2.0;
     let (radius, angle) = (unit(bits >> 32), unit(bits & 0xffff_ffff));
@@ -132,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_the_same_noise_at_the_same_place_whatever_the_size() {
+    fn a_seed_gives_the_same_noise_at_the_same_position_in_any_size() {
         let (small, large) = (
             NoiseField::seeded(2, 5, 7, 3),
             NoiseField::seeded(2, 9, 8, 3),
@@ -151,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_noise_of_the_size_are_refused() {
+    fn values_of_another_number_or_not_finite_are_refused() {
         assert!(NoiseField::new(2, 2, 2, vec![0.0; 7]).is_err());
         assert!(NoiseField::new(usize::MAX, 2, 2, vec![0.0; 7]).is_err());
         assert!(NoiseField::new(1, 1, 1, vec![f32::NAN]).is_err());

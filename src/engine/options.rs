@@ -1,42 +1,42 @@
-//! Settings of an engine, and the progress of a frame.
+//! Settings of an engine and progress of a frame.
 
 use std::{fmt, ops::ControlFlow};
 
 use super::{NoiseField, Precision};
 
-/// Settings of an engine. Each has a value for every engine; [`super::Capabilities`] tells which
-/// ones take effect.
+/// Values of all settings. An engine ignores those that [`super::Capabilities::settings`] does not
+/// list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Share of the network's work in the result: 0 is bicubic interpolation alone, 1 the network's
-    /// result.
+    /// Share of the residual that is added to the base, 0 (bicubic interpolation) to 1.
     pub strength: f32,
-    /// Degradation of the input that the network expects, 0 (clean) to 1 (heavily compressed);
-    /// `None` is automatic.
+    /// Degradation of the input, 0 (clean) to 1 (heavily compressed or noisy); `None` is automatic.
     pub denoise: Option<f32>,
-    /// 0 is faithful to the input, 1 generative.
+    /// Detail that the network may invent, 0 (faithful to the input) to 1 (generative).
     pub detail: f32,
+    /// Numeric precision of inference.
     pub precision: Precision,
-    /// Frames that may be in flight, at least 1.
+    /// Maximum number of frames in flight, at least 1.
     pub queue_depth: usize,
-    /// Leaves submitted frames in the device's memory until they are received, for
+    /// Submitted frames stay in device memory until they are received, for
     /// [`super::Engine::receive_device`].
     pub resident: bool,
-    /// Share of the noise that the network was trained to start from, 0 to 1. Less noise invents
-    /// less detail.
+    /// Share of the initial noise that the model was trained with, 0 to 1. Less noise invents less
+    /// detail.
     pub noise: f32,
-    /// Seed of the noise. The noise at a position of the latent depends on the seed and the
-    /// position alone.
+    /// Seed of the initial noise. The noise at a position of the latent depends only on the seed
+    /// and the position.
     pub seed: u64,
-    /// Noise to use instead of the seeded one, as large as the frame's latent.
+    /// Noise that replaces the seeded one. It has the size of the frame's latent.
     pub noise_field: Option<NoiseField>,
-    /// Steps of the sampler: 1 for a model that was distilled to one, otherwise the number of the
-    /// model's schedule.
+    /// Number of sampling steps: 1 for a model that is distilled to one step, up to
+    /// [`super::Capabilities::max_steps`] for others.
     pub steps: usize,
+    /// Size of the tiles.
     pub tile: Tile,
-    /// Minimum number of input pixels that neighbouring tiles share. No more than half a tile is
-    /// used.
+    /// Minimum overlap of neighbouring tiles in pixels of the input, limited to half a tile.
     pub tile_overlap: usize,
+    /// Method that matches the colours of the result to those of the input.
     pub color_fix: ColorFix,
 }
 
@@ -118,43 +118,43 @@ impl fmt::Display for Setting {
     }
 }
 
-/// Size of the tiles that a frame is cut into.
+/// Size of the tiles that a frame is split into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tile {
-    /// The largest size that fits into half of the free memory and costs hardly more time than the
-    /// fastest.
+    /// The largest size that needs at most half of the free memory and at most 10% more work than
+    /// the fastest.
     #[default]
     Auto,
-    /// The frame in one piece.
+    /// One tile for the whole frame.
     Whole,
-    /// Squares with sides of this many pixels of the input, rounded up to what the network needs.
+    /// Squares with this side in pixels of the input, rounded up to a multiple that the network
+    /// needs.
     Side(usize),
 }
 
-/// Correction of the result's colours towards those of the input.
+/// Method that matches the colours of the result to those of the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ColorFix {
-    /// Low frequencies come from the input enlarged by bicubic interpolation, high ones from the
-    /// network.
+    /// Low frequencies of the base, high ones of the network's result.
     #[default]
     Wavelet,
-    /// Mean and standard deviation of R, G and B become those of the enlarged input.
+    /// Mean and standard deviation of R, G and B of the base.
     Adain,
-    /// The network's result stays as it is.
+    /// No correction.
     None,
 }
 
 /// Progress of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Passes through a network that are done.
+    /// Number of finished passes through a network.
     pub done: usize,
-    /// Passes that the frame takes: for each tile one of the encoder, one a step, one of the
-    /// decoder.
+    /// Number of passes for the frame: for each tile one of the encoder, one for each step and one
+    /// of the decoder.
     pub total: usize,
-    /// Tiles that the frame is cut into.
+    /// Number of tiles.
     pub tiles: usize,
 }
 
-/// Called before every pass through a network and after the last; may stop the frame.
+/// Callback before every pass through a network and after the last one, which may stop the frame.
 pub type Observer<'a> = Option<&'a mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)>;

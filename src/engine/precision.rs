@@ -6,27 +6,26 @@ use crate::{Error, Result};
 
 /// Numeric precision of inference.
 ///
-/// The result for a frame does not depend on the number of threads. Between processors with
-/// different instruction sets it may differ in the last bits, except with [`Self::Int8`].
+/// Results do not depend on the number of threads. On processors with other instruction sets they
+/// may differ in the last bits, except with [`Self::Int8`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// The fastest precision that the processor has instructions for and that keeps flat areas
-    /// within half a step of 8-bit video: int8 for calibrated students of up to 16 channels with
-    /// AVX-512 VNNI or AVX-VNNI, else bf16 with AVX-512 BF16, else f32. It is always the same for a
-    /// model and a processor. On CUDA devices it is f16.
+    /// The fastest precision that the processor has instructions for: int8 for calibrated students
+    /// of up to 16 channels with AVX-512 VNNI or AVX-VNNI, otherwise bf16 with AVX-512 BF16,
+    /// otherwise f32. Each of them keeps flat areas within half a step of 8-bit video. On CUDA
+    /// devices f16.
     #[default]
     Auto,
-    /// 32-bit floats. Students have it on the CPU only.
+    /// 32-bit floats. For students on the CPU only.
     F32,
-    /// 16-bit floats (half precision) on CUDA devices. A CPU computes in [`Self::Bf16`] or
-    /// [`Self::F32`] instead.
+    /// 16-bit floats (half precision) on CUDA devices. The CPU uses [`Self::Bf16`] or [`Self::F32`]
+    /// instead.
     F16,
-    /// Products of 16-bit floats (bfloat16), summed in 32 bits. Without the instructions it is
-    /// correct and not faster. Students have it on the CPU only, ResShift models on CUDA devices
-    /// only.
+    /// Products of 16-bit floats (bfloat16), summed in 32 bits. Not faster on a processor without
+    /// the instructions. For students on the CPU only, for ResShift models on CUDA devices only.
     Bf16,
-    /// Products of 8-bit integers, for calibrated students. Without the instructions it is correct
-    /// and slower. CPU only.
+    /// Products of 8-bit integers, for calibrated students on the CPU. Slower on a processor
+    /// without the instructions.
     Int8,
 }
 
@@ -55,7 +54,7 @@ impl FromStr for Precision {
         let found = Self::ALL.iter().find(|p| p.1 == s);
         let names = || {
             Error::Setting(format!(
-                "precision '{s}': there are auto, f32, f16, bf16 and int8"
+                "precision '{s}' is unknown: use auto, f32, f16, bf16 or int8"
             ))
         };
         found.map(|p| p.0).ok_or_else(names)

@@ -69,7 +69,8 @@ fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
         cuda.submit(&frame.as_ref(), to).unwrap();
     }
     assert_eq!(cuda.in_flight(), 3);
-    // Neither one more, nor one of another size, nor one between them; and the precision's other name loses none.
+    // Neither one more, nor one of another size, nor one between them; and the precision's other
+    // name loses none.
     let other = to.with_size(40, 30);
     assert!(cuda.submit(&frames[0].as_ref(), to).is_err());
     assert!(cuda.submit(&frames[0].as_ref(), other).is_err());
@@ -100,7 +101,7 @@ fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
 #[test]
 fn a_device_that_computes_wrongly_is_not_used() {
     let fake = emulated::device((8, 0), 1 << 30);
-    fake.set_kernels(emulated::spoilt);
+    fake.set_kernels(emulated::defective);
     let error = Upscaler::load("tiny", plug(&fake)).err().unwrap();
     assert!(
         matches!(&error, Error::Device(text) if text.contains("wrongly") && text.contains("tiny")),

@@ -276,7 +276,7 @@ fn a_device_that_is_lost_ends_the_stream_or_leaves_bicubic() {
 #[test]
 fn a_device_that_computes_wrongly_or_is_full_is_not_started() {
     let wrong = plug();
-    wrong.set_kernels(emulated::spoilt);
+    wrong.set_kernels(emulated::defective);
     let full = emulated::device((8, 0), 1000);
     full.plug();
     let old = emulated::device((7, 0), 1 << 30);

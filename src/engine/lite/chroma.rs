@@ -1,4 +1,4 @@
-//! Between the chroma planes of frames and those of latents, which have half the luma's size.
+//! Conversion between the chroma planes of frames and of latents, which have half the luma's size.
 
 use crate::frame::{
     Component::U,
@@ -6,13 +6,13 @@ use crate::frame::{
     resample::{Axis, Kernel, Options},
 };
 
-/// Sides of a latent's chroma planes for frames `dst`.
+/// Returns width and height of a latent's chroma planes for frames `dst`.
 pub(super) fn half(dst: &FrameInfo) -> (usize, usize) {
     (dst.width.div_ceil(2), dst.height.div_ceil(2))
 }
 
-/// The horizontal and the vertical axis from the chroma of frames `dst`, which RGB has at full size, to [`half`], and
-/// back. `None` when it has that size: the planes are the latent's.
+/// Returns the horizontal and vertical axis from the chroma of frames `dst` to the size [`half`],
+/// and the two axes back. Chroma of RGB has the size of the frame. `None` if the sizes are equal.
 pub(super) fn axes(dst: &FrameInfo) -> Option<[[Axis; 2]; 2]> {
     let (width, height) = match dst.format.component(U) {
         Some(_) => dst.format.component_size(U, dst.width, dst.height),

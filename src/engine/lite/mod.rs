@@ -1,4 +1,4 @@
-//! Students for real time, compiled for frames of one kind.
+//! The lite family: students for real time, planned for frames of one kind and size.
 
 mod chroma;
 pub mod cpu;
@@ -7,30 +7,30 @@ pub mod cuda;
 use super::{Capabilities, Options, Precision, Setting};
 use crate::{Error, Result, model::LiteModel, nn::lite::Condition};
 
-/// Value of [`Options::denoise`] when it is automatic: on held-out photos, clean and JPEG 60,
-/// `tiny-dial` loses at most 0.31 dB to the best position.
-const USUAL_DENOISE: f32 = 0.4;
+/// Condition for an automatic [`Options::denoise`]. On held-out photos, clean and JPEG of quality
+/// 60, `tiny-dial` loses at most 0.31 dB to the best position of the dial.
+const AUTO_DENOISE: f32 = 0.4;
 
-/// Returns the condition that `options` set for `scale`.
+/// Returns the condition of a network for `options` and `scale`.
 fn condition(options: &Options, scale: f64) -> Condition {
     Condition {
         scale,
-        denoise: options.denoise.unwrap_or(USUAL_DENOISE).into(),
+        denoise: options.denoise.unwrap_or(AUTO_DENOISE).into(),
         detail: options.detail.into(),
     }
 }
 
-/// Returns `true` if the weights depend on what differs between two sets of options.
-fn turns(a: &Options, b: &Options) -> bool {
+/// Returns `true` if a dial, which folds into the weights, differs between two sets of options.
+fn dials_differ(a: &Options, b: &Options) -> bool {
     (a.denoise, a.detail) != (b.denoise, b.detail)
 }
 
-/// Models in the order of their scales, each for a range of them; not empty.
+/// Models in the order of their scales, each for a range of scales. Not empty.
 struct Models(Vec<LiteModel>);
 
 impl Models {
-    /// Returns the index of the model whose range holds `scale`: the smallest below all ranges, the
-    /// largest above.
+    /// Returns the index of the model whose range holds `scale`: the first below all ranges, the
+    /// last above.
     fn index(&self, scale: f64) -> usize {
         let serves = |m: &LiteModel| scale <= m.metadata.scales[1];
         let found = self.0.iter().position(serves);
@@ -42,7 +42,7 @@ impl Models {
         &self.0[self.index(scale)]
     }
 
-    /// Resolves `precision` for every model by `resolve`.
+    /// Checks that `resolve` accepts `precision` for every model.
     fn check(
         &self,
         precision: Precision,
@@ -86,6 +86,6 @@ impl Models {
     }
 }
 
-fn foreign() -> Error {
-    Error::Frame("the frame is not the one that the engine was built for".into())
+fn frame_mismatch() -> Error {
+    Error::Frame("the frame is not of the kind and size that the engine was prepared for".into())
 }

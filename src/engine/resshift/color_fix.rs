@@ -1,16 +1,17 @@
-//! Bringing the colours of a generated picture back to those of the picture it was made from.
+//! Correction of the colours of a generated image to those of its input.
 
 use rayon::prelude::*;
 
 use crate::engine::ColorFix;
 
-/// Levels of the à-trous transform: what is as large as 2^5 pixels of the output or larger counts as colour.
+/// Levels of the à-trous transform. Structures of 2^5 pixels of the output or more count as colour.
 const LEVELS: u32 = 5;
 
-/// Least standard deviation that is divided by, a hundredth of an 8-bit step.
-const LEAST_DEVIATION: f64 = 0.01 / 255.0;
+/// Minimum standard deviation in a division, a hundredth of an 8-bit step.
+const MIN_DEVIATION: f64 = 0.01 / 255.0;
 
-/// Gives `result` the colours of `base` in the manner of `fix`; both are planes of rows of `width` samples.
+/// Matches the colours of the plane `result` to those of `base` with the method `fix`. Both have
+/// rows of `width` samples.
 pub(super) fn apply(fix: ColorFix, result: &mut [f32], base: &[f32], width: usize) {
     match fix {
         ColorFix::Wavelet => wavelet(result, base, width),
@@ -19,9 +20,11 @@ pub(super) fn apply(fix: ColorFix, result: &mut [f32], base: &[f32], width: usiz
     }
 }
 
-/// Replaces the low frequencies of `result` by those of `base` (Holschneider et al., "A real-time algorithm for signal
-/// analysis with the help of the wavelet transform", 1989; used so by StableSR, arXiv 2305.07015): low-pass filters of
-/// radius 1, 2, 4, 8 and 16 one after the other, 31 pixels of reach in all. Being linear, they run once over the
+/// Replaces the low frequencies of `result` by those of `base`, as in StableSR (arXiv 2305.07015).
+///
+/// The transform is that of Holschneider et al., "A real-time algorithm for signal analysis with
+/// the help of the wavelet transform", 1989: successive low-pass filters of radius 1, 2, 4, 8 and
+/// 16, with a total radius of 31 pixels. The filters are linear, so they run once on the
 /// difference.
 fn wavelet(result: &mut [f32], base: &[f32], width: usize) {
     let mut low: Vec<f32> = base.iter().zip(&*result).map(|(b, r)| b - r).collect();
@@ -36,7 +39,7 @@ fn wavelet(result: &mut [f32], base: &[f32], width: usize) {
     }
 }
 
-/// The filter (1, 2, 1) / 4 with its taps `radius` apart, borders replicated.
+/// Filters rows with (1, 2, 1) / 4, the taps `radius` apart, with replicated borders.
 fn blur_rows(src: &[f32], dst: &mut [f32], width: usize, radius: usize) {
     let rows = dst
         .par_chunks_exact_mut(width)
@@ -49,7 +52,7 @@ fn blur_rows(src: &[f32], dst: &mut [f32], width: usize, radius: usize) {
     });
 }
 
-/// As [`blur_rows`], downwards.
+/// As [`blur_rows`], for columns.
 fn blur_columns(src: &[f32], dst: &mut [f32], width: usize, radius: usize) {
     let last = src.len() / width - 1;
     let row = |y: usize| &src[y * width..][..width];
@@ -63,16 +66,17 @@ fn blur_columns(src: &[f32], dst: &mut [f32], width: usize, radius: usize) {
         });
 }
 
-/// Gives `result` mean and standard deviation of `base` (Huang and Belongie, arXiv 1703.06868, equation 8).
+/// Matches mean and standard deviation of `result` to those of `base` (Huang and Belongie, arXiv
+/// 1703.06868, equation 8).
 fn adain(result: &mut [f32], base: &[f32]) {
     let ((mean, deviation), (base_mean, base_deviation)) = (moments(result), moments(base));
-    let gain = base_deviation / deviation.max(LEAST_DEVIATION);
+    let gain = base_deviation / deviation.max(MIN_DEVIATION);
     for r in result {
         *r = ((f64::from(*r) - mean) * gain + base_mean) as f32;
     }
 }
 
-/// Mean and standard deviation.
+/// Returns mean and standard deviation.
 fn moments(plane: &[f32]) -> (f64, f64) {
     let n = plane.len().max(1) as f64;
     let mean = plane.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
@@ -86,7 +90,7 @@ mod tests {
 
     const FIXES: [ColorFix; 2] = [ColorFix::Wavelet, ColorFix::Adain];
 
-    /// Broad waves: colour.
+    /// Returns waves that are broad enough to count as colour.
     fn broad(width: usize, height: usize) -> Vec<f32> {
         let at = |x: usize, y: usize| 0.5 + 0.3 * (x as f32 / 70.0).sin() * (y as f32 / 90.0).cos();
         (0..width * height)
@@ -94,7 +98,7 @@ mod tests {
             .collect()
     }
 
-    /// Texture of a pixel's size.
+    /// Returns sample `i` of a texture with a period of two pixels.
     fn fine(width: usize, i: usize) -> f32 {
         if (i % width + i / width).is_multiple_of(2) {
             0.03
@@ -103,7 +107,7 @@ mod tests {
         }
     }
 
-    fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    fn max_error(a: &[f32], b: &[f32]) -> f32 {
         a.iter()
             .zip(b)
             .map(|(a, b)| (a - b).abs())
@@ -117,13 +121,13 @@ mod tests {
                 let base = vec![0.7; w * h];
                 let mut result = vec![0.2; w * h];
                 apply(fix, &mut result, &base, w);
-                assert!(furthest(&result, &base) < 1e-6, "{fix:?} {w}x{h}");
+                assert!(max_error(&result, &base) < 1e-6, "{fix:?} {w}x{h}");
             }
         }
     }
 
     #[test]
-    fn a_colour_cast_is_taken_away_and_texture_stays() {
+    fn a_colour_cast_is_removed_and_texture_stays() {
         let (w, h) = (200, 160);
         let base = broad(w, h);
         let truth: Vec<f32> = base
@@ -134,22 +138,23 @@ mod tests {
         for fix in FIXES {
             let mut result: Vec<f32> = truth.iter().map(|v| v + 0.15).collect();
             apply(fix, &mut result, &base, w);
-            // Adain cannot tell the texture's variance from the waves': everything gets a little weaker.
+            // Adain does not separate the variance of texture and waves, so both get slightly
+            // weaker.
             let tolerance = if fix == ColorFix::Wavelet {
                 0.005
             } else {
                 0.03
             };
             assert!(
-                furthest(&result, &truth) < tolerance,
+                max_error(&result, &truth) < tolerance,
                 "{fix:?}: {}",
-                furthest(&result, &truth)
+                max_error(&result, &truth)
             );
         }
     }
 
     #[test]
-    fn wavelet_also_takes_away_a_cast_that_changes_over_the_picture() {
+    fn wavelet_removes_a_cast_that_varies_over_the_image() {
         let (w, h) = (400, 300);
         let base = broad(w, h);
         let truth: Vec<f32> = base
@@ -161,9 +166,9 @@ mod tests {
         let mut result: Vec<f32> = truth.iter().enumerate().map(|(i, v)| v + cast(i)).collect();
         apply(ColorFix::Wavelet, &mut result, &base, w);
         assert!(
-            furthest(&result, &truth) < 0.01,
+            max_error(&result, &truth) < 0.01,
             "{}",
-            furthest(&result, &truth)
+            max_error(&result, &truth)
         );
     }
 
@@ -188,8 +193,8 @@ mod tests {
         apply(ColorFix::Wavelet, &mut result, &base, w);
         assert!((result.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         let reach = |i: usize| (i % w).abs_diff(40).max((i / w).abs_diff(40));
-        let furthest = (0..w * h).filter(|&i| result[i] != 0.0).map(reach).max();
-        assert_eq!(furthest, Some(31));
+        let max_radius = (0..w * h).filter(|&i| result[i] != 0.0).map(reach).max();
+        assert_eq!(max_radius, Some(31));
         assert_eq!(result[3 * w + 40], 0.0);
         assert_eq!(result[40 * w + 9], result[9 * w + 40]);
     }

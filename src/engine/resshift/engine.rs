@@ -1,4 +1,4 @@
-//! The engine of the ResShift family.
+//! Engine of the ResShift family.
 
 use candle_core::DType;
 
@@ -20,16 +20,16 @@ pub struct ResShiftEngine {
 }
 
 impl ResShiftEngine {
-    /// Brings `model` to `device`.
+    /// Loads the weights of `model` on `device`.
     ///
     /// # Errors
     /// [`Error::Device`] for a CUDA device in a build without the feature `cuda`, [`Error::Memory`]
-    /// when the device has too little memory.
+    /// if the device has too little memory.
     pub fn new(model: ResShiftModel, device: Device) -> Result<Self> {
-        let place = device.to_candle()?;
-        let (unet, autoencoder) = (model.unet(&place)?, model.autoencoder(&place)?);
+        let target = device.to_candle()?;
+        let (unet, autoencoder) = (model.unet(&target)?, model.autoencoder(&target)?);
         let (name, config) = (model.metadata.name, model.metadata.config);
-        // The runner rearranges the weights; let them go where they were.
+        // The runner packs the weights, so free the original ones first.
         drop(model.tensors);
         let mut runner = Runner::new(&config, unet, autoencoder)?;
         runner.set_dtype(dtype(resolve(device, Precision::Auto)));
@@ -76,10 +76,10 @@ impl Engine for ResShiftEngine {
     }
 
     fn set_options(&mut self, options: Options) -> Result<()> {
-        let (precision, steps, most) = (options.precision, options.steps, self.runner.steps());
-        if !(1..=most).contains(&steps) {
+        let (precision, steps, max) = (options.precision, options.steps, self.runner.steps());
+        if !(1..=max).contains(&steps) {
             return Err(Error::Setting(format!(
-                "{steps} steps: model '{}' takes 1 to {most}",
+                "{steps} steps are not supported: model '{}' has 1 to {max}",
                 self.name
             )));
         }
@@ -92,10 +92,10 @@ impl Engine for ResShiftEngine {
     }
 
     fn prepare(&mut self, from: &FrameInfo, _: &FrameInfo) -> Result<()> {
-        // Interpolation alone takes no tiles.
+        // Bicubic interpolation alone uses no tiles.
         if self.options.strength > 0.0 {
             self.runner
-                .checked_cuts(from.width, from.height, &self.options)?;
+                .checked_tiling(from.width, from.height, &self.options)?;
         }
         Ok(())
     }
@@ -109,11 +109,11 @@ impl Engine for ResShiftEngine {
     }
 }
 
-/// Returns the precision on `device` that comes closest to the one asked for.
-fn resolve(device: Device, asked: Precision) -> Precision {
-    match (device, asked) {
+/// Returns the precision on `device` that is closest to the requested one.
+fn resolve(device: Device, requested: Precision) -> Precision {
+    match (device, requested) {
         (Device::Auto | Device::Cpu, _) => Precision::F32,
-        (Device::Cuda(_), Precision::F32 | Precision::Bf16) => asked,
+        (Device::Cuda(_), Precision::F32 | Precision::Bf16) => requested,
         (Device::Cuda(_), _) => Precision::F16,
     }
 }

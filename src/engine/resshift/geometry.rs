@@ -1,57 +1,59 @@
-//! How sizes of the input, the output and the latent go together, and how large tiles are.
+//! Sizes of input, output, latent and tiles.
 
-use super::tiles::Cut;
+use super::tiles::TileAxis;
 use crate::{
     Error, Result,
     engine::{Options, Tile},
     nn::resshift::ResShiftConfig,
 };
 
-/// Sizes that belong to a model. All lengths are in pixels of the input unless they are said to be the latent's.
+/// Sizes that a model requires. Lengths are in pixels of the input unless stated otherwise.
 #[derive(Clone, Debug)]
 pub(super) struct Geometry {
     pub scale: usize,
-    /// Pixels of the output for one of the latent.
+    /// Pixels of the output per pixel of the latent.
     factor: usize,
     /// Channels of the latent.
     channels: usize,
-    /// A tile's sides are multiples of this.
+    /// Divisor of the sides of a tile.
     unit: usize,
-    /// Tiles start at multiples of this, where pixels of the latent start.
+    /// Divisor of the start of a tile, so that a pixel of the latent starts there.
     align: usize,
-    /// Bytes that a tile needs for each pixel of the latent: attention takes no more for larger tiles.
+    /// Bytes that a tile needs per pixel of the latent. Attention adds nothing for larger tiles.
     bytes: usize,
 }
 
-/// Pixels of the latent at which the autoencoder's attention, which grows with their square, costs as much time as
-/// everything else. Counted for the real-world model: 2 x 4 x 512 operations for each pair of pixels against 273
-/// million for each pixel.
+/// Pixels of the latent at which the autoencoder's attention, whose work is quadratic, takes as
+/// long as the rest. Counted for the real-world model: 2 x 4 x 512 operations for each pair of
+/// pixels against 273 million for each pixel.
 const ATTENTION_PARITY: f64 = 66_000.0;
 
-/// The part of the free memory that automatic tiles may take.
+/// Share of the free memory that automatic tiles may use.
 const SHARE: f64 = 0.5;
 
-/// What a tile takes over the feature maps of the decoder's widest ResBlock: its input, the normalised input and what the
-/// first convolution makes of it. Measured were 1.04 for the real-world model with 64x64 to 128x128 pixels of the input
-/// (650 MiB) and for faces of 512x512 (335 MiB), 1.11 for a narrow model.
+/// Memory of a tile relative to the feature maps of the decoder's widest ResBlock: its input, the
+/// normalised input and the output of the first convolution. Measured: 1.04 for the real-world
+/// model with 64x64 to 128x128 pixels of the input (650 MiB) and for faces of 512x512 (335 MiB),
+/// 1.11 for a narrow model.
 const OVER_MAPS: f64 = 1.2;
 
-/// How much more candle's operators take than our kernels, counted for the widest norm in f32 and the patches of a
-/// convolution; not measured on a device.
+/// Memory of candle's operators relative to this project's kernels. Counted for the widest norm in
+/// f32 and the patches of a convolution, not measured on a device.
 const COMPOSED: usize = 4;
 
-/// Planes of f32 samples of the output's size that a frame needs beside the tile in work.
+/// Planes of f32 samples of the output's size that a frame needs besides the current tile.
 const PLANES: u64 = 9;
 
 impl Geometry {
     pub fn new(config: &ResShiftConfig) -> Self {
         let (scale, factor) = (config.diffusion.scale, config.autoencoder.factor());
-        // Pixels of the input that `latent` pixels of the latent make up, and as many more as it takes to be whole.
+        // Smallest number of whole pixels of the input that covers a multiple of `latent` pixels of
+        // the latent.
         let whole = |latent: usize| latent * factor / gcd(latent * factor, scale);
         let autoencoder = &config.autoencoder;
         let channels = |level: usize| autoencoder.ch * autoencoder.ch_mult[level];
         let last = autoencoder.ch_mult.len() - 1;
-        // On the way up a level begins with the channels of the one below.
+        // In the decoder, a level begins with the channels of the level below.
         let widest = (0..=last)
             .map(|i| (2 * channels((i + 1).min(last)) + channels(i)) * (factor >> i).pow(2))
             .max();
@@ -66,107 +68,109 @@ impl Geometry {
         }
     }
 
-    /// For networks of candle's operators, which keep more maps at a time; also where kernels on CUDA take the place of some, whose
-    /// memory has not been measured.
+    /// Accounts for candle's operators, which hold more feature maps at a time. Also used with the
+    /// CUDA kernels, whose memory has not been measured.
     pub fn compose(&mut self) {
         self.bytes *= COMPOSED;
     }
 
-    /// Channels, rows and columns of the latent of a frame, padded to what the networks take in one piece.
+    /// Returns channels, rows and columns of the latent of a frame that is padded to whole units.
     pub fn latent(&self, width: usize, height: usize) -> [usize; 3] {
         let pad = |len: usize| len.next_multiple_of(self.unit);
         self.latent_at(pad(width), pad(height))
     }
 
-    /// The same for a tile, or of its place.
+    /// Returns channels, rows and columns of the latent for the size or the position of a tile.
     pub fn latent_at(&self, x: usize, y: usize) -> [usize; 3] {
         let at = |v: usize| v * self.scale / self.factor;
         [self.channels, at(y), at(x)]
     }
 
-    /// How a frame of `width` x `height` is cut into tiles, across and down; `available` tells the bytes that are free.
+    /// Splits a frame of `width` x `height` into tiles, horizontally and vertically. `available`
+    /// returns the free memory in bytes.
     ///
     /// # Errors
-    /// [`Error::Memory`] when there is not enough.
-    pub fn cuts(
+    /// [`Error::Memory`] if there is not enough memory.
+    pub fn tiling(
         &self,
         width: usize,
         height: usize,
         options: &Options,
         available: impl FnOnce() -> u64,
-    ) -> Result<[Cut; 2]> {
+    ) -> Result<[TileAxis; 2]> {
         let pad = |len: usize| len.next_multiple_of(self.unit);
         let (whole_x, whole_y) = (pad(width), pad(height));
-        let cut = |x: usize, y: usize| {
-            let cut = |len, side| Cut::new(len, side, options.tile_overlap, self.align);
-            [cut(width, x), cut(height, y)]
+        let split = |x: usize, y: usize| {
+            let axis = |len, side| TileAxis::new(len, side, options.tile_overlap, self.align);
+            [axis(width, x), axis(height, y)]
         };
         let frame = self.frame_bytes(width, height);
         let free = available().saturating_sub(frame);
-        let cuts = match options.tile {
-            Tile::Whole => cut(whole_x, whole_y),
+        let tiling = match options.tile {
+            Tile::Whole => split(whole_x, whole_y),
             Tile::Side(side) => {
                 let side = pad(side.clamp(1, whole_x.max(whole_y)));
-                cut(side.min(whole_x), side.min(whole_y))
+                split(side.min(whole_x), side.min(whole_y))
             }
             Tile::Auto => {
                 let limit = (free as f64 * SHARE) as u64;
-                // Narrow tiles would be all border.
+                // Narrow tiles would consist of border.
                 let sides = |whole: usize| {
                     let units = whole / self.unit;
                     (units.min(2)..=units).map(|n| n * self.unit)
                 };
                 let all = sides(whole_y).flat_map(|y| sides(whole_x).map(move |x| (x, y)));
                 let fitting: Vec<_> = all
-                    .map(|(x, y)| cut(x, y))
+                    .map(|(x, y)| split(x, y))
                     .filter(|c| self.tile_bytes(c) <= limit)
                     .collect();
-                let works = fitting.iter().map(|c| self.work(c));
-                let least = works.fold(f64::INFINITY, f64::min);
-                // The larger the tiles, the more each sees.
+                let work = fitting.iter().map(|c| self.work(c));
+                let min_work = work.fold(f64::INFINITY, f64::min);
+                // Larger tiles give the networks more context.
                 fitting
                     .into_iter()
-                    .filter(|c| self.work(c) <= 1.1 * least)
+                    .filter(|c| self.work(c) <= 1.1 * min_work)
                     .max_by_key(|c| self.pixels(c))
-                    .unwrap_or_else(|| cut(self.unit, self.unit))
+                    .unwrap_or_else(|| split(self.unit, self.unit))
             }
         };
-        let needed = self.tile_bytes(&cuts);
+        let needed = self.tile_bytes(&tiling);
         if needed > free {
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
             return Err(Error::Memory(format!(
                 "tiles of {}x{} of a frame of {width}x{height} need about {} MiB, {} MiB are free: \
                  use smaller tiles (no smaller than {}) or a smaller frame",
-                cuts[0].side,
-                cuts[1].side,
+                tiling[0].side,
+                tiling[1].side,
                 mib(needed + frame),
                 mib(free + frame),
                 self.unit
             )));
         }
-        Ok(cuts)
+        Ok(tiling)
     }
 
-    /// Bytes that the planes of a frame need.
+    /// Returns the bytes that the planes of a frame need.
     pub fn frame_bytes(&self, width: usize, height: usize) -> u64 {
         (width * height * self.scale * self.scale) as u64 * 4 * PLANES
     }
 
-    /// Bytes that a tile needs at its peak, beside the planes of the frame and the weights.
-    pub fn tile_bytes(&self, cuts: &[Cut; 2]) -> u64 {
-        (self.pixels(cuts) * self.bytes) as u64
+    /// Returns the peak memory of a tile in bytes, without the planes of the frame and the weights.
+    pub fn tile_bytes(&self, tiling: &[TileAxis; 2]) -> u64 {
+        (self.pixels(tiling) * self.bytes) as u64
     }
 
-    /// How long all tiles take, in units of a pixel of the latent without attention.
-    fn work(&self, cuts: &[Cut; 2]) -> f64 {
-        let tiles = (cuts[0].starts.len() * cuts[1].starts.len()) as f64;
-        let pixels = self.pixels(cuts) as f64;
+    /// Returns the work for all tiles, in units of the work for a pixel of the latent without
+    /// attention.
+    fn work(&self, tiling: &[TileAxis; 2]) -> f64 {
+        let tiles = (tiling[0].starts.len() * tiling[1].starts.len()) as f64;
+        let pixels = self.pixels(tiling) as f64;
         tiles * pixels * (1.0 + pixels / ATTENTION_PARITY)
     }
 
-    /// Pixels of the latent of a tile.
-    fn pixels(&self, cuts: &[Cut; 2]) -> usize {
-        let [_, h, w] = self.latent_at(cuts[0].side, cuts[1].side);
+    /// Returns the number of pixels in the latent of a tile.
+    fn pixels(&self, tiling: &[TileAxis; 2]) -> usize {
+        let [_, h, w] = self.latent_at(tiling[0].side, tiling[1].side);
         h * w
     }
 }
@@ -185,14 +189,14 @@ mod tests {
             tile,
             ..Options::default()
         };
-        let cuts = geometry.cuts(size.0, size.1, &options, || available)?;
-        Ok((cuts[0].side, cuts[1].side))
+        let tiling = geometry.tiling(size.0, size.1, &options, || available)?;
+        Ok((tiling[0].side, tiling[1].side))
     }
 
     const PLENTY: u64 = 1 << 40;
 
     #[test]
-    fn sides_are_multiples_of_what_the_networks_take() {
+    fn sides_are_multiples_of_the_unit_of_the_networks() {
         for (tile, size, expected) in [
             (Tile::Whole, (480, 270), (512, 320)),
             (Tile::Whole, (1, 1), (64, 64)),
@@ -213,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn small_frames_are_one_tile_and_large_ones_are_cut_where_attention_would_cost_more() {
+    fn small_frames_are_one_tile_and_large_ones_are_split_where_attention_would_cost_more() {
         for size in [(64, 64), (100, 60), (128, 128)] {
             let whole = sides(Tile::Whole, size, PLENTY).unwrap();
             assert_eq!(sides(Tile::Auto, size, PLENTY).unwrap(), whole);
@@ -223,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn tiles_become_smaller_with_the_memory_until_there_is_not_enough() {
+    fn tiles_shrink_with_the_memory_until_there_is_not_enough() {
         let size = (480, 270);
-        let mut least = usize::MAX;
+        let mut previous = usize::MAX;
         for gib in [64, 16, 8, 4, 2] {
             let (x, y) = sides(Tile::Auto, size, gib << 30).unwrap();
-            assert!(x * y <= least);
-            least = x * y;
+            assert!(x * y <= previous);
+            previous = x * y;
         }
         let Err(Error::Memory(reason)) = sides(Tile::Auto, size, 100 << 20) else {
             panic!("100 MiB are enough");

@@ -1,4 +1,4 @@
-//! How much memory there is for a frame.
+//! Memory that is available for a frame.
 
 use std::{fs, path::Path};
 
@@ -6,10 +6,11 @@ use candle_core::{Device, DeviceLocation};
 
 use crate::cuda::driver;
 
-/// What is assumed where the system does not tell: on anything but Linux.
+/// Bytes that are assumed to be available if the system does not report a number.
 const UNKNOWN: u64 = 4 << 30;
 
-/// Bytes that may still be taken for the `planes` bytes of a frame, which this process keeps, and for tensors on `device`.
+/// Returns the bytes that are available for tensors on `device` and for the planes of a frame, of
+/// `planes` bytes on the host.
 pub(super) fn available_on(device: &Device, planes: u64) -> u64 {
     let DeviceLocation::Cuda { gpu_id } = device.location() else {
         return available();
@@ -21,8 +22,8 @@ pub(super) fn available_on(device: &Device, planes: u64) -> u64 {
     }
 }
 
-/// Bytes that this process may still take: what the kernel takes for available, or what the tightest control group above
-/// the process has left, whichever is less.
+/// Returns the bytes that this process may still allocate: the minimum of the available memory of
+/// the system and the remaining memory of its control groups.
 fn available() -> u64 {
     available_below(Path::new("/")).unwrap_or(UNKNOWN)
 }
@@ -33,14 +34,16 @@ fn available_below(root: &Path) -> Option<u64> {
         .and_then(|text| field(&text, "MemAvailable:"))
         .and_then(|kib: u64| kib.checked_mul(1024));
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let left = groups.lines().filter_map(|line| left_in_group(root, line));
-    system.into_iter().chain(left).min()
+    let remaining = groups
+        .lines()
+        .filter_map(|line| remaining_in_group(root, line));
+    system.into_iter().chain(remaining).min()
 }
 
-/// What is left in the control group that a line of `/proc/self/cgroup` names, and in those around it: `0::/path` of
-/// version 2, `7:memory:/path` of version 1. Inside a container the path may be the host's; the groups that are
-/// visible are asked.
-fn left_in_group(root: &Path, line: &str) -> Option<u64> {
+/// Returns the minimum of the remaining memory of a control group and its ancestors. `line` of
+/// `/proc/self/cgroup` names the group: `0::/path` in version 2, `7:memory:/path` in version 1. In
+/// a container the path may be that of the host, so groups that do not exist are skipped.
+fn remaining_in_group(root: &Path, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
     let (mount, limit, usage, cache) = if id == "0" {
@@ -56,23 +59,23 @@ fn left_in_group(root: &Path, line: &str) -> Option<u64> {
     } else {
         return None;
     };
-    let left = |group: &Path| -> Option<u64> {
+    let remaining = |group: &Path| -> Option<u64> {
         let group = root.join(mount).join(group);
         let number = |name| -> Option<u64> {
             let text = fs::read_to_string(group.join(name)).ok()?;
-            // "max" is no limit.
+            // "max", which is not a number, means no limit.
             text.trim().parse().ok()
         };
         let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-        // Pages of files that nobody uses are given up when memory is short.
+        // The kernel frees inactive pages of files if memory is short.
         let used = number(usage)?.saturating_sub(field(&stat, cache).unwrap_or(0));
         Some(number(limit)?.saturating_sub(used))
     };
     let path = Path::new(path.trim_start_matches('/'));
-    path.ancestors().filter_map(left).min()
+    path.ancestors().filter_map(remaining).min()
 }
 
-/// The number after `name` in lines of names and numbers.
+/// Returns the number after `name` in lines of names and numbers.
 fn field(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);
     let mut line = lines.find(|line| line.clone().next() == Some(name))?;
@@ -83,7 +86,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A root folder with the given files.
+    /// Creates a root folder with the given files.
     fn system(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -100,14 +103,14 @@ mod tests {
     );
 
     #[test]
-    fn without_control_groups_the_kernels_number_holds() {
+    fn without_control_groups_the_memory_of_the_system_counts() {
         let root = system(&[MEMINFO]);
         assert_eq!(available_below(root.path()), Some(8000 * 1024));
         assert_eq!(available_below(system(&[]).path()), None);
     }
 
     #[test]
-    fn the_tightest_group_of_version_2_holds_and_its_page_cache_counts_as_free() {
+    fn the_smallest_group_of_version_2_counts_and_its_page_cache_is_available() {
         let root = system(&[
             MEMINFO,
             ("proc/self/cgroup", "0::/outer/inner\n"),
@@ -124,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_container_of_version_1_the_visible_group_is_asked() {
+    fn in_a_container_of_version_1_the_visible_group_counts() {
         let root = system(&[
             MEMINFO,
             (
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_beyond_the_machine_does_not_hold() {
+    fn a_limit_above_the_memory_of_the_system_has_no_effect() {
         let root = system(&[
             MEMINFO,
             ("proc/self/cgroup", "0::/\n"),
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn this_machine_tells() {
+    fn this_machine_reports_its_memory() {
         assert!(available_below(Path::new("/")).is_some_and(|bytes| bytes > 0));
     }
 }

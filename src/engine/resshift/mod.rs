@@ -1,12 +1,13 @@
-//! The ResShift networks (published as ResShift, SinSR and TAD-SR) on a frame.
+//! The ResShift family: networks of ResShift, SinSR and TAD-SR.
 //!
-//! The frame becomes planes of R'G'B', is padded by reflection to what the networks take, enlarged by bicubic
-//! interpolation and cut into tiles. Each tile is encoded, noise is added to its latent, the U-Net predicts the clean
-//! latent, which is decoded; the tiles are blended and get the colours of the enlarged input. Then the way back to the
-//! frame's own format begins, through the matrix it came by, without rounding in between.
+//! A frame is converted to planes of R'G'B', padded by reflection to whole units of the networks,
+//! enlarged by bicubic interpolation and split into tiles. Each tile is encoded, noise is added to
+//! its latent, the U-Net predicts the clean latent, and that is decoded. The tiles are blended and
+//! get the colours of the enlarged input. The result is converted back to the format of the frame
+//! with the same matrix, without rounding in between.
 //!
-//! The result depends on the frame, the options and the model alone, not on the number of threads; with automatic
-//! tiles, also on the memory that was free when the first frame of the size came.
+//! The result depends on the frame, the options and the model, not on the number of threads. With
+//! automatic tiles it also depends on the memory that is free at the first frame of a size.
 
 mod color_fix;
 mod engine;
@@ -33,9 +34,9 @@ use crate::{
     ops::PackedConv2d,
 };
 use geometry::Geometry;
-use tiles::{Cut, crop, reflect_pad};
+use tiles::{TileAxis, crop, reflect_pad};
 
-/// Three planes, R, G and B, of rows without padding.
+/// Planes of R, G and B with rows without padding.
 pub type Planes = [Vec<f32>; 3];
 
 /// A ResShift model ready for frames of any kind and size.
@@ -44,31 +45,32 @@ pub struct Runner {
     autoencoder: Autoencoder,
     schedule: Schedule,
     geometry: Geometry,
-    /// How frames of one size and these settings are cut: decided once, so that frames that are the same stay the same
-    /// when the free memory changes.
-    cuts: Option<(CutKey, [Cut; 2])>,
+    /// Tiles of frames of one size and settings. They are chosen once, so that equal frames have
+    /// equal results when the free memory changes.
+    tiling: Option<(TilingKey, [TileAxis; 2])>,
 }
 
 /// Width, height, tile and overlap.
-type CutKey = (usize, usize, Tile, usize);
+type TilingKey = (usize, usize, Tile, usize);
 
-/// A picture on its way through the networks.
-struct Picture {
-    /// The input, padded, 0 to 1.
+/// State of a frame in the networks.
+struct TiledImage {
+    /// Padded input, 0 to 1.
     lq: Planes,
-    /// The padded input enlarged by bicubic interpolation.
+    /// Padded input, enlarged by bicubic interpolation.
     base: Planes,
-    /// The sum of what the tiles made.
+    /// Weighted sum of the results of the tiles.
     sum: Planes,
-    /// Across and down.
-    cuts: [Cut; 2],
+    /// Tiles, horizontally and vertically.
+    tiling: [TileAxis; 2],
 }
 
 impl Runner {
-    /// Takes networks over, which are on one device, and packs their weights, but for 16-bit maps on the CPU.
+    /// Creates the runner of networks on one device. Packs their weights where operators with
+    /// packed weights exist.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when the configuration makes no sense.
+    /// [`Error::Tensor`] if the configuration is invalid.
     pub fn new(
         config: &ResShiftConfig,
         mut unet: Unet,
@@ -87,28 +89,29 @@ impl Runner {
             autoencoder,
             schedule: Schedule::new(&config.diffusion)?,
             geometry,
-            cuts: None,
+            tiling: None,
         })
     }
 
-    /// Sets the type of the networks' feature maps, which on the CPU stays f32, for which weights are packed.
+    /// Sets the type of the networks' feature maps. On the CPU it must stay f32, the type of the
+    /// packed weights.
     pub fn set_dtype(&mut self, dtype: DType) {
         self.unet.set_dtype(dtype);
         self.autoencoder.set_dtype(dtype);
     }
 
-    /// The scale that the networks make.
+    /// Returns the scale of the networks.
     pub fn scale(&self) -> usize {
         self.geometry.scale
     }
 
-    /// Steps of the schedule.
+    /// Returns the number of steps of the schedule.
     pub fn steps(&self) -> usize {
         self.schedule.steps()
     }
 
-    /// Returns the noise that a frame of `width` x `height` gets, before [`Options::noise`] weakens
-    /// it.
+    /// Returns the initial noise of frames of `width` x `height`, without the factor
+    /// [`Options::noise`].
     pub fn noise(&self, width: usize, height: usize, options: &Options) -> NoiseField {
         let [channels, h, w] = self.geometry.latent(width, height);
         match &options.noise_field {
@@ -117,22 +120,23 @@ impl Runner {
         }
     }
 
-    /// About how many bytes a frame of `width` x `height` takes at its peak, beside the weights and the frame itself.
+    /// Returns an estimate of the peak memory in bytes for a frame of `width` x `height`, without
+    /// the weights and the frame itself.
     ///
     /// # Errors
-    /// [`Error::Memory`] when there are not as many.
+    /// [`Error::Memory`] if there is less memory.
     pub fn memory(&mut self, width: usize, height: usize, options: &Options) -> Result<u64> {
-        let cuts = self.cuts(width, height, options)?;
-        Ok(self.geometry.frame_bytes(width, height) + self.geometry.tile_bytes(&cuts))
+        let tiling = self.tiling(width, height, options)?;
+        Ok(self.geometry.frame_bytes(width, height) + self.geometry.tile_bytes(&tiling))
     }
 
-    /// Upscales `src` into `dst`: the mean of bicubic interpolation and the networks' result,
-    /// weighted by [`Options::strength`]. A `dst` that is smaller than the networks' scale makes it
-    /// is shrunk from there. Alpha is interpolated. Runs on the current rayon pool.
+    /// Upscales `src` into `dst`. The result is the mean of bicubic interpolation and the networks'
+    /// result, weighted by [`Options::strength`]. If `dst` is smaller than the networks' result,
+    /// that is shrunk. Alpha is interpolated. Runs on the current rayon pool.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the noise or the steps do not fit, [`Error::Memory`] when there is not enough for the
-    /// tiles, [`Error::Cancelled`] when `observer` breaks.
+    /// [`Error::Setting`] if the noise or the steps do not fit, [`Error::Memory`] if there is not
+    /// enough memory for the tiles, [`Error::Cancelled`] if `observer` breaks.
     pub fn run(
         &mut self,
         src: &FrameRef,
@@ -149,8 +153,8 @@ impl Runner {
             }
             return Ok(());
         }
-        // Before anything is done for the frame.
-        self.checked_cuts(from.width, from.height, options)?;
+        // Checks before the work begins.
+        self.checked_tiling(from.width, from.height, options)?;
         let rgb = self.restore(src.to_rgb()?, from.width, options, observer)?;
         let native = (from.width * self.scale(), from.height * self.scale());
         let rgb = resized(rgb, native, (to.width, to.height));
@@ -168,8 +172,8 @@ impl Runner {
         Ok(())
     }
 
-    /// What the networks make of planes of `width` samples in a row, 0 (black) to 1 (white): planes larger by their
-    /// scale.
+    /// Upscales planes of `width` samples in a row, 0 (black) to 1 (white), by the scale of the
+    /// networks.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -182,63 +186,69 @@ impl Runner {
     ) -> Result<Planes> {
         let scale = self.scale();
         let height = rgb[0].len() / width;
-        let cuts = self.checked_cuts(width, height, options)?;
+        let tiling = self.checked_tiling(width, height, options)?;
         let noise = self.noise(width, height, options);
-        let mut picture = Picture::new(rgb, width, scale, cuts);
-        let mut passes = Passes::new(observer, picture.tiles(), options.steps + 2);
-        for tile in 0..picture.tiles() {
-            let made = self.restore_tile(&picture, tile, &noise, options, &mut passes)?;
-            picture.add(tile, &made, scale);
+        let mut image = TiledImage::new(rgb, width, scale, tiling);
+        let mut passes = Passes::new(observer, image.tiles(), options.steps + 2);
+        for tile in 0..image.tiles() {
+            let result = self.restore_tile(&image, tile, &noise, options, &mut passes)?;
+            image.add(tile, &result, scale);
         }
         passes.next()?;
-        Ok(picture.finish(options.color_fix, (width * scale, height * scale), scale))
+        Ok(image.finish(options.color_fix, (width * scale, height * scale), scale))
     }
 
-    /// Checks that the options fit a frame, and cuts it.
-    fn checked_cuts(&mut self, width: usize, height: usize, options: &Options) -> Result<[Cut; 2]> {
+    /// Checks that the options fit a frame. Returns its tiles.
+    fn checked_tiling(
+        &mut self,
+        width: usize,
+        height: usize,
+        options: &Options,
+    ) -> Result<[TileAxis; 2]> {
         let expected = self.geometry.latent(width, height);
         if let Some(field) = &options.noise_field
             && field.shape() != expected
         {
             return Err(Error::Setting(format!(
-                "noise of {:?} channels, rows and columns for a frame of {width}x{height}, which takes {expected:?}",
+                "the noise has {:?} channels, rows and columns, a frame of {width}x{height} needs \
+                 {expected:?}",
                 field.shape()
             )));
         }
         if !(1..=self.steps()).contains(&options.steps) {
             return Err(Error::Setting(format!(
-                "{} steps: the model takes 1 to {}",
+                "{} steps are not supported: the model has 1 to {}",
                 options.steps,
                 self.steps()
             )));
         }
-        self.cuts(width, height, options)
+        self.tiling(width, height, options)
     }
 
-    fn cuts(&mut self, width: usize, height: usize, options: &Options) -> Result<[Cut; 2]> {
+    fn tiling(&mut self, width: usize, height: usize, options: &Options) -> Result<[TileAxis; 2]> {
         let key = (width, height, options.tile, options.tile_overlap);
-        if let Some((known, cuts)) = &self.cuts
+        if let Some((known, tiling)) = &self.tiling
             && *known == key
         {
-            return Ok(cuts.clone());
+            return Ok(tiling.clone());
         }
         let planes = self.geometry.frame_bytes(width, height);
         let available = || memory::available_on(self.unet.device(), planes);
-        let cuts = self.geometry.cuts(width, height, options, available)?;
-        self.cuts = Some((key, cuts.clone()));
-        Ok(cuts)
+        let tiling = self.geometry.tiling(width, height, options, available)?;
+        self.tiling = Some((key, tiling.clone()));
+        Ok(tiling)
     }
 
-    /// What the networks make of one tile: rows of R, G, B samples, -1 to 1.
+    /// Returns the result of the networks for one tile: rows of R, G, B samples, -1 to 1.
     fn restore_tile(
         &self,
-        picture: &Picture,
+        image: &TiledImage,
         tile: usize,
         noise: &NoiseField,
         options: &Options,
         passes: &mut Passes,
     ) -> Result<Vec<f32>> {
-        let ([x, y], [w, h]) = picture.place(tile);
+        let ([x, y], [w, h]) = image.position(tile);
         let [_, top, left] = self.geometry.latent_at(x, y);
         let [channels, rows, columns] = self.geometry.latent_at(w, h);
         let noise = noise.part([top, left], [rows, columns], options.noise);
@@ -248,11 +258,12 @@ impl Runner {
         passes.next()?;
         let zy =
             self.autoencoder
-                .encode(&picture.tensor(Layer::Base, tile, self.scale(), device)?)?;
+                .encode(&image.tensor(Layer::Base, tile, self.scale(), device)?)?;
         let z = self.schedule.prior(&zy, &noise)?;
-        let lq = match self.unet.config().cond_lq {
-            true => Some(picture.tensor(Layer::Lq, tile, 1, device)?),
-            false => None,
+        let lq = if self.unet.config().cond_lq {
+            Some(image.tensor(Layer::Lq, tile, 1, device)?)
+        } else {
+            None
         };
         let denoise = |z: &Tensor, t| {
             passes.next().map_err(candle_core::Error::wrap)?;
@@ -261,27 +272,30 @@ impl Runner {
         let z0 = diffusion::deterministic(&self.schedule, &zy, &z, options.steps, denoise);
         let z0 = passes.unless_stopped(z0)?;
         passes.next()?;
-        // The codes that replace it would hide it.
+        // Quantisation in the decoder would hide values that are not finite.
         self.finite(&z0)?;
         self.finite(&self.autoencoder.decode(&z0, true)?)
     }
 
-    /// The values, when all of them are numbers.
+    /// Returns the values of `t`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if a value is not finite.
     fn finite(&self, t: &Tensor) -> Result<Vec<f32>> {
         let values: Vec<f32> = t.flatten_all()?.to_vec1()?;
         if values.iter().all(|v| v.is_finite()) {
             return Ok(values);
         }
         let hint = match self.unet.dtype() {
-            DType::F16 => ": its numbers may be too large for f16, use precision bf16 or f32",
+            DType::F16 => ": f16 may have overflowed, use precision bf16 or f32",
             _ => "",
         };
-        let text = format!("what the model makes of the frame is not finite{hint}");
+        let text = format!("the result of the model is not finite{hint}");
         Err(Error::Setting(text))
     }
 }
 
-/// Counts passes through the networks and tells the observer.
+/// Counter of passes through the networks, which calls the observer.
 struct Passes<'a> {
     observer: Observer<'a>,
     progress: Progress,
@@ -304,42 +318,48 @@ impl<'a> Passes<'a> {
         }
     }
 
-    /// Before a pass, and after the last.
+    /// Must be called before each pass and after the last one.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the observer breaks.
     fn next(&mut self) -> Result<()> {
         self.progress.done += usize::from(self.started);
         self.started = true;
         if let Some(observer) = &mut self.observer {
             self.stopped = observer(self.progress).is_break();
         }
-        match self.stopped {
-            true => Err(Error::Cancelled),
-            false => Ok(()),
+        if self.stopped {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
         }
     }
 
-    /// `result` of something that calls [`Self::next`] and cannot hand on its error.
+    /// Converts the result of a function that calls [`Self::next`] and cannot return its error.
     fn unless_stopped<T>(&self, result: candle_core::Result<T>) -> Result<T> {
-        match self.stopped {
-            true => Err(Error::Cancelled),
-            false => Ok(result?),
+        if self.stopped {
+            Err(Error::Cancelled)
+        } else {
+            Ok(result?)
         }
     }
 }
 
+/// Planes of a [`TiledImage`].
 #[derive(Clone, Copy)]
 enum Layer {
     Lq,
     Base,
 }
 
-impl Picture {
-    fn new(rgb: Planes, width: usize, scale: usize, cuts: [Cut; 2]) -> Self {
-        let [across, down] = &cuts;
+impl TiledImage {
+    fn new(rgb: Planes, width: usize, scale: usize, tiling: [TileAxis; 2]) -> Self {
+        let [across, down] = &tiling;
         let lq = rgb.map(|plane| reflect_pad(&plane, width, (across.len, down.len)));
-        let axis = |cut: &Cut| {
+        let axis = |tiles: &TileAxis| {
             Axis::new(
-                cut.len,
-                cut.len * scale,
+                tiles.len,
+                tiles.len * scale,
                 Kernel::Bicubic,
                 resample::Options::default(),
             )
@@ -355,17 +375,18 @@ impl Picture {
             lq,
             base,
             sum,
-            cuts,
+            tiling,
         }
     }
 
     fn tiles(&self) -> usize {
-        self.cuts[0].starts.len() * self.cuts[1].starts.len()
+        self.tiling[0].starts.len() * self.tiling[1].starts.len()
     }
 
-    /// First sample and size of a tile, each across and down, in samples of the input.
-    fn place(&self, tile: usize) -> ([usize; 2], [usize; 2]) {
-        let [across, down] = &self.cuts;
+    /// Returns the first sample and the size of a tile, each horizontally and vertically, in
+    /// samples of the input.
+    fn position(&self, tile: usize) -> ([usize; 2], [usize; 2]) {
+        let [across, down] = &self.tiling;
         let (column, row) = (tile % across.starts.len(), tile / across.starts.len());
         (
             [across.starts[column], down.starts[row]],
@@ -373,11 +394,12 @@ impl Picture {
         )
     }
 
-    /// A tile of a layer with `scale` samples for one of the input: `[1, h, w, 3]`, -1 to 1.
+    /// Returns a tile of a layer with `scale` samples for one of the input: `[1, h, w, 3]`, -1 to
+    /// 1.
     fn tensor(&self, layer: Layer, tile: usize, scale: usize, device: &Device) -> Result<Tensor> {
-        let ([x, y], [w, h]) = self.place(tile);
+        let ([x, y], [w, h]) = self.position(tile);
         let (x, y, w, h) = (x * scale, y * scale, w * scale, h * scale);
-        let width = self.cuts[0].len * scale;
+        let width = self.tiling[0].len * scale;
         let [r, g, b] = match layer {
             Layer::Lq => &self.lq,
             Layer::Base => &self.base,
@@ -395,31 +417,31 @@ impl Picture {
         Ok(Tensor::from_vec(samples, (1, h, w, 3), device)?)
     }
 
-    /// Adds what became of a tile: rows of R, G, B samples, -1 to 1, clamped to that.
-    fn add(&mut self, tile: usize, made: &[f32], scale: usize) {
-        let ([x, y], [w, _]) = self.place(tile);
+    /// Adds the result of a tile, rows of R, G, B samples, clamped to -1 to 1.
+    fn add(&mut self, tile: usize, result: &[f32], scale: usize) {
+        let ([x, y], [w, _]) = self.position(tile);
         let (column, row) = (
-            tile % self.cuts[0].starts.len(),
-            tile / self.cuts[0].starts.len(),
+            tile % self.tiling[0].starts.len(),
+            tile / self.tiling[0].starts.len(),
         );
-        let across = self.cuts[0].weights(column, scale);
-        let down = self.cuts[1].weights(row, scale);
-        let (width, w) = (self.cuts[0].len * scale, w * scale);
+        let across = self.tiling[0].weights(column, scale);
+        let down = self.tiling[1].weights(row, scale);
+        let (width, w) = (self.tiling[0].len * scale, w * scale);
         for (c, plane) in self.sum.iter_mut().enumerate() {
             let rows = plane[y * scale * width..].par_chunks_mut(width);
-            let made = made.par_chunks_exact(3 * w).zip(&down);
-            rows.zip(made).for_each(|(sum, (made, down))| {
+            let result = result.par_chunks_exact(3 * w).zip(&down);
+            rows.zip(result).for_each(|(sum, (result, down))| {
                 let sum = sum[x * scale..].iter_mut().zip(&across);
-                for ((s, weight), pixel) in sum.zip(made.as_chunks::<3>().0) {
+                for ((s, weight), pixel) in sum.zip(result.as_chunks::<3>().0) {
                     *s += down * weight * (0.5 * pixel[c].clamp(-1.0, 1.0) + 0.5);
                 }
             });
         }
     }
 
-    /// The sum of all tiles, without the padding, with its colours put right.
+    /// Returns the sum of all tiles without the padding, with corrected colours.
     fn finish(self, fix: ColorFix, size: (usize, usize), scale: usize) -> Planes {
-        let width = self.cuts[0].len * scale;
+        let width = self.tiling[0].len * scale;
         let mut bases = self.base.into_iter();
         self.sum.map(|plane| {
             let mut plane = crop(plane, width, size);
@@ -431,7 +453,7 @@ impl Picture {
     }
 }
 
-/// A component of `src` at the size of `to`, by bicubic interpolation.
+/// Returns a component of `src` at the size of `to`, by bicubic interpolation.
 fn interpolated(src: &FrameRef, component: Component, to: &FrameInfo) -> Result<Vec<f32>> {
     let (w, h) = (to.width, to.height);
     let kernel = Kernel::Bicubic;
@@ -442,7 +464,7 @@ fn interpolated(src: &FrameRef, component: Component, to: &FrameInfo) -> Result<
     Ok(plane)
 }
 
-/// `planes` of size `from` at size `to`, which is no larger.
+/// Shrinks `planes` of size `from` to size `to`.
 fn resized(planes: Planes, from: (usize, usize), to: (usize, usize)) -> Planes {
     if from == to {
         return planes;

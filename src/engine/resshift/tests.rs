@@ -1,4 +1,4 @@
-//! The promises of the engine, on small networks.
+//! Tests of the runner with small networks.
 
 use std::{collections::HashMap, ops::ControlFlow, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     ops::cuda::{emulated, host},
 };
 
-/// The configuration of the fixtures.
+/// Returns the configuration of the fixtures.
 fn mini() -> ResShiftConfig {
     let mut config = ResShiftConfig::realsr_x4();
     config.unet = UnetConfig {
@@ -36,7 +36,8 @@ fn mini() -> ResShiftConfig {
     config
 }
 
-/// The smallest configuration that has every part: tiles are multiples of 8 pixels.
+/// Returns the smallest configuration with every part. The sides of tiles are multiples of 8
+/// pixels.
 fn tiny() -> ResShiftConfig {
     let mut config = mini();
     config.unet = UnetConfig {
@@ -50,8 +51,9 @@ fn tiny() -> ResShiftConfig {
     config
 }
 
-/// As the face models: no change of size, a latent of an eighth of it, and convolutions between it and the input. Tiles
-/// are multiples of 64 pixels.
+/// Returns a configuration like that of the models for faces: a scale of 1, a latent of an eighth
+/// of the size, and convolutions between input and latent. The sides of tiles are multiples of 64
+/// pixels.
 fn face() -> ResShiftConfig {
     let mut config = tiny();
     config.unet.lq_size = 64;
@@ -72,7 +74,8 @@ fn builder(tensors: HashMap<String, Tensor>) -> VarBuilder<'static> {
     VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
 }
 
-/// Weights that keep signals about as large as they are, except for the image, which is grey with weak texture.
+/// Returns random weights that preserve the size of signals, except for the image, which is grey
+/// with weak texture.
 fn random(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     let weights = tensors.into_iter().enumerate().map(|(i, (name, shape))| {
         let len: usize = shape.iter().product();
@@ -91,19 +94,19 @@ fn random(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     builder(weights.collect())
 }
 
-fn engine(config: &ResShiftConfig) -> Runner {
+fn runner(config: &ResShiftConfig) -> Runner {
     let unet = Unet::new(&config.unet, random(config.unet.tensors())).unwrap();
     let autoencoder = &config.autoencoder;
     let autoencoder = Autoencoder::new(autoencoder, random(autoencoder.tensors())).unwrap();
     Runner::new(config, unet, autoencoder).unwrap()
 }
 
-/// The networks and values of a fixture.
+/// Returns the networks and values of a fixture.
 fn fixture(name: &str) -> (Runner, HashMap<String, Tensor>) {
     fixture_in(name, DType::F32)
 }
 
-/// The same with feature maps of type `dtype`.
+/// As [`fixture`], with feature maps of type `dtype`.
 fn fixture_in(name: &str, dtype: DType) -> (Runner, HashMap<String, Tensor>) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     let config = mini();
@@ -120,7 +123,7 @@ fn fixture_in(name: &str, dtype: DType) -> (Runner, HashMap<String, Tensor>) {
     (runner, values.unwrap())
 }
 
-/// `[1, 3, h, w]` in -1 .. 1 as planes in 0 .. 1, and its width.
+/// Returns a tensor `[1, 3, h, w]` of -1 to 1 as planes of 0 to 1, and its width.
 fn planes(t: &Tensor) -> (Planes, usize) {
     let (_, _, _, width) = t.dims4().unwrap();
     let plane = |c| {
@@ -130,13 +133,13 @@ fn planes(t: &Tensor) -> (Planes, usize) {
     ([plane(0), plane(1), plane(2)], width)
 }
 
-fn given_noise(t: &Tensor) -> NoiseField {
+fn noise_field(t: &Tensor) -> NoiseField {
     let (_, c, h, w) = t.dims4().unwrap();
     NoiseField::new(c, h, w, t.flatten_all().unwrap().to_vec1().unwrap()).unwrap()
 }
 
-/// A picture with edges, ramps and texture, each plane its own.
-fn picture(w: usize, h: usize) -> Planes {
+/// Returns an image with edges, ramps and texture, different in each plane.
+fn image(w: usize, h: usize) -> Planes {
     [0.0, 1.0, 2.0].map(|c| {
         let at = |i: usize| {
             let (x, y) = ((i % w) as f32, (i / w) as f32);
@@ -155,11 +158,11 @@ fn plain_options() -> Options {
     }
 }
 
-fn restore(engine: &mut Runner, rgb: &Planes, width: usize, options: &Options) -> Planes {
-    engine.restore(rgb.clone(), width, options, None).unwrap()
+fn restore(runner: &mut Runner, rgb: &Planes, width: usize, options: &Options) -> Planes {
+    runner.restore(rgb.clone(), width, options, None).unwrap()
 }
 
-/// Norm of the difference over norm.
+/// Returns the norm of the difference divided by the norm of `b`.
 fn relative(a: &Planes, b: &Planes) -> f64 {
     let square = |v: f32| f64::from(v) * f64::from(v);
     let both = || a.iter().flatten().zip(b.iter().flatten());
@@ -172,21 +175,22 @@ fn relative(a: &Planes, b: &Planes) -> f64 {
 #[ignore = "needs the reference values in ../shared"]
 fn one_step_gives_the_published_codes_image() {
     for name in ["mini", "mini_rect"] {
-        let (mut engine, values) = fixture(name);
+        let (mut runner, values) = fixture(name);
         let options = Options {
-            noise_field: Some(given_noise(&values["noise"])),
+            noise_field: Some(noise_field(&values["noise"])),
             ..plain_options()
         };
         let (lq, width) = planes(&values["lq"]);
-        let made = restore(&mut engine, &lq, width, &options);
+        let made = restore(&mut runner, &lq, width, &options);
         let image = values["image"].clamp(-1f32, 1.0).unwrap();
         let error = relative(&made, &planes(&image).0);
         assert!(error < 1e-4, "{name}: {error}");
     }
 }
 
-/// What runs on other devices than the CPU: operators of candle's, in f64 to see that they are right and in 16 bits. The
-/// latent and the picture are looked at one by one: rounding changes the nearest code here and there, and with it the picture.
+/// Tests the operators of candle, as used on other devices than the CPU, in f64 and in 16 bits.
+/// Latent and image are compared separately, because rounding changes some codes and with them the
+/// image.
 #[test]
 #[ignore = "needs the reference values in ../shared"]
 fn composed_operators_give_the_published_codes_latent_and_image() {
@@ -195,18 +199,17 @@ fn composed_operators_give_the_published_codes_latent_and_image() {
     assert_resshift(DType::BF16, [5e-2, 3e-2]);
 }
 
-/// The kernels for CUDA, their source executed on the CPU.
+/// Tests the source of the CUDA kernels, compiled for the CPU.
 #[test]
 #[ignore = "needs the reference values in ../shared"]
 fn cuda_kernels_give_the_published_codes_latent_and_image() {
     let before = host::launches();
     emulated(|| assert_resshift(DType::F16, [6e-3, 4e-3]));
-    // Without fixtures nothing is.
     assert!(host::launches() > before + 100);
 }
 
 fn assert_resshift(dtype: DType, limits: [f32; 2]) {
-    let (engine, values) = fixture_in("mini_rect", dtype);
+    let (runner, values) = fixture_in("mini_rect", dtype);
     let nhwc = |name: &str| {
         values[name]
             .permute((0, 2, 3, 1))
@@ -227,12 +230,12 @@ fn assert_resshift(dtype: DType, limits: [f32; 2]) {
         assert_eq!(made.dtype(), DType::F32);
         norm(&(made - nhwc(name)).unwrap()) / norm(&nhwc(name))
     };
-    let z0 = engine
+    let z0 = runner
         .unet
         .forward(&nhwc("unet_in"), &[14], Some(&nhwc("lq")))
         .unwrap();
-    let zy = engine.autoencoder.encode(&nhwc("bicubic")).unwrap();
-    let image = engine.autoencoder.decode(&nhwc("z0"), true).unwrap();
+    let zy = runner.autoencoder.encode(&nhwc("bicubic")).unwrap();
+    let image = runner.autoencoder.decode(&nhwc("z0"), true).unwrap();
     let off = [
         distance(&z0, "z0").max(distance(&zy, "z_y")),
         distance(&image, "image"),
@@ -246,26 +249,26 @@ fn assert_resshift(dtype: DType, limits: [f32; 2]) {
 #[test]
 #[ignore = "needs the reference values in ../shared"]
 fn a_result_that_is_not_finite_is_an_error() {
-    let (mut engine, _) = fixture_in("mini", DType::F16);
-    let mut rgb = picture(16, 16);
+    let (mut runner, _) = fixture_in("mini", DType::F16);
+    let mut rgb = image(16, 16);
     rgb[0][7] = f32::MAX;
-    let result = engine.restore(rgb, 16, &plain_options(), None);
+    let result = runner.restore(rgb, 16, &plain_options(), None);
     assert!(matches!(result, Err(Error::Setting(text)) if text.contains("finite")));
 }
 
 #[test]
 #[ignore = "needs the reference values in ../shared"]
 fn the_teachers_steps_give_the_published_codes_latent() {
-    let (mut engine, values) = fixture("mini");
+    let (mut runner, values) = fixture("mini");
     let options = Options {
-        noise_field: Some(given_noise(&values["noise"])),
+        noise_field: Some(noise_field(&values["noise"])),
         steps: 15,
         ..plain_options()
     };
     let (lq, width) = planes(&values["lq"]);
-    let made = restore(&mut engine, &lq, width, &options);
+    let made = restore(&mut runner, &lq, width, &options);
     let z = values["z_ddim"].permute((0, 2, 3, 1)).unwrap();
-    let image = engine
+    let image = runner
         .autoencoder
         .decode(&z.contiguous().unwrap(), true)
         .unwrap();
@@ -275,7 +278,8 @@ fn the_teachers_steps_give_the_published_codes_latent() {
     assert!(error < 1e-3, "{error}");
 }
 
-/// Mean difference of neighbouring samples across, over the columns `columns` of the left ones.
+/// Returns the mean difference of horizontal neighbours for which `columns` accepts the left
+/// column.
 fn step(planes: &Planes, width: usize, columns: impl Fn(usize) -> bool) -> f64 {
     let rows = planes.iter().flat_map(|plane| plane.chunks_exact(width));
     let steps = rows.flat_map(|row| row.windows(2).enumerate().filter(|(x, _)| columns(*x)));
@@ -288,34 +292,37 @@ fn step(planes: &Planes, width: usize, columns: impl Fn(usize) -> bool) -> f64 {
 #[test]
 #[ignore = "needs the reference values in ../shared"]
 fn tiles_leave_no_seams() {
-    let (mut engine, _) = fixture("mini");
+    let (mut runner, _) = fixture("mini");
     let (w, h, side) = (80, 32, 48);
-    let rgb = picture(w, h);
+    let rgb = image(w, h);
     let mut tiled = |tile, tile_overlap| {
         let options = Options {
             tile,
             tile_overlap,
             ..plain_options()
         };
-        restore(&mut engine, &rgb, w, &options)
+        restore(&mut runner, &rgb, w, &options)
     };
     let whole = tiled(Tile::Whole, 0);
     let cut = tiled(Tile::Side(side), 0);
     let blended = tiled(Tile::Side(side), 16);
-    // Two tiles: the second begins at 32, the first ends at 48, and the middle of the blend is between.
+    // The second tile begins at 32, the first ends at 48, and the middle of the blend is at 40.
     let seam = |planes: &Planes, columns: &[usize]| {
         let at = |x: usize| columns.contains(&(x + 1));
         step(planes, 4 * w, at) / step(planes, 4 * w, |x| !at(x))
     };
     let hard = seam(&cut, &[4 * 40]);
-    assert!(hard > 1.3, "the measure does not see a hard cut: {hard}");
+    assert!(
+        hard > 1.3,
+        "the measure does not detect a hard seam: {hard}"
+    );
     let soft = seam(&blended, &[4 * 32, 4 * 40, 4 * 48]);
     assert!(
         soft < 1.1,
-        "steps at the seams are {soft} of those elsewhere"
+        "steps at the seams are {soft} times those elsewhere"
     );
 
-    // Where tiles are blended the picture is no further from the one in a single piece than where they are not.
+    // The error of tiles is not larger where they are blended than elsewhere.
     let distance = |columns: std::ops::Range<usize>| {
         let rows = |planes: &Planes| -> Vec<Vec<f32>> {
             let rows = planes.iter().flat_map(|plane| plane.chunks(4 * w));
@@ -333,21 +340,20 @@ fn tiles_leave_no_seams() {
     assert!(inside < left.max(right), "{inside} {left} {right}");
 }
 
-/// Tiles that disagree about the brightness: the step between them becomes a slope over the overlap.
 #[test]
 fn tiles_of_different_brightness_fade_into_each_other() {
     let (w, h, scale) = (112, 64, 4);
-    let cuts = [Cut::new(w, 64, 16, 1), Cut::new(h, 64, 16, 1)];
-    let mut picture = Picture::new([0, 1, 2].map(|_| vec![0.5; w * h]), w, scale, cuts);
+    let tiling = [TileAxis::new(w, 64, 16, 1), TileAxis::new(h, 64, 16, 1)];
+    let mut image = TiledImage::new([0, 1, 2].map(|_| vec![0.5; w * h]), w, scale, tiling);
     for (tile, level) in [(0, -0.5), (1, 0.5)] {
-        picture.add(tile, &vec![level; 3 * 256 * 256], scale);
+        image.add(tile, &vec![level; 3 * 256 * 256], scale);
     }
-    let [plane, ..] = picture.finish(ColorFix::None, (w * scale, h * scale), scale);
+    let [plane, ..] = image.finish(ColorFix::None, (w * scale, h * scale), scale);
     for row in plane.chunks_exact(w * scale) {
         assert_eq!((row[0], row[w * scale - 1]), (0.25, 0.75));
         let steps = row.windows(2).map(|p| p[1] - p[0]);
         let steepest = steps.clone().fold(0.0, f32::max);
-        // A raised cosine over 64 pixels is at most pi / 2 / 64 steep.
+        // The maximum slope of a raised cosine over 64 pixels is pi / 2 / 64.
         assert!(steepest < 0.5 * 1.58 / 64.0, "{steepest}");
         assert!(steps.clone().all(|s| s > -1e-6));
     }
@@ -363,9 +369,9 @@ fn frame(info: FrameInfo, value: impl Fn(usize, usize) -> f32) -> Frame {
     frame
 }
 
-fn run(engine: &mut Runner, src: &Frame, to: (usize, usize), options: &Options) -> Frame {
+fn run(runner: &mut Runner, src: &Frame, to: (usize, usize), options: &Options) -> Frame {
     let mut dst = Frame::new(src.info().with_size(to.0, to.1)).unwrap();
-    let result = engine.run(&src.as_ref(), &mut dst.as_mut(), options, None);
+    let result = runner.run(&src.as_ref(), &mut dst.as_mut(), options, None);
     result.unwrap();
     dst
 }
@@ -375,7 +381,7 @@ fn mean(frame: &Frame, component: Component) -> f32 {
     plane.iter().sum::<f32>() / plane.len() as f32
 }
 
-/// The networks make grey of everything: the colours must come from the input, by the frame's own matrix.
+/// The networks return grey, so the colours come from the input, by the matrix of the frame.
 #[test]
 fn a_flat_colour_keeps_its_colour_in_every_format_matrix_and_size() {
     let sizes = [(1, 1), (5, 3), (8, 8), (11, 2)];
@@ -385,9 +391,10 @@ fn a_flat_colour_keeps_its_colour_in_every_format_matrix_and_size() {
         let matrix = [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][i % 3];
         let range = [Range::Limited, Range::Full][i % 2];
         info.colorimetry = Colorimetry { matrix, range };
-        let colour = match format.is_rgb() {
-            true => [0.7, 0.45, 0.35, 0.8],
-            false => [0.55, -0.12, 0.1, 0.0],
+        let colour = if format.is_rgb() {
+            [0.7, 0.45, 0.35, 0.8]
+        } else {
+            [0.55, -0.12, 0.1, 0.0]
         };
         let flat = frame(info, |c, _| colour[c]);
         for fix in [ColorFix::Wavelet, ColorFix::Adain] {
@@ -395,7 +402,7 @@ fn a_flat_colour_keeps_its_colour_in_every_format_matrix_and_size() {
                 color_fix: fix,
                 ..Options::default()
             };
-            let large = run(&mut engine(&tiny()), &flat, (4 * w, 4 * h), &options);
+            let large = run(&mut runner(&tiny()), &flat, (4 * w, 4 * h), &options);
             for at in format.components() {
                 let (got, want) = (mean(&large, at.component), mean(&flat, at.component));
                 let what = format!("{format:?} {w}x{h} {fix:?} {:?}", at.component);
@@ -409,11 +416,11 @@ fn a_flat_colour_keeps_its_colour_in_every_format_matrix_and_size() {
 }
 
 #[test]
-fn without_the_fix_the_networks_colours_come_through() {
+fn without_the_fix_the_colours_are_those_of_the_networks() {
     let flat = frame(FrameInfo::new(PixelFormat::Rgb, 8, 8), |c, _| {
         [0.7, 0.2, 0.3][c]
     });
-    let large = run(&mut engine(&tiny()), &flat, (32, 32), &plain_options());
+    let large = run(&mut runner(&tiny()), &flat, (32, 32), &plain_options());
     assert!((mean(&large, Component::R) - 0.7).abs() > 0.05);
 }
 
@@ -424,7 +431,7 @@ fn ten_bits_are_not_rounded_to_eight() {
         info,
         |c, i| if c == 0 { 0.4 + i as f32 / 2000.0 } else { 0.0 },
     );
-    let large = run(&mut engine(&tiny()), &ramp, (32, 32), &Options::default());
+    let large = run(&mut runner(&tiny()), &ramp, (32, 32), &Options::default());
     let codes = large.plane(0).as_chunks::<2>().0;
     let fine = codes
         .iter()
@@ -442,13 +449,13 @@ fn strength_weighs_between_interpolation_and_the_networks() {
             0.02 * c as f32
         }
     });
-    let mut engine = engine(&tiny());
+    let mut runner = runner(&tiny());
     let mut at = |strength| {
         let options = Options {
             strength,
             ..Options::default()
         };
-        let made = run(&mut engine, &src, (40, 24), &options);
+        let made = run(&mut runner, &src, (40, 24), &options);
         [Component::Y, Component::V].map(|c| made.as_ref().read_plane(c).unwrap())
     };
     let (none, half, full) = (at(0.0), at(0.5), at(1.0));
@@ -473,15 +480,15 @@ fn strength_weighs_between_interpolation_and_the_networks() {
 }
 
 #[test]
-fn smaller_sizes_are_shrunk_from_the_networks_own() {
+fn smaller_sizes_are_shrunk_from_the_native_scale() {
     let src = frame(FrameInfo::new(PixelFormat::Rgb, 12, 12), |c, i| {
         0.2 + 0.2 * c as f32 + 0.002 * i as f32
     });
-    let mut engine = engine(&tiny());
+    let mut runner = runner(&tiny());
     let options = plain_options();
-    let whole = run(&mut engine, &src, (48, 48), &options);
+    let whole = run(&mut runner, &src, (48, 48), &options);
     for to in [(24, 24), (17, 30), (12, 12)] {
-        let small = run(&mut engine, &src, to, &options);
+        let small = run(&mut runner, &src, to, &options);
         for c in [Component::R, Component::B] {
             assert!((mean(&small, c) - mean(&whole, c)).abs() < 0.01);
         }
@@ -489,10 +496,10 @@ fn smaller_sizes_are_shrunk_from_the_networks_own() {
 }
 
 #[test]
-fn a_face_model_works_at_the_size_of_its_input() {
-    let mut engine = engine(&face());
-    assert_eq!((engine.scale(), engine.steps()), (1, 4));
-    assert_eq!(engine.noise(70, 3, &Options::default()).shape(), [8, 8, 16]);
+fn a_face_model_keeps_the_size_of_its_input() {
+    let mut runner = runner(&face());
+    assert_eq!((runner.scale(), runner.steps()), (1, 4));
+    assert_eq!(runner.noise(70, 3, &Options::default()).shape(), [8, 8, 16]);
     let (w, h) = (70, 3);
     let info = FrameInfo::new(PixelFormat::Rgb, w, h);
     let src = frame(info, |c, i| {
@@ -503,21 +510,21 @@ fn a_face_model_works_at_the_size_of_its_input() {
             tile,
             ..Options::default()
         };
-        let made = run(&mut engine, &src, (w, h), &options);
+        let made = run(&mut runner, &src, (w, h), &options);
         assert_ne!(made.plane(0), src.plane(0));
         assert!((mean(&made, Component::G) - mean(&src, Component::G)).abs() < 2.0 / 255.0);
         let options = Options {
             strength: 0.0,
             ..options
         };
-        let none = run(&mut engine, &src, (w, h), &options);
+        let none = run(&mut runner, &src, (w, h), &options);
         assert_eq!(none.plane(0), src.plane(0));
     }
 }
 
 #[test]
-fn the_same_frame_gives_the_same_picture_on_any_number_of_threads() {
-    let rgb = picture(20, 10);
+fn the_result_does_not_depend_on_the_number_of_threads() {
+    let rgb = image(20, 10);
     let options = Options {
         tile: Tile::Side(16),
         tile_overlap: 4,
@@ -525,21 +532,21 @@ fn the_same_frame_gives_the_same_picture_on_any_number_of_threads() {
     };
     let made = [1, 2, 3].map(|threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        let mut engine = engine(&tiny());
-        let run = || [0, 1].map(|_| restore(&mut engine, &rgb, 20, &options));
+        let mut runner = runner(&tiny());
+        let run = || [0, 1].map(|_| restore(&mut runner, &rgb, 20, &options));
         pool.build().unwrap().install(run)
     });
     assert!(made.iter().flatten().all(|m| *m == made[0][0]));
 }
 
 #[test]
-fn noise_is_what_the_options_say() {
-    let mut engine = engine(&tiny());
-    let rgb = picture(12, 9);
+fn noise_follows_the_options() {
+    let mut runner = runner(&tiny());
+    let rgb = image(12, 9);
     let mut with = |change: fn(&mut Options)| {
         let mut options = plain_options();
         change(&mut options);
-        restore(&mut engine, &rgb, 12, &options)
+        restore(&mut runner, &rgb, 12, &options)
     };
     let seeded = with(|_| ());
     assert_ne!(seeded, with(|o| o.seed = 1));
@@ -553,11 +560,11 @@ fn noise_is_what_the_options_say() {
 
 #[test]
 fn options_that_do_not_fit_are_refused() {
-    let mut engine = engine(&tiny());
+    let mut runner = runner(&tiny());
     let mut with = |change: fn(&mut Options)| {
         let mut options = Options::default();
         change(&mut options);
-        engine.restore(picture(12, 9), 12, &options, None)
+        runner.restore(image(12, 9), 12, &options, None)
     };
     for result in [
         with(|o| o.steps = 0),
@@ -571,7 +578,7 @@ fn options_that_do_not_fit_are_refused() {
 
 #[test]
 fn progress_counts_every_pass_and_a_break_stops_the_frame() {
-    let mut engine = engine(&tiny());
+    let mut runner = runner(&tiny());
     let options = Options {
         tile: Tile::Side(8),
         tile_overlap: 0,
@@ -583,8 +590,8 @@ fn progress_counts_every_pass_and_a_break_stops_the_frame() {
         seen.push(p);
         ControlFlow::Continue(())
     };
-    let rgb = picture(16, 8);
-    let result = engine.restore(rgb.clone(), 16, &options, Some(&mut all));
+    let rgb = image(16, 8);
+    let result = runner.restore(rgb.clone(), 16, &options, Some(&mut all));
     assert!(result.is_ok());
     let expected = (0..=8).map(|done| Progress {
         done,
@@ -597,12 +604,13 @@ fn progress_counts_every_pass_and_a_break_stops_the_frame() {
         let mut calls = 0;
         let mut stop = |p: Progress| {
             calls += 1;
-            match p.done == last {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            if p.done == last {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
             }
         };
-        let result = engine.restore(rgb.clone(), 16, &options, Some(&mut stop));
+        let result = runner.restore(rgb.clone(), 16, &options, Some(&mut stop));
         assert!(matches!(result, Err(Error::Cancelled)), "{last}");
         assert_eq!(calls, last + 1);
     }

@@ -1,28 +1,28 @@
-//! Cutting a picture into overlapping tiles, and putting what became of them together without seams.
+//! Overlapping tiles of an image, and weights that blend them without seams.
 
 use std::f64::consts::PI;
 
-/// One direction of a cut: tiles of one length over a padded picture.
+/// Tiles along one axis of a padded image, all of one length.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Cut {
-    /// Samples of the padded picture.
+pub(super) struct TileAxis {
+    /// Samples of the padded image.
     pub len: usize,
     /// Samples of a tile.
     pub side: usize,
-    /// First sample of each tile: the first tile begins at 0, the last ends with the padded picture.
+    /// First sample of each tile. The first tile begins at 0, the last one ends with the padded
+    /// image.
     pub starts: Vec<usize>,
-    /// Samples over which neighbours are blended.
+    /// Samples over which neighbouring tiles are blended.
     overlap: usize,
 }
 
-impl Cut {
-    /// Cuts `len` samples into as few tiles of `side` samples as cover them while neighbours share `overlap` samples or
-    /// more; tiles start at multiples of `align`, which divides `side`. A picture shorter than a tile is padded to one.
-    ///
-    /// The tiles are spread evenly. At most half a tile is shared with a neighbour on purpose.
+impl TileAxis {
+    /// Splits `len` samples into the minimum number of evenly spaced tiles of `side` samples that
+    /// overlap by at least `overlap` samples, or half a tile if that is less. Tiles start at
+    /// multiples of `align`, which divides `side`. An image shorter than a tile is padded to one.
     pub fn new(len: usize, side: usize, overlap: usize, align: usize) -> Self {
-        let most = side / 2 / align * align;
-        let overlap = overlap.min(most).next_multiple_of(align);
+        let max_overlap = side / 2 / align * align;
+        let overlap = overlap.min(max_overlap).next_multiple_of(align);
         let len = len.next_multiple_of(align).max(side);
         let steps = (len - side).div_ceil((side - overlap).max(1));
         let start = |i: usize| (len - side) * i / steps.max(1) / align * align;
@@ -34,11 +34,12 @@ impl Cut {
         }
     }
 
-    /// What each of the `scale * side` output samples of tile `i` counts for in the sum of all tiles. At every place of
-    /// the output the weights of the tiles there add up to 1.
+    /// Returns the weights of the `scale * side` output samples of tile `i` in the sum of all
+    /// tiles. At every position the weights of all tiles add up to 1.
     ///
-    /// Half way between the ends that two neighbours share, one fades into the other along a raised cosine as long as
-    /// the overlap that was asked for: everywhere else a picture comes from one tile, and from far inside it.
+    /// In the middle of an overlap, one tile fades into the next along a raised cosine of the
+    /// length of the requested overlap. Everywhere else the output comes from the inside of one
+    /// tile.
     pub fn weights(&self, i: usize, scale: usize) -> Vec<f32> {
         let at = |k: usize| (self.starts[i] * scale + k) as f64 + 0.5;
         let total = |x: f64| {
@@ -51,7 +52,7 @@ impl Cut {
             .collect()
     }
 
-    /// How much tile `i` counts at place `x` of the output, before the weights are made to add up to 1.
+    /// Returns the weight of tile `i` at position `x` of the output, before normalisation.
     fn window(&self, i: usize, x: f64, scale: usize) -> f64 {
         let (first, last) = (i == 0, i + 1 == self.starts.len());
         let from = if first {
@@ -63,7 +64,7 @@ impl Cut {
         from * (1.0 - to)
     }
 
-    /// How far place `x` has changed from tile `i` to the next: 0 to 1.
+    /// Returns the progress of the fade from tile `i` to the next at position `x`, 0 to 1.
     fn fade(&self, i: usize, x: f64, scale: usize) -> f64 {
         let centre = (self.starts[i] + self.side + self.starts[i + 1]) as f64 / 2.0;
         let beyond = x - centre * scale as f64;
@@ -75,8 +76,8 @@ impl Cut {
     }
 }
 
-/// `plane` with `width` samples in a row, continued to the right and downwards by its mirror image, which does not
-/// repeat the border: as often as it takes, so that the padding may be larger than the plane.
+/// Pads `plane`, which has `width` samples in a row, to the size `to` by reflection to the right
+/// and downwards, without repeating the border. The padding may be larger than the plane.
 pub(super) fn reflect_pad(plane: &[f32], width: usize, to: (usize, usize)) -> Vec<f32> {
     let height = plane.len() / width;
     let columns: Vec<usize> = (0..to.0).map(|x| reflected(x, width)).collect();
@@ -86,14 +87,14 @@ pub(super) fn reflect_pad(plane: &[f32], width: usize, to: (usize, usize)) -> Ve
         .collect()
 }
 
-/// The sample of `len` that lies at place `i` of its repeated reflection.
+/// Returns the index of the sample of `len` at position `i` of their repeated reflection.
 fn reflected(i: usize, len: usize) -> usize {
     let period = (2 * (len - 1)).max(1);
     let i = i % period;
     i.min(period - i).min(len - 1)
 }
 
-/// The upper left part of `plane` with the size `to`.
+/// Returns the upper left part of `plane` with the size `to`.
 pub(super) fn crop(mut plane: Vec<f32>, width: usize, to: (usize, usize)) -> Vec<f32> {
     if width != to.0 {
         for y in 0..to.1 {
@@ -133,22 +134,22 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_no_longer_than_a_tile_is_one_tile() {
-        let cut = Cut::new(50, 64, 16, 1);
-        assert_eq!((cut.len, &cut.starts[..]), (64, &[0][..]));
-        assert!(cut.weights(0, 4).iter().all(|&w| w == 1.0));
+    fn an_image_that_is_not_longer_than_a_tile_is_one_tile() {
+        let axis = TileAxis::new(50, 64, 16, 1);
+        assert_eq!((axis.len, &axis.starts[..]), (64, &[0][..]));
+        assert!(axis.weights(0, 4).iter().all(|&w| w == 1.0));
     }
 
     #[test]
-    fn the_middle_of_a_blend_is_even_and_the_rest_is_one_tiles_own() {
-        let cut = Cut::new(112, 64, 16, 1);
-        assert_eq!(cut.starts, [0, 48]);
-        let (a, b) = (cut.weights(0, 2), cut.weights(1, 2));
+    fn tiles_have_equal_weights_in_the_middle_of_the_overlap_and_one_tile_elsewhere() {
+        let axis = TileAxis::new(112, 64, 16, 1);
+        assert_eq!(axis.starts, [0, 48]);
+        let (a, b) = (axis.weights(0, 2), axis.weights(1, 2));
         assert!(a[..96].iter().all(|&w| w == 1.0));
         assert!((a[112] - 0.5).abs() < 0.06 && (b[16] - 0.5).abs() < 0.06);
-        // Tiles that share more than was asked for still blend over what was asked for.
-        let cut = Cut::new(80, 64, 16, 1);
-        let blended = cut
+        // Tiles that overlap more than requested are blended over the requested overlap.
+        let axis = TileAxis::new(80, 64, 16, 1);
+        let blended = axis
             .weights(0, 2)
             .iter()
             .filter(|&&w| w > 0.0 && w < 1.0)
@@ -158,22 +159,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tiles_cover_everything_share_the_overlap_and_add_up_to_one(
-            len in 1usize..900, units in 1usize..6, overlap in 0usize..100, align_log in 0u32..4, scale in 1usize..5,
+        fn tiles_cover_the_image_overlap_and_have_weights_that_add_up_to_one(
+            len in 1usize..900, units in 1usize..6, overlap in 0usize..100, align_log in 0u32..4,
+            scale in 1usize..5,
         ) {
             let (align, side) = (1 << align_log, 16 * units);
-            let cut = Cut::new(len, side, overlap, align);
-            prop_assert!(cut.len >= len && cut.len < len.max(side) + align);
-            prop_assert_eq!(cut.starts[0], 0);
-            prop_assert!(cut.starts.iter().all(|s| s % align == 0));
-            prop_assert_eq!(cut.starts[cut.starts.len() - 1] + side, cut.len);
-            let mut sum = vec![0.0f32; cut.len * scale];
-            for (i, &start) in cut.starts.iter().enumerate() {
-                if let Some(next) = cut.starts.get(i + 1) {
-                    let least = overlap.min(side / 2 / align * align);
-                    prop_assert!(start < *next && start + side >= next + least);
+            let axis = TileAxis::new(len, side, overlap, align);
+            prop_assert!(axis.len >= len && axis.len < len.max(side) + align);
+            prop_assert_eq!(axis.starts[0], 0);
+            prop_assert!(axis.starts.iter().all(|s| s % align == 0));
+            prop_assert_eq!(axis.starts[axis.starts.len() - 1] + side, axis.len);
+            let mut sum = vec![0.0f32; axis.len * scale];
+            for (i, &start) in axis.starts.iter().enumerate() {
+                if let Some(next) = axis.starts.get(i + 1) {
+                    let min_overlap = overlap.min(side / 2 / align * align);
+                    prop_assert!(start < *next && start + side >= next + min_overlap);
                 }
-                for (k, w) in cut.weights(i, scale).into_iter().enumerate() {
+                for (k, w) in axis.weights(i, scale).into_iter().enumerate() {
                     prop_assert!((0.0..=1.0).contains(&w));
                     sum[start * scale + k] += w;
                 }

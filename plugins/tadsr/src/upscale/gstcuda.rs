@@ -11,7 +11,7 @@ use std::{
     ffi::{c_int, c_void},
     ptr::{self, NonNull},
     sync::{
-        Arc, Mutex, OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicPtr, Ordering},
     },
 };
@@ -24,8 +24,10 @@ use gst::{
 use gst_video::VideoInfo;
 use tadsr::{
     Error,
-    cuda::driver::{Address, Rows},
-    engine::lite::cuda::Context as Device,
+    cuda::{
+        ExternalContext,
+        driver::{Address, Rows},
+    },
     frame::FrameInfo,
 };
 
@@ -143,14 +145,14 @@ fn load() -> Option<Library> {
 
 /// CUDA context that an element shares with its pipeline.
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct SharedContext {
     /// Storage for the context that GstCuda finds.
     found: AtomicPtr<GstObject>,
     /// Context in use, while the element is started.
     context: Mutex<Option<Context>>,
 }
 
-impl Slot {
+impl SharedContext {
     /// Stores a context that the application or another element offers, if it belongs to device
     /// `ordinal`.
     pub fn offer(&self, element: &gst::Element, offered: &gst::Context, ordinal: usize) {
@@ -172,8 +174,8 @@ impl Slot {
         }
     }
 
-    /// Gets a context of device `ordinal` from the pipeline, or creates one. Leaves the slot empty
-    /// without GstCuda, driver or device.
+    /// Gets a context of device `ordinal` from the pipeline, or creates one. Stores none without
+    /// GstCuda, driver or device.
     pub fn start(&self, element: &gst::Element, ordinal: usize) {
         let (Some(library), Ok(id)) = (library(), c_int::try_from(ordinal)) else {
             return;
@@ -217,7 +219,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for SharedContext {
     fn drop(&mut self) {
         self.stop();
     }
@@ -233,11 +235,11 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Opens device `ordinal` in this context.
+    /// Returns the context for a model on device `ordinal`.
     ///
     /// # Errors
-    /// As [`Device::within`], and if the context belongs to another device.
-    pub fn device(&self, ordinal: usize) -> tadsr::Result<Arc<Device>> {
+    /// Fails if the context belongs to another device.
+    pub fn external(&self, ordinal: usize) -> tadsr::Result<ExternalContext> {
         if ordinal != self.ordinal {
             return Err(Error::Device(format!(
                 "device 'cuda:{ordinal}' takes effect at the next start: the pipeline uses 'cuda:{}'",
@@ -250,7 +252,7 @@ impl Context {
             Error::Device("the CUDA context of the pipeline has no handle".into())
         })?;
         // SAFETY: the context belongs to that device, and lives as long as the object.
-        unsafe { Device::within(ordinal, handle, Box::new(self.object.clone())) }
+        Ok(unsafe { ExternalContext::new(ordinal, handle, Box::new(self.object.clone())) })
     }
 
     /// Creates a pool of buffers for `caps` in this context's memory. Returns it with the size of a

@@ -18,7 +18,7 @@ use super::{
     CAT,
     caps::{self, Negotiated},
     meta::{self, Treatment},
-    queue::{self, Frame, Queue, Stream},
+    queue::{self, Queue, QueuedFrame, Streaming},
     session::Session,
     settings::{self, Change, PROPERTIES},
 };
@@ -187,7 +187,7 @@ impl BaseTransformImpl for TadsrUpscale {
             // Arrives while the streaming thread works on a frame.
             gst::EventType::FlushStart => self.session.cancel.store(true, Ordering::Relaxed),
             gst::EventType::FlushStop => {
-                self.stream().discard();
+                self.streaming().discard();
                 self.session.cancel.store(false, Ordering::Relaxed);
             }
             _ => {}
@@ -198,7 +198,7 @@ impl BaseTransformImpl for TadsrUpscale {
                 return true;
             }
             // If the frames cannot be pushed, the event cannot either.
-            let _ = self.stream().drain();
+            let _ = self.streaming().drain();
         }
         if let gst::EventView::Caps(caps) = event.view() {
             let caps = caps.caps_owned();
@@ -215,7 +215,7 @@ impl BaseTransformImpl for TadsrUpscale {
         let draining = [gst::QueryType::Drain, gst::QueryType::Allocation];
         if direction == gst::PadDirection::Sink && draining.contains(&query.type_()) {
             // The next frame returns a failure.
-            let _ = self.stream().drain();
+            let _ = self.streaming().drain();
         }
         if query.type_() == gst::QueryType::Context
             && let Some(context) = self.session.cuda.get()
@@ -331,7 +331,7 @@ impl BaseTransformImpl for TadsrUpscale {
         if let Some(passthrough) = self.session.passes_through()
             && passthrough != self.obj().is_passthrough()
         {
-            self.stream().drain()?;
+            self.streaming().drain()?;
             self.obj().set_passthrough(passthrough);
             self.obj().reconfigure_src();
         }
@@ -339,7 +339,7 @@ impl BaseTransformImpl for TadsrUpscale {
         // not do so exactly if it drops the frame below: then the mark may be on an earlier one.
         // `is_discont` is unsuitable here: it stays set until a frame is returned.
         if inbuf.flags().contains(gst::BufferFlags::DISCONT) {
-            self.stream().drain()?;
+            self.streaming().drain()?;
         }
         let src_flags = self.obj().src_pad().pad_flags();
         if src_flags.contains(gst::PadFlags::NEED_RECONFIGURE) && self.refuse_current_caps() {
@@ -358,7 +358,7 @@ impl BaseTransformImpl for TadsrUpscale {
         }
         let Some(input) = self.take_queued_buffer() else {
             // The base class calls again after it has pushed a frame.
-            self.stream().push_events();
+            self.streaming().push_events();
             return Ok(GenerateOutputSuccess::NoOutput);
         };
         let prepared = self.parent_prepare_output_buffer(InputBuffer::Readable(&input))?;
@@ -366,7 +366,7 @@ impl BaseTransformImpl for TadsrUpscale {
             // Only for elements that transform in place.
             return Err(gst::FlowError::Error);
         };
-        let oldest = self.stream().process(Frame::new(input, output))?;
+        let oldest = self.streaming().process(QueuedFrame::new(input, output))?;
         Ok(oldest.map_or(
             GenerateOutputSuccess::NoOutput,
             GenerateOutputSuccess::Buffer,
@@ -386,8 +386,8 @@ impl VideoFilterImpl for TadsrUpscale {
         let negotiated = Negotiated::new(incaps, in_info, outcaps, out_info)
             .ok_or_else(|| gst::loggable_error!(CAT, "unsupported format {}", in_info.format()))?;
         // Downstream still has the previous caps. Frames that cannot be pushed are lost.
-        if self.stream().drain().is_err() {
-            self.stream().discard();
+        if self.streaming().drain().is_err() {
+            self.streaming().discard();
         }
         let element = self.obj();
         if let Err(reason) = self.session.negotiate(element.upcast_ref(), negotiated) {
@@ -403,8 +403,8 @@ impl VideoFilterImpl for TadsrUpscale {
 
 impl TadsrUpscale {
     /// Operations of the streaming thread.
-    fn stream(&self) -> Stream<'_> {
-        Stream {
+    fn streaming(&self) -> Streaming<'_> {
+        Streaming {
             element: self.obj().clone().upcast(),
             session: &self.session,
             queue: &self.queue,

@@ -15,14 +15,14 @@ use super::{
 };
 
 /// A frame in flight.
-pub(super) struct Frame {
+pub(super) struct QueuedFrame {
     input: gst::Buffer,
     output: gst::Buffer,
     started: Instant,
 }
 
-impl Frame {
-    /// A frame to be upscaled from `input` into `output`.
+impl QueuedFrame {
+    /// Creates a frame to be upscaled from `input` into `output`.
     pub fn new(input: gst::Buffer, output: gst::Buffer) -> Self {
         Self {
             input,
@@ -33,7 +33,7 @@ impl Frame {
 }
 
 enum Item {
-    Frame(Frame),
+    Frame(QueuedFrame),
     /// Pushed after the frames before it.
     Event(gst::Event),
 }
@@ -57,7 +57,7 @@ impl Queue {
         lock(&self.0).push_back(Item::Event(event));
     }
 
-    fn push_frame(&self, frame: Frame) {
+    fn push_frame(&self, frame: QueuedFrame) {
         lock(&self.0).push_back(Item::Frame(frame));
     }
 
@@ -76,15 +76,15 @@ impl Queue {
         Some(event)
     }
 
-    /// Number of frames.
+    /// Returns the number of frames.
     fn frames(&self) -> usize {
         let queue = lock(&self.0);
         queue.iter().filter(|i| matches!(i, Item::Frame(_))).count()
     }
 }
 
-/// Returns true if a serialized event of this type waits for the frames in flight. Before others
-/// the queue is drained.
+/// Returns true if a serialized event of this type can be queued behind the frames in flight. Before
+/// other events, the queue is drained.
 pub(super) fn can_wait(kind: gst::EventType) -> bool {
     matches!(
         kind,
@@ -98,8 +98,8 @@ pub(super) fn can_wait(kind: gst::EventType) -> bool {
     )
 }
 
-/// Raises the minimum of each pool in `query` to what `new_min` makes of it, because frames in
-/// flight hold buffers.
+/// Replaces the minimum of each pool in `query` by `new_min` of it, because frames in flight hold
+/// buffers.
 pub(super) fn reserve_buffers(query: &mut gst::query::Allocation, new_min: impl Fn(u32) -> u32) {
     let pools: Vec<_> = query.allocation_pools().collect();
     for (index, (pool, size, min, max)) in pools.into_iter().enumerate() {
@@ -111,16 +111,16 @@ pub(super) fn reserve_buffers(query: &mut gst::query::Allocation, new_min: impl 
 }
 
 /// Operations of the streaming thread.
-pub(super) struct Stream<'a> {
+pub(super) struct Streaming<'a> {
     pub element: BaseTransform,
     pub session: &'a Session,
     pub queue: &'a Queue,
 }
 
-impl Stream<'_> {
+impl Streaming<'_> {
     /// Starts a frame. Returns the oldest one when the maximum number of frames is in flight.
-    pub fn process(&self, frame: Frame) -> Result<Option<gst::Buffer>, gst::FlowError> {
-        self.run(|pass| pass.process(frame))
+    pub fn process(&self, frame: QueuedFrame) -> Result<Option<gst::Buffer>, gst::FlowError> {
+        self.run(|guard| guard.process(frame))
     }
 
     /// Completes all frames in flight, and pushes them and the events between them.
@@ -128,7 +128,7 @@ impl Stream<'_> {
         if self.queue.is_empty() {
             return Ok(());
         }
-        let last = self.run(|pass| pass.complete(0))?;
+        let last = self.run(|guard| guard.complete(0))?;
         self.push(last)?;
         self.push_events();
         Ok(())
@@ -151,20 +151,20 @@ impl Stream<'_> {
     /// Runs `work` with the model, without a lock. If it fails, drops all frames in flight.
     fn run(
         &self,
-        work: impl FnOnce(&mut Pass) -> Result<Option<gst::Buffer>, gst::FlowError>,
+        work: impl FnOnce(&mut ModelGuard) -> Result<Option<gst::Buffer>, gst::FlowError>,
     ) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let (model, next, negotiated) = self.session.take()?;
-        let mut pass = Pass {
-            stream: self,
+        let mut guard = ModelGuard {
+            streaming: self,
             model,
             negotiated,
         };
-        let result = pass.swap(next).and_then(|()| work(&mut pass));
+        let result = guard.swap(next).and_then(|()| work(&mut guard));
         if result.is_err() {
-            pass.model.upscaler.flush();
+            guard.model.upscaler.flush();
             self.queue.clear();
         }
-        self.session.put_back(pass.model);
+        self.session.put_back(guard.model);
         result
     }
 
@@ -181,14 +181,14 @@ impl Stream<'_> {
     }
 }
 
-/// Use of the model between [`Session::take`] and [`Session::put_back`].
-struct Pass<'a> {
-    stream: &'a Stream<'a>,
+/// The model between [`Session::take`] and [`Session::put_back`], with the formats.
+struct ModelGuard<'a> {
+    streaming: &'a Streaming<'a>,
     model: LoadedModel,
     negotiated: Negotiated,
 }
 
-impl Pass<'_> {
+impl ModelGuard<'_> {
     /// Replaces the model by `next`, if there is one, after the frames in flight.
     fn swap(&mut self, next: Option<LoadedModel>) -> Result<(), gst::FlowError> {
         let Some(next) = next else {
@@ -197,22 +197,22 @@ impl Pass<'_> {
         let last = self.complete(0);
         self.model = next;
         // Again, because the old model may have been replaced by its fallback meanwhile.
-        self.stream
+        self.streaming
             .session
-            .announce(&self.stream.element, &self.model);
-        self.stream.push(last?)?;
-        self.stream.push_events();
+            .announce(&self.streaming.element, &self.model);
+        self.streaming.push(last?)?;
+        self.streaming.push_events();
         Ok(())
     }
 
-    fn process(&mut self, frame: Frame) -> Result<Option<gst::Buffer>, gst::FlowError> {
+    fn process(&mut self, frame: QueuedFrame) -> Result<Option<gst::Buffer>, gst::FlowError> {
         // The frames in flight keep their weights.
-        if self.model.upscaler.in_flight() > 0 && self.stream.session.dials_moved(&self.model) {
+        if self.model.upscaler.in_flight() > 0 && self.streaming.session.dials_moved(&self.model) {
             let last = self.complete(0)?;
-            self.stream.push(last)?;
+            self.streaming.push(last)?;
         }
         self.submit_or_recover(&frame.input)?;
-        self.stream.queue.push_frame(frame);
+        self.streaming.queue.push_frame(frame);
         self.complete(self.model.upscaler.queue_depth() - 1)
     }
 
@@ -221,24 +221,24 @@ impl Pass<'_> {
     fn complete(&mut self, max: usize) -> Result<Option<gst::Buffer>, gst::FlowError> {
         let mut last = None;
         // A fallback may reduce the queue depth.
-        while self.stream.queue.frames() > max.min(self.model.upscaler.queue_depth() - 1) {
-            self.stream.push(last.take())?;
-            match self.stream.queue.pop() {
+        while self.streaming.queue.frames() > max.min(self.model.upscaler.queue_depth() - 1) {
+            self.streaming.push(last.take())?;
+            match self.streaming.queue.pop() {
                 Some(Item::Frame(frame)) => last = Some(self.complete_frame(frame)?),
-                Some(Item::Event(event)) => self.stream.push_event(event),
+                Some(Item::Event(event)) => self.streaming.push_event(event),
                 None => break,
             }
         }
         Ok(last)
     }
 
-    fn complete_frame(&mut self, mut frame: Frame) -> Result<gst::Buffer, gst::FlowError> {
+    fn complete_frame(&mut self, mut frame: QueuedFrame) -> Result<gst::Buffer, gst::FlowError> {
         let result = self.receive_or_recover(&mut frame);
         if result.is_err() {
             // The device may still read the buffer, so flush it before the buffer is released.
             self.model.upscaler.flush();
         }
-        self.stream.session.count_frame(frame.started, result?);
+        self.streaming.session.count_frame(frame.started, result?);
         Ok(frame.output)
     }
 
@@ -251,31 +251,34 @@ impl Pass<'_> {
         let recovered = self.recover(err);
         if recovered == Err(gst::FlowError::Error) && self.model.upscaler.in_flight() > 0 {
             let last = self.complete(0)?;
-            self.stream.push(last)?;
+            self.streaming.push(last)?;
         }
         recovered
     }
 
     /// As [`Self::receive`], and tries again with the replacement of a model that fails.
-    fn receive_or_recover(&mut self, frame: &mut Frame) -> Result<Option<Times>, gst::FlowError> {
+    fn receive_or_recover(
+        &mut self,
+        frame: &mut QueuedFrame,
+    ) -> Result<Option<Times>, gst::FlowError> {
         self.receive(frame).or_else(|err| {
             self.recover(err)?;
             self.receive(frame)
-                .map_err(|err| post_failure(&self.stream.element, &err))
+                .map_err(|err| post_failure(&self.streaming.element, &err))
         })
     }
 
     fn recover(&mut self, err: Error) -> Result<(), gst::FlowError> {
-        let Stream {
+        let Streaming {
             element, session, ..
-        } = self.stream;
+        } = self.streaming;
         session.recover(element, &mut self.model, err)
     }
 
     fn apply_settings(&mut self) {
-        let Stream {
+        let Streaming {
             element, session, ..
-        } = self.stream;
+        } = self.streaming;
         session.apply_settings(element, &mut self.model);
     }
 
@@ -292,7 +295,7 @@ impl Pass<'_> {
         upscaler.set_resident(negotiated.out_cuda);
         let (from, to) = (negotiated.in_frame, negotiated.out_frame());
         if negotiated.in_cuda
-            && let Some(context) = self.stream.session.cuda.get()
+            && let Some(context) = self.streaming.session.cuda.get()
             && let Some(mapped) = context
                 .read(input, &negotiated.input, &from)
                 .map_err(Error::Frame)?
@@ -311,7 +314,7 @@ impl Pass<'_> {
     /// # Errors
     /// Returns [`Error::Frame`] for an invalid buffer, [`Error::Cancelled`] after a flush or stop,
     /// and other errors if the model fails.
-    fn receive(&mut self, frame: &mut Frame) -> tadsr::Result<Option<Times>> {
+    fn receive(&mut self, frame: &mut QueuedFrame) -> tadsr::Result<Option<Times>> {
         if self.model.upscaler.is_pipelined() {
             self.receive_from_device(&mut frame.output).map(Some)
         } else {
@@ -323,7 +326,7 @@ impl Pass<'_> {
         let (negotiated, upscaler) = (&self.negotiated, &mut self.model.upscaler);
         let (output, to) = (output.make_mut(), negotiated.out_frame());
         if negotiated.out_cuda
-            && let Some(context) = self.stream.session.cuda.get()
+            && let Some(context) = self.streaming.session.cuda.get()
             && let Some(mapped) = context
                 .write(output, &negotiated.output, &to)
                 .map_err(Error::Frame)?
@@ -335,7 +338,7 @@ impl Pass<'_> {
         planes::with_output(output, &negotiated.output, to, |dst| upscaler.receive(dst))
     }
 
-    fn upscale(&mut self, frame: &mut Frame) -> tadsr::Result<()> {
+    fn upscale(&mut self, frame: &mut QueuedFrame) -> tadsr::Result<()> {
         self.apply_settings();
         let (negotiated, upscaler) = (&self.negotiated, &mut self.model.upscaler);
         let (from, to) = (negotiated.in_frame, negotiated.out_frame());

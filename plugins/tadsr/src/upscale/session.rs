@@ -69,9 +69,9 @@ impl LoadedModel {
     }
 }
 
-/// Owner of the model in use.
+/// The model in use, or the reason why there is none here.
 #[derive(Default)]
-enum Slot {
+enum Current {
     /// The element is stopped.
     #[default]
     Stopped,
@@ -86,7 +86,7 @@ enum Slot {
 #[derive(Default)]
 struct State {
     /// Model in use.
-    slot: Slot,
+    current: Current,
     /// Model that takes over with the next frame.
     next: Option<LoadedModel>,
     /// Number of reloads and stops, which identifies outdated reloads.
@@ -126,29 +126,29 @@ impl State {
 
     /// Takes the model, so that inference runs without a lock.
     fn take(&mut self) -> Option<LoadedModel> {
-        match mem::replace(&mut self.slot, Slot::Busy) {
-            Slot::Ready(model) => Some(model),
+        match mem::replace(&mut self.current, Current::Busy) {
+            Current::Ready(model) => Some(model),
             other => {
-                self.slot = other;
+                self.current = other;
                 None
             }
         }
     }
 
-    /// Puts a model in place, or in line if frames are in flight; `None` is passthrough. Returns
-    /// what it replaces.
-    fn install(&mut self, model: Option<LoadedModel>) -> (Slot, Option<LoadedModel>) {
+    /// Makes `model` the current one, or the next one if frames are in flight; `None` is
+    /// passthrough. Returns the models that it replaces.
+    fn install(&mut self, model: Option<LoadedModel>) -> (Current, Option<LoadedModel>) {
         self.describe(model.as_ref());
-        let in_flight = match &self.slot {
-            Slot::Busy => true,
-            Slot::Ready(old) => old.upscaler.in_flight() > 0,
-            Slot::Stopped | Slot::Passthrough => false,
+        let in_flight = match &self.current {
+            Current::Busy => true,
+            Current::Ready(old) => old.upscaler.in_flight() > 0,
+            Current::Stopped | Current::Passthrough => false,
         };
         match model {
-            Some(model) if in_flight => (Slot::Stopped, self.next.replace(model)),
+            Some(model) if in_flight => (Current::Stopped, self.next.replace(model)),
             model => {
-                let slot = model.map_or(Slot::Passthrough, Slot::Ready);
-                (mem::replace(&mut self.slot, slot), self.next.take())
+                let current = model.map_or(Current::Passthrough, Current::Ready);
+                (mem::replace(&mut self.current, current), self.next.take())
             }
         }
     }
@@ -169,7 +169,7 @@ impl State {
 /// No lock is held while a model is loaded or used, nor while messages are posted.
 pub(super) struct Session {
     /// CUDA context of the pipeline, while started.
-    pub cuda: gstcuda::Slot,
+    pub cuda: gstcuda::SharedContext,
     /// Aborts the frame in progress: the pads are flushing or the element stops.
     pub cancel: Arc<AtomicBool>,
     /// Values of the writable properties. May be locked while `state` is, but not the reverse.
@@ -180,7 +180,7 @@ pub(super) struct Session {
 impl Default for Session {
     fn default() -> Self {
         Self {
-            cuda: gstcuda::Slot::default(),
+            cuda: gstcuda::SharedContext::default(),
             cancel: Arc::default(),
             settings: Mutex::new(Settings::new()),
             state: Mutex::default(),
@@ -216,13 +216,13 @@ impl Session {
         let settings = self.settings();
         let context = self.cuda.get().is_some();
         let state = lock(&self.state);
-        let scale = if matches!(state.slot, Slot::Passthrough) {
+        let scale = if matches!(state.current, Current::Passthrough) {
             Scale::new(1.0, 1.0, None)
         } else {
             let max = state.max_scale.unwrap_or(MAX_SCALE);
             Scale::new(settings.scale, max, state.native_scale)
         };
-        let stopped = matches!(state.slot, Slot::Stopped);
+        let stopped = matches!(state.current, Current::Stopped);
         Rules {
             requested: settings.scale,
             scale,
@@ -254,7 +254,7 @@ impl Session {
             return Err(reason);
         }
         let mut state = lock(&self.state);
-        if let Slot::Ready(model) = &state.slot {
+        if let Current::Ready(model) = &state.current {
             state.status.model = Some(model.name(state.scale()));
         }
         Ok(())
@@ -381,7 +381,7 @@ impl Session {
     /// Starts a reload in a started element. Returns the arguments for [`Self::finish_reload`].
     pub fn begin_reload(&self) -> Option<(u64, Settings)> {
         let mut state = lock(&self.state);
-        if matches!(state.slot, Slot::Stopped) {
+        if matches!(state.current, Current::Stopped) {
             return None;
         }
         state.generation += 1;
@@ -491,7 +491,7 @@ impl Session {
     fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
         let mut upscaler = match (device, self.cuda.get()) {
             (Device::Cuda(ordinal), Some(context)) => {
-                Upscaler::load_in(model, context.device(ordinal)?)?
+                Upscaler::load_in(model, context.external(ordinal)?)?
             }
             _ => Upscaler::load(model, device)?,
         };
@@ -532,9 +532,9 @@ impl Session {
     /// Returns the model that [`Self::take`] took. A stopped element drops it.
     pub fn put_back(&self, model: LoadedModel) {
         let mut state = lock(&self.state);
-        if matches!(state.slot, Slot::Busy) {
+        if matches!(state.current, Current::Busy) {
             state.status.stats.device_memory = model.upscaler.device_memory() as u64;
-            state.slot = Slot::Ready(model);
+            state.current = Current::Ready(model);
         }
     }
 
@@ -636,7 +636,7 @@ impl Session {
     }
 }
 
-/// Puts a model in place or in line, and drops what it replaces without the lock.
+/// As [`State::install`], and drops the replaced models without the lock.
 fn install(mut state: MutexGuard<State>, model: Option<LoadedModel>) {
     let old = state.install(model);
     drop(state);

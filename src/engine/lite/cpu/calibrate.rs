@@ -1,4 +1,4 @@
-//! Measures what a network's values are, so that it can be computed in integers.
+//! Calibration: ranges of the values in a network, for inference in integers.
 
 use rayon::prelude::*;
 
@@ -15,38 +15,38 @@ use crate::{
     },
 };
 
-/// Bins in which a channel's values are counted.
+/// Bins of a channel's histogram.
 const BINS: usize = 4096;
 
-/// Of a channel's values, how many may lie beyond its range on either side: the few outliers of the patches are not
-/// worth a coarser step for all others.
-const BEYOND: f64 = 2e-6;
+/// Share of a channel's values that may lie outside of its range on either side. A few outliers are
+/// not worth a coarser step for all other values.
+const OUTLIERS: f64 = 2e-6;
 
-/// How much wider than what was seen the ranges are made, for what was not.
-const ROOM: f32 = 0.02;
+/// Share of a range that is added on both sides, for values that the patches do not contain.
+const HEADROOM: f32 = 0.02;
 
 /// Whitened latents of some patches under one condition.
 #[derive(Clone, Debug)]
 pub struct Patches {
     pub at: Condition,
-    /// Of one patch.
+    /// Grid of one patch.
     pub grid: Grid,
-    /// Patch after patch.
+    /// Latents of all patches, one after the other.
     pub latents: Vec<f32>,
 }
 
-/// The ranges of what `model` makes of `patches`.
+/// Returns the ranges of the values that `model` computes from `patches`.
 ///
 /// # Panics
-/// When there are no patches, or their grid's channels are not the model's.
+/// If there are no patches, or their grid has other channels than the model.
 pub fn calibrate(model: &LiteModel, patches: &[Patches]) -> Calibration {
-    let none = || -> Vec<Vec<Seen>> {
+    let none = || -> Vec<Vec<Histogram>> {
         let last = model.layers.last().map_or(0, |l| l.spec.co);
         let inner = model.layers.iter().rev().skip(1).rev();
         let channels = std::iter::once(last).chain(inner.map(|l| l.spec.co));
-        channels.map(|n| vec![Seen::default(); n]).collect()
+        channels.map(|n| vec![Histogram::default(); n]).collect()
     };
-    // First the extremes, then how the values are spread between them.
+    // The first pass finds the extremes, the second counts the values between them.
     let extremes = patches.par_iter().map(|patches| {
         let mut seen = none();
         observe(model, patches, |stage, channel, v| {
@@ -54,7 +54,7 @@ pub fn calibrate(model: &LiteModel, patches: &[Patches]) -> Calibration {
         });
         seen
     });
-    let extremes = extremes.reduce(none, |a, b| merged(a, b, Seen::join));
+    let extremes = extremes.reduce(none, |a, b| merged(a, b, Histogram::join));
     let counted = patches.par_iter().map(|patches| {
         let mut seen = extremes.clone();
         observe(model, patches, |stage, channel, v| {
@@ -62,36 +62,36 @@ pub fn calibrate(model: &LiteModel, patches: &[Patches]) -> Calibration {
         });
         seen
     });
-    let counted = counted.reduce(|| extremes.clone(), |a, b| merged(a, b, Seen::add));
+    let counted = counted.reduce(|| extremes.clone(), |a, b| merged(a, b, Histogram::add));
     let ranges = counted
         .iter()
-        .map(|stage| stage.iter().map(Seen::range).collect());
+        .map(|stage| stage.iter().map(Histogram::range).collect());
     Calibration {
         ranges: ranges.collect(),
     }
 }
 
 fn merged(
-    mut a: Vec<Vec<Seen>>,
-    b: Vec<Vec<Seen>>,
-    with: impl Fn(&mut Seen, &Seen),
-) -> Vec<Vec<Seen>> {
+    mut a: Vec<Vec<Histogram>>,
+    b: Vec<Vec<Histogram>>,
+    with: impl Fn(&mut Histogram, &Histogram),
+) -> Vec<Vec<Histogram>> {
     let both = a.iter_mut().flatten().zip(b.iter().flatten());
     both.for_each(|(a, b)| with(a, b));
     a
 }
 
-/// A channel's values.
+/// Extremes and histogram of a channel's values.
 #[derive(Clone)]
-struct Seen {
+struct Histogram {
     low: f32,
     high: f32,
     count: u64,
-    /// Values by their place between the extremes; empty before there are any.
+    /// Number of values in each bin between the extremes; empty in the first pass.
     bins: Vec<u64>,
 }
 
-impl Default for Seen {
+impl Default for Histogram {
     fn default() -> Self {
         Self {
             low: f32::INFINITY,
@@ -102,7 +102,7 @@ impl Default for Seen {
     }
 }
 
-impl Seen {
+impl Histogram {
     fn widen(&mut self, v: f32) {
         (self.low, self.high) = (self.low.min(v), self.high.max(v));
     }
@@ -114,8 +114,8 @@ impl Seen {
 
     fn count(&mut self, v: f32) {
         self.bins.resize(BINS, 0);
-        let place = (v - self.low) / (self.high - self.low).max(f32::MIN_POSITIVE);
-        self.bins[((place * BINS as f32) as usize).min(BINS - 1)] += 1;
+        let position = (v - self.low) / (self.high - self.low).max(f32::MIN_POSITIVE);
+        self.bins[((position * BINS as f32) as usize).min(BINS - 1)] += 1;
         self.count += 1;
     }
 
@@ -128,15 +128,15 @@ impl Seen {
         self.count += other.count;
     }
 
-    /// Lowest and highest value to be told apart, and the mean.
+    /// Returns the lowest and highest value of the range, and the mean.
     fn range(&self) -> [f32; 3] {
         let width = (self.high - self.low) / BINS as f32;
-        let beyond = (self.count as f64 * BEYOND) as u64;
+        let outliers = (self.count as f64 * OUTLIERS) as u64;
         let outside = |bins: &mut dyn Iterator<Item = &u64>| {
             let mut sum = 0;
             let few = |n: &&u64| {
                 sum += **n;
-                sum <= beyond
+                sum <= outliers
             };
             bins.take_while(few).count() as f32
         };
@@ -146,14 +146,15 @@ impl Seen {
         let mean = self.bins.iter().enumerate().map(middle).sum::<f64>();
         let mean = self.low + width * (mean / self.count.max(1) as f64) as f32;
         let (low, high) = (self.low + below * width, self.high - above * width);
-        let room = ROOM * (high - low);
-        [low - room, high + room, mean.clamp(low, high)]
+        let headroom = HEADROOM * (high - low);
+        [low - headroom, high + headroom, mean.clamp(low, high)]
     }
 }
 
-/// Tells `see` of each value: its stage (0 is the latent, n the output of layer n - 1; not that of the last), its
-/// channel and itself. The borders, where layers see the zeros around the patch, are left out if there is more.
-fn observe(model: &LiteModel, patches: &Patches, mut see: impl FnMut(usize, usize, f32)) {
+/// Calls `visit(stage, channel, value)` for each value of the latent (stage 0) and of the output of
+/// each layer but the last (stage n for layer n - 1). Leaves out the borders, which depend on the
+/// zeros around the patch, unless the patch is too small.
+fn observe(model: &LiteModel, patches: &Patches, mut visit: impl FnMut(usize, usize, f32)) {
     let Grid { width, height, .. } = patches.grid;
     let border = model.layers.len();
     let border = if 2 * border < width.min(height) {
@@ -161,40 +162,40 @@ fn observe(model: &LiteModel, patches: &Patches, mut see: impl FnMut(usize, usiz
     } else {
         0
     };
-    let mut tell = |stage: usize, channels: usize, values: &[f32]| {
+    let mut visit_all = |stage: usize, channels: usize, values: &[f32]| {
         for (i, pixel) in values.chunks_exact(channels).enumerate() {
             let (x, y) = (i % width, i / width % height);
             if (border..width - border).contains(&x) && (border..height - border).contains(&y) {
                 pixel
                     .iter()
                     .enumerate()
-                    .for_each(|(c, &v)| see(stage, c, v));
+                    .for_each(|(c, &v)| visit(stage, c, v));
             }
         }
     };
-    let (mut x, mut kept) = (patches.latents.clone(), Vec::new());
-    tell(0, patches.grid.channels, &x);
+    let (mut x, mut skip) = (patches.latents.clone(), Vec::new());
+    visit_all(0, patches.grid.channels, &x);
     let Some((_, inner)) = model.layers.split_last() else {
         return;
     };
     for (stage, layer) in (1..).zip(inner) {
-        let y = forward(model, layer, patches, &x, &kept);
+        let y = forward(model, layer, patches, &x, &skip);
         match layer.spec.role {
-            Role::PairFirst => kept = x,
-            Role::Chain | Role::PairSecond => kept.clear(),
+            Role::PairFirst => skip = x,
+            Role::Chain | Role::PairSecond => skip.clear(),
         }
-        tell(stage, layer.spec.co, &y);
+        visit_all(stage, layer.spec.co, &y);
         x = y;
     }
 }
 
-/// A layer's output; `kept` is added if there is any.
+/// Returns the output of `layer` for the input `x`, plus `skip` unless that is empty.
 fn forward(
     model: &LiteModel,
     layer: &Layer,
     patches: &Patches,
     x: &[f32],
-    kept: &[f32],
+    skip: &[f32],
 ) -> Vec<f32> {
     let (spec, grid) = (&layer.spec, patches.grid);
     let shape = ConvShape {
@@ -212,6 +213,6 @@ fn forward(
     let conv = PackedConv::new(&shape, &weight, Some(&bias), Isa::best());
     let mut y = vec![0.0; shape.n * grid.width * grid.height * spec.co];
     conv.forward(&shape, x, Activation::LeakyRelu(slope(layer)), &mut y);
-    y.iter_mut().zip(kept).for_each(|(y, x)| *y += x);
+    y.iter_mut().zip(skip).for_each(|(y, x)| *y += x);
     y
 }

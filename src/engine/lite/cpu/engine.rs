@@ -5,7 +5,7 @@ use crate::{
     Result,
     engine::{
         Capabilities, Engine, Observer, Options, Precision, larger_scale,
-        lite::{Models, condition, foreign, turns},
+        lite::{Models, condition, dials_differ, frame_mismatch},
     },
     frame::{FrameInfo, FrameMut, FrameRef},
     model::LiteModel,
@@ -16,14 +16,14 @@ pub struct CpuEngine {
     models: Models,
     capabilities: Capabilities,
     options: Options,
-    /// The runner in use and the index of its model.
+    /// Runner in use and index of its model.
     runner: Option<(usize, Runner)>,
-    /// The runner has the weights of other options.
+    /// The weights of the runner are those of other options.
     stale: bool,
 }
 
 impl CpuEngine {
-    /// Takes over `models`, in the order of their scales; there is at least one.
+    /// Creates the engine of `models`, at least one, in the order of their scales.
     pub fn new(models: Vec<LiteModel>) -> Self {
         let models = Models(models);
         Self {
@@ -47,7 +47,7 @@ impl Engine for CpuEngine {
 
     fn precision(&self, scale: f64) -> Precision {
         let resolved = self.options.precision.resolve(self.models.serving(scale));
-        // `set_options` takes only what resolves.
+        // `set_options` refuses precisions that do not resolve.
         resolved.unwrap_or(Precision::F32)
     }
 
@@ -60,7 +60,7 @@ impl Engine for CpuEngine {
             self.models.check(options.precision, Precision::resolve)?;
             self.runner = None;
         }
-        self.stale |= turns(&options, &self.options);
+        self.stale |= dials_differ(&options, &self.options);
         self.options = options;
         Ok(())
     }
@@ -78,7 +78,7 @@ impl Engine for CpuEngine {
                 }
             }
             _ => {
-                // Its memory is free again before the new one takes its own.
+                // Frees its memory before the new runner allocates.
                 self.runner = None;
                 let runner = Runner::new(&folded(), *from, *to, self.options.precision)?;
                 self.runner = Some((index, runner));
@@ -89,7 +89,7 @@ impl Engine for CpuEngine {
     }
 
     fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, _: Observer) -> Result<()> {
-        let (_, runner) = self.runner.as_mut().ok_or_else(foreign)?;
+        let (_, runner) = self.runner.as_mut().ok_or_else(frame_mismatch)?;
         runner.run(src, dst, self.options.strength)
     }
 }

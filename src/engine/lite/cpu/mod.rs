@@ -1,30 +1,30 @@
-//! The plan on the CPU: bicubic base, network on its latent, residual added.
+//! Students on the CPU: bicubic base, network on the latent of the base, residual added.
 //!
-//! Y'CbCr frames never pass through RGB. Everything between the bytes of the input's planes and those of the output's
-//! happens row by row, so that what is made is used while it is in the caches; but for models that see chroma on frames
-//! whose chroma is not 4:2:0, for which whole planes are kept.
+//! Y'CbCr frames are not converted to RGB. Most frames are processed row by row, so that
+//! intermediate values stay in the caches. The exception is a model with chroma on a frame whose
+//! chroma is not 4:2:0: its planes are processed as a whole.
 
 mod calibrate;
-mod crew;
 mod engine;
-mod grids;
+mod grid_io;
 mod network;
-mod planes;
+mod plane_plan;
 mod precision;
 mod program;
+mod row_plan;
 #[cfg(test)]
 mod tests;
-mod video;
+mod wavefront;
 
 pub use calibrate::{Patches, calibrate};
 pub use engine::CpuEngine;
 
-use grids::Grids;
+use grid_io::GridIo;
 use network::{Network, zeros};
-use planes::Planes;
-use video::Video;
+use plane_plan::PlanePlan;
+use row_plan::RowPlan;
 
-use super::foreign;
+use super::frame_mismatch;
 use crate::{
     Precision, Result,
     frame::{FrameInfo, FrameMut, FrameRef},
@@ -37,20 +37,20 @@ pub struct Runner {
     src: FrameInfo,
     dst: FrameInfo,
     precision: Precision,
-    way: Way,
+    plan: Plan,
 }
 
-enum Way {
-    Video(Box<Video>),
-    Planes(Box<Planes>),
+enum Plan {
+    Rows(Box<RowPlan>),
+    Planes(Box<PlanePlan>),
 }
 
 impl Runner {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] when a side is out of range, [`crate::Error::Memory`] when there is not enough for it,
-    /// [`crate::Error::Setting`] when the model does not have the precision.
+    /// [`crate::Error::Frame`] if a side is out of range, [`crate::Error::Memory`] if there is not
+    /// enough memory, [`crate::Error::Setting`] if the model lacks the precision.
     pub fn new(
         model: &LiteModel,
         src: FrameInfo,
@@ -58,28 +58,28 @@ impl Runner {
         precision: Precision,
     ) -> Result<Self> {
         let precision = precision.resolve(model)?;
-        let way = if Video::serves(model, dst.format) {
-            Way::Video(Box::new(Video::new(model, &src, &dst, precision)?))
+        let plan = if RowPlan::serves(model, dst.format) {
+            Plan::Rows(Box::new(RowPlan::new(model, &src, &dst, precision)?))
         } else {
-            Way::Planes(Box::new(Planes::new(model, src, dst, precision)?))
+            Plan::Planes(Box::new(PlanePlan::new(model, src, dst, precision)?))
         };
         Ok(Self {
             src,
             dst,
             precision,
-            way,
+            plan,
         })
     }
 
-    /// Replaces the weights by those of `model`, which has the shape of the one before.
+    /// Replaces the weights by those of `model`, which has the same shape.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn set_weights(&mut self, model: &LiteModel) -> Result<()> {
         let scale = scale(&self.src, &self.dst);
-        let network = match &mut self.way {
-            Way::Video(video) => video.network_mut(),
-            Way::Planes(planes) => planes.network_mut(),
+        let network = match &mut self.plan {
+            Plan::Rows(plan) => plan.network_mut(),
+            Plan::Planes(plan) => plan.network_mut(),
         };
         network.set_weights(model, scale, self.precision)
     }
@@ -94,22 +94,24 @@ impl Runner {
         self.precision
     }
 
-    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the current rayon pool.
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the
+    /// current rayon pool.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] when the frames are not those that the plan is for.
+    /// [`crate::Error::Frame`] if the frames are not of the kind and size prepared for.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if !self.fits(src.info(), dst.info()) {
-            return Err(foreign());
+            return Err(frame_mismatch());
         }
-        match &mut self.way {
-            Way::Video(video) => video.run(src, dst, strength),
-            Way::Planes(planes) => planes.run(src, dst, strength),
+        match &mut self.plan {
+            Plan::Rows(plan) => plan.run(src, dst, strength),
+            Plan::Planes(plan) => plan.run(src, dst, strength),
         }
     }
 }
 
-/// The scale that a network is told of frames that grow from `src` to `dst`: the mean of both directions.
+/// Returns the scale that a network is conditioned on for frames that grow from `src` to `dst`: the
+/// geometric mean of both directions.
 pub(super) fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
     let (x, y) = (
         dst.width as f64 / src.width as f64,
@@ -118,15 +120,15 @@ pub(super) fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
     (x * y).sqrt()
 }
 
-/// The network alone, for those who compare it: from the whitened `latent` on `grid`, whose margin should have as many
-/// cells as there are layers, to the whitened residual without the margin.
+/// Runs the network alone, for comparisons. Returns the whitened residual, without a margin, of the
+/// whitened `latent` on `grid`, whose margin should have as many cells as there are layers.
 ///
 /// # Errors
-/// [`crate::Error::Memory`] when there is not enough, [`crate::Error::Setting`] when the model does not have the
-/// precision.
+/// [`crate::Error::Memory`] if there is not enough memory, [`crate::Error::Setting`] if the model
+/// lacks the precision.
 ///
 /// # Panics
-/// When `latent` has another length than its grid.
+/// If `latent` has another length than its grid.
 pub fn residual_of(
     model: &LiteModel,
     scale: f64,
@@ -143,6 +145,6 @@ pub fn residual_of(
     )?;
     let mut residual = zeros(cells.len())?;
     network.divide();
-    network.run(&Grids::new(latent, grid, &mut residual));
+    network.run(&GridIo::new(latent, grid, &mut residual));
     Ok(residual)
 }

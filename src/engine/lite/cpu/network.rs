@@ -1,4 +1,4 @@
-//! A student's layers, fused over bands of rows and spread over blocks of columns.
+//! Layers of a student, fused over bands of rows and parallel over blocks of columns.
 
 use std::{
     mem,
@@ -8,8 +8,8 @@ use std::{
 
 use super::{
     Precision,
-    crew::Crew,
-    program::{Op, Program, READ, Slot, pool, reach},
+    program::{BufferIndex, Op, Program, READ, pool, reach},
+    wavefront::Wavefront,
 };
 use crate::{
     Error, Result,
@@ -22,13 +22,13 @@ use crate::{
     },
 };
 
-/// Tiles below which a block of columns is not worth a thread.
-const LEAST_TILES: usize = 4;
+/// Minimum width of a block of columns in tiles. A narrower one is not worth a thread.
+const MIN_TILES: usize = 4;
 
-/// `len` zeros.
+/// Allocates `len` zeros.
 ///
 /// # Errors
-/// [`Error::Memory`] when there is not enough memory.
+/// [`Error::Memory`] if there is not enough memory.
 pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(len).map_err(|_| {
@@ -39,22 +39,23 @@ pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
     Ok(zeros)
 }
 
-/// What a network reads and what becomes of what it computes, row by row. Blocks work side by side, each on columns
-/// of its own and from top to bottom.
-pub(super) trait Ends: Sync {
-    /// Writes the cells `x` of row `y` of the whitened latent, which may lie outside of the frame, `step` floats from one
-    /// to the next.
+/// Input and output of a network, row by row. Blocks of columns run in parallel, each from top to
+/// bottom.
+pub(super) trait NetworkIo: Sync {
+    /// Writes the cells `x` of row `y` of the whitened latent to `out`, one every `step` floats.
+    /// The cells may lie outside of the frame.
     fn latent(&self, block: usize, y: isize, x: Range<isize>, out: &mut [f32], step: usize);
 
-    /// Takes the cells `x` of row `y` of the whitened residual, channels dense. All latent rows up to `y` and as many
-    /// more as there are layers have been asked for by then.
+    /// Takes the cells `x` of row `y` of the whitened residual, without padding. The block has read
+    /// all rows of the latent up to `y` plus the number of layers.
     fn residual(&self, block: usize, y: usize, x: Range<usize>, residual: &[f32]);
 }
 
-/// The layers of a student with packed weights, the scale folded into the biases, and what a frame needs.
+/// Layers of a student with packed weights and the scale folded into the biases, and the buffers
+/// for a frame.
 pub(super) struct Network {
     layers: Vec<Layer>,
-    /// Of the latent, where the layers work on codes.
+    /// Coding of the latent, if the layers compute in integers.
     coding: Option<Coding>,
     program: Program,
     /// Cells of the frame.
@@ -66,55 +67,56 @@ pub(super) struct Network {
     left: usize,
     /// Row buffers of the latent and of the feature maps.
     rows: [Rows; 2],
-    crew: Crew,
+    wavefront: Wavefront,
     /// First column of each block, and the end of the last.
-    cuts: Vec<usize>,
+    bounds: Vec<usize>,
     scratch: Vec<Mutex<Scratch>>,
 }
 
-/// A layer, and with it what feature maps hold.
+/// A layer.
 enum Layer {
-    /// f32.
+    /// Feature maps of f32.
     Floats(Winograd),
-    /// u8.
+    /// Feature maps of u8 codes.
     Codes(Int8),
 }
 
-/// Row buffers one after the other.
+/// Row buffers, one after the other.
 struct Rows {
     /// Bytes from one pixel to the next.
     step: usize,
     /// Bytes in a buffer.
     len: usize,
-    /// In floats for the alignment's sake.
+    /// Floats, so that the buffers are aligned for both types of feature maps.
     memory: Vec<f32>,
 }
 
 impl Rows {
-    /// Of `cells` pixels each.
+    /// Allocates `count` buffers of `cells` pixels, each of `step` bytes.
     fn new(count: usize, cells: usize, step: usize) -> Result<Self> {
-        // An odd number of cache lines: neighbouring rows fall into different sets of the cache.
+        // With an odd number of cache lines, neighbouring rows use different sets of the cache.
         let len = 64 * ((cells * step).div_ceil(64) | 1);
         let memory = zeros(count * len / size_of::<f32>())?;
         Ok(Self { step, len, memory })
     }
 }
 
-/// What a block needs for a step.
+/// Working memory of a block.
 #[derive(Default)]
 struct Scratch {
     /// Rows of the residual.
     residual: Vec<f32>,
-    /// A row of the latent on its way to codes.
+    /// A row of the latent before it is coded.
     latent: Vec<f32>,
     winograd: Vec<f32>,
 }
 
 impl Network {
-    /// For frames of `width` x `height` cells at `scale`.
+    /// Prepares `model` for frames of `width` x `height` cells at `scale`.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the feature maps do not fit in memory, [`Error::Setting`] for integers without calibration.
+    /// [`Error::Memory`] if the feature maps do not fit in memory, [`Error::Setting`] for int8
+    /// without calibration.
     pub fn new(
         model: &LiteModel,
         scale: f64,
@@ -124,7 +126,7 @@ impl Network {
         let student = &model.metadata.student;
         let channels = student.latent.channels(student.r);
         let (layers, coding) = layers(model, scale, precision.resolve(model)?);
-        // Of a pixel of the latent and of the feature maps, in bytes.
+        // Bytes of a pixel of the latent and of the feature maps.
         let steps = match &layers[0] {
             Layer::Floats(head) => {
                 [head.input_step(), head.output_step()].map(|n| n * size_of::<f32>())
@@ -136,7 +138,7 @@ impl Network {
         let margin = reach(layers.len(), 0).next_multiple_of(TILE);
         let left = margin + 1;
         let cells = left + width.next_multiple_of(TILE) + margin + 1;
-        let rows = |i: usize| Rows::new(program.slots[i], cells, steps[i]);
+        let rows = |i: usize| Rows::new(program.buffers[i], cells, steps[i]);
         Ok(Self {
             rows: [rows(0)?, rows(1)?],
             layers,
@@ -146,13 +148,13 @@ impl Network {
             height,
             channels,
             left,
-            crew: Crew::new(0),
-            cuts: Vec::new(),
+            wavefront: Wavefront::new(0),
+            bounds: Vec::new(),
             scratch: Vec::new(),
         })
     }
 
-    /// Replaces the weights by those of `model`, which has the shape of the one before.
+    /// Replaces the weights by those of `model`, which has the same shape.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -166,78 +168,83 @@ impl Network {
         Ok(())
     }
 
-    /// Divides the frame into blocks of columns, one for each thread of the current rayon pool; their number.
+    /// Divides the frame into blocks of columns, at most one for each thread of the current rayon
+    /// pool. Returns their number.
     pub fn divide(&mut self) -> usize {
         let tiles = self.width.div_ceil(TILE);
-        let blocks = rayon::current_num_threads().min(tiles / LEAST_TILES).max(1);
-        if self.crew.blocks() != blocks {
-            self.crew = Crew::new(blocks);
+        let blocks = rayon::current_num_threads().min(tiles / MIN_TILES).max(1);
+        if self.wavefront.blocks() != blocks {
+            self.wavefront = Wavefront::new(blocks);
             self.scratch.resize_with(blocks, Mutex::default);
-            let cut = |i: usize| (TILE * (i * tiles / blocks)).min(self.width);
-            self.cuts = (0..=blocks).map(cut).collect();
+            let bound = |i: usize| (TILE * (i * tiles / blocks)).min(self.width);
+            self.bounds = (0..=blocks).map(bound).collect();
         }
         blocks
     }
 
-    /// The frame's columns that are a block's.
+    /// Returns the columns of the frame that belong to `block`.
     pub fn cells(&self, block: usize) -> Range<usize> {
-        self.cuts[block]..self.cuts[block + 1]
+        self.bounds[block]..self.bounds[block + 1]
     }
 
-    /// The columns of the latent that are a block's: those and the margin beside them.
+    /// Returns the columns of the latent that belong to `block`: those of [`Self::cells`] in whole
+    /// tiles, and the margin of the first and the last block.
     pub fn latent_cells(&self, block: usize) -> Range<isize> {
         self.columns(0, block)
     }
 
-    /// Rows from the top one that waits for its residual to the last one of the latent that has been asked for.
+    /// Returns the maximum distance in rows from the first that lacks its residual to the last that
+    /// the network has read, both included.
     pub fn rows_in_flight(&self) -> usize {
         reach(self.layers.len(), 0) + 2 * TILE
     }
 
-    /// Runs the network from `ends` to `ends` on the blocks of the last [`Self::divide`].
-    pub fn run(&mut self, ends: &impl Ends) {
+    /// Runs the network on the blocks of the last [`Self::divide`].
+    pub fn run(&mut self, io: &impl NetworkIo) {
         let rows = self.rows.each_mut();
         let rows = rows.map(|rows| (rows.memory.as_mut_ptr().cast(), rows.step, rows.len));
-        let mut crew = mem::take(&mut self.crew);
-        let frame = Frame {
+        let mut wavefront = mem::take(&mut self.wavefront);
+        let pass = Pass {
             network: self,
             rows,
         };
-        let program = &frame.network.program;
-        crew.run(program.steps.len(), |block, step| {
-            // What a panic left behind is overwritten.
-            let scratch = frame.network.scratch[block].lock();
+        let program = &pass.network.program;
+        wavefront.run(program.steps.len(), |block, step| {
+            // Values that a panic left behind are overwritten.
+            let scratch = pass.network.scratch[block].lock();
             let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
             for op in &program.ops[program.steps[step].clone()] {
-                frame.step(op, block, ends, scratch);
+                pass.step(op, block, io, scratch);
             }
         });
-        self.crew = crew;
+        self.wavefront = wavefront;
     }
 
     /// Calls `work(block, y, columns)` for each row of each block, without running the network.
     pub fn skip(&mut self, work: impl Fn(usize, usize, Range<usize>) + Sync) {
-        let cuts = &self.cuts;
-        let row = |block: usize, y| work(block, y, cuts[block]..cuts[block + 1]);
-        self.crew.run(self.height, row);
+        let bounds = &self.bounds;
+        let row = |block: usize, y| work(block, y, bounds[block]..bounds[block + 1]);
+        self.wavefront.run(self.height, row);
     }
 
-    /// The columns of a stage that a block computes: whole tiles.
+    /// Returns the columns of a stage that a block computes, in whole tiles.
     fn columns(&self, stage: usize, block: usize) -> Range<isize> {
         let margin = reach(self.layers.len(), stage).next_multiple_of(TILE) as isize;
-        let start = match block {
-            0 => -margin,
-            _ => self.cuts[block] as isize,
+        let start = if block == 0 {
+            -margin
+        } else {
+            self.bounds[block] as isize
         };
-        let end = match block + 2 == self.cuts.len() {
-            true => self.width.next_multiple_of(TILE) as isize + margin,
-            false => self.cuts[block + 1] as isize,
+        let end = if block + 2 == self.bounds.len() {
+            self.width.next_multiple_of(TILE) as isize + margin
+        } else {
+            self.bounds[block + 1] as isize
         };
         start..end
     }
 }
 
-/// The layers, and the latent's coding where they compute in integers.
+/// Returns the layers of `model`, and the coding of the latent if they compute in integers.
 fn layers(model: &LiteModel, scale: f64, precision: Precision) -> (Vec<Layer>, Option<Coding>) {
     match (precision, &model.calibration) {
         (Precision::Int8, Some(calibration)) => {
@@ -249,7 +256,7 @@ fn layers(model: &LiteModel, scale: f64, precision: Precision) -> (Vec<Layer>, O
     }
 }
 
-/// The layers for feature maps of floats.
+/// Returns the layers for feature maps of floats.
 fn floats(model: &LiteModel, scale: f64, products: Products) -> Vec<Layer> {
     let layer = |layer: &model::Layer| {
         let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
@@ -261,9 +268,9 @@ fn floats(model: &LiteModel, scale: f64, products: Products) -> Vec<Layer> {
     model.layers.iter().map(layer).collect()
 }
 
-/// The layers for feature maps of codes, and the latent's coding.
+/// Returns the layers for feature maps of codes, and the coding of the latent.
 fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<Layer>, Coding) {
-    // Of the latent and of each layer's output, but for the last.
+    // Codings of the latent and of the output of each layer but the last.
     let codings: Vec<Coding> = calibration.ranges.iter().map(|r| Coding::new(r)).collect();
     let layer = |(i, layer): (usize, &model::Layer)| {
         let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
@@ -281,7 +288,7 @@ fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<La
     (layers, codings[0].clone())
 }
 
-/// The slope of a layer's leaky ReLU below 0.
+/// Returns the slope below 0 of a layer's activation.
 pub(super) fn slope(layer: &model::Layer) -> f32 {
     match layer.spec.activated {
         Activated::Leaky => LEAKY_SLOPE,
@@ -289,22 +296,23 @@ pub(super) fn slope(layer: &model::Layer) -> f32 {
     }
 }
 
-/// One run.
-struct Frame<'a> {
+/// A pass of a frame through the network.
+struct Pass<'a> {
     network: &'a Network,
-    /// Of either pool: pointer, bytes from pixel to pixel and from buffer to buffer.
+    /// Row buffers of each pool: pointer, bytes from pixel to pixel and from buffer to buffer.
     rows: [(*mut u8, usize, usize); 2],
 }
 
-// SAFETY: blocks write disjoint columns of the rows, and read columns of their neighbours that no one writes meanwhile:
-// what a step writes, no operation of the same step reads, and a neighbour is at the same step.
-unsafe impl Sync for Frame<'_> {}
+// SAFETY: blocks write disjoint columns. They read columns of their neighbours, which are at the
+// same step, and no operation of a step reads what another one of the same step writes.
+unsafe impl Sync for Pass<'_> {}
 
-impl Frame<'_> {
-    fn step(&self, op: &Op, block: usize, ends: &impl Ends, scratch: &mut Scratch) {
+impl Pass<'_> {
+    /// Runs an operation on the columns of `block`.
+    fn step(&self, op: &Op, block: usize, io: &impl NetworkIo, scratch: &mut Scratch) {
         let x = self.network.columns(op.stage, block);
         let Some(index) = op.stage.checked_sub(1) else {
-            return self.latent(op, block, x, ends, scratch);
+            return self.latent(op, block, x, io, scratch);
         };
         let last = op.stage == self.network.layers.len();
         let len = x.len() * self.network.channels;
@@ -314,14 +322,15 @@ impl Frame<'_> {
         let mut residual = scratch.residual.chunks_exact_mut(len.max(1));
         let mut residual = || residual.next().unwrap_or_default();
         let tiles = x.len() / TILE;
-        // SAFETY: of the rows' columns that are read nothing writes any during this step, and only this block writes
-        // those that are written, which nothing reads.
+        // SAFETY: nothing writes the columns that are read during this step. Only this block writes
+        // the columns that are written, and nothing reads them.
         unsafe {
             match &self.network.layers[index] {
                 Layer::Floats(layer) => {
-                    let (output, out_step) = match last {
-                        true => (op.output.map(|_| residual()), self.network.channels),
-                        false => (self.output(op, &x), layer.output_step()),
+                    let (output, out_step) = if last {
+                        (op.output.map(|_| residual()), self.network.channels)
+                    } else {
+                        (self.output(op, &x), layer.output_step())
                     };
                     let band = Band {
                         input: self.input(op, &x),
@@ -335,9 +344,10 @@ impl Frame<'_> {
                 Layer::Codes(layer) => layer.run(IntBand {
                     input: self.input(op, &x),
                     skip: self.skip(op, &x),
-                    output: match last {
-                        true => IntOutput::Values(op.output.map(|_| residual())),
-                        false => IntOutput::Codes(self.output(op, &x)),
+                    output: if last {
+                        IntOutput::Values(op.output.map(|_| residual()))
+                    } else {
+                        IntOutput::Codes(self.output(op, &x))
                     },
                     tiles,
                 }),
@@ -349,31 +359,33 @@ impl Frame<'_> {
         let x = x.start as usize..self.network.width.min(x.end as usize);
         let rows = scratch.residual.chunks_exact(len.max(1));
         for (y, row) in (op.y as usize..self.network.height).zip(rows) {
-            ends.residual(block, y, x.clone(), &row[..x.len() * self.network.channels]);
+            io.residual(block, y, x.clone(), &row[..x.len() * self.network.channels]);
         }
     }
 
+    /// Reads the rows of the latent of an operation.
     fn latent(
         &self,
         op: &Op,
         block: usize,
         x: Range<isize>,
-        ends: &impl Ends,
+        io: &impl NetworkIo,
         scratch: &mut Scratch,
     ) {
         let step = self.rows[0].1;
-        for (y, &slot) in (op.y..).zip(&op.output) {
-            // SAFETY: only this block writes these columns, and nothing reads them during this step.
+        for (y, &buffer) in (op.y..).zip(&op.output) {
+            // SAFETY: only this block writes these columns, and nothing reads them during this
+            // step.
             unsafe {
                 match &self.network.coding {
                     None => {
-                        let row = self.cells_mut(0, slot, x.clone());
-                        ends.latent(block, y, x.clone(), row, step / size_of::<f32>());
+                        let row = self.cells_mut(0, buffer, x.clone());
+                        io.latent(block, y, x.clone(), row, step / size_of::<f32>());
                     }
                     Some(coding) => {
                         scratch.latent.resize(x.len() * step, 0.0);
-                        ends.latent(block, y, x.clone(), &mut scratch.latent, step);
-                        coding.encode(&scratch.latent, self.cells_mut(0, slot, x.clone()));
+                        io.latent(block, y, x.clone(), &mut scratch.latent, step);
+                        coding.encode(&scratch.latent, self.cells_mut(0, buffer, x.clone()));
                     }
                 }
             }
@@ -381,76 +393,86 @@ impl Frame<'_> {
         self.clear_ends(op, block, &x);
     }
 
-    /// Zeros beside the first and the last column that are computed: the next layer's tiles reach one column further,
-    /// and though no needed output depends on it, what is left there from other rows would change the last bit.
+    /// Writes zeros beside the first and the last computed column. The tiles of the next layer read
+    /// one column more. No needed output depends on it, but values left there by other rows would
+    /// change the last bit.
     fn clear_ends(&self, op: &Op, block: usize, x: &Range<isize>) {
-        for slot in op.output {
+        for buffer in op.output {
             if block == 0 {
-                // SAFETY: this column is the first block's.
-                unsafe { self.cells_mut::<u8>(op.stage, slot, x.start - 1..x.start) }.fill(0);
+                // SAFETY: this column belongs to the first block.
+                unsafe { self.cells_mut::<u8>(op.stage, buffer, x.start - 1..x.start) }.fill(0);
             }
-            if block + 2 == self.network.cuts.len() {
-                // SAFETY: this column is the last block's.
-                unsafe { self.cells_mut::<u8>(op.stage, slot, x.end..x.end + 1) }.fill(0);
+            if block + 2 == self.network.bounds.len() {
+                // SAFETY: this column belongs to the last block.
+                unsafe { self.cells_mut::<u8>(op.stage, buffer, x.end..x.end + 1) }.fill(0);
             }
         }
     }
 
-    /// What the columns `x` of an operation read of the stage before, and one column more on both sides.
+    /// Returns the columns `x` of an operation's input, with one more on both sides.
     ///
     /// # Safety
-    /// As of [`Self::cells`].
+    /// As [`Self::cells`].
     unsafe fn input<T: Sample>(&self, op: &Op, x: &Range<isize>) -> [&[T]; READ] {
         let around = x.start - 1..x.end + 1;
-        // SAFETY: by the caller's promise.
+        // SAFETY: as the caller promises.
         op.input
-            .map(|slot| unsafe { self.cells(op.stage - 1, slot, around.clone()) })
+            .map(|buffer| unsafe { self.cells(op.stage - 1, buffer, around.clone()) })
     }
 
-    /// What is added to the columns `x` of an operation's result.
+    /// Returns the columns `x` of the rows that are added to an operation's result.
     ///
     /// # Safety
-    /// As of [`Self::cells`].
+    /// As [`Self::cells`].
     unsafe fn skip<T: Sample>(&self, op: &Op, x: &Range<isize>) -> Option<[&[T]; TILE]> {
-        // SAFETY: by the caller's promise.
-        let row = |slot| unsafe { self.cells(op.stage, slot, x.clone()) };
-        op.skip.map(|slots| slots.map(row))
+        // SAFETY: as the caller promises.
+        let row = |buffer| unsafe { self.cells(op.stage, buffer, x.clone()) };
+        op.skip.map(|buffers| buffers.map(row))
     }
 
-    /// Where the columns `x` of an operation's result go.
+    /// Returns the columns `x` of an operation's result.
     ///
     /// # Safety
-    /// As of [`Self::cells_mut`].
+    /// As [`Self::cells_mut`].
     #[allow(clippy::mut_from_ref)]
     unsafe fn output<T: Sample>(&self, op: &Op, x: &Range<isize>) -> [&mut [T]; TILE] {
-        // SAFETY: by the caller's promise; an operation's rows are different ones.
+        // SAFETY: as the caller promises; the rows of an operation are in different buffers.
         op.output
-            .map(|slot| unsafe { self.cells_mut(op.stage, slot, x.clone()) })
+            .map(|buffer| unsafe { self.cells_mut(op.stage, buffer, x.clone()) })
     }
 
-    /// The columns `x` of a row of a stage.
+    /// Returns the columns `x` of a row of a stage.
     ///
     /// # Safety
-    /// Nothing writes them while they are in use.
-    unsafe fn cells<T: Sample>(&self, stage: usize, slot: Slot, x: Range<isize>) -> &[T] {
-        let (start, len) = self.place(stage, slot, x);
-        // SAFETY: by the caller's promise; the memory is initialised, aligned for floats and any bits are a sample.
+    /// Nothing writes them while the slice lives.
+    unsafe fn cells<T: Sample>(&self, stage: usize, buffer: BufferIndex, x: Range<isize>) -> &[T] {
+        let (start, len) = self.span(stage, buffer, x);
+        // SAFETY: as the caller promises. The memory is initialised and aligned for floats, and any
+        // bits are a sample.
         unsafe { std::slice::from_raw_parts(start.cast(), len / size_of::<T>()) }
     }
 
-    /// As [`Self::cells`], to be written.
+    /// As [`Self::cells`], for writing.
     ///
     /// # Safety
-    /// Nothing else reads or writes them while they are in use.
+    /// Nothing else reads or writes them while the slice lives.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn cells_mut<T: Sample>(&self, stage: usize, slot: Slot, x: Range<isize>) -> &mut [T] {
-        let (start, len) = self.place(stage, slot, x);
+    unsafe fn cells_mut<T: Sample>(
+        &self,
+        stage: usize,
+        buffer: BufferIndex,
+        x: Range<isize>,
+    ) -> &mut [T] {
+        let (start, len) = self.span(stage, buffer, x);
         // SAFETY: as in `cells`.
         unsafe { std::slice::from_raw_parts_mut(start.cast(), len / size_of::<T>()) }
     }
 
-    /// Where the columns `x` of a row begin, and how many bytes they are: all in the row's buffer.
-    fn place(&self, stage: usize, slot: Slot, x: Range<isize>) -> (*mut u8, usize) {
+    /// Returns the address and length in bytes of the columns `x` of a row.
+    ///
+    /// # Panics
+    /// If the columns lie outside of the row's buffer.
+    fn span(&self, stage: usize, buffer: BufferIndex, x: Range<isize>) -> (*mut u8, usize) {
         let (rows, step, row) = self.rows[pool(stage)];
         let (first, len) = (
             (x.start + self.network.left as isize) as usize * step,
@@ -461,20 +483,21 @@ impl Frame<'_> {
             "columns {x:?}"
         );
         assert!(
-            usize::from(slot) < self.network.program.slots[pool(stage)],
-            "row {slot}"
+            usize::from(buffer) < self.network.program.buffers[pool(stage)],
+            "buffer {buffer}"
         );
-        // SAFETY: inside of the allocation, as just checked.
-        (unsafe { rows.add(usize::from(slot) * row + first) }, len)
+        // SAFETY: the range is inside of the allocation, as just checked.
+        (unsafe { rows.add(usize::from(buffer) * row + first) }, len)
     }
 }
 
-/// What a feature map holds: f32 or u8.
+/// Value of a feature map: f32 or u8.
 ///
 /// # Safety
-/// Any bits are a value, and the alignment is at most that of f32; pixels are whole numbers of them.
+/// Any bits are a value, the alignment is at most that of f32, and the size divides that of a
+/// pixel.
 unsafe trait Sample {}
-// SAFETY: as the trait asks.
+// SAFETY: as the trait requires.
 unsafe impl Sample for f32 {}
-// SAFETY: as the trait asks.
+// SAFETY: as the trait requires.
 unsafe impl Sample for u8 {}

@@ -7,14 +7,14 @@ use crate::{
 };
 
 impl Precision {
-    /// The precision in which this processor computes `model`: [`Self::F32`], [`Self::Bf16`] or
-    /// [`Self::Int8`].
+    /// Returns the precision in which this processor computes `model`: [`Self::F32`],
+    /// [`Self::Bf16`] or [`Self::Int8`].
     ///
     /// # Errors
-    /// [`Error::Setting`] when the model is not calibrated for integers.
+    /// [`Error::Setting`] for int8 if the model is not calibrated.
     pub fn resolve(self, model: &LiteModel) -> Result<Self> {
         let int8 = model.calibration.is_some() && IntIsa::best().is_fast();
-        // Wide layers gain more from the transform that saves multiplications of floats.
+        // Wide layers gain more from Winograd's transform, which integers do not use.
         let narrow = model.metadata.student.channels <= 16;
         match self {
             Self::Auto if int8 && narrow => Ok(Self::Int8),

@@ -1,92 +1,100 @@
-//! The order in which a network runs over a frame, and where each row of its feature maps lies meanwhile.
+//! Order in which a network computes the rows of a frame, and the buffers of the rows.
 //!
-//! Layers are fused: four rows of the latent are made, then every layer computes the four rows that they allow, one
-//! row further up in each layer, and so on down the frame. Of each feature map only the rows that are still needed are
-//! kept, in buffers that are used again as soon as nothing needs them: about two rows for each layer and those in
-//! work, whatever the height of the frame.
+//! Layers are fused: after four rows of the latent, every layer computes the four rows that these
+//! allow, one row higher in each layer. Then the next four rows of the latent follow, down to the
+//! end of the frame. Of each feature map only the rows that are still needed are retained: about
+//! two rows for each layer and those in work, independent of the height of the frame. Their buffers
+//! are then used again.
 //!
-//! Rows above the frame and below it are computed too, as many as a layer after it can see, from the latent's repeated
-//! border: no output sees where the feature maps end.
+//! Rows above and below the frame, as many as later layers read, are computed from the repeated
+//! border of the latent. So no output depends on the end of a feature map.
 
 use std::{collections::VecDeque, ops::Range};
 
 use crate::{nn::lite::Role, ops::cpu::winograd::TILE};
 
-/// Index of a row buffer among those of the latent (stage 0) or among those of the feature maps (all others). The two
-/// never share a buffer: their pixels differ in size, and then the columns of different blocks would overlap in it.
-pub(super) type Slot = u16;
+/// Index of a row buffer in its pool: that of the latent (stage 0) or that of the feature maps (all
+/// others). The latent has its own pool because its pixels have another size: in a shared buffer,
+/// columns of different blocks would overlap.
+pub(super) type BufferIndex = u16;
 
-/// The buffer that stays 0: rows that no needed output sees.
-pub(super) const ZERO: Slot = 0;
+/// Buffer that stays 0, for rows that no needed output depends on.
+pub(super) const ZERO: BufferIndex = 0;
 
-/// Rows that a band's outputs read.
+/// Rows that an operation reads.
 pub(super) const READ: usize = TILE + 2;
 
-/// Four rows of one stage. Stage 0 is the latent, stage n the output of layer n - 1.
+/// Operation that computes four rows of a stage. Stage 0 is the latent, stage n the output of layer
+/// n - 1.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Op {
     pub stage: usize,
-    /// The first row, in cells; rows outside of the frame are part of the margin.
+    /// First row, in cells. Rows outside of the frame belong to the margin.
     pub y: isize,
-    /// The rows of the stage before it from y - 1 to y + 4; unused for stage 0.
-    pub input: [Slot; READ],
-    /// The rows y to y + 3 of the feature map that is added to the output.
-    pub skip: Option<[Slot; TILE]>,
-    /// Where the rows go; unused for the last stage, whose rows are the residual.
-    pub output: [Slot; TILE],
+    /// Rows y - 1 to y + 4 of the previous stage; unused for stage 0.
+    pub input: [BufferIndex; READ],
+    /// Rows y to y + 3 of the feature map that is added to the output.
+    pub skip: Option<[BufferIndex; TILE]>,
+    /// Rows of the output; unused for the last stage, whose rows are the residual.
+    pub output: [BufferIndex; TILE],
 }
 
-/// What to run for each frame.
+/// Operations for a frame.
 #[derive(Debug)]
 pub(super) struct Program {
     pub ops: Vec<Op>,
-    /// Ranges of `ops`: a step reads what steps before it wrote, and writes where nothing of the same step reads.
+    /// Ranges of `ops`. An operation reads rows that earlier steps wrote, and writes buffers that
+    /// no operation of the same step reads.
     pub steps: Vec<Range<usize>>,
-    /// Row buffers in use of the latent and of the feature maps, [`ZERO`] among both.
-    pub slots: [usize; 2],
+    /// Number of row buffers in each pool, including [`ZERO`].
+    pub buffers: [usize; 2],
 }
 
-/// Which of the two sets of row buffers the rows of a stage lie in.
+/// Returns the index of the pool of a stage's row buffers.
 pub(super) fn pool(stage: usize) -> usize {
     stage.min(1)
 }
 
-/// How many cells beyond the frame stage `stage` of a network of `layers` layers is needed.
+/// Returns the number of cells beyond the frame that are needed of stage `stage` in a network of
+/// `layers` layers.
 pub(super) fn reach(layers: usize, stage: usize) -> usize {
     layers - stage
 }
 
-/// The first band of a stage; band b begins at row 4 b + reach.
+/// Returns the first band of a stage; band b begins at row 4 b + reach.
 fn first_band(reach: usize) -> isize {
     -(reach.div_ceil(2) as isize)
 }
 
-/// The rows of a stage that are kept.
+/// Retained rows of a stage and their buffers.
 #[derive(Default)]
-struct Kept(VecDeque<(isize, Slot)>);
+struct RetainedRows(VecDeque<(isize, BufferIndex)>);
 
-impl Kept {
-    fn slots<const N: usize>(&self, y: isize) -> [Slot; N] {
+impl RetainedRows {
+    /// Returns the buffers of `N` rows from `y` on.
+    fn buffers<const N: usize>(&self, y: isize) -> [BufferIndex; N] {
         std::array::from_fn(|i| {
             let found = self.0.iter().find(|(row, _)| *row == y + i as isize);
-            found.map_or(ZERO, |&(_, slot)| slot)
+            found.map_or(ZERO, |&(_, buffer)| buffer)
         })
     }
 
-    /// Gives back all but the last two rows, which the next band needs.
-    fn release(&mut self, free: &mut Vec<Slot>) {
+    /// Frees all buffers but those of the last two rows, which the next band needs.
+    fn release(&mut self, free: &mut Vec<BufferIndex>) {
         while self.0.len() > 2 {
-            free.extend(self.0.pop_front().map(|(_, slot)| slot));
+            free.extend(self.0.pop_front().map(|(_, buffer)| buffer));
         }
     }
 }
 
 impl Program {
-    /// Of layers with `roles` on a grid of `height` cells, in steps of up to `bands` bands of one layer.
+    /// Creates the program of layers with `roles` on a grid of `height` cells, in steps of up to
+    /// `bands` bands of one layer.
     pub fn new(roles: &[Role], height: usize, bands: usize) -> Self {
         let layers = roles.len();
-        let mut kept: Vec<Kept> = (0..=layers).map(|_| Kept::default()).collect();
-        let (mut free, mut slots) = ([Vec::new(), Vec::new()], [ZERO + 1; 2]);
+        let mut retained: Vec<RetainedRows> =
+            (0..=layers).map(|_| RetainedRows::default()).collect();
+        let (mut free, mut buffers) = ([Vec::new(), Vec::new()], [ZERO + 1; 2]);
         let (mut ops, mut steps) = (Vec::new(), Vec::new());
         let end = height.div_ceil(TILE) as isize;
         let start = first_band(reach(layers, 0));
@@ -102,19 +110,19 @@ impl Program {
                         stage,
                         y,
                         input: [ZERO; READ],
-                        skip: second.then(|| kept[stage - 2].slots(y)),
+                        skip: second.then(|| retained[stage - 2].buffers(y)),
                         output: [ZERO; TILE],
                     };
                     if stage > 0 {
-                        op.input = kept[stage - 1].slots(y - 1);
+                        op.input = retained[stage - 1].buffers(y - 1);
                     }
                     if stage < layers {
-                        for (i, slot) in op.output.iter_mut().enumerate() {
-                            *slot = free[pool(stage)].pop().unwrap_or_else(|| {
-                                slots[pool(stage)] += 1;
-                                slots[pool(stage)] - 1
+                        for (i, buffer) in op.output.iter_mut().enumerate() {
+                            *buffer = free[pool(stage)].pop().unwrap_or_else(|| {
+                                buffers[pool(stage)] += 1;
+                                buffers[pool(stage)] - 1
                             });
-                            kept[stage].0.push_back((y + i as isize, *slot));
+                            retained[stage].0.push_back((y + i as isize, *buffer));
                         }
                     }
                     ops.push(op);
@@ -124,17 +132,17 @@ impl Program {
                 }
                 // A pair's input is needed until its second layer has run.
                 if stage > 0 && roles[stage - 1] != Role::PairFirst {
-                    kept[stage - 1].release(&mut free[pool(stage - 1)]);
+                    retained[stage - 1].release(&mut free[pool(stage - 1)]);
                 }
                 if stage > 1 && roles[stage - 1] == Role::PairSecond {
-                    kept[stage - 2].release(&mut free[pool(stage - 2)]);
+                    retained[stage - 2].release(&mut free[pool(stage - 2)]);
                 }
             }
         }
         Self {
             ops,
             steps,
-            slots: slots.map(usize::from),
+            buffers: buffers.map(usize::from),
         }
     }
 }
@@ -149,9 +157,10 @@ mod tests {
         pairs.prop_map(|pairs| {
             let mut roles = vec![Role::Chain];
             for pair in pairs {
-                match pair {
-                    true => roles.extend([Role::PairFirst, Role::PairSecond]),
-                    false => roles.push(Role::Chain),
+                if pair {
+                    roles.extend([Role::PairFirst, Role::PairSecond]);
+                } else {
+                    roles.push(Role::Chain);
                 }
             }
             roles.push(Role::Chain);
@@ -162,14 +171,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// Runs the program on rows that are names: (stage, row).
+        /// Runs the program on buffers that hold the name of their row: (stage, row).
         #[test]
-        fn every_needed_row_is_made_of_the_rows_it_is_defined_by(
+        fn every_needed_row_is_computed_from_the_rows_that_define_it(
             roles in roles(), height in 1usize..70, bands in 1usize..5,
         ) {
             let layers = roles.len();
             let program = Program::new(&roles, height, bands);
-            let mut slots = program.slots.map(|n| vec![None; n]);
+            let mut buffers = program.buffers.map(|n| vec![None; n]);
             let mut done = vec![false; height];
             let needed = |stage: usize, y: isize| {
                 let margin = reach(layers, stage) as isize;
@@ -185,13 +194,14 @@ mod tests {
                             continue;
                         }
                         if op.stage > 0 {
-                            for (k, &slot) in op.input[i as usize..][..3].iter().enumerate() {
+                            for (k, &buffer) in op.input[i as usize..][..3].iter().enumerate() {
                                 let want = Some((op.stage - 1, y - 1 + k as isize));
-                                prop_assert_eq!(slots[pool(op.stage - 1)][usize::from(slot)], want);
+                                let found = buffers[pool(op.stage - 1)][usize::from(buffer)];
+                                prop_assert_eq!(found, want);
                             }
                             if roles[op.stage - 1] == Role::PairSecond {
                                 let skip = op.skip.unwrap()[i as usize];
-                                let skip = slots[pool(op.stage - 2)][usize::from(skip)];
+                                let skip = buffers[pool(op.stage - 2)][usize::from(skip)];
                                 prop_assert_eq!(skip, Some((op.stage - 2, y)));
                             }
                         }
@@ -201,23 +211,27 @@ mod tests {
                         }
                     }
                     if op.stage > 0 {
-                        read.extend(op.input.map(|slot| (pool(op.stage - 1), slot)));
-                        read.extend(op.skip.iter().flatten().map(|&slot| (pool(op.stage - 2), slot)));
+                        read.extend(op.input.map(|buffer| (pool(op.stage - 1), buffer)));
+                        let skips = op.skip.iter().flatten();
+                        read.extend(skips.map(|&buffer| (pool(op.stage - 2), buffer)));
                     }
                     if op.stage < layers {
-                        for (i, &slot) in op.output.iter().enumerate() {
-                            let at = (pool(op.stage), slot);
-                            prop_assert!(slot != ZERO && !written.contains(&at));
+                        for (i, &buffer) in op.output.iter().enumerate() {
+                            let at = (pool(op.stage), buffer);
+                            prop_assert!(buffer != ZERO && !written.contains(&at));
                             written.push(at);
-                            slots[at.0][usize::from(slot)] = Some((op.stage, op.y + i as isize));
+                            let row = (op.stage, op.y + i as isize);
+                            buffers[at.0][usize::from(buffer)] = Some(row);
                         }
                     }
                 }
-                prop_assert!(!written.iter().any(|slot| read.contains(slot)), "read and written in a step");
+                let conflict = written.iter().any(|buffer| read.contains(buffer));
+                prop_assert!(!conflict, "read and written in a step");
             }
             prop_assert!(done.iter().all(|&d| d));
-            let most = (2 + TILE * bands) * 3 + 2 * layers + 2 * TILE * bands;
-            prop_assert!(program.slots[1] <= most, "{:?} rows for {layers} layers", program.slots);
+            let max = (2 + TILE * bands) * 3 + 2 * layers + 2 * TILE * bands;
+            let count = program.buffers[1];
+            prop_assert!(count <= max, "{count} rows for {layers} layers");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Networks and whole frames beside the formulas, one layer and one plane after the other.
+//! Comparison of networks and whole frames with plain formulas, one layer and one plane at a time.
 
-use super::{Patches, Runner, calibrate, grids::Grids, network::Network, scale};
+use super::{Patches, Runner, calibrate, grid_io::GridIo, network::Network, scale};
 use crate::{
     Precision,
     frame::{
@@ -30,7 +30,7 @@ fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A model of `student` with weights that keep the signal's size.
+/// Returns a model of `student` whose weights preserve the size of the signal.
 fn model(student: StudentConfig, seed: u32) -> LiteModel {
     let layers = student.layers().into_iter().enumerate();
     let layers = layers.map(|(i, spec)| {
@@ -50,9 +50,9 @@ fn model(student: StudentConfig, seed: u32) -> LiteModel {
     }
 }
 
-/// The layers one after the other on the whole grid, by the formula.
+/// Computes one layer after the other on the whole grid by the formula.
 fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f32> {
-    let (mut x, mut kept) = (z.to_vec(), Vec::new());
+    let (mut x, mut skip) = (z.to_vec(), Vec::new());
     for layer in &model.layers {
         let spec = &layer.spec;
         let shape = ConvShape {
@@ -74,15 +74,15 @@ fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f
         let mut y = reference(&shape, &x, &weight, Some(&bias), activation);
         match spec.role {
             Role::Chain => {}
-            Role::PairFirst => kept.clone_from(&x),
-            Role::PairSecond => y.iter_mut().zip(&kept).for_each(|(y, x)| *y += x),
+            Role::PairFirst => skip.clone_from(&x),
+            Role::PairSecond => y.iter_mut().zip(&skip).for_each(|(y, x)| *y += x),
         }
         x = y;
     }
     x
 }
 
-/// What is left of `values` on `grid` without its margin.
+/// Returns `values` on `grid` without the margin.
 fn inside(values: &[f32], grid: Grid) -> Vec<f32> {
     let row = grid.width * grid.channels;
     let margin = grid.margin * grid.channels;
@@ -118,12 +118,12 @@ fn run(network: &mut Network, threads: usize, z: &[f32], grid: Grid) -> Vec<f32>
     let mut residual = vec![f32::NAN; grid.with_margin(0).len()];
     on_threads(threads, || {
         network.divide();
-        network.run(&Grids::new(z, grid, &mut residual));
+        network.run(&GridIo::new(z, grid, &mut residual));
     });
     residual
 }
 
-/// The root of the mean square.
+/// Returns the root mean square.
 fn rms(values: impl ExactSizeIterator<Item = f32>) -> f64 {
     let count = values.len().max(1) as f64;
     (values.map(|v| f64::from(v * v)).sum::<f64>() / count).sqrt()
@@ -133,70 +133,81 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_network_on_any_grid_computes_the_formula_on_any_number_of_threads(
-        student in students(), width in 1usize..50, height in 1usize..24, threads in 2usize..4, seed: u32,
+    fn a_network_computes_the_formula_on_any_grid_and_number_of_threads(
+        student in students(), width in 1usize..50, height in 1usize..24, threads in 2usize..4,
+        seed: u32,
     ) {
         let mut model = model(student, seed);
         let cells = Grid { width, height, channels: student.latent.channels(student.r), margin: 0 };
         let grid = cells.with_margin(student.layers().len());
         let z = values(grid.len(), 1.0, seed ^ 1);
         let patch = Grid { width: 50, height: 50, ..cells };
-        let latents = [values(patch.len(), 1.0, seed ^ 2), values(patch.len(), 1.0, seed ^ 3)].concat();
-        let patches = Patches {
-            at: Condition::at(1.5), grid: patch, latents };
+        let latents = [2, 3].map(|n| values(patch.len(), 1.0, seed ^ n)).concat();
+        let patches = Patches { at: Condition::at(1.5), grid: patch, latents };
         model.calibration = Some(calibrate(&model, &[patches]));
         let want = inside(&by_the_formula(&model, 1.5, &z, grid), grid);
         let size = rms(want.iter().copied());
-        // The transform magnifies the rounding to 16 and 8 bits, and that most where few products are summed and few values
-        // averaged; what is wrong is so by its own size.
-        for (precision, error) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.15), (Precision::Int8, 0.15)] {
+        // The transform magnifies the rounding to 16 and 8 bits, most of all where few products are
+        // summed and few values averaged. An error in the code is as large as the values.
+        let limits = [
+            (Precision::F32, 1e-5),
+            (Precision::Bf16, 0.15),
+            (Precision::Int8, 0.15),
+        ];
+        for (precision, error) in limits {
             let mut network = Network::new(&model, 1.5, (width, height), precision).unwrap();
             let one = run(&mut network, 1, &z, grid);
             let many = run(&mut network, threads, &z, grid);
             prop_assert!(one == many, "{threads} threads change the result in {precision}");
-            prop_assert!(one == run(&mut network, 1, &z, grid), "the same again changes the result in {precision}");
+            let again = run(&mut network, 1, &z, grid);
+            prop_assert!(one == again, "a second run changes the result in {precision}");
             let difference = rms(one.iter().zip(&want).map(|(a, b)| a - b));
-            prop_assert!(difference <= error * size, "{precision}: wrong by {difference} of {size}");
+            prop_assert!(
+                difference <= error * size,
+                "{precision}: error of {difference} for values of {size}"
+            );
         }
     }
 
     #[test]
-    fn any_frame_becomes_what_the_formulas_make_of_it_on_any_number_of_threads(case in frames()) {
+    fn a_frame_is_upscaled_as_by_the_formulas_on_any_number_of_threads(case in frames()) {
         let want = case.by_the_formulas();
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let one = case.run(1, precision);
-            prop_assert!(one == case.run(case.threads, precision), "threads change the result in {precision}");
+            let many = case.run(case.threads, precision);
+            prop_assert!(one == many, "threads change the result in {precision}");
             let dst = case.dst();
             for layout in dst.format.components() {
                 let read = |frame: &Memory| frame.read(dst, layout.component);
                 let pairs: Vec<_> = read(&one).into_iter().zip(read(&want)).collect();
-                // In codes of 8 bits; the residual's deviation is about 10 of them.
-                let far = pairs.iter().map(|(a, b)| (a - b).abs() * 255.0);
-                let most = far.fold(0.0f32, f32::max);
+                // In 8-bit codes, of which the standard deviation of the residual is about 10.
+                let errors = pairs.iter().map(|(a, b)| (a - b).abs() * 255.0);
+                let max = errors.fold(0.0f32, f32::max);
                 let error = 255.0 * rms(pairs.iter().map(|(a, b)| a - b));
                 let (allowed, mean) = match precision {
                     Precision::F32 => (1.2, 0.35),
                     _ => (14.0, 1.6),
                 };
                 prop_assert!(
-                    most <= allowed && error <= mean,
-                    "{precision} {:?}: {most} codes apart at most, {error} on average", layout.component
+                    max <= allowed && error <= mean,
+                    "{precision} {:?}: error of {max} codes at most, {error} on average",
+                    layout.component
                 );
             }
-            prop_assert!(one.padding_is_whole(dst), "the bytes between rows have changed");
+            prop_assert!(one.padding_is_unchanged(dst), "the bytes between rows have changed");
         }
     }
 }
 
-/// Planes as somebody else laid them out.
+/// Planes of a frame with padding between rows.
 #[derive(Clone, Debug, PartialEq)]
 struct Memory(Vec<(Vec<u8>, usize)>);
 
-/// Fills what lies between rows.
+/// Value of the padding.
 const PADDING: u8 = 0xa5;
 
 impl Memory {
-    /// Planes of black with `padding` bytes after each row but the last.
+    /// Creates planes of zeros with `padding` bytes after each row but the last.
     fn new(info: FrameInfo, padding: usize) -> Self {
         let planes = (0..info.format.planes()).map(|p| {
             let (row, rows) = info.format.plane_size(p, info.width, info.height);
@@ -233,7 +244,7 @@ impl Memory {
         samples
     }
 
-    fn padding_is_whole(&self, info: FrameInfo) -> bool {
+    fn padding_is_unchanged(&self, info: FrameInfo) -> bool {
         self.0.iter().enumerate().all(|(p, (bytes, stride))| {
             let row = info.format.plane_size(p, info.width, info.height).0;
             let mut rows = bytes.chunks(*stride);
@@ -242,10 +253,10 @@ impl Memory {
     }
 }
 
-/// Planes by what they hold.
+/// Planes with their components.
 type Bases = Vec<(Component, Vec<f32>)>;
 
-/// A frame, a model and a larger size.
+/// A frame, a model and a larger size, all random.
 #[derive(Clone, Debug)]
 struct Case {
     src: FrameInfo,
@@ -260,10 +271,10 @@ struct Case {
 prop_compose! {
     fn frames()(
         format in select(PixelFormat::ALL.to_vec()), full: bool, from in (1usize..34, 1usize..20),
-        by in (1.0f64..4.0, 1.0f64..4.0), student in students(), padding: [bool; 2], strength in 0.2f32..1.0,
-        threads in 2usize..4, seed: u32,
+        by in (1.0f64..4.0, 1.0f64..4.0), student in students(), padding: [bool; 2],
+        strength in 0.2f32..1.0, threads in 2usize..4, seed: u32,
     ) -> Case {
-        // Chroma that has to be resampled on its way is the other plan's.
+        // The plan for whole planes resamples chroma in a way that the formulas do not.
         let subsampled = format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8;
         let latent = if subsampled { student.latent } else { LatentKind::Luma };
         let mut src = FrameInfo::new(format, from.0, from.1);
@@ -286,7 +297,7 @@ impl Case {
 
     fn model(&self) -> LiteModel {
         let mut model = model(self.student, self.seed);
-        // Wide enough that what all layers see is measured.
+        // Wide enough for the receptive field of all layers.
         let (grid, _, latents) = self.latent(&model, 2 * model.layers.len());
         let scale = scale(&self.src, &self.dst());
         let patches = Patches {
@@ -298,7 +309,7 @@ impl Case {
         model
     }
 
-    /// Smooth content and some noise.
+    /// Returns a frame with smooth content and some noise.
     fn frame(&self) -> Memory {
         let mut memory = Memory::new(self.src, self.padding[0]);
         for layout in self.src.format.components() {
@@ -320,19 +331,19 @@ impl Case {
     fn run(&self, threads: usize, precision: Precision) -> Memory {
         let (src, dst) = (self.src, self.dst());
         let (frame, mut out) = (self.frame(), Memory::new(dst, self.padding[1]));
-        let mut engine = Runner::new(&self.model(), src, dst, precision).unwrap();
-        assert_eq!(engine.precision(), precision);
+        let mut runner = Runner::new(&self.model(), src, dst, precision).unwrap();
+        assert_eq!(runner.precision(), precision);
         on_threads(threads, || {
-            // Twice, because the second frame finds what the first has left.
+            // Twice, because the buffers hold values of the first frame during the second.
             for strength in [1.0, self.strength] {
-                let ran = engine.run(&frame.as_ref(src), &mut out.as_mut(dst), strength);
+                let ran = runner.run(&frame.as_ref(src), &mut out.as_mut(dst), strength);
                 ran.unwrap();
             }
         });
         out
     }
 
-    /// Every component enlarged by bicubic interpolation.
+    /// Returns every component enlarged by bicubic interpolation.
     fn bases(&self) -> Bases {
         let (frame, (w, h)) = (self.frame(), self.size);
         let base = |c: Component| {
@@ -346,7 +357,7 @@ impl Case {
         components.map(|layout| base(layout.component)).collect()
     }
 
-    /// The latent with a margin, and the bases.
+    /// Returns the latent with a margin, and the bases.
     fn latent(&self, model: &LiteModel, margin: usize) -> (Grid, Bases, Vec<f32>) {
         let (r, (w, h), bases) = (self.student.r, self.size, self.bases());
         let of = |c: Component| bases.iter().find(|b| b.0 == c).map(|b| &b.1);
@@ -407,7 +418,7 @@ impl Case {
 }
 
 #[test]
-fn without_calibration_integers_are_refused_and_auto_takes_floats() {
+fn without_calibration_int8_is_refused_and_auto_uses_floats() {
     let mut model = model(StudentConfig::tiny(2), 1);
     assert_ne!(Precision::Auto.resolve(&model).unwrap(), Precision::Int8);
     let reason = Precision::Int8.resolve(&model).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What a device has to get right before it is trusted.
+//! Check of a device before its first frame.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::{
     model::LiteModel,
 };
 
-/// Sides of the frame: odd, and several blocks of every kernel in each direction with any of the usual cells.
+/// Sides of the frame: odd, and in each direction several blocks of every kernel for usual models.
 const SIZE: (usize, usize) = (71, 19);
 
-/// Codes of 8-bit video by which f16 and the order of sums may move a sample, rounding included.
+/// Maximum change of a sample by f16, the order of sums and rounding, in codes of 8-bit video.
 const TOLERANCE: u8 = 2;
 
-/// Formats that take the kernels' different ways between a frame and the latent.
+/// Formats that use different conversions between a frame and the latent.
 const FORMATS: [PixelFormat; 2] = [PixelFormat::I420, PixelFormat::Rgb];
 
-/// See [`Context::check`].
+/// Implements [`Context::check`].
 pub(super) fn check(context: &Arc<Context>, model: &LiteModel) -> Result<()> {
     FORMATS
         .into_iter()
@@ -40,13 +40,14 @@ fn check_format(context: &Arc<Context>, model: &LiteModel, format: PixelFormat) 
         &mut want.as_mut(),
         1.0,
     )?;
-    let far = (0..dst.format.planes())
+    let max_error = (0..dst.format.planes())
         .flat_map(|plane| got.plane(plane).iter().zip(want.plane(plane)))
         .map(|(got, want)| got.abs_diff(*want))
         .max();
-    match far {
-        Some(far) if far > TOLERANCE => Err(Error::Device(format!(
-            "{} computes model '{}' wrongly: a sample of the test frame is {far} of 255 from the CPU's",
+    match max_error {
+        Some(error) if error > TOLERANCE => Err(Error::Device(format!(
+            "{} computes model '{}' wrongly: a sample of the test frame differs by {error} of 255 \
+             from the CPU",
             context.driver().info().name,
             model.metadata.name
         ))),
@@ -54,7 +55,7 @@ fn check_format(context: &Arc<Context>, model: &LiteModel, format: PixelFormat) 
     }
 }
 
-/// Soft noise with edges, away from black and white, where a wrong sample would be clamped to the right one.
+/// Returns soft noise with edges. Samples near black or white would hide errors by clamping.
 fn pattern(info: FrameInfo) -> Result<Frame> {
     let mut frame = Frame::new(info)?;
     let mut state = 1u32;

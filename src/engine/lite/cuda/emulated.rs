@@ -1,4 +1,4 @@
-//! The kernels of `kernels/student.cu` for the emulated device, thread by thread.
+//! Kernels of `kernels/student.cu` for the emulated device, thread by thread.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::{
     ops::cuda::Params,
 };
 
-/// Makes an emulated device of compute capability `capability` with `memory` bytes, which has the
-/// kernels.
+/// Creates an emulated device with the kernels, of compute capability `capability` and with
+/// `memory` bytes.
 pub fn device(capability: (u32, u32), memory: usize) -> Arc<Fake> {
     Fake::new(kernels, capability, memory)
 }
@@ -31,8 +31,8 @@ fn kernels(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     }
 }
 
-/// Runs a kernel on a device that computes wrongly: convolutions lose what is below 0.
-pub fn spoilt(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+/// Runs a kernel of a defective device: convolutions clamp negative results to 0.
+pub fn defective(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     if !name.starts_with("tadsr_conv") {
         return kernels(ram, name, shape, params);
     }
@@ -43,29 +43,29 @@ pub fn spoilt(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     convolve(ram, shape, &conv, channels(name));
 }
 
-/// Runs a kernel and asserts that its own source makes the same of the memory.
+/// Runs a kernel and asserts that its source, compiled for the CPU, computes the same.
 #[cfg(test)]
 pub fn checked(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     let expected = by_source(ram, name, shape, params);
     kernels(ram, name, shape, params);
-    assert!(expected == *ram, "the source makes something else");
+    assert!(expected == *ram, "the source computes another result");
 }
 
-/// Returns the channels that a convolution makes at once, which its name ends in.
+/// Returns the number of channels that a convolution computes at once, the end of its name.
 fn channels(name: &str) -> usize {
     name["tadsr_conv".len()..].parse().unwrap()
 }
 
-/// Returns the memory after the kernel's own source ran on it.
+/// Returns the memory after a run of the kernel's source.
 #[cfg(test)]
 fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
     let mut ram = ram.clone();
-    let mut place = |address: &mut u64| {
+    let mut to_host = |address: &mut u64| {
         if *address != 0 {
             *address = ram.bytes(*address, 1).as_mut_ptr() as u64;
         }
     };
-    let samples = |s: &mut Samples, place: &mut dyn FnMut(&mut u64)| {
+    let samples = |s: &mut Samples, to_host: &mut dyn FnMut(&mut u64)| {
         let fields = [
             &mut s.src,
             &mut s.x_starts,
@@ -73,7 +73,7 @@ fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
             &mut s.y_starts,
             &mut s.y_weights,
         ];
-        fields.into_iter().for_each(place);
+        fields.into_iter().for_each(to_host);
     };
     let words = if name.starts_with("tadsr_conv") {
         let mut p = Conv::from_words(params);
@@ -84,16 +84,16 @@ fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
             &mut p.skip,
             &mut p.output,
         ];
-        fields.into_iter().for_each(place);
+        fields.into_iter().for_each(to_host);
         p.words()
     } else {
         let mut f = Frame::from_words(params);
         for component in &mut f.components[..f.component_count as usize] {
-            samples(&mut component.base, &mut place);
-            place(&mut component.dst);
+            samples(&mut component.base, &mut to_host);
+            to_host(&mut component.dst);
         }
         for source in &mut f.sources[..f.source_count as usize] {
-            samples(&mut source.samples, &mut place);
+            samples(&mut source.samples, &mut to_host);
         }
         let fields = [
             &mut f.x_starts,
@@ -107,10 +107,10 @@ fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
             &mut f.latent,
             &mut f.residual,
         ];
-        fields.into_iter().for_each(place);
+        fields.into_iter().for_each(to_host);
         f.words()
     };
-    // SAFETY: the structure is the kernel's, and its pointers lead to `ram`.
+    // SAFETY: the structure is that of the kernel, and its pointers point to `ram`.
     unsafe { crate::ops::cuda::host::launch(name, shape.grid, shape.block, &words) };
     ram
 }
@@ -138,7 +138,7 @@ fn sample_at(ram: &Ram, c: &Samples, x: usize, y: usize) -> f32 {
     (sum - c.zero) / c.scale
 }
 
-/// Calls `thread(block, thread)` for each.
+/// Calls `thread(block, thread)` for each thread.
 fn threads(shape: Shape, mut thread: impl FnMut([usize; 3], [usize; 3])) {
     let [gx, gy, gz] = shape.grid.map(|n| n as usize);
     let [bx, by, bz] = shape.block.map(|n| n as usize);
@@ -249,14 +249,16 @@ fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
 const WIDTH: usize = COLUMNS + 2;
 const STEP: usize = 24;
 
-/// Two halves of shared memory.
+/// Returns two halves of shared memory.
 fn pair_at(shared: &[f32], at: usize) -> [f32; 2] {
     [shared[at], shared[at + 1]]
 }
 
-/// `mma.m16n8k16` by the fragments' layouts in the PTX manual: lane l holds, with g = l / 4 and t =
-/// l % 4, of a the rows g and g + 8 at columns 2t, 2t + 1 and those plus 8, of b column g at rows
-/// 2t, 2t + 1 and those plus 8, of d the rows g and g + 8 at columns 2t, 2t + 1.
+/// Computes `mma.m16n8k16` with the fragment layouts of the PTX manual. With g = l / 4 and t = l %
+/// 4, lane l holds:
+/// - of `a`, rows g and g + 8 at columns 2t, 2t + 1, 2t + 8 and 2t + 9;
+/// - of `b`, column g at rows 2t, 2t + 1, 2t + 8 and 2t + 9;
+/// - of `d`, rows g and g + 8 at columns 2t and 2t + 1.
 fn multiply(d: &mut [[f32; 4]; 32], a: &[[[f32; 2]; 4]; 32], b: &[[[f32; 2]; 2]; 32]) {
     let (mut left, mut right) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
     for lane in 0..32 {

@@ -10,7 +10,7 @@ use crate::{
     cuda::DevicePlanes,
     engine::{
         Capabilities, Engine, Observer, Options, Precision, Times, larger_scale,
-        lite::{Models, condition, cpu, foreign, turns},
+        lite::{Models, condition, cpu, dials_differ, frame_mismatch},
         none_in_flight,
     },
     frame::{FrameInfo, FrameMut, FrameRef},
@@ -23,14 +23,14 @@ pub struct CudaEngine {
     context: Arc<Context>,
     capabilities: Capabilities,
     options: Options,
-    /// The runner in use and the index of its model.
+    /// Runner in use and index of its model.
     runner: Option<(usize, Runner)>,
-    /// The runner has the weights of other options, which the frames in flight keep.
+    /// The weights of the runner are those of other options. The frames in flight keep them.
     stale: bool,
 }
 
 impl CudaEngine {
-    /// Takes over `models`, in the order of their scales; there is at least one.
+    /// Creates the engine of `models`, at least one, in the order of their scales.
     ///
     /// # Errors
     /// As [`Context::check`].
@@ -52,7 +52,10 @@ impl CudaEngine {
     }
 }
 
-/// Returns the precision in which a CUDA device computes students: always [`Precision::F16`].
+/// Returns the precision of students on a CUDA device, which is always [`Precision::F16`].
+///
+/// # Errors
+/// [`Error::Setting`] for another precision.
 fn resolve(precision: Precision, _: &LiteModel) -> Result<Precision> {
     match precision {
         Precision::Auto | Precision::F16 => Ok(Precision::F16),
@@ -84,7 +87,7 @@ impl Engine for CudaEngine {
         if options.queue_depth != self.options.queue_depth {
             self.runner = None;
         }
-        self.stale |= turns(&options, &self.options);
+        self.stale |= dials_differ(&options, &self.options);
         self.options = options;
         Ok(())
     }
@@ -102,7 +105,7 @@ impl Engine for CudaEngine {
                 ));
             }
             _ => {
-                // Its memory is free again before the new one takes its own.
+                // Frees its memory before the new runner allocates.
                 self.runner = None;
                 let at = condition(&self.options, cpu::scale(from, to));
                 let (model, depth) = (self.models.0[index].folded(&at), self.options.queue_depth);
@@ -125,17 +128,21 @@ impl Engine for CudaEngine {
 
     fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, _: Observer) -> Result<()> {
         let strength = self.options.strength;
-        self.runner().ok_or_else(foreign)?.run(src, dst, strength)
+        self.runner()
+            .ok_or_else(frame_mismatch)?
+            .run(src, dst, strength)
     }
 
     fn submit(&mut self, src: &FrameRef) -> Result<()> {
         let strength = self.options.strength;
-        self.runner().ok_or_else(foreign)?.submit(src, strength)
+        self.runner()
+            .ok_or_else(frame_mismatch)?
+            .submit(src, strength)
     }
 
     unsafe fn submit_device(&mut self, src: &FrameInfo, planes: DevicePlanes) -> Result<()> {
         let strength = self.options.strength;
-        let runner = self.runner().ok_or_else(foreign)?;
+        let runner = self.runner().ok_or_else(frame_mismatch)?;
         // SAFETY: as the caller promises.
         unsafe { runner.submit_device(src, planes, strength) }
     }

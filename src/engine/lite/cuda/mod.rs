@@ -1,10 +1,10 @@
-//! The plan on a CUDA device, with nothing but the NVIDIA driver.
+//! Students on a CUDA device. Only the NVIDIA driver is needed.
 //!
-//! The kernels are compiled beforehand for every generation since Turing (`scripts/kernels.sh`) and
-//! embedded. What a frame goes through is made once as a graph; several frames may be in flight,
-//! copied to and from the device while another one is computed.
+//! The kernels are embedded, compiled in advance for every generation since Turing
+//! (`scripts/kernels.sh`). The launches for a frame are recorded once as a graph. Several frames
+//! may be in flight, so that one is copied to or from the device while another is computed.
 //!
-//! The arithmetic is that of the CPU's plan but for f16 weights and feature maps, summed in f32.
+//! The arithmetic is that of the CPU, with weights and feature maps in f16, summed in f32.
 
 mod check;
 #[cfg(any(test, feature = "emulator"))]
@@ -16,21 +16,19 @@ mod program;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ffi::c_void,
-    ptr::NonNull,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 pub use engine::CudaEngine;
 use plan::Plan;
 
-use super::foreign;
+use super::frame_mismatch;
 #[cfg(any(test, feature = "emulator"))]
 use crate::cuda::emulator;
 use crate::{
     Error, Result,
     cuda::{
-        DevicePlanes,
+        DevicePlanes, ExternalContext,
         driver::{self, Driver, Event, Fault, Function, Graph, Stream},
         owned::{Memory, Owned, Pinned},
     },
@@ -39,87 +37,79 @@ use crate::{
     model::LiteModel,
 };
 
-/// Compiled kernels, aligned as the driver wants them.
+/// Compiled kernels, aligned as the driver requires.
 #[repr(align(64))]
-struct Image<T: ?Sized>(T);
+struct Binary<T: ?Sized>(T);
 
-macro_rules! image {
+macro_rules! binary {
     ($name:literal) => {{
-        static IMAGE: &Image<[u8]> = &Image(*include_bytes!(concat!(
+        static BINARY: &Binary<[u8]> = &Binary(*include_bytes!(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/prebuilt/cuda/student.",
             $name
         )));
-        IMAGE
+        BINARY
     }};
 }
 
 /// Compute capability, major and minor.
 type Capability = (u32, u32);
 
-/// For chips of this compute capability and of the later ones with the same first number.
-static IMAGES: [(Capability, &Image<[u8]>); 7] = [
-    ((7, 5), image!("sm_75.cubin")),
-    ((8, 0), image!("sm_80.cubin")),
-    ((8, 6), image!("sm_86.cubin")),
-    ((8, 9), image!("sm_89.cubin")),
-    ((9, 0), image!("sm_90.cubin")),
-    ((10, 0), image!("sm_100.cubin")),
-    ((12, 0), image!("sm_120.cubin")),
+/// Machine code for devices of a compute capability, and of later ones with the same major number.
+static CUBINS: [(Capability, &Binary<[u8]>); 7] = [
+    ((7, 5), binary!("sm_75.cubin")),
+    ((8, 0), binary!("sm_80.cubin")),
+    ((8, 6), binary!("sm_86.cubin")),
+    ((8, 9), binary!("sm_89.cubin")),
+    ((9, 0), binary!("sm_90.cubin")),
+    ((10, 0), binary!("sm_100.cubin")),
+    ((12, 0), binary!("sm_120.cubin")),
 ];
 
-/// PTX for all later chips, which the driver compiles when it loads it.
-static PTX: &Image<[u8]> = image!("ptx");
+/// PTX for all later devices, which the driver compiles when it loads it.
+static PTX: &Binary<[u8]> = binary!("ptx");
 
-/// The best kernels for a chip.
-fn image((major, minor): Capability) -> &'static [u8] {
-    let fits = IMAGES
+/// Returns the best kernels for a device.
+fn kernels((major, minor): Capability) -> &'static [u8] {
+    let fits = CUBINS
         .iter()
-        .rfind(|((m, least), _)| *m == major && *least <= minor);
-    &fits.map_or(PTX, |(_, image)| *image).0
+        .rfind(|((m, min_minor), _)| *m == major && *min_minor <= minor);
+    &fits.map_or(PTX, |(_, binary)| *binary).0
 }
 
 /// A device with the kernels loaded.
 pub struct Context {
     driver: Arc<dyn Driver>,
     unpack: Function,
-    /// For 16, 32 and 64 channels at once.
+    /// Convolutions that compute 16, 32 and 64 channels at once.
     convs: [Function; 3],
     pack: Function,
-    /// Keeps the functions.
+    /// Owner of the functions.
     _module: Owned<driver::Module>,
 }
 
 impl Context {
-    /// Opens the device of that number. All who have it open share one context.
+    /// Opens the device with the number `ordinal`. Calls for the same device share one context
+    /// while it is in use.
     ///
     /// # Errors
-    /// [`Error::Device`] with the reason when there is no driver, no such device, or one that is too old.
+    /// [`Error::Device`] with the reason if there is no driver, no such device, or the device is
+    /// too old.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         Self::shared(ordinal, 0, || driver::open(ordinal))
     }
 
-    /// Opens the device of that number in a `CUcontext` of another library, so that its memory can be read and written
-    /// here. `keep` is dropped when the last who has it open lets go: until then the context must live.
-    ///
-    /// # Safety
-    /// `context` is a context of that device, and lives as long as `keep`.
+    /// As [`Self::open`], in a context of another library, whose memory can then be read and
+    /// written.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub unsafe fn within(
-        ordinal: usize,
-        context: NonNull<c_void>,
-        keep: Box<dyn Send + Sync>,
-    ) -> Result<Arc<Self>> {
-        let handle = context.as_ptr() as usize;
-        // SAFETY: as the caller promises.
-        Self::shared(ordinal, handle, || unsafe {
-            driver::within(ordinal, context, keep)
-        })
+    pub fn open_in(external: ExternalContext) -> Result<Arc<Self>> {
+        Self::shared(external.ordinal(), external.address(), || external.driver())
     }
 
-    /// The one that is open already, by the number of the device and the context's address, or a new one.
+    /// Returns the context in use for the device `ordinal` and the external context at the address
+    /// `handle` (0 without one), or creates it.
     fn shared(
         ordinal: usize,
         handle: usize,
@@ -143,26 +133,26 @@ impl Context {
         Ok(context)
     }
 
-    /// As [`Self::open`] with a context of its own, and kernels that the driver compiles for the device, as it does for chips that
-    /// are newer than they are.
+    /// As [`Self::open`], with a context that is not shared and kernels that the driver compiles
+    /// from PTX, as it does for devices newer than the machine code.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_compiled_there(ordinal: usize) -> Result<Arc<Self>> {
+    pub fn open_with_ptx(ordinal: usize) -> Result<Arc<Self>> {
         Self::with(driver::open(ordinal)?, &[&PTX.0])
     }
 
     /// Loads the kernels.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device is older than the kernels' oldest, or the driver refuses them.
+    /// [`Error::Device`] if the device is too old, or the driver refuses the kernels.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Arc<Self>> {
-        let machine_code = image(driver.info().capability);
+        let machine_code = kernels(driver.info().capability);
         Self::with(driver, &[machine_code, &PTX.0])
     }
 
-    /// With the first of `images` that the driver takes.
-    fn with(driver: Arc<dyn Driver>, images: &[&[u8]]) -> Result<Arc<Self>> {
+    /// Loads the first of `binaries` that the driver accepts.
+    fn with(driver: Arc<dyn Driver>, binaries: &[&[u8]]) -> Result<Arc<Self>> {
         let info = driver.info();
         let (major, minor) = info.capability;
         if info.capability < (7, 5) {
@@ -171,12 +161,12 @@ impl Context {
                 info.name
             )));
         }
-        let mut loaded = Owned::module(&driver, images[0]);
-        for image in &images[1..] {
+        let mut loaded = Owned::module(&driver, binaries[0]);
+        for binary in &binaries[1..] {
             if !loaded.as_ref().is_err_and(Fault::other_chip) {
                 break;
             }
-            loaded = Owned::module(&driver, image);
+            loaded = Owned::module(&driver, binary);
         }
         let module = loaded?;
         let function = |name: &str| driver.function(*module, name);
@@ -195,17 +185,17 @@ impl Context {
         }))
     }
 
-    /// Runs `model` on two small frames, I420 and RGB, and compares the results with the CPU's: what a driver, a chip or a
-    /// compiler does grossly wrong is found before frames that anybody sees.
+    /// Runs `model` on two small frames, I420 and RGB, and compares the results with those of the
+    /// CPU. This finds gross errors of a driver, a device or a compiler before the first frame.
     ///
     /// # Errors
-    /// [`Error::Device`] when a sample differs by more than 2 of 255, or the device fails, [`Error::Memory`] when its memory
-    /// is too small.
+    /// [`Error::Device`] if a sample differs by more than 2 of 255, or the device fails,
+    /// [`Error::Memory`] if its memory is too small.
     pub fn check(self: &Arc<Self>, model: &LiteModel) -> Result<()> {
         check::check(self, model)
     }
 
-    /// The device.
+    /// Returns the driver of the device.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
     }
@@ -219,19 +209,20 @@ pub struct Runner {
     busy: VecDeque<usize>,
     idle: VecDeque<usize>,
     flights: Vec<Flight>,
-    /// Whether frames stay on the device until they are received.
+    /// Frames stay on the device until they are received.
     resident: bool,
     upload: Owned<Stream>,
     compute: Owned<Stream>,
     download: Owned<Stream>,
     plan: Plan,
-    /// What the graphs read and write.
+    /// Weights and tables.
     constants: Memory,
+    /// Feature maps.
     maps: [Memory; 3],
     context: Arc<Context>,
 }
 
-/// What one frame in flight has for itself.
+/// Buffers and events of one frame in flight.
 struct Flight {
     input: Pinned,
     output: Pinned,
@@ -239,16 +230,16 @@ struct Flight {
     device_output: Memory,
     begun: Owned<Event>,
     uploaded: Owned<Event>,
-    /// Its turn to be computed has come.
+    /// Computation has begun.
     computing: Owned<Event>,
     computed: Owned<Event>,
-    /// Its turn to be downloaded has come.
+    /// The download has begun.
     downloading: Owned<Event>,
     done: Owned<Event>,
-    /// What others had put into the context before.
-    others: Owned<Event>,
+    /// Earlier work of other libraries in the context is done.
+    external: Owned<Event>,
     graph: Option<Owned<Graph>>,
-    /// Whether its copy to `output` is on its way.
+    /// The copy to `output` was enqueued.
     downloads: bool,
 }
 
@@ -265,7 +256,7 @@ impl Flight {
             computed: Owned::event(driver)?,
             downloading: Owned::event(driver)?,
             done: Owned::event(driver)?,
-            others: Owned::event(driver)?,
+            external: Owned::event(driver)?,
             graph: None,
             downloads: false,
         })
@@ -273,12 +264,13 @@ impl Flight {
 }
 
 impl Runner {
-    /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, up to `depth` at a time
-    /// (at least 1). Where the device has not enough memory for a frame at once, it is computed in bands of rows, with
-    /// the same result.
+    /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only, with
+    /// up to `depth` (at least 1) in flight. If the device lacks memory for a whole frame, frames
+    /// are computed in bands of rows, with the same result.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range, [`Error::Memory`] when even a small band does not fit, [`Error::Device`] when the device fails.
+    /// [`Error::Frame`] if a side is out of range, [`Error::Memory`] if even a small band does not
+    /// fit, [`Error::Device`] if the device fails.
     pub fn new(
         context: &Arc<Context>,
         model: &LiteModel,
@@ -289,8 +281,8 @@ impl Runner {
         let mut plan = Plan::new(model, &src, &dst)?;
         loop {
             match Self::build(context, &plan, (src, dst), depth.max(1)) {
-                Ok(engine) => return Ok(engine),
-                // Bands take less of the device's memory, not of the host's.
+                Ok(runner) => return Ok(runner),
+                // Bands need less memory of the device, but not of the host.
                 Err(fault) if fault.out_of_memory() && !fault.of_the_host() => {
                     plan = plan.smaller().ok_or(fault)?
                 }
@@ -299,7 +291,7 @@ impl Runner {
         }
     }
 
-    /// With everything allocated and recorded.
+    /// Allocates all memory and records the graphs.
     fn build(
         context: &Arc<Context>,
         plan: &Plan,
@@ -310,7 +302,7 @@ impl Runner {
         let map = || Owned::memory(driver, plan.map_bytes());
         let flights: Result<Vec<_>, Fault> =
             (0..depth).map(|_| Flight::new(driver, plan)).collect();
-        let mut engine = Self {
+        let mut runner = Self {
             src,
             dst,
             busy: VecDeque::new(),
@@ -325,18 +317,18 @@ impl Runner {
             plan: plan.clone(),
             context: context.clone(),
         };
-        engine.fill()?;
-        engine.record()?;
-        Ok(engine)
+        runner.upload_constants()?;
+        runner.record_graphs()?;
+        Ok(runner)
     }
 
     /// Copies weights and tables to the device.
-    fn fill(&mut self) -> Result<(), Fault> {
+    fn upload_constants(&mut self) -> Result<(), Fault> {
         let driver = &self.context.driver;
         let mut staged = Pinned::new(driver, self.plan.constants.len())?;
         staged.bytes_mut().copy_from_slice(&self.plan.constants);
-        // SAFETY: both are as long as the constants, and the copy ends before `staged` does: were the wait to fail, the
-        // device would be gone.
+        // SAFETY: both are as long as the constants. The copy ends before `staged` is dropped: the
+        // wait only fails if the device is lost.
         unsafe {
             driver.upload(
                 *self.constants,
@@ -348,17 +340,17 @@ impl Runner {
         driver.synchronize(*self.upload)
     }
 
-    /// Makes the graph of each frame in flight.
-    fn record(&mut self) -> Result<(), Fault> {
+    /// Records the graph of each flight.
+    fn record_graphs(&mut self) -> Result<(), Fault> {
         let driver = &self.context.driver;
         for flight in &mut self.flights {
-            let place = program::Place {
+            let addresses = program::Addresses {
                 constants: *self.constants,
                 maps: [*self.maps[0], *self.maps[1], *self.maps[2]],
                 input: *flight.device_input,
                 output: *flight.device_output,
             };
-            let launches: Vec<_> = program::launches(&self.plan, &place)
+            let launches: Vec<_> = program::launches(&self.plan, &addresses)
                 .into_iter()
                 .map(|launch| driver::Launch {
                     function: launch.kernel.function(&self.context),
@@ -366,7 +358,8 @@ impl Runner {
                     params: launch.params,
                 })
                 .collect();
-            // SAFETY: the parameters are of the kernels' types, made for these allocations, which outlive the graph.
+            // SAFETY: the parameters have the types of the kernels and address these allocations,
+            // which outlive the graph.
             let graph = unsafe { driver.graph(&launches, *self.compute) }?;
             flight.graph = Some(Owned::graph(driver, graph));
         }
@@ -378,22 +371,22 @@ impl Runner {
         self.src == *src && self.dst == *dst
     }
 
-    /// Frames that may be in flight at a time.
+    /// Returns the maximum number of frames in flight.
     pub fn depth(&self) -> usize {
         self.flights.len()
     }
 
-    /// Frames in flight.
+    /// Returns the number of frames in flight.
     pub fn in_flight(&self) -> usize {
         self.busy.len()
     }
 
-    /// Bands of rows that a frame is computed in.
+    /// Returns the number of bands of rows that a frame is computed in.
     pub fn bands(&self) -> usize {
         self.plan.bands().count()
     }
 
-    /// Bytes of the device's memory that are in use.
+    /// Returns the device memory in use, in bytes.
     pub fn memory(&self) -> usize {
         let flight = self.plan.input.bytes + self.plan.output.bytes;
         self.plan.constants.len() + 3 * self.plan.map_bytes() + self.flights.len() * flight
@@ -402,10 +395,11 @@ impl Runner {
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual.
     ///
     /// # Errors
-    /// As [`Self::submit`] and [`Self::receive`]; [`Error::Setting`] while frames are in flight.
+    /// As [`Self::submit`] and [`Self::receive`], and [`Error::Setting`] while frames are in
+    /// flight.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if *dst.info() != self.dst {
-            return Err(foreign());
+            return Err(frame_mismatch());
         }
         if !self.busy.is_empty() {
             return Err(Error::Setting("frames are still in flight".into()));
@@ -415,25 +409,25 @@ impl Runner {
         Ok(())
     }
 
-    /// Sends a frame on its way; its samples are copied before this returns.
+    /// Submits a frame. Its samples are copied before this returns.
     ///
     /// # Errors
-    /// [`Error::Frame`] when it is not of the kind and size that the plan is for, [`Error::Setting`] when as many
-    /// frames are in flight as may be, [`Error::Device`] or [`Error::Memory`] when the device fails; then no frame is in
-    /// flight any more.
+    /// [`Error::Frame`] if it is not of the kind and size prepared for, [`Error::Setting`] if the
+    /// maximum number of frames is in flight, [`Error::Device`] or [`Error::Memory`] if the device
+    /// fails; then no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, strength: f32) -> Result<()> {
-        let index = self.take(src.info())?;
+        let index = self.begin(src.info())?;
         let input = &mut self.flights[index].input;
         self.plan.fill_strength(strength, input.bytes_mut());
         self.plan.fill_input(src, input.bytes_mut());
-        self.guard(|engine| engine.start(index, None))
+        self.flush_on_failure(|runner| runner.start(index, None))
     }
 
-    /// As [`Self::submit`] for a frame `src` in the device's memory.
+    /// As [`Self::submit`], for a frame in device memory.
     ///
     /// # Safety
-    /// `planes` are those of a frame `src`, allocated in the context that the engine is in, written already, and neither
-    /// written nor freed until the frame is received or forgotten.
+    /// `planes` hold a frame `src` in memory of the runner's context. Nothing writes or frees them
+    /// until the frame is received or dropped.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -444,18 +438,18 @@ impl Runner {
         strength: f32,
     ) -> Result<()> {
         if planes.len() != self.plan.input.planes() {
-            return Err(foreign());
+            return Err(frame_mismatch());
         }
-        let index = self.take(src)?;
+        let index = self.begin(src)?;
         let input = &mut self.flights[index].input;
         self.plan.fill_strength(strength, input.bytes_mut());
-        self.guard(|engine| engine.start(index, Some(planes)))
+        self.flush_on_failure(|runner| runner.start(index, Some(planes)))
     }
 
-    /// Puts the next idle flight among the busy ones, for a frame `src`.
-    fn take(&mut self, src: &FrameInfo) -> Result<usize> {
+    /// Moves the next idle flight to the busy ones, for a frame `src`. Returns its index.
+    fn begin(&mut self, src: &FrameInfo) -> Result<usize> {
         if *src != self.src {
-            return Err(foreign());
+            return Err(frame_mismatch());
         }
         let Some(index) = self.idle.pop_front() else {
             return Err(Error::Setting(format!(
@@ -467,32 +461,37 @@ impl Runner {
         Ok(index)
     }
 
-    /// After a failure no frame is in flight any more.
-    fn guard<T>(&mut self, call: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T> {
+    /// Calls `call`. If it fails, drops the frames in flight.
+    fn flush_on_failure<T>(
+        &mut self,
+        call: impl FnOnce(&mut Self) -> Result<T, Fault>,
+    ) -> Result<T> {
         call(self).map_err(|fault| {
             self.flush();
             fault.into()
         })
     }
 
-    /// With `planes` of the device, or those that are in the flight's input.
+    /// Enqueues upload, computation and, unless resident, download of a flight. The frame is in
+    /// `planes` on the device, or else in the flight's input.
     fn start(&mut self, index: usize, planes: Option<DevicePlanes>) -> Result<(), Fault> {
         if planes.is_some() {
-            self.after_others(index, *self.upload)?;
+            self.wait_for_external(index, *self.upload)?;
         }
         let (driver, flight) = (&self.context.driver, &self.flights[index]);
         let (upload, compute) = (*self.upload, *self.compute);
         let input = &flight.input;
         let bytes = match planes {
             None => input.len(),
-            Some(_) => self.plan.input.first(),
+            Some(_) => self.plan.input.start(),
         };
         driver.record(*flight.begun, upload)?;
-        // SAFETY: both sides are as long as the plan's input; the frame is in flight, so that nothing else uses them.
+        // SAFETY: both sides are as long as the plan's input, and nothing else uses the buffers of
+        // a frame in flight.
         unsafe { driver.upload(*flight.device_input, input.as_ptr(), bytes, upload)? };
         let own = self.plan.input.rows(*flight.device_input);
         for ((to, row, rows), &from) in own.zip(planes.unwrap_or_default()) {
-            // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
+            // SAFETY: both sides hold the planes of such a frame.
             unsafe { driver.copy(to, from, row, rows, upload)? };
         }
         driver.record(*flight.uploaded, upload)?;
@@ -503,52 +502,49 @@ impl Runner {
         }
         driver.record(*flight.computed, compute)?;
         self.flights[index].downloads = false;
-        match self.resident {
-            true => Ok(()),
-            false => self.fetch(index),
+        if self.resident {
+            Ok(())
+        } else {
+            self.start_download(index)
         }
     }
 
-    /// Lets `stream` wait for what others have put into the context, who rely on its streams waiting for each other by
-    /// default: a frame may be written still, or the one that lay in the same memory may be read. Ours do not.
-    fn after_others(&self, index: usize, stream: Stream) -> Result<(), Fault> {
-        let (driver, others) = (&self.context.driver, *self.flights[index].others);
-        driver.record(others, Stream::DEFAULT)?;
-        driver.wait(stream, others)
+    /// Makes `stream` wait for the work that other libraries have enqueued in the context: they may
+    /// still write the frame, or read the previous one in the same memory. By default, streams of a
+    /// context wait for its default stream; those of the runner do not.
+    fn wait_for_external(&self, index: usize, stream: Stream) -> Result<(), Fault> {
+        let (driver, external) = (&self.context.driver, *self.flights[index].external);
+        driver.record(external, Stream::DEFAULT)?;
+        driver.wait(stream, external)
     }
 
-    /// Lets the copy to the host follow, once.
-    fn fetch(&mut self, index: usize) -> Result<(), Fault> {
+    /// Enqueues the copy to the host, once.
+    fn start_download(&mut self, index: usize) -> Result<(), Fault> {
         let (driver, flight) = (&self.context.driver, &mut self.flights[index]);
         if flight.downloads {
             return Ok(());
         }
         flight.downloads = true;
-        let (output, download) = (&flight.output, *self.download);
-        driver.wait(download, *flight.computed)?;
-        driver.record(*flight.downloading, download)?;
-        // SAFETY: both sides are as long as the plan's output; the frame is in flight, so that nothing else uses them.
-        unsafe {
-            driver.download(
-                output.as_ptr(),
-                *flight.device_output,
-                output.len(),
-                download,
-            )?
-        };
-        driver.record(*flight.done, download)
+        let (output, stream) = (&flight.output, *self.download);
+        driver.wait(stream, *flight.computed)?;
+        driver.record(*flight.downloading, stream)?;
+        // SAFETY: both sides are as long as the plan's output, and nothing else uses the buffers of
+        // a frame in flight.
+        unsafe { driver.download(output.as_ptr(), *flight.device_output, output.len(), stream)? };
+        driver.record(*flight.done, stream)
     }
 
     /// Waits for the oldest frame in flight and copies it to `dst`.
     ///
     /// # Errors
-    /// [`Error::Frame`] when `dst` is not of the kind and size that the plan is for, [`Error::Setting`] when no frame is
-    /// in flight, [`Error::Device`] when the device fails; then no frame is in flight any more.
+    /// [`Error::Frame`] if `dst` is not of the kind and size prepared for, [`Error::Setting`] if no
+    /// frame is in flight, [`Error::Device`] if the device fails; then no frame is in flight any
+    /// more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         let index = self.oldest(dst.info())?;
-        let times = self.guard(|engine| {
-            engine.fetch(index)?;
-            engine.finish(index)
+        let times = self.flush_on_failure(|runner| {
+            runner.start_download(index)?;
+            runner.wait(index)
         })?;
         self.plan
             .take_output(self.flights[index].output.bytes(), dst);
@@ -556,10 +552,10 @@ impl Runner {
         Ok(times)
     }
 
-    /// As [`Self::receive`] for a frame `dst` in the device's memory; it is complete when this returns.
+    /// As [`Self::receive`], for a frame in device memory. It is complete when this returns.
     ///
     /// # Safety
-    /// `planes` are those of a frame `dst`, allocated in the context that the engine is in, and used by nobody else.
+    /// `planes` hold a frame `dst` in memory of the runner's context, which nothing else uses.
     ///
     /// # Errors
     /// As [`Self::receive`].
@@ -569,41 +565,43 @@ impl Runner {
         planes: DevicePlanes,
     ) -> Result<Times> {
         if planes.len() != self.plan.output.planes() {
-            return Err(foreign());
+            return Err(frame_mismatch());
         }
         let index = self.oldest(dst)?;
-        let times = self.guard(|engine| {
-            let (driver, flight) = (&engine.context.driver, &engine.flights[index]);
-            let stream = *engine.download;
-            engine.after_others(index, stream)?;
+        let times = self.flush_on_failure(|runner| {
+            let (driver, flight) = (&runner.context.driver, &runner.flights[index]);
+            let stream = *runner.download;
+            runner.wait_for_external(index, stream)?;
             driver.wait(stream, *flight.computed)?;
             driver.record(*flight.downloading, stream)?;
-            let own = engine.plan.output.rows(*flight.device_output);
+            let own = runner.plan.output.rows(*flight.device_output);
             for ((from, row, rows), &to) in own.zip(planes) {
-                // SAFETY: the flight's memory holds the plan's planes, and the caller's is a frame of them.
+                // SAFETY: both sides hold the planes of such a frame.
                 unsafe { driver.copy(to, from, row, rows, stream)? };
             }
             driver.record(*flight.done, stream)?;
-            engine.finish(index)
+            runner.wait(index)
         })?;
         self.release();
         Ok(times)
     }
 
-    /// The oldest frame in flight, which is to become a frame `dst`.
+    /// Returns the index of the oldest frame in flight, to be received as a frame `dst`.
     fn oldest(&self, dst: &FrameInfo) -> Result<usize> {
         if *dst != self.dst {
-            return Err(foreign());
+            return Err(frame_mismatch());
         }
         let oldest = self.busy.front().copied();
         oldest.ok_or_else(|| Error::Setting("no frame is in flight".into()))
     }
 
+    /// Moves the oldest flight to the idle ones.
     fn release(&mut self) {
         self.idle.extend(self.busy.pop_front());
     }
 
-    fn finish(&self, index: usize) -> Result<Times, Fault> {
+    /// Waits for a flight. Returns the times of its stages.
+    fn wait(&self, index: usize) -> Result<Times, Fault> {
         let (driver, flight) = (&self.context.driver, &self.flights[index]);
         driver.synchronize_event(*flight.done)?;
         Ok(Times {
@@ -613,16 +611,17 @@ impl Runner {
         })
     }
 
-    /// Whether frames submitted from here on stay in the device's memory until they are received, for
-    /// [`Self::receive_device`]; otherwise (the default) their copy to the host begins as soon as they are computed.
+    /// Sets whether frames submitted from now on stay in device memory until they are received, for
+    /// [`Self::receive_device`]. Otherwise, which is the default, their copy to the host begins as
+    /// soon as they are computed.
     pub fn set_resident(&mut self, resident: bool) {
         self.resident = resident;
     }
 
-    /// Waits for the frames in flight and forgets them.
+    /// Waits for the frames in flight and drops them.
     pub fn flush(&mut self) {
         for stream in [*self.upload, *self.compute, *self.download] {
-            // A device that fails here does nothing any more, and the next frame tells of it.
+            // A device that fails here does no more work, and the next frame reports the failure.
             let _ = self.context.driver.synchronize(stream);
         }
         self.idle.extend(self.busy.drain(..));

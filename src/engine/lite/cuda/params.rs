@@ -1,11 +1,11 @@
-//! What the kernels are passed: the structures of `kernels/student.cu`, field by field.
+//! Parameters of the kernels. The structures and fields are those of `kernels/student.cu`.
 
 use crate::ops::cuda::Params;
 
-/// [`Component::slot`] of a component that no plane of the latent is added to as it is.
+/// Value of [`Component::slot`] if no plane of the latent is added without resampling.
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// As many samples of the frame as any format's latent is made of: R, G and B for each of its planes.
+/// Maximum number of sources of a latent: R, G and B for each of its planes.
 pub const SOURCES: usize = 9;
 
 #[repr(C)]
@@ -107,12 +107,12 @@ pub struct Conv {
     pub slope: f32,
 }
 
-// SAFETY: numbers alone; the sizes, which are the sums of the fields', are checked below.
+// SAFETY: all fields are numbers, and there is no padding: the sizes are checked below.
 unsafe impl Params for Frame {}
 // SAFETY: as above.
 unsafe impl Params for Conv {}
 
-// The same are asserted where the kernels are compiled.
+// `student.cu` asserts the same sizes.
 const _: () = assert!(
     size_of::<Samples>() == 80
         && size_of::<Source>() == 88

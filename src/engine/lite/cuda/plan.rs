@@ -1,5 +1,5 @@
-//! What is known of a model on frames of one size before any device is asked: where everything lies, and in how many
-//! bands a frame is computed.
+//! Plan of a model for frames of one size, independent of a device: layout of the memory, constants
+//! and bands.
 
 use half::f16;
 
@@ -20,19 +20,20 @@ use crate::{
     },
 };
 
-/// Channels come in multiples of this, those that the model lacks being 0: what a matrix instruction takes at once.
+/// Channels of a matrix instruction. Channels are padded with zeros to a multiple.
 pub(super) const CHANNELS: usize = 16;
 
-/// Rows of cells below which bands are not made smaller: their margins would be most of the work.
-const LEAST_ROWS: usize = 16;
+/// Minimum number of rows of cells in a band. In smaller bands, the margins dominate the work.
+const MIN_ROWS: usize = 16;
 
-/// Alignment of what lies side by side in one allocation, and of the rows of a plane.
+/// Alignment in bytes of arrays and planes in an allocation.
 const ALIGN: usize = 256;
+/// Alignment in bytes of the rows of a plane.
 const ROW_ALIGN: usize = 64;
 
-/// A plane in a block of memory.
+/// Layout of a plane in an allocation.
 #[derive(Clone, Copy, Debug)]
-struct PlaneAt {
+struct PlaneLayout {
     offset: usize,
     stride: usize,
     /// Bytes in a row, without padding.
@@ -40,21 +41,21 @@ struct PlaneAt {
     rows: usize,
 }
 
-/// The planes of a frame in one block of memory.
+/// Layout of a frame in one allocation.
 #[derive(Clone, Debug)]
-pub(super) struct Block {
+pub(super) struct FrameLayout {
     pub bytes: usize,
-    planes: Vec<PlaneAt>,
+    planes: Vec<PlaneLayout>,
 }
 
-impl Block {
-    /// After the first `bytes`.
+impl FrameLayout {
+    /// Creates the layout of a frame after the first `bytes` of the allocation.
     fn new(info: &FrameInfo, mut bytes: usize) -> Self {
         let planes = (0..info.format.planes()).map(|plane| {
             let (row, rows) = info.format.plane_size(plane, info.width, info.height);
             let (offset, stride) = (bytes, row.next_multiple_of(ROW_ALIGN));
             bytes += (stride * rows).next_multiple_of(ALIGN);
-            PlaneAt {
+            PlaneLayout {
                 offset,
                 stride,
                 row,
@@ -67,17 +68,18 @@ impl Block {
         }
     }
 
-    /// Planes in the block.
+    /// Returns the number of planes.
     pub fn planes(&self) -> usize {
         self.planes.len()
     }
 
-    /// Bytes before the planes.
-    pub fn first(&self) -> usize {
+    /// Returns the number of bytes before the planes.
+    pub fn start(&self) -> usize {
         self.planes.first().map_or(self.bytes, |plane| plane.offset)
     }
 
-    /// Of each plane of the block at `address`, where its rows lie, bytes in a row, and rows.
+    /// Returns address and stride, bytes in a row and number of rows of each plane in the
+    /// allocation at `address`.
     pub fn rows(&self, address: Address) -> impl Iterator<Item = (Rows, usize, usize)> {
         self.planes.iter().map(move |plane| {
             let rows = Rows {
@@ -89,19 +91,19 @@ impl Block {
     }
 }
 
-/// A layer; its weights and biases lie in the constants.
+/// A layer. Offsets are into the constants.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub ci: usize,
     pub co: usize,
     pub slope: f32,
-    /// Whether the input of the layer before it is added to its output.
-    pub second: bool,
+    /// The input of the previous layer is added to the output.
+    pub adds_skip: bool,
     pub weights: usize,
     pub bias: usize,
 }
 
-/// Weights of a direction, which lie in the constants.
+/// Table of a resampling axis. Offsets are into the constants.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table {
     pub taps: usize,
@@ -109,17 +111,19 @@ pub(super) struct Table {
     pub weights: usize,
 }
 
-/// A model on frames of one size. Addresses in it are offsets: into the constants, the input block, the output block.
+/// Plan of a model for frames of one size. Addresses are offsets into the constants or into the
+/// allocation of the input or output.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub components: Vec<Component>,
-    /// Of each component, (samples a cell, samples that a cell's sample covers, rows), vertically.
-    tall: Vec<(usize, usize, usize)>,
+    /// Vertical (samples of luma per cell, subsampling, rows) of each component.
+    row_maps: Vec<(usize, usize, usize)>,
     pub sources: Vec<Source>,
     pub slots: Vec<Slot>,
-    /// From the latent's chroma to the frame's, where the sizes differ: tables of both directions.
+    /// Horizontal and vertical table from the latent's chroma to the frame's; `None` if the sizes
+    /// are equal.
     pub grow: Option<[Table; 2]>,
-    /// Cells of the frame.
+    /// Size of the frame in cells.
     pub width: usize,
     pub height: usize,
     /// Channels of the latent, padding included.
@@ -129,9 +133,10 @@ pub(super) struct Plan {
     pub inverse_std: usize,
     pub residual_std: usize,
     pub constants: Vec<u8>,
-    /// The strength, an f32, followed by the planes.
-    pub input: Block,
-    pub output: Block,
+    /// Strength as an f32, followed by the planes.
+    pub input: FrameLayout,
+    pub output: FrameLayout,
+    /// The fourth byte of a pixel is 255.
     pub opaque: bool,
     /// Rows of cells in a band.
     rows: usize,
@@ -141,10 +146,10 @@ impl Plan {
     pub fn new(model: &LiteModel, src: &FrameInfo, dst: &FrameInfo) -> Result<Self> {
         let student = &model.metadata.student;
         let (r, kind) = (student.r, student.latent);
-        let (input, output) = (Block::new(src, ALIGN), Block::new(dst, 0));
+        let (input, output) = (FrameLayout::new(src, ALIGN), FrameLayout::new(dst, 0));
         let mut constants = Constants::default();
         let mut components = Vec::new();
-        let mut tall = Vec::new();
+        let mut row_maps = Vec::new();
         let mut sources = Vec::new();
         let axes = match kind {
             LatentKind::Luma => None,
@@ -173,7 +178,8 @@ impl Plan {
                 slot: NO_SLOT,
                 ..Component::default()
             };
-            // What the latent's chroma sees where the frame's has another size: interpolation and shrinking in one.
+            // If the chroma of the latent has another size, its tables interpolate and shrink in
+            // one step.
             let mut shrunk = None;
             for share in &shares {
                 let (slot, weight) = (share.slot as u32, share.weight);
@@ -200,7 +206,7 @@ impl Plan {
                 }
             }
             components.push(component);
-            tall.push((
+            row_maps.push((
                 r,
                 1 << vertical_shift(dst.format, layout.component),
                 vertical.dst_len(),
@@ -220,7 +226,7 @@ impl Plan {
         let scale = cpu::scale(src, dst);
         Ok(Self {
             components,
-            tall,
+            row_maps,
             sources,
             grow,
             slots: slots(dst, kind, r),
@@ -239,13 +245,13 @@ impl Plan {
         })
     }
 
-    /// The plan with bands of half the height, if they may be smaller.
+    /// Returns the plan with bands of half the height; `None` if they would be too small.
     pub fn smaller(self) -> Option<Self> {
         let rows = self.rows.div_ceil(2);
-        (rows >= LEAST_ROWS).then_some(Self { rows, ..self })
+        (rows >= MIN_ROWS).then_some(Self { rows, ..self })
     }
 
-    /// The bands: ranges of rows of cells.
+    /// Returns the first row and the number of rows of cells of each band.
     pub fn bands(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (height, rows) = (self.height, self.rows);
         (0..height)
@@ -253,19 +259,19 @@ impl Plan {
             .map(move |top| (top, rows.min(height - top)))
     }
 
-    /// Cells that the residual keeps around a band, for growing chroma.
+    /// Returns the margin of the residual in cells, which interpolation of chroma reads.
     pub fn margin(&self) -> usize {
         usize::from(self.grow.is_some())
     }
 
-    /// (cells in a row, rows) of a stage of a band of `rows` rows; stage 0 is the latent, stage n the output of layer
-    /// n - 1.
+    /// Returns the cells in a row and the rows of a stage of a band of `rows` rows. Stage 0 is the
+    /// latent, stage n the output of layer n - 1.
     pub fn stage(&self, stage: usize, rows: usize) -> (usize, usize) {
         let margins = 2 * (self.layers.len() - stage + self.margin());
         (self.width + margins, rows + margins)
     }
 
-    /// Bytes that any stage of a band fits in.
+    /// Returns the maximum size in bytes of a stage of a band.
     pub fn map_bytes(&self) -> usize {
         let bytes = (0..=self.layers.len()).map(|stage| {
             let (width, height) = self.stage(stage, self.rows);
@@ -278,19 +284,20 @@ impl Plan {
         bytes.max().unwrap_or(0)
     }
 
-    /// The rows of component `index` that a band of `rows` rows of cells from `top` on holds: the first, and how many.
+    /// Returns the first row and the number of rows of component `index` in a band of `rows` rows
+    /// of cells from `top` on.
     pub fn samples(&self, index: usize, top: usize, rows: usize) -> (usize, usize) {
-        let (r, shared, height) = self.tall[index];
-        let at = |cell: usize| (cell * r).div_ceil(shared).min(height);
+        let (r, subsampling, height) = self.row_maps[index];
+        let at = |cell: usize| (cell * r).div_ceil(subsampling).min(height);
         (at(top), at(top + rows) - at(top))
     }
 
-    /// Writes the strength into the block that is uploaded: `bytes` is as long as that.
+    /// Writes the strength to `bytes`, the memory of the input.
     pub fn fill_strength(&self, strength: f32, bytes: &mut [u8]) {
         bytes[..4].copy_from_slice(&strength.to_le_bytes());
     }
 
-    /// Writes the planes into it.
+    /// Writes the planes of `src` to `bytes`, the memory of the input.
     pub fn fill_input(&self, src: &FrameRef, bytes: &mut [u8]) {
         for (at, plane) in self.input.planes.iter().zip(src.planes()) {
             let to = bytes[at.offset..].chunks_mut(at.stride);
@@ -301,7 +308,7 @@ impl Plan {
         }
     }
 
-    /// Copies the planes out of the block that was downloaded.
+    /// Copies the planes from `bytes`, the memory of the output, to `dst`.
     pub fn take_output(&self, bytes: &[u8], dst: &mut FrameMut) {
         for (at, plane) in self.output.planes.iter().zip(dst.planes_mut()) {
             let stride = plane.stride.max(1);
@@ -320,11 +327,11 @@ fn vertical_shift(format: PixelFormat, component: Kind) -> u32 {
     }
 }
 
-/// Samples of the frame that came, in a plane of it; addresses are offsets into the input block and the constants.
+/// Returns the parameters for the samples of a component of the input.
 fn samples(
     dst: &FrameInfo,
     layout: &ComponentLayout,
-    plane: &PlaneAt,
+    plane: &PlaneLayout,
     [x, y]: &[Table; 2],
 ) -> Samples {
     let quant = Quant::new(dst, layout.component);
@@ -347,16 +354,17 @@ fn samples(
     }
 }
 
-/// What a component is to a plane of the latent.
+/// Share of a component in a plane of the latent.
 struct Share {
+    /// Index of the plane.
     slot: usize,
-    /// How much of the plane it is.
+    /// Factor of the component in the plane.
     weight: f32,
-    /// How much of the plane's residual is added to it.
+    /// Factor of the plane's residual in the component.
     gain: f32,
 }
 
-/// The planes of the latent that `component` has to do with.
+/// Returns the shares of `component` in the planes of the latent.
 fn shares(dst: &FrameInfo, component: Kind, kind: LatentKind) -> Vec<Share> {
     let share = |slot, weight, gain| Share { slot, weight, gain };
     let matrix = dst.colorimetry.matrix;
@@ -382,7 +390,7 @@ fn shares(dst: &FrameInfo, component: Kind, kind: LatentKind) -> Vec<Share> {
     }
 }
 
-/// The planes of the latent of frames `dst`.
+/// Returns the planes of the latent of frames `dst`.
 fn slots(dst: &FrameInfo, kind: LatentKind, r: usize) -> Vec<Slot> {
     let slot = |at: crate::nn::lite::latent::PlaneSlot, shrink: usize| Slot {
         channel: at.channel as u32,
@@ -414,7 +422,7 @@ fn layers(model: &LiteModel, scale: f64, constants: &mut Constants) -> Vec<Layer
                 Activated::Leaky => LEAKY_SLOPE,
                 Activated::No => 1.0,
             },
-            second: spec.role == Role::PairSecond,
+            adds_skip: spec.role == Role::PairSecond,
             weights: constants.push(&weights, f16::to_le_bytes),
             bias: constants.push(&bias, f32::to_le_bytes),
         }
@@ -422,7 +430,8 @@ fn layers(model: &LiteModel, scale: f64, constants: &mut Constants) -> Vec<Layer
     model.layers.iter().map(layer).collect()
 }
 
-/// Weights `[co, ci, 3, 3]` in the kernel's order, `[ci / 16][9][co][16]`, those of padding 0.
+/// Returns weights `[co, ci, 3, 3]` in the kernel's order, `[ci / 16][9][co][16]`, padded with
+/// zeros.
 pub(super) fn packed(
     weights: &[f32],
     (ci, co): (usize, usize),
@@ -438,12 +447,12 @@ pub(super) fn packed(
     out
 }
 
-/// What is uploaded once: arrays side by side.
+/// Arrays that are uploaded once, one after the other.
 #[derive(Default)]
 struct Constants(Vec<u8>);
 
 impl Constants {
-    /// Where the array lies.
+    /// Appends an array. Returns its offset.
     fn push<T: Copy, const N: usize>(
         &mut self,
         values: &[T],

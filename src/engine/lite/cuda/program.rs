@@ -1,4 +1,4 @@
-//! What is launched for a frame, in order.
+//! Kernel launches for a frame.
 
 use super::{
     Context,
@@ -10,9 +10,11 @@ use crate::{
     ops::cuda::Params,
 };
 
-/// What a block of the convolution makes (`kernels/student.cu`): rows, columns; a thread for each of a warp a row.
+/// Rows of a block of the convolution, one for each warp (`kernels/student.cu`).
 pub(super) const ROWS: usize = 8;
+/// Columns of a block of the convolution.
 pub(super) const COLUMNS: usize = 32;
+/// Threads of a block of the convolution.
 const THREADS: u32 = 32 * ROWS as u32;
 
 /// Threads of a block of the other kernels.
@@ -21,7 +23,7 @@ const BLOCK: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kernel {
     Unpack,
-    /// For that many channels at once: 16, 32 or 64.
+    /// Convolution that computes 16, 32 or 64 channels at once.
     Conv(usize),
     Pack,
 }
@@ -45,8 +47,8 @@ pub(super) struct Launch {
     pub params: Vec<u64>,
 }
 
-/// Where the plan's blocks lie on the device.
-pub(super) struct Place {
+/// Addresses of the plan's allocations on the device.
+pub(super) struct Addresses {
     pub constants: Address,
     pub maps: [Address; 3],
     pub input: Address,
@@ -60,29 +62,24 @@ fn shape(grid: [usize; 3], block: [u32; 3]) -> Shape {
     }
 }
 
-/// The launches of a frame, band by band.
-pub(super) fn launches(plan: &Plan, place: &Place) -> Vec<Launch> {
+/// Returns the launches for a frame, band by band.
+pub(super) fn launches(plan: &Plan, at: &Addresses) -> Vec<Launch> {
     let mut launches = Vec::new();
     for (top, rows) in plan.bands() {
         let maps = maps(plan);
         let (first, last) = (maps[0], maps[plan.layers.len()]);
-        let frame = frame(
-            plan,
-            place,
-            (top, rows),
-            (place.maps[first], place.maps[last]),
-        );
+        let frame = frame(plan, at, (top, rows), (at.maps[first], at.maps[last]));
         launches.push(unpack(plan, &frame, rows));
         for layer in 0..plan.layers.len() {
-            launches.push(conv(plan, place, &maps, layer, rows));
+            launches.push(conv(plan, at, &maps, layer, rows));
         }
         launches.push(pack(&frame));
     }
     launches
 }
 
-/// Which of the three maps each stage lies in: neither where the layer's input is nor where the input before that is,
-/// which the second of a pair adds.
+/// Returns the index of the feature map for each stage. It differs from the maps of the layer's
+/// input and of the previous layer's input, which the second layer of a pair adds.
 fn maps(plan: &Plan) -> Vec<usize> {
     let mut maps = vec![0];
     for layer in 0..plan.layers.len() {
@@ -94,17 +91,17 @@ fn maps(plan: &Plan) -> Vec<usize> {
 
 fn frame(
     plan: &Plan,
-    place: &Place,
+    at: &Addresses,
     (top, rows): (usize, usize),
     (latent, residual): (Address, Address),
 ) -> Frame {
-    let constant = |offset: usize| place.constants.0 + offset as u64;
+    let constant = |offset: usize| at.constants.0 + offset as u64;
     let margin = plan.layers.len() + plan.margin();
     let mut frame = Frame {
         mean: constant(plan.mean),
         inverse_std: constant(plan.inverse_std),
         residual_std: constant(plan.residual_std),
-        strength: place.input.0,
+        strength: at.input.0,
         latent: latent.0,
         residual: residual.0,
         latent_width: plan.stage(0, rows).0 as u32,
@@ -129,11 +126,11 @@ fn frame(
         (frame.y_starts, frame.y_weights) = (constant(y.starts), constant(y.weights));
     }
     let placed = |samples: &Samples| Samples {
-        src: samples.src + place.input.0,
-        x_starts: samples.x_starts + place.constants.0,
-        x_weights: samples.x_weights + place.constants.0,
-        y_starts: samples.y_starts + place.constants.0,
-        y_weights: samples.y_weights + place.constants.0,
+        src: samples.src + at.input.0,
+        x_starts: samples.x_starts + at.constants.0,
+        x_weights: samples.x_weights + at.constants.0,
+        y_starts: samples.y_starts + at.constants.0,
+        y_weights: samples.y_weights + at.constants.0,
         ..*samples
     };
     for (to, source) in frame.sources.iter_mut().zip(&plan.sources) {
@@ -147,7 +144,7 @@ fn frame(
         let (first, count) = plan.samples(index, top, rows);
         *to = Component {
             base: placed(&component.base),
-            dst: component.dst + place.output.0,
+            dst: component.dst + at.output.0,
             top: first as u32,
             rows: count as u32,
             ..*component
@@ -169,15 +166,15 @@ fn unpack(plan: &Plan, frame: &Frame, rows: usize) -> Launch {
     }
 }
 
-fn conv(plan: &Plan, place: &Place, maps: &[usize], index: usize, rows: usize) -> Launch {
+fn conv(plan: &Plan, at: &Addresses, maps: &[usize], index: usize, rows: usize) -> Launch {
     let layer = &plan.layers[index];
     let (in_width, in_height) = plan.stage(index, rows);
     let (width, height) = plan.stage(index + 1, rows);
     let mut params = Conv {
-        input: place.maps[maps[index]].0,
-        weights: place.constants.0 + layer.weights as u64,
-        bias: place.constants.0 + layer.bias as u64,
-        output: place.maps[maps[index + 1]].0,
+        input: at.maps[maps[index]].0,
+        weights: at.constants.0 + layer.weights as u64,
+        bias: at.constants.0 + layer.bias as u64,
+        output: at.maps[maps[index + 1]].0,
         in_width: in_width as u32,
         in_height: in_height as u32,
         ci: layer.ci as u32,
@@ -185,11 +182,11 @@ fn conv(plan: &Plan, place: &Place, maps: &[usize], index: usize, rows: usize) -
         slope: layer.slope,
         ..Conv::default()
     };
-    if layer.second && index > 0 {
-        // The pair's input has two more cells on every side.
+    if layer.adds_skip && index > 0 {
+        // The input of the pair has two more cells on every side.
         let skip_width = plan.stage(index - 1, rows).0;
         let bytes = (2 * skip_width + 2) * layer.co * size_of::<half::f16>();
-        params.skip = place.maps[maps[index - 1]].0 + bytes as u64;
+        params.skip = at.maps[maps[index - 1]].0 + bytes as u64;
         params.skip_width = skip_width as u32;
     }
     let channels = [64, 32, 16]
@@ -212,9 +209,8 @@ fn conv(plan: &Plan, place: &Place, maps: &[usize], index: usize, rows: usize) -
 
 fn pack(frame: &Frame) -> Launch {
     let components = &frame.components[..frame.component_count as usize];
-    let most =
-        |side: fn(&Component) -> u32| components.iter().map(side).max().unwrap_or(0) as usize;
-    let (width, rows) = (most(|c| c.width), most(|c| c.rows));
+    let max = |side: fn(&Component) -> u32| components.iter().map(side).max().unwrap_or(0) as usize;
+    let (width, rows) = (max(|c| c.width), max(|c| c.rows));
     Launch {
         kernel: Kernel::Pack,
         shape: shape(

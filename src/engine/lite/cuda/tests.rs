@@ -1,3 +1,5 @@
+use std::ptr::NonNull;
+
 use super::*;
 use crate::{
     Precision,
@@ -22,7 +24,7 @@ fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A model whose residual is large enough to see.
+/// Returns a model with a residual that is large enough to measure.
 fn model(
     architecture: Architecture,
     latent: LatentKind,
@@ -62,7 +64,7 @@ fn context(fake: &Arc<Fake>) -> Arc<Context> {
     Context::new(fake.clone()).unwrap()
 }
 
-/// A frame of soft noise: neighbours differ, but no code is far from the middle.
+/// Returns a frame of soft noise around the middle of the range.
 fn frame(format: PixelFormat, width: usize, height: usize, seed: u32) -> Frame {
     let mut frame = Frame::new(FrameInfo::new(format, width, height)).unwrap();
     for &layout in format.components() {
@@ -80,16 +82,16 @@ fn frame(format: PixelFormat, width: usize, height: usize, seed: u32) -> Frame {
     frame
 }
 
-fn on_the_cpu(model: &LiteModel, src: &Frame, dst: FrameInfo, strength: f32) -> Frame {
+fn by_cpu(model: &LiteModel, src: &Frame, dst: FrameInfo, strength: f32) -> Frame {
     let mut out = Frame::new(dst).unwrap();
-    let mut engine = cpu::Runner::new(model, *src.info(), dst, Precision::F32).unwrap();
-    engine
+    let mut runner = cpu::Runner::new(model, *src.info(), dst, Precision::F32).unwrap();
+    runner
         .run(&src.as_ref(), &mut out.as_mut(), strength)
         .unwrap();
     out
 }
 
-/// The largest difference of two frames' samples, in codes.
+/// Returns the maximum difference of the samples of two frames, in codes.
 fn difference(a: &Frame, b: &Frame) -> u32 {
     let format = a.info().format;
     let codes = |frame: &Frame| -> Vec<u32> {
@@ -116,7 +118,7 @@ fn difference(a: &Frame, b: &Frame) -> u32 {
 }
 
 #[test]
-fn every_format_comes_out_as_on_the_cpu() {
+fn every_format_is_upscaled_as_by_the_cpu() {
     let fake = emulated::device((8, 0), PLENTY);
     fake.set_kernels(emulated::checked);
     let context = context(&fake);
@@ -126,34 +128,35 @@ fn every_format_comes_out_as_on_the_cpu() {
         for model in [&luma, &yuv] {
             let src = frame(format, 23, 13, 7);
             let dst = src.info().with_size(47, 26);
-            let mut engine = Runner::new(&context, model, *src.info(), dst, 1).unwrap();
+            let mut runner = Runner::new(&context, model, *src.info(), dst, 1).unwrap();
             for strength in [1.0, 0.3, 0.0] {
-                let want = on_the_cpu(model, &src, dst, strength);
+                let want = by_cpu(model, &src, dst, strength);
                 let mut got = Frame::new(dst).unwrap();
-                engine
+                runner
                     .run(&src.as_ref(), &mut got.as_mut(), strength)
                     .unwrap();
-                // f16 moves a residual of some ten codes by a small part of one; the rounding does the rest.
-                let most = if format.depth() > 8 { 2 } else { 1 };
-                let far = difference(&got, &want);
+                // The error of f16 is a small part of a code for a residual of about ten codes,
+                // plus rounding.
+                let max = if format.depth() > 8 { 2 } else { 1 };
+                let error = difference(&got, &want);
                 assert!(
-                    far <= most,
-                    "{format:?} {:?} {strength}: {far}",
+                    error <= max,
+                    "{format:?} {:?} {strength}: {error}",
                     model.metadata.student
                 );
             }
-            let bicubic = on_the_cpu(model, &src, dst, 0.0);
-            let change = difference(&on_the_cpu(model, &src, dst, 1.0), &bicubic);
+            let bicubic = by_cpu(model, &src, dst, 0.0);
+            let change = difference(&by_cpu(model, &src, dst, 1.0), &bicubic);
             assert!(
                 change > 4,
-                "{format:?}: the network does too little to be seen"
+                "{format:?}: the residual is too small to measure"
             );
         }
     }
 }
 
 #[test]
-fn networks_of_all_widths_come_out_as_on_the_cpu() {
+fn networks_of_all_widths_compute_as_the_cpu() {
     let fake = emulated::device((7, 5), PLENTY);
     fake.set_kernels(emulated::checked);
     let context = context(&fake);
@@ -167,40 +170,40 @@ fn networks_of_all_widths_come_out_as_on_the_cpu() {
         let model = model(architecture, LatentKind::Yuv, r, channels, depth);
         let src = frame(PixelFormat::Nv12, 35, 11, 3);
         let dst = src.info().with_size(140, 43);
-        let mut engine = Runner::new(&context, &model, *src.info(), dst, 1).unwrap();
+        let mut runner = Runner::new(&context, &model, *src.info(), dst, 1).unwrap();
         let mut got = Frame::new(dst).unwrap();
-        engine.run(&src.as_ref(), &mut got.as_mut(), 1.0).unwrap();
-        let far = difference(&got, &on_the_cpu(&model, &src, dst, 1.0));
+        runner.run(&src.as_ref(), &mut got.as_mut(), 1.0).unwrap();
+        let error = difference(&got, &by_cpu(&model, &src, dst, 1.0));
         assert!(
-            far <= 1,
-            "{architecture:?} r {r}, {channels} channels: {far}"
+            error <= 1,
+            "{architecture:?} r {r}, {channels} channels: {error}"
         );
     }
 }
 
 #[test]
-fn frames_in_flight_come_back_in_order_and_unmixed() {
+fn frames_in_flight_are_returned_in_order() {
     let fake = emulated::device((8, 0), PLENTY);
     let (context, model) = (context(&fake), small());
     let frames: Vec<Frame> = (0..5)
         .map(|seed| frame(PixelFormat::I420, 24, 16, seed))
         .collect();
     let (src, dst) = (*frames[0].info(), frames[0].info().with_size(48, 32));
-    let mut engine = Runner::new(&context, &model, src, dst, 3).unwrap();
+    let mut runner = Runner::new(&context, &model, src, dst, 3).unwrap();
     let mut alone = Runner::new(&context, &model, src, dst, 1).unwrap();
     let mut got = Vec::new();
     for frame in &frames {
-        if engine.in_flight() == engine.depth() {
+        if runner.in_flight() == runner.depth() {
             assert!(
-                engine.submit(&frame.as_ref(), 1.0).is_err(),
-                "one more than there is room for"
+                runner.submit(&frame.as_ref(), 1.0).is_err(),
+                "more than the queue depth"
             );
-            got.push(receive(&mut engine, dst));
+            got.push(receive(&mut runner, dst));
         }
-        engine.submit(&frame.as_ref(), 1.0).unwrap();
+        runner.submit(&frame.as_ref(), 1.0).unwrap();
     }
-    while engine.in_flight() > 0 {
-        got.push(receive(&mut engine, dst));
+    while runner.in_flight() > 0 {
+        got.push(receive(&mut runner, dst));
     }
     for (frame, got) in frames.iter().zip(&got) {
         let mut want = Frame::new(dst).unwrap();
@@ -210,9 +213,9 @@ fn frames_in_flight_come_back_in_order_and_unmixed() {
     assert_eq!(got.len(), frames.len());
 }
 
-fn receive(engine: &mut Runner, dst: FrameInfo) -> Frame {
+fn receive(runner: &mut Runner, dst: FrameInfo) -> Frame {
     let mut out = Frame::new(dst).unwrap();
-    engine.receive(&mut out.as_mut()).unwrap();
+    runner.receive(&mut out.as_mut()).unwrap();
     out
 }
 
@@ -221,37 +224,37 @@ fn a_frame_costs_a_copy_each_way_and_one_graph() {
     let fake = emulated::device((9, 0), PLENTY);
     let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
     let dst = src.info().with_size(48, 32);
-    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut runner = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
     let setup = fake.log();
     let count = |log: &[String], call: &str| log.iter().filter(|c| *c == call).count();
-    // One for either frame in flight.
+    // One for each flight.
     assert_eq!(count(&setup, "graph"), 2);
     for _ in 0..3 {
         let mut out = Frame::new(dst).unwrap();
-        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
-        let calls = "record upload record wait record launch_graph record wait record download record \
-                     synchronize_event elapsed elapsed elapsed";
+        runner.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+        let calls = "record upload record wait record launch_graph record wait record download \
+                     record synchronize_event elapsed elapsed elapsed";
         assert_eq!(fake.log().join(" "), calls);
     }
 }
 
 #[test]
 fn too_little_memory_means_bands_with_the_same_result() {
-    // The residual of 4:4:4 chroma looks across the bands' borders.
-    for (format, some, little) in [
+    // Interpolation of 4:4:4 chroma reads across the borders of bands.
+    for (format, medium, small_memory) in [
         (PixelFormat::I420, 340_000, 240_000),
         (PixelFormat::Y444, 420_000, 320_000),
     ] {
         let (model, src) = (small(), frame(format, 20, 130, 1));
         let dst = src.info().with_size(40, 260);
         let mut results = Vec::new();
-        for memory in [PLENTY, some, little] {
+        for memory in [PLENTY, medium, small_memory] {
             let fake = emulated::device((8, 6), memory);
-            let mut engine = Runner::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
+            let mut runner = Runner::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
             let mut out = Frame::new(dst).unwrap();
-            engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
-            assert!(engine.memory() <= memory);
-            results.push((engine.bands(), out));
+            runner.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+            assert!(runner.memory() <= memory);
+            results.push((runner.bands(), out));
         }
         let bands: Vec<usize> = results.iter().map(|(bands, _)| *bands).collect();
         assert!(
@@ -274,13 +277,13 @@ fn too_little_memory_means_bands_with_the_same_result() {
     );
 }
 
-/// All that lies between the engine and the driver's library, on a stand-in for that: a process for each of its versions, as
-/// it is loaded once.
+/// Runs the binding of the driver with a stub of its library, in one process for each version,
+/// because the library is loaded once in a process.
 #[test]
 #[cfg(unix)]
-fn the_driver_s_library_is_used_as_it_asks() {
+fn the_driver_library_is_used_as_documented() {
     const VERSION: &str = "TADSR_DRIVER_VERSION";
-    const NAME: &str = "engine::lite::cuda::tests::the_driver_s_library_is_used_as_it_asks";
+    const NAME: &str = "engine::lite::cuda::tests::the_driver_library_is_used_as_documented";
     let Ok(version) = std::env::var(VERSION) else {
         for (version, other_chip) in [("12000", false), ("12000", true), ("11080", false)] {
             let mut child = std::process::Command::new(std::env::current_exe().unwrap());
@@ -288,13 +291,13 @@ fn the_driver_s_library_is_used_as_it_asks() {
                 .args(["--exact", NAME, "--nocapture"])
                 .env(VERSION, version);
             if other_chip {
-                // Then there is PTX.
+                // The driver refuses the machine code and compiles the PTX.
                 child.env("TADSR_DRIVER_OTHER_CHIP", "1");
             }
             let child = child.output().unwrap();
-            let said = String::from_utf8_lossy(&child.stdout);
+            let output = String::from_utf8_lossy(&child.stdout);
             assert!(
-                child.status.success() && said.contains("1 passed"),
+                child.status.success() && output.contains("1 passed"),
                 "{child:?}"
             );
         }
@@ -311,7 +314,7 @@ fn the_driver_s_library_is_used_as_it_asks() {
         return;
     }
     let context = opened.unwrap();
-    drop(Context::open_compiled_there(0).unwrap());
+    drop(Context::open_with_ptx(0).unwrap());
     assert_eq!(driver::probe().unwrap(), [context.driver().info().clone()]);
     assert_eq!(context.driver().info().capability, (8, 6));
     let error = Context::open(1).err().unwrap().to_string();
@@ -320,19 +323,19 @@ fn the_driver_s_library_is_used_as_it_asks() {
     let (model, src) = (small(), frame(PixelFormat::Nv12, 24, 16, 1));
     context.check(&model).unwrap();
     let dst = src.info().with_size(48, 32);
-    let want = on_the_cpu(&model, &src, dst, 1.0);
-    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let want = by_cpu(&model, &src, dst, 1.0);
+    let mut runner = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
     for _ in 0..2 {
-        engine.submit(&src.as_ref(), 1.0).unwrap();
+        runner.submit(&src.as_ref(), 1.0).unwrap();
     }
     for _ in 0..2 {
         let mut got = Frame::new(dst).unwrap();
-        engine.receive(&mut got.as_mut()).unwrap();
+        runner.receive(&mut got.as_mut()).unwrap();
         assert!(difference(&got, &want) <= 1);
     }
 
-    // Planes of the device's memory, here the process's own, with rows of other lengths.
-    engine.set_resident(true);
+    // Planes in device memory, here that of the process, with other strides.
+    runner.set_resident(true);
     let (mut input, at) = spread(src.info());
     for (plane, &[start, stride, row, rows]) in at.iter().enumerate() {
         for y in 0..rows {
@@ -343,8 +346,8 @@ fn the_driver_s_library_is_used_as_it_asks() {
     let (from, into) = (rows_of(&mut input, &at), rows_of(&mut output, &to));
     // SAFETY: the planes are as large as the frames, and live until they are received.
     unsafe {
-        engine.submit_device(src.info(), &from, 1.0).unwrap();
-        engine.receive_device(&dst, &into).unwrap();
+        runner.submit_device(src.info(), &from, 1.0).unwrap();
+        runner.receive_device(&dst, &into).unwrap();
     }
     for (plane, &[start, stride, row, rows]) in to.iter().enumerate() {
         for y in 0..rows {
@@ -353,15 +356,14 @@ fn the_driver_s_library_is_used_as_it_asks() {
             assert!(got.iter().zip(want).all(|(a, b)| a.abs_diff(*b) <= 1));
         }
     }
-    drop(engine);
+    drop(runner);
     drop(context);
     // SAFETY: it reads a number.
     assert_eq!(unsafe { allocated() }, 0);
 }
 
-/// Bands would not take less of it.
 #[test]
-fn too_little_memory_of_the_host_is_told_at_once() {
+fn too_little_host_memory_is_an_error_without_a_try_in_bands() {
     let fake = emulated::device((8, 6), PLENTY);
     let context = context(&fake);
     fake.fail(driver::HOST_ALLOC, 1, driver::OUT_OF_MEMORY);
@@ -377,16 +379,17 @@ fn too_little_memory_of_the_host_is_told_at_once() {
     assert_eq!(tries.count(), 2);
 }
 
-/// Every chip since Turing gets machine code of its own generation that is not newer than it; what comes later, PTX.
+/// Devices since Turing get the newest machine code of their generation that they can run, and
+/// later devices PTX.
 #[test]
-fn every_chip_gets_kernels_that_it_can_run() {
-    let machine = |capability| {
-        let found = IMAGES
+fn every_device_gets_kernels_that_it_can_run() {
+    let cubin = |capability| {
+        let found = CUBINS
             .iter()
-            .find(|(_, i)| std::ptr::eq(&i.0, image(capability)));
-        found.map(|(for_chips, _)| *for_chips)
+            .find(|(_, i)| std::ptr::eq(&i.0, kernels(capability)));
+        found.map(|(minimum, _)| *minimum)
     };
-    for (chip, for_chips) in [
+    for (device, minimum) in [
         ((7, 5), (7, 5)),
         ((8, 0), (8, 0)),
         ((8, 6), (8, 6)),
@@ -396,15 +399,15 @@ fn every_chip_gets_kernels_that_it_can_run() {
         ((10, 3), (10, 0)),
         ((12, 1), (12, 0)),
     ] {
-        assert_eq!(machine(chip), Some(for_chips));
+        assert_eq!(cubin(device), Some(minimum));
     }
-    assert_eq!(machine((13, 0)), None);
+    assert_eq!(cubin((13, 0)), None);
     assert!(PTX.0.ends_with(&[0]) && PTX.0.starts_with(b"//"));
-    assert!(IMAGES.iter().all(|(_, i)| i.0.starts_with(b"\x7fELF")));
+    assert!(CUBINS.iter().all(|(_, i)| i.0.starts_with(b"\x7fELF")));
 }
 
 #[test]
-fn whatever_fails_is_told_and_leaves_nothing_behind() {
+fn every_failure_is_reported_and_leaks_nothing() {
     let calls = [
         "load",
         "function",
@@ -430,15 +433,18 @@ fn whatever_fails_is_told_and_leaves_nothing_behind() {
             fake.fail(call, after, 719);
             let run = || -> Result<()> {
                 let context = Context::new(fake.clone())?;
-                let mut engine = Runner::new(&context, &model, *src.info(), dst, 2)?;
+                let mut runner = Runner::new(&context, &model, *src.info(), dst, 2)?;
                 let mut out = Frame::new(dst)?;
-                engine.run(&src.as_ref(), &mut out.as_mut(), 1.0)
+                runner.run(&src.as_ref(), &mut out.as_mut(), 1.0)
             };
             match run() {
                 Ok(()) => assert!(after > 0, "{call} was never called"),
                 Err(error) => {
-                    let told = matches!(&error, Error::Device(text) if text.contains("lost") && text.contains(call));
-                    assert!(told, "{error}");
+                    let names_call = |text: &str| text.contains("lost") && text.contains(call);
+                    assert!(
+                        matches!(&error, Error::Device(text) if names_call(text)),
+                        "{error}"
+                    );
                 }
             }
             assert_eq!(fake.alive(), 0, "{call} after {after}");
@@ -447,36 +453,36 @@ fn whatever_fails_is_told_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn after_a_failed_frame_the_next_one_may_be_sent() {
+fn after_a_failed_frame_the_next_one_can_be_submitted() {
     let fake = emulated::device((8, 0), PLENTY);
     let (context, model, src) = (context(&fake), small(), frame(PixelFormat::Nv12, 24, 16, 1));
     let dst = src.info().with_size(48, 32);
-    let mut engine = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    let mut runner = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
     let mut out = Frame::new(dst).unwrap();
-    engine.submit(&src.as_ref(), 1.0).unwrap();
+    runner.submit(&src.as_ref(), 1.0).unwrap();
     fake.fail("launch_graph", 0, 1);
-    let error = engine.submit(&src.as_ref(), 1.0).unwrap_err();
+    let error = runner.submit(&src.as_ref(), 1.0).unwrap_err();
     assert!(
         matches!(&error, Error::Device(text) if text.contains("failed") && !text.contains("lost")),
         "{error}"
     );
-    assert_eq!(engine.in_flight(), 0);
+    assert_eq!(runner.in_flight(), 0);
     fake.recover();
     for _ in 0..3 {
-        engine.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+        runner.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
     }
-    assert!(difference(&out, &on_the_cpu(&model, &src, dst, 1.0)) <= 1);
+    assert!(difference(&out, &by_cpu(&model, &src, dst, 1.0)) <= 1);
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_a_reason() {
+fn old_devices_and_other_frames_are_refused_with_a_reason() {
     let fake = emulated::device((7, 0), PLENTY);
     let error = Context::new(fake).err().unwrap();
     assert!(error.to_string().contains("7.5"), "{error}");
 
     let context = context(&emulated::device((8, 0), PLENTY));
     let src = frame(PixelFormat::I420, 8, 8, 0);
-    let mut engine = Runner::new(
+    let mut runner = Runner::new(
         &context,
         &small(),
         *src.info(),
@@ -485,13 +491,13 @@ fn what_does_not_fit_is_refused_with_a_reason() {
     )
     .unwrap();
     let mut wrong = Frame::new(src.info().with_size(16, 18)).unwrap();
-    assert!(engine.run(&src.as_ref(), &mut wrong.as_mut(), 1.0).is_err());
-    assert_eq!(engine.in_flight(), 0);
-    assert!(engine.submit(&wrong.as_ref(), 1.0).is_err());
+    assert!(runner.run(&src.as_ref(), &mut wrong.as_mut(), 1.0).is_err());
+    assert_eq!(runner.in_flight(), 0);
+    assert!(runner.submit(&wrong.as_ref(), 1.0).is_err());
 }
 
 #[test]
-fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
+fn a_device_is_shared_and_closed_by_its_last_user() {
     let fake = emulated::device((8, 0), PLENTY);
     fake.plug();
     let ordinal = fake.info().ordinal;
@@ -505,24 +511,26 @@ fn who_has_a_device_open_shares_it_and_the_last_closes_it() {
 }
 
 #[test]
-fn another_library_s_context_is_kept_as_long_as_somebody_uses_it() {
+fn an_external_context_is_shared_by_address_and_released_by_its_last_user() {
     let fake = emulated::device((8, 0), PLENTY);
     fake.plug();
     let ordinal = fake.info().ordinal;
-    let mut theirs = [0u8; 2];
-    let [one, two] = theirs.each_mut().map(|c| NonNull::from(c).cast());
-    let within = |context| {
-        // SAFETY: the emulated device asks for no context.
-        unsafe { Context::within(ordinal, context, Box::new(())) }.unwrap()
+    let mut contexts = [0u8; 2];
+    let [one, two] = contexts.each_mut().map(|c| NonNull::from(c).cast());
+    let open_in = |context| {
+        // SAFETY: the emulated device does not use the context.
+        let external = unsafe { ExternalContext::new(ordinal, context, Box::new(())) };
+        Context::open_in(external).unwrap()
     };
-    let (a, b, c) = (within(one), within(one), within(two));
+    let (a, b, c) = (open_in(one), open_in(one), open_in(two));
     assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &c));
     assert!(!Arc::ptr_eq(&a, &Context::open(ordinal).unwrap()));
     drop((a, b, c));
     assert_eq!(fake.alive(), 0);
 }
 
-/// A frame's planes as another library might have them: in one block, with rows far apart.
+/// Returns memory for a frame with padding between rows and before the first, and the offset,
+/// stride, row length and number of rows of each plane.
 fn spread(info: &FrameInfo) -> (Vec<u8>, Vec<[usize; 4]>) {
     let mut len = 5;
     let planes = (0..info.format.planes()).map(|plane| {
@@ -545,16 +553,16 @@ fn rows_of(block: &mut [u8], planes: &[[usize; 4]]) -> Vec<Rows> {
 }
 
 #[test]
-fn frames_in_the_device_s_memory_are_those_of_the_host() {
+fn frames_in_device_memory_are_upscaled_as_those_of_the_host() {
     let fake = emulated::device((8, 0), PLENTY);
     fake.admit_guests();
     let context = context(&fake);
     for format in PixelFormat::ALL {
         let src = frame(format, 23, 13, 7);
         let dst = src.info().with_size(46, 26);
-        let mut engine = Runner::new(&context, &small(), *src.info(), dst, 2).unwrap();
+        let mut runner = Runner::new(&context, &small(), *src.info(), dst, 2).unwrap();
         let mut want = Frame::new(dst).unwrap();
-        engine.run(&src.as_ref(), &mut want.as_mut(), 0.8).unwrap();
+        runner.run(&src.as_ref(), &mut want.as_mut(), 0.8).unwrap();
 
         let (mut input, planes) = spread(src.info());
         let frame_ref = src.as_ref();
@@ -567,19 +575,19 @@ fn frames_in_the_device_s_memory_are_those_of_the_host() {
         let from = rows_of(&mut input, &planes);
         let (mut output, planes) = spread(&dst);
         let to = rows_of(&mut output, &planes);
-        // SAFETY: both blocks hold frames of the engine's, and nobody else uses them.
+        // SAFETY: both allocations hold such frames, and nothing else uses them.
         unsafe {
-            assert!(engine.submit_device(src.info(), &from[1..], 0.8).is_err());
-            assert!(engine.submit_device(&dst, &from, 0.8).is_err());
-            // From memory to memory.
-            engine.set_resident(true);
+            assert!(runner.submit_device(src.info(), &from[1..], 0.8).is_err());
+            assert!(runner.submit_device(&dst, &from, 0.8).is_err());
+            // From device memory to device memory.
+            runner.set_resident(true);
             fake.log();
-            engine.submit_device(src.info(), &from, 0.8).unwrap();
-            engine
+            runner.submit_device(src.info(), &from, 0.8).unwrap();
+            runner
                 .submit(&frame(format, 23, 13, 8).as_ref(), 0.8)
                 .unwrap();
-            assert!(engine.receive_device(src.info(), &to).is_err());
-            engine.receive_device(&dst, &to).unwrap();
+            assert!(runner.receive_device(src.info(), &to).is_err());
+            runner.receive_device(&dst, &to).unwrap();
             assert!(!fake.log().iter().any(|call| call == "download"));
         }
         let frame_ref = want.as_ref();
@@ -593,27 +601,26 @@ fn frames_in_the_device_s_memory_are_those_of_the_host() {
                 );
                 assert!(
                     line[row..].iter().all(|&b| b == 0xee),
-                    "{format:?}: beside it"
+                    "{format:?}: padding is overwritten"
                 );
             }
         }
-        engine.flush();
+        runner.flush();
 
-        // From memory to the host, both ways of the setting.
+        // From device memory to the host, for both values of the setting.
         for resident in [true, false] {
-            engine.set_resident(resident);
+            runner.set_resident(resident);
             let mut got = Frame::new(dst).unwrap();
             // SAFETY: as above.
-            unsafe { engine.submit_device(src.info(), &from, 0.8).unwrap() };
-            engine.receive(&mut got.as_mut()).unwrap();
+            unsafe { runner.submit_device(src.info(), &from, 0.8).unwrap() };
+            runner.receive(&mut got.as_mut()).unwrap();
             assert_eq!(difference(&got, &want), 0, "{format:?}");
         }
     }
 }
 
-/// A device may be there, but none of this number.
 #[test]
-fn a_device_that_is_not_there_is_an_error_with_the_reason() {
+fn a_missing_device_is_an_error_with_the_reason() {
     let error = Context::open(99).err().unwrap();
     let text = error.to_string();
     assert!(
@@ -623,7 +630,7 @@ fn a_device_that_is_not_there_is_an_error_with_the_reason() {
 }
 
 #[test]
-fn weights_that_a_dial_makes_too_large_for_f16_are_an_error_with_the_remedy() {
+fn weights_that_overflow_f16_at_a_dial_are_an_error_with_the_remedy() {
     let mut model = small();
     model.metadata.student.conditioning.denoise = true;
     let conditioning = model.metadata.student.conditioning;
@@ -631,7 +638,7 @@ fn weights_that_a_dial_makes_too_large_for_f16_are_an_error_with_the_remedy() {
         let conditions = layer.spec.conditions(&conditioning).into_iter();
         layer.conditions = conditions.map(LayerCondition::zero).collect();
     }
-    // Of the first feature, which is 0 for clean input.
+    // Gain of the first feature of the dial, which is 0 for clean input.
     model.layers[0].conditions[1].gain[0] = 1e9;
     let fake = emulated::device((8, 0), PLENTY);
     let mut engine = CudaEngine::new(vec![model], context(&fake)).unwrap();

@@ -1,9 +1,10 @@
-//! Threads that work their way through a frame side by side.
+//! Wavefront scheduling of a frame's blocks of columns over threads.
 //!
-//! The frame's columns are divided into blocks. Every block goes through the same steps, and a step of a block may
-//! begin when the block itself and its two neighbours are done with the step before: that is as far as a layer sees.
-//! A thread takes the steps of a block of its own, and those of others when its own has to wait for long, so that
-//! nothing stands still while a thread is kept from working, and one thread alone gets everything done.
+//! All blocks go through the same steps. A step of a block may begin when the block and its two
+//! neighbours have finished the step before, because a layer reads no further than a neighbour.
+//! Each thread works on a block of its own. If that block has to wait for long, the thread runs
+//! steps of other blocks, so a thread that the system suspends does not stop the others, and one
+//! thread can finish all blocks alone.
 
 use std::{
     hint,
@@ -13,29 +14,29 @@ use std::{
 
 use rayon::prelude::*;
 
-/// Looks at one's own block before one looks at the others', and at all of them before the core is offered to other
-/// threads: a few microseconds each.
-const PATIENCE: usize = 100;
+/// Number of failed attempts at its own block after which a thread tries the other blocks, and then
+/// number of failed attempts at all blocks after which it yields its core: a few microseconds each.
+const SPINS: usize = 100;
 
-/// How far a block is. Alone in its cache line.
+/// Progress of a block, alone in its cache line.
 #[derive(Default)]
 #[repr(align(128))]
 struct Progress {
-    /// Steps that some thread has begun.
+    /// Number of steps that a thread has begun.
     begun: AtomicUsize,
-    /// Steps that are finished.
+    /// Number of finished steps.
     done: AtomicUsize,
 }
 
-/// The progress of all blocks.
+/// Progress of all blocks.
 #[derive(Default)]
-pub(super) struct Crew {
+pub(super) struct Wavefront {
     blocks: Vec<Progress>,
     failed: AtomicBool,
 }
 
-impl Crew {
-    /// For `blocks` blocks.
+impl Wavefront {
+    /// Creates the state of `blocks` blocks.
     pub fn new(blocks: usize) -> Self {
         Self {
             blocks: (0..blocks).map(|_| Progress::default()).collect(),
@@ -47,8 +48,9 @@ impl Crew {
         self.blocks.len()
     }
 
-    /// Calls `work(block, step)` for each block and each of `steps` steps on the current rayon pool. While it works on
-    /// a step of a block, the neighbours are at the same step or have finished the one before.
+    /// Calls `work(block, step)` for each block and each of `steps` steps on the current rayon
+    /// pool. During a call, the neighbours of the block are at the same step or have finished the
+    /// step before.
     pub fn run(&mut self, steps: usize, work: impl Fn(usize, usize) + Sync) {
         for block in &mut self.blocks {
             *block = Progress::default();
@@ -57,19 +59,20 @@ impl Crew {
         if let [_] = self.blocks[..] {
             return (0..steps).for_each(|step| work(0, step));
         }
-        let crew = &*self;
-        let members = (0..crew.blocks()).into_par_iter().with_max_len(1);
-        members.for_each(|member| crew.member(member, steps, &work));
+        let wavefront = &*self;
+        let threads = (0..wavefront.blocks()).into_par_iter().with_max_len(1);
+        threads.for_each(|own| wavefront.work_from(own, steps, &work));
     }
 
-    fn member(&self, own: usize, steps: usize, work: &(impl Fn(usize, usize) + Sync)) {
+    /// Runs steps until all are begun, those of block `own` first.
+    fn work_from(&self, own: usize, steps: usize, work: &(impl Fn(usize, usize) + Sync)) {
         let _guard = Guard(&self.failed);
         let mut waited = 0;
         while !self.failed.load(Ordering::Relaxed) {
             let blocks = self.blocks.len();
             let others = (1..blocks).map(|i| (own + i) % blocks);
-            let worked = self.take(own, steps, work)
-                || (waited >= PATIENCE && others.into_iter().any(|b| self.take(b, steps, work)));
+            let worked = self.try_step(own, steps, work)
+                || (waited >= SPINS && others.into_iter().any(|b| self.try_step(b, steps, work)));
             if worked {
                 waited = 0;
                 continue;
@@ -82,15 +85,16 @@ impl Crew {
                 return;
             }
             waited += 1;
-            match waited < 2 * PATIENCE {
-                true => hint::spin_loop(),
-                false => thread::yield_now(),
+            if waited < 2 * SPINS {
+                hint::spin_loop();
+            } else {
+                thread::yield_now();
             }
         }
     }
 
-    /// Does the next step of `block` if it may begin.
-    fn take(&self, block: usize, steps: usize, work: &(impl Fn(usize, usize) + Sync)) -> bool {
+    /// Runs the next step of `block` if it may begin. Returns `true` in that case.
+    fn try_step(&self, block: usize, steps: usize, work: &(impl Fn(usize, usize) + Sync)) -> bool {
         let progress = &self.blocks[block];
         let step = progress.done.load(Ordering::Acquire);
         let ready = |b: Option<&Progress>| b.is_none_or(|b| b.done.load(Ordering::Acquire) >= step);
@@ -111,7 +115,7 @@ impl Crew {
     }
 }
 
-/// Lets the others go when a thread panics: what they wait for will not come.
+/// Stops the other threads when one panics, because they would wait for it forever.
 struct Guard<'a>(&'a AtomicBool);
 
 impl Drop for Guard<'_> {
@@ -135,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn a_step_begins_when_the_neighbours_are_done_with_the_one_before() {
+    fn a_step_begins_when_the_neighbours_have_finished_the_one_before() {
         for (blocks, threads) in [(1, 1), (2, 2), (3, 2), (5, 3), (7, 1)] {
-            let mut crew = Crew::new(blocks);
+            let mut wavefront = Wavefront::new(blocks);
             let done: Vec<_> = (0..blocks).map(|_| AtomicUsize::new(0)).collect();
             pool(threads).install(|| {
-                crew.run(50, |block, step| {
+                wavefront.run(50, |block, step| {
                     let near = block.saturating_sub(1)..(block + 2).min(blocks);
                     for near in &done[near] {
                         assert!(near.load(Ordering::Relaxed) >= step, "{block} at {step}");
@@ -152,13 +156,15 @@ mod tests {
         }
     }
 
-    /// Both threads of the pool begin a crew of two; were they to wait for a second thread, neither would end.
+    /// Each thread of the pool runs a wavefront of two blocks. If a wavefront needed a second
+    /// thread, neither would end.
     #[test]
-    fn two_crews_get_done_in_one_pool() {
+    fn two_wavefronts_finish_in_one_pool() {
         pool(2).install(|| {
             let count = AtomicUsize::new(0);
-            let crew = || Crew::new(2).run(2000, |_, _| _ = count.fetch_add(1, Ordering::Relaxed));
-            rayon::join(crew, crew);
+            let run =
+                || Wavefront::new(2).run(2000, |_, _| _ = count.fetch_add(1, Ordering::Relaxed));
+            rayon::join(run, run);
             assert_eq!(count.into_inner(), 8000);
         });
     }
@@ -166,7 +172,9 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller() {
         let result = panic::catch_unwind(|| {
-            pool(2).install(|| Crew::new(2).run(10, |block, step| assert!(block != 1 || step < 5)));
+            pool(2).install(|| {
+                Wavefront::new(2).run(10, |block, step| assert!(block != 1 || step < 5))
+            });
         });
         assert!(result.is_err());
     }

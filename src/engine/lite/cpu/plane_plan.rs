@@ -1,11 +1,11 @@
-//! The plan that keeps whole planes: for latents whose chroma has another size than the frame's.
+//! Plan that processes whole planes, for latents whose chroma has another size than the frame's.
 //!
-//! Of RGB frames the network sees luma and chroma; the luma's residual is added to R, G and B alike, a chroma residual
-//! through the inverse matrix.
+//! The network sees RGB frames as luma and chroma. The residual of luma is added to R, G and B
+//! alike, that of chroma by the inverse matrix.
 
 use super::{
     Precision,
-    grids::Grids,
+    grid_io::GridIo,
     network::{Network, zeros},
 };
 use crate::{
@@ -24,40 +24,41 @@ use crate::{
 };
 
 /// A model ready for frames of one kind and size.
-pub(super) struct Planes {
+pub(super) struct PlanePlan {
     dst: FrameInfo,
     network: Network,
     stats: LatentStats,
     r: usize,
     grid: Grid,
-    planes: Vec<PlanePlan>,
-    /// Samples of the plane that is being read.
+    planes: Vec<ComponentPlan>,
+    /// Samples of a plane of the input.
     input: Vec<f32>,
-    /// The base's latent, with a margin.
+    /// Latent of the base, with a margin.
     z: Vec<f32>,
-    /// The network's residual, without one.
+    /// Residual of the network, without a margin.
     residual: Vec<f32>,
-    /// What the residual is multiplied with, per channel.
+    /// Factor of the residual for each channel.
     gain: Vec<f32>,
-    /// A plane of the output's size: luma of RGB frames, a chroma plane on its way.
+    /// Working memory for luma of RGB frames or a chroma plane, at the size of the output.
     full: Vec<f32>,
-    /// For latents with chroma.
+    /// `None` for latents without chroma.
     chroma: Option<ChromaPlan>,
 }
 
-/// One component: its resampler and its plane at the output's size.
-struct PlanePlan {
+/// A component: its resampler and its plane at the size of the output.
+struct ComponentPlan {
     component: Component,
     resampler: Resampler,
     up: Vec<f32>,
 }
 
-/// Between the frame's chroma planes and the latent's, which have half the luma's size.
+/// Conversion between the chroma planes of the frame and of the latent.
 struct ChromaPlan {
     /// Samples in a row of the latent's chroma planes.
     half_width: usize,
-    /// Resamplers to half size and back, when the frame's chroma has another size.
+    /// Resamplers to half size and back; `None` if the chroma of the frame has that size.
     resamplers: Option<(Resampler, Resampler)>,
+    /// A chroma plane of the latent.
     half: Vec<f32>,
 }
 
@@ -72,7 +73,7 @@ impl ChromaPlan {
         })
     }
 
-    /// `plane` at half the luma's size.
+    /// Resamples `plane` to half the size of luma.
     fn shrink(&mut self, plane: &[f32]) {
         match &self.resamplers {
             Some((shrink, _)) => shrink.run(plane, &mut self.half),
@@ -80,7 +81,7 @@ impl ChromaPlan {
         }
     }
 
-    /// The half-size plane at the frame's size.
+    /// Resamples the half-size plane to the size of the frame's chroma.
     fn grow(&self, plane: &mut Vec<f32>) {
         match &self.resamplers {
             Some((_, grow)) => {
@@ -92,11 +93,12 @@ impl ChromaPlan {
     }
 }
 
-impl Planes {
+impl PlanePlan {
     /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] when a side is out of range, [`crate::Error::Memory`] when there is not enough for it.
+    /// [`crate::Error::Frame`] if a side is out of range, [`crate::Error::Memory`] if there is not
+    /// enough memory.
     pub fn new(
         model: &LiteModel,
         src: FrameInfo,
@@ -104,19 +106,19 @@ impl Planes {
         precision: Precision,
     ) -> Result<Self> {
         let student = model.metadata.student;
-        let plane = |component| -> Result<PlanePlan> {
+        let plane = |component| -> Result<ComponentPlan> {
             let (w, h) = (dst.width, dst.height);
             let (width, height) = dst.format.component_size(component, w, h);
             let kernel = Kernel::Bicubic;
-            Ok(PlanePlan {
+            Ok(ComponentPlan {
                 component,
                 resampler: Resampler::for_component(&src, component, w, h, kernel, false)?,
                 up: zeros(width * height)?,
             })
         };
         let components = src.format.components().iter().map(|c| c.component);
-        // A margin as wide as the receptive field: no output sees the zeros around the feature maps, so that a flat
-        // area stays flat up to the frame's border.
+        // With a margin as wide as the receptive field, no output depends on the zeros around the
+        // feature maps, so a flat area stays flat up to the border of the frame.
         let cells = Grid::new(student.latent, student.r, dst.width, dst.height);
         let grid = cells.with_margin(model.layers.len());
         let scale = super::scale(&src, &dst);
@@ -143,10 +145,11 @@ impl Planes {
         &mut self.network
     }
 
-    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the current rayon pool.
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the
+    /// current rayon pool.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] when the frames are not of the format that the plan is for.
+    /// [`crate::Error::Frame`] if the frames have another format than the plan.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         for plane in &mut self.planes {
             let axes = (plane.resampler.horizontal(), plane.resampler.vertical());
@@ -167,7 +170,7 @@ impl Planes {
         Ok(())
     }
 
-    /// Writes the base's latent.
+    /// Computes the latent of the base.
     fn encode(&mut self) {
         let Self {
             planes,
@@ -220,7 +223,7 @@ impl Planes {
         self.network.divide();
         let cells = grid.with_margin(0);
         self.network
-            .run(&Grids::new(&self.z, *grid, &mut self.residual));
+            .run(&GridIo::new(&self.z, *grid, &mut self.residual));
         let (residual, grid) = (&self.residual[..], &cells);
         let rgb = find_rgb(planes);
         match (find(planes, Y), rgb) {
@@ -268,16 +271,16 @@ impl Planes {
     }
 }
 
-fn find(planes: &[PlanePlan], component: Component) -> Option<usize> {
+fn find(planes: &[ComponentPlan], component: Component) -> Option<usize> {
     planes.iter().position(|p| p.component == component)
 }
 
-fn find_rgb(planes: &[PlanePlan]) -> Option<[usize; 3]> {
+fn find_rgb(planes: &[ComponentPlan]) -> Option<[usize; 3]> {
     Some([find(planes, R)?, find(planes, G)?, find(planes, B)?])
 }
 
-/// The weighted sum of three planes.
-fn mix(out: &mut Vec<f32>, planes: &[PlanePlan], rgb: [usize; 3], k: [f32; 3]) {
+/// Writes the sum of three planes with the weights `k` to `out`.
+fn mix(out: &mut Vec<f32>, planes: &[ComponentPlan], rgb: [usize; 3], k: [f32; 3]) {
     let [r, g, b] = rgb.map(|i| planes[i].up.as_slice());
     out.clear();
     out.extend(

@@ -1,7 +1,9 @@
-//! The plan that goes through a frame row by row: no plane is ever whole in memory but the frame's own.
+//! Plan that processes a frame row by row, without whole planes in memory besides those of the
+//! frame.
 //!
-//! Each block of columns makes the base of its own columns as it is asked for the latent, keeps the rows until their
-//! residual comes, and writes the sum to the output. Components that the network does not see are resampled alongside.
+//! When the network reads a row of the latent, each block of columns computes the rows of the base
+//! that it needs. It retains them until the network writes their residual, and then writes the sum
+//! to the output. Components that the network does not see are resampled at the same time.
 
 use std::{
     ops::Range,
@@ -10,7 +12,7 @@ use std::{
 
 use super::{
     Precision,
-    network::{Ends, Network},
+    network::{Network, NetworkIo},
     scale,
 };
 use crate::{
@@ -28,44 +30,47 @@ use crate::{
     ops::cpu::shuffle::{add_shuffled, unshuffle},
 };
 
-/// Most components of a format.
-const MOST: usize = 4;
+/// Maximum number of components of a format.
+const MAX_COMPONENTS: usize = 4;
 
-pub(super) struct Video {
+pub(super) struct RowPlan {
     network: Network,
-    components: Vec<Plan>,
+    components: Vec<ComponentPlan>,
     slots: Vec<Slot>,
     /// Channels of the latent.
     channels: usize,
     mean: Vec<f32>,
-    /// One over the standard deviation of the base.
+    /// Reciprocal of the standard deviation of the base.
     scale: Vec<f32>,
     residual_std: Vec<f32>,
-    /// Strength times that, for the frame at hand.
+    /// Strength of the current frame times `residual_std`.
     gain: Vec<f32>,
     blocks: Vec<Mutex<Block>>,
 }
 
-/// A plane of the latent: what it is made of and where it lies.
+/// A plane of the latent: its position and its components.
 struct Slot {
     at: PlaneSlot,
-    /// Components that its residual is added to, and how much of each is in the plane. None: the plane is 0.
+    /// Indices of the components that the residual is added to, and their shares in the plane. The
+    /// plane is 0 without any.
     parts: Vec<(usize, f32)>,
     /// Rows of samples of the plane.
     height: usize,
 }
 
 /// A component of the frame.
-struct Plan {
+struct ComponentPlan {
     component: Component,
     resampler: Resampler,
-    /// The sample where cell n begins is `n * cell / shared`, rounded up, horizontally and vertically.
+    /// Cell n begins at sample `n * cell / subsampling`, rounded up.
     cell: usize,
-    shared: (usize, usize),
-    seen: bool,
+    /// Horizontal and vertical subsampling.
+    subsampling: (usize, usize),
+    /// Is part of the latent.
+    in_latent: bool,
 }
 
-impl Plan {
+impl ComponentPlan {
     fn width(&self) -> usize {
         self.resampler.horizontal().dst_len()
     }
@@ -74,28 +79,36 @@ impl Plan {
         self.resampler.vertical().dst_len()
     }
 
+    /// Returns the samples of a row in the columns `cells`.
     fn columns(&self, cells: &Range<usize>) -> Range<usize> {
-        let at = |cell: usize| (cell * self.cell).div_ceil(self.shared.0).min(self.width());
+        let at = |cell: usize| {
+            (cell * self.cell)
+                .div_ceil(self.subsampling.0)
+                .min(self.width())
+        };
         at(cells.start)..at(cells.end)
     }
 
+    /// Returns the rows of samples in the row `cell` of cells.
     fn rows(&self, cell: usize) -> Range<usize> {
         let at = |cell: usize| {
             (cell * self.cell)
-                .div_ceil(self.shared.1)
+                .div_ceil(self.subsampling.1)
                 .min(self.height())
         };
         at(cell)..at(cell + 1)
     }
 }
 
-/// What a block keeps from row to row.
+/// State of a block of columns.
 struct Block {
-    /// Of each component the columns of the block.
+    /// The columns of each component.
     strips: Vec<Strip>,
-    /// `r` rows on their way into cells, a row on its way out, and what is added to it.
+    /// `r` rows of samples that become a row of cells.
     cells: Vec<f32>,
+    /// A row of the output.
     line: Vec<f32>,
+    /// The residual of that row.
     residual: Vec<f32>,
 }
 
@@ -103,14 +116,14 @@ struct Block {
 struct Strip {
     stream: Stream,
     columns: Range<usize>,
-    /// Samples that repeat the border to the left and to the right of the columns.
+    /// Samples to the left and to the right of the columns, which repeat the border.
     left: usize,
     right: usize,
-    /// The latest rows: row y at y modulo `capacity`.
+    /// The latest rows; row y is at y modulo `capacity`.
     rows: Vec<f32>,
     capacity: usize,
-    /// Rows made so far.
-    made: usize,
+    /// Number of rows computed so far.
+    computed: usize,
 }
 
 impl Strip {
@@ -118,34 +131,35 @@ impl Strip {
         self.left + self.columns.len() + self.right
     }
 
-    /// Makes the rows up to `y`.
-    fn reach(&mut self, y: usize, source: &Source) {
-        while self.made <= y && !self.columns.is_empty() {
+    /// Computes the rows up to `y`.
+    fn advance_to(&mut self, y: usize, source: &Source) {
+        while self.computed <= y && !self.columns.is_empty() {
             let len = self.len();
-            let row = &mut self.rows[self.made % self.capacity * len..][..len];
+            let row = &mut self.rows[self.computed % self.capacity * len..][..len];
             let (left, rest) = row.split_at_mut(self.left);
             let (inside, right) = rest.split_at_mut(self.columns.len());
             let read = |y: usize, x: Range<usize>, row: &mut [f32]| source.read(y, x, row);
-            self.stream.row(self.made, inside, read);
+            self.stream.row(self.computed, inside, read);
             left.fill(inside[0]);
             right.fill(inside[inside.len() - 1]);
-            self.made += 1;
+            self.computed += 1;
         }
     }
 
-    /// Row `y`, border included; it is one of the last `capacity` that were made.
+    /// Returns row `y` with the border. It is one of the latest `capacity` rows.
     fn row(&self, y: usize) -> &[f32] {
         &self.rows[y % self.capacity * self.len()..][..self.len()]
     }
 
-    /// Row `y` without the border.
+    /// Returns row `y` without the border.
     fn inside(&self, y: usize) -> &[f32] {
         &self.row(y)[self.left..][..self.columns.len()]
     }
 }
 
-impl Video {
-    /// Whether the latent of `model` has its planes at the sizes that they have in frames of `format`.
+impl RowPlan {
+    /// Returns `true` if the planes in the latent of `model` have the sizes of those in frames of
+    /// `format`.
     pub fn serves(model: &LiteModel, format: PixelFormat) -> bool {
         let luma = model.metadata.student.latent == LatentKind::Luma;
         luma || format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8
@@ -159,18 +173,18 @@ impl Video {
     ) -> Result<Self> {
         let student = &model.metadata.student;
         let (r, stats) = (student.r, &model.stats);
-        let plan = |component| -> Result<Plan> {
+        let plan = |component| -> Result<ComponentPlan> {
             let (w, h) = (dst.width, dst.height);
             let (sx, sy) = match component {
                 U | V => dst.format.chroma_shift(),
                 _ => (0, 0),
             };
-            Ok(Plan {
+            Ok(ComponentPlan {
                 component,
                 resampler: Resampler::for_component(src, component, w, h, Kernel::Bicubic, false)?,
                 cell: r,
-                shared: (1 << sx, 1 << sy),
-                seen: match component {
+                subsampling: (1 << sx, 1 << sy),
+                in_latent: match component {
                     Y | R | G | B => true,
                     U | V => student.latent == LatentKind::Yuv,
                     A => false,
@@ -197,13 +211,13 @@ impl Video {
         &mut self.network
     }
 
-    /// Upscales `src` into `dst`, adding `strength` times the residual.
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         self.divide();
         for (gain, std) in self.gain.iter_mut().zip(&self.residual_std) {
             *gain = strength * std;
         }
-        let mut sources = [const { None }; MOST];
+        let mut sources = [const { None }; MAX_COMPONENTS];
         for (source, plan) in sources.iter_mut().zip(&self.components) {
             *source = Some(Source::new(src, plan.component)?);
         }
@@ -213,7 +227,7 @@ impl Video {
             slots,
             ..
         } = self;
-        let frame = Frame {
+        let io = FrameIo {
             components,
             slots,
             channels: self.channels,
@@ -223,9 +237,10 @@ impl Video {
             sources,
             sinks: Sink::all(dst),
         };
-        match strength > 0.0 {
-            true => network.run(&frame),
-            false => network.skip(|block, y, x| frame.finish(block, y, x, None)),
+        if strength > 0.0 {
+            network.run(&io);
+        } else {
+            network.skip(|block, y, x| io.finish(block, y, x, None));
         }
         Ok(())
     }
@@ -243,23 +258,24 @@ impl Video {
                 .strips
             {
                 strip.stream.restart();
-                strip.made = 0;
+                strip.computed = 0;
             }
         }
     }
 
     fn block(&self, block: usize) -> Block {
         let (cells, around) = (self.network.cells(block), self.network.latent_cells(block));
-        let strip = |plan: &Plan| {
+        let strip = |plan: &ComponentPlan| {
             let columns = plan.columns(&cells);
-            let begin = |cell: isize| cell * (plan.cell / plan.shared.0) as isize;
-            let (left, right, capacity) = match plan.seen {
-                true => (
+            let begin = |cell: isize| cell * (plan.cell / plan.subsampling.0) as isize;
+            let (left, right, capacity) = if plan.in_latent {
+                (
                     (columns.start as isize - begin(around.start)) as usize,
                     (begin(around.end) - columns.end as isize) as usize,
-                    self.network.rows_in_flight() * (plan.cell / plan.shared.1),
-                ),
-                false => (0, 0, 1),
+                    self.network.rows_in_flight() * (plan.cell / plan.subsampling.1),
+                )
+            } else {
+                (0, 0, 1)
             };
             Strip {
                 stream: Stream::new(&plan.resampler, columns.clone()),
@@ -268,7 +284,7 @@ impl Video {
                 left,
                 right,
                 capacity,
-                made: 0,
+                computed: 0,
             }
         };
         Block {
@@ -280,8 +296,8 @@ impl Video {
     }
 }
 
-/// The planes of the latent of frames `dst`.
-fn slots(dst: &FrameInfo, kind: LatentKind, r: usize, components: &[Plan]) -> Vec<Slot> {
+/// Returns the planes of the latent of frames `dst`.
+fn slots(dst: &FrameInfo, kind: LatentKind, r: usize, components: &[ComponentPlan]) -> Vec<Slot> {
     let find = |c: Component| components.iter().position(|p| p.component == c);
     let rgb = || {
         let weights = dst.colorimetry.matrix.luma_weights();
@@ -313,19 +329,19 @@ fn slots(dst: &FrameInfo, kind: LatentKind, r: usize, components: &[Plan]) -> Ve
     slots
 }
 
-/// A frame that is being upscaled.
-struct Frame<'a> {
-    components: &'a [Plan],
+/// A frame that is upscaled, as input and output of the network.
+struct FrameIo<'a> {
+    components: &'a [ComponentPlan],
     slots: &'a [Slot],
     channels: usize,
     whiten: (&'a [f32], &'a [f32]),
     gain: &'a [f32],
     blocks: &'a [Mutex<Block>],
-    sources: [Option<Source<'a>>; MOST],
-    sinks: [Option<Sink<'a>>; MOST],
+    sources: [Option<Source<'a>>; MAX_COMPONENTS],
+    sinks: [Option<Sink<'a>>; MAX_COMPONENTS],
 }
 
-impl Ends for Frame<'_> {
+impl NetworkIo for FrameIo<'_> {
     fn latent(&self, block: usize, y: isize, x: Range<isize>, out: &mut [f32], step: usize) {
         let block = &mut *self.block(block);
         for slot in self.slots {
@@ -343,22 +359,22 @@ impl Ends for Frame<'_> {
     }
 }
 
-impl Frame<'_> {
+impl FrameIo<'_> {
     fn block(&self, block: usize) -> MutexGuard<'_, Block> {
-        // What a panic left behind is overwritten.
+        // Values that a panic left behind are overwritten.
         self.blocks[block]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The `r` rows of a plane of the latent that cell row `y` is made of, `width` samples each.
+    /// Returns the `r` rows of samples, `width` each, in row `y` of a latent plane's cells.
     fn rows<'b>(&self, slot: &Slot, block: &'b mut Block, y: isize, width: usize) -> &'b [f32] {
         let r = slot.at.r;
         let (top, bottom) = (y * r as isize, slot.height - 1);
         let inside = |row: usize| (top + row as isize).clamp(0, bottom as isize) as usize;
         for &(index, _) in &slot.parts {
             if let Some(source) = &self.sources[index] {
-                block.strips[index].reach(inside(r - 1), source);
+                block.strips[index].advance_to(inside(r - 1), source);
             }
         }
         let whole = top >= 0 && inside(r - 1) - inside(0) == r - 1;
@@ -379,7 +395,7 @@ impl Frame<'_> {
         &block.cells
     }
 
-    /// Writes what the cells `x` of row `y` hold of every component.
+    /// Writes the samples of every component in the cells `x` of row `y`.
     fn finish(&self, block: usize, y: usize, x: Range<usize>, residual: Option<&[f32]>) {
         let block = &mut *self.block(block);
         for slot in self.slots.iter().filter(|slot| !slot.parts.is_empty()) {
@@ -388,20 +404,26 @@ impl Frame<'_> {
                 self.finish_row(slot, block, (y, row), x.start * r, residual);
             }
         }
-        for (index, plan) in self.components.iter().enumerate().filter(|(_, p)| !p.seen) {
+        for (index, plan) in self
+            .components
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| !p.in_latent)
+        {
             let (Some(source), Some(sink)) = (&self.sources[index], &self.sinks[index]) else {
                 continue;
             };
             let strip = &mut block.strips[index];
             for row in plan.rows(y) {
-                strip.reach(row, source);
-                // SAFETY: these columns are this block's alone.
+                strip.advance_to(row, source);
+                // SAFETY: only this block writes these columns.
                 unsafe { sink.write(row, strip.columns.start, strip.inside(row)) };
             }
         }
     }
 
-    /// Writes row `row` of cell row `y` of the components in a plane of the latent, from sample `start` on.
+    /// Writes row `row` in row `y` of cells, from sample `start` on, of the components in a plane
+    /// of the latent.
     fn finish_row(
         &self,
         slot: &Slot,
@@ -425,7 +447,7 @@ impl Frame<'_> {
             let (Some(source), Some(sink)) = (&self.sources[index], &self.sinks[index]) else {
                 continue;
             };
-            block.strips[index].reach(sample, source);
+            block.strips[index].advance_to(sample, source);
             let base = block.strips[index].inside(sample);
             line.resize(base.len(), 0.0);
             match residual {
@@ -440,7 +462,7 @@ impl Frame<'_> {
                         .for_each(|(out, (b, s))| *out = b + s);
                 }
             }
-            // SAFETY: these columns are this block's alone.
+            // SAFETY: only this block writes these columns.
             unsafe { sink.write(sample, start, line) };
         }
     }

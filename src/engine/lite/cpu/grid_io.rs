@@ -1,26 +1,29 @@
-//! The network between two grids in memory.
+//! Input and output of a network as grids in memory.
 
 use std::{marker::PhantomData, ops::Range};
 
-use super::network::Ends;
+use super::network::NetworkIo;
 use crate::nn::lite::latent::Grid;
 
-/// The latent of a whole frame and its residual.
-pub(super) struct Grids<'a> {
+/// Latent and residual of a whole frame.
+pub(super) struct GridIo<'a> {
     latent: &'a [f32],
-    /// The latent's.
+    /// Grid of the latent.
     grid: Grid,
     residual: *mut f32,
     width: usize,
     len: usize,
-    lent: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [f32]>,
 }
 
 // SAFETY: blocks write disjoint columns of the residual.
-unsafe impl Sync for Grids<'_> {}
+unsafe impl Sync for GridIo<'_> {}
 
-impl<'a> Grids<'a> {
-    /// From `latent` on `grid` to `residual` without a margin.
+impl<'a> GridIo<'a> {
+    /// Reads `latent` on `grid` and writes `residual` without a margin.
+    ///
+    /// # Panics
+    /// If `latent` has another length than its grid.
     pub fn new(latent: &'a [f32], grid: Grid, residual: &'a mut [f32]) -> Self {
         assert_eq!(latent.len(), grid.len(), "latent of {grid:?}");
         Self {
@@ -29,12 +32,12 @@ impl<'a> Grids<'a> {
             width: grid.with_margin(0).width,
             len: residual.len(),
             residual: residual.as_mut_ptr(),
-            lent: PhantomData,
+            borrowed: PhantomData,
         }
     }
 }
 
-impl Ends for Grids<'_> {
+impl NetworkIo for GridIo<'_> {
     fn latent(&self, _block: usize, y: isize, x: Range<isize>, out: &mut [f32], step: usize) {
         let Grid {
             width,
@@ -53,7 +56,7 @@ impl Ends for Grids<'_> {
     fn residual(&self, _block: usize, y: usize, x: Range<usize>, residual: &[f32]) {
         let start = (y * self.width + x.start) * self.grid.channels;
         assert!(start + residual.len() <= self.len, "row {y}, columns {x:?}");
-        // SAFETY: inside, as just checked; no other block writes these columns.
+        // SAFETY: the range is inside, as just checked; no other block writes these columns.
         unsafe { std::slice::from_raw_parts_mut(self.residual.add(start), residual.len()) }
             .copy_from_slice(residual);
     }
