@@ -1,13 +1,15 @@
-//! Renders a test scene: brick wall, lettering, blinds, bicycle, record, cat and leaves, with a slow camera.
+//! Renders a test scene: brick wall, lettering, blinds, bicycle, record, cat and leaves, with a
+//! slow camera.
 //!
-//! The scene is a formula: it can be drawn at any size, the same for each frame every time, and no one else has
-//! rights in it. It holds what upscaling is judged by: thin lines at all angles, gratings up to the limit of the grid, small
-//! letters, dense texture and smooth gradients.
+//! The scene is a formula, so it has any size and no third party has rights in it. It contains
+//! content that is difficult to upscale: thin lines at all angles, gratings up to the limit of the
+//! pixel grid, small letters, dense texture and smooth gradients.
 //!
 //! ```text
 //! render_scene WIDTH HEIGHT [FRAMES [FIRST]] > scene.rgb
 //! ```
-//! writes frames of R, G, B bytes without padding to the standard output. 24 frames are a second.
+//!
+//! Writes frames of R, G, B bytes without padding to standard output, at 24 frames per second.
 
 use std::{
     env,
@@ -16,14 +18,15 @@ use std::{
     process::ExitCode,
 };
 
-/// Samples in each direction of a pixel.
+/// Samples per pixel in each direction.
 const SAMPLES: usize = 3;
 
 type Color = [f32; 3];
 
-/// A place in the scene: heights of the picture to the right and down, the middle at (0.89, 0.5).
+/// A point of the scene, to the right and down in units of the image's height. The centre is at
+/// (0.89, 0.5).
 #[derive(Clone, Copy)]
-struct At {
+struct Point {
     x: f32,
     y: f32,
 }
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One frame as rows of R, G, B bytes.
+/// Returns a frame as rows of R, G, B bytes.
 fn render(width: usize, height: usize, frame: usize) -> Vec<u8> {
     let mut rgb = vec![0; 3 * width * height];
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -69,7 +72,7 @@ fn render(width: usize, height: usize, frame: usize) -> Vec<u8> {
     rgb
 }
 
-/// The mean of a pixel's samples, taken in linear light (with a gamma of 2).
+/// Returns the mean of a pixel's samples in linear light (with a gamma of 2).
 fn shade(x: usize, y: usize, width: usize, height: usize, frame: usize) -> [u8; 3] {
     let mut sum = [0.0; 3];
     for i in 0..SAMPLES * SAMPLES {
@@ -84,18 +87,19 @@ fn shade(x: usize, y: usize, width: usize, height: usize, frame: usize) -> [u8; 
     sum.map(|s| ((s / (SAMPLES * SAMPLES) as f32).sqrt() * 255.0 + 0.5).clamp(0.0, 255.0) as u8)
 }
 
-/// Where the pixel (px, py) looks at `time` seconds: the camera goes round a small circle and closer by a little.
-fn camera(px: f32, py: f32, width: f32, height: f32, time: f32) -> At {
+/// Returns the point of the scene at pixel (px, py) and `time` seconds. The camera moves in a small
+/// circle and zooms slightly.
+fn camera(px: f32, py: f32, width: f32, height: f32, time: f32) -> Point {
     let zoom = 0.96 - 0.03 * (TAU * time / 10.0).cos();
     let (dx, dy) = (TAU * time / 10.0).sin_cos();
-    At {
+    Point {
         x: 0.89 + zoom * (px - 0.5 * width) / height + 0.02 * dx,
         y: 0.5 + zoom * (py - 0.5 * height) / height + 0.008 * dy,
     }
 }
 
-/// From front to back: the first thing that is there hides the others.
-fn scene(at: At, time: f32) -> Color {
+/// Returns the colour of the frontmost object.
+fn scene(at: Point, time: f32) -> Color {
     leaves(at, time)
         .or_else(|| bicycle(at))
         .or_else(|| cat(at, time))
@@ -105,7 +109,7 @@ fn scene(at: At, time: f32) -> Color {
         .unwrap_or_else(|| wall(at))
 }
 
-// Small tools.
+// Helpers
 
 fn mix(a: Color, b: Color, t: f32) -> Color {
     let t = t.clamp(0.0, 1.0);
@@ -116,7 +120,7 @@ fn scaled(a: Color, by: f32) -> Color {
     a.map(|v| (v * by).clamp(0.0, 1.0))
 }
 
-/// A number from 0 to 1 for a cell of a grid, without visible order.
+/// Returns a pseudorandom number from 0 to 1 for a cell of a grid.
 fn hash(x: i32, y: i32, salt: u32) -> f32 {
     let mut h = (x as u32).wrapping_mul(0x9E37_79B1)
         ^ (y as u32).wrapping_mul(0x85EB_CA77)
@@ -127,7 +131,7 @@ fn hash(x: i32, y: i32, salt: u32) -> f32 {
     (h ^ (h >> 16)) as f32 / u32::MAX as f32
 }
 
-/// Smooth noise from 0 to 1 with features of size 1.
+/// Returns smooth noise from 0 to 1 with features of size 1.
 fn noise(x: f32, y: f32, salt: u32) -> f32 {
     let (ix, iy) = (x.floor(), y.floor());
     let smooth = |t: f32| t * t * (3.0 - 2.0 * t);
@@ -138,7 +142,7 @@ fn noise(x: f32, y: f32, salt: u32) -> f32 {
     top + (bottom - top) * ty
 }
 
-/// Noise with detail down to a quarter of its features.
+/// Returns noise of three octaves.
 fn fractal(x: f32, y: f32, salt: u32) -> f32 {
     let octave = |sum: f32, i: u32| {
         let f = (1 << i) as f32;
@@ -147,9 +151,9 @@ fn fractal(x: f32, y: f32, salt: u32) -> f32 {
     (0..3).fold(0.0, octave) / 1.75
 }
 
-impl At {
-    /// The same place as seen from (x, y).
-    fn from(self, x: f32, y: f32) -> Self {
+impl Point {
+    /// Returns the point relative to (x, y).
+    fn relative_to(self, x: f32, y: f32) -> Self {
         Self {
             x: self.x - x,
             y: self.y - y,
@@ -168,23 +172,23 @@ impl At {
         (self.x * self.x + self.y * self.y).sqrt()
     }
 
-    /// The distance to the line from `a` to `b`.
+    /// Returns the distance to the line from `a` to `b`.
     fn to_line(self, a: (f32, f32), b: (f32, f32)) -> f32 {
-        let (p, d) = (self.from(a.0, a.1), (b.0 - a.0, b.1 - a.1));
+        let (p, d) = (self.relative_to(a.0, a.1), (b.0 - a.0, b.1 - a.1));
         let t = ((p.x * d.0 + p.y * d.1) / (d.0 * d.0 + d.1 * d.1)).clamp(0.0, 1.0);
-        p.from(d.0 * t, d.1 * t).radius()
+        p.relative_to(d.0 * t, d.1 * t).radius()
     }
 
-    /// How far inside a rectangle around the origin; negative outside.
-    fn within(self, half_width: f32, half_height: f32) -> f32 {
+    /// Returns the distance to the border of a rectangle around the origin, negative outside of it.
+    fn inside(self, half_width: f32, half_height: f32) -> f32 {
         (half_width - self.x.abs()).min(half_height - self.y.abs())
     }
 }
 
-// The things in the scene.
+// Objects of the scene
 
 /// Bricks with mortar and grain.
-fn wall(at: At) -> Color {
+fn wall(at: Point) -> Color {
     let row = (at.y / 0.052).floor();
     let x = at.x + if row as i32 % 2 == 0 { 0.0 } else { 0.0625 };
     let column = (x / 0.125).floor();
@@ -203,15 +207,15 @@ fn wall(at: At) -> Color {
 }
 
 /// A blackboard with lettering of all sizes.
-fn board(at: At) -> Option<Color> {
-    let p = at.from(0.44, 0.235);
-    let inside = p.within(0.33, 0.19);
+fn board(at: Point) -> Option<Color> {
+    let p = at.relative_to(0.44, 0.235);
+    let inside = p.inside(0.33, 0.19);
     if inside < 0.0 {
         return None;
     }
     if inside < 0.016 {
         let along = if 0.33 - p.x.abs() < 0.19 - p.y.abs() {
-            At { x: p.y, y: p.x }
+            Point { x: p.y, y: p.x }
         } else {
             p
         };
@@ -241,13 +245,14 @@ fn board(at: At) -> Option<Color> {
     let chalk = [0.93, 0.93, 0.86];
     let written = LINES.iter().any(|(text, size, top)| {
         let width = 0.72 * size * text.chars().count() as f32;
-        lettering(p.from(-0.5 * width, *top), text, *size)
+        lettering(p.relative_to(-0.5 * width, *top), text, *size)
     });
     Some(if written { chalk } else { slate })
 }
 
-/// Whether a stroke of `text` is here: letters of height `size` in the right-lower quadrant.
-fn lettering(p: At, text: &str, size: f32) -> bool {
+/// Returns true if the point is on a stroke of `text`, whose letters of height `size` start at the
+/// origin.
+fn lettering(p: Point, text: &str, size: f32) -> bool {
     if !(-0.1 * size..1.1 * size).contains(&p.y) || p.x < 0.0 {
         return false;
     }
@@ -255,9 +260,9 @@ fn lettering(p: At, text: &str, size: f32) -> bool {
     let Some(letter) = text.chars().nth(index) else {
         return false;
     };
-    // Letters are drawn on 4 x 6 squares.
+    // Letters have a grid of 4 x 6 squares.
     let unit = size / 6.0;
-    let q = p.from(0.72 * size * index as f32 + 0.1 * size, 0.0);
+    let q = p.relative_to(0.72 * size * index as f32 + 0.1 * size, 0.0);
     let point = |d: &[u8]| (f32::from(d[0] - b'0') * unit, f32::from(d[1] - b'0') * unit);
     strokes(letter).split(' ').any(|stroke| {
         let points = stroke.as_bytes();
@@ -268,7 +273,8 @@ fn lettering(p: At, text: &str, size: f32) -> bool {
     })
 }
 
-/// Lines from point to point, two digits each: 0 to 3 from left to right (3 is the right edge), 0 to 6 downwards.
+/// Returns the polylines of a letter. Two digits are a point: column 0 (left) to 3, row 0 (top) to
+/// 6.
 fn strokes(letter: char) -> &'static str {
     match letter {
         'A' => "06022031 3136 0434",
@@ -314,20 +320,20 @@ fn strokes(letter: char) -> &'static str {
     }
 }
 
-/// A window: blinds of ever finer slats in the upper part, sky and roofs in the lower.
-fn window(at: At) -> Option<Color> {
-    let p = at.from(1.06, 0.275);
-    let inside = p.within(0.185, 0.235);
+/// A window: blinds with ever finer slats in the upper part, sky and roofs in the lower part.
+fn window(at: Point) -> Option<Color> {
+    let p = at.relative_to(1.06, 0.275);
+    let inside = p.inside(0.185, 0.235);
     if inside < 0.0 {
         // The sill.
-        let on_sill = p.from(0.0, 0.25).within(0.22, 0.015) > 0.0;
+        let on_sill = p.relative_to(0.0, 0.25).inside(0.22, 0.015) > 0.0;
         return on_sill.then(|| scaled([0.8, 0.78, 0.74], 1.0 - 12.0 * (p.y - 0.235)));
     }
     if inside < 0.018 || p.x.abs() < 0.006 {
         return Some(scaled([0.9, 0.89, 0.86], 0.9 + 4.0 * inside.min(0.018)));
     }
     if p.y < 0.0 {
-        // The grating's pitch falls from 13 to 5 thousandths of the height.
+        // The period of the grating falls from 13 to 5 thousandths of the height.
         let depth = (p.y + 0.217) / 0.217;
         let phase = TAU * (17.0 * depth + 12.0 * depth * depth);
         let slat = if phase.sin() > 0.0 { 1.0 } else { 0.42 };
@@ -347,9 +353,9 @@ fn window(at: At) -> Option<Color> {
     Some(scaled([0.42, 0.27, 0.26], if tiles { 1.0 } else { 0.75 }))
 }
 
-/// A record on the wall: rings whose pitch shrinks outwards (a zone plate), under a sheen.
-fn record(at: At) -> Option<Color> {
-    let p = at.from(1.515, 0.25);
+/// A record on the wall: a zone plate, whose rings get finer outwards, with a sheen.
+fn record(at: Point) -> Option<Color> {
+    let p = at.relative_to(1.515, 0.25);
     let r = p.radius();
     if r > 0.2 {
         return None;
@@ -374,8 +380,8 @@ fn record(at: At) -> Option<Color> {
 }
 
 /// A tabby cat on the sill: soft shading, stripes, whiskers.
-fn cat(at: At, time: f32) -> Option<Color> {
-    let p = at.from(0.985, 0.432);
+fn cat(at: Point, time: f32) -> Option<Color> {
+    let p = at.relative_to(0.985, 0.432);
     if p.radius() > 0.2 {
         return None;
     }
@@ -384,7 +390,7 @@ fn cat(at: At, time: f32) -> Option<Color> {
         return Some(color);
     }
     // The body sits behind the head, the tail hangs down.
-    let body = At {
+    let body = Point {
         x: (p.x - 0.035) / 0.075,
         y: (p.y - 0.045) / 0.062,
     };
@@ -399,15 +405,15 @@ fn cat(at: At, time: f32) -> Option<Color> {
 }
 
 /// Fur with hairs and stripes across `phase`.
-fn fur(p: At, phase: f32, light: f32) -> Color {
+fn fur(p: Point, phase: f32, light: f32) -> Color {
     let hairs = noise(p.x * 260.0 + p.y * 90.0, p.y * 60.0, 7);
     let stripe = (TAU * (phase + 0.25 * noise(p.x * 30.0, p.y * 30.0, 8))).sin();
     let base = mix([0.85, 0.56, 0.28], [0.5, 0.28, 0.12], 1.2 * stripe);
     scaled(base, light * (0.75 + 0.5 * hairs))
 }
 
-fn cat_face(p: At) -> Option<Color> {
-    let m = At {
+fn cat_face(p: Point) -> Option<Color> {
+    let m = Point {
         x: p.x.abs(),
         y: p.y,
     };
@@ -415,12 +421,12 @@ fn cat_face(p: At) -> Option<Color> {
     if whisker(0.014, 0.0) || whisker(0.018, 0.016) || whisker(0.022, 0.032) {
         return Some([0.97; 3]);
     }
-    let eye = At {
+    let eye = Point {
         x: (m.x - 0.024) / 0.012,
         y: (p.y + 0.008) / 0.0095,
     };
     if eye.radius() < 1.0 {
-        let glint = eye.from(-0.25, -0.4).radius() < 0.22;
+        let glint = eye.relative_to(-0.25, -0.4).radius() < 0.22;
         let slit = (eye.x / 0.3).hypot(eye.y / 0.85) < 1.0;
         let iris = mix([0.75, 0.85, 0.2], [0.25, 0.5, 0.15], eye.radius());
         return Some(if glint {
@@ -440,7 +446,7 @@ fn cat_face(p: At) -> Option<Color> {
     if mouth < 0.0014 {
         return Some([0.25, 0.12, 0.1]);
     }
-    let head = At {
+    let head = Point {
         x: p.x / 0.06,
         y: p.y / 0.05,
     };
@@ -453,12 +459,12 @@ fn cat_face(p: At) -> Option<Color> {
     if head.radius() > 1.0 {
         return ear.then(|| fur(p, 0.0, 0.8));
     }
-    let muzzle = At {
+    let muzzle = Point {
         x: m.x - 0.012,
         y: p.y - 0.02,
     }
     .radius();
-    let light = 1.05 - 0.4 * head.from(-0.3, -0.4).radius().powi(2);
+    let light = 1.05 - 0.4 * head.relative_to(-0.3, -0.4).radius().powi(2);
     let coat = fur(
         p,
         14.0 * m.x + if p.y < -0.015 { 0.0 } else { 9.0 * p.y },
@@ -468,9 +474,9 @@ fn cat_face(p: At) -> Option<Color> {
 }
 
 /// A bicycle: thin straight and round lines at all angles.
-fn bicycle(at: At) -> Option<Color> {
-    let p = at.from(0.46, 0.70);
-    if p.within(0.42, 0.25) < 0.0 {
+fn bicycle(at: Point) -> Option<Color> {
+    let p = at.relative_to(0.46, 0.70);
+    if p.inside(0.42, 0.25) < 0.0 {
         return None;
     }
     const REAR: (f32, f32) = (-0.21, 0.06);
@@ -500,7 +506,7 @@ fn bicycle(at: At) -> Option<Color> {
     if p.to_line((-0.14, -0.135), (-0.065, -0.132)) < 0.009 {
         return Some([0.2, 0.12, 0.08]);
     }
-    let crank = p.from(PEDALS.0, PEDALS.1);
+    let crank = p.relative_to(PEDALS.0, PEDALS.1);
     if (0.02..0.031).contains(&crank.radius()) && (crank.y.atan2(crank.x) * 20.0).sin() > -0.3 {
         return Some([0.3; 3]);
     }
@@ -508,10 +514,10 @@ fn bicycle(at: At) -> Option<Color> {
     if chain.min(p.to_line((REAR.0, REAR.1 + 0.012), (PEDALS.0, PEDALS.1 + 0.028))) < 0.0017 {
         return Some([0.12; 3]);
     }
-    wheel(p.from(REAR.0, REAR.1)).or_else(|| wheel(p.from(FRONT.0, FRONT.1)))
+    wheel(p.relative_to(REAR.0, REAR.1)).or_else(|| wheel(p.relative_to(FRONT.0, FRONT.1)))
 }
 
-fn wheel(p: At) -> Option<Color> {
+fn wheel(p: Point) -> Option<Color> {
     let r = p.radius();
     if r > 0.15 {
         return None;
@@ -525,13 +531,13 @@ fn wheel(p: At) -> Option<Color> {
     if r < 0.01 {
         return Some([0.6; 3]);
     }
-    // The distance to the nearest of 28 spokes.
+    // Distance to the nearest of 28 spokes.
     let angle = p.y.atan2(p.x).rem_euclid(TAU / 28.0) - PI / 28.0;
     (r * angle.abs() < 0.0011).then_some([0.9, 0.91, 0.93])
 }
 
 /// A hedge of overlapping leaves, dense at the bottom right.
-fn leaves(at: At, time: f32) -> Option<Color> {
+fn leaves(at: Point, time: f32) -> Option<Color> {
     const CELL: f32 = 0.03;
     const LONGEST: f32 = 0.06;
     let edge = hedge(at.x);
@@ -547,14 +553,14 @@ fn leaves(at: At, time: f32) -> Option<Color> {
             (i as f32 + random(11)) * CELL,
             (j as f32 + random(12)) * CELL,
         );
-        if at.from(x, y).radius() > 0.5 * LONGEST || random(14) <= nearest {
+        if at.relative_to(x, y).radius() > 0.5 * LONGEST || random(14) <= nearest {
             continue;
         }
         if y < hedge(x) + 0.05 * noise(x * 14.0, 0.0, 13) {
             continue;
         }
         let sway = 0.12 * (TAU * time / 2.5 + 9.0 * x).sin();
-        let p = at.from(x, y).turned(TAU * random(15) + sway);
+        let p = at.relative_to(x, y).turned(TAU * random(15) + sway);
         if let Some(color) = leaf(
             p,
             LONGEST * (0.6 + 0.4 * random(16)),
@@ -565,17 +571,17 @@ fn leaves(at: At, time: f32) -> Option<Color> {
             front = Some(color);
         }
     }
-    // Behind the front leaves it is dark.
+    // The space behind the leaves is dark.
     front.or_else(|| (at.y > edge + 0.07).then_some([0.05, 0.09, 0.04]))
 }
 
-/// Where the hedge begins.
+/// Returns the upper edge of the hedge.
 fn hedge(x: f32) -> f32 {
     0.93 - 0.33 * ((x - 0.95) / 0.25).clamp(0.0, 1.0)
 }
 
-/// A leaf along the x axis with veins; `tone` and `light` from 0 to 1.
-fn leaf(p: At, length: f32, tone: f32, light: f32) -> Option<Color> {
+/// A leaf with veins along the x axis. `tone` and `light` are 0 to 1.
+fn leaf(p: Point, length: f32, tone: f32, light: f32) -> Option<Color> {
     let t = p.x / length + 0.5;
     if !(0.0..=1.0).contains(&t) {
         return None;

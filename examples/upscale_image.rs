@@ -1,4 +1,4 @@
-//! An image in, a larger image out: the library's front door.
+//! Upscales an image with the library.
 //!
 //! ```text
 //! cargo run --release --example upscale_image -- IN.png OUT.png [SCALE [MODEL]]
