@@ -6,13 +6,12 @@
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor, Var};
-use tadsr::ops::{
-    Activation, conv2d,
-    cpu::{
-        Isa,
+use tadsr::{
+    kernels::{
         conv::{ConvShape, PackedConv},
+        simd::Isa,
     },
-    silu,
+    ops::{Activation, conv2d, silu},
 };
 
 /// The best time of `f` over at least `TIME` and three runs.

@@ -26,12 +26,12 @@ use tadsr::{
     Precision,
     engine::lite::cpu::{Patches, Runner, calibrate},
     frame::{Frame, FrameInfo, PixelFormat},
+    kernels::{
+        cpu::Cpu,
+        winograd::{Band, Variant, Winograd},
+    },
     model::LiteModel,
     nn::lite::{Condition, StudentConfig, latent::Grid},
-    ops::cpu::{
-        Isa,
-        winograd::{Band, Products, Winograd},
-    },
 };
 
 use students::noise;
@@ -165,7 +165,7 @@ fn layer(channels: usize, threads: usize, time: Duration) -> f64 {
     let weights: Vec<f32> = noise(channels * channels * 9, 1).collect();
     let bias: Vec<f32> = noise(channels, 2).collect();
     let shape = [channels, channels];
-    let conv = Winograd::new(shape, &weights, &bias, 0.1, Products::F32, Isa::best());
+    let conv = Winograd::new(shape, &weights, &bias, 0.1, Variant::f32(&Cpu::get()));
     let input: Vec<f32> = noise((BAND / 4 + 2) * conv.input_step(), 3).collect();
     let mut outputs = vec![vec![0.0f32; BAND * conv.output_step()]; threads];
     best(time, || {
@@ -229,19 +229,18 @@ mod peak {
     mod x86 {
         use std::arch::x86_64::*;
 
+        use tadsr::kernels::simd::Isa;
+
         /// Operations of a run of either kind: the wider one does them in half as many instructions.
         pub const OPERATIONS: usize = super::CHAINS * 16 * 2;
 
         /// `runs` runs; the sum of the results.
         pub fn chain(runs: usize) -> f32 {
-            if is_x86_feature_detected!("avx512f") {
-                // SAFETY: the CPU has it.
-                unsafe { avx512(runs) }
-            } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                // SAFETY: as above.
-                unsafe { avx2(runs) }
-            } else {
-                f32::NAN
+            match Isa::best() {
+                // SAFETY: the value proves that the CPU has the features, here and below.
+                Isa::Avx512(_) => unsafe { avx512(runs) },
+                Isa::Avx2(_) => unsafe { avx2(runs) },
+                _ => f32::NAN,
             }
         }
 

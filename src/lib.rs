@@ -11,7 +11,7 @@
 //! # Ok::<(), tadsr::Error>(())
 //! ```
 //!
-//! Modules from the bottom up: [`cuda`] (NVIDIA's driver), [`frame`] (video
+//! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (NVIDIA's driver), [`frame`] (video
 //! frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise schedule
 //! and samplers), [`model`] (model files), [`engine`] (a trained model at work on frames),
 //! [`metrics`], and behind features `train` (data, losses, loops) and `video` (video files, through
@@ -23,6 +23,7 @@ pub mod diffusion;
 pub mod engine;
 mod error;
 pub mod frame;
+pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod nn;

@@ -16,6 +16,7 @@ use crate::{
     Device, Error, Result,
     cuda::{DevicePlanes, ExternalContext},
     frame::{FrameInfo, FrameMut, FrameRef},
+    kernels::cpu::Cpu,
     model::Model,
 };
 
@@ -183,12 +184,13 @@ impl Capabilities {
 /// # Errors
 /// [`Error::Device`] if the device cannot be used or computes a student wrongly, or for a ResShift
 /// model on a CUDA device in a build without the feature `cuda`; [`Error::Memory`] if the device
-/// has too little memory.
+/// has too little memory; [`Error::Setting`] if the environment variable `TADSR_CPU` is invalid.
 pub fn open(
     model: Model,
     device: Device,
     context: Option<ExternalContext>,
 ) -> Result<Box<dyn Engine>> {
+    Cpu::from_env().map_err(|error| Error::Setting(error.to_string()))?;
     Ok(match (model, device) {
         (Model::Lite(models), Device::Cuda(ordinal)) => {
             let context = match context {

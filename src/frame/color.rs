@@ -99,9 +99,10 @@ impl Matrix {
 }
 
 impl Colorimetry {
-    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say: BT.601 up to 576 lines,
-    /// BT.709 above, limited range; grey is full-range BT.601 at any size, RGB full range. RGB has no matrix of
-    /// its own: it gets the one that Y'CbCr of the same height has, for its luma.
+    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say: BT.601 up
+    /// to 576 lines, BT.709 above, limited range; grey is full-range BT.601 at any size, RGB full
+    /// range. RGB has no matrix of its own: it gets the one that Y'CbCr of the same height has, for
+    /// its luma.
     pub fn default_for(format: PixelFormat, height: usize) -> Self {
         let grey = format == PixelFormat::Gray8;
         let matrix = if grey || height <= LAST_SD_LINE {
@@ -130,8 +131,9 @@ impl ChromaSite {
         vertical_cosited: false,
     };
 
-    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say: [`ChromaSite::JPEG`] up
-    /// to 576 lines, [`ChromaSite::MPEG2`] above; formats without chroma have [`ChromaSite::JPEG`].
+    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say:
+    /// [`ChromaSite::JPEG`] up to 576 lines, [`ChromaSite::MPEG2`] above; formats without chroma
+    /// have [`ChromaSite::JPEG`].
     pub fn default_for(format: PixelFormat, height: usize) -> Self {
         if height <= LAST_SD_LINE || format.component(Component::U).is_none() {
             Self::JPEG

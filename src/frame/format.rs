@@ -1,4 +1,5 @@
-//! Pixel formats, described as data: planes, subsampling, where each component lies and at what depth.
+//! Pixel formats, described as data: planes, subsampling, where each component lies and at what
+//! depth.
 
 /// A component of a pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,7 +99,8 @@ impl PixelFormat {
         }
     }
 
-    /// Bits by which a stored sample is shifted left (6 for P010, whose samples fill the high bits).
+    /// Bits by which a stored sample is shifted left (6 for P010, whose samples fill the high
+    /// bits).
     pub fn shift(self) -> u32 {
         if self == Self::P010Le { 6 } else { 0 }
     }

@@ -1,7 +1,9 @@
-//! What a video frame is: planes with strides, pixel formats, colour matrices and ranges, resampling.
+//! What a video frame is: planes with strides, pixel formats, colour matrices and ranges,
+//! resampling.
 //!
-//! Everything here works on samples normalised to f32: luma and R, G, B, A 0 (black) to 1 (white), chroma
-//! -0.5 to 0.5. Excursions beyond the nominal range (super-white in limited-range video) are kept.
+//! Everything here works on samples normalised to f32: luma and R, G, B, A 0 (black) to 1 (white),
+//! chroma -0.5 to 0.5. Excursions beyond the nominal range (super-white in limited-range video) are
+//! kept.
 
 mod color;
 mod format;
@@ -9,7 +11,6 @@ pub mod resample;
 mod rgb;
 mod rgb8;
 mod samples;
-mod simd;
 
 pub use color::{ChromaSite, Colorimetry, Matrix, Range};
 pub use format::{Component, ComponentLayout, PixelFormat};
@@ -90,8 +91,8 @@ impl std::fmt::Display for FrameInfo {
 }
 
 impl FrameInfo {
-    /// A frame of `width` x `height` in `format`, with the colorimetry and chroma site that GStreamer assumes of
-    /// video of this size.
+    /// A frame of `width` x `height` in `format`, with the colorimetry and chroma site that
+    /// GStreamer assumes of video of this size.
     pub fn new(format: PixelFormat, width: usize, height: usize) -> Self {
         Self {
             format,
@@ -152,8 +153,8 @@ impl FrameInfo {
 
 impl<'a> FrameRef<'a> {
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range, the number of planes is not the format's, or a plane is
-    /// too short for its stride and rows.
+    /// [`Error::Frame`] when a side is out of range, the number of planes is not the format's, or a
+    /// plane is too short for its stride and rows.
     pub fn new(info: FrameInfo, planes: Vec<Plane<'a>>) -> Result<Self> {
         info.check(
             &planes

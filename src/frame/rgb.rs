@@ -9,9 +9,10 @@ use crate::Result;
 pub(super) const RGB: [Component; 3] = [Component::R, Component::G, Component::B];
 
 impl FrameRef<'_> {
-    /// Planes of R', G' and B' samples, as large as the frame. Y'CbCr goes through the frame's own matrix, subsampled
-    /// chroma is interpolated from its site with a Catmull-Rom filter; alpha is left out; grey gives three equal planes.
-    /// Nothing is clamped: colours outside R'G'B' have samples below 0 or above 1.
+    /// Planes of R', G' and B' samples, as large as the frame. Y'CbCr goes through the frame's own
+    /// matrix, subsampled chroma is interpolated from its site with a Catmull-Rom filter; alpha is
+    /// left out; grey gives three equal planes. Nothing is clamped: colours outside R'G'B' have
+    /// samples below 0 or above 1.
     ///
     /// # Errors
     /// None that a frame that exists can cause.
@@ -51,8 +52,9 @@ impl FrameRef<'_> {
 }
 
 impl FrameInfo {
-    /// The component planes, alpha left out, of a frame like this that shows the planes `rgb`, which are as large as the
-    /// frame: what [`FrameRef::to_rgb`] undoes. Subsampled chroma is filtered down onto its site with a triangle filter.
+    /// The component planes, alpha left out, of a frame like this that shows the planes `rgb`,
+    /// which are as large as the frame: what [`FrameRef::to_rgb`] undoes. Subsampled chroma is
+    /// filtered down onto its site with a triangle filter.
     pub fn planes_of_rgb(
         &self,
         [mut r, mut g, mut b]: [Vec<f32>; 3],
@@ -91,8 +93,8 @@ enum Way {
     Up,
 }
 
-/// Between the luma grid and the chroma grid of `info`. Chroma sample i lies at luma position 2i when cosited,
-/// 2i + 0.5 when centred: that is (i + c) * 2 - c with c = 0 and c = 0.5.
+/// Between the luma grid and the chroma grid of `info`. Chroma sample i lies at luma position 2i
+/// when cosited, 2i + 0.5 when centred: that is (i + c) * 2 - c with c = 0 and c = 0.5.
 fn chroma_resampler(info: &FrameInfo, way: Way) -> Resampler {
     let (w, h) = (info.width, info.height);
     let (cw, ch) = info.format.component_size(Component::U, w, h);

@@ -1,4 +1,5 @@
-//! Frames from and to packed 8-bit RGB, as image files hold it. For tools and tests: it favours exactness.
+//! Frames from and to packed 8-bit RGB, as image files hold it. For tools and tests: it favours
+//! exactness.
 
 use super::{Component, Frame, FrameInfo, FrameRef, PixelFormat, Plane, rgb::RGB};
 use crate::{Error, Result};
@@ -18,8 +19,8 @@ impl Frame {
         Ok(frame)
     }
 
-    /// A frame like `info` that shows `rgb`: rows of R, G, B bytes without padding, full range. Subsampled
-    /// chroma is filtered down onto its site with a triangle filter; alpha is opaque.
+    /// A frame like `info` that shows `rgb`: rows of R, G, B bytes without padding, full range.
+    /// Subsampled chroma is filtered down onto its site with a triangle filter; alpha is opaque.
     ///
     /// # Errors
     /// [`Error::Frame`] when a side is out of range or `rgb` has another length.
@@ -54,8 +55,9 @@ impl Frame {
 }
 
 impl FrameRef<'_> {
-    /// The picture as rows of R, G, B bytes without padding, full range. Subsampled chroma is interpolated from
-    /// its site with a Catmull-Rom filter; alpha is dropped; grey gives three equal components.
+    /// The picture as rows of R, G, B bytes without padding, full range. Subsampled chroma is
+    /// interpolated from its site with a Catmull-Rom filter; alpha is dropped; grey gives three
+    /// equal components.
     ///
     /// # Errors
     /// None that a frame that exists can cause.
@@ -160,7 +162,8 @@ mod tests {
 
     #[test]
     fn chroma_is_interpolated_from_its_site() {
-        // Cb codes 100, 100, 150, 150: the middle of the edge is at luma column 3 when cosited, 3.5 when centred.
+        // Cb codes 100, 100, 150, 150: the middle of the edge is at luma column 3 when cosited, 3.5
+        // when centred.
         let blue = |cosited| {
             let mut frame = Frame::new(sited(8, cosited)).unwrap();
             frame.plane_mut(0).fill(100);

@@ -1,8 +1,9 @@
 //! Reading and writing a frame's components as normalised f32 samples.
 //!
-//! Formulas (BT.601-7 section 2.5.3, BT.709-6 section 4, BT.2100 table 9 for full range), with b bits and
-//! u = 2^(b-8): limited-range luma, R, G, B is (code - 16u) / 219u and chroma (code - 128u) / 224u; full-range
-//! luma is code / (2^b - 1) and chroma (code - 2^(b-1)) / (2^b - 1). Alpha is always full range.
+//! Formulas (BT.601-7 section 2.5.3, BT.709-6 section 4, BT.2100 table 9 for full range), with b
+//! bits and u = 2^(b-8): limited-range luma, R, G, B is (code - 16u) / 219u and chroma (code -
+//! 128u) / 224u; full-range luma is code / (2^b - 1) and chroma (code - 2^(b-1)) / (2^b - 1). Alpha
+//! is always full range.
 
 use std::{marker::PhantomData, ops::Range as Span};
 
@@ -10,9 +11,11 @@ use rayon::prelude::*;
 
 use super::{
     Component, ComponentLayout, FrameInfo, FrameMut, FrameRef, PixelFormat, PlaneMut, Range,
-    simd::{Level, per_level},
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    kernels::simd::{Isa, dispatch},
+};
 
 /// Samples that make a task worth handing to another thread.
 const SAMPLES_PER_TASK: usize = 1 << 16;
@@ -27,10 +30,10 @@ impl FrameRef<'_> {
         let access = Access::new(&self.info, component)?;
         access.check(dst.len())?;
         let plane = &self.planes[access.plane];
-        let level = Level::best();
+        let isa = Isa::best();
         let read_row = |y: usize, dst: &mut [f32]| {
             let row = &plane.data[y * plane.stride..][..access.row_bytes()];
-            get(level, dst, row, access.field, access.quant);
+            get(isa, dst, row, access.field, access.quant);
         };
         let rows = access.rows_per_task();
         let read_band = |(i, band): (usize, &mut [f32])| {
@@ -51,10 +54,10 @@ impl FrameRef<'_> {
 
 impl<'a> FrameMut<'a> {
     /// Writes all samples of `component` from `src`: rows without padding, as many as
-    /// [`PixelFormat::component_size`] says. Values are rounded to the nearest code and clamped to the range of
-    /// codes (0 to 255 at 8 bits), so limited-range excursions survive; NaN becomes code 0. Other components
-    /// and the padding keep their bytes, except that the x of RGBx and BGRx becomes 255. Runs on the current
-    /// rayon pool.
+    /// [`PixelFormat::component_size`] says. Values are rounded to the nearest code and clamped to
+    /// the range of codes (0 to 255 at 8 bits), so limited-range excursions survive; NaN becomes
+    /// code 0. Other components and the padding keep their bytes, except that the x of RGBx and
+    /// BGRx becomes 255. Runs on the current rayon pool.
     ///
     /// # Errors
     /// [`Error::Frame`] when the format lacks the component or `src` has another length.
@@ -65,12 +68,12 @@ impl<'a> FrameMut<'a> {
         let stride = *stride;
         let end = access.height.saturating_mul(stride).min(data.len());
         let data = &mut data[..end];
-        let level = Level::best();
+        let isa = Isa::best();
         let write_band = |(bytes, src): (&mut [u8], &[f32])| {
             let rows = bytes.chunks_mut(stride);
             for (row, src) in rows.zip(src.chunks_exact(access.width)) {
                 let row = &mut row[..access.row_bytes()];
-                put(level, row, src, access.field, access.quant);
+                put(isa, row, src, access.field, access.quant);
             }
         };
         let rows = access.rows_per_task();
@@ -90,7 +93,7 @@ pub(crate) struct Source<'a> {
     data: &'a [u8],
     stride: usize,
     access: Access,
-    level: Level,
+    isa: Isa,
 }
 
 impl<'a> Source<'a> {
@@ -103,7 +106,7 @@ impl<'a> Source<'a> {
             data: plane.data,
             stride: plane.stride,
             access,
-            level: Level::best(),
+            isa: Isa::best(),
         })
     }
 
@@ -118,7 +121,7 @@ impl<'a> Source<'a> {
             "samples {x:?}"
         );
         let row = &self.data[y * self.stride..][x.start * step..x.end * step];
-        get(self.level, dst, row, self.access.field, self.access.quant);
+        get(self.isa, dst, row, self.access.field, self.access.quant);
     }
 }
 
@@ -128,7 +131,7 @@ pub(crate) struct Sink<'a> {
     len: usize,
     stride: usize,
     access: Access,
-    level: Level,
+    isa: Isa,
     frame: PhantomData<&'a mut [u8]>,
 }
 
@@ -149,7 +152,7 @@ impl<'a> Sink<'a> {
                     len: plane.data.len(),
                     stride: plane.stride,
                     access,
-                    level: Level::best(),
+                    isa: Isa::best(),
                     frame: PhantomData,
                 });
         }
@@ -159,7 +162,8 @@ impl<'a> Sink<'a> {
     /// Writes the samples of row `y` from column `x` on, as [`FrameMut::write`] does.
     ///
     /// # Safety
-    /// No other thread meanwhile writes the same columns of this row, be it of another component in the same plane.
+    /// No other thread meanwhile writes the same columns of this row, be it of another component in
+    /// the same plane.
     ///
     /// # Panics
     /// When they lie outside of the component.
@@ -173,7 +177,7 @@ impl<'a> Sink<'a> {
         assert!(start + len <= self.len, "row {y} from {x}");
         // SAFETY: the bytes lie in the plane, as just checked, and are this caller's alone.
         let row = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) };
-        put(self.level, row, src, self.access.field, self.access.quant);
+        put(self.isa, row, src, self.access.field, self.access.quant);
     }
 }
 
@@ -303,22 +307,22 @@ impl Quant {
 }
 
 /// Reads one row; `src` holds `dst.len()` words.
-fn get(level: Level, dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
+fn get(isa: Isa, dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
     match field.step {
-        1 => get1(level, dst, src, quant),
-        2 => get2(level, dst, src, field, quant),
-        3 => get3(level, dst, src, field, quant),
-        _ => get4(level, dst, src, field, quant),
+        1 => get1(isa, dst, src, quant),
+        2 => get2(isa, dst, src, field, quant),
+        3 => get3(isa, dst, src, field, quant),
+        _ => get4(isa, dst, src, field, quant),
     }
 }
 
 /// Writes one row; `dst` holds `src.len()` words.
-fn put(level: Level, dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
+fn put(isa: Isa, dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
     match field.step {
-        1 => put1(level, dst, src, quant),
-        2 => put2(level, dst, src, field, quant),
-        3 => put3(level, dst, src, field, quant),
-        _ => put4(level, dst, src, field, quant),
+        1 => put1(isa, dst, src, quant),
+        2 => put2(isa, dst, src, field, quant),
+        3 => put3(isa, dst, src, field, quant),
+        _ => put4(isa, dst, src, field, quant),
     }
 }
 
@@ -336,7 +340,7 @@ fn put_byte<const BYTE: usize>(dst: &mut [[u8; 3]], src: &[f32], quant: Quant) {
     }
 }
 
-per_level! {
+dispatch! {
     fn get1(dst: &mut [f32], src: &[u8], quant: Quant) {
         for (d, &s) in dst.iter_mut().zip(src) {
             *d = quant.value(f32::from(s));
@@ -401,6 +405,7 @@ per_level! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::cpu::Cpu;
 
     fn info(format: PixelFormat, range: Range) -> FrameInfo {
         let mut info = FrameInfo::new(format, 4, 2);
@@ -453,15 +458,15 @@ mod tests {
                 let access = Access::new(&info, at.component).unwrap();
                 let (field, quant) = (access.field, access.quant);
                 for n in [1, 2, 15, 16, 31, 67] {
-                    let run = |level| {
+                    let run = |isa| {
                         let (mut read, mut written) = (vec![0.0; n], bytes[..n * at.step].to_vec());
-                        get(level, &mut read, &bytes[..n * at.step], field, quant);
-                        put(level, &mut written, &values[..n], field, quant);
+                        get(isa, &mut read, &bytes[..n * at.step], field, quant);
+                        put(isa, &mut written, &values[..n], field, quant);
                         (read, written)
                     };
-                    let reference = run(Level::PORTABLE);
-                    for level in Level::all() {
-                        assert_eq!(run(level), reference, "{level:?} {format:?} {at:?} {n}");
+                    let reference = run(Isa::Portable);
+                    for isa in Isa::all(&Cpu::detected()) {
+                        assert_eq!(run(isa), reference, "{isa:?} {format:?} {at:?} {n}");
                     }
                 }
             }

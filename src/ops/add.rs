@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::{conv2d::slice, cpu::elementwise, has_kernel};
+use super::{conv2d::slice, has_kernel};
+use crate::kernels::elementwise;
 
 /// `a + b` of one shape and type. Differentiable.
 ///

@@ -7,12 +7,12 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use super::{
     composed,
     conv2d::{slice, with_slice},
-    cpu::{
-        Isa,
-        attention::{self, AttentionShape},
-        zeros,
-    },
     cuda, has_kernel,
+};
+use crate::kernels::{
+    attention::{self, AttentionShape},
+    simd::Isa,
+    zeros,
 };
 
 /// Attention of `heads` heads within windows of a feature map, differentiable in `qkv` and `bias`.

@@ -2,29 +2,28 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::{
-    composed,
-    cpu::{
-        Isa,
-        conv::{self, Activation, ConvShape, PackedConv},
-        elementwise::leaky_relu_grad,
-        winograd::images,
-        zeros,
-    },
-    cuda, has_kernel,
+use super::{composed, cuda, has_kernel};
+use crate::kernels::{
+    conv::{self, Activation, ConvShape, PackedConv},
+    elementwise::leaky_relu_grad,
+    simd::Isa,
+    winograd::images,
+    zeros,
 };
 
-/// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies `activation`.
-/// Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. On the CPU, 3x3 convolutions of 16 channels or more with
-/// stride and padding 1 and their gradients are made by [Winograd's minimal filtering](images) where that
-/// [pays](images::pays), within about 1e-5 of the direct result, measured in the largest value; others are direct.
+/// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies
+/// `activation`. Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. On the CPU, 3x3
+/// convolutions of 16 channels or more with stride and padding 1 and their gradients are made by
+/// [Winograd's minimal filtering](images) where that [pays](images::pays), within about 1e-5 of the
+/// direct result, measured in the largest value; others are direct.
 ///
-/// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope above 0 up to 1 (the
-/// sign of the output is then the sign of the input). With another activation it is for inference: its backward
-/// is an error.
+/// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope
+/// above 0 up to 1 (the sign of the output is then the sign of the input). With another activation
+/// it is for inference: its backward is an error.
 ///
 /// # Errors
-/// When shapes do not fit, the kernel is larger than the padded input, or the padding as large as the kernel.
+/// When shapes do not fit, the kernel is larger than the padded input, or the padding as large as
+/// the kernel.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -97,8 +96,8 @@ impl Conv2d {
         }
     }
 
-    /// The gradients with respect to `x`, `w` and `b`, as far as they are wanted, for the gradient `gy` before the
-    /// activation.
+    /// The gradients with respect to `x`, `w` and `b`, as far as they are wanted, for the gradient
+    /// `gy` before the activation.
     fn gradients(
         &self,
         x: &Tensor,
@@ -245,7 +244,8 @@ mod tests {
     #[test]
     fn values_and_gradients_are_candles() {
         for (stride, pad, k) in [(1, 1, 3), (2, 1, 3), (1, 0, 1), (1, 2, 5)] {
-            // A square: candle's own data gradient fails for stride 2 when height and width differ in parity.
+            // A square: candle's own data gradient fails for stride 2 when height and width differ
+            // in parity.
             let (x, w, b) = (random((2, 9, 9, 5)), random((7, 5, k, k)), random(7));
             let ours = conv2d(&x, &w, &b, stride, pad, Activation::None).unwrap();
             let theirs = candle(&x, &w, &b, stride, pad);
@@ -265,7 +265,8 @@ mod tests {
 
     #[test]
     fn gradients_through_leaky_relu_are_finite_differences() {
-        // Always the same values: a kink of the activation within a step would spoil the difference.
+        // Always the same values: a kink of the activation within a step would spoil the
+        // difference.
         let fixed = |shape: &[usize], step: f32| {
             let len: usize = shape.iter().product();
             let values: Vec<f32> = (1..=len).map(|i| (i as f32 * step).sin()).collect();

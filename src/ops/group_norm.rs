@@ -7,11 +7,11 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use super::{
     Activation, composed,
     conv2d::{slice, with_slice},
-    cpu::{
-        Isa,
-        norm::{self, Affine, Moments, NormShape},
-    },
     cuda, has_kernel,
+};
+use crate::kernels::{
+    norm::{self, Affine, Moments, NormShape},
+    simd::Isa,
 };
 
 /// Normalises `x` `[n, h, w, c]` over every group of `c / groups` channels of a sample to mean 0 and variance 1

@@ -10,7 +10,6 @@ mod add;
 mod attention;
 mod composed;
 mod conv2d;
-pub mod cpu;
 #[cfg_attr(
     not(any(test, feature = "cuda")),
     expect(dead_code, reason = "launched on CUDA devices alone")
@@ -22,10 +21,10 @@ mod packed;
 mod silu;
 mod upsample;
 
+pub use crate::kernels::conv::Activation;
 pub use add::add;
 pub use attention::attention;
 pub use conv2d::conv2d;
-pub use cpu::conv::Activation;
 pub use gelu::gelu;
 pub use group_norm::group_norm;
 pub use packed::PackedConv2d;

@@ -2,15 +2,11 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::{
-    Activation, composed,
-    conv2d::with_slice,
-    cpu::{
-        Isa,
-        conv::{ConvShape, PackedConv, PackedUpConv},
-        zeros,
-    },
-    cuda,
+use super::{Activation, composed, conv2d::with_slice, cuda};
+use crate::kernels::{
+    conv::{ConvShape, PackedConv, PackedUpConv},
+    simd::Isa,
+    zeros,
 };
 
 /// A 2-d convolution with weights of its own in the order that the kernels read them. [`conv2d`](super::conv2d) brings

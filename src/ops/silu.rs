@@ -4,9 +4,9 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{
     conv2d::{slice, with_slice},
-    cpu::elementwise,
     has_kernel,
 };
+use crate::kernels::elementwise;
 
 /// `x / (1 + exp(-x))`, any shape.
 ///

@@ -5,12 +5,12 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 use super::{
     Activation, composed,
     conv2d::{slice, with_slice},
-    cpu::{
-        Isa,
-        conv::{self, ConvShape, PackedUpConv},
-        upsample, zeros,
-    },
     cuda, has_kernel,
+};
+use crate::kernels::{
+    conv::{self, ConvShape, PackedUpConv},
+    simd::Isa,
+    upsample, zeros,
 };
 
 /// Every pixel of `x` `[n, h, w, c]` becomes a block of 2 x 2: `[n, 2h, 2w, c]`. Differentiable.

@@ -4,15 +4,12 @@ use rayon::prelude::*;
 
 use super::network::slope;
 use crate::{
+    kernels::{
+        conv::{Activation, ConvShape, PackedConv},
+        simd::Isa,
+    },
     model::{Calibration, Layer, LiteModel},
     nn::lite::{Condition, Role, latent::Grid},
-    ops::{
-        Activation,
-        cpu::{
-            Isa,
-            conv::{ConvShape, PackedConv},
-        },
-    },
 };
 
 /// Bins of a channel's histogram.

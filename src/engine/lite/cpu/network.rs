@@ -13,13 +13,14 @@ use super::{
 };
 use crate::{
     Error, Result,
+    kernels::{
+        cpu::Cpu,
+        int8::{self, Coding, Ends as Codings, Int8, IntBand, IntOutput},
+        simd::Isa,
+        winograd::{self, Band, TILE, Winograd},
+    },
     model::{self, Calibration, LiteModel},
     nn::lite::{Activated, Condition, LEAKY_SLOPE, Role},
-    ops::cpu::{
-        Isa,
-        int8::{Coding, Ends as Codings, Int8, IntBand, IntIsa, IntOutput},
-        winograd::{Band, Products, TILE, Winograd},
-    },
 };
 
 /// Minimum width of a block of columns in tiles. A narrower one is not worth a thread.
@@ -251,19 +252,23 @@ fn layers(model: &LiteModel, scale: f64, precision: Precision) -> (Vec<Layer>, O
             let (layers, coding) = integers(model, scale, calibration);
             (layers, Some(coding))
         }
-        (Precision::Bf16, _) => (floats(model, scale, Products::Bf16), None),
-        _ => (floats(model, scale, Products::F32), None),
+        (Precision::Bf16, _) => (
+            floats(model, scale, winograd::Variant::bf16(&Cpu::get())),
+            None,
+        ),
+        _ => (
+            floats(model, scale, winograd::Variant::f32(&Cpu::get())),
+            None,
+        ),
     }
 }
 
 /// Returns the layers for feature maps of floats.
-fn floats(model: &LiteModel, scale: f64, products: Products) -> Vec<Layer> {
+fn floats(model: &LiteModel, scale: f64, variant: winograd::Variant) -> Vec<Layer> {
     let layer = |layer: &model::Layer| {
         let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
         let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
-        let isa = Isa::best();
-        let layer = Winograd::new(channels, &weight, &bias, slope, products, isa);
-        Layer::Floats(layer)
+        Layer::Floats(Winograd::new(channels, &weight, &bias, slope, variant))
     };
     model.layers.iter().map(layer).collect()
 }
@@ -281,8 +286,8 @@ fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<La
             skip: (layer.spec.role == Role::PairSecond).then(|| &codings[i - 1]),
             first: i == 0,
         };
-        let isa = IntIsa::best();
-        Layer::Codes(Int8::new(channels, &weight, &bias, slope, ends, isa))
+        let variant = int8::Variant::of(&Cpu::get());
+        Layer::Codes(Int8::new(channels, &weight, &bias, slope, ends, variant))
     };
     let layers = model.layers.iter().enumerate().map(layer).collect();
     (layers, codings[0].clone())
@@ -385,7 +390,8 @@ impl Pass<'_> {
                     Some(coding) => {
                         scratch.latent.resize(x.len() * step, 0.0);
                         io.latent(block, y, x.clone(), &mut scratch.latent, step);
-                        coding.encode(&scratch.latent, self.cells_mut(0, buffer, x.clone()));
+                        let codes = self.cells_mut(0, buffer, x.clone());
+                        coding.encode(&scratch.latent, codes, Isa::best());
                     }
                 }
             }

@@ -11,7 +11,7 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use crate::{nn::lite::Role, ops::cpu::winograd::TILE};
+use crate::{kernels::winograd::TILE, nn::lite::Role};
 
 /// Index of a row buffer in its pool: that of the latent (stage 0) or that of the feature maps (all
 /// others). The latent has its own pool because its pixels have another size: in a shared buffer,

@@ -22,12 +22,15 @@ use crate::{
         FrameInfo, FrameMut, FrameRef, PixelFormat, Sink, Source,
         resample::{Kernel, Resampler, Stream},
     },
+    kernels::{
+        shuffle::{add_shuffled, unshuffle},
+        simd::Isa,
+    },
     model::LiteModel,
     nn::lite::{
         LatentKind,
         latent::{PlaneSlot, chroma_slot, luma_slot},
     },
-    ops::cpu::shuffle::{add_shuffled, unshuffle},
 };
 
 /// Maximum number of components of a format.
@@ -350,7 +353,15 @@ impl NetworkIo for FrameIo<'_> {
             let rows = self.rows(slot, block, y, width);
             let channels = channel..channel + r * r;
             let whiten = (&self.whiten.0[channels.clone()], &self.whiten.1[channels]);
-            unshuffle(r, rows, width, whiten, &mut out[channel..], step);
+            unshuffle(
+                Isa::best(),
+                r,
+                rows,
+                width,
+                whiten,
+                &mut out[channel..],
+                step,
+            );
         }
     }
 
@@ -441,7 +452,15 @@ impl FrameIo<'_> {
             line.clear();
             line.resize(len, 0.0);
             sum.resize(len, 0.0);
-            add_shuffled(r, line, gain, &cells[channel..], self.channels, sum);
+            add_shuffled(
+                Isa::best(),
+                r,
+                line,
+                gain,
+                &cells[channel..],
+                self.channels,
+                sum,
+            );
         }
         for &(index, _) in &slot.parts {
             let (Some(source), Some(sink)) = (&self.sources[index], &self.sinks[index]) else {
@@ -453,7 +472,15 @@ impl FrameIo<'_> {
             match residual {
                 None => line.copy_from_slice(base),
                 Some(cells) if slot.parts.len() == 1 => {
-                    add_shuffled(r, base, gain, &cells[channel..], self.channels, line);
+                    add_shuffled(
+                        Isa::best(),
+                        r,
+                        base,
+                        gain,
+                        &cells[channel..],
+                        self.channels,
+                        line,
+                    );
                 }
                 Some(_) => {
                     let both = base.iter().zip(sum.iter());

@@ -8,15 +8,12 @@ use crate::{
         FrameInfo, FrameMut, FrameRef, PixelFormat, Plane, PlaneMut, Range,
         resample::{Kernel, Resampler},
     },
+    kernels::conv::{Activation, ConvShape, reference},
     model::{Calibration, Layer, LiteModel, Metadata},
     nn::lite::{
         Activated, Architecture, Condition, LEAKY_SLOPE, LatentKind, LatentStats, Role,
         StudentConfig,
         latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
-    },
-    ops::{
-        Activation,
-        cpu::conv::{ConvShape, reference},
     },
 };
 use proptest::{prelude::*, sample::select};

@@ -1,0 +1,14 @@
+//! Vectors of f32, and instruction sets for which kernels are compiled.
+
+mod isa;
+mod lanes;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use isa::Isa;
+pub(crate) use isa::dispatch;
+pub(super) use lanes::Lanes;
+pub(super) use portable::Array;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{F32x4, F32x8, F32x16};
