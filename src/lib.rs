@@ -11,9 +11,9 @@
 //! # Ok::<(), tadsr::Error>(())
 //! ```
 //!
-//! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (NVIDIA's driver), [`frame`] (video
-//! frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise schedule
-//! and samplers), [`model`] (model files), [`engine`] (a trained model at work on frames),
+//! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (NVIDIA's driver), [`frame`]
+//! (video frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise
+//! schedule and samplers), [`model`] (model files), [`engine`] (a trained model at work on frames),
 //! [`metrics`], and behind features `train` (data, losses, loops) and `video` (video files, through
 //! GStreamer).
 

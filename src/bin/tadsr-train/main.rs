@@ -20,6 +20,7 @@ mod upscale;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tadsr::kernels::cpu::Cpu;
 
 /// Trains, measures and uses super-resolution models: those of the GStreamer element tadsrupscale.
 #[derive(Parser)]
@@ -44,8 +45,9 @@ enum Command {
     Upscale(upscale::Args),
 }
 
-fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+fn execute(command: Command) -> anyhow::Result<()> {
+    Cpu::from_env()?;
+    match command {
         Command::Run(args) => recipe::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Distill(args) => distill::run(args),
@@ -57,8 +59,11 @@ fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(args),
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
-    };
-    match result {
+    }
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         // As programs end that Ctrl-C ends.
         Err(error) if error.is::<stop::Stopped>() => {
