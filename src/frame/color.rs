@@ -2,7 +2,7 @@
 
 use super::{Component, PixelFormat};
 
-/// The last picture height that GStreamer takes for standard definition.
+/// Largest height that GStreamer treats as standard definition.
 const LAST_SD_LINE: usize = 576;
 
 /// The matrix between R'G'B' and Y'CbCr.
@@ -29,17 +29,19 @@ pub struct Colorimetry {
     pub range: Range,
 }
 
-/// Where a chroma sample lies among the luma samples that it covers, per direction.
+/// Position of a chroma sample among the luma samples that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChromaSite {
-    /// On the left luma column (MPEG-2, H.264 default) rather than between two columns (JPEG).
+    /// `true` on the left luma column (MPEG-2, default of H.264), `false` between two columns
+    /// (JPEG).
     pub horizontal_cosited: bool,
-    /// On the upper luma row (DV, BT.2020 top-left) rather than between two rows.
+    /// `true` on the upper luma row (DV, BT.2020 top-left), `false` between two rows.
     pub vertical_cosited: bool,
 }
 
 impl Matrix {
-    /// (Kr, Kg, Kb): luma is their weighted sum of R', G', B'. Sources: BT.601, BT.709, BT.2020.
+    /// Returns (Kr, Kg, Kb), the weights of R', G' and B' in luma. Sources: BT.601, BT.709,
+    /// BT.2020.
     pub fn luma_weights(self) -> (f32, f32, f32) {
         let (kr, kb) = match self {
             Self::Bt601 => (0.299, 0.114),
@@ -49,7 +51,7 @@ impl Matrix {
         (kr, 1.0 - kr - kb, kb)
     }
 
-    /// Weights of (R', G', B') in Cb (`which` 0) or Cr (1).
+    /// Returns the weights of R', G' and B' in Cb (`which` 0) or Cr (1).
     pub fn chroma_weights(self, which: usize) -> [f32; 3] {
         let (kr, kg, kb) = self.luma_weights();
         match which {
@@ -58,7 +60,7 @@ impl Matrix {
         }
     }
 
-    /// What a unit of Cb (`which` 0) or Cr (1) adds to (R', G', B').
+    /// Returns the weights of Cb (`which` 0) or Cr (1) in R', G' and B'.
     pub fn inverse_chroma_weights(self, which: usize) -> [f32; 3] {
         let (kr, kg, kb) = self.luma_weights();
         match which {
@@ -67,11 +69,11 @@ impl Matrix {
         }
     }
 
-    /// Turns R', G', B' samples into Y', Cb, Cr in place: Cb = (B' - Y') / (2 (1 - Kb)),
+    /// Converts R', G', B' samples to Y', Cb, Cr in place: Cb = (B' - Y') / (2 (1 - Kb)),
     /// Cr = (R' - Y') / (2 (1 - Kr)) (BT.601-7 section 2.5.2, BT.709-6 section 3.3).
     ///
     /// # Panics
-    /// When the slices differ in length.
+    /// If the slices differ in length.
     pub fn rgb_to_ycbcr(self, [r, g, b]: [&mut [f32]; 3]) {
         let (kr, kg, kb) = self.luma_weights();
         let (cb_scale, cr_scale) = (0.5 / (1.0 - kb), 0.5 / (1.0 - kr));
@@ -82,10 +84,10 @@ impl Matrix {
         }
     }
 
-    /// Turns Y', Cb, Cr samples into R', G', B' in place: the inverse of [`Matrix::rgb_to_ycbcr`].
+    /// Converts Y', Cb, Cr samples to R', G', B' in place, the inverse of [`Matrix::rgb_to_ycbcr`].
     ///
     /// # Panics
-    /// When the slices differ in length.
+    /// If the slices differ in length.
     pub fn ycbcr_to_rgb(self, [y, cb, cr]: [&mut [f32]; 3]) {
         let (kr, kg, kb) = self.luma_weights();
         let (b_scale, r_scale) = (2.0 * (1.0 - kb), 2.0 * (1.0 - kr));
@@ -99,12 +101,11 @@ impl Matrix {
 }
 
 impl Colorimetry {
-    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say: BT.601 up
-    /// to 576 lines, BT.709 above, limited range; grey is full-range BT.601 at any size, RGB full
-    /// range. RGB has no matrix of its own: it gets the one that Y'CbCr of the same height has, for
-    /// its luma.
+    /// Returns GStreamer's default (`gst_video_info_set_format`): BT.601 up to 576 lines, BT.709
+    /// above, limited range. Grey is full-range BT.601 at any size, RGB has full range. The matrix
+    /// of RGB, which GStreamer leaves open, is that of Y'CbCr of the same height and used for luma.
     pub fn default_for(format: PixelFormat, height: usize) -> Self {
-        let grey = format == PixelFormat::Gray8;
+        let grey = format.is_gray();
         let matrix = if grey || height <= LAST_SD_LINE {
             Matrix::Bt601
         } else {
@@ -131,9 +132,8 @@ impl ChromaSite {
         vertical_cosited: false,
     };
 
-    /// What GStreamer (`gst_video_info_set_format`) assumes of video that does not say:
-    /// [`ChromaSite::JPEG`] up to 576 lines, [`ChromaSite::MPEG2`] above; formats without chroma
-    /// have [`ChromaSite::JPEG`].
+    /// Returns GStreamer's default (`gst_video_info_set_format`): [`ChromaSite::JPEG`] up to 576
+    /// lines and for formats without chroma, [`ChromaSite::MPEG2`] above.
     pub fn default_for(format: PixelFormat, height: usize) -> Self {
         if height <= LAST_SD_LINE || format.component(Component::U).is_none() {
             Self::JPEG
@@ -142,7 +142,7 @@ impl ChromaSite {
         }
     }
 
-    /// GStreamer's name of it.
+    /// Returns GStreamer's name of the site.
     pub fn name(self) -> &'static str {
         match (self.horizontal_cosited, self.vertical_cosited) {
             (false, false) => "jpeg",
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_gstreamer() {
         use {Matrix::*, Range::*};
-        // Printed by gst_video_info_set_format of GStreamer 1.22; the matrix of RGB is ours.
+        // Printed by gst_video_info_set_format of GStreamer 1.22, except for the matrix of RGB.
         let cases = [
             (PixelFormat::I420, 1, Bt601, Limited, ChromaSite::JPEG),
             (PixelFormat::Nv12, 576, Bt601, Limited, ChromaSite::JPEG),
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn rgb_survives_the_way_through_ycbcr() {
+    fn rgb_survives_the_round_trip_through_ycbcr() {
         for matrix in ALL {
             let [mut r, mut g, mut b] = sweep(1000);
             matrix.rgb_to_ycbcr([&mut r, &mut g, &mut b]);

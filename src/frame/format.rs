@@ -1,5 +1,4 @@
-//! Pixel formats, described as data: planes, subsampling, where each component lies and at what
-//! depth.
+//! Pixel formats. Each is one row of a table, from which all its properties follow.
 
 /// A component of a pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,30 +16,11 @@ pub enum Component {
     A,
 }
 
-/// A raw video format; names and memory layouts are GStreamer's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PixelFormat {
-    Nv12,
-    I420,
-    Yv12,
-    Y42b,
-    Y444,
-    P010Le,
-    I420_10Le,
-    Rgb,
-    Bgr,
-    Rgba,
-    Bgra,
-    Rgbx,
-    Bgrx,
-    Gray8,
-}
-
-/// Where one component's samples lie.
+/// Position of one component's samples in its plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ComponentLayout {
     pub component: Component,
-    /// Index of the plane that holds it.
+    /// Index of the plane.
     pub plane: usize,
     /// Byte offset of the first sample in a row.
     pub offset: usize,
@@ -48,143 +28,162 @@ pub struct ComponentLayout {
     pub step: usize,
 }
 
-impl PixelFormat {
-    pub const ALL: [PixelFormat; 14] = [
-        Self::Nv12,
-        Self::I420,
-        Self::Yv12,
-        Self::Y42b,
-        Self::Y444,
-        Self::P010Le,
-        Self::I420_10Le,
-        Self::Rgb,
-        Self::Bgr,
-        Self::Rgba,
-        Self::Bgra,
-        Self::Rgbx,
-        Self::Bgrx,
-        Self::Gray8,
-    ];
+/// A row of the table of formats.
+struct Format {
+    name: &'static str,
+    /// Significant bits of a sample.
+    depth: u32,
+    /// Unused low bits of a sample.
+    shift: u32,
+    /// log2 of the horizontal and vertical chroma subsampling.
+    chroma_shift: (u32, u32),
+    components: &'static [ComponentLayout],
+}
 
-    /// GStreamer's name of the format, as in `video/x-raw,format=...`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nv12 => "NV12",
-            Self::I420 => "I420",
-            Self::Yv12 => "YV12",
-            Self::Y42b => "Y42B",
-            Self::Y444 => "Y444",
-            Self::P010Le => "P010_10LE",
-            Self::I420_10Le => "I420_10LE",
-            Self::Rgb => "RGB",
-            Self::Bgr => "BGR",
-            Self::Rgba => "RGBA",
-            Self::Bgra => "BGRA",
-            Self::Rgbx => "RGBx",
-            Self::Bgrx => "BGRx",
-            Self::Gray8 => "GRAY8",
+/// Makes the enum and the table of formats from rows.
+macro_rules! formats {
+    ($(
+        $format:ident: $name:literal, $depth:literal, $shift:literal, $chroma:expr, $components:expr;
+    )*) => {
+        /// A raw video format. Names and memory layouts are those of GStreamer.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum PixelFormat {
+            $($format,)*
         }
+
+        const COUNT: usize = [$($name),*].len();
+
+        const FORMATS: [Format; COUNT] = [$(Format {
+            name: $name,
+            depth: $depth,
+            shift: $shift,
+            chroma_shift: $chroma,
+            components: &$components,
+        },)*];
+
+        impl PixelFormat {
+            pub const ALL: [Self; COUNT] = [$(Self::$format,)*];
+        }
+    };
+}
+
+use Component::{A, B, G, R, U, V, Y};
+
+// Subsampling of 4:4:4 and of formats without chroma planes, 4:2:2 and 4:2:0.
+const FULL: (u32, u32) = (0, 0);
+const HALF_WIDTH: (u32, u32) = (1, 0);
+const HALF_BOTH: (u32, u32) = (1, 1);
+
+formats! {
+    // Name in GStreamer, depth, shift, subsampling, layout of the components.
+    Nv12: "NV12", 8, 0, HALF_BOTH, [at(Y, 0, 0, 1), at(U, 1, 0, 2), at(V, 1, 1, 2)];
+    I420: "I420", 8, 0, HALF_BOTH, planar([0, 1, 2], 1);
+    Yv12: "YV12", 8, 0, HALF_BOTH, planar([0, 2, 1], 1);
+    Y42b: "Y42B", 8, 0, HALF_WIDTH, planar([0, 1, 2], 1);
+    Y444: "Y444", 8, 0, FULL, planar([0, 1, 2], 1);
+    P010Le: "P010_10LE", 10, 6, HALF_BOTH, [at(Y, 0, 0, 2), at(U, 1, 0, 4), at(V, 1, 2, 4)];
+    I420_10Le: "I420_10LE", 10, 0, HALF_BOTH, planar([0, 1, 2], 2);
+    Rgb: "RGB", 8, 0, FULL, packed([0, 1, 2], 3);
+    Bgr: "BGR", 8, 0, FULL, packed([2, 1, 0], 3);
+    Rgba: "RGBA", 8, 0, FULL, packed([0, 1, 2, 3], 4);
+    Bgra: "BGRA", 8, 0, FULL, packed([2, 1, 0, 3], 4);
+    Rgbx: "RGBx", 8, 0, FULL, packed([0, 1, 2], 4);
+    Bgrx: "BGRx", 8, 0, FULL, packed([2, 1, 0], 4);
+    Gray8: "GRAY8", 8, 0, FULL, [at(Y, 0, 0, 1)];
+}
+
+const fn at(component: Component, plane: usize, offset: usize, step: usize) -> ComponentLayout {
+    ComponentLayout {
+        component,
+        plane,
+        offset,
+        step,
+    }
+}
+
+/// Returns the layout of Y, U and V in these planes, in samples of `step` bytes.
+const fn planar(planes: [usize; 3], step: usize) -> [ComponentLayout; 3] {
+    let [y, u, v] = planes;
+    [at(Y, y, 0, step), at(U, u, 0, step), at(V, v, 0, step)]
+}
+
+/// Returns the layout of R, G, B and perhaps A at these bytes of pixels of `step` bytes.
+const fn packed<const N: usize>(offsets: [usize; N], step: usize) -> [ComponentLayout; N] {
+    let mut layout = [at(R, 0, 0, step); N];
+    let mut i = 0;
+    while i < N {
+        layout[i] = at([R, G, B, A][i], 0, offsets[i], step);
+        i += 1;
+    }
+    layout
+}
+
+impl PixelFormat {
+    const fn format(self) -> &'static Format {
+        const TABLE: &[Format; COUNT] = &FORMATS;
+        &TABLE[self as usize]
     }
 
-    /// The format with GStreamer's name `name`.
+    /// Returns GStreamer's name of the format, as in `video/x-raw,format=...`.
+    pub fn name(self) -> &'static str {
+        self.format().name
+    }
+
+    /// Returns the format of GStreamer's name `name`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.name() == name)
     }
 
-    /// Significant bits of a sample: 8 or 10.
+    /// Returns the number of significant bits of a sample, 8 or 10.
     pub fn depth(self) -> u32 {
-        match self {
-            Self::P010Le | Self::I420_10Le => 10,
-            _ => 8,
-        }
+        self.format().depth
     }
 
-    /// Bits by which a stored sample is shifted left (6 for P010, whose samples fill the high
-    /// bits).
+    /// Returns the number of unused low bits of a sample, 6 for P010.
     pub fn shift(self) -> u32 {
-        if self == Self::P010Le { 6 } else { 0 }
+        self.format().shift
     }
 
     pub fn is_rgb(self) -> bool {
-        matches!(
-            self,
-            Self::Rgb | Self::Bgr | Self::Rgba | Self::Bgra | Self::Rgbx | Self::Bgrx
-        )
+        self.component(Component::R).is_some()
+    }
+
+    /// Returns `true` for formats of luma alone.
+    pub fn is_gray(self) -> bool {
+        self.components().len() == 1
     }
 
     pub fn has_alpha(self) -> bool {
-        matches!(self, Self::Rgba | Self::Bgra)
+        self.component(Component::A).is_some()
     }
 
-    /// log2 of the (horizontal, vertical) chroma subsampling; (0, 0) without chroma planes.
+    /// Returns log2 of the horizontal and vertical chroma subsampling, (0, 0) without chroma
+    /// planes.
     pub fn chroma_shift(self) -> (u32, u32) {
-        match self {
-            Self::Nv12 | Self::I420 | Self::Yv12 | Self::P010Le | Self::I420_10Le => (1, 1),
-            Self::Y42b => (1, 0),
-            _ => (0, 0),
-        }
+        self.format().chroma_shift
     }
 
-    /// The components and where each lies.
+    /// Returns the components in the order Y, U, V or R, G, B, A, and their positions.
     pub fn components(self) -> &'static [ComponentLayout] {
-        use Component::*;
-        const fn at(
-            component: Component,
-            plane: usize,
-            offset: usize,
-            step: usize,
-        ) -> ComponentLayout {
-            ComponentLayout {
-                component,
-                plane,
-                offset,
-                step,
-            }
-        }
-        const NV12: &[ComponentLayout] = &[at(Y, 0, 0, 1), at(U, 1, 0, 2), at(V, 1, 1, 2)];
-        const P010: &[ComponentLayout] = &[at(Y, 0, 0, 2), at(U, 1, 0, 4), at(V, 1, 2, 4)];
-        const PLANAR: &[ComponentLayout] = &[at(Y, 0, 0, 1), at(U, 1, 0, 1), at(V, 2, 0, 1)];
-        const PLANAR10: &[ComponentLayout] = &[at(Y, 0, 0, 2), at(U, 1, 0, 2), at(V, 2, 0, 2)];
-        const YV12: &[ComponentLayout] = &[at(Y, 0, 0, 1), at(U, 2, 0, 1), at(V, 1, 0, 1)];
-        const RGB: &[ComponentLayout] = &[at(R, 0, 0, 3), at(G, 0, 1, 3), at(B, 0, 2, 3)];
-        const BGR: &[ComponentLayout] = &[at(R, 0, 2, 3), at(G, 0, 1, 3), at(B, 0, 0, 3)];
-        const RGBX: &[ComponentLayout] = &[at(R, 0, 0, 4), at(G, 0, 1, 4), at(B, 0, 2, 4)];
-        const BGRX: &[ComponentLayout] = &[at(R, 0, 2, 4), at(G, 0, 1, 4), at(B, 0, 0, 4)];
-        const RGBA: &[ComponentLayout] = &[
-            at(R, 0, 0, 4),
-            at(G, 0, 1, 4),
-            at(B, 0, 2, 4),
-            at(A, 0, 3, 4),
-        ];
-        const BGRA: &[ComponentLayout] = &[
-            at(R, 0, 2, 4),
-            at(G, 0, 1, 4),
-            at(B, 0, 0, 4),
-            at(A, 0, 3, 4),
-        ];
-        const GRAY: &[ComponentLayout] = &[at(Y, 0, 0, 1)];
-        match self {
-            Self::Nv12 => NV12,
-            Self::P010Le => P010,
-            Self::I420 | Self::Y42b | Self::Y444 => PLANAR,
-            Self::I420_10Le => PLANAR10,
-            Self::Yv12 => YV12,
-            Self::Rgb => RGB,
-            Self::Bgr => BGR,
-            Self::Rgbx => RGBX,
-            Self::Bgrx => BGRX,
-            Self::Rgba => RGBA,
-            Self::Bgra => BGRA,
-            Self::Gray8 => GRAY,
-        }
+        self.format().components
     }
 
-    /// Number of planes, 1 to 3.
+    /// Returns the bits of a pixel of a plane that belong to no component, as a little-endian
+    /// number: the x of RGBx and BGRx.
+    pub fn filler(self, plane: usize) -> u32 {
+        let sample = if self.depth() > 8 { 0xffff } else { 0xff_u64 };
+        let of_plane = || self.components().iter().filter(|c| c.plane == plane);
+        let bits = 8 * of_plane().map(|c| c.step).max().unwrap_or(0);
+        let used = of_plane().fold(0, |used, c| used | sample << (8 * c.offset));
+        (((1_u64 << bits) - 1) & !used) as u32
+    }
+
+    /// Returns the number of planes, 1 to 3.
     pub fn planes(self) -> usize {
         self.components().iter().map(|c| c.plane).max().unwrap_or(0) + 1
     }
 
-    /// The layout of `component`, if the format has it.
+    /// Returns the layout of `component`, if the format has it.
     pub fn component(self, component: Component) -> Option<ComponentLayout> {
         self.components()
             .iter()
@@ -192,7 +191,8 @@ impl PixelFormat {
             .find(|c| c.component == component)
     }
 
-    /// Size in samples of `component` for a frame of `width` x `height`: chroma sizes round up.
+    /// Returns the size in samples of `component` in a frame of `width` x `height`. Chroma sizes
+    /// round up.
     pub fn component_size(
         self,
         component: Component,
@@ -206,7 +206,8 @@ impl PixelFormat {
         (width.div_ceil(1 << sx), height.div_ceil(1 << sy))
     }
 
-    /// (bytes in a row, rows) of plane `plane` for a frame of `width` x `height`, without padding.
+    /// Returns the bytes of a row and the rows of plane `plane` in a frame of `width` x `height`,
+    /// without padding.
     pub fn plane_size(self, plane: usize, width: usize, height: usize) -> (usize, usize) {
         let first = self
             .components()
@@ -219,6 +220,56 @@ impl PixelFormat {
                 (w * c.step, h)
             }
             None => (0, 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_has_consistent_planes_and_samples() {
+        for format in PixelFormat::ALL {
+            assert_eq!(PixelFormat::from_name(format.name()), Some(format));
+            assert!((8..=10).contains(&format.depth()), "{format:?}");
+            let wide = format.depth() > 8;
+            assert!(wide || format.shift() == 0, "{format:?}");
+            let bytes = 1 + usize::from(wide);
+            assert!((1..=3).contains(&format.planes()), "{format:?}");
+            for plane in 0..format.planes() {
+                let of_plane = || format.components().iter().filter(|c| c.plane == plane);
+                // Samples of one pixel lie next to each other and do not overlap.
+                let mut offsets: Vec<_> = of_plane().map(|c| c.offset).collect();
+                offsets.sort_unstable();
+                let (first, step) = (offsets[0], of_plane().next().unwrap().step);
+                assert!(
+                    first == 0 && of_plane().all(|c| c.step == step),
+                    "{format:?}"
+                );
+                assert!(
+                    offsets.windows(2).all(|o| o[1] - o[0] == bytes),
+                    "{format:?}"
+                );
+                assert!(offsets.last().unwrap() + bytes <= step, "{format:?}");
+                let (row, rows) = format.plane_size(plane, 5, 3);
+                assert!(row.is_multiple_of(step) && rows > 0, "{format:?}");
+            }
+            let names = format.components().iter().map(|c| c.component);
+            let names: Vec<_> = names.collect();
+            let known = [&[Y][..], &[Y, U, V], &[R, G, B], &[R, G, B, A]];
+            assert!(known.contains(&&names[..]), "{format:?}: {names:?}");
+        }
+    }
+
+    #[test]
+    fn only_pixels_with_an_unused_byte_have_a_filler() {
+        for format in PixelFormat::ALL {
+            let last = matches!(format, PixelFormat::Rgbx | PixelFormat::Bgrx);
+            let want = if last { 0xff00_0000 } else { 0 };
+            for plane in 0..format.planes() {
+                assert_eq!(format.filler(plane), want, "{format:?}");
+            }
         }
     }
 }

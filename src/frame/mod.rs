@@ -1,9 +1,7 @@
-//! What a video frame is: planes with strides, pixel formats, colour matrices and ranges,
-//! resampling.
+//! Video frames: planes with strides, pixel formats, colour matrices and ranges, resampling.
 //!
-//! Everything here works on samples normalised to f32: luma and R, G, B, A 0 (black) to 1 (white),
-//! chroma -0.5 to 0.5. Excursions beyond the nominal range (super-white in limited-range video) are
-//! kept.
+//! Samples are normalised to f32. Luma and R, G, B, A are 0 (black) to 1 (white), chroma is -0.5 to
+//! 0.5. Values beyond the nominal range (super-white in limited-range video) are not clamped.
 
 mod color;
 mod format;
@@ -21,13 +19,13 @@ use crate::{Error, Result};
 /// Largest width or height of a frame, in pixels.
 pub const MAX_SIDE: usize = 32768;
 
-/// What a frame holds, without its samples.
+/// Format, size and colour of a frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FrameInfo {
     pub format: PixelFormat,
-    /// In pixels, 1 to [`MAX_SIDE`].
+    /// Pixels, 1 to [`MAX_SIDE`].
     pub width: usize,
-    /// In pixels, 1 to [`MAX_SIDE`].
+    /// Pixels, 1 to [`MAX_SIDE`].
     pub height: usize,
     pub colorimetry: Colorimetry,
     pub chroma_site: ChromaSite,
@@ -49,21 +47,21 @@ pub struct PlaneMut<'a> {
     pub stride: usize,
 }
 
-/// A frame that is read: borrowed planes, checked to hold what `info` says.
+/// A frame to read: borrowed planes that are large enough for `info`.
 #[derive(Debug)]
 pub struct FrameRef<'a> {
     info: FrameInfo,
     planes: Vec<Plane<'a>>,
 }
 
-/// A frame that is written: borrowed planes, checked to hold what `info` says.
+/// A frame to write: borrowed planes that are large enough for `info`.
 #[derive(Debug)]
 pub struct FrameMut<'a> {
     info: FrameInfo,
     planes: Vec<PlaneMut<'a>>,
 }
 
-/// A frame that owns its samples, planes without padding.
+/// A frame that owns its planes, which have no padding.
 #[derive(Clone, Debug)]
 pub struct Frame {
     info: FrameInfo,
@@ -91,8 +89,8 @@ impl std::fmt::Display for FrameInfo {
 }
 
 impl FrameInfo {
-    /// A frame of `width` x `height` in `format`, with the colorimetry and chroma site that
-    /// GStreamer assumes of video of this size.
+    /// Describes a frame of `width` x `height` in `format`, with GStreamer's default colorimetry
+    /// and chroma site for this size.
     pub fn new(format: PixelFormat, width: usize, height: usize) -> Self {
         Self {
             format,
@@ -103,7 +101,7 @@ impl FrameInfo {
         }
     }
 
-    /// The same kind of frame in another size; colorimetry and chroma site stay as they are.
+    /// Returns the same description with another size.
     pub fn with_size(self, width: usize, height: usize) -> Self {
         Self {
             width,
@@ -122,7 +120,7 @@ impl FrameInfo {
         Ok(())
     }
 
-    /// Checks planes of the given (bytes, stride).
+    /// Checks planes given by their bytes and strides.
     fn check(&self, planes: &[(usize, usize)]) -> Result<()> {
         self.check_sides()?;
         let (w, h) = (self.width, self.height);
@@ -153,8 +151,8 @@ impl FrameInfo {
 
 impl<'a> FrameRef<'a> {
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range, the number of planes is not the format's, or a
-    /// plane is too short for its stride and rows.
+    /// [`Error::Frame`] if a side is out of range, the number of planes is not that of the format,
+    /// or a plane is too short for its stride and rows.
     pub fn new(info: FrameInfo, planes: Vec<Plane<'a>>) -> Result<Self> {
         info.check(
             &planes
@@ -197,10 +195,10 @@ impl<'a> FrameMut<'a> {
 }
 
 impl Frame {
-    /// A frame of zero bytes.
+    /// Makes a frame of zero bytes.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range.
+    /// [`Error::Frame`] if a side is out of range.
     pub fn new(info: FrameInfo) -> Result<Self> {
         info.check_sides()?;
         let planes = (0..info.format.planes()).map(|p| {
@@ -217,7 +215,7 @@ impl Frame {
         &self.info
     }
 
-    /// The bytes of plane `i`, rows without padding.
+    /// Returns the bytes of plane `i`, rows without padding.
     pub fn plane(&self, i: usize) -> &[u8] {
         &self.planes[i]
     }

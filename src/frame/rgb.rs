@@ -1,4 +1,4 @@
-//! A frame as planes of R', G', B' in full resolution, and back.
+//! Conversion between frames and planes of R', G', B' in full resolution.
 
 use super::{
     Component, FrameInfo, FrameRef,
@@ -9,13 +9,13 @@ use crate::Result;
 pub(super) const RGB: [Component; 3] = [Component::R, Component::G, Component::B];
 
 impl FrameRef<'_> {
-    /// Planes of R', G' and B' samples, as large as the frame. Y'CbCr goes through the frame's own
-    /// matrix, subsampled chroma is interpolated from its site with a Catmull-Rom filter; alpha is
-    /// left out; grey gives three equal planes. Nothing is clamped: colours outside R'G'B' have
-    /// samples below 0 or above 1.
+    /// Returns planes of R', G' and B' samples with the size of the frame. Subsampled chroma is
+    /// interpolated from its site by a Catmull-Rom filter, and Y'CbCr is converted by the frame's
+    /// matrix. Grey gives three equal planes. Alpha is dropped. Samples are not clamped: colours
+    /// outside R'G'B' are below 0 or above 1.
     ///
     /// # Errors
-    /// None that a frame that exists can cause.
+    /// None for a valid frame.
     pub fn to_rgb(&self) -> Result<[Vec<f32>; 3]> {
         let info = self.info();
         let (w, h) = (info.width, info.height);
@@ -27,7 +27,7 @@ impl FrameRef<'_> {
         if info.format.component(Component::U).is_none() {
             return Ok([y.clone(), y.clone(), y]);
         }
-        let upsampler = chroma_resampler(info, Way::Up);
+        let upsampler = chroma_resampler(info, Direction::Up);
         let [mut u, mut v] = [vec![0.0; w * h], vec![0.0; w * h]];
         upsampler.run(&self.read_plane(Component::U)?, &mut u);
         upsampler.run(&self.read_plane(Component::V)?, &mut v);
@@ -36,7 +36,7 @@ impl FrameRef<'_> {
         Ok([y, u, v])
     }
 
-    /// All samples of `component`, rows without padding.
+    /// Returns all samples of `component`, rows without padding.
     ///
     /// # Errors
     /// As [`FrameRef::read`].
@@ -52,9 +52,9 @@ impl FrameRef<'_> {
 }
 
 impl FrameInfo {
-    /// The component planes, alpha left out, of a frame like this that shows the planes `rgb`,
-    /// which are as large as the frame: what [`FrameRef::to_rgb`] undoes. Subsampled chroma is
-    /// filtered down onto its site with a triangle filter.
+    /// Converts planes of R', G' and B' with the size of the frame to the components of this format
+    /// without alpha, the inverse of [`FrameRef::to_rgb`]. Subsampled chroma is filtered to its
+    /// site by a triangle filter.
     pub fn planes_of_rgb(
         &self,
         [mut r, mut g, mut b]: [Vec<f32>; 3],
@@ -78,7 +78,7 @@ impl FrameInfo {
                 .format
                 .component_size(component, self.width, self.height);
             let mut chroma = vec![0.0; w * h];
-            chroma_resampler(self, Way::Down).run(&plane, &mut chroma);
+            chroma_resampler(self, Direction::Down).run(&plane, &mut chroma);
             planes.push((component, chroma));
         }
         planes
@@ -86,28 +86,28 @@ impl FrameInfo {
 }
 
 #[derive(PartialEq)]
-enum Way {
+enum Direction {
     /// From the luma grid to the chroma grid.
     Down,
     /// From the chroma grid to the luma grid.
     Up,
 }
 
-/// Between the luma grid and the chroma grid of `info`. Chroma sample i lies at luma position 2i
-/// when cosited, 2i + 0.5 when centred: that is (i + c) * 2 - c with c = 0 and c = 0.5.
-fn chroma_resampler(info: &FrameInfo, way: Way) -> Resampler {
+/// Returns the resampler between the luma grid and the chroma grid of `info`. Chroma sample i is at
+/// luma position 2i if cosited and 2i + 0.5 if centred: (i + c) * 2 - c with c = 0 and c = 0.5.
+fn chroma_resampler(info: &FrameInfo, direction: Direction) -> Resampler {
     let (w, h) = (info.width, info.height);
     let (cw, ch) = info.format.component_size(Component::U, w, h);
     let (sx, sy) = info.format.chroma_shift();
     let axis = |luma, chroma, shift: u32, cosited| {
         let centre = if cosited { 0.0 } else { 0.5 };
         let factor = f64::from(1 << shift);
-        let (src, dst, kernel, ratio) = match way {
-            Way::Down => (luma, chroma, Kernel::Bilinear, factor),
-            Way::Up => (chroma, luma, Kernel::CatmullRom, 1.0 / factor),
+        let (src, dst, kernel, ratio) = match direction {
+            Direction::Down => (luma, chroma, Kernel::Bilinear, factor),
+            Direction::Up => (chroma, luma, Kernel::CatmullRom, 1.0 / factor),
         };
         let options = Options {
-            antialias: way == Way::Down,
+            antialias: direction == Direction::Down,
             centre,
             ratio: Some(ratio),
         };

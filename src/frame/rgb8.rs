@@ -1,14 +1,14 @@
-//! Frames from and to packed 8-bit RGB, as image files hold it. For tools and tests: it favours
-//! exactness.
+//! Conversion between frames and packed 8-bit RGB of image files, for tools and tests. It favours
+//! accuracy over speed.
 
 use super::{Component, Frame, FrameInfo, FrameRef, PixelFormat, Plane, rgb::RGB};
 use crate::{Error, Result};
 
 impl Frame {
-    /// An RGB frame of `rgb`: rows of R, G, B bytes without padding.
+    /// Makes an RGB frame from `rgb`: rows of R, G, B bytes without padding.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range or `rgb` has another length.
+    /// [`Error::Frame`] if a side is out of range or `rgb` has the wrong length.
     pub fn from_rgb8(width: usize, height: usize, rgb: &[u8]) -> Result<Self> {
         let mut frame = Self::new(FrameInfo::new(PixelFormat::Rgb, width, height))?;
         let plane = frame.plane_mut(0);
@@ -19,11 +19,11 @@ impl Frame {
         Ok(frame)
     }
 
-    /// A frame like `info` that shows `rgb`: rows of R, G, B bytes without padding, full range.
-    /// Subsampled chroma is filtered down onto its site with a triangle filter; alpha is opaque.
+    /// Makes a frame `info` from `rgb`: rows of R, G, B bytes without padding, full range.
+    /// Subsampled chroma is filtered to its site by a triangle filter. Alpha is opaque.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range or `rgb` has another length.
+    /// [`Error::Frame`] if a side is out of range or `rgb` has the wrong length.
     pub fn from_rgb8_as(info: FrameInfo, rgb: &[u8]) -> Result<Self> {
         let (w, h) = (info.width, info.height);
         let mut frame = Self::new(info)?;
@@ -45,22 +45,21 @@ impl Frame {
         Ok(frame)
     }
 
-    /// The picture as rows of R, G, B bytes without padding, full range; see [`FrameRef::to_rgb8`].
+    /// Returns rows of R, G, B bytes, see [`FrameRef::to_rgb8`].
     ///
     /// # Errors
-    /// None that a frame that exists can cause.
+    /// None for a valid frame.
     pub fn to_rgb8(&self) -> Result<Vec<u8>> {
         self.as_ref().to_rgb8()
     }
 }
 
 impl FrameRef<'_> {
-    /// The picture as rows of R, G, B bytes without padding, full range. Subsampled chroma is
-    /// interpolated from its site with a Catmull-Rom filter; alpha is dropped; grey gives three
-    /// equal components.
+    /// Returns rows of R, G, B bytes without padding, full range. Subsampled chroma is interpolated
+    /// from its site by a Catmull-Rom filter. Alpha is dropped. Grey gives three equal components.
     ///
     /// # Errors
-    /// None that a frame that exists can cause.
+    /// None for a valid frame.
     pub fn to_rgb8(&self) -> Result<Vec<u8>> {
         let info = self.info();
         let (w, h) = (info.width, info.height);
@@ -74,7 +73,7 @@ impl FrameRef<'_> {
 
 fn wrong_length(width: usize, height: usize, len: usize) -> Error {
     Error::Frame(format!(
-        "{len} bytes for a {width}x{height} RGB picture: it needs {}",
+        "{len} bytes for a {width}x{height} RGB image: {} are needed",
         3 * width * height
     ))
 }
@@ -84,7 +83,7 @@ mod tests {
     use super::*;
     use crate::frame::{ChromaSite, Matrix, Range};
 
-    /// Smooth colours: what 4:2:0 can carry.
+    /// Makes colours smooth enough for 4:2:0.
     fn gradient(w: usize, h: usize) -> Vec<u8> {
         let pixel = |x: usize, y: usize| {
             [
@@ -122,7 +121,7 @@ mod tests {
                             horizontal_cosited: cosited,
                             vertical_cosited: cosited,
                         };
-                        if format == PixelFormat::Gray8 {
+                        if format.is_gray() {
                             continue;
                         }
                         let back = Frame::from_rgb8_as(info, &rgb).unwrap().to_rgb8().unwrap();
@@ -152,7 +151,7 @@ mod tests {
         assert_eq!(frame.plane(0), [3, 2, 1, 255]);
     }
 
-    /// Full-range 4:2:0 with the given horizontal site.
+    /// Describes full-range 4:2:0 with this horizontal site.
     fn sited(width: usize, cosited: bool) -> FrameInfo {
         let mut info = FrameInfo::new(PixelFormat::I420, width, 2);
         info.colorimetry.range = Range::Full;
@@ -162,8 +161,7 @@ mod tests {
 
     #[test]
     fn chroma_is_interpolated_from_its_site() {
-        // Cb codes 100, 100, 150, 150: the middle of the edge is at luma column 3 when cosited, 3.5
-        // when centred.
+        // The middle of the edge in Cb is at luma column 3 if cosited, 3.5 if centred.
         let blue = |cosited| {
             let mut frame = Frame::new(sited(8, cosited)).unwrap();
             frame.plane_mut(0).fill(100);
@@ -184,7 +182,7 @@ mod tests {
 
     #[test]
     fn chroma_is_filtered_onto_its_site() {
-        // Blue 8x has Cb 4x: at columns 2i when cosited, 2i + 0.5 when centred.
+        // Blue 8x has Cb 4x: at columns 2i if cosited, 2i + 0.5 if centred.
         let rgb: Vec<u8> = (0..16)
             .map(|x| [0, 0, 8 * x])
             .cycle()

@@ -1,9 +1,12 @@
 //! Reading and writing a frame's components as normalised f32 samples.
 //!
 //! Formulas (BT.601-7 section 2.5.3, BT.709-6 section 4, BT.2100 table 9 for full range), with b
-//! bits and u = 2^(b-8): limited-range luma, R, G, B is (code - 16u) / 219u and chroma (code -
-//! 128u) / 224u; full-range luma is code / (2^b - 1) and chroma (code - 2^(b-1)) / (2^b - 1). Alpha
-//! is always full range.
+//! bits and u = 2^(b-8):
+//!
+//! - limited range: luma, R, G, B are (code - 16u) / 219u, chroma is (code - 128u) / 224u
+//! - full range: luma, R, G, B are code / (2^b - 1), chroma is (code - 2^(b-1)) / (2^b - 1)
+//!
+//! Alpha always has full range.
 
 use std::{marker::PhantomData, ops::Range as Span};
 
@@ -17,15 +20,15 @@ use crate::{
     kernels::simd::{Isa, dispatch},
 };
 
-/// Samples that make a task worth handing to another thread.
+/// Minimum number of samples of a task for another thread.
 const SAMPLES_PER_TASK: usize = 1 << 16;
 
 impl FrameRef<'_> {
-    /// Reads all samples of `component` into `dst`: rows without padding, as many as
-    /// [`PixelFormat::component_size`] says. Runs on the current rayon pool.
+    /// Reads all samples of `component` into `dst`, rows without padding of the size
+    /// [`PixelFormat::component_size`]. Runs on the current rayon pool.
     ///
     /// # Errors
-    /// [`Error::Frame`] when the format lacks the component or `dst` has another length.
+    /// [`Error::Frame`] if the format lacks the component or `dst` has the wrong length.
     pub fn read(&self, component: Component, dst: &mut [f32]) -> Result<()> {
         let access = Access::new(&self.info, component)?;
         access.check(dst.len())?;
@@ -53,14 +56,14 @@ impl FrameRef<'_> {
 }
 
 impl<'a> FrameMut<'a> {
-    /// Writes all samples of `component` from `src`: rows without padding, as many as
-    /// [`PixelFormat::component_size`] says. Values are rounded to the nearest code and clamped to
-    /// the range of codes (0 to 255 at 8 bits), so limited-range excursions survive; NaN becomes
-    /// code 0. Other components and the padding keep their bytes, except that the x of RGBx and
-    /// BGRx becomes 255. Runs on the current rayon pool.
+    /// Writes all samples of `component` from `src`, rows without padding of the size
+    /// [`PixelFormat::component_size`]. Values are rounded to the nearest code and clamped to the
+    /// range of codes (0 to 255 at 8 bits), so values beyond the nominal limited range survive. NaN
+    /// becomes code 0. Other components and the padding do not change, except that the x of RGBx
+    /// and BGRx becomes 255. Runs on the current rayon pool.
     ///
     /// # Errors
-    /// [`Error::Frame`] when the format lacks the component or `src` has another length.
+    /// [`Error::Frame`] if the format lacks the component or `src` has the wrong length.
     pub fn write(&mut self, component: Component, src: &[f32]) -> Result<()> {
         let access = Access::new(&self.info, component)?;
         access.check(src.len())?;
@@ -88,7 +91,7 @@ impl<'a> FrameMut<'a> {
     }
 }
 
-/// One component of a frame that is read, row by row.
+/// One component of a frame, read row by row.
 pub(crate) struct Source<'a> {
     data: &'a [u8],
     stride: usize,
@@ -98,7 +101,7 @@ pub(crate) struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// # Errors
-    /// [`Error::Frame`] when the format lacks the component.
+    /// [`Error::Frame`] if the format lacks the component.
     pub(crate) fn new(frame: &FrameRef<'a>, component: Component) -> Result<Self> {
         let access = Access::new(&frame.info, component)?;
         let plane = frame.planes[access.plane];
@@ -113,7 +116,7 @@ impl<'a> Source<'a> {
     /// Reads the samples `x` of row `y`.
     ///
     /// # Panics
-    /// When they lie outside of the component, or `dst` has another length.
+    /// If they lie outside of the component, or `dst` has the wrong length.
     pub(crate) fn read(&self, y: usize, x: Span<usize>, dst: &mut [f32]) {
         let step = self.access.field.step;
         assert!(
@@ -125,7 +128,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// One component of a frame that several threads write, each its own samples.
+/// One component of a frame that several threads write, each in its own samples.
 pub(crate) struct Sink<'a> {
     data: *mut u8,
     len: usize,
@@ -135,11 +138,11 @@ pub(crate) struct Sink<'a> {
     frame: PhantomData<&'a mut [u8]>,
 }
 
-// SAFETY: `write` asks its callers not to meet.
+// SAFETY: `write` requires that its callers do not overlap.
 unsafe impl Sync for Sink<'_> {}
 
 impl<'a> Sink<'a> {
-    /// The sinks of the components of `frame`, in its format's order.
+    /// Returns the sinks of the components of `frame`, in the order of its format.
     pub(crate) fn all(frame: &'a mut FrameMut) -> [Option<Self>; 4] {
         let mut sinks = [const { None }; 4];
         let components = frame.info.format.components();
@@ -162,11 +165,11 @@ impl<'a> Sink<'a> {
     /// Writes the samples of row `y` from column `x` on, as [`FrameMut::write`] does.
     ///
     /// # Safety
-    /// No other thread meanwhile writes the same columns of this row, be it of another component in
-    /// the same plane.
+    /// No other thread writes the same columns of this row at the same time, including other
+    /// components of the same plane.
     ///
     /// # Panics
-    /// When they lie outside of the component.
+    /// If they lie outside of the component.
     pub(crate) unsafe fn write(&self, y: usize, x: usize, src: &[f32]) {
         let (step, width) = (self.access.field.step, self.access.width);
         assert!(
@@ -175,13 +178,13 @@ impl<'a> Sink<'a> {
         );
         let (start, len) = (y * self.stride + x * step, src.len() * step);
         assert!(start + len <= self.len, "row {y} from {x}");
-        // SAFETY: the bytes lie in the plane, as just checked, and are this caller's alone.
+        // SAFETY: the bytes lie in the plane, as checked above, and only this caller writes them.
         let row = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) };
         put(self.isa, row, src, self.access.field, self.access.quant);
     }
 }
 
-/// One component of one frame: where its samples lie and what their codes mean.
+/// Position and quantisation of one component's samples in a frame.
 #[derive(Clone, Copy)]
 struct Access {
     format: PixelFormat,
@@ -237,33 +240,32 @@ impl Access {
     }
 }
 
-/// Where a sample lies in the little-endian word of `step` bytes that holds it.
+/// Bits of a sample in its little-endian word of `step` bytes.
 #[derive(Clone, Copy)]
 struct Field {
     step: usize,
-    /// Byte of the sample, for words of 3 bytes.
+    /// Byte of the sample in a word of 3 bytes.
     byte: usize,
     /// Bits below the code.
     shift: u32,
-    /// The code's bits, unshifted.
+    /// Bits of the code before the shift.
     mask: u32,
-    /// Bits of the word that belong to other components.
-    keep: u32,
-    /// Bits of the word that are always set: the x of RGBx.
+    /// Bits of the other components.
+    others: u32,
+    /// Bits of the word that are always set, the x of RGBx.
     set: u32,
 }
 
 impl Field {
     fn new(format: PixelFormat, at: ComponentLayout) -> Self {
         let stored = if format.depth() > 8 { 0xffff } else { 0xff };
-        let opaque = matches!(format, PixelFormat::Rgbx | PixelFormat::Bgrx);
         Self {
             step: at.step,
             byte: at.offset,
             shift: 8 * at.offset as u32 + format.shift(),
             mask: (1 << format.depth()) - 1,
-            keep: !(stored << (8 * at.offset)),
-            set: if opaque { 0xff00_0000 } else { 0 },
+            others: !(stored << (8 * at.offset)),
+            set: format.filler(at.plane),
         }
     }
 }
@@ -294,13 +296,13 @@ impl Quant {
 
     #[inline(always)]
     fn value(self, code: f32) -> f32 {
-        // Divided, not multiplied by the inverse: white is exactly 1.
+        // A division, unlike a product with the inverse, makes white exactly 1.
         (code - self.offset) / self.scale
     }
 
     #[inline(always)]
     fn code(self, value: f32) -> u32 {
-        // Adding 2^23 leaves the integer nearest to the sum in the low bits of the mantissa.
+        // Adding 2^23 moves the nearest integer to the low bits of the mantissa.
         let clamped = (value * self.scale + self.offset).max(0.0).min(self.max);
         (clamped + 8_388_608.0).to_bits() & 0xffff
     }
@@ -366,7 +368,7 @@ dispatch! {
     fn get4(dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
         for (d, &s) in dst.iter_mut().zip(src.as_chunks::<4>().0) {
             let code = (u32::from_le_bytes(s) >> field.shift) & field.mask;
-            // Through i32: processors convert signed integers faster.
+            // Processors convert signed integers faster.
             *d = quant.value(code as i32 as f32);
         }
     }
@@ -378,10 +380,10 @@ dispatch! {
     }
 
     fn put2(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
-        let (shift, keep) = (field.shift, field.keep as u16);
+        let (shift, others) = (field.shift, field.others as u16);
         for (d, &s) in dst.as_chunks_mut::<2>().0.iter_mut().zip(src) {
             let code = (quant.code(s) as u16) << shift;
-            *d = ((u16::from_le_bytes(*d) & keep) | code).to_le_bytes();
+            *d = ((u16::from_le_bytes(*d) & others) | code).to_le_bytes();
         }
     }
 
@@ -397,7 +399,7 @@ dispatch! {
     fn put4(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
         for (d, &s) in dst.as_chunks_mut::<4>().0.iter_mut().zip(src) {
             let code = quant.code(s) << field.shift;
-            *d = ((u32::from_le_bytes(*d) & field.keep) | code | field.set).to_le_bytes();
+            *d = ((u32::from_le_bytes(*d) & field.others) | code | field.set).to_le_bytes();
         }
     }
 }
