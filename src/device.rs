@@ -1,4 +1,4 @@
-//! Where inference runs.
+//! Devices for inference and training, by name.
 
 use std::{fmt, str::FromStr};
 
@@ -7,13 +7,13 @@ use crate::{Error, Result, cuda::driver};
 /// The device that inference runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU, for now: [`crate::engine::lite::cuda`] has not run on a GPU yet, let alone been
-    /// measured.
+    /// The CPU. It does not choose a GPU, because [`crate::engine::lite::cuda`] has not been
+    /// measured on one.
     #[default]
     Auto,
     Cpu,
-    /// A CUDA device by its index. It has to compute a small frame as the CPU does before a student runs there; published
-    /// models run there where this was built with the feature `cuda`.
+    /// A CUDA device by its index. A lite model runs there after a test frame has come out as on
+    /// the CPU. ResShift models need the feature `cuda`.
     Cuda(usize),
 }
 
@@ -28,30 +28,31 @@ impl FromStr for Device {
             None if s == "cpu" => Ok(Self::Cpu),
             None if s == "cuda" => Ok(Self::Cuda(0)),
             _ => Err(Error::Device(format!(
-                "'{s}' is no device: use auto, cpu, cuda or cuda:N"
+                "'{s}' is not a device: use auto, cpu, cuda or cuda:N"
             ))),
         }
     }
 }
 
 impl Device {
-    /// The same as candle has it, the CPU for [`Self::Auto`].
+    /// Returns candle's device, the CPU for [`Self::Auto`].
     ///
     /// # Errors
-    /// [`Error::Device`] when a CUDA device is asked for and cannot be used, or this was built without the feature `cuda`.
+    /// [`Error::Device`] for a CUDA device that cannot be used, and for any CUDA device in a build
+    /// without the feature `cuda`.
     pub(crate) fn to_candle(self) -> Result<candle_core::Device> {
         let Self::Cuda(ordinal) = self else {
             return Ok(candle_core::Device::Cpu);
         };
         if !cfg!(feature = "cuda") {
             return Err(Error::Device(format!(
-                "device '{self}': training and ResShift models need a build with --features cuda there \
+                "device '{self}': training and ResShift models need a build with --features cuda \
                  (docs/cuda.md); use the CPU"
             )));
         }
-        // That says more clearly what is missing.
+        // Its errors are clearer than those of candle.
         driver::open(ordinal)?;
-        // With a stream of its own, whichever thread uses it: tensors of the default streams of several threads have no order.
+        // One stream for all threads: work in the default streams of several threads has no order.
         candle_core::Device::new_cuda_with_stream(ordinal)
             .map_err(|e| Error::Device(format!("device '{self}' cannot be used: {e}")))
     }

@@ -1,31 +1,44 @@
-//! The library's error type.
+//! The error type of the library.
 
 use std::path::{Path, PathBuf};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong; every message names the file or value at fault and what would be right.
+/// Reasons why a call fails. A message names the file or the value and, if there is one, the
+/// remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A frame whose planes, strides or sizes do not fit together.
+    /// Planes, strides, formats or sizes that do not fit together.
     #[error("{0}")]
     Frame(String),
-    /// A model file that cannot be used.
+    /// A model file, checkpoint or file of metric weights that cannot be used.
     #[error("model file '{path}': {reason}")]
     Model { path: PathBuf, reason: String },
     /// A model name that is neither bundled nor a file.
     #[error("{0}")]
     UnknownModel(String),
-    /// A scale that the model does not serve.
+    /// A scale that the model does not support.
     #[error("{0}")]
     Scale(String),
-    /// A device that is not there, cannot run the model, or failed.
-    #[error("{0}")]
-    Device(String),
-    /// A setting that the model cannot follow.
+    /// A setting or recipe that is invalid, or that the model or the device does not support.
     #[error("{0}")]
     Setting(String),
-    /// The caller's hook asked to stop.
+    /// A device that is missing, cannot run the model, or has failed on a call.
+    #[error("{0}")]
+    Device(String),
+    /// A device that is lost: all further calls on it in this process fail.
+    #[error("{0}")]
+    DeviceLost(String),
+    /// A call that the number of frames in flight does not allow.
+    #[error("{0}")]
+    InFlight(String),
+    /// A thread that cannot be started or has ended too early.
+    #[error("{0}")]
+    Thread(String),
+    /// Not enough memory.
+    #[error("{0}")]
+    Memory(String),
+    /// A caller's request to stop, through a hook or an observer.
     #[error("stopped before the frame was done")]
     Cancelled,
     /// A file that cannot be read or written.
@@ -34,16 +47,17 @@ pub enum Error {
         path: PathBuf,
         cause: std::io::Error,
     },
-    /// Not enough memory.
+    /// Training data that cannot be used.
     #[error("{0}")]
-    Memory(String),
-    /// A training run that cannot start or go on; `path` is its folder or checkpoint.
+    Data(String),
+    /// A training run that cannot start or continue. `path` is its folder or checkpoint.
     #[error("'{path}': {reason}")]
     Training { path: PathBuf, reason: String },
-    /// A training run whose loss or gradient is no number or far too large; its checkpoint is the last good one.
+    /// A training run whose loss or gradient is not finite or far too large. Its checkpoint is the
+    /// last good one.
     #[error(
-        "'{path}': the {what} is out of bounds at step {step}; the last checkpoint is good: go on from it with a lower \
-         learning rate"
+        "'{path}': the {what} is out of bounds at step {step}; the last checkpoint is good: \
+         continue from it with a lower learning rate"
     )]
     Diverged {
         path: PathBuf,
@@ -53,13 +67,16 @@ pub enum Error {
     /// A video file that cannot be read or written.
     #[error("'{path}': {reason}")]
     Video { path: PathBuf, reason: String },
+    /// GStreamer cannot be used.
+    #[error("GStreamer: {0}")]
+    GStreamer(String),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
 
 impl Error {
-    /// What makes an error of an I/O error at `path`.
+    /// Returns the conversion of an I/O error at `path`.
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
         |cause| Self::Io {
             path: path.into(),

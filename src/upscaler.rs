@@ -102,7 +102,7 @@ impl Upscaler {
     /// Sets the number of threads for a frame. 0, the default, is one for every core.
     ///
     /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
+    /// [`Error::Thread`] if the threads cannot be started.
     pub fn set_threads(&mut self, threads: usize) -> Result<()> {
         if threads == 0 {
             self.pool = None;
@@ -112,7 +112,7 @@ impl Upscaler {
             .num_threads(threads)
             .thread_name(|i| format!("tadsr-{i}"))
             .build()
-            .map_err(|e| Error::Device(format!("{threads} threads cannot be started: {e}")))?;
+            .map_err(|e| Error::Thread(format!("{threads} threads cannot be started: {e}")))?;
         self.pool = Some(Arc::new(pool));
         Ok(())
     }
@@ -383,7 +383,7 @@ impl Upscaler {
     /// returns.
     ///
     /// # Errors
-    /// As [`Self::upscale_into`], and [`Error::Setting`] if the engine is not pipelined, or if
+    /// As [`Self::upscale_into`], and [`Error::InFlight`] if the engine is not pipelined, or if
     /// [`Self::queue_depth`] frames or frames of another kind or size are in flight. After
     /// [`Error::Device`] no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
@@ -416,9 +416,9 @@ impl Upscaler {
     /// stages.
     ///
     /// # Errors
-    /// [`Error::Setting`] if no frame is in flight, [`Error::Frame`] if `dst` is of another kind or
-    /// size than it was submitted for, [`Error::Device`] if the device fails; then no frame is in
-    /// flight any more.
+    /// [`Error::InFlight`] if no frame is in flight, [`Error::Frame`] if `dst` is of another kind
+    /// or size than it was submitted for, [`Error::Device`] or [`Error::DeviceLost`] if the device
+    /// fails; then no frame is in flight any more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         self.engine.receive(dst)
     }

@@ -1,8 +1,8 @@
-//! A driver without a device, for tests. It fails where a test asks for it, and runs kernels on
-//! memory that knows its bounds.
+//! A driver without a device, for tests. It fails on request and runs kernels on memory with bounds
+//! checks.
 //!
-//! Work in a stream runs as late as the driver's promises allow: when somebody waits for it. A wait
-//! that is missing so gives wrong results.
+//! Work in a stream runs as late as the driver API allows, on a wait for it. So a missing wait
+//! gives wrong results.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,10 +17,10 @@ use half::f16;
 
 use super::driver::*;
 
-/// Runs the kernel of that name on the device's memory, with its parameters as words.
+/// Runs the kernel of a name on the device's memory, with its parameters as words.
 pub type Kernels = fn(&mut Ram, &str, Shape, &[u64]);
 
-/// Plain numbers that kernels load and store.
+/// Numbers that kernels load and store.
 pub trait Number: Copy {
     fn from_bytes(bytes: &[u8]) -> Self;
     fn put(self, bytes: &mut [u8]);
@@ -41,8 +41,8 @@ macro_rules! numbers {
 
 numbers!(u8 u16 u32 f32 f16);
 
-/// The device's memory: allocations far apart, so that an address outside of one is in none. Fresh
-/// memory is full of ones, which are NaN.
+/// The device's memory. Allocations are far apart, so an address outside of one is in no other.
+/// Every bit of new memory is set, so that floats are NaN.
 #[derive(Clone, Default, PartialEq)]
 pub struct Ram(BTreeMap<u64, Vec<u8>>);
 
@@ -101,7 +101,7 @@ struct State {
     limit: usize,
     pinned: BTreeMap<usize, Box<[u64]>>,
     streams: BTreeMap<u64, VecDeque<Op>>,
-    /// For each event the stream of its last record, and how often it was recorded and reached.
+    /// The stream of each event's last record, and the counts of its records and arrivals.
     events: BTreeMap<u64, (u64, u64, u64)>,
     graphs: BTreeMap<u64, Vec<Op>>,
     modules: usize,
@@ -111,7 +111,7 @@ struct State {
     guests: bool,
 }
 
-/// Where memory of the process begins, above all of the device's.
+/// Start of the process's memory, above the addresses of the device.
 const GUESTS: u64 = 1 << 44;
 
 impl State {
@@ -124,20 +124,20 @@ impl State {
         self.streams.get_mut(&stream.0).unwrap().push_back(op);
     }
 
-    /// Runs a stream until it is empty, or `until` was reached.
+    /// Runs a stream until it is empty or the record `until` is reached.
     fn drain(&mut self, stream: u64, until: Option<(u64, u64)>) {
         while until.is_none_or(|(event, count)| self.events[&event].2 < count) {
             let Some(op) = self.streams.get_mut(&stream).unwrap().pop_front() else {
-                return assert!(until.is_none(), "an event that no one records");
+                return assert!(until.is_none(), "an event that is never recorded");
             };
             self.run(op);
         }
     }
 
-    /// Bytes of the device's memory, or of another library's.
+    /// Returns bytes of the device or of the process.
     fn reach(&mut self, address: u64, len: usize) -> &mut [u8] {
         if self.guests && address >= GUESTS {
-            // SAFETY: the engine promises that it is allocated and left alone until now.
+            // SAFETY: the engine ensures that it is allocated and unused until now.
             return unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) };
         }
         self.ram.bytes(address, len)
@@ -146,7 +146,7 @@ impl State {
     fn run(&mut self, op: Op) {
         match op {
             Op::Upload(to, from, len) => {
-                // SAFETY: the engine promises that the memory is pinned and left alone until now.
+                // SAFETY: the engine ensures that the memory is pinned and unused until now.
                 let from = unsafe { std::slice::from_raw_parts(from as *const u8, len) };
                 self.ram.bytes(to, len).copy_from_slice(from);
             }
@@ -182,7 +182,7 @@ pub struct Fake {
     state: Mutex<State>,
 }
 
-/// Emulated devices that take the place of real ones, by their numbers.
+/// Emulated devices that replace real ones, by number.
 static PLUGGED: Mutex<BTreeMap<usize, Arc<Fake>>> = Mutex::new(BTreeMap::new());
 
 pub(crate) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
@@ -192,7 +192,7 @@ pub(crate) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
 
 impl Fake {
     /// Makes a device of compute capability `capability` with `memory` bytes, which runs `kernels`.
-    /// Each has a number of its own.
+    /// Each device has its own number.
     pub fn new(kernels: Kernels, capability: (u32, u32), memory: usize) -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1000);
         let info = DeviceInfo {
@@ -222,24 +222,24 @@ impl Fake {
         })
     }
 
-    /// Makes this the device of its number, for this process.
+    /// Replaces the real device of this number in this process.
     pub fn plug(self: &Arc<Self>) {
         let mut plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
         plugged.insert(self.info.ordinal, self.clone());
     }
 
-    /// Runs `kernels` instead of those before.
+    /// Replaces the kernels.
     pub fn set_kernels(&self, kernels: Kernels) {
         self.lock().kernels = kernels;
     }
 
-    /// Lets copies within the device reach the process's own memory: what an emulated driver
-    /// elsewhere in the process takes for the device's.
+    /// Lets copies within the device access the process's memory, which another emulated driver in
+    /// the process uses as device memory.
     pub fn admit_guests(&self) {
         self.lock().guests = true;
     }
 
-    /// Makes the call of that name fail with `code`, after it has worked `after` times.
+    /// Makes the call `call` fail with `code` after `after` successes.
     pub fn fail(&self, call: &'static str, after: usize, code: i32) {
         self.lock().fail = Some((call, after, code));
     }
@@ -248,12 +248,12 @@ impl Fake {
         self.lock().fail = None;
     }
 
-    /// Returns the calls since the last time.
+    /// Returns the calls since the previous `log`.
     pub fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().log)
     }
 
-    /// Counts what was made and not released.
+    /// Returns the number of unreleased handles.
     pub fn alive(&self) -> usize {
         let s = self.lock();
         s.ram.0.len() + s.pinned.len() + s.streams.len() - 1
@@ -275,7 +275,7 @@ impl Fake {
                     return Err(Fault {
                         call,
                         code: *code,
-                        text: "as asked".into(),
+                        text: "requested by the test".into(),
                     });
                 }
                 Some(less) => *after = less,
@@ -297,7 +297,7 @@ impl Driver for Fake {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
-        assert!(bytes > 0, "the driver refuses to allocate nothing");
+        assert!(bytes > 0, "the driver does not allocate 0 bytes");
         let mut state = self.call("alloc")?;
         if state.ram.0.values().map(Vec::len).sum::<usize>() + bytes > state.limit {
             return Err(Fault {
@@ -346,12 +346,15 @@ impl Driver for Fake {
 
     fn destroy_stream(&self, stream: Stream) {
         let rest = self.lock().streams.remove(&stream.0);
-        assert!(rest.is_some_and(|ops| ops.is_empty()), "destroyed at work");
+        assert!(
+            rest.is_some_and(|ops| ops.is_empty()),
+            "destroyed with work left"
+        );
     }
 
     fn synchronize(&self, stream: Stream) -> Result<()> {
         let failed = self.call("synchronize").map(drop);
-        // A failing device does nothing any more: what waits is gone.
+        // A failed device drops the work that is left.
         let mut state = self.lock();
         match &failed {
             Ok(()) => state.drain(stream.0, None),
@@ -406,7 +409,7 @@ impl Driver for Fake {
             let (_, recorded, reached) = state.events[&event.0];
             assert!(
                 recorded > 0 && recorded == reached,
-                "an event that has not come"
+                "an event that is not reached"
             );
         }
         Ok(1.0)

@@ -1,5 +1,5 @@
-//! The NVIDIA driver, found at run time: what is made on a device and released with its owner, and
-//! an emulated device for tests. It knows no network.
+//! The NVIDIA driver, loaded at run time, with owned handles and an emulated device for tests. It
+//! is independent of networks.
 
 pub mod driver;
 #[cfg(any(test, feature = "emulator"))]
@@ -11,5 +11,5 @@ pub use external::ExternalContext;
 
 use driver::Rows;
 
-/// The planes of a frame in the device's memory, in the order of its format.
+/// Planes of a frame in the device's memory, in the order of its format.
 pub type DevicePlanes<'a> = &'a [Rows];

@@ -1,10 +1,10 @@
-//! What is made on a device and released when it is dropped.
+//! Handles of a device that are released when they are dropped.
 
 use std::{ops::Deref, ptr::NonNull, sync::Arc};
 
 use super::driver::{Address, Driver, Event, Graph, Module, Result, Stream};
 
-/// A handle and how it is released.
+/// A handle with the function that releases it.
 pub struct Owned<T: Copy> {
     driver: Arc<dyn Driver>,
     handle: T,
@@ -76,23 +76,24 @@ impl Owned<Module> {
     }
 }
 
-/// Memory of the host that the device reaches by itself.
+/// Pinned memory of the host, which the device accesses directly.
 pub struct Pinned {
     driver: Arc<dyn Driver>,
     memory: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the memory is this value's alone.
+// SAFETY: this value owns the memory.
 unsafe impl Send for Pinned {}
-// SAFETY: as above; it is written through `&mut self` or by the device while its owner leaves it alone.
+// SAFETY: as above. It is written through `&mut self`, or by the device while its owner does not
+// use it.
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// `len` zero bytes.
+    /// Allocates `len` zero bytes.
     pub fn new(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
         let memory = driver.alloc_pinned(len)?;
-        // SAFETY: as long as was asked for.
+        // SAFETY: allocated with this length.
         unsafe { memory.write_bytes(0, len) };
         Ok(Self {
             driver: driver.clone(),
@@ -109,13 +110,13 @@ impl Pinned {
         self.memory.as_ptr()
     }
 
-    /// The bytes, which no copy of the device is writing.
+    /// Returns the bytes. No copy of the device may be writing them.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: allocated and initialised with this length.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
     }
 
-    /// The bytes, which no copy of the device is reading or writing.
+    /// Returns the bytes. No copy of the device may be reading or writing them.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
@@ -124,7 +125,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: from this driver, and its owner has waited for all copies.
+        // SAFETY: the memory is of this driver, and its owner has waited for all copies.
         unsafe { self.driver.free_pinned(self.memory) };
     }
 }

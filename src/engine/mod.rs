@@ -50,7 +50,7 @@ pub trait Engine: Send {
     ///
     /// # Errors
     /// [`Error::Frame`], [`Error::Memory`] and [`Error::Device`] if such frames cannot be upscaled,
-    /// [`Error::Setting`] while frames of another kind or size are in flight.
+    /// [`Error::InFlight`] while frames of another kind or size are in flight.
     fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()>;
 
     /// Upscales `src`, of the kind and size prepared for, into `dst`. Runs on the current rayon
@@ -76,7 +76,7 @@ pub trait Engine: Send {
     /// returns.
     ///
     /// # Errors
-    /// [`Error::Setting`] if the engine is not pipelined or the maximum number of frames is in
+    /// [`Error::InFlight`] if the engine is not pipelined or the maximum number of frames is in
     /// flight, [`Error::Frame`] if the frame is of another kind or size, [`Error::Device`] or
     /// [`Error::Memory`] if the device fails; then no frame is in flight any more.
     fn submit(&mut self, src: &FrameRef) -> Result<()> {
@@ -100,8 +100,9 @@ pub trait Engine: Send {
     /// Waits for the oldest frame in flight and copies it to `dst`.
     ///
     /// # Errors
-    /// [`Error::Setting`] if no frame is in flight, [`Error::Frame`] if `dst` is of another kind or
-    /// size, [`Error::Device`] if the device fails; then no frame is in flight any more.
+    /// [`Error::InFlight`] if no frame is in flight, [`Error::Frame`] if `dst` is of another kind
+    /// or size, [`Error::Device`] or [`Error::DeviceLost`] if the device fails; then no frame is in
+    /// flight any more.
     fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         let _ = dst;
         Err(none_in_flight())
@@ -134,11 +135,11 @@ pub trait Engine: Send {
 }
 
 fn not_pipelined() -> Error {
-    Error::Setting("the engine upscales one frame at a time: none can be in flight".into())
+    Error::InFlight("the engine upscales one frame at a time: none can be in flight".into())
 }
 
 fn none_in_flight() -> Error {
-    Error::Setting("no frame is in flight".into())
+    Error::InFlight("no frame is in flight".into())
 }
 
 /// Times of a frame's stages in milliseconds, by the clock of the device, without waits.

@@ -76,7 +76,7 @@ fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
     assert!(cuda.submit(&frames[0].as_ref(), other).is_err());
     let mut out = Frame::new(to).unwrap();
     let between = cuda.upscale_into(&frames[0].as_ref(), &mut out.as_mut());
-    assert!(matches!(between, Err(Error::Setting(_))));
+    assert!(matches!(between, Err(Error::InFlight(_))));
     cuda.set_precision(Precision::F16).unwrap();
     let mut got = Vec::new();
     for _ in 0..3 {
@@ -130,11 +130,11 @@ fn precisions_and_calls_that_a_device_does_not_have_are_errors() {
     let to = frame.info().with_size(48, 36);
     assert!(matches!(
         cpu.submit(&frame.as_ref(), to),
-        Err(Error::Setting(_))
+        Err(Error::InFlight(_))
     ));
     let mut out = Frame::new(to).unwrap();
     assert!(matches!(
         cpu.receive(&mut out.as_mut()),
-        Err(Error::Setting(_))
+        Err(Error::InFlight(_))
     ));
 }

@@ -27,7 +27,7 @@ const REFUSED: &str = "tadsr-refused";
 impl Bus {
     pub fn of(pipeline: &gst::Pipeline) -> Result<Self> {
         let bus = pipeline.bus();
-        let bus = bus.ok_or_else(|| Error::Device("a GStreamer pipeline without a bus".into()))?;
+        let bus = bus.ok_or_else(|| Error::GStreamer("a pipeline without a bus".into()))?;
         Ok(Self {
             bus,
             missing: Vec::new(),

@@ -47,5 +47,5 @@ pub struct TimedFrame {
 
 /// Starts GStreamer, if nobody has.
 fn init() -> Result<()> {
-    gst::init().map_err(|e| Error::Device(format!("GStreamer cannot be started: {e}")))
+    gst::init().map_err(|e| Error::GStreamer(format!("cannot be started: {e}")))
 }

@@ -1,34 +1,36 @@
-//! Shapes of the ResShift networks.
+//! Architectures of the ResShift networks.
 
 use serde::{Deserialize, Serialize};
 
-/// Channels of the low-resolution image that the U-Net sees.
+/// Channels of the U-Net's low-resolution image.
 pub(super) const LQ_CHANNELS: usize = 3;
 
 /// Groups of every group norm.
 pub(super) const GROUPS: usize = 32;
+/// Added to the variance in the group norms of the U-Net.
+pub(super) const UNET_NORM_EPS: f64 = 1e-5;
 
-/// Channels of any level at most; the ResShift networks have 640.
+/// Maximum number of channels of a level. The ResShift networks have 640.
 const MAX_CHANNELS: usize = 4096;
 
-/// Levels of a network at most.
+/// Maximum number of levels of a network.
 const MAX_LEVELS: usize = 8;
 
 /// The U-Net with Swin layers (`UNetModelSwin` in the published code).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnetConfig {
-    /// Side of the latent that the network was built for. It decides which levels have Swin layers and which windows
-    /// are shifted; the latent that comes may have another size.
+    /// Side of the latent that the network was built for. It determines the levels with Swin layers
+    /// and the shifted windows. Inputs may have any size.
     pub image_size: usize,
-    /// Channels of the latent, in and out.
+    /// Channels of the latent in the input and in the output.
     pub in_channels: usize,
     pub out_channels: usize,
-    /// Channels at the first level; those of level `i` are this times `channel_mult[i]`.
+    /// Channels of the first level. Level `i` has `channel_mult[i]` times as many.
     pub model_channels: usize,
     pub channel_mult: Vec<usize>,
-    /// ResBlocks of each level on the way down; one more on the way up.
+    /// ResBlocks of each level in the encoder. The decoder has one more.
     pub num_res_blocks: Vec<usize>,
-    /// Sides of the latent, counted from `image_size`, at which a level has a Swin layer.
+    /// Sides of the latent, derived from `image_size`, at which a level has a Swin layer.
     pub attention_resolutions: Vec<usize>,
     /// Channels of an attention head.
     pub num_head_channels: usize,
@@ -38,19 +40,20 @@ pub struct UnetConfig {
     pub swin_embed_dim: usize,
     /// Side of a window in pixels.
     pub window_size: usize,
-    /// Width of the blocks' MLP as a multiple of `swin_embed_dim`.
+    /// Width of the MLP in a block as a multiple of `swin_embed_dim`.
     pub mlp_ratio: usize,
-    /// Whether the network sees the low-resolution image beside the latent.
+    /// `true` if the low-resolution image is an input besides the latent.
     pub cond_lq: bool,
-    /// Side of the low-resolution image that the network was built for: `image_size` times a power of two.
+    /// Side of the low-resolution image that the network was built for, `image_size` times a power
+    /// of two.
     pub lq_size: usize,
 }
 
 impl UnetConfig {
-    /// Whether every field is in its range.
+    /// Checks the range of every field.
     ///
     /// # Errors
-    /// The field at fault, in words.
+    /// A text with the invalid field.
     pub fn check(&self) -> Result<(), String> {
         range("image_size", self.image_size, 1, 4096)?;
         range("in_channels", self.in_channels, 1, 64)?;
@@ -103,7 +106,8 @@ impl UnetConfig {
         Ok(())
     }
 
-    /// The latent's height and width must be multiples of this: so that every level's windows fit.
+    /// Returns the number of which height and width of the latent must be multiples, so that the
+    /// windows of all levels fit.
     pub fn latent_multiple(&self) -> usize {
         let deepest = self.channel_mult.len() - 1;
         (0..=deepest)
@@ -112,12 +116,12 @@ impl UnetConfig {
             .fold(1, lcm)
     }
 
-    /// Side of the low-resolution image for one of the latent.
+    /// Returns the ratio of the sides of the low-resolution image and the latent.
     pub fn lq_ratio(&self) -> usize {
         self.lq_size / self.image_size
     }
 
-    /// Channels of level `level`.
+    /// Returns the channels of level `level`.
     pub(super) fn channels(&self, level: usize) -> usize {
         self.model_channels * self.channel_mult[level]
     }
@@ -126,14 +130,14 @@ impl UnetConfig {
         self.swin_embed_dim / self.num_head_channels
     }
 
-    /// Whether level `level` has Swin layers. The middle always has one.
+    /// Returns `true` if level `level` has Swin layers. The middle always has one.
     pub(super) fn has_swin(&self, level: usize) -> bool {
         self.attention_resolutions
             .contains(&(self.image_size >> level))
     }
 
-    /// Side of the windows at level `level` and the shift of every second block. Where the window would cover the
-    /// whole latent that the network was built for, it shrinks to that and is not shifted.
+    /// Returns the side of the windows at level `level` and the shift of every second block. A
+    /// window that covers the whole latent of `image_size` has the size of the latent and no shift.
     pub(super) fn window(&self, level: usize) -> (usize, usize) {
         let resolution = self.image_size >> level;
         if resolution <= self.window_size {
@@ -150,13 +154,13 @@ pub struct AutoencoderConfig {
     /// Channels of the image.
     pub in_channels: usize,
     pub out_channels: usize,
-    /// Channels at the first level; those of level `i` are this times `ch_mult[i]`.
+    /// Channels of the first level. Level `i` has `ch_mult[i]` times as many.
     pub ch: usize,
-    /// One entry a level; each level but the last halves the size.
+    /// Factors of the levels. Each level but the last halves the size.
     pub ch_mult: Vec<usize>,
-    /// ResBlocks of each level on the way down; one more on the way up.
+    /// ResBlocks of each level in the encoder. The decoder has one more.
     pub num_res_blocks: Vec<usize>,
-    /// Channels before the quantiser's 1x1 convolution and after it.
+    /// Channels before and after the 1x1 convolution of the quantiser.
     pub z_channels: usize,
     pub embed_dim: usize,
     /// Entries of the codebook.
@@ -164,15 +168,15 @@ pub struct AutoencoderConfig {
 }
 
 impl AutoencoderConfig {
-    /// Pixels of the image, in each direction, for one of the latent.
+    /// Returns the ratio of the sides of the image and the latent.
     pub fn factor(&self) -> usize {
         1 << (self.ch_mult.len() - 1)
     }
 
-    /// Whether every field is in its range.
+    /// Checks the range of every field.
     ///
     /// # Errors
-    /// The field at fault, in words.
+    /// A text with the invalid field.
     pub fn check(&self) -> Result<(), String> {
         range("in_channels", self.in_channels, 1, 4)?;
         range("out_channels", self.out_channels, 1, 4)?;
@@ -183,16 +187,16 @@ impl AutoencoderConfig {
     }
 }
 
-/// The residual-shifting diffusion that a model was trained with; see [`crate::diffusion`].
+/// The residual-shifting diffusion of a model, see [`crate::diffusion`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiffusionConfig {
-    /// Scale from the low-resolution image to the high-resolution one: 4, or 1 for face restoration.
+    /// Scale from the low-resolution to the high-resolution image: 4, or 1 for face restoration.
     pub scale: usize,
-    /// Steps T of the schedule.
+    /// Number of steps T of the schedule.
     pub steps: usize,
     /// Standard deviation of the noise at eta = 1.
     pub kappa: f64,
-    /// Exponent of the schedule's growth.
+    /// Exponent of the growth of the schedule.
     pub power: f64,
     /// Square root of eta at the first step, times kappa.
     pub min_noise_level: f64,
@@ -201,16 +205,19 @@ pub struct DiffusionConfig {
 }
 
 impl DiffusionConfig {
-    /// Whether every field is in its range.
+    /// Checks the range of every field.
     ///
     /// # Errors
-    /// The field at fault, in words.
+    /// A text with the invalid field.
     pub fn check(&self) -> Result<(), String> {
         range("scale", self.scale, 1, 8)?;
         range("steps", self.steps, 2, 1000)?;
-        let within = |name: &str, value: f64, most: f64| match value > 0.0 && value <= most {
-            true => Ok(()),
-            false => Err(format!("{name} = {value}: above 0, up to {most}")),
+        let within = |name: &str, value: f64, max: f64| {
+            if value > 0.0 && value <= max {
+                Ok(())
+            } else {
+                Err(format!("{name} = {value}: above 0, up to {max}"))
+            }
         };
         within("kappa", self.kappa, 100.0)?;
         within("power", self.power, 100.0)?;
@@ -225,13 +232,13 @@ impl DiffusionConfig {
         Ok(())
     }
 
-    /// Square root of eta at time 0.
+    /// Returns the square root of eta at time 0.
     pub(crate) fn first_sqrt_eta(&self) -> f64 {
         (self.min_noise_level / self.kappa).min(self.min_noise_level)
     }
 }
 
-/// Everything that a model of this family consists of but its weights.
+/// Configuration of a model of this family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResShiftConfig {
     pub unet: UnetConfig,
@@ -240,7 +247,8 @@ pub struct ResShiftConfig {
 }
 
 impl ResShiftConfig {
-    /// Real-world x4 with a schedule of 15 steps: `resshift_realsrx4_s15_v*`, SinSR, TAD-SR.
+    /// Returns real-world x4 with a schedule of 15 steps: `resshift_realsrx4_s15_v*`, SinSR,
+    /// TAD-SR.
     pub fn realsr_x4() -> Self {
         Self {
             unet: resshift_unet(3, 64),
@@ -258,7 +266,7 @@ impl ResShiftConfig {
         }
     }
 
-    /// Real-world x4 with a schedule of 4 steps: `resshift_realsrx4_s4_*`.
+    /// Returns real-world x4 with a schedule of 4 steps: `resshift_realsrx4_s4_*`.
     pub fn realsr_x4_s4() -> Self {
         Self {
             diffusion: resshift_diffusion(4, 4, 0.2),
@@ -266,7 +274,7 @@ impl ResShiftConfig {
         }
     }
 
-    /// Restoration of faces of 512 x 512 pixels: `resshift_faceir_s4`, TAD-faceir.
+    /// Returns restoration of faces of 512x512 pixels: `resshift_faceir_s4`, TAD-faceir.
     pub fn faceir() -> Self {
         Self {
             unet: resshift_unet(8, 512),
@@ -284,10 +292,10 @@ impl ResShiftConfig {
         }
     }
 
-    /// Whether every field is in its range and the parts fit together.
+    /// Checks the range of every field and that the parts fit together.
     ///
     /// # Errors
-    /// The field at fault, in words.
+    /// A text with the invalid field.
     pub fn check(&self) -> Result<(), String> {
         let part = |name: &'static str| move |e: String| format!("{name}: {e}");
         let (unet, autoencoder, diffusion) = (&self.unet, &self.autoencoder, &self.diffusion);
@@ -297,7 +305,8 @@ impl ResShiftConfig {
         let latent = autoencoder.embed_dim;
         if (unet.in_channels, unet.out_channels) != (latent, latent) {
             return Err(format!(
-                "the U-Net takes {} and gives {} channels, but the autoencoder's latent has {latent}",
+                "the U-Net has {} input and {} output channels, but the autoencoder's latent has \
+                 {latent}",
                 unet.in_channels, unet.out_channels
             ));
         }
@@ -342,15 +351,15 @@ fn resshift_diffusion(scale: usize, steps: usize, min_noise_level: f64) -> Diffu
     }
 }
 
-fn range(name: &str, value: usize, least: usize, most: usize) -> Result<(), String> {
-    if (least..=most).contains(&value) {
+fn range(name: &str, value: usize, min: usize, max: usize) -> Result<(), String> {
+    if (min..=max).contains(&value) {
         Ok(())
     } else {
-        Err(format!("{name} = {value}: {least} to {most}"))
+        Err(format!("{name} = {value}: {min} to {max}"))
     }
 }
 
-/// Channels that a group norm can take.
+/// Checks channels of a group norm.
 fn channels(name: &str, value: usize) -> Result<(), String> {
     range(name, value, GROUPS, MAX_CHANNELS)?;
     if !value.is_multiple_of(GROUPS) {
@@ -359,7 +368,7 @@ fn channels(name: &str, value: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The channels and blocks of every level.
+/// Checks the channels and blocks of all levels.
 fn levels(name: &str, base: usize, mult: &[usize], blocks: &[usize]) -> Result<(), String> {
     channels("base channels", base)?;
     range(&format!("length of {name}"), mult.len(), 1, MAX_LEVELS)?;
@@ -406,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn presets_have_the_parameters_they_are_published_with() {
+    fn presets_have_the_published_numbers_of_parameters() {
         let [real, ..] = presets();
         let unet = parameters(&real.unet.tensors());
         let autoencoder = parameters(&real.autoencoder.tensors());
@@ -433,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_configuration_is_refused_before_it_builds_anything() {
+    fn a_hostile_configuration_is_refused_before_a_network_is_built() {
         let spoil: [fn(&mut ResShiftConfig); 18] = [
             |c| c.unet.image_size = 0,
             |c| c.unet.image_size = 12,

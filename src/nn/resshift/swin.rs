@@ -3,13 +3,16 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{UnetConfig, config::GROUPS, unet::EPS};
+use super::{
+    UnetConfig,
+    config::{GROUPS, UNET_NORM_EPS},
+};
 use crate::{
     nn::layers::{Conv, Norm},
     ops::{self, Activation},
 };
 
-/// Some blocks of windowed attention between two 1x1 convolutions.
+/// Blocks of windowed attention between two 1x1 convolutions.
 pub(super) struct SwinLayer {
     embed: Conv,
     blocks: Vec<Block>,
@@ -17,7 +20,7 @@ pub(super) struct SwinLayer {
 }
 
 impl SwinLayer {
-    /// A layer of `level` on maps of `channels`.
+    /// Builds the layer of `level` for maps of `channels`.
     pub fn new(config: &UnetConfig, level: usize, channels: usize, vb: VarBuilder) -> Result<Self> {
         let dim = config.swin_embed_dim;
         let (window, shift) = config.window(level);
@@ -42,7 +45,7 @@ impl SwinLayer {
         self.unembed.forward(&h)
     }
 
-    /// As [`Conv::pack`], for all convolutions.
+    /// Packs all convolutions, see [`Conv::pack`].
     pub fn pack(&mut self) -> Result<()> {
         for block in &mut self.blocks {
             let attention = [&mut block.attention.qkv, &mut block.attention.proj];
@@ -71,9 +74,9 @@ impl Block {
         let dim = config.swin_embed_dim;
         let hidden = dim * config.mlp_ratio;
         Ok(Self {
-            norm1: Norm::new(dim, GROUPS, EPS, vb.pp("norm1"))?,
+            norm1: Norm::new(dim, GROUPS, UNET_NORM_EPS, vb.pp("norm1"))?,
             attention: WindowAttention::new(dim, config.heads(), window, shift, vb.pp("attn"))?,
-            norm2: Norm::new(dim, GROUPS, EPS, vb.pp("norm2"))?,
+            norm2: Norm::new(dim, GROUPS, UNET_NORM_EPS, vb.pp("norm2"))?,
             fc1: Conv::new(dim, hidden, 1, vb.pp("mlp.fc1"))?,
             fc2: Conv::new(hidden, dim, 1, vb.pp("mlp.fc2"))?,
         })
@@ -97,7 +100,7 @@ struct WindowAttention {
     proj: Conv,
     /// `[(2 window - 1)^2, heads]`
     table: Tensor,
-    /// Row of the table for every pair of pixels of a window, `[window^4]`.
+    /// Row of the table for every pair of pixels in a window, `[window^4]`.
     index: Tensor,
     heads: usize,
     window: usize,
@@ -119,7 +122,7 @@ impl WindowAttention {
         })
     }
 
-    /// `residual` plus the attention within `x`.
+    /// Returns `residual` plus the attention within `x`.
     fn forward_onto(&self, residual: &Tensor, x: Tensor) -> Result<Tensor> {
         let mut h = self.qkv.forward(&x)?;
         drop(x);
@@ -128,7 +131,7 @@ impl WindowAttention {
         self.proj.forward_onto(residual, &h)
     }
 
-    /// What is added to the attention of every pair of pixels, `[heads, window^2, window^2]`.
+    /// Returns the bias of every pair of pixels, `[heads, window^2, window^2]`.
     fn bias(&self) -> Result<Tensor> {
         let pixels = self.window * self.window;
         self.table
@@ -139,7 +142,7 @@ impl WindowAttention {
     }
 }
 
-/// For every pair of pixels of a window, in row order, where their distance stands among all distances.
+/// Returns the index of the offset of every pair of pixels in a window, in row order.
 fn relative_positions(window: usize) -> Vec<u32> {
     let (pixels, side) = (window * window, 2 * window - 1);
     let distance = |a: usize, b: usize| a + window - 1 - b;
@@ -157,8 +160,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn relative_positions_number_the_distances_row_by_row() {
-        // Pixels (0,0) (0,1) (1,0) (1,1); distance (dy, dx) has number 3 (dy + 1) + dx + 1.
+    fn relative_positions_number_the_offsets_row_by_row() {
+        // Pixels (0,0) (0,1) (1,0) (1,1). Offset (dy, dx) has index 3 (dy + 1) + dx + 1.
         #[rustfmt::skip]
         assert_eq!(
             relative_positions(2),

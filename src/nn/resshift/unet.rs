@@ -5,16 +5,13 @@ use candle_nn::VarBuilder;
 
 use super::{
     UnetConfig,
-    config::{GROUPS, LQ_CHANNELS},
+    config::{GROUPS, LQ_CHANNELS, UNET_NORM_EPS},
     swin::SwinLayer,
 };
 use crate::{
     nn::layers::{Conv, Linear, Norm, record, sinusoids},
     ops::{self, Activation},
 };
-
-/// What the group norms of this network add to the variance.
-pub(super) const EPS: f64 = 1e-5;
 
 /// The U-Net of the published checkpoints.
 pub struct Unet {
@@ -40,18 +37,19 @@ struct OutputBlock {
     up: Option<Conv>,
 }
 
-/// What the encoder half leaves for the decoder half.
+/// Results of the encoder for the decoder.
 struct Encoded {
     /// Output of the middle block.
     middle: Tensor,
     /// Output of every input block.
     skips: Vec<Tensor>,
-    /// The embedded time as the ResBlocks take it.
+    /// The embedded time for the ResBlocks.
     time: Tensor,
 }
 
 impl UnetConfig {
-    /// The name and shape of every tensor of the network. Empty for a configuration that fails [`Self::check`].
+    /// Returns name and shape of every tensor. Empty for a configuration that fails
+    /// [`Self::check`].
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         record(|vb| {
             let _ = Unet::new(self, vb);
@@ -63,7 +61,8 @@ impl Unet {
     /// Builds the network from the tensors of `vb`, named as in the published checkpoints.
     ///
     /// # Errors
-    /// When the configuration fails [`UnetConfig::check`], or a tensor is missing or has another shape.
+    /// If the configuration fails [`UnetConfig::check`], or a tensor is missing or has another
+    /// shape.
     pub fn new(config: &UnetConfig, vb: VarBuilder) -> Result<Self> {
         if let Err(reason) = config.check() {
             bail!("U-Net: {reason}");
@@ -80,7 +79,7 @@ impl Unet {
             middle: middle(config, vb.pp("middle_block"))?,
             output_blocks: output_blocks(config, skips, vb.pp("output_blocks"))?,
             out: (
-                Norm::new(config.channels(0), GROUPS, EPS, vb.pp("out.0"))?,
+                Norm::new(config.channels(0), GROUPS, UNET_NORM_EPS, vb.pp("out.0"))?,
                 Conv::new(config.channels(0), config.out_channels, 3, vb.pp("out.2"))?,
             ),
             config: config.clone(),
@@ -92,27 +91,27 @@ impl Unet {
         &self.config
     }
 
-    /// Where its tensors are.
+    /// Returns the device of its tensors.
     pub fn device(&self) -> &Device {
         self.time_embed[0].device()
     }
 
-    /// The type of its feature maps.
+    /// Returns the type of the feature maps.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Sets the type of its feature maps, f32 at first; what comes in and goes out is f32 all the same. Others are for
-    /// networks that are not [packed](Self::pack).
+    /// Sets the type of the feature maps, by default f32. Inputs and outputs are always f32.
+    /// [Packed](Self::pack) networks support only f32.
     pub fn set_dtype(&mut self, dtype: DType) {
         self.dtype = dtype;
     }
 
-    /// Arranges the weights of all convolutions for inference: from then on it is faster and gives no gradients. Weights
-    /// that nobody else holds are freed one by one.
+    /// Packs the weights of all convolutions for inference, which is then faster and has no
+    /// gradients. Weights without other owners are freed one by one.
     ///
     /// # Errors
-    /// When a weight is not in CPU memory.
+    /// If a weight is not in CPU memory.
     pub fn pack(&mut self) -> Result<()> {
         for conv in self.lq_stages.iter_mut().flatten() {
             conv.pack()?;
@@ -142,13 +141,13 @@ impl Unet {
     /// Predicts the clean latent `[n, h, w, out_channels]`.
     ///
     /// `x` `[n, h, w, in_channels]` is the noisy latent, scaled by
-    /// [`Schedule::input_scale`](crate::diffusion::Schedule::input_scale); `t` is the time of each sample; `lq` is the
-    /// low-resolution image in -1 .. 1, `[n, h r, w r, 3]` with `r` the configuration's
-    /// [`lq_ratio`](UnetConfig::lq_ratio), for a network that sees it. `h` and `w` are multiples of
-    /// [`UnetConfig::latent_multiple`].
+    /// [`Schedule::input_scale`](crate::diffusion::Schedule::input_scale). `t` has the time of each
+    /// sample. `lq` is the low-resolution image in -1 .. 1, `[n, h r, w r, 3]` with `r` the
+    /// [`lq_ratio`](UnetConfig::lq_ratio), for a network with [`UnetConfig::cond_lq`]. `h` and `w`
+    /// are multiples of [`UnetConfig::latent_multiple`].
     ///
     /// # Errors
-    /// When a shape does not fit, or `lq` is missing or not wanted.
+    /// If a shape does not fit, or `lq` is missing or not an input of this network.
     pub fn forward(&self, x: &Tensor, t: &[usize], lq: Option<&Tensor>) -> Result<Tensor> {
         let Encoded {
             middle: mut h,
@@ -172,11 +171,11 @@ impl Unet {
         conv.forward(&h)?.to_dtype(DType::F32)
     }
 
-    /// What the encoder half sees: the outputs of every downsampling block, of the last input block and of the middle
-    /// block, in this order. Arguments are those of [`Self::forward`].
+    /// Returns features of the encoder: the outputs of every downsampling block, of the last input
+    /// block and of the middle block, in this order. Arguments are those of [`Self::forward`].
     ///
     /// # Errors
-    /// Those of [`Self::forward`].
+    /// As [`Self::forward`].
     pub fn features(&self, x: &Tensor, t: &[usize], lq: Option<&Tensor>) -> Result<Vec<Tensor>> {
         let Encoded { middle, skips, .. } = self.encode(x, t, lq)?;
         let last = skips.len() - 1;
@@ -191,7 +190,7 @@ impl Unet {
         features.iter().map(|f| f.to_dtype(DType::F32)).collect()
     }
 
-    /// Channels of each of [`Self::features`].
+    /// Returns the channels of each of [`Self::features`].
     pub fn feature_channels(&self) -> Vec<usize> {
         let levels = self.config.channel_mult.len();
         let last = self.config.channels(levels - 1);
@@ -199,10 +198,10 @@ impl Unet {
         downs.chain([last, last]).collect()
     }
 
-    /// The time's embedding, `[n, 4 model_channels]`.
+    /// Returns the embedding of the time, `[n, 4 model_channels]`.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn embed_time(&self, t: &[usize]) -> Result<Tensor> {
         let c = self.config.model_channels;
         let x = sinusoids(t, c, self.time_embed[0].device())?;
@@ -217,7 +216,7 @@ impl Unet {
             bail!("U-Net: {n} latents and {} times", t.len());
         }
         if h == 0 || w == 0 || h % multiple != 0 || w % multiple != 0 {
-            bail!("U-Net: the sides of a {h}x{w} latent are no multiples of {multiple}");
+            bail!("U-Net: the sides of a {h}x{w} latent are not multiples of {multiple}");
         }
         let time = ops::silu(&self.embed_time(t)?)?;
         let lq = lq.map(|lq| lq.to_dtype(self.dtype)).transpose()?;
@@ -248,13 +247,13 @@ impl Unet {
         })
     }
 
-    /// The latent with the features of the low-resolution image beside it.
+    /// Concatenates the latent and the features of the low-resolution image.
     fn join(&self, x: &Tensor, lq: Option<&Tensor>) -> Result<Tensor> {
         let mut lq = match (lq, self.config.cond_lq) {
             (Some(lq), true) => lq.clone(),
             (None, false) => return Ok(x.clone()),
             (None, true) => bail!("U-Net: the low-resolution image is missing"),
-            (Some(_), false) => bail!("U-Net: this network sees no low-resolution image"),
+            (Some(_), false) => bail!("U-Net: this network has no low-resolution image as input"),
         };
         let (n, h, w, _) = x.dims4()?;
         let ratio = self.config.lq_ratio();
@@ -275,7 +274,7 @@ impl Unet {
     }
 }
 
-/// Channels of the low-resolution image's features.
+/// Returns the channels of the features of the low-resolution image.
 fn lq_channels(config: &UnetConfig) -> usize {
     match (config.cond_lq, config.lq_ratio()) {
         (false, _) => 0,
@@ -284,11 +283,13 @@ fn lq_channels(config: &UnetConfig) -> usize {
     }
 }
 
-/// One stage for every halving: the first widens the image to 16 channels, each halving doubles them.
+/// Builds a stage for each halving. The first widens the image to 16 channels, each halving doubles
+/// them.
 fn lq_stages(config: &UnetConfig, vb: VarBuilder) -> Result<Vec<[Conv; 2]>> {
-    let halvings = match config.cond_lq {
-        true => config.lq_ratio().ilog2() as usize,
-        false => 0,
+    let halvings = if config.cond_lq {
+        config.lq_ratio().ilog2() as usize
+    } else {
+        0
     };
     (0..halvings)
         .map(|i| {
@@ -302,7 +303,7 @@ fn lq_stages(config: &UnetConfig, vb: VarBuilder) -> Result<Vec<[Conv; 2]>> {
         .collect()
 }
 
-/// The blocks of the way down and the channels that each gives.
+/// Builds the blocks of the encoder. Also returns the output channels of each.
 fn input_blocks(config: &UnetConfig, vb: VarBuilder) -> Result<(Vec<InputBlock>, Vec<usize>)> {
     let mut c = config.channels(0);
     let ci = config.in_channels + lq_channels(config);
@@ -340,7 +341,7 @@ fn middle(config: &UnetConfig, vb: VarBuilder) -> Result<(ResBlock, SwinLayer, R
     ))
 }
 
-/// The blocks of the way up; each takes the last of `skips` that is left.
+/// Builds the blocks of the decoder. Each takes the last remaining one of `skips`.
 fn output_blocks(
     config: &UnetConfig,
     mut skips: Vec<usize>,
@@ -371,7 +372,7 @@ fn output_blocks(
     Ok(blocks)
 }
 
-/// Two convolutions around a skip, the second norm modulated by the time.
+/// Two convolutions with a skip. The time modulates the second norm.
 struct ResBlock {
     norm1: Norm,
     conv1: Conv,
@@ -385,16 +386,16 @@ impl ResBlock {
     fn new(config: &UnetConfig, ci: usize, co: usize, vb: VarBuilder) -> Result<Self> {
         let skip = (ci != co).then(|| Conv::new(ci, co, 1, vb.pp("skip_connection")));
         Ok(Self {
-            norm1: Norm::new(ci, GROUPS, EPS, vb.pp("in_layers.0"))?,
+            norm1: Norm::new(ci, GROUPS, UNET_NORM_EPS, vb.pp("in_layers.0"))?,
             conv1: Conv::new(ci, co, 3, vb.pp("in_layers.2"))?,
             time: Linear::new(4 * config.model_channels, 2 * co, vb.pp("emb_layers.1"))?,
-            norm2: Norm::new(co, GROUPS, EPS, vb.pp("out_layers.0"))?,
+            norm2: Norm::new(co, GROUPS, UNET_NORM_EPS, vb.pp("out_layers.0"))?,
             conv2: Conv::new(co, co, 3, vb.pp("out_layers.3"))?,
             skip: skip.transpose()?,
         })
     }
 
-    /// `time` `[n, 4 model_channels]` is the embedded time after its SiLU.
+    /// `time` `[n, 4 model_channels]` is the embedded time after a SiLU.
     fn forward(&self, x: Tensor, time: &Tensor) -> Result<Tensor> {
         let mut h = self.norm1.forward(&x, Activation::Silu)?;
         h = self.conv1.forward(&h)?;

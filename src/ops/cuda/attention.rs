@@ -1,21 +1,22 @@
-//! Attention within windows of 16-bit maps, forward.
+//! Attention within windows for 16-bit maps, forward pass.
 
 use candle_core::{DType, Result, Shape, Tensor};
 
 use super::{
     aligned,
-    op::{Kernels, Launch, Op},
+    kernel_op::{KernelOp, Launch},
+    op::Op,
     params::{self, Params},
     suffix,
 };
 
-/// Threads of a block, and pixels of the windows that the kernels are for (`kernels/layers.cu`).
+/// Threads of a block, and pixels of a window (`kernels/layers.cu`).
 const THREADS: u32 = 128;
 const PIXELS: usize = 64;
 
-/// As [`crate::ops::attention`] of arguments that fit, without gradients; None where the kernels
-/// are not for it: of other windows than of 64 pixels, as those of the ResShift models are, or
-/// heads of other than 16 or 32 channels.
+/// Computes [`crate::ops::attention`] for arguments that fit, without gradients. Returns `None` if
+/// there is no kernel: windows must have 64 pixels, as in ResShift models, and heads 16 or 32
+/// channels.
 pub fn attention(
     qkv: &Tensor,
     bias: Option<&Tensor>,
@@ -55,14 +56,14 @@ pub fn attention(
     Ok(Some(y))
 }
 
-/// Of queries, keys and values, with a bias if there is a second input.
+/// Inputs: queries, keys and values; optionally a bias.
 struct Attention {
     d: usize,
     dtype: DType,
     params: params::Attention,
 }
 
-impl Kernels for Attention {
+impl KernelOp for Attention {
     const NAME: &'static str = "attention-nhwc-cuda";
 
     fn output(&self) -> (Shape, DType) {
@@ -111,7 +112,7 @@ mod tests {
             for (dtype, limit) in [(DType::F16, 2e-3), (DType::BF16, 1.5e-2)] {
                 let qkv = qkv.to_dtype(dtype).unwrap();
                 let got = emulated(|| attention(&qkv, bias.as_ref(), heads, window, shift));
-                let got = got.unwrap().expect("kernels are for it");
+                let got = got.unwrap().expect("a kernel");
                 let qkv = qkv.to_dtype(DType::F32).unwrap();
                 let want = composed::attention(&qkv, bias.as_ref(), heads, window, shift).unwrap();
                 assert_close(&got, &want, limit, &format!("{size:?} {dtype:?}"));

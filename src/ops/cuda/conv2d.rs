@@ -1,4 +1,4 @@
-//! Convolution of 16-bit maps, forward and backward.
+//! Convolution for 16-bit maps, forward and backward pass.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,23 +6,25 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::{
     aligned,
-    op::{Kernels, Launch, Op},
+    kernel_op::{KernelOp, Launch},
+    op::Op,
     params::{Conv, Params, Shape, WeightGrad},
     suffix,
 };
 use crate::ops::Activation;
 
-/// Threads of a block, and outputs that it makes of the convolution (`kernels/layers.cu`).
+/// Threads and outputs of a block of the convolution (`kernels/layers.cu`).
 const THREADS: u32 = 128;
 const OUTPUTS: u32 = 128;
-/// Numbers of a patch that a block of the weights' gradient makes, and the least outputs that it adds over.
+/// Patch elements of a block of the weight gradient, and the minimum number of outputs that it
+/// sums.
 const PATCH: u32 = 64;
 const STEP: u32 = 1024;
 
 impl Shape {
-    /// Of a convolution of `x` grown to `2^up` times its size with a weight of these `[co, ci, kh, kw]`, `pad` zeros all
-    /// around and `more` below and to the right. None where the kernels are not for it: when channels do not come in
-    /// eights, on the way back where there is one, or the operator is not defined.
+    /// Describes the convolution of `x`, upsampled by `2^up`, with a weight `[co, ci, kh, kw]`,
+    /// `pad` zeros on every side and `more` below and to the right. Returns `None` if there is no
+    /// kernel: channels must be multiples of 8, also those of the backward pass if it is required.
     fn new(
         x: &Tensor,
         [co, channels, kh, kw]: [usize; 4],
@@ -40,7 +42,7 @@ impl Shape {
             && (1..=padded(h)).contains(&kh)
             && (1..=padded(w)).contains(&kw)
             && pad < kh.min(kw);
-        // The gradient's padding is one number, too.
+        // The padding of the gradient is one number, too.
         let back = co % 8 == 0 && kh == kw;
         if !super::reaches(x) || !fits || (differentiable && !back) {
             return None;
@@ -73,12 +75,12 @@ impl Shape {
         self.n * self.oh * self.ow
     }
 
-    /// The numbers that an output is a sum over.
+    /// Returns the number of terms of an output.
     fn patch(&self) -> u32 {
         self.kh * self.kw * self.ci
     }
 
-    /// Channels that a block makes.
+    /// Returns the output channels of a block.
     fn block(&self) -> u32 {
         match self.co {
             0..=16 => 16,
@@ -114,12 +116,13 @@ impl Conv {
     }
 }
 
-/// Weights `[co, ci, kh, kw]` as the kernels read them: `[co, kh, kw, ci]` of type `dtype`.
+/// Converts weights `[co, ci, kh, kw]` to the kernels' `[co, kh, kw, ci]` of type `dtype`.
 fn arrange(weight: &Tensor, dtype: DType) -> Result<Tensor> {
     aligned(&weight.to_dtype(dtype)?.permute((0, 2, 3, 1))?)
 }
 
-/// As [`crate::ops::conv2d`], of `x` grown to `2^up` times its size; None where the kernels are not for it.
+/// Computes [`crate::ops::conv2d`] of `x` upsampled by `2^up`. Returns `None` if there is no
+/// kernel.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -147,14 +150,14 @@ pub fn conv2d(
     Ok(Some(y))
 }
 
-/// Of the map, weights `[co, kh, kw, ci]` of its type, and an f32 bias.
+/// Inputs: the map, weights `[co, kh, kw, ci]` of its type, an f32 bias.
 struct Conv2d {
     conv: Conv,
     activation: Activation,
     dtype: DType,
 }
 
-impl Kernels for Conv2d {
+impl KernelOp for Conv2d {
     const NAME: &'static str = "conv2d-nhwc-cuda";
 
     fn output(&self) -> (candle_core::Shape, DType) {
@@ -200,7 +203,8 @@ impl Kernels for Conv2d {
 }
 
 impl Conv2d {
-    /// A convolution of the gradient, `stride` - 1 zeros between its pixels, with the weights turned around.
+    /// Convolves the gradient, with `stride` - 1 zeros between its pixels, with the flipped
+    /// weights.
     fn input_gradient(&self, weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let s = self.conv.shape;
         let mut grad = grad.clone();
@@ -242,7 +246,7 @@ impl Conv2d {
         }
     }
 
-    /// With respect to weights and bias.
+    /// Returns the gradients with respect to weights and bias.
     fn weight_gradient(&self, x: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
         let shape = self.conv.shape;
         let op = WeightGradient {
@@ -257,7 +261,7 @@ impl Conv2d {
     }
 }
 
-/// Weights for inference, arranged for the kernels once for each type of maps.
+/// Weights for inference, packed once for each type of maps.
 #[derive(Debug)]
 pub struct PackedConv {
     weight: Tensor,
@@ -266,13 +270,13 @@ pub struct PackedConv {
 }
 
 impl PackedConv {
-    /// Of `weight` `[co, ci, kh, kw]` and `bias` `[co]`.
+    /// Packs `weight` `[co, ci, kh, kw]` and `bias` `[co]`.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
         let weight = weight.detach();
         Ok(Self {
             bias: bias.detach().to_dtype(DType::F32)?.contiguous()?,
-            // What ResShift models are computed in by default: who asks for free memory finds it
-            // taken.
+            // bf16 is the default of ResShift models. Packing at once lets a query for free memory
+            // count these weights.
             arranged: Mutex::new(match weight.dim(1)? % 8 {
                 0 => Some(arrange(&weight, DType::F16)?),
                 _ => None,
@@ -281,13 +285,13 @@ impl PackedConv {
         })
     }
 
-    /// The weights as they came, and the bias.
+    /// Returns the weights as passed to [`Self::new`] and the bias.
     pub fn plain(&self) -> (&Tensor, &Tensor) {
         (&self.weight, &self.bias)
     }
 
-    /// As [`PackedConv2d::forward`](crate::ops::PackedConv2d::forward), of `x` grown to `2^up` times its size; None where the
-    /// kernels are not for it.
+    /// Computes [`PackedConv2d::forward`](crate::ops::PackedConv2d::forward) of `x` upsampled by
+    /// `2^up`. Returns `None` if there is no kernel.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -327,15 +331,15 @@ impl PackedConv {
     }
 }
 
-/// Of a map, onto a residual if there is a second one.
+/// Inputs: a map; optionally a residual.
 struct ResidualConv2d {
     conv: Conv,
     dtype: DType,
-    /// Arranged weights, bias.
+    /// Packed weights, bias.
     constants: [Tensor; 2],
 }
 
-impl Kernels for ResidualConv2d {
+impl KernelOp for ResidualConv2d {
     const NAME: &'static str = "packed-conv2d-nhwc-cuda";
 
     fn output(&self) -> (candle_core::Shape, DType) {
@@ -360,15 +364,16 @@ impl Kernels for ResidualConv2d {
     }
 }
 
-/// The gradients with respect to weights and bias in sums that are to be added, `[sums, co kh kw ci + co]` of f32, of the map
-/// and the gradient with respect to the output.
+/// Partial sums of the gradients with respect to weights and bias, `[sums, co kh kw ci + co]` of
+/// f32. Inputs: the map, the gradient with respect to the output.
 struct WeightGradient {
     shape: Shape,
     dtype: DType,
 }
 
 impl WeightGradient {
-    /// Outputs that a block adds over: so many that candle adds the sums by its fast kernel, which takes up to 32.
+    /// Returns the outputs that a block sums. The result is at most 32 partial sums, the limit of
+    /// candle's fast kernel for sums.
     fn step(&self) -> u32 {
         let step = self.shape.outputs().div_ceil(32).max(STEP);
         step.next_multiple_of(32)
@@ -379,7 +384,7 @@ impl WeightGradient {
     }
 }
 
-impl Kernels for WeightGradient {
+impl KernelOp for WeightGradient {
     const NAME: &'static str = "conv2d-nhwc-cuda-wgrad";
 
     fn output(&self) -> (candle_core::Shape, DType) {
@@ -425,7 +430,7 @@ mod tests {
         Var::randn(0f32, 1.0, shape, &device()).unwrap()
     }
 
-    /// Every kernel's own source, executed on the CPU, beside the operator made of candle's in f32.
+    /// Compares each kernel's source on the CPU with the composed operator in f32.
     #[test]
     fn values_and_gradients_are_those_of_f32() {
         // n, h, w, ci, co, k, stride, pad, up
@@ -455,9 +460,9 @@ mod tests {
                 let rounded = |t: &Tensor| t.to_dtype(dtype).unwrap();
                 let ours = emulated(|| {
                     let y = conv2d(&rounded(&x), &weight, &b, stride, pad, up, activation);
-                    y.unwrap().expect("kernels are for it")
+                    y.unwrap().expect("a kernel")
                 });
-                // From the same rounded numbers.
+                // The reference starts with the same rounded numbers.
                 let full = |t: &Tensor| rounded(t).to_dtype(DType::F32).unwrap();
                 let grown = match up {
                     0 => full(&x),
@@ -516,7 +521,7 @@ mod tests {
             let residual = random(want.dims());
             let forward = |residual| {
                 let y = emulated(|| packed.forward(&x, residual, stride, pad, up, silu));
-                y.unwrap().expect("kernels are for it")
+                y.unwrap().expect("a kernel")
             };
             assert_close(&forward(None), &want, 2e-3, "alone");
             let want = (want + full(&residual)).unwrap();
@@ -524,7 +529,7 @@ mod tests {
         }
     }
 
-    /// A map within another may begin anywhere; kernels load 16 bytes at once.
+    /// A view of a map may begin at any address, and kernels load 16 bytes at once.
     #[test]
     fn maps_that_begin_anywhere_are_copied() {
         let all = random(&[3 + 4 * 4 * 8])
@@ -561,7 +566,7 @@ mod tests {
         assert!(made(&[1, 4, 4, 8], &[8, 8, 3, 3], DType::F16).is_some());
         assert!(made(&[1, 4, 4, 8], &[8, 8, 3, 3], DType::F32).is_none());
         assert!(made(&[1, 4, 4, 6], &[8, 6, 3, 3], DType::F16).is_none());
-        // Its gradients would not come in eights.
+        // Channels of its gradients are not multiples of 8.
         assert!(made(&[1, 4, 4, 8], &[6, 8, 3, 3], DType::F16).is_none());
         assert!(made(&[1, 1, 1, 8], &[8, 8, 5, 5], DType::F16).is_none());
         assert!(made(&[1, 4, 4, 8], &[8, 8, 3, 5], DType::F16).is_none());

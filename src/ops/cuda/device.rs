@@ -1,4 +1,4 @@
-//! Kernels on candle's CUDA devices.
+//! Operators on candle's CUDA devices.
 
 use std::ffi::c_void;
 
@@ -21,14 +21,14 @@ use candle_core::{
 };
 use half::{bf16, f16};
 
-use super::op::Kernels;
+use super::kernel_op::KernelOp;
 
 const PTX: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/prebuilt/cuda/layers.ptx"
 ));
 
-/// Whether the device is of compute capability 8.0 or newer.
+/// Returns `true` for compute capability 8.0 or newer.
 pub fn serves(device: &CudaDevice) -> bool {
     let stream = device.cuda_stream();
     let major = stream
@@ -37,12 +37,13 @@ pub fn serves(device: &CudaDevice) -> bool {
     major.is_ok_and(|major| major >= 8)
 }
 
-/// Lets freed memory stay with the device's pool: by default the driver gives all of it back whenever somebody waits for the
-/// device, which training does in every step, to allocate it again in the next.
+/// Keeps freed memory in the device's pool. By default the driver releases it on every
+/// synchronisation, so each training step would allocate it again.
 pub fn keep_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     let (mut pool, mut threshold) = (std::ptr::null_mut(), u64::MAX);
-    // SAFETY: the device is there, the pointers are to locals of the types that the driver asks for.
+    // SAFETY: the device exists, and the pointers are to locals of the types that the driver
+    // requires.
     unsafe {
         cuDeviceGetDefaultMemPool(&mut pool, stream.context().cu_device())
             .result()
@@ -54,8 +55,11 @@ pub fn keep_memory(device: &CudaDevice) -> Result<()> {
     }
 }
 
-/// Runs an operator's kernels on its inputs' device.
-pub fn run<K: Kernels>(op: &K, inputs: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
+/// Runs an operator's kernels on the device of its inputs.
+pub fn run<K: KernelOp>(
+    op: &K,
+    inputs: &[(&CudaStorage, &Layout)],
+) -> Result<(CudaStorage, Shape)> {
     let (shape, dtype) = op.output();
     let Some((first, _)) = inputs.first() else {
         bail!("{}: no inputs", K::NAME);
@@ -70,14 +74,14 @@ pub fn run<K: Kernels>(op: &K, inputs: &[(&CudaStorage, &Layout)]) -> Result<(Cu
     Ok((storage, shape))
 }
 
-fn run_as<K: Kernels, T: CudaDType + DeviceRepr>(
+fn run_as<K: KernelOp, T: CudaDType + DeviceRepr>(
     op: &K,
     inputs: &[(&CudaStorage, &Layout)],
     count: usize,
     device: &CudaDevice,
 ) -> Result<CudaStorage> {
     let stream = device.cuda_stream();
-    // SAFETY: the kernels write all of it before anybody reads it.
+    // SAFETY: the kernels write all of it before it is read.
     let mut output = unsafe { device.alloc::<T>(count)? };
     let mut scratch = match op.scratch() {
         0 => None,
@@ -112,7 +116,8 @@ fn run_as<K: Kernels, T: CudaDType + DeviceRepr>(
             let function = device.get_or_load_custom_func(&launch.kernel, "tadsr-layers", PTX)?;
             let [x, y, z] = launch.grid;
             let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
-            // SAFETY: the structure is the kernel's, and what it points to is allocated until the stream has got there.
+            // SAFETY: the structure is that of the kernel, and the memory that it points to is
+            // allocated until the kernel has run.
             unsafe {
                 launch_kernel(
                     function.cu_function(),
@@ -135,7 +140,7 @@ fn address<'a, T: CudaDType + WithDType>(
     stream: &'a CudaStream,
 ) -> Result<(u64, SyncOnDrop<'a>)> {
     let Some((from, _)) = layout.contiguous_offsets() else {
-        bail!("a contiguous tensor is needed, not {layout:?}");
+        bail!("a contiguous tensor is required, not {layout:?}");
     };
     let (address, guard) = storage.as_cuda_slice::<T>()?.device_ptr(stream);
     Ok((address + (from * size_of::<T>()) as u64, guard))

@@ -1,19 +1,20 @@
-//! Group normalisation of 16-bit maps, forward.
+//! Group normalisation for 16-bit maps, forward pass.
 
 use candle_core::{DType, Result, Shape, Tensor};
 
 use super::{
     aligned,
-    op::{Kernels, Launch, Op},
+    kernel_op::{KernelOp, Launch},
+    op::Op,
     params::{Norm, Params},
     suffix,
 };
 use crate::ops::Activation;
 
-/// Threads of a block (`kernels/layers.cu`), which has one for every 8 channels and one for every group.
+/// Threads of a block (`kernels/layers.cu`): one for every 8 channels and one for every group.
 const THREADS: usize = 256;
 
-/// As [`crate::ops::group_norm`] without gradients; None where the kernels are not for it.
+/// Computes [`crate::ops::group_norm`] without gradients. Returns `None` if there is no kernel.
 pub fn group_norm(
     x: &Tensor,
     groups: usize,
@@ -54,14 +55,14 @@ pub fn group_norm(
     Ok(Some(y))
 }
 
-/// Of the map, weight and bias.
+/// Inputs: the map, weight, bias.
 struct GroupNorm {
     shape: Shape,
     dtype: DType,
     norm: Norm,
 }
 
-impl Kernels for GroupNorm {
+impl KernelOp for GroupNorm {
     const NAME: &'static str = "group-norm-nhwc-cuda";
 
     fn output(&self) -> (Shape, DType) {
@@ -91,7 +92,7 @@ impl Kernels for GroupNorm {
             threads: THREADS as u32,
             params: params.words(),
         };
-        // A thread of the second makes four vectors.
+        // A thread of the second kernel computes four vectors.
         let blocks = vectors.div_ceil(4 * THREADS) as u32;
         vec![launch("moments", params.chunks), launch("norm", blocks)]
     }
@@ -121,7 +122,7 @@ mod tests {
             let [n, .., c] = shape;
             let silu = activation == Activation::Silu;
             let affine: &[usize] = if modulated { &[n, c] } else { &[c] };
-            // A mean far above the deviation, which a sum of squares must not drown.
+            // A mean far above the deviation, where a sum of squares would lose precision.
             let x = if silu {
                 random(&shape)
             } else {
@@ -131,7 +132,7 @@ mod tests {
             for (dtype, limit) in [(DType::F16, 2e-3), (DType::BF16, 1.5e-2)] {
                 let x = x.to_dtype(dtype).unwrap();
                 let got = emulated(|| group_norm(&x, groups, &w, &b, 1e-5, activation)).unwrap();
-                let got = got.expect("kernels are for it");
+                let got = got.expect("a kernel");
                 let x = x.to_dtype(DType::F32).unwrap();
                 let want = composed::group_norm(&x, groups, &w, &b, 1e-5, activation).unwrap();
                 assert_close(&got, &want, limit, &format!("{shape:?} {dtype:?}"));

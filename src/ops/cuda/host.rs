@@ -1,4 +1,4 @@
-//! The kernels' own source on the CPU: `host/host.cpp` compiled by the machine's C++ compiler.
+//! The source of the kernels on the CPU: `host/host.cpp`, compiled by the local C++ compiler.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -16,7 +16,7 @@ use std::{
 
 static LAUNCHES: AtomicUsize = AtomicUsize::new(0);
 
-/// How often [`launch`] was called.
+/// Returns the number of calls of [`launch`].
 pub fn launches() -> usize {
     LAUNCHES.load(Ordering::Relaxed)
 }
@@ -29,19 +29,19 @@ type Launch = unsafe extern "C" fn(
     backwards: bool,
 ) -> bool;
 
-/// Runs a kernel thread by thread, every other time the last ones first.
+/// Runs a kernel thread by thread, in alternating calls in reverse order.
 ///
 /// # Safety
-/// `params` are the words of the structure that the kernel takes, and what they point to may be read and written as the
-/// kernel does.
+/// `params` are the words of the kernel's parameter structure, and the kernel may access the memory
+/// that they point to.
 ///
 /// # Panics
-/// When there is no such kernel, or no C++ compiler.
+/// If there is no such kernel or no C++ compiler.
 pub unsafe fn launch(name: &str, grid: [u32; 3], block: [u32; 3], params: &[u64]) {
     static LAUNCH: OnceLock<Launch> = OnceLock::new();
     let launch = *LAUNCH.get_or_init(load);
     let text = CString::new(name).unwrap();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller ensures it.
     let found = unsafe {
         launch(
             text.as_ptr(),
@@ -56,7 +56,7 @@ pub unsafe fn launch(name: &str, grid: [u32; 3], block: [u32; 3], params: &[u64]
 
 fn load() -> Launch {
     let library = open("host.cpp");
-    // SAFETY: a library of ours, whose function has that type.
+    // SAFETY: the library is built from host/, and its function has this type.
     unsafe {
         let launch = libc::dlsym(library, c"tadsr_launch".as_ptr());
         assert!(!launch.is_null(), "no tadsr_launch");
@@ -64,11 +64,11 @@ fn load() -> Launch {
     }
 }
 
-/// Makes the stand-in of `host/driver.cpp` this process's NVIDIA driver. Gives the function that tells how many bytes of its device
-/// are allocated.
+/// Loads the stand-in `host/driver.cpp` as the NVIDIA driver of this process. Returns its function
+/// that counts the allocated bytes.
 pub fn load_driver() -> unsafe extern "C" fn() -> usize {
     let library = open("driver.cpp");
-    // SAFETY: a library of ours, whose function has that type.
+    // SAFETY: the library is built from host/, and its function has this type.
     unsafe {
         let allocated = libc::dlsym(library, c"tadsr_allocated".as_ptr());
         assert!(!allocated.is_null(), "no tadsr_allocated");
@@ -76,10 +76,10 @@ pub fn load_driver() -> unsafe extern "C" fn() -> usize {
     }
 }
 
-/// The library that a source of `host/` makes.
+/// Loads the library of a source in `host/`.
 fn open(source: &str) -> *mut libc::c_void {
     let path = CString::new(compiled(source).as_os_str().as_bytes()).unwrap();
-    // SAFETY: a library of ours, which does nothing when it is loaded.
+    // SAFETY: the library is built from host/ and does nothing when it is loaded.
     unsafe {
         let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         if library.is_null() {
@@ -89,7 +89,7 @@ fn open(source: &str) -> *mut libc::c_void {
     }
 }
 
-/// It lies beside the test's executable; compiled once for the same sources.
+/// Compiles a source once and returns the library, which lies beside the test's executable.
 fn compiled(source: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut hasher = DefaultHasher::new();
@@ -115,7 +115,7 @@ fn compiled(source: &str) -> PathBuf {
             .args(compiler)
             .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off"])
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-            // The name by which the driver's library is looked for.
+            // The name under which the driver's library is loaded.
             .args(match source {
                 "driver.cpp" => &["-Wl,-soname,libcuda.so.1"][..],
                 _ => &[],
@@ -123,7 +123,7 @@ fn compiled(source: &str) -> PathBuf {
             .arg("-o")
             .args([&made, &root.join("ops/cuda/host").join(source)])
             .output()
-            .expect("these tests need a C++ compiler: c++, or what CXX names");
+            .expect("these tests require a C++ compiler: c++ or the one in CXX");
         assert!(
             said.status.success(),
             "{}",

@@ -1,7 +1,8 @@
-//! Kernels for CUDA: of maps of 16-bit floats, forward and, for convolutions, backward.
+//! CUDA kernels for maps of 16-bit floats: forward passes, and the backward pass of convolutions.
 //!
-//! `kernels/` has the source, compiled by `scripts/kernels.sh` to PTX, which the driver compiles for its chip when it is
-//! first used; tests run the source on the CPU (`host/`). The engine's kernels are its own.
+//! `scripts/kernels.sh` compiles the source in `kernels/` to PTX, which the driver compiles for its
+//! chip at first use. Tests run the source on the CPU (`host/`). The kernels of lite models are in
+//! `engine/lite/cuda`.
 
 mod attention;
 mod conv2d;
@@ -10,6 +11,7 @@ mod device;
 mod group_norm;
 #[cfg(test)]
 pub(crate) mod host;
+mod kernel_op;
 mod op;
 mod params;
 
@@ -22,8 +24,8 @@ pub use conv2d::{PackedConv, conv2d};
 pub use group_norm::group_norm;
 pub use params::Params;
 
-/// Whether kernels can be for this map: one of 16-bit floats on a CUDA device of compute capability 8.0 or newer, with channels
-/// in eights, that 32 bits can count.
+/// Returns `true` if kernels support this map: 16-bit floats on a CUDA device of compute capability
+/// 8.0 or newer, channels in multiples of 8, fewer than 2^30 elements.
 fn reaches(x: &Tensor) -> bool {
     let channels = x.dims().last().copied().unwrap_or(0);
     matches!(x.dtype(), DType::F16 | DType::BF16)
@@ -42,11 +44,11 @@ fn has_kernels(_: &candle_core::Device) -> bool {
     false
 }
 
-/// Lets memory that is freed on a CUDA device stay there for the next tensor.
+/// Keeps freed memory of a CUDA device in its pool for the next tensor.
 ///
 /// # Errors
-/// When the driver refuses.
-#[cfg_attr(not(feature = "train"), expect(dead_code, reason = "for training"))]
+/// If the driver fails.
+#[cfg_attr(not(feature = "train"), expect(dead_code, reason = "used by training"))]
 pub fn keep_memory(device: &candle_core::Device) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Ok(device) = device.as_cuda_device() {
@@ -56,7 +58,7 @@ pub fn keep_memory(device: &candle_core::Device) -> Result<()> {
     Ok(())
 }
 
-/// The tensor contiguous, and begun at a multiple of 16 bytes: kernels load so many at once.
+/// Returns the tensor contiguous and aligned to 16 bytes, which kernels load at once.
 fn aligned(t: &Tensor) -> Result<Tensor> {
     let t = t.contiguous()?;
     match t.layout().start_offset() % 8 {
@@ -65,7 +67,7 @@ fn aligned(t: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Whether maps in the CPU's memory go through the kernels, as tests may want.
+/// Returns `true` in tests that run the kernels on maps in CPU memory.
 pub fn is_emulated() -> bool {
     #[cfg(test)]
     return EMULATED.get();
@@ -78,7 +80,7 @@ thread_local! {
     static EMULATED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Calls `run` with the kernels' source for maps in the CPU's memory.
+/// Calls `run` with the kernels' source for maps in CPU memory.
 #[cfg(test)]
 pub(crate) fn emulated<T>(run: impl FnOnce() -> T) -> T {
     EMULATED.set(true);
@@ -87,7 +89,7 @@ pub(crate) fn emulated<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Where tests run: the CPU, or with TADSR_TEST_DEVICE=cuda in the environment a GPU.
+/// Returns the device of tests: the CPU, or that of TADSR_TEST_DEVICE in the environment.
 #[cfg(test)]
 fn device() -> candle_core::Device {
     let device = std::env::var("TADSR_TEST_DEVICE");
@@ -95,7 +97,7 @@ fn device() -> candle_core::Device {
     device.to_candle().unwrap()
 }
 
-/// Asserts that `got` is `want` but for what 16 bits round away.
+/// Asserts that `got` is `want` within the rounding of 16 bits.
 #[cfg(test)]
 fn assert_close(got: &Tensor, want: &Tensor, limit: f32, what: &str) {
     assert_eq!(got.dims(), want.dims(), "{what}");
@@ -105,7 +107,7 @@ fn assert_close(got: &Tensor, want: &Tensor, limit: f32, what: &str) {
     assert!(off < limit, "{what}: {off}");
 }
 
-/// What the kernels call it, with its slope.
+/// Returns the kernels' number of the activation, and its slope.
 fn activation(activation: Activation) -> (u32, f32) {
     match activation {
         Activation::None => (0, 0.0),
@@ -114,7 +116,7 @@ fn activation(activation: Activation) -> (u32, f32) {
     }
 }
 
-/// The end of the names of the kernels for this type.
+/// Returns the suffix of the kernels' names for this type.
 fn suffix(dtype: DType) -> &'static str {
     match dtype {
         DType::F16 => "f16",

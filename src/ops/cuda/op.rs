@@ -1,71 +1,35 @@
-//! Kernels as candle operators.
+//! Operators of kernels as candle operators.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 #[cfg(test)]
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
 
-/// A kernel's run.
-pub struct Launch {
-    pub kernel: String,
-    pub grid: [u32; 3],
-    pub threads: u32,
-    /// The words of the structure that it takes.
-    pub params: Vec<u64>,
-}
+use super::kernel_op::KernelOp;
 
-/// An operator on contiguous tensors that kernels compute.
-pub trait Kernels {
-    const NAME: &'static str;
-
-    /// What it makes.
-    fn output(&self) -> (Shape, DType);
-
-    /// Floats that it needs on the way.
-    fn scratch(&self) -> usize {
-        0
-    }
-
-    /// Tensors beside the inputs, which have no gradients.
-    fn constants(&self) -> &[Tensor] {
-        &[]
-    }
-
-    /// What runs, one after the other, for inputs, then constants, and output at these addresses.
-    fn launches(&self, inputs: &[u64], output: u64, scratch: u64) -> Vec<Launch>;
-
-    /// The gradients with respect to three inputs.
-    fn gradients(
-        &self,
-        _inputs: [&Tensor; 3],
-        _output: &Tensor,
-        _grad: &Tensor,
-    ) -> Result<[Option<Tensor>; 3]> {
-        bail!("{}: for inference", Self::NAME)
-    }
-}
-
-/// [`Kernels`] as a candle operator.
+/// [`KernelOp`] as a candle operator.
 pub struct Op<K>(pub K);
 
-impl<K: Kernels> Op<K> {
-    /// The kernels' own source, for tests of all but a device's own: on tensors in the CPU's memory.
+impl<K: KernelOp> Op<K> {
+    /// Runs the source of the kernels on tensors in CPU memory, for tests.
     #[cfg(test)]
     fn on_cpu(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        use candle_core::{Storage, WithDType};
+        use candle_core::{DType, Storage, WithDType};
         use half::{bf16, f16};
+
+        use super::kernel_op::Launch;
 
         fn address<T: WithDType>(storage: &CpuStorage, layout: &Layout) -> Result<u64> {
             match layout.contiguous_offsets() {
                 Some((from, to)) => Ok(storage.as_slice::<T>()?[from..to].as_ptr() as u64),
-                None => bail!("a contiguous tensor is needed"),
+                None => bail!("a contiguous tensor is required"),
             }
         }
 
-        fn run<T: WithDType>(op: &impl Kernels, addresses: &[u64], count: usize) -> CpuStorage {
+        fn run<T: WithDType>(op: &impl KernelOp, addresses: &[u64], count: usize) -> CpuStorage {
             let mut output = vec![T::from_f64(f64::NAN); count];
             let mut scratch = vec![f32::NAN; op.scratch()];
             let (to, between) = (output.as_mut_ptr() as u64, scratch.as_mut_ptr() as u64);
@@ -76,7 +40,8 @@ impl<K: Kernels> Op<K> {
                 params,
             } in op.launches(addresses, to, between)
             {
-                // SAFETY: the kernel's own structure, with addresses of what lives until it ends.
+                // SAFETY: the structure is that of the kernel, and its addresses are valid until it
+                // ends.
                 unsafe { super::host::launch(&kernel, grid, [threads, 1, 1], &params) };
             }
             T::to_cpu_storage_owned(output)
@@ -109,7 +74,7 @@ impl<K: Kernels> Op<K> {
 
     #[cfg(not(test))]
     fn on_cpu(&self, _: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        bail!("{}: a kernel for CUDA", K::NAME)
+        bail!("{}: runs on CUDA devices only", K::NAME)
     }
 
     #[cfg(feature = "cuda")]
@@ -118,7 +83,7 @@ impl<K: Kernels> Op<K> {
     }
 }
 
-impl<K: Kernels> CustomOp1 for Op<K> {
+impl<K: KernelOp> CustomOp1 for Op<K> {
     fn name(&self) -> &'static str {
         K::NAME
     }
@@ -133,7 +98,7 @@ impl<K: Kernels> CustomOp1 for Op<K> {
     }
 }
 
-impl<K: Kernels> CustomOp2 for Op<K> {
+impl<K: KernelOp> CustomOp2 for Op<K> {
     fn name(&self) -> &'static str {
         K::NAME
     }
@@ -160,7 +125,7 @@ impl<K: Kernels> CustomOp2 for Op<K> {
     }
 }
 
-impl<K: Kernels> CustomOp3 for Op<K> {
+impl<K: KernelOp> CustomOp3 for Op<K> {
     fn name(&self) -> &'static str {
         K::NAME
     }

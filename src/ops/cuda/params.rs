@@ -1,14 +1,15 @@
-//! What kernels are passed: structures of plain numbers; those of `kernels/layers.cu`, field by field.
+//! Parameter structures of kernels. Their fields are those in `kernels/layers.cu`.
 
-/// A structure of plain numbers that a kernel takes.
+/// A parameter structure of a kernel.
 ///
 /// # Safety
-/// The type is `repr(C)`, holds only numbers, has no padding, and its size is a multiple of 8 bytes.
+/// The type is `repr(C)`, holds only numbers, has no padding, and its size is a multiple of 8
+/// bytes.
 pub unsafe trait Params: Copy {
-    /// The structure as words, aligned as the kernel's parameters are.
+    /// Returns the structure as words, with the alignment of kernel parameters.
     fn words(&self) -> Vec<u64> {
         let mut words = vec![0; size_of::<Self>() / 8];
-        // SAFETY: as many bytes as the structure has, none of them padding.
+        // SAFETY: the length is that of the structure, which has no padding.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 std::ptr::from_ref(self).cast::<u8>(),
@@ -19,14 +20,14 @@ pub unsafe trait Params: Copy {
         words
     }
 
-    /// The structure that [`Self::words`] gave.
+    /// Returns the structure of the words of [`Self::words`].
     ///
     /// # Panics
-    /// When they are another number of words.
+    /// If the number of words is wrong.
     #[cfg(any(test, feature = "emulator"))]
     fn from_words(words: &[u64]) -> Self {
         assert_eq!(words.len() * 8, size_of::<Self>());
-        // SAFETY: as many bytes as the structure has, and any bytes make numbers.
+        // SAFETY: the length is that of the structure, and all bit patterns are valid.
         unsafe { words.as_ptr().cast::<Self>().read() }
     }
 }
@@ -108,7 +109,7 @@ pub struct Attention {
     pub scale: f32,
 }
 
-// SAFETY: numbers alone; the sizes, which are the sums of the fields', are checked below.
+// SAFETY: all fields are numbers, and the sizes below are the sums of the fields' sizes.
 unsafe impl Params for Conv {}
 // SAFETY: as above.
 unsafe impl Params for WeightGrad {}
@@ -117,7 +118,7 @@ unsafe impl Params for Norm {}
 // SAFETY: as above.
 unsafe impl Params for Attention {}
 
-// The same are asserted where the kernels are compiled.
+// The kernels' source asserts the same sizes.
 const _: () = assert!(
     size_of::<Conv>() == 104
         && size_of::<WeightGrad>() == 80

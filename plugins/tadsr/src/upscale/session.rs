@@ -654,7 +654,9 @@ pub(super) fn post_failure(element: &BaseTransform, err: &Error) -> gst::FlowErr
 
 fn error_message(err: &Error) -> gst::ErrorMessage {
     match err {
-        Error::Device(_) => gst::error_msg!(gst::LibraryError::Init, ("{err}")),
+        Error::Device(_) | Error::DeviceLost(_) => {
+            gst::error_msg!(gst::LibraryError::Init, ("{err}"))
+        }
         Error::Scale(_) | Error::Setting(_) => {
             gst::error_msg!(gst::LibraryError::Settings, ("{err}"))
         }

@@ -165,7 +165,7 @@ impl RowPlan {
     /// `format`.
     pub fn serves(model: &LiteModel, format: PixelFormat) -> bool {
         let luma = model.metadata.student.latent == LatentKind::Luma;
-        luma || format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8
+        luma || format.chroma_shift() == (1, 1) || format.is_gray()
     }
 
     pub fn new(

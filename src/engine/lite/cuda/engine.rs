@@ -100,7 +100,7 @@ impl Engine for CudaEngine {
                     && runner.fits(from, to)
                     && (!self.stale || runner.in_flight() > 0) => {}
             Some((_, runner)) if runner.in_flight() > 0 => {
-                return Err(Error::Setting(
+                return Err(Error::InFlight(
                     "frames of another size or kind are still in flight".into(),
                 ));
             }

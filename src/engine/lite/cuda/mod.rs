@@ -163,7 +163,7 @@ impl Context {
         }
         let mut loaded = Owned::module(&driver, binaries[0]);
         for binary in &binaries[1..] {
-            if !loaded.as_ref().is_err_and(Fault::other_chip) {
+            if !loaded.as_ref().is_err_and(Fault::wrong_chip) {
                 break;
             }
             loaded = Owned::module(&driver, binary);
@@ -283,7 +283,7 @@ impl Runner {
             match Self::build(context, &plan, (src, dst), depth.max(1)) {
                 Ok(runner) => return Ok(runner),
                 // Bands need less memory of the device, but not of the host.
-                Err(fault) if fault.out_of_memory() && !fault.of_the_host() => {
+                Err(fault) if fault.out_of_memory() && !fault.in_host_memory() => {
                     plan = plan.smaller().ok_or(fault)?
                 }
                 Err(fault) => return Err(fault.into()),
@@ -395,14 +395,14 @@ impl Runner {
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual.
     ///
     /// # Errors
-    /// As [`Self::submit`] and [`Self::receive`], and [`Error::Setting`] while frames are in
+    /// As [`Self::submit`] and [`Self::receive`], and [`Error::InFlight`] while frames are in
     /// flight.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if *dst.info() != self.dst {
             return Err(frame_mismatch());
         }
         if !self.busy.is_empty() {
-            return Err(Error::Setting("frames are still in flight".into()));
+            return Err(Error::InFlight("frames are still in flight".into()));
         }
         self.submit(src, strength)?;
         self.receive(dst)?;
@@ -412,9 +412,9 @@ impl Runner {
     /// Submits a frame. Its samples are copied before this returns.
     ///
     /// # Errors
-    /// [`Error::Frame`] if it is not of the kind and size prepared for, [`Error::Setting`] if the
-    /// maximum number of frames is in flight, [`Error::Device`] or [`Error::Memory`] if the device
-    /// fails; then no frame is in flight any more.
+    /// [`Error::Frame`] if it is not of the kind and size prepared for, [`Error::InFlight`] if the
+    /// maximum number of frames is in flight, [`Error::Device`], [`Error::DeviceLost`] or
+    /// [`Error::Memory`] if the device fails; then no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, strength: f32) -> Result<()> {
         let index = self.begin(src.info())?;
         let input = &mut self.flights[index].input;
@@ -452,7 +452,7 @@ impl Runner {
             return Err(frame_mismatch());
         }
         let Some(index) = self.idle.pop_front() else {
-            return Err(Error::Setting(format!(
+            return Err(Error::InFlight(format!(
                 "{} frames are in flight already",
                 self.depth()
             )));
@@ -537,9 +537,9 @@ impl Runner {
     /// Waits for the oldest frame in flight and copies it to `dst`.
     ///
     /// # Errors
-    /// [`Error::Frame`] if `dst` is not of the kind and size prepared for, [`Error::Setting`] if no
-    /// frame is in flight, [`Error::Device`] if the device fails; then no frame is in flight any
-    /// more.
+    /// [`Error::Frame`] if `dst` is not of the kind and size prepared for, [`Error::InFlight`] if
+    /// no frame is in flight, [`Error::Device`] or [`Error::DeviceLost`] if the device fails; then
+    /// no frame is in flight any more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         let index = self.oldest(dst.info())?;
         let times = self.flush_on_failure(|runner| {
@@ -592,7 +592,7 @@ impl Runner {
             return Err(frame_mismatch());
         }
         let oldest = self.busy.front().copied();
-        oldest.ok_or_else(|| Error::Setting("no frame is in flight".into()))
+        oldest.ok_or_else(|| Error::InFlight("no frame is in flight".into()))
     }
 
     /// Moves the oldest flight to the idle ones.

@@ -240,7 +240,7 @@ impl Plan {
             constants: constants.0,
             input,
             output,
-            opaque: matches!(dst.format, PixelFormat::Rgbx | PixelFormat::Bgrx),
+            opaque: dst.format.filler(0) != 0,
             rows: dst.height.div_ceil(r),
         })
     }

@@ -1,6 +1,6 @@
-// A stand-in for the NVIDIA driver, for tests of all that lies between the engine and the driver: a device in the CPU's
-// memory, on which everything happens at once. Kernels are the source's, found by name. With TADSR_DRIVER_VERSION in the
-// environment it is a driver of that version.
+// A stand-in for the NVIDIA driver, for tests of the code between the engine and the driver. Its
+// device is in CPU memory and completes every call at once. Kernels of the source are found by name.
+// TADSR_DRIVER_VERSION in the environment sets its version.
 #include "host.cpp"
 
 #include <map>
@@ -47,7 +47,7 @@ const Kernel kernels[] = {{"tadsr_unpack", sizeof(student::Frame)},
                           {"tadsr_conv64", sizeof(student::Conv)},
                           {"tadsr_pack", sizeof(student::Frame)}};
 
-// Memory of the device and how many contexts a thread has pushed: what is done without one fails.
+// Memory of the device, and the thread's number of pushed contexts. Calls without a context fail.
 thread_local int pushed;
 std::atomic<size_t> allocated;
 
@@ -97,7 +97,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
         return OUT_OF_MEMORY;
     }
     allocated += bytes;
-    // Its size in front, and aligned as a device's.
+    // The size is stored in front. The alignment is that of a device.
     char *memory = (char *)std::aligned_alloc(256, (bytes + 511) / 256 * 256);
     std::memcpy(memory, &bytes, 8);
     std::memset(memory + 256, 0xff, bytes);
@@ -141,7 +141,8 @@ int cuEventRecord(void *event, void *) { return event ? within(SUCCESS) : INVALI
 int cuEventSynchronize(void *event) { return event ? within(SUCCESS) : INVALID_VALUE; }
 int cuEventElapsedTime(float *time, void *, void *) { return *time = 1.0f, within(SUCCESS); }
 
-// Machine code is an ELF file of NVIDIA's, for another chip with TADSR_DRIVER_OTHER_CHIP in the environment; PTX is text.
+// Machine code is an ELF file of NVIDIA, PTX is text. TADSR_DRIVER_OTHER_CHIP in the environment
+// makes the machine code that of another chip.
 int cuModuleLoadData(void **module, const void *image) {
     const auto *bytes = (const unsigned char *)image;
     const bool cubin = !std::memcmp(bytes, "\x7f" "ELF", 4) && bytes[18] == 190 && bytes[19] == 0;
@@ -162,7 +163,7 @@ int cuModuleGetFunction(const Kernel **function, void *, const char *name) {
 
 int cuGraphCreate(Graph **graph, unsigned) { return made(graph, new Graph); }
 int cuGraphAddKernelNode_v2(void **node, Graph *graph, void *const *before, size_t count, const Node *params) {
-    // Each after the one before it, whose place in the graph is its handle.
+    // Each node depends on the previous one. Its handle is its index in the graph.
     const bool chained = count == !graph->empty() && (!count || (size_t)*before == graph->size());
     if (!chained || params->shared || params->extra || params->kern || params->context) {
         return INVALID_VALUE;
@@ -189,6 +190,6 @@ int cuGraphLaunch(const Graph *exec, void *) {
 int cuGraphDestroy(Graph *graph) { return delete graph, within(SUCCESS); }
 int cuGraphExecDestroy(Graph *exec) { return delete exec, within(SUCCESS); }
 
-// Bytes of the device's memory that are allocated.
+// Returns the allocated bytes of the device.
 size_t tadsr_allocated() { return allocated; }
 }

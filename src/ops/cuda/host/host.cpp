@@ -1,4 +1,4 @@
-// Runs a block's threads as fibers, and finds kernels by their names.
+// Runs the threads of a block as fibers, and finds kernels by name.
 #include "host.hpp"
 
 #include <algorithm>
@@ -31,38 +31,38 @@ struct Fiber {
     bool done;
 };
 
-// Those that wait for each other: how many have come, and how often all have.
-struct Meeting {
-    size_t come = 0, times = 0;
-    void *given[32];
+// A barrier: the threads that have arrived, and the number of completed rounds.
+struct Barrier {
+    size_t arrived = 0, rounds = 0;
+    void *values[32];
 };
 
 std::vector<Fiber> fibers;
-std::vector<Meeting> warps;
-Meeting block;
+std::vector<Barrier> warps;
+Barrier block;
 ucontext_t scheduler;
 Fiber *running;
-// Grows with all that happens: when it does not, nothing will.
+// Counts progress. A round without progress is a deadlock.
 size_t events;
 void (*kernel)(const void *);
 const void *params;
 
-void rest() { swapcontext(&running->context, &scheduler); }
+void switch_to_scheduler() { swapcontext(&running->context, &scheduler); }
 
 size_t number_of(const Fiber *fiber) { return fiber - fibers.data(); }
 
-// Waits until `all` have come; the last one calls `then`.
-template <typename F> void meet(Meeting &meeting, size_t all, F then) {
-    const size_t times = meeting.times;
+// Waits for `all` threads. The last one calls `then`.
+template <typename F> void wait_at(Barrier &barrier, size_t all, F then) {
+    const size_t round = barrier.rounds;
     ++events;
-    if (++meeting.come == all) {
+    if (++barrier.arrived == all) {
         then();
-        meeting.come = 0;
-        ++meeting.times;
+        barrier.arrived = 0;
+        ++barrier.rounds;
         return;
     }
-    while (meeting.times == times) {
-        rest();
+    while (barrier.rounds == round) {
+        switch_to_scheduler();
     }
     ++events;
 }
@@ -71,7 +71,7 @@ void run_thread() {
     kernel(params);
     running->done = true;
     ++events;
-    rest();
+    switch_to_scheduler();
 }
 
 void run_block(bool backwards) {
@@ -90,7 +90,7 @@ void run_block(bool backwards) {
         makecontext(&fiber.context, run_thread, 0);
     }
     size_t left = threads;
-    // Runs a warp's threads until they all wait for other warps, or are done.
+    // Runs the threads of a warp until all wait for other warps or have ended.
     const auto run_warp = [&](size_t first) {
         const size_t lanes = std::min<size_t>(32, threads - first);
         for (size_t before = ~events; before != events;) {
@@ -111,7 +111,7 @@ void run_block(bool backwards) {
             run_warp(32 * (backwards ? warps.size() - 1 - i : i));
         }
         if (events == before) {
-            std::fprintf(stderr, "%zu threads of a block wait for others that do not come\n", left);
+            std::fprintf(stderr, "%zu threads of a block wait at a barrier that the others do not reach\n", left);
             std::abort();
         }
     }
@@ -139,23 +139,23 @@ const Entry entries[] = {
 } // namespace
 
 void __syncthreads() {
-    meet(block, fibers.size(), [] {});
+    wait_at(block, fibers.size(), [] {});
 }
 
 namespace host {
 
-void together(void *given, void (*all)(void *const lanes[32])) {
+void together(void *value, void (*all)(void *const lanes[32])) {
     const size_t number = number_of(running);
-    Meeting &warp = warps[number / 32];
-    warp.given[number % 32] = given;
-    meet(warp, 32, [&] { all(warp.given); });
+    Barrier &warp = warps[number / 32];
+    warp.values[number % 32] = value;
+    wait_at(warp, 32, [&] { all(warp.values); });
 }
 
 std::deque<std::vector<Copy>> &copies() { return running->copies; }
 
 } // namespace host
 
-// Runs a kernel: `params` is the structure that it takes. Whether there is one of that name.
+// Runs a kernel with the structure `params`. Returns false if there is no kernel of this name.
 extern "C" bool tadsr_launch(const char *name, const uint32_t grid[3], const uint32_t block[3], const void *structure,
                              bool backwards) {
     static std::mutex one;

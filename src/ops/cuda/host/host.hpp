@@ -1,9 +1,9 @@
-// CUDA C on the CPU, for tests: the kernels' own source, thread by thread.
+// CUDA C on the CPU, for tests: runs the source of the kernels thread by thread.
 //
-// The threads of a block are fibers. A warp runs until all of its threads wait for other warps, and only then the next one,
-// the first or the last warp first: so where a barrier is missing, one is ahead of the others as far as it can be, and the
-// result is wrong. Asynchronous copies are made when they are waited for and no earlier. A block whose threads do not
-// all come to a barrier ends the process.
+// The threads of a block are fibers. A warp runs until all of its threads wait for other warps, then
+// the next one runs, from the first or from the last warp. So a missing barrier gives a wrong
+// result. Asynchronous copies are made on the wait for them. A block whose threads do not all reach
+// a barrier ends the process.
 #pragma once
 
 #include <cmath>
@@ -66,7 +66,7 @@ inline uint32_t to_bits(float v) {
 
 inline float __half2float(__half h) {
     const uint32_t sign = (h.bits & 0x8000u) << 16, rest = h.bits & 0x7fffu;
-    // The exponent's bias is corrected by a product, which does subnormals too.
+    // A product corrects the bias of the exponent, also for subnormals.
     const float v = rest >= 0x7c00u ? from_bits(0x7f800000u | (rest & 0x3ffu) << 13) : from_bits(rest << 13) * 0x1p112f;
     return from_bits(sign | to_bits(v));
 }
@@ -79,7 +79,7 @@ inline __half __float2half_rn(float v) {
     } else if (rest >= 0x477ff000u) {
         half = 0x7c00u;
     } else if (rest < 0x38800000u) {
-        // Below the least normal number steps are equal, so that an addition rounds.
+        // Steps below the smallest normal number are equal, so an addition rounds.
         half = to_bits(from_bits(rest) + 0.5f) - to_bits(0.5f);
     } else {
         half = (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1)) >> 13;
@@ -104,14 +104,14 @@ struct __nv_bfloat162 {
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
 
-// ---- What threads do together ----
+// ---- Collective operations of threads ----
 
 void __syncthreads();
 
 namespace host {
 
-// Calls `all` with what each lane has given when the last of them has come; what they have given lives until then.
-void together(void *given, void (*all)(void *const lanes[32]));
+// Calls `all` with the values of all lanes when the last lane has arrived. They live until then.
+void together(void *value, void (*all)(void *const lanes[32]));
 
 inline float number(const __half *, uint16_t bits) { return __half2float({bits}); }
 inline float number(const __nv_bfloat16 *, uint16_t bits) { return __bfloat162float({bits}); }
@@ -122,9 +122,10 @@ struct Product {
     uint32_t b[2];
 };
 
-// mma.m16n8k16 by the fragments of the PTX manual: lane l holds, with g = l / 4 and t = l % 4, of a the rows g and g + 8 at
-// columns 2t, 2t + 1 and those plus 8, of b column g at rows 2t, 2t + 1 and those plus 8, of d the rows g and g + 8 at
-// columns 2t, 2t + 1.
+// mma.m16n8k16 with the fragments of the PTX manual. With g = l / 4 and t = l % 4, lane l holds
+// - of a, rows g and g + 8 at columns 2t, 2t + 1 and those plus 8
+// - of b, column g at rows 2t, 2t + 1 and those plus 8
+// - of d, rows g and g + 8 at columns 2t, 2t + 1
 template <typename T> void multiply(void *const lanes[32]) {
     float left[16][16], right[16][8];
     for (int lane = 0; lane < 32; ++lane) {
@@ -161,7 +162,7 @@ template <bool TRANSPOSED> void load(void *const lanes[32]) {
         uint16_t matrix[8][8];
         for (int row = 0; row < 8; ++row) {
             const void *from = ((const Matrices *)lanes[8 * i + row])->row;
-            // As the hardware asks.
+            // The hardware requires it.
             if ((uintptr_t)from % 16) {
                 __builtin_trap();
             }
@@ -195,7 +196,7 @@ struct Copy {
     bool copy;
 };
 
-// Of the running thread: groups of copies that have begun, the last one still open.
+// Groups of copies of the running thread. The last group is open.
 std::deque<std::vector<Copy>> &copies();
 
 } // namespace host
