@@ -440,12 +440,30 @@ fn archives_that_overlap_compress_or_lie_about_sizes_are_refused() {
     assert!(change(directory + 10, 8).contains("compressed"));
     assert!(change(directory + 24, u32::MAX).contains("compressed"));
     assert!(change(directory + 42, u32::MAX).contains("not in the file"));
-    assert!(change(second + 42, 0).contains("overlaps"));
-    assert!(change(end + 16, u32::MAX).contains("does not lie inside"));
-    assert!(change(end + 12, u32::MAX).contains("does not lie inside"));
-    assert!(change(end + 10, 0xffff).contains("does not lie inside"));
+    assert!(change(second + 42, 0).contains("overlap"));
+    assert!(change(end + 16, u32::MAX).contains("damaged"));
+    assert!(change(end + 16, 1).contains("damaged"));
+    assert!(change(end + 10, 0xffff).contains("damaged"));
+    assert!(change(end + 10, 1).contains("damaged"));
     let twice = zip(&[("a/data.pkl", b"."), ("a/data.pkl", b".")]);
     assert!(reason(&twice).contains("twice"));
+    // The size of the directory is not used.
+    let mut bytes = good.clone();
+    bytes[end + 12..end + 16].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(
+        read(&bytes).unwrap().to_vec1::<f32>().unwrap(),
+        [0.0, 1.0, 2.0, 3.0]
+    );
+}
+
+#[test]
+fn a_directory_of_many_megabytes_is_refused() {
+    let names: Vec<String> = (0..100)
+        .map(|i| format!("{i}{}", "x".repeat(60_000)))
+        .collect();
+    let entries: Vec<_> = names.iter().map(|n| (n.as_str(), &b""[..])).collect();
+    let text = reason(&zip(&entries));
+    assert!(text.contains("directory is too large"), "{text}");
 }
 
 /// Reads everything in the file; what comes out does not matter.

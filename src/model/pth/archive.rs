@@ -1,28 +1,33 @@
-//! The zip archive around a PyTorch checkpoint.
+//! The zip archive of a PyTorch checkpoint, read by the crate `zip`.
 //!
-//! PyTorch writes a narrow kind of zip: entries stored without compression, one after the other, no comment. Only that
-//! kind is read, so that nothing in the file can make the reader take more memory than the file is long.
+//! PyTorch stores entries without compression. Only such archives are read, so that no entry takes
+//! more memory than its bytes in the file. Entries lie inside the file and do not overlap.
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
+};
+
+use zip::{
+    CompressionMethod, ZipArchive,
+    read::{ArchiveOffset, Config},
+    result::ZipError,
 };
 
 use super::super::container::shown;
 
-/// The largest file: beyond it zip needs other records than those that are read here.
+/// Largest file in bytes, several times that of the largest published checkpoint.
 const MAX_FILE: u64 = u32::MAX as u64;
+/// Bytes of the directory and of the search for it. They bound the memory that the directory takes.
+const MAX_DIRECTORY: u64 = 4 << 20;
+/// Bytes of the smallest archive, an empty one.
+const MIN_FILE: u64 = 22;
+/// Bytes of the local header of an entry without a name.
+const LOCAL_HEADER: u64 = 30;
 
-const END: [u8; 4] = *b"PK\x05\x06";
-const DIRECTORY: [u8; 4] = *b"PK\x01\x02";
-const LOCAL: [u8; 4] = *b"PK\x03\x04";
-const END_LEN: u64 = 22;
-const DIRECTORY_LEN: usize = 46;
-const LOCAL_LEN: u64 = 30;
-
-/// Where an entry's bytes lie in the file.
+/// Bytes of an entry in the file, with their checksum.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     start: u64,
@@ -30,7 +35,7 @@ pub(super) struct Entry {
     crc: u32,
 }
 
-/// An open archive: its directory is checked, every entry lies inside the file and none overlaps another.
+/// An open archive whose directory is checked.
 #[derive(Debug)]
 pub(super) struct Archive {
     file: File,
@@ -39,20 +44,34 @@ pub(super) struct Archive {
 
 impl Archive {
     pub fn open(path: &Path) -> Result<Self, String> {
-        let io = |e: std::io::Error| e.to_string();
-        // Asked before it is opened: a pipe would wait for a writer.
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
+        // Opening a pipe would wait for a writer.
+        if !std::fs::metadata(path).map_err(text)?.is_file() {
             return Err("not a regular file".into());
         }
-        let mut file = File::open(path).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
+        let mut file = File::open(path).map_err(text)?;
+        let len = file.metadata().map_err(text)?.len();
         if len > MAX_FILE {
             return Err(format!(
                 "{len} bytes, more than a checkpoint's weights need: save the state dict alone"
             ));
         }
-        let entries = directory(&mut file, len)?;
-        let entries = locate(&mut file, entries)?;
+        if len < MIN_FILE {
+            return Err("too short to be a PyTorch checkpoint".into());
+        }
+        let head = bytes_at(&mut file, 0, 9)?;
+        if !head.starts_with(b"PK\x03\x04") {
+            return Err(foreign(&head));
+        }
+        let limited = Limited {
+            file,
+            left: MAX_DIRECTORY,
+        };
+        let config = Config {
+            archive_offset: ArchiveOffset::Known(0),
+        };
+        let mut zip = ZipArchive::with_config(config, limited).map_err(damaged)?;
+        let entries = entries(&mut zip)?;
+        let file = zip.into_inner().file;
         Ok(Self { file, entries })
     }
 
@@ -64,127 +83,112 @@ impl Archive {
         self.entries.get(name).copied()
     }
 
-    /// `len` bytes of the entry from byte `at` of it.
+    /// Reads `len` bytes of the entry from its byte `at` on.
     pub fn read(&mut self, entry: Entry, at: u64, len: u64) -> Result<Vec<u8>, String> {
         let end = at.checked_add(len).filter(|&end| end <= entry.len);
         end.ok_or("a read past the end of an entry")?;
         bytes_at(&mut self.file, entry.start + at, len)
     }
 
-    /// Whether the entry's bytes are those that were written.
+    /// Compares the entry's bytes with its checksum.
     pub fn verify(&mut self, entry: Entry) -> Result<(), String> {
-        let io = |e: std::io::Error| e.to_string();
-        // Writers that were told to leave the sum out write 0.
+        // PyTorch writes 0 if it is set to save without checksums.
         if entry.crc == 0 {
             return Ok(());
         }
-        self.file.seek(SeekFrom::Start(entry.start)).map_err(io)?;
+        self.file.seek(SeekFrom::Start(entry.start)).map_err(text)?;
         let mut rest = (&mut self.file).take(entry.len);
         let mut buffer = vec![0; 1 << 16];
-        let mut crc = !0;
+        let mut crc = crc32fast::Hasher::new();
         loop {
-            match rest.read(&mut buffer).map_err(io)? {
+            match rest.read(&mut buffer).map_err(text)? {
                 0 => break,
-                n => crc = crc32(crc, &buffer[..n]),
+                n => crc.update(&buffer[..n]),
             }
         }
         if rest.limit() > 0 {
             return Err("the file has become shorter".into());
         }
-        if !crc != entry.crc {
+        if crc.finalize() != entry.crc {
             return Err("damaged: a checksum is wrong; download the file again".into());
         }
         Ok(())
     }
 }
 
-/// An entry as the directory has it: name, offset of its local header, length, checksum.
-type Listed = (String, u64, u64, u32);
-
-/// Reads the directory at the end of the file.
-fn directory(file: &mut File, len: u64) -> Result<Vec<Listed>, String> {
-    let cut = "a truncated zip archive: download the file again";
-    if len < END_LEN {
-        return Err("too short to be a PyTorch checkpoint".into());
-    }
-    let head = bytes_at(file, 0, 9)?;
-    if !head.starts_with(&LOCAL) {
-        return Err(foreign(&head));
-    }
-    let end = bytes_at(file, len - END_LEN, END_LEN)?;
-    if !end.starts_with(&END) {
-        return Err(cut.into());
-    }
-    let (count, size, start) = (u16_at(&end, 10)?, u32_at(&end, 12)?, u32_at(&end, 16)?);
-    let (size, start) = (u64::from(size), u64::from(start));
-    if start + size > len - END_LEN || usize::from(count) * DIRECTORY_LEN > size as usize {
-        return Err("a zip archive whose directory does not lie inside it".into());
-    }
-    let bytes = bytes_at(file, start, size)?;
-    let mut rest = &bytes[..];
-    let mut listed = Vec::new();
-    for _ in 0..count {
-        let (entry, used) = listing(rest, start)?;
-        listed.push(entry);
-        rest = rest.get(used..).ok_or(cut)?;
-    }
-    Ok(listed)
+/// A file of which a limited number of bytes may be read.
+struct Limited {
+    file: File,
+    left: u64,
 }
 
-/// The first entry in `bytes` of a directory that begins at `limit` in the file, and the bytes that it takes.
-fn listing(bytes: &[u8], limit: u64) -> Result<(Listed, usize), String> {
-    if !bytes.starts_with(&DIRECTORY) {
-        return Err("a zip archive with a damaged directory".into());
+impl Read for Limited {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        let left = self.left.checked_sub(read as u64);
+        self.left = left.ok_or_else(|| io::Error::other("the directory is too large"))?;
+        Ok(read)
     }
-    let lengths = [28, 30, 32].map(|at| u16_at(bytes, at).map(usize::from));
-    let [name, extra, comment] = lengths;
-    let (name, used) = (name?, DIRECTORY_LEN + extra? + comment?);
-    let raw = bytes.get(DIRECTORY_LEN..DIRECTORY_LEN + name);
-    let text = raw.and_then(|n| std::str::from_utf8(n).ok());
-    let text = text.ok_or("a zip archive with a name that is no text")?;
-    let (flags, method) = (u16_at(bytes, 8)?, u16_at(bytes, 10)?);
-    let (packed, len) = (u32_at(bytes, 20)?, u32_at(bytes, 24)?);
-    if method != 0 || flags & 1 != 0 || packed != len {
-        return Err(format!(
-            "its entry '{}' is compressed or encrypted, which PyTorch never does",
-            shown(text)
-        ));
-    }
-    let offset = u64::from(u32_at(bytes, 42)?);
-    if offset + LOCAL_LEN + u64::from(len) > limit {
-        return Err(format!("its entry '{}' is not in the file", shown(text)));
-    }
-    let entry = (text.to_string(), offset, len.into(), u32_at(bytes, 16)?);
-    Ok((entry, used + name))
 }
 
-/// Where the bytes of the entries begin, which only their local headers tell.
-fn locate(file: &mut File, mut listed: Vec<Listed>) -> Result<BTreeMap<String, Entry>, String> {
-    listed.sort_by_key(|&(_, offset, ..)| offset);
-    let (mut entries, mut free) = (BTreeMap::new(), 0);
-    for (name, offset, len, crc) in listed {
-        let local = bytes_at(file, offset, LOCAL_LEN)?;
-        let lengths = u64::from(u16_at(&local, 26)?) + u64::from(u16_at(&local, 28)?);
-        let start = offset + LOCAL_LEN + lengths;
-        if !local.starts_with(&LOCAL) || offset < free {
-            let text = shown(&name);
-            return Err(format!("its entry '{text}' overlaps another or is damaged"));
+impl Seek for Limited {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+/// Checks the archive's entries and finds their bytes.
+fn entries(zip: &mut ZipArchive<Limited>) -> Result<BTreeMap<String, Entry>, String> {
+    if zip.has_duplicate_names() {
+        return Err("a zip archive with an entry that is there twice".into());
+    }
+    let directory = zip.central_directory_start();
+    let mut entries = BTreeMap::new();
+    for i in 0..zip.len() {
+        let entry = zip.by_index_data(i).map_err(damaged)?;
+        let name = std::str::from_utf8(entry.name_raw());
+        let name = name.map_err(|_| "a zip archive with a name that is not text")?;
+        let name = name.to_string();
+        let (len, crc) = (entry.size(), entry.crc32());
+        let stored = entry.compression() == CompressionMethod::Stored;
+        if !stored || entry.encrypted() || entry.compressed_size() != len {
+            return Err(format!(
+                "its entry '{}' is compressed or encrypted, which PyTorch never does",
+                shown(&name)
+            ));
         }
-        free = start + len;
-        let entry = Entry { start, len, crc };
-        if let Some(twice) = entries.insert(name.clone(), entry).map(|_| shown(&name)) {
-            return Err(format!("its entry '{twice}' is there twice"));
+        let end = entry
+            .header_start()
+            .saturating_add(LOCAL_HEADER)
+            .saturating_add(len);
+        if end > directory {
+            return Err(format!("its entry '{}' is not in the file", shown(&name)));
         }
+        let start = zip.by_index_raw(i).map_err(damaged)?.data_start();
+        let start = start.ok_or("a zip archive with an entry without data")?;
+        entries.insert(name, Entry { start, len, crc });
+    }
+    if zip.has_overlapping_entries().map_err(damaged)? {
+        return Err("a zip archive whose entries overlap".into());
     }
     Ok(entries)
 }
 
-/// What a file is that does not begin as a zip archive does, and what to do about it.
+fn text(e: io::Error) -> String {
+    e.to_string()
+}
+
+fn damaged(e: ZipError) -> String {
+    format!("a truncated or damaged zip archive ({e}): download the file again")
+}
+
+/// Names a file that is not a zip archive by its first bytes, with the remedy.
 fn foreign(head: &[u8]) -> String {
     match head {
         [0x80, _, ..] | [b'}' | b'(' | b']', ..] => {
-            "a pickle in PyTorch's old format, which is not read; convert it once with a recent PyTorch: \
-             python -c \"import torch; torch.save(torch.load('old.pth', map_location='cpu'), 'new.pth')\""
+            "a pickle in PyTorch's old format, which is not read; convert it once with a recent \
+             PyTorch: python -c \"import torch; \
+             torch.save(torch.load('old.pth', map_location='cpu'), 'new.pth')\""
                 .into()
         }
         [.., b'{'] => "a safetensors file, not a PyTorch checkpoint".into(),
@@ -192,59 +196,17 @@ fn foreign(head: &[u8]) -> String {
     }
 }
 
-/// `len` bytes at `start`; the caller knows that the file has them.
+/// Reads `len` bytes at `start`.
 fn bytes_at(file: &mut File, start: u64, len: u64) -> Result<Vec<u8>, String> {
-    let io = |e: std::io::Error| e.to_string();
-    file.seek(SeekFrom::Start(start)).map_err(io)?;
+    file.seek(SeekFrom::Start(start)).map_err(text)?;
     let mut bytes = Vec::new();
     let wanted = usize::try_from(len).map_err(|_| "too large for this machine")?;
     bytes
         .try_reserve_exact(wanted)
         .map_err(|_| format!("not enough memory for {len} bytes"))?;
-    file.take(len).read_to_end(&mut bytes).map_err(io)?;
+    file.take(len).read_to_end(&mut bytes).map_err(text)?;
     if bytes.len() < wanted {
         return Err("the file is cut short: download it again".into());
     }
     Ok(bytes)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Result<u16, String> {
-    let field = bytes.get(at..at + 2).and_then(|b| b.try_into().ok());
-    field
-        .map(u16::from_le_bytes)
-        .ok_or_else(|| "a zip archive with a damaged header".into())
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Result<u32, String> {
-    Ok(u32::from(u16_at(bytes, at)?) | u32::from(u16_at(bytes, at + 2)?) << 16)
-}
-
-/// The checksum of zip (CRC-32, reflected polynomial 0xEDB88320), carried on from `crc`; both ends are inverted.
-fn crc32(crc: u32, bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut i = 0;
-        while i < 256 {
-            let (mut c, mut bit) = (i as u32, 0);
-            while bit < 8 {
-                c = (c >> 1) ^ (0xedb8_8320 * (c & 1));
-                bit += 1;
-            }
-            table[i] = c;
-            i += 1;
-        }
-        table
-    };
-    let step = |c: u32, &b: &u8| (c >> 8) ^ TABLE[usize::from(c as u8 ^ b)];
-    bytes.iter().fold(crc, step)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_checksum_is_that_of_zip() {
-        assert_eq!(!super::crc32(!0, b"123456789"), 0xcbf4_3926);
-        let parts = super::crc32(super::crc32(!0, b"1234"), b"56789");
-        assert_eq!(!parts, 0xcbf4_3926);
-    }
 }

@@ -1,8 +1,10 @@
-//! Reads the weights of PyTorch checkpoints (`.pth`, `.pt`, `.ckpt` as `torch.save` writes them since PyTorch 1.6).
+//! Reader of the weights in PyTorch checkpoints (`.pth`, `.pt`, `.ckpt`, as written by `torch.save`
+//! since PyTorch 1.6).
 //!
-//! A checkpoint is a zip archive with a pickle, and a pickle is a program. Here it is read as data: a short list of
-//! instructions and names is understood, anything else is refused by its name, nothing is ever run. candle's own reader
-//! is not used: it trusts lengths, shapes and nesting that a hostile file chooses.
+//! A checkpoint is a zip archive with a pickle, and a pickle is a program. Here it is read as data:
+//! a short list of instructions and names is supported, all others are refused, and nothing is
+//! executed. candle's reader is not used, because it trusts lengths, shapes and nesting of the
+//! file.
 
 mod archive;
 mod pickle;
@@ -20,27 +22,27 @@ use crate::{Error, Result};
 use archive::Archive;
 use pickle::{Element, View};
 
-/// The weights in a PyTorch checkpoint: a bare state dict or one under `state_dict`, `params_ema`, `params` or `ema`.
-/// Whatever else the checkpoint holds (optimiser, counters) is skipped.
+/// The weights in a PyTorch checkpoint: the state dict itself, or that under `state_dict`,
+/// `params_ema`, `params` or `ema`. All else in the checkpoint (optimiser, counters) is skipped.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
     archive: Archive,
-    /// The archive's folder.
+    /// Folder in the archive.
     folder: String,
     weights: BTreeMap<String, View>,
-    /// Storages whose checksum is right.
+    /// Storages with a verified checksum.
     verified: BTreeSet<String>,
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint and reads what it says of its weights, not the weights.
+    /// Opens a checkpoint and reads names and shapes of its weights.
     ///
     /// # Errors
-    /// [`Error::Io`] when there is no such file, [`Error::Model`] when it is no checkpoint, is damaged, or names
-    /// anything but weights.
+    /// [`Error::Io`] if the file does not exist, [`Error::Model`] if it is not a checkpoint, is
+    /// damaged, or has code other than that of weights.
     pub fn open(path: &Path) -> Result<Self> {
-        // A missing file has a better message of its own.
+        // A missing file has its own error.
         std::fs::metadata(path).map_err(Error::io(path))?;
         Self::open_inner(path).map_err(|reason| Error::model(path, reason))
     }
@@ -51,15 +53,15 @@ impl Checkpoint {
         if let Some(order) = archive.entry(&format!("{folder}/byteorder")) {
             let order = archive.read(order, 0, order.len.min(6))?;
             if order != b"little" {
-                return Err("written on a big-endian machine, which is not read".into());
+                return Err("written on a big-endian machine, which is not supported".into());
             }
         }
         let entry = archive.entry(&format!("{folder}/data.pkl"));
         let entry = entry.ok_or("no pickle")?;
         if entry.len > pickle::MAX_PICKLE {
-            let most = pickle::MAX_PICKLE;
+            let max = pickle::MAX_PICKLE;
             return Err(format!(
-                "its pickle has {} bytes, more than the {most} that weights take",
+                "its pickle has {} bytes, more than the {max} that weights take",
                 entry.len
             ));
         }
@@ -76,12 +78,12 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Every storage is there and as long as the pickle says, and shared storages do not add up to more than a few
-    /// times the file.
+    /// Checks that every storage exists and has the length in the pickle, and that tensors with
+    /// shared storages take at most a few times the length of the file.
     fn check_storages(&self) -> Result<(), String> {
         let (mut stored, mut used) = (BTreeMap::new(), 0u64);
         for (name, view) in &self.weights {
-            let entry = self.archive.entry(&self.place(view));
+            let entry = self.archive.entry(&self.entry_name(view));
             let entry = entry.ok_or_else(|| format!("tensor '{}' has no data", shown(name)))?;
             if view.stored.checked_mul(view.element.size() as u64) != Some(entry.len) {
                 return Err(format!(
@@ -97,27 +99,27 @@ impl Checkpoint {
             used += count * view.element.size() as u64;
         }
         if used > 4 * stored.values().sum::<u64>() {
-            return Err("its tensors are many times what the file holds".into());
+            return Err("its tensors are many times larger than the file".into());
         }
         Ok(())
     }
 
-    /// Where the view's storage is in the archive.
-    fn place(&self, view: &View) -> String {
+    /// Returns the entry of the view's storage.
+    fn entry_name(&self, view: &View) -> String {
         format!("{}/data/{}", self.folder, view.storage)
     }
 
-    /// Names and shapes of the weights, sorted by name.
+    /// Returns names and shapes of the weights, sorted by name.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.weights
             .iter()
             .map(|(name, view)| (name.as_str(), view.shape.as_slice()))
     }
 
-    /// Reads a tensor, in the type that it has in the file: F64, F32, F16, BF16 or I64.
+    /// Reads a tensor in its type in the file: F64, F32, F16, BF16 or I64.
     ///
     /// # Errors
-    /// [`Error::Model`] when there is no such tensor, it is of another type or its data is damaged.
+    /// [`Error::Model`] if the tensor does not exist, has another type, or its data is damaged.
     pub fn read(&mut self, name: &str) -> Result<Tensor> {
         let wrong = |reason| Error::model(&self.path, reason);
         let view = self.weights.get(name).cloned();
@@ -128,24 +130,24 @@ impl Checkpoint {
             Element::F16 => self.elements(&view, f16::from_le_bytes),
             Element::BF16 => self.elements(&view, bf16::from_le_bytes),
             Element::I64 => self.elements(&view, i64::from_le_bytes),
-            Element::Other(_) => Err("integers that no weights are".into()),
+            Element::Other(_) => Err("an integer type that weights do not have".into()),
         };
         read.map_err(|reason| {
             Error::model(&self.path, format!("tensor '{}': {reason}", shown(name)))
         })
     }
 
-    /// The elements of a view, in the order of its shape.
+    /// Reads the elements of a view in the order of its shape.
     fn elements<T: WithDType, const N: usize>(
         &mut self,
         view: &View,
         value: impl Fn([u8; N]) -> T,
     ) -> Result<Tensor, String> {
-        let place = self.place(view);
-        let entry = self.archive.entry(&place).ok_or("it has no data")?;
-        if !self.verified.contains(&place) {
+        let name = self.entry_name(view);
+        let entry = self.archive.entry(&name).ok_or("it has no data")?;
+        if !self.verified.contains(&name) {
             self.archive.verify(entry)?;
-            self.verified.insert(place);
+            self.verified.insert(name);
         }
         let (at, len) = (view.offset * N as u64, (span(view) * N) as u64);
         let bytes = self.archive.read(entry, at, len)?;
@@ -156,12 +158,12 @@ impl Checkpoint {
             let at = |i| stored.get(i).map(|&b| value(b));
             offsets(view).map(at).collect()
         };
-        let values = values.ok_or("a stride out of its storage")?;
+        let values = values.ok_or("a stride beyond its storage")?;
         Tensor::from_vec(values, view.shape.as_slice(), &Device::Cpu).map_err(|e| e.to_string())
     }
 }
 
-/// Elements from the first to the last of a view, both counted; a view lies inside its storage.
+/// Returns the number of stored elements from the first to the last of a view.
 fn span(view: &View) -> usize {
     if view.shape.contains(&0) {
         return 0;
@@ -170,7 +172,7 @@ fn span(view: &View) -> usize {
     1 + steps.map(|(n, stride)| (n - 1) * stride).sum::<usize>()
 }
 
-/// Whether the elements of a view lie one after the other.
+/// Returns `true` if the elements of a view are contiguous.
 fn is_contiguous(view: &View) -> bool {
     let mut next = 1;
     view.shape
@@ -184,7 +186,7 @@ fn is_contiguous(view: &View) -> bool {
         })
 }
 
-/// Where the elements of a view lie, counted from its first, in the order of its shape.
+/// Returns the offsets of a view's elements from its first one, in the order of its shape.
 fn offsets(view: &View) -> impl Iterator<Item = usize> {
     let count = view.shape.iter().product::<usize>();
     let dims: Vec<_> = view
@@ -204,7 +206,7 @@ fn offsets(view: &View) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The folder that the archive's entries are in.
+/// Returns the folder of the archive's entries.
 fn folder(archive: &Archive) -> Result<String, String> {
     let folders = |name: &'static str| {
         archive
@@ -219,7 +221,7 @@ fn folder(archive: &Archive) -> Result<String, String> {
     let mut found = folders("data.pkl");
     match (found.next(), found.next()) {
         (Some(folder), None) => Ok(folder.into()),
-        (None, _) => Err("a zip archive, but no PyTorch checkpoint (no data.pkl)".into()),
+        (None, _) => Err("a zip archive, but not a PyTorch checkpoint (no data.pkl)".into()),
         _ => Err("an archive with more than one pickle".into()),
     }
 }

@@ -1,30 +1,30 @@
-//! The pickle inside a PyTorch checkpoint, read as data.
+//! The pickle of a PyTorch checkpoint, read as data.
 //!
-//! A pickle is a program for a small stack machine that may name any Python function. This machine knows the few
-//! instructions and names that weights are written with, refuses all others and runs nothing. Objects are made in
-//! lists and referred to by index: an object that holds itself, or is nested a million deep, is only a number, and
-//! memory is bounded by the number of instructions.
+//! A pickle is a program for a small stack machine that may call any Python function. This machine
+//! supports the few instructions and names of weights, refuses all others and calls nothing.
+//! Objects are stored in lists and referenced by index. So cycles and deep nesting cost no stack,
+//! and memory is bounded by the number of instructions.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::container::shown;
 
-/// The largest pickle in bytes; a tensor takes about 200.
+/// Maximum length of a pickle in bytes. A tensor takes about 200.
 pub(super) const MAX_PICKLE: u64 = 4 << 20;
 
-/// The most instructions of a pickle; a tensor takes about 40.
+/// Maximum number of instructions. A tensor takes about 40.
 const MAX_INSTRUCTIONS: usize = 500_000;
 
-/// The most dimensions of a tensor.
+/// Maximum number of dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
-/// The longest name of a tensor or storage in bytes.
+/// Maximum length of the name of a tensor or storage in bytes.
 const MAX_NAME: usize = 200;
 
-/// Entries of a checkpoint that hold the weights, the first that is there is taken.
+/// Keys of the weights in a checkpoint. The first that exists is used.
 const STATE_DICTS: [&str; 4] = ["state_dict", "params_ema", "params", "ema"];
 
-/// What a storage holds.
+/// Type of the elements of a storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Element {
     F64,
@@ -32,12 +32,12 @@ pub(super) enum Element {
     F16,
     BF16,
     I64,
-    /// Integers and booleans of other sizes, which no weights are.
+    /// Integers and booleans of other sizes, which weights do not have.
     Other(usize),
 }
 
 impl Element {
-    /// What PyTorch calls a storage of these.
+    /// Returns the type of PyTorch's storage class `storage`.
     fn of(storage: &str) -> Option<Self> {
         Some(match storage {
             "DoubleStorage" => Self::F64,
@@ -52,7 +52,7 @@ impl Element {
         })
     }
 
-    /// Bytes of one.
+    /// Returns the bytes of an element.
     pub fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
@@ -63,7 +63,8 @@ impl Element {
     }
 }
 
-/// A tensor: a view of a storage. Every element lies inside the storage, and there are no more than it has.
+/// A tensor, which is a view of a storage. Its elements lie inside the storage, and it has at most
+/// as many elements as the storage.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct View {
     pub element: Element,
@@ -71,21 +72,21 @@ pub(super) struct View {
     pub storage: String,
     /// Elements of the storage.
     pub stored: u64,
-    /// The first element.
+    /// Index of the first element.
     pub offset: u64,
     pub shape: Vec<usize>,
-    /// Elements from one to the next, for each dimension.
+    /// Distance of adjacent elements in each dimension.
     pub strides: Vec<usize>,
 }
 
-/// The weights that a checkpoint's pickle describes, by name.
+/// Returns the weights that a checkpoint's pickle describes, by name.
 pub(super) fn weights(bytes: &[u8]) -> Result<BTreeMap<String, View>, String> {
     let mut machine = Machine::new(bytes);
     let root = machine.run()?;
     machine.weights(root)
 }
 
-/// The functions and types that a pickle may name.
+/// Functions and types that a pickle may use.
 #[derive(Clone, Copy, Debug)]
 enum Global {
     OrderedDict,
@@ -105,8 +106,8 @@ impl Global {
             ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
             _ => {
                 return Err(format!(
-                    "it names '{}.{}', which weights do not need and which could be code; refused, nothing was run. \
-                     From a file that you trust, save the weights alone: \
+                    "it names '{}.{}', which weights do not need and which could be code; refused, \
+                     nothing was run. From a file that you trust, save only the weights: \
                      torch.save(torch.load(FILE)['state_dict'], NEW_FILE)",
                     shown(module),
                     shown(name)
@@ -116,10 +117,10 @@ impl Global {
     }
 }
 
-/// A value on the stack; what is larger is in the machine's lists at the index.
+/// A value on the stack. Larger values are in the machine's lists at the index.
 #[derive(Clone, Copy, Debug)]
 enum Value<'a> {
-    /// A number with a fraction, a truth value, nothing, a list: nothing that weights are found by.
+    /// A float, boolean, None or list, whose value weights do not need.
     Other,
     Int(i64),
     Text(&'a str),
@@ -156,7 +157,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Runs to the end; gives the one object that is left.
+    /// Runs the pickle and returns its object.
     fn run(&mut self) -> Result<Value<'a>, String> {
         for _ in 0..MAX_INSTRUCTIONS {
             match self.byte()? {
@@ -164,10 +165,10 @@ impl<'a> Machine<'a> {
                 code => self.step(code)?,
             }
         }
-        Err("a pickle with more instructions than a checkpoint's weights take".into())
+        Err("a pickle with more instructions than the weights of a checkpoint need".into())
     }
 
-    /// One instruction, named as in Python's `pickletools`.
+    /// Runs one instruction. Comments have the names of Python's `pickletools`.
     fn step(&mut self, code: u8) -> Result<(), String> {
         match code {
             // PROTO
@@ -201,7 +202,7 @@ impl<'a> Machine<'a> {
                 let len = self.index()?;
                 let text = std::str::from_utf8(self.take(len as usize)?);
                 self.stack
-                    .push(Value::Text(text.map_err(|_| "a name that is no text")?));
+                    .push(Value::Text(text.map_err(|_| "a name that is not text")?));
             }
             // EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE
             b')' => self.tuple(0)?,
@@ -212,7 +213,7 @@ impl<'a> Machine<'a> {
             }
             // EMPTY_DICT
             b'}' => self.push_dict(),
-            // APPEND, APPENDS: what is in lists is not kept
+            // APPEND, APPENDS: items of lists are dropped
             b'a' => {
                 self.pop()?;
                 self.expect_other()?;
@@ -256,15 +257,15 @@ impl<'a> Machine<'a> {
             b'Q' => self.storage()?,
             b'R' => self.reduce()?,
             b'b' => {
-                // The attributes of a dict, such as PyTorch's `_metadata`, are not kept.
+                // Attributes of a dict, such as PyTorch's `_metadata`, are dropped.
                 self.pop()?;
                 if !matches!(self.stack.last(), Some(Value::Dict(_))) {
-                    return Err("it sets attributes of something other than a dict".into());
+                    return Err("it sets attributes of an object that is not a dict".into());
                 }
             }
             other => {
                 return Err(format!(
-                    "instruction 0x{other:02x}, which no PyTorch checkpoint has; refused"
+                    "instruction 0x{other:02x} is not one of a PyTorch checkpoint; refused"
                 ));
             }
         }
@@ -272,10 +273,7 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(n)
-            .ok_or("a pickle that is cut short")?;
+        let (taken, rest) = self.rest.split_at_checked(n).ok_or("a truncated pickle")?;
         self.rest = rest;
         Ok(taken)
     }
@@ -284,7 +282,7 @@ impl<'a> Machine<'a> {
         Ok(self.take(1)?[0])
     }
 
-    /// A number of four bytes.
+    /// Reads a number of four bytes.
     fn index(&mut self) -> Result<u32, String> {
         let bytes = self.take(4)?.iter().rev();
         Ok(bytes.fold(0, |n, &b| n << 8 | u32::from(b)))
@@ -306,24 +304,24 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The text up to the end of the line.
+    /// Reads text up to the end of the line.
     fn line(&mut self) -> Result<&'a str, String> {
         let end = self.rest.iter().position(|&b| b == b'\n');
-        let line = self.take(end.ok_or("a pickle that is cut short")?)?;
+        let line = self.take(end.ok_or("a truncated pickle")?)?;
         self.take(1)?;
-        std::str::from_utf8(line).map_err(|_| "a name that is no text".into())
+        std::str::from_utf8(line).map_err(|_| "a name that is not text".into())
     }
 
-    /// The top of the stack, above the last mark.
+    /// Pops the top of the stack above the last mark.
     fn pop(&mut self) -> Result<Value<'a>, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.pop() {
             Some(value) if self.stack.len() >= floor => Ok(value),
-            _ => Err("a pickle that takes more than it has put".into()),
+            _ => Err("a pickle that pops from an empty stack".into()),
         }
     }
 
-    /// Everything above the last mark.
+    /// Pops all values above the last mark.
     fn unmark(&mut self) -> Result<Vec<Value<'a>>, String> {
         let mark = self.marks.pop().ok_or("a pickle with a missing mark")?;
         Ok(self.stack.split_off(mark))
@@ -352,11 +350,11 @@ impl<'a> Machine<'a> {
     fn expect_other(&self) -> Result<(), String> {
         match self.stack.last() {
             Some(Value::Other) => Ok(()),
-            _ => Err("it appends to something other than a list".into()),
+            _ => Err("it appends to an object that is not a list".into()),
         }
     }
 
-    /// Adds keys and values, alternating, to the dict on top of the stack.
+    /// Adds alternating keys and values to the dict on top of the stack.
     fn set(&mut self, items: Vec<Value<'a>>) -> Result<(), String> {
         let (pairs, []) = items.as_chunks::<2>() else {
             return Err("a key without a value".into());
@@ -365,7 +363,7 @@ impl<'a> Machine<'a> {
             Some(&Value::Dict(at)) => self.dicts.get_mut(at),
             _ => None,
         };
-        let dict = dict.ok_or("it sets items of something other than a dict")?;
+        let dict = dict.ok_or("it sets items of an object that is not a dict")?;
         dict.extend(pairs.iter().map(|&[key, value]| (key, value)));
         Ok(())
     }
@@ -380,19 +378,19 @@ impl<'a> Machine<'a> {
     fn get(&mut self, at: u32) -> Result<(), String> {
         let value = self.memo.get(&at);
         self.stack
-            .push(*value.ok_or("it refers to an object that it has not made")?);
+            .push(*value.ok_or("it refers to an undefined object")?);
         Ok(())
     }
 
-    /// The items of a tuple.
+    /// Returns the items of a tuple.
     fn items(&self, value: Value<'a>) -> Result<&[Value<'a>], String> {
         match value {
             Value::Tuple(at) => Ok(self.tuples.get(at).map_or(&[], Vec::as_slice)),
-            _ => Err("something other than a tuple where one must be".into()),
+            _ => Err("an object that is not a tuple where one is required".into()),
         }
     }
 
-    /// A storage: `("storage", type, key, location, elements)`.
+    /// Makes a storage of `("storage", type, key, location, elements)`.
     fn storage(&mut self) -> Result<(), String> {
         let id = self.pop()?;
         let &[
@@ -403,7 +401,7 @@ impl<'a> Machine<'a> {
             Value::Int(stored),
         ] = self.items(id)?
         else {
-            return Err("a reference outside the pickle that is no storage".into());
+            return Err("a persistent id that is not a storage".into());
         };
         let stored = u64::try_from(stored).map_err(|_| "a storage of negative size")?;
         if key.len() > MAX_NAME {
@@ -414,11 +412,11 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Calls one of the known functions.
+    /// Evaluates a call of a supported function.
     fn reduce(&mut self) -> Result<(), String> {
         let (args, function) = (self.pop()?, self.pop()?);
         let Value::Global(function) = function else {
-            return Err("it calls something that is no function; refused".into());
+            return Err("it calls an object that is not a function; refused".into());
         };
         match (function, self.items(args)?) {
             (Global::OrderedDict, []) => self.push_dict(),
@@ -458,7 +456,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The numbers of a tuple, each at least 0.
+    /// Returns the numbers of a tuple, each at least 0.
     fn numbers(&self, tuple: Value<'a>) -> Result<Vec<usize>, String> {
         let number = |v: &Value| match *v {
             Value::Int(n) => usize::try_from(n).ok(),
@@ -469,7 +467,7 @@ impl<'a> Machine<'a> {
             return Err(format!("a tensor of {} dimensions", items.len()));
         }
         let numbers = items.iter().map(number).collect::<Option<_>>();
-        numbers.ok_or_else(|| "a shape or stride that is no number of at least 0".into())
+        numbers.ok_or_else(|| "a shape or stride that is not a number of at least 0".into())
     }
 
     fn view(
@@ -484,7 +482,8 @@ impl<'a> Machine<'a> {
         let &(element, key, stored) = found.ok_or("a tensor without a storage")?;
         let outside = || {
             format!(
-                "a tensor of shape {shape:?}, strides {strides:?}, offset {offset} does not fit in its storage of {stored} elements"
+                "a tensor of shape {shape:?}, strides {strides:?}, offset {offset} does not fit in \
+                 its storage of {stored} elements"
             )
         };
         if shape.len() != strides.len() {
@@ -495,7 +494,7 @@ impl<'a> Machine<'a> {
         let count = count.ok_or_else(outside)?;
         let steps = shape.iter().zip(&strides);
         let mut steps = steps.map(|(&n, &s)| (n as u64 - 1).checked_mul(s as u64));
-        // One past the last element.
+        // Index after the last element.
         let end = match count {
             0 => Some(offset),
             _ => steps.try_fold(offset + 1, |end, step| end.checked_add(step?)),
@@ -513,13 +512,13 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// The tensors of the state dict in `root`.
+    /// Returns the tensors of the state dict in `root`.
     fn weights(self, root: Value<'a>) -> Result<BTreeMap<String, View>, String> {
         let dict = |value: Value| match value {
             Value::Dict(at) => self.dicts.get(at),
             _ => None,
         };
-        let root = dict(root).ok_or("it holds no state dict")?;
+        let root = dict(root).ok_or("it has no state dict")?;
         let under = |name: &&str| {
             let entry = root
                 .iter()
@@ -549,7 +548,7 @@ impl<'a> Machine<'a> {
             };
             let keys: Vec<_> = root.iter().filter_map(text).take(8).collect();
             return Err(format!(
-                "no weights at the top or under {}; there is: {}",
+                "no weights at the top or under {}; its keys: {}",
                 STATE_DICTS.join(", "),
                 keys.join(", ")
             ));
@@ -558,9 +557,9 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Elements of a tensor; none when there are more than can be counted.
+/// Returns the number of elements of a tensor, or `None` on overflow.
 pub(super) fn product(shape: &[usize]) -> Option<u64> {
-    // A dimension of 0 does not excuse the others.
+    // Other dimensions may overflow although one is 0.
     let sized = shape
         .iter()
         .try_fold(1u64, |n, &d| n.checked_mul(d.max(1) as u64))?;
