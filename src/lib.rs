@@ -1,6 +1,6 @@
-//! Video super-resolution with small one-step networks (students).
+//! Video super-resolution with small one-step networks.
 //!
-//! The front door is [`Upscaler`]: it loads a model file and upscales frames.
+//! [`Upscaler`] loads a model and upscales frames.
 //!
 //! ```no_run
 //! use tadsr::{Device, Upscaler, frame::{Frame, FrameInfo, PixelFormat}};
@@ -11,11 +11,11 @@
 //! # Ok::<(), tadsr::Error>(())
 //! ```
 //!
-//! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (NVIDIA's driver), [`frame`]
+//! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (the NVIDIA driver), [`frame`]
 //! (video frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise
-//! schedule and samplers), [`model`] (model files), [`engine`] (a trained model at work on frames),
-//! [`metrics`], and behind features `train` (data, losses, loops) and `video` (video files, through
-//! GStreamer).
+//! schedule and samplers), [`model`] (model files), [`engine`] (inference on frames), [`metrics`].
+//! The feature `train` adds training (data, losses, loops), the feature `video` adds video files
+//! through GStreamer.
 
 pub mod cuda;
 mod device;

@@ -1,15 +1,16 @@
-//! Ways from noise to a clean latent.
+//! Samplers from noise to a clean latent.
 //!
-//! `denoise` is the network: it takes the scaled latent and the time of all its samples and predicts the clean latent.
+//! `denoise` is the network: it predicts the clean latent from the scaled latent and the time of
+//! all samples.
 
 use candle_core::{Result, Tensor};
 
 use super::Schedule;
 
-/// The network's prediction from the latent `z` at time T - 1: what a distilled model does.
+/// Returns the network's prediction from the latent `z` at time T - 1, for distilled models.
 ///
 /// # Errors
-/// Those of `denoise`.
+/// As `denoise`.
 pub fn one_step(
     schedule: &Schedule,
     z: &Tensor,
@@ -19,11 +20,11 @@ pub fn one_step(
     denoise(&(z * schedule.input_scale(t))?, t)
 }
 
-/// The deterministic sampler of SinSR (Wang et al., arXiv 2311.14760) in `steps` steps, from the latent `z` at time
-/// T - 1; for fewer steps than T it visits the times of [`Schedule::times`].
+/// Runs the deterministic sampler of SinSR (Wang et al., arXiv 2311.14760) in `steps` steps from
+/// the latent `z` at time T - 1, at the times of [`Schedule::times`].
 ///
 /// # Errors
-/// Those of `denoise` and of [`Schedule::times`], or when the shapes differ.
+/// As `denoise` and [`Schedule::times`], or if the shapes differ.
 pub fn deterministic(
     schedule: &Schedule,
     zy: &Tensor,
@@ -36,12 +37,12 @@ pub fn deterministic(
     })
 }
 
-/// The sampler of ResShift (Yue et al., arXiv 2307.12348) in `steps` steps, from the latent `z` at time T - 1; for fewer
-/// steps than T it visits the times of [`Schedule::times`]. `noise` gives new standard normal noise of the latent's shape
-/// for every step but the last.
+/// Runs the sampler of ResShift (Yue et al., arXiv 2307.12348) in `steps` steps from the latent `z`
+/// at time T - 1, at the times of [`Schedule::times`]. `noise` returns new standard normal noise of
+/// the latent's shape for every step but the last.
 ///
 /// # Errors
-/// Those of `denoise`, `noise` and [`Schedule::times`], or when the shapes differ.
+/// As `denoise`, `noise` and [`Schedule::times`], or if the shapes differ.
 pub fn ancestral(
     schedule: &Schedule,
     z: &Tensor,
@@ -59,8 +60,8 @@ pub fn ancestral(
     })
 }
 
-/// Goes from the latent `z` at time T - 1 to the clean one; `step` takes the latent, the clean latent predicted from it,
-/// its time and the next one.
+/// Runs from the latent `z` at time T - 1 to the clean latent. `step` takes the latent, its
+/// predicted clean latent, its time and the next time.
 fn sample(
     schedule: &Schedule,
     z: &Tensor,
@@ -83,13 +84,13 @@ mod tests {
     use crate::nn::resshift::ResShiftConfig;
     use candle_core::Device;
 
-    /// One pixel of `values` channels.
+    /// Returns one pixel with a channel for each of `values`.
     fn pixel(values: &[f64]) -> Tensor {
         let count = values.len();
         Tensor::from_slice(values, (1, 1, 1, count), &Device::Cpu).unwrap()
     }
 
-    /// The latents that the sampler comes to, for a network that always knows the clean latent `x0`.
+    /// Returns the latents of the sampler for a network that always predicts `x0`.
     fn visited(x0: &Tensor, z: &Tensor, noise: impl FnMut() -> Result<Tensor>) -> Vec<Vec<f64>> {
         let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         let mut seen = Vec::new();
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!(seen[15], [x0]);
     }
 
-    /// Every draw of noise has a channel of its own, so the squares add up to the variance.
+    /// Every sample of noise has its own channel, so the squares add up to the variance.
     #[test]
     fn the_ancestral_samplers_variance_is_the_forward_processes() {
         let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();

@@ -1,18 +1,18 @@
-//! The noise schedule and what follows from it in closed form.
+//! The noise schedule and its closed forms.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::nn::resshift::DiffusionConfig;
 
-/// The schedule of a model, in f64.
+/// The schedule of a model in f64.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     kappa: f64,
     sqrt_eta: Vec<f64>,
 }
 
-/// The distribution of the latent at an earlier time, given the latent z at time t and z0: its mean is
-/// `latent * z + clean * z0`.
+/// The distribution of the latent at an earlier time, given the latent z at time t and z0. Its mean
+/// is `latent * z + clean * z0`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Posterior {
     pub latent: f64,
@@ -21,11 +21,11 @@ pub struct Posterior {
 }
 
 impl Schedule {
-    /// The exponential schedule of ResShift, equation 8, as the published code has it: `etas_end` is the square root of
-    /// the last eta.
+    /// Makes the exponential schedule of ResShift, equation 8, as in the published code: `etas_end`
+    /// is the square root of the last eta.
     ///
     /// # Errors
-    /// When the configuration fails [`DiffusionConfig::check`].
+    /// If the configuration fails [`DiffusionConfig::check`].
     pub fn new(config: &DiffusionConfig) -> Result<Self> {
         if let Err(reason) = config.check() {
             bail!("diffusion: {reason}");
@@ -42,26 +42,26 @@ impl Schedule {
         })
     }
 
-    /// Steps T.
+    /// Returns the number of steps T.
     pub fn steps(&self) -> usize {
         self.sqrt_eta.len()
     }
 
-    /// Standard deviation of the noise at eta = 1.
+    /// Returns the standard deviation of the noise at eta = 1.
     pub fn kappa(&self) -> f64 {
         self.kappa
     }
 
-    /// Square root of eta at every time.
+    /// Returns the square root of eta at every time.
     pub fn sqrt_eta(&self) -> &[f64] {
         &self.sqrt_eta
     }
 
-    /// `steps` times of the schedule in the order in which a sampler visits them: evenly spaced, rounded, from T - 1 down
-    /// to 0; only T - 1 for one step.
+    /// Returns the times of a sampler in `steps` steps: evenly spaced, rounded, from T - 1 down to
+    /// 0. One step is at T - 1.
     ///
     /// # Errors
-    /// When `steps` is 0 or above T.
+    /// If `steps` is 0 or above T.
     pub fn times(&self, steps: usize) -> Result<Vec<usize>> {
         let last = self.steps() - 1;
         match steps {
@@ -77,34 +77,37 @@ impl Schedule {
         }
     }
 
-    /// What the latent at time `t` is multiplied by before the network sees it: its variance becomes about 1.
+    /// Returns the factor that scales the latent at time `t` to a variance of about 1 for the
+    /// network.
     ///
     /// # Panics
-    /// When `t` is not below T, here and in the following functions of one time.
+    /// If `t` is not below T, as in the following functions of a time.
     pub fn input_scale(&self, t: usize) -> f64 {
         (self.eta(t) * self.kappa * self.kappa + 1.0).sqrt().recip()
     }
 
-    /// `z` `[n, h, w, c]` with each sample scaled for the network at its time of `t`.
+    /// Scales each sample of `z` `[n, h, w, c]` for the network at its time of `t`.
     ///
     /// # Errors
-    /// When there is not one time below T for each sample.
+    /// If `t` does not have one time below T for each sample.
     pub fn scale_input(&self, z: &Tensor, t: &[usize]) -> Result<Tensor> {
         z.broadcast_mul(&self.per_sample(z, t, |t| self.input_scale(t))?)
     }
 
-    /// The latent at time T - 1 that sampling starts from, with standard normal `noise` of the latent's shape.
+    /// Returns the initial latent of sampling, at time T - 1, for standard normal `noise` of its
+    /// shape.
     ///
     /// # Errors
-    /// When the shapes differ.
+    /// If the shapes differ.
     pub fn prior(&self, zy: &Tensor, noise: &Tensor) -> Result<Tensor> {
         zy + (noise * self.noise_level(self.steps() - 1))?
     }
 
-    /// The forward process: each sample of `z0` at its time of `t`, with standard normal `noise`.
+    /// Runs the forward process of each sample of `z0` to its time of `t` with standard normal
+    /// `noise`.
     ///
     /// # Errors
-    /// When the shapes differ, or there is not one time below T for each sample.
+    /// If the shapes differ, or `t` does not have one time below T for each sample.
     pub fn perturb(&self, z0: &Tensor, zy: &Tensor, t: &[usize], noise: &Tensor) -> Result<Tensor> {
         let eta = self.per_sample(z0, t, |t| self.eta(t))?;
         let level = self.per_sample(z0, t, |t| self.noise_level(t))?;
@@ -112,11 +115,11 @@ impl Schedule {
         shifted + noise.broadcast_mul(&level)?
     }
 
-    /// The noise that, with the clean latent `x0`, explains the latent `u` at each sample's time of `t`: the inverse of
-    /// [`Self::perturb`].
+    /// Returns the noise that leads from the clean latent `x0` to the latent `u` at each sample's
+    /// time of `t`, the inverse of [`Self::perturb`].
     ///
     /// # Errors
-    /// When the shapes differ, or there is not one time below T for each sample.
+    /// If the shapes differ, or `t` does not have one time below T for each sample.
     pub fn predicted_noise(
         &self,
         u: &Tensor,
@@ -130,7 +133,8 @@ impl Schedule {
         (u - shifted)?.broadcast_mul(&level)
     }
 
-    /// The posterior at the time `to` given the latent at `from`, later than `to`; `None` is the clean latent's own.
+    /// Returns the posterior at time `to`, given the latent at the later time `from`. `None` is the
+    /// clean latent.
     pub fn posterior(&self, from: usize, to: Option<usize>) -> Posterior {
         let (eta, earlier) = (self.eta(from), to.map_or(0.0, |t| self.eta(t)));
         let alpha = eta - earlier;
@@ -141,11 +145,11 @@ impl Schedule {
         }
     }
 
-    /// The deterministic step of SinSR (Wang et al., arXiv 2311.14760, equation 8) from the latent `z` at time `from` to
-    /// time `to`, earlier; `None` gives the clean latent, which is `x0`.
+    /// Runs the deterministic step of SinSR (Wang et al., arXiv 2311.14760, equation 8) from the
+    /// latent `z` at time `from` to the earlier time `to`. `None` gives the clean latent `x0`.
     ///
     /// # Errors
-    /// When the shapes differ.
+    /// If the shapes differ.
     pub fn deterministic_step(
         &self,
         z: &Tensor,
@@ -172,7 +176,7 @@ impl Schedule {
         self.kappa * self.sqrt_eta[t]
     }
 
-    /// `f` of each sample's time, to be broadcast over `like` `[n, ..]`.
+    /// Returns `f` of each sample's time, with dimensions that broadcast over `like` `[n, ..]`.
     fn per_sample(&self, like: &Tensor, t: &[usize], f: impl Fn(usize) -> f64) -> Result<Tensor> {
         let n = like.dim(0)?;
         if t.len() != n || t.iter().any(|&t| t >= self.steps()) {
@@ -222,7 +226,7 @@ mod tests {
 
     #[test]
     fn both_samplers_steps_keep_the_forward_process() {
-        // From the mean at a time and the true clean latent, both lead to the mean at an earlier time.
+        // Both map the mean at a time, given the true clean latent, to the mean at an earlier time.
         let schedule = Schedule::new(&ResShiftConfig::realsr_x4().diffusion).unwrap();
         let (z0, zy) = (0.3, -0.8);
         let mean = |t: usize| z0 + schedule.eta(t) * (zy - z0);

@@ -1,21 +1,21 @@
-//! Dense optical flow by polynomial expansion (Farneback, "Two-Frame Motion Estimation Based on Polynomial Expansion",
-//! SCIA 2003).
+//! Dense optical flow by polynomial expansion (Farneback, "Two-Frame Motion Estimation Based on
+//! Polynomial Expansion", SCIA 2003).
 
 use rayon::prelude::*;
 
 use super::Gray;
 
-/// Half the side of the neighbourhood that a polynomial is fitted to, and the standard deviation of its weights.
+/// Half the side of a polynomial's neighbourhood, and the standard deviation of its weights.
 const REACH: isize = 3;
 const SIGMA: f32 = 1.5;
-/// Half the side of the window over which the motion is taken as one.
+/// Half the side of the window of constant motion.
 const WINDOW: isize = 7;
-/// Refinements on each level of the pyramid.
+/// Iterations on each level of the pyramid.
 const ITERATIONS: usize = 3;
-/// The pyramid halves the size as long as both sides stay at least this.
+/// Minimum side of a level of the pyramid.
 const SMALLEST: usize = 24;
 
-/// Where the pixels of one plane are found in another: pixel (x, y) of the first is at (x + dx, y + dy) of the second.
+/// Motion between two planes: pixel (x, y) of the first is at (x + dx, y + dy) in the second.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Flow {
     pub width: usize,
@@ -25,10 +25,10 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The motion from `first` to `second`. Where neither has texture it is 0.
+    /// Estimates the motion from `first` to `second`. It is 0 without texture.
     ///
     /// # Panics
-    /// When the sizes differ.
+    /// If the sizes differ.
     pub fn between(first: &Gray, second: &Gray) -> Self {
         assert_eq!(
             (first.width, first.height),
@@ -53,10 +53,10 @@ impl Flow {
         flow
     }
 
-    /// `plane` as seen along the flow: bilinear samples at (x + dx, y + dy); `None` where that is outside.
+    /// Warps `plane` along the flow: bilinear samples at (x + dx, y + dy), or `None` outside.
     ///
     /// # Panics
-    /// When the sizes differ.
+    /// If the sizes differ.
     pub fn warp(&self, plane: &Gray) -> Vec<Option<f32>> {
         assert_eq!((self.width, self.height), (plane.width, plane.height));
         let at = |i: usize| {
@@ -67,7 +67,7 @@ impl Flow {
         (0..self.vectors.len()).into_par_iter().map(at).collect()
     }
 
-    /// The vector at a place between pixels; `None` outside.
+    /// Interpolates the vector at a position, or `None` outside.
     pub fn at(&self, x: f32, y: f32) -> Option<[f32; 2]> {
         sample(self.width, self.height, x, y, |i| self.vectors[i])
     }
@@ -80,7 +80,7 @@ impl Flow {
         }
     }
 
-    /// For a plane of twice the size, give or take a pixel.
+    /// Upsamples the flow to a plane of about twice the size.
     fn enlarged(&self, width: usize, height: usize) -> Self {
         if (width, height) == (self.width, self.height) {
             return self.clone();
@@ -97,20 +97,21 @@ impl Flow {
         }
     }
 
-    /// One step of the method: the displacement that fits both expansions best within a window around each pixel.
+    /// Runs one iteration: the best displacement between both expansions in a window around each
+    /// pixel.
     fn refined(&self, from: &[Polynomial], to: &[Polynomial]) -> Self {
         let (w, h) = (self.width, self.height);
         let normal = |i: usize| {
             let [dx, dy] = self.vectors[i];
             let (x, y) = ((i % w) as f32 + dx, (i / w) as f32 + dy);
             let a = from[i];
-            // Outside the second plane there is nothing to compare with.
+            // Pixels outside the second plane do not count.
             let Some(b) = sample(w, h, x, y, |i| to[i]) else {
                 return [0.0; 5];
             };
             let mean = |k: usize| 0.5 * (a[k] + b[k]);
             let (xx, yy, xy) = (mean(2), mean(3), 0.5 * mean(4));
-            // A d = -(b2 - b1) / 2, around the displacement so far.
+            // A d = -(b2 - b1) / 2 around the current displacement.
             let bx = -0.5 * (b[0] - a[0]) + xx * dx + xy * dy;
             let by = -0.5 * (b[1] - a[1]) + xy * dx + yy * dy;
             [
@@ -127,7 +128,7 @@ impl Flow {
             filter(&filter(&values, w, h, &ones, true), w, h, &ones, false)
         };
         let solve = |[a, b, c, p, q]: [f32; 5]| {
-            // A little of the identity: flat areas stay where they are.
+            // A small multiple of the identity keeps flat areas at 0.
             let (a, c) = (a + 1e-3, c + 1e-3);
             let determinant = a * c - b * b;
             [(c * p - b * q) / determinant, (a * q - b * p) / determinant]
@@ -143,7 +144,7 @@ impl Flow {
 /// Coefficients of x, y, x^2, y^2 and xy around a pixel.
 type Polynomial = [f32; 5];
 
-/// The quadratic polynomial that fits each pixel's neighbourhood best, weighted by a Gaussian.
+/// Fits a quadratic polynomial to each pixel's neighbourhood with Gaussian weights.
 fn expand(plane: &Gray) -> Vec<Polynomial> {
     let (w, h) = (plane.width, plane.height);
     let offsets = (-REACH..=REACH).map(|d| d as f32);
@@ -170,8 +171,9 @@ fn expand(plane: &Gray) -> Vec<Polynomial> {
     let both = |px: usize, py: usize| filter(&columns[py], w, h, &kernels[px], true);
     let (one, x, y) = (both(0, 0), both(1, 0), both(0, 1));
     let (xx, yy, xy) = (both(2, 0), both(0, 2), both(1, 1));
-    // The normal equations part: x, y and xy stand alone; 1, x^2 and y^2 meet in a 3x3 system of moments
-    // [1 m2 m2; m2 m4 m2^2; m2 m2^2 m4], whose solution for x^2 is (xx - m2 one) / (m4 - m2^2), and so for y^2.
+    // The normal equations decouple: x, y and xy are independent. 1, x^2 and y^2 form a 3x3 system
+    // of moments [1 m2 m2; m2 m4 m2^2; m2 m2^2 m4], whose solution for x^2 is (xx - m2 one) / (m4 -
+    // m2^2), and the same for y^2.
     let variance = m4 - m2 * m2;
     (0..w * h)
         .map(|i| {
@@ -187,7 +189,7 @@ fn expand(plane: &Gray) -> Vec<Polynomial> {
         .collect()
 }
 
-/// Correlates rows or columns with `kernel`, the border's values repeated beyond it.
+/// Correlates rows or columns with `kernel`. Values at the border are repeated.
 fn filter<const N: usize>(
     values: &[[f32; N]],
     w: usize,
@@ -212,7 +214,7 @@ fn filter<const N: usize>(
     out
 }
 
-/// Bilinear interpolation of what `value` gives at row-major places; `None` outside.
+/// Interpolates `value` of row-major indices bilinearly, or `None` outside.
 fn sample<const N: usize>(
     w: usize,
     h: usize,
@@ -243,7 +245,7 @@ fn sample<const N: usize>(
 mod tests {
     use super::*;
 
-    /// A smooth texture, sampled anywhere.
+    /// Returns a smooth texture at any position.
     fn texture(x: f32, y: f32) -> f32 {
         let wave = |a: f32, b: f32, c: f32| (a * x + b * y + c).sin();
         128.0
@@ -264,7 +266,7 @@ mod tests {
         }
     }
 
-    /// The mean error over pixels away from the border.
+    /// Returns the mean error of pixels away from the border.
     fn error(flow: &Flow, want: impl Fn(f32, f32) -> [f32; 2]) -> f32 {
         let (mut sum, mut count) = (0.0, 0.0);
         for y in 12..flow.height - 12 {
@@ -302,7 +304,7 @@ mod tests {
             &plane(128, 96, |x, y| (x, y)),
             &plane(128, 96, turned(0.03)),
         );
-        // A pixel p of the first is where the second looks p up: at the place turned back.
+        // Pixel p of the first is at the rotated position in the second.
         let error = error(&flow, |x, y| {
             let (px, py) = turned(-0.03)(x, y);
             [px - x, py - y]

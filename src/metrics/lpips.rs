@@ -11,10 +11,10 @@ use crate::{
     ops::{Activation, conv2d},
 };
 
-/// Smallest side of a picture, in pixels: below, the deepest features would be empty.
+/// Minimum side of a picture in pixels. Below it the deepest features are empty.
 const MIN_SIDE: usize = 32;
 
-/// Index of each fire module, its squeeze and its expand width (each of the two halves).
+/// Index, squeeze width and expand width (of each half) of the fire modules.
 const FIRES: [(usize, usize, usize); 8] = [
     (3, 16, 64),
     (4, 16, 64),
@@ -26,25 +26,25 @@ const FIRES: [(usize, usize, usize); 8] = [
     (12, 64, 256),
 ];
 
-/// Fire modules that follow a max pooling, and those whose output is compared.
+/// Fire modules after a max pooling, and fire modules whose output is compared.
 const POOL_BEFORE: [usize; 3] = [3, 6, 9];
 const TAPS: [usize; 6] = [4, 7, 9, 10, 11, 12];
 
-/// The LPIPS distance: lower is more alike, 0 for equal pictures.
+/// The LPIPS distance: lower is more similar, 0 for equal pictures.
 #[derive(Clone)]
 pub struct Lpips {
     stem: Conv,
     fires: Vec<Fire>,
-    /// Weight of each channel, for each tap.
+    /// Weights of the channels of each compared map.
     heads: Vec<Vec<f32>>,
     shift: Tensor,
     scale: Tensor,
 }
 
-/// What [`Lpips`] compares of a picture.
+/// Features of a picture that [`Lpips`] compares.
 pub struct LpipsFeatures {
     size: (usize, usize),
-    /// Channels innermost, scaled to unit length.
+    /// Maps with the channels innermost, scaled to unit length.
     taps: Vec<Vec<f32>>,
 }
 
@@ -65,11 +65,12 @@ struct Fire {
 }
 
 impl Lpips {
-    /// Loads backbone and heads from a safetensors file: `features.N[.squeeze|.expand1x1|.expand3x3].{weight,bias}`
-    /// as torchvision's squeezenet1_1 names them, and `linK.model.1.weight` for the seven heads.
+    /// Loads backbone and heads from a safetensors file. Its names are
+    /// `features.N[.squeeze|.expand1x1|.expand3x3].{weight,bias}` of torchvision's squeezenet1_1
+    /// and `linK.model.1.weight` for the seven heads.
     ///
     /// # Errors
-    /// [`Error::Model`] when the file cannot be read, a tensor is missing or has another shape.
+    /// [`Error::Model`] if the file cannot be read, a tensor is missing or has another shape.
     pub fn load(path: &Path) -> Result<Self> {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .map_err(|e| Error::model(path, e.to_string()))?;
@@ -112,15 +113,15 @@ impl Lpips {
         })
     }
 
-    /// The features of `picture`, to be compared with those of several others.
+    /// Returns the features of `picture`, for comparison with several others.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is below 32 pixels.
+    /// [`Error::Frame`] if a side is below 32 pixels.
     pub fn features(&self, picture: &Picture) -> Result<LpipsFeatures> {
         let size = (picture.width(), picture.height());
         if size.0.min(size.1) < MIN_SIDE {
             return Err(Error::Frame(format!(
-                "LPIPS needs pictures of at least {MIN_SIDE}x{MIN_SIDE} pixels, not {}x{}",
+                "LPIPS requires pictures of at least {MIN_SIDE}x{MIN_SIDE} pixels, not {}x{}",
                 size.0, size.1
             )));
         }
@@ -128,10 +129,10 @@ impl Lpips {
         Ok(LpipsFeatures { size, taps })
     }
 
-    /// The distance of two pictures by their features.
+    /// Returns the distance of two pictures from their features.
     ///
     /// # Errors
-    /// [`Error::Frame`] when the pictures differ in size.
+    /// [`Error::Frame`] if the pictures differ in size.
     pub fn distance(&self, a: &LpipsFeatures, b: &LpipsFeatures) -> Result<f64> {
         if a.size != b.size {
             let ((aw, ah), (bw, bh)) = (a.size, b.size);
@@ -143,7 +144,7 @@ impl Lpips {
         Ok(taps.map(|((a, b), head)| distance(a, b, head)).sum())
     }
 
-    /// The compared feature maps, channels innermost.
+    /// Returns the compared feature maps with the channels innermost.
     fn taps(&self, picture: &Picture) -> candle_core::Result<Vec<Vec<f32>>> {
         let shape = (1, picture.height(), picture.width(), 3);
         let input = Tensor::from_slice(picture.rgb(), shape, &Device::Cpu)?
@@ -183,7 +184,7 @@ impl Conv {
         })
     }
 
-    /// Every convolution of the network ends in a ReLU.
+    /// Applies the convolution and a ReLU, as in the whole network.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let relu = Activation::LeakyRelu(0.0);
         conv2d(x, &self.weight, &self.bias, self.stride, self.padding, relu)
@@ -200,7 +201,7 @@ impl Fire {
     }
 }
 
-/// Max pooling 3x3, stride 2, where the last window may hang over the edge.
+/// Applies max pooling 3x3 with stride 2. The last window may exceed the edge.
 fn pool(x: &Tensor) -> candle_core::Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     let values = x.flatten_all()?.to_vec1::<f32>()?;
@@ -223,12 +224,12 @@ fn pool(x: &Tensor) -> candle_core::Result<Tensor> {
     Tensor::from_vec(out, (n, oh, ow, c), x.device())
 }
 
-/// The length that [`pool`] makes of `len`, which is at least 2.
+/// Returns the output length of [`pool`] for `len`, at least 2.
 fn pooled(len: usize) -> usize {
     len.saturating_sub(3).div_ceil(2) + 1
 }
 
-/// Channels scaled to unit length at each place.
+/// Scales the channels at each position to unit length.
 fn unit(x: &Tensor) -> candle_core::Result<Vec<f32>> {
     let channels = x.dim(D::Minus1)?;
     let mut values = x.flatten_all()?.to_vec1::<f32>()?;
@@ -239,7 +240,7 @@ fn unit(x: &Tensor) -> candle_core::Result<Vec<f32>> {
     Ok(values)
 }
 
-/// The mean over all places of the weighted sum of squared differences.
+/// Returns the weighted sum of squared differences, averaged over all positions.
 fn distance(a: &[f32], b: &[f32], head: &[f32]) -> f64 {
     let square = |((a, b), k): ((&f32, &f32), &f32)| (a - b) * (a - b) * k;
     let place = |(a, b): (&[f32], &[f32])| {
@@ -267,9 +268,9 @@ fn tensor(
     name: &str,
     shape: &[usize],
 ) -> Result<Tensor, String> {
-    let t = tensors
-        .get(name)
-        .ok_or_else(|| format!("tensor '{name}' is missing: these are no LPIPS-squeeze weights"))?;
+    let t = tensors.get(name).ok_or_else(|| {
+        format!("tensor '{name}' is missing: these are not LPIPS-squeeze weights")
+    })?;
     if t.dims() != shape {
         return Err(format!(
             "tensor '{name}' has shape {:?}, not {shape:?}",

@@ -1,4 +1,4 @@
-//! Quality metrics: PSNR, SSIM and MS-SSIM of luma, LPIPS, NIQE, stability in time, and tables of them.
+//! Quality metrics: PSNR, SSIM and MS-SSIM of luma, LPIPS, NIQE, temporal stability, and tables.
 
 mod flow;
 mod lpips;
@@ -20,7 +20,7 @@ pub use temporal::{Motion, Temporal, TemporalScores};
 
 use crate::{Error, Result, frame::Matrix};
 
-/// A picture to be judged: interleaved 8-bit R'G'B', full range.
+/// A picture to measure: interleaved 8-bit R'G'B', full range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     width: usize,
@@ -28,17 +28,17 @@ pub struct Picture {
     rgb: Vec<u8>,
 }
 
-/// A plane of samples on the scale 0..255.
+/// A plane of samples from 0 to 255.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gray {
     pub width: usize,
     pub height: usize,
-    /// Row-major, `width * height` samples.
+    /// `width * height` samples, row-major.
     pub data: Vec<f32>,
 }
 
 impl Gray {
-    /// Half as wide and high: every 2x2 samples become their mean; an odd last row or column is left out.
+    /// Averages blocks of 2x2 samples. An odd last row or column is dropped.
     fn halved(&self) -> Self {
         let (width, height) = (self.width / 2, self.height / 2);
         let pair = |row: usize, x: usize| {
@@ -57,7 +57,7 @@ impl Gray {
 
 impl Picture {
     /// # Errors
-    /// [`Error::Frame`] when `rgb` does not hold three bytes for each of `width` x `height` pixels.
+    /// [`Error::Frame`] if `rgb` does not have three bytes for each of `width` x `height` pixels.
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
         let need = width.checked_mul(height).and_then(|n| n.checked_mul(3));
         if need != Some(rgb.len()) {
@@ -77,12 +77,12 @@ impl Picture {
         self.height
     }
 
-    /// Interleaved R'G'B' bytes.
+    /// Returns interleaved R'G'B' bytes.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
 
-    /// Without `border` pixels on each side; empty where nothing is left.
+    /// Removes `border` pixels on each side. The result may be empty.
     pub fn cropped(&self, border: usize) -> Self {
         let width = self.width.saturating_sub(2 * border);
         let height = self.height.saturating_sub(2 * border);
@@ -95,7 +95,8 @@ impl Picture {
         Self { width, height, rgb }
     }
 
-    /// Luma as the super-resolution literature takes it: BT.601, limited range (16 black, 235 white), not rounded.
+    /// Returns luma as in super-resolution literature: BT.601, limited range (16 black, 235 white),
+    /// not rounded.
     pub fn luma(&self) -> Gray {
         let (kr, kg, kb) = Matrix::Bt601.luma_weights();
         let pixels = self.rgb.chunks_exact(3);

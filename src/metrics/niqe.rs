@@ -1,5 +1,5 @@
-//! The naturalness of a picture without a reference: NIQE (Mittal, Soundararajan, Bovik, "Making a Completely Blind Image
-//! Quality Analyzer", IEEE Signal Processing Letters 2013).
+//! NIQE, the naturalness of a picture without a reference (Mittal, Soundararajan, Bovik, "Making a
+//! Completely Blind Image Quality Analyzer", IEEE Signal Processing Letters 2013).
 
 use std::{fs, io::Read, path::Path};
 
@@ -9,15 +9,15 @@ use crate::{
     frame::resample::{Axis, Kernel, Options, Resampler},
 };
 
-/// Side of the blocks that features are taken of, at full size.
+/// Side of a block of features at full size.
 const BLOCK: usize = 96;
-/// Features of a block: 18 at full and 18 at half size.
+/// Number of features of a block: 18 at full size, 18 at half size.
 const FEATURES: usize = 36;
 /// Side and standard deviation of the window of local means.
 const WINDOW: usize = 7;
 const SIGMA: f64 = 7.0 / 6.0;
 
-/// The statistics of natural pictures.
+/// Statistics of natural pictures.
 pub struct Niqe {
     mean: Vec<f64>,
     /// `FEATURES` x `FEATURES`
@@ -26,15 +26,16 @@ pub struct Niqe {
 }
 
 impl Niqe {
-    /// Loads the published model: an npz file with `mu_pris_param` (36 values) and `cov_pris_param` (36 x 36).
+    /// Loads the published model: an npz file with `mu_pris_param` (36 values) and `cov_pris_param`
+    /// (36 x 36).
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it holds something else.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Model`] if its content is invalid.
     pub fn load(path: &Path) -> Result<Self> {
         let file = fs::File::open(path).map_err(Error::io(path))?;
         let wrong = |reason: String| Error::model(path, reason);
         let mut archive =
-            zip::ZipArchive::new(file).map_err(|e| wrong(format!("no npz file ({e})")))?;
+            zip::ZipArchive::new(file).map_err(|e| wrong(format!("not an npz file ({e})")))?;
         let mut values = |name: &str, count: usize| {
             let entry = archive.by_name(&format!("{name}.npy"));
             let entry = entry.map_err(|e| wrong(format!("array '{name}': {e}")))?;
@@ -47,11 +48,12 @@ impl Niqe {
         })
     }
 
-    /// NIQE of a luma plane on the scale 0..255: 0 and up, lower is more natural. The plane is rounded to whole numbers
-    /// and cut to whole blocks of 96x96, as the published code does. `None` for planes of fewer than two blocks.
+    /// Returns the NIQE of a luma plane: 0 or more, lower is more natural. The plane is rounded to
+    /// integers and cropped to whole blocks of 96x96, as in the published code. `None` for planes
+    /// of fewer than two blocks.
     ///
     /// # Errors
-    /// None that a plane that exists can cause.
+    /// None for a valid plane.
     pub fn score(&self, plane: &Gray) -> Result<Option<f64>> {
         let (columns, rows) = (plane.width / BLOCK, plane.height / BLOCK);
         if columns * rows < 2 {
@@ -79,9 +81,9 @@ impl Niqe {
         Ok(Some(self.distance(&features)))
     }
 
-    /// Between the Gaussian that fits `features` and that of natural pictures.
+    /// Returns the distance of the Gaussian fitted to `features` from that of natural pictures.
     fn distance(&self, features: &[Vec<f64>]) -> f64 {
-        // A flat block has features that are no numbers; they count neither for the mean nor for the covariance.
+        // Features of flat blocks are NaN. They do not count for mean and covariance.
         let mean: Vec<f64> = (0..FEATURES)
             .map(|k| {
                 let known: Vec<f64> = features
@@ -112,8 +114,8 @@ impl Niqe {
     }
 }
 
-/// The values of an npy file of `count` numbers of type f64. The order of rows and columns does not matter to us: the
-/// covariance is symmetric.
+/// Reads an npy file of `count` numbers of type f64. The order of rows and columns is ignored, as
+/// the covariance is symmetric.
 fn array(file: impl Read, count: usize) -> std::result::Result<Vec<f64>, String> {
     let mut bytes = Vec::new();
     let most = 8 * count as u64 + (1 << 16);
@@ -124,7 +126,7 @@ fn array(file: impl Read, count: usize) -> std::result::Result<Vec<f64>, String>
         [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, low, high, ..] => {
             10 + usize::from(u16::from_le_bytes([*low, *high]))
         }
-        _ => return Err("not of the npy format, version 1".into()),
+        _ => return Err("not in the npy format, version 1".into()),
     };
     let text = bytes.get(..header).map(String::from_utf8_lossy);
     if !text.is_some_and(|t| t.contains("'<f8'")) {
@@ -140,13 +142,13 @@ fn array(file: impl Read, count: usize) -> std::result::Result<Vec<f64>, String>
     Ok(values)
 }
 
-/// The generalised Gaussians' shapes, and for each what it is recognised by.
+/// Shapes of generalised Gaussians with the moments that identify them.
 struct Shapes {
-    /// (shape, `Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a))`), which grows with the shape.
+    /// (shape a, `Gamma(2/a)^2 / (Gamma(1/a) Gamma(3/a))`), which grows with the shape.
     ratios: Vec<(f64, f64)>,
 }
 
-/// An asymmetric generalised Gaussian: shape and the scales of both sides.
+/// An asymmetric generalised Gaussian: shape, and scales of both sides.
 struct Aggd {
     shape: f64,
     left: f64,
@@ -154,7 +156,7 @@ struct Aggd {
 }
 
 impl Shapes {
-    /// Shapes from 0.2 to 10 in steps of 0.001.
+    /// Makes the table of shapes from 0.2 to 10 in steps of 0.001.
     fn new() -> Self {
         let ratio =
             |a: f64| (2.0 * ln_gamma(2.0 / a) - ln_gamma(1.0 / a) - ln_gamma(3.0 / a)).exp();
@@ -196,7 +198,7 @@ impl Shapes {
         }
     }
 
-    /// Of the normalised samples and of their products with four neighbours.
+    /// Returns the features of the normalised samples and of their products with four neighbours.
     fn features(
         &self,
         normal: &[f64],
@@ -209,7 +211,7 @@ impl Shapes {
         let samples: Vec<f64> = places().map(|(y, x)| at(y, x)).collect();
         let own = self.fit(&samples);
         let mut features = vec![own.shape, 0.5 * (own.left + own.right)];
-        // The neighbour above, to the left or on a diagonal; over the block's edge comes its other side.
+        // The neighbour above, to the left or on a diagonal. Indices wrap around in the block.
         for (dy, dx) in [(0, 1), (1, 0), (1, 1), (1, block - 1)] {
             let product =
                 |(y, x)| at(y, x) * at((y + block - dy) % block, (x + block - dx) % block);
@@ -222,7 +224,7 @@ impl Shapes {
     }
 }
 
-/// Every sample less its local mean, divided by the local deviation plus 1.
+/// Subtracts the local mean of every sample and divides by the local deviation plus 1.
 fn normalised(plane: &Gray) -> Vec<f64> {
     let weights: Vec<f64> = (0..WINDOW)
         .map(|i| (-0.5 * ((i as f64 - 3.0) / SIGMA).powi(2)).exp())
@@ -235,9 +237,12 @@ fn normalised(plane: &Gray) -> Vec<f64> {
         let filter = |values: &[f64], rows: bool| -> Vec<f64> {
             let at = |i: usize| {
                 let (y, x) = (i / w, i % w);
-                let tap = |k: usize| match rows {
-                    true => values[y * w + near(x, k, w)],
-                    false => values[near(y, k, h) * w + x],
+                let tap = |k: usize| {
+                    if rows {
+                        values[y * w + near(x, k, w)]
+                    } else {
+                        values[near(y, k, h) * w + x]
+                    }
                 };
                 (0..WINDOW).map(|k| weights[k] * tap(k)).sum()
             };
@@ -253,7 +258,8 @@ fn normalised(plane: &Gray) -> Vec<f64> {
     values.iter().zip(moments).map(normal).collect()
 }
 
-/// Half the size by a cubic filter (a = -0.5) that is stretched to the step, the border's samples repeated beyond it.
+/// Halves the size by a cubic filter (a = -0.5), widened to the step. Samples at the border are
+/// repeated.
 fn halved(plane: &Gray) -> Result<Gray> {
     let axis = |len: usize| {
         let options = Options {
@@ -272,8 +278,8 @@ fn halved(plane: &Gray) -> Result<Gray> {
     })
 }
 
-/// `v^T M^+ v` for a symmetric `M` and its pseudo-inverse: eigenvalues by Jacobi rotations; directions whose eigenvalue
-/// is below 1e-15 of the largest are left out.
+/// Returns `v^T M^+ v` for a symmetric `M` and its pseudo-inverse. Eigenvalues are from Jacobi
+/// rotations. Those below 1e-15 of the largest are dropped.
 fn quadratic_form_of_inverse(mut m: Vec<f64>, v: &[f64]) -> f64 {
     let n = v.len();
     let mut v = v.to_vec();
@@ -300,7 +306,7 @@ fn quadratic_form_of_inverse(mut m: Vec<f64>, v: &[f64]) -> f64 {
         .sum()
 }
 
-/// Turns the plane of axes `p` and `q` so that `m[p][q]` becomes 0, and `v` with it.
+/// Rotates `m` and `v` in the plane of axes `p` and `q` so that `m[p][q]` becomes 0.
 fn rotate(m: &mut [f64], v: &mut [f64], n: usize, p: usize, q: usize) {
     let apq = m[p * n + q];
     if apq == 0.0 {
@@ -322,8 +328,8 @@ fn rotate(m: &mut [f64], v: &mut [f64], n: usize, p: usize, q: usize) {
     turn(v, p, q);
 }
 
-/// The logarithm of the gamma function for positive arguments, to about 1e-14: Stirling's series above 10, the
-/// recurrence below.
+/// Returns the logarithm of the gamma function for positive arguments, to about 1e-14, by
+/// Stirling's series above 10 and by recurrence below.
 fn ln_gamma(x: f64) -> f64 {
     let (mut x, mut shift) = (x, 0.0);
     while x < 10.0 {
@@ -357,7 +363,7 @@ mod tests {
         // M = [4 1 0; 1 3 -1; 0 -1 2], v = M u with u = (1, 2, 3): v^T M^-1 v = v . u.
         let m = vec![4.0, 1.0, 0.0, 1.0, 3.0, -1.0, 0.0, -1.0, 2.0];
         assert!((quadratic_form_of_inverse(m, &[6.0, 4.0, 4.0]) - 26.0).abs() < 1e-10);
-        // A direction that the matrix does not know counts nothing.
+        // A direction in the null space does not count.
         let m = vec![2.0, 0.0, 0.0, 0.0];
         assert_eq!(quadratic_form_of_inverse(m, &[2.0, 5.0]), 2.0);
     }
@@ -365,7 +371,7 @@ mod tests {
     #[test]
     fn a_gaussian_and_a_laplacian_are_recognised() {
         let shapes = Shapes::new();
-        // Quantiles of the distributions in place of random samples.
+        // Quantiles of the distributions instead of random samples.
         let uniform = (0..40_000).map(|i| (f64::from(i) + 0.5) / 40_000.0);
         let laplace: Vec<f64> = uniform
             .map(|u| {

@@ -2,13 +2,14 @@
 
 use super::Gray;
 
-/// PSNR in dB against a peak of 255: `10 log10(255^2 / MSE)`; infinite for equal planes, NaN for empty ones.
+/// Returns the PSNR in dB for a peak of 255: `10 log10(255^2 / MSE)`. It is infinite for equal
+/// planes and NaN for empty ones.
 ///
-/// PSNR-Y of the literature is this on [`super::Picture::luma`] of pictures [`super::Picture::cropped`] by the
-/// scale. Averages over a set are means of the pictures' dB.
+/// PSNR-Y of the literature is the PSNR of [`super::Picture::luma`] of pictures
+/// [`super::Picture::cropped`] by the scale. The average over a set is the mean of the dB values.
 ///
 /// # Panics
-/// When the sizes differ.
+/// If the sizes differ.
 pub fn psnr(a: &Gray, b: &Gray) -> f64 {
     assert_eq!((a.width, a.height), (b.width, b.height), "sizes differ");
     let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
@@ -30,7 +31,8 @@ mod tests {
 
     #[test]
     fn psnr_follows_its_formula() {
-        // An error of 1 everywhere is 20 log10(255); of 2 on a quarter of the samples the same.
+        // An error of 1 everywhere is 20 log10(255), and so is one of 2 in a quarter of the
+        // samples.
         let zero = gray(vec![0.0; 4]);
         let want = 20.0 * 255f64.log10();
         assert!((psnr(&zero, &gray(vec![1.0; 4])) - want).abs() < 1e-9);
@@ -43,7 +45,7 @@ mod tests {
     fn luma_is_limited_range_bt601() {
         let colours = [0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 255, 0, 0, 0, 255];
         let luma = Picture::new(5, 1, colours.to_vec()).unwrap().luma();
-        // The constants that BT.601 is usually quoted with.
+        // The usual constants of BT.601.
         let want = [16.0, 235.0, 16.0 + 65.481, 16.0 + 128.553, 16.0 + 24.966];
         for (got, want) in luma.data.iter().zip(want) {
             assert!((got - want).abs() < 1e-3, "{got} is not {want}");

@@ -1,4 +1,4 @@
-//! What an evaluation measured: means, differences that can be believed, and whether gates are met.
+//! Results of an evaluation: means, differences with confidence intervals, and gates.
 
 use std::{
     collections::HashMap,
@@ -9,39 +9,40 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Table;
 
-/// What one method reached on one picture, or on one part of a clip.
+/// Values of one method for one picture or one part of a clip.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub method: String,
-    /// What was done to the input, such as `clean` or `jpeg60`.
+    /// Degradation of the input, such as `clean` or `jpeg60`.
     pub condition: String,
     pub scale: f64,
     /// Name of the picture or clip.
     pub image: String,
-    /// Which part of the clip, from 0.
+    /// Index of the part of the clip.
     pub part: usize,
-    /// Frames in the part, over which the values are means; 1 for a picture.
+    /// Frames in the part, over which the values are averaged. 1 for a picture.
     pub frames: usize,
-    /// dB, higher is better; infinite (`null` in JSON) for equal pictures.
+    /// In dB, higher is better. Infinite (`null` in JSON) for equal pictures.
     #[serde(deserialize_with = "infinite")]
     pub psnr_y: f64,
-    /// 0 to 1, higher is better; `None` for pictures below its window.
+    /// 0 to 1, higher is better. `None` for pictures smaller than its window.
     pub ssim: Option<f64>,
-    /// 0 to 1, higher is better; `None` for pictures below its window.
+    /// 0 to 1, higher is better. `None` for pictures smaller than its window.
     pub ms_ssim: Option<f64>,
-    /// 0 and up, lower is better; `None` where it was not measured.
+    /// 0 or more, lower is better. `None` if not measured.
     pub lpips: Option<f64>,
-    /// 0 and up, lower is more natural; `None` where it was not measured and for pictures below its blocks.
+    /// 0 or more, lower is more natural. `None` if not measured and for pictures smaller than its
+    /// blocks.
     pub niqe: Option<f64>,
-    /// As [`super::TemporalScores::warping_error`]; `None` for pictures.
+    /// See [`super::TemporalScores::warping_error`]. `None` for pictures.
     pub warping_error: Option<f64>,
-    /// As [`super::TemporalScores::tof`]; `None` for pictures.
+    /// See [`super::TemporalScores::tof`]. `None` for pictures.
     pub tof: Option<f64>,
-    /// As [`super::TemporalScores::flicker`]; `None` for pictures, and where nothing is still.
+    /// See [`super::TemporalScores::flicker`]. `None` for pictures and without still areas.
     pub flicker: Option<f64>,
 }
 
-/// A number; `null` is infinity, which JSON does not have.
+/// Reads a number. `null` is infinity, which JSON does not have.
 fn infinite<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
@@ -67,8 +68,8 @@ impl Default for Row {
     }
 }
 
-/// The means of one method, condition and scale over the pictures and clips that have the metric; a clip counts as
-/// much as a picture, whatever its length.
+/// Means of one method, condition and scale over the pictures and clips that have the metric. A
+/// clip of any length counts as much as a picture.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mean {
     pub method: String,
@@ -88,7 +89,7 @@ pub struct Mean {
     pub flicker: Option<f64>,
 }
 
-/// How much a method differs from another on the same pictures and clips.
+/// Difference of two methods on the same pictures and clips.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     pub method: String,
@@ -96,37 +97,39 @@ pub struct Comparison {
     pub scale: f64,
     /// Heading of the metric.
     pub metric: &'static str,
-    /// Pictures and clips that both were measured on.
+    /// Number of pictures and clips that were measured with both.
     pub images: usize,
-    /// Mean of the differences, picture by picture and clip by clip: the method's value minus the other's.
+    /// Mean of the differences of each picture and clip: the value of the method minus that of the
+    /// other.
     pub difference: f64,
-    /// Half the width of the 95 % confidence interval of that mean (Student's t) over pictures and clips: where it is
-    /// smaller than the difference, the sign can be believed of others of their kind. `None` for a single one.
+    /// Half the width of the 95 % confidence interval of the mean (Student's t) over pictures and
+    /// clips. If it is smaller than the difference, the sign is significant for similar material.
+    /// `None` for a single picture or clip.
     pub margin: Option<f64>,
-    /// The same with the parts of each clip for independent measurements of this clip: what can be believed of these
-    /// very clips. `None` where a clip has a single part.
+    /// The same with the parts of each clip as independent measurements. It is valid for these
+    /// clips only. `None` if a clip has a single part.
     pub margin_within: Option<f64>,
 }
 
-/// A value that a method must not exceed.
+/// A value with an upper limit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Limit {
     pub value: f64,
-    /// The reference's value plus a tenth of its size.
+    /// Value of the reference plus a tenth of its magnitude.
     pub limit: f64,
-    /// Whether the value is within the limit.
+    /// `true` if the value is within the limit.
     pub met: bool,
 }
 
-/// The comparison that a ResShift model is asked for, beside plain interpolation.
+/// Requirements for a ResShift model in comparison with interpolation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gate {
     pub method: String,
     pub condition: String,
     pub scale: f64,
-    /// How much lower LPIPS is, in parts of the reference's; negative where it is higher.
+    /// Relative decrease of LPIPS. Negative if it is higher than that of the reference.
     pub lpips_gain: Option<f64>,
-    /// PSNR-Y minus the reference's, in dB.
+    /// PSNR-Y minus that of the reference, in dB.
     pub psnr_gain: f64,
     pub flicker: Option<Limit>,
     pub warping_error: Option<Limit>,
@@ -147,7 +150,7 @@ impl Report {
         &self.rows
     }
 
-    /// One for each method, condition and scale, in the order of their first rows.
+    /// Returns the means of each method, condition and scale, in order of their first rows.
     pub fn means(&self) -> Vec<Mean> {
         let keys = self.rows.iter();
         let keys = distinct(keys.map(|r| (r.method.as_str(), r.condition.as_str(), r.scale)));
@@ -177,8 +180,8 @@ impl Report {
         }
     }
 
-    /// Every other method against `reference`, for each condition, scale and metric that both were measured in, where
-    /// there are pictures, clips or parts enough to tell how far the difference can be believed.
+    /// Compares every other method with `reference` for each common condition, scale and metric, if
+    /// there are enough pictures, clips or parts for a confidence interval.
     pub fn against(&self, reference: &str) -> Vec<Comparison> {
         let means = self.means();
         let others = means.iter().filter(|m| m.method != reference);
@@ -217,8 +220,8 @@ impl Report {
         })
     }
 
-    /// The differences to `reference`: a table for each scale and condition, with the margin over pictures and clips
-    /// behind `±` and that within the clips in brackets.
+    /// Returns the differences to `reference`, a table for each scale and condition. The margin
+    /// over pictures and clips follows `±`, that within the clips is in brackets.
     pub fn differences(&self, reference: &str) -> Vec<Table> {
         let all = self.against(reference);
         let cell = |method: &str, group: (f64, &str), metric: &Metric| {
@@ -237,7 +240,7 @@ impl Report {
             .collect()
     }
 
-    /// The means: a table for each scale and condition.
+    /// Returns the means, a table for each scale and condition.
     pub fn tables(&self) -> Vec<Table> {
         let means = self.means();
         let cell = |method: &str, group: (f64, &str), metric: &Metric| {
@@ -257,7 +260,7 @@ impl Report {
         groups.into_iter().map(of_group).collect()
     }
 
-    /// What every method but `reference` is asked for, from the means.
+    /// Returns the gates of every method but `reference`, from the means.
     pub fn gates(&self, reference: &str) -> Vec<Gate> {
         let means = self.means();
         let gate = |m: &Mean| {
@@ -279,7 +282,7 @@ impl Report {
         others.filter_map(gate).collect()
     }
 
-    /// [`Self::gates`] as a table.
+    /// Returns [`Self::gates`] as a table.
     pub fn gates_table(&self, reference: &str) -> Table {
         let none = || "-".to_string();
         let limit = |l: Option<Limit>, decimals: usize| {
@@ -315,7 +318,8 @@ impl Report {
         }
     }
 
-    /// [`Self::tables`], [`Self::differences`] and [`Self::gates_table`], as far as there are any.
+    /// Returns [`Self::tables`], [`Self::differences`] and [`Self::gates_table`] without empty
+    /// tables.
     pub fn all_tables(&self, reference: &str) -> Vec<Table> {
         let mut all = self.tables();
         all.extend(self.differences(reference).into_iter().map(|table| Table {
@@ -329,10 +333,10 @@ impl Report {
         all
     }
 
-    /// What [`Self::to_json`] gave, as text.
+    /// Parses the text of [`Self::to_json`].
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The error of the JSON parser.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Saved {
@@ -342,8 +346,8 @@ impl Report {
         Ok(Self { rows })
     }
 
-    /// `{"means": [...], "against_bicubic": [...], "gates": [...], "images": [...]}` with the fields of [`Mean`],
-    /// [`Comparison`], [`Gate`] and [`Row`].
+    /// Returns `{"means": [...], "against_bicubic": [...], "gates": [...], "images": [...]}` with
+    /// the fields of [`Mean`], [`Comparison`], [`Gate`] and [`Row`].
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "means": self.means(),
@@ -391,7 +395,7 @@ impl Comparison {
     }
 }
 
-/// A table of `methods` by the metrics that `cell` has for any of them.
+/// Makes a table of `methods` and of the metrics that have a `cell` for any of them.
 fn table(
     (scale, condition): (f64, &str),
     methods: &[&str],
@@ -417,10 +421,10 @@ fn table(
     }
 }
 
-/// A part of a clip: its frames and a value.
+/// Frames and value of a part of a clip.
 type Part = (usize, f64);
 
-/// The values of `rows`, brought together by picture or clip, in the order of their first rows.
+/// Groups the values of `rows` by picture or clip, in order of their first rows.
 fn by_image<'a>(rows: impl Iterator<Item = (&'a Row, f64)>) -> Vec<(&'a str, Vec<Part>)> {
     let mut images: Vec<(&str, Vec<Part>)> = Vec::new();
     for (row, value) in rows {
@@ -433,20 +437,20 @@ fn by_image<'a>(rows: impl Iterator<Item = (&'a Row, f64)>) -> Vec<(&'a str, Vec
     images
 }
 
-/// The mean over all frames.
+/// Returns the mean over all frames.
 fn weighted(parts: &[Part]) -> f64 {
     let frames: usize = parts.iter().map(|p| p.0).sum();
     let sum: f64 = parts.iter().map(|(n, v)| *n as f64 * v).sum();
     sum / frames as f64
 }
 
-/// Half the width of the 95 % confidence interval of the mean of independent `values`.
+/// Returns half the width of the 95 % confidence interval of the mean of independent `values`.
 fn margin(values: &[f64]) -> Option<f64> {
     let (n, deviation) = (values.len(), deviation(values)?);
     Some(t_975(n - 1) * deviation / (n as f64).sqrt())
 }
 
-/// The same for the mean over clips, each known as well as its parts agree.
+/// Returns the same for the mean over clips, each with the variance of its parts.
 fn margin_within(images: &[(&str, Vec<Part>)]) -> Option<f64> {
     let (mut variance, mut freedom) = (0.0, 0);
     for (_, parts) in images {
@@ -457,7 +461,7 @@ fn margin_within(images: &[(&str, Vec<Part>)]) -> Option<f64> {
     Some(t_975(freedom) * variance.sqrt() / images.len() as f64)
 }
 
-/// The standard deviation of a population that `values` are drawn from.
+/// Returns the standard deviation of the population of the sample `values`.
 fn deviation(values: &[f64]) -> Option<f64> {
     let n = values.len();
     if n < 2 {
@@ -477,7 +481,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / f64::from(count))
 }
 
-/// The entries of `values` without repetitions, in the order of first appearance.
+/// Removes repeated `values`, in order of first appearance.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for v in values {
@@ -517,7 +521,7 @@ const METRICS: [Metric; 8] = [
     metric!("flicker", 3, |r| r.flicker),
 ];
 
-/// The 97.5th percentile of Student's t distribution.
+/// Returns the 97.5th percentile of Student's t distribution.
 fn t_975(freedom: usize) -> f64 {
     const TABLE: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -526,7 +530,7 @@ fn t_975(freedom: usize) -> f64 {
     ];
     match TABLE.get(freedom.wrapping_sub(1)) {
         Some(t) => *t,
-        // The first terms of the Cornish-Fisher expansion, exact to 0.001 here.
+        // The first terms of the Cornish-Fisher expansion, here exact to 0.001.
         None => 1.96 + 2.372 / freedom as f64,
     }
 }
@@ -590,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_a_row_for_each_method_and_dashes_where_nothing_was_measured() {
+    fn a_table_has_a_row_for_each_method_and_dashes_for_missing_values() {
         let mut report = report();
         report.push(row("tiny", "jpeg60", 2.0, 29.0, Some(0.3)));
         let tables = report.tables();
@@ -602,7 +606,7 @@ mod tests {
         assert!(report.to_string().contains("x2 jpeg60\n"));
     }
 
-    /// Of three pictures, or clips of one part.
+    /// Returns a report of three pictures or clips of one part.
     fn paired() -> Report {
         let mut report = Report::default();
         for (image, bicubic, tiny) in [("a", 20.0, 21.0), ("b", 30.0, 32.0), ("c", 40.0, 43.0)] {
@@ -640,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_clip_say_how_far_a_difference_on_this_clip_can_be_believed() {
+    fn parts_of_a_clip_give_its_own_confidence_interval() {
         let mut report = Report::default();
         for part in 0..4 {
             for (method, psnr) in [("bicubic", 20.0), ("tiny", [21.0, 22.0][part % 2])] {
@@ -689,7 +693,7 @@ mod tests {
     }
 
     #[test]
-    fn the_percentiles_join() {
+    fn the_percentiles_are_continuous() {
         assert!((t_975(30) - t_975(31)).abs() < 0.01);
         assert!((t_975(120) - 1.980).abs() < 0.001);
     }

@@ -1,5 +1,5 @@
-//! Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004), on one scale and on five (Wang, Simoncelli, Bovik
-//! 2003).
+//! Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004), on one scale and on five (Wang,
+//! Simoncelli, Bovik 2003).
 
 use rayon::prelude::*;
 
@@ -10,25 +10,26 @@ const SIGMA: f64 = 1.5;
 const C1: f32 = (0.01 * 255.0) * (0.01 * 255.0);
 const C2: f32 = (0.03 * 255.0) * (0.03 * 255.0);
 
-/// The exponents of the five scales of MS-SSIM, the finest first.
+/// Exponents of the five scales of MS-SSIM, the finest first.
 const EXPONENTS: [f64; 5] = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333];
 
-/// Mean SSIM of two planes on the scale 0..255: Gaussian window of 11x11 with standard deviation 1.5, K1 = 0.01,
-/// K2 = 0.03, over the places where the window fits. `None` for planes smaller than the window.
+/// Returns the mean SSIM of two planes: Gaussian window of 11x11 with standard deviation 1.5,
+/// K1 = 0.01, K2 = 0.03, at all positions where the window fits. `None` for planes smaller than the
+/// window.
 ///
 /// # Panics
-/// When the sizes differ.
+/// If the sizes differ.
 pub fn ssim(a: &Gray, b: &Gray) -> Option<f64> {
     Some(means(a, b)?.0)
 }
 
-/// MS-SSIM of two planes on the scale 0..255: contrast and structure on four scales and SSIM on the fifth, each to the
-/// power of its weight, windows as in [`ssim`]; from scale to scale 2x2 pixels become their mean (an odd last row or
-/// column is left out). Negative means count as 0. `None` for planes whose fifth scale is smaller than the window: below
-/// 176 pixels.
+/// Returns the MS-SSIM of two planes: contrast and structure on four scales and SSIM on the fifth,
+/// each to the power of its weight, with the windows of [`ssim`]. Each scale averages 2x2 pixels of
+/// the previous one and drops an odd last row or column. Negative means count as 0. `None` for
+/// sides below 176 pixels, where the fifth scale is smaller than the window.
 ///
 /// # Panics
-/// When the sizes differ.
+/// If the sizes differ.
 pub fn ms_ssim(a: &Gray, b: &Gray) -> Option<f64> {
     let (mut a, mut b) = (a.clone(), b.clone());
     let mut product = 1.0;
@@ -43,7 +44,7 @@ pub fn ms_ssim(a: &Gray, b: &Gray) -> Option<f64> {
     Some(product)
 }
 
-/// The means over all windows of SSIM and of its factor for contrast and structure.
+/// Returns the means of SSIM and of its factor for contrast and structure over all windows.
 fn means(a: &Gray, b: &Gray) -> Option<(f64, f64)> {
     assert_eq!((a.width, a.height), (b.width, b.height), "sizes differ");
     if a.width < WINDOW || a.height < WINDOW {
@@ -51,7 +52,7 @@ fn means(a: &Gray, b: &Gray) -> Option<(f64, f64)> {
     }
     let (columns, rows) = (a.width - WINDOW + 1, a.height - WINDOW + 1);
     let window = window();
-    // Added in the order of the rows: the last bits do not depend on the threads.
+    // Adding in the order of the rows makes the last bits independent of the threads.
     let sums: Vec<(f64, f64)> = (0..rows)
         .into_par_iter()
         .map_init(
@@ -83,7 +84,7 @@ impl Moments {
         for (k, y) in window.iter().zip(top..) {
             let row = y * a.width..(y + 1) * a.width;
             for (x, (&a, &b)) in a.data[row.clone()].iter().zip(&b.data[row]).enumerate() {
-                // Around mid-grey: the variances are differences of large numbers else.
+                // Centring at mid-grey avoids differences of large numbers in the variances.
                 let (a, b) = (a - 128.0, b - 128.0);
                 ma[x] += k * a;
                 mb[x] += k * b;
@@ -93,7 +94,7 @@ impl Moments {
         }
     }
 
-    /// The sums of SSIM and of its factor for contrast and structure over one row of windows.
+    /// Returns the sums of SSIM and of its factor for contrast and structure over a row of windows.
     fn sum(&self, window: &[f32; WINDOW]) -> (f64, f64) {
         let columns = self.0[0].len() - WINDOW + 1;
         let at = |m: &[f32], x: usize| -> f32 {
@@ -143,7 +144,7 @@ mod tests {
         }
     }
 
-    /// The definition, window by window, in f64: SSIM, and its factor for contrast and structure.
+    /// Computes the definition in f64: SSIM, and its factor for contrast and structure.
     fn definition(a: &Gray, b: &Gray) -> (f64, f64) {
         let gauss = |i: usize| (-((i as f64 - 5.0) / 1.5).powi(2) / 2.0).exp();
         let norm: f64 = (0..11).map(gauss).sum();

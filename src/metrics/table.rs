@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A table: a title, a heading for each column and rows of as many cells. The first column holds names, the others
-/// numbers. [`fmt::Display`] writes it for a terminal.
+/// A table with a title, a heading for each column, and rows of cells. The first column has names,
+/// the others have numbers. [`fmt::Display`] writes it for a terminal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
     pub title: String,

@@ -1,28 +1,29 @@
-//! How stable a video is in time, beside the ground truth.
+//! Temporal stability of a video in comparison with the ground truth.
 
 use super::{Flow, Gray};
 
-/// Luma differences below this, on the scale 0..255, in the whole neighbourhood of a pixel: the ground truth is still.
+/// Maximum luma difference in the neighbourhood of a pixel for still ground truth.
 const STILL: f32 = 1.0;
-/// Half the side of that neighbourhood.
+/// Half the side of this neighbourhood.
 const NEIGHBOURHOOD: usize = 2;
-/// Pixels that there and back again end further away than this were hidden or came into view.
+/// Maximum distance of a pixel from its start after motion forth and back. Others are occluded.
 const ROUND_TRIP: f32 = 1.0;
 
-/// Where the ground truth, brought along its motion, still differs by more than this on average, it has been cut.
+/// Maximum mean difference of the warped ground truth within a scene. Above it is a cut.
 const CUT: f64 = 20.0;
 
-/// How the ground truth changes from one frame to the next: what every result of the later frame is measured by.
+/// Change of the ground truth from one frame to the next, the reference for results of the later
+/// frame.
 pub struct Motion {
-    /// From the later frame to the frame before.
+    /// Flow from the later frame to the previous one.
     back: Flow,
-    /// Pixels of the later frame that the frame before shows, too.
+    /// Pixels of the later frame that are visible in the previous one.
     visible: Vec<bool>,
-    /// Pixels around which nothing changes.
+    /// Pixels whose neighbourhood does not change.
     still: Vec<bool>,
-    /// The later frame minus the frame before.
+    /// The later frame minus the previous one.
     change: Vec<f32>,
-    /// Squared difference along the motion, over the visible pixels.
+    /// Squared difference along the motion, over visible pixels.
     warping: Mean,
     cut: bool,
 }
@@ -30,7 +31,7 @@ pub struct Motion {
 /// Collects the scores of a video frame by frame.
 #[derive(Default)]
 pub struct Temporal {
-    /// The result of the frame before.
+    /// Result of the previous frame.
     last: Option<Gray>,
     warping: Mean,
     truth_warping: Mean,
@@ -38,27 +39,28 @@ pub struct Temporal {
     flicker: Mean,
 }
 
-/// Means over a video's pairs of successive frames; a score that no pixel could be measured for is `None`.
+/// Means over a video's pairs of successive frames. A score without measured pixels is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct TemporalScores {
-    /// Mean squared luma difference between a frame and the frame before brought along the ground truth's motion,
-    /// where nothing was hidden, minus the same of the ground truth itself. Scale 0..255 squared; 0 is as stable as the
-    /// truth, lower is smoother than it (Lai et al., "Learning Blind Video Temporal Consistency", arXiv 1808.00449, measure
-    /// the first part).
+    /// Mean squared luma difference between a frame and the previous one warped by the motion of
+    /// the ground truth, over visible pixels, minus that of the ground truth. In units of 0..255
+    /// squared. 0 is as stable as the ground truth, lower is smoother. The first term is that of
+    /// Lai et al., "Learning Blind Video Temporal Consistency", arXiv 1808.00449.
     pub warping_error: Option<f64>,
-    /// Mean length of the difference between the result's motion and the truth's, in pixels (tOF of Chu et al.,
-    /// arXiv 1811.09393, who sum both directions' absolute values).
+    /// Mean length of the difference between the motion of the result and of the ground truth, in
+    /// pixels (tOF of Chu et al., arXiv 1811.09393, who add the absolute values of both
+    /// directions).
     pub tof: Option<f64>,
-    /// Mean absolute luma change from frame to frame beyond the truth's own where that is still: what flickers although
-    /// nothing moves. Scale 0..255.
+    /// Mean absolute luma change from frame to frame in still areas, minus that of the ground
+    /// truth. In units of 0..255.
     pub flicker: Option<f64>,
 }
 
 impl Motion {
-    /// The motion from the frame `last` of the ground truth to the `next`, both luma on the scale 0..255.
+    /// Estimates the motion from the frame `last` of the ground truth to the `next`.
     ///
     /// # Panics
-    /// When the sizes differ.
+    /// If the sizes differ.
     pub fn between(last: &Gray, next: &Gray) -> Self {
         let (back, forth) = (Flow::between(next, last), Flow::between(last, next));
         let warped = back.warp(last);
@@ -89,13 +91,13 @@ impl Motion {
         }
     }
 
-    /// Whether the frames show different scenes: no motion leads from one to the other.
+    /// Returns `true` if the frames are of different scenes: no motion maps one to the other.
     pub fn is_cut(&self) -> bool {
         self.cut
     }
 }
 
-/// Whether pixel `i` comes back to where it was when it goes along `back` and then `forth`.
+/// Returns `true` if pixel `i` returns to its position along `back` and then `forth`.
 fn returns(back: &Flow, forth: &Flow, i: usize) -> bool {
     let [dx, dy] = back.vectors[i];
     let (x, y) = ((i % back.width) as f32 + dx, (i / back.width) as f32 + dy);
@@ -103,7 +105,7 @@ fn returns(back: &Flow, forth: &Flow, i: usize) -> bool {
     way.is_some_and(|[fx, fy]| (dx + fx).hypot(dy + fy) <= ROUND_TRIP)
 }
 
-/// Where nothing in a pixel's neighbourhood changes.
+/// Returns the pixels whose neighbourhood does not change.
 fn still(change: &[f32], width: usize) -> Vec<bool> {
     let height = change.len() / width.max(1);
     let around =
@@ -117,11 +119,11 @@ fn still(change: &[f32], width: usize) -> Vec<bool> {
 }
 
 impl Temporal {
-    /// Takes the result of the next frame, luma on the scale 0..255. `motion` is how the ground truth came there from
-    /// the frame before; without it, and across a cut, nothing is measured.
+    /// Adds the result of the next frame. `motion` is that of the ground truth from the previous
+    /// frame. Without it and across a cut nothing is measured.
     ///
     /// # Panics
-    /// When the sizes differ.
+    /// If the sizes differ.
     pub fn push(&mut self, motion: Option<&Motion>, result: Gray) {
         let last = self.last.replace(result);
         let motion = motion.filter(|m| !m.cut);
@@ -147,7 +149,7 @@ impl Temporal {
         }
     }
 
-    /// The scores of the frames since this was called last; the frame before stays known.
+    /// Returns the scores of the frames since the last call. The previous frame is not forgotten.
     pub fn take_scores(&mut self) -> TemporalScores {
         let [warping, truth, tof, flicker] = [
             &mut self.warping,
@@ -192,7 +194,7 @@ mod tests {
 
     const SIZE: (usize, usize) = (96, 64);
 
-    /// A texture that moves by `shift` pixels to the right, plus what `extra` adds to a pixel.
+    /// Returns a texture that moves by `shift` pixels to the right, plus `extra` for each pixel.
     fn frame(shift: f32, extra: impl Fn(usize, usize) -> f32) -> Gray {
         let (width, height) = SIZE;
         let at = |i: usize| {
@@ -231,19 +233,19 @@ mod tests {
     fn the_truth_itself_is_perfect() {
         let s = scores(1.5, |_, truth| truth);
         assert_eq!((s.warping_error, s.tof), (Some(0.0), Some(0.0)));
-        // Nothing is still while everything moves.
+        // No area is still, as everything moves.
         assert_eq!(s.flicker, None);
         assert_eq!(scores(0.0, |_, truth| truth).flicker, Some(0.0));
     }
 
     #[test]
-    fn an_error_that_moves_along_is_stable_and_noise_of_each_frame_is_not() {
+    fn an_error_that_follows_the_motion_is_stable_and_noise_of_each_frame_is_not() {
         let along = scores(1.0, |t, _| {
             frame(t as f32, |x, y| noise((x + SIZE.0 - t) % SIZE.0, y, 0))
         });
         let fresh = scores(1.0, |t, _| frame(t as f32, |x, y| noise(x, y, t)));
         let (along, fresh) = (along.warping_error.unwrap(), fresh.warping_error.unwrap());
-        // The difference of two independent errors has twice their variance: 2 x 64 / 12.
+        // The difference of two independent errors has twice their variance, 2 x 64 / 12.
         assert!(
             along < 0.3 * fresh && (8.0..13.0).contains(&fresh),
             "{along} {fresh}"
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn flicker_is_what_changes_where_nothing_does() {
+    fn flicker_is_change_in_still_areas() {
         let bright = |t: usize| 3.0 * (t % 2) as f32;
         let s = scores(0.0, |t, _| frame(0.0, |_, _| bright(t)));
         assert!((s.flicker.unwrap() - 3.0).abs() < 1e-4, "{s:?}");
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_those_since_they_were_taken_last() {
+    fn scores_are_those_since_the_last_call() {
         let (a, b) = (frame(0.0, |_, _| 0.0), frame(0.0, |_, _| 3.0));
         let still = Motion::between(&a, &a);
         let mut temporal = Temporal::default();

@@ -1,4 +1,4 @@
-//! Between two models of one shape, and even areas.
+//! Blending of two models, and levelling of a model's output on uniform areas.
 
 use super::LiteModel;
 use crate::{
@@ -6,21 +6,22 @@ use crate::{
     nn::lite::{Activated, Condition, LEAKY_SLOPE, LatentKind, Role, scale_features},
 };
 
-/// Levels of luma from black to white that [`LiteModel::level`] looks at.
+/// Number of grey levels from black to white in [`LiteModel::level`].
 const LEVELS: usize = 21;
 
 impl LiteModel {
-    /// The model whose weights lie between those of `self` (share 0) and of `other` (share 1), with the metadata of
-    /// `other`. It makes sense where the training of one began with the weights of the other: their errors then change
-    /// gradually, too (network interpolation, X. Wang et al., ESRGAN, arXiv 1809.00219, section 3.4). A calibration for
-    /// integers is lost.
+    /// Interpolates the weights between `self` (share 0) and `other` (share 1). The result has the
+    /// metadata of `other` and no calibration. It is useful if one was trained from the other:
+    /// their errors then change gradually, too (network interpolation, X. Wang et al., ESRGAN,
+    /// arXiv 1809.00219, section 3.4).
     ///
     /// # Errors
-    /// [`Error::Setting`] when the models differ in shape, scales or latent, or `share` is not within 0 to 1.
+    /// [`Error::Setting`] if the models differ in shape, scales or latent, or `share` is not within
+    /// 0 to 1.
     pub fn blend(&self, other: &Self, share: f32) -> Result<Self> {
         let wrong = |text: String| Err(Error::Setting(text));
         if !(0.0..=1.0).contains(&share) {
-            return wrong(format!("share {share}: 0 to 1"));
+            return wrong(format!("share {share}: must be 0 to 1"));
         }
         let (a, b) = (&self.metadata, &other.metadata);
         if (a.student, a.scales) != (b.student, b.scales) || self.stats != other.stats {
@@ -46,19 +47,21 @@ impl LiteModel {
         Ok(blended)
     }
 
-    /// Sets the last layer's bias so that what the network adds to even areas, from black to white, has its middle at 0 in
-    /// every channel and at every scale: nothing in a discriminator keeps it there.
+    /// Sets the bias of the last layer so that the residuals of uniform areas, from black to white,
+    /// are centred at 0 in every channel and at every scale. Training with a discriminator does not
+    /// enforce it.
     pub fn level(&mut self) {
         let (r, [low, high]) = (self.metadata.student.r, self.metadata.scales);
-        // Near 1 there is nothing to learn, and nothing was.
+        // Scales near 1 have almost no residual and are not trained.
         let low = low + ((high - low) / 2.0).min(0.25);
         let scales = [low, (low * high).sqrt(), high];
         let u = scales.map(|scale| f64::from(scale_features(scale, r)[0]));
-        let [a, b, d] = scales.map(|scale| self.middle(scale));
+        let [a, b, d] = scales.map(|scale| self.midpoint(scale));
         let Some(last) = self.layers.last_mut() else {
             return;
         };
-        // A bias is a quadratic function of u: the one through the three middles is taken off, in Newton's form.
+        // The bias is quadratic in u. The polynomial through the three midpoints, in Newton's form,
+        // is subtracted.
         for (c, ((a, b), d)) in a.into_iter().zip(b).zip(d).enumerate() {
             let m = [a, b, d];
             let (first, second) = ((m[1] - m[0]) / (u[1] - u[0]), (m[2] - m[1]) / (u[2] - u[1]));
@@ -72,8 +75,8 @@ impl LiteModel {
         }
     }
 
-    /// The middle between the least and the most that the network adds to grey areas at `scale`, of each channel, whitened.
-    fn middle(&self, scale: f64) -> Vec<f64> {
+    /// Returns the midpoint of each channel's whitened residuals of grey areas at `scale`.
+    fn midpoint(&self, scale: f64) -> Vec<f64> {
         let added = (0..LEVELS).map(|i| self.added(i as f64 / (LEVELS - 1) as f64, scale));
         let ends = added.map(|all| all.into_iter().map(|v| [v, v]).collect::<Vec<_>>());
         let ends = ends.reduce(|a, b| {
@@ -87,8 +90,8 @@ impl LiteModel {
             .collect()
     }
 
-    /// What the network adds, whitened, to an area of grey `level` (0 to 1) without end: every layer sees the same in all
-    /// nine places of its kernels.
+    /// Returns the whitened residual of an infinite area of grey `level` (0 to 1), where the nine
+    /// inputs of a kernel are equal.
     pub fn added(&self, level: f64, scale: f64) -> Vec<f64> {
         let student = &self.metadata.student;
         let luma = LatentKind::Luma.channels(student.r);
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_levelled_model_adds_as_much_as_it_takes_from_greys_and_added_is_what_the_engine_does() {
+    fn residuals_of_greys_are_centred_by_levelling_and_are_those_of_the_engine() {
         let mut model = tiny();
         let last = model.layers.len() - 1;
         model.layers[last].bias.iter_mut().for_each(|b| *b += 1.0);
@@ -193,11 +196,11 @@ mod tests {
             assert!((got - want).abs() < 1e-3, "channel {c}: {got}, not {want}");
         }
         for scale in [1.25, 1.25f64.sqrt() * 2f64.sqrt(), 2.0] {
-            assert!(model.middle(scale).iter().any(|m| m.abs() > 0.5));
+            assert!(model.midpoint(scale).iter().any(|m| m.abs() > 0.5));
         }
         model.level();
         for scale in [1.25, 1.25f64.sqrt() * 2f64.sqrt(), 2.0] {
-            assert!(model.middle(scale).iter().all(|m| m.abs() < 1e-4));
+            assert!(model.midpoint(scale).iter().all(|m| m.abs() < 1e-4));
         }
     }
 }

@@ -1,17 +1,17 @@
-//! The models that come with the library, compiled into it, and finding a model by name.
+//! The bundled models, which are compiled into the library, and models by name.
 
 use std::path::Path;
 
 use super::{LiteModel, Model};
 use crate::{Error, Result};
 
-/// The model that is used when none is named.
+/// Name of the default model.
 pub const DEFAULT_MODEL: &str = "tiny";
 
-/// A model file inside the library.
+/// A bundled model file.
 pub struct Bundled {
-    /// The name it is asked for by, such as `tiny-x2`. The part before `-x` names the whole group: a model file for
-    /// each range of scales.
+    /// Name of the model, such as `tiny-x2`. The part before `-x` is the name of its group, which
+    /// has a model for each range of scales.
     pub name: &'static str,
     bytes: &'static [u8],
 }
@@ -24,7 +24,7 @@ impl Bundled {
     }
 }
 
-/// All bundled models, those of a group from small scales to large.
+/// All bundled models. Those of a group are in ascending order of their scales.
 pub static BUNDLED: &[Bundled] = &[
     Bundled {
         name: "tiny-x2",
@@ -57,10 +57,12 @@ pub static BUNDLED: &[Bundled] = &[
 ];
 
 impl Model {
-    /// Loads what `model` names: a bundled model, a group of them, or a model file. Empty is [`DEFAULT_MODEL`].
+    /// Loads a bundled model, a group or a model file. The default of an empty name is
+    /// [`DEFAULT_MODEL`].
     ///
     /// # Errors
-    /// [`Error::UnknownModel`] when `model` is neither, [`Error::Model`] and [`Error::Io`] as [`Model::read`].
+    /// [`Error::UnknownModel`] for other names, [`Error::Model`] and [`Error::Io`] as
+    /// [`Model::read`].
     pub fn find(model: &str) -> Result<Self> {
         let name = or_default(model);
         match bundled(name)? {
@@ -71,8 +73,7 @@ impl Model {
 }
 
 impl LiteModel {
-    /// Loads what `model` names, as [`Model::find`], where only the lite family will do. The models come in the order
-    /// of their scales.
+    /// Loads lite models by name, as [`Model::find`], in ascending order of their scales.
     ///
     /// # Errors
     /// As [`Model::find`], and [`Error::Model`] for a model of another family.
@@ -93,7 +94,7 @@ fn or_default(model: &str) -> &str {
     }
 }
 
-/// The bundled model or group of this name.
+/// Returns the bundled model or group of this name.
 fn bundled(name: &str) -> Result<Option<Vec<LiteModel>>> {
     let named = |b: &&Bundled| b.name == name || b.group() == name;
     let parse = |b: &Bundled| LiteModel::parse(b.bytes, Path::new(b.name));
@@ -105,7 +106,7 @@ fn bundled(name: &str) -> Result<Option<Vec<LiteModel>>> {
     Ok((!found.is_empty()).then_some(found))
 }
 
-/// `name` as the path of a file that is there.
+/// Returns `name` as the path of an existing file.
 fn existing(name: &str) -> Result<&Path> {
     let path = Path::new(name);
     if path.exists() {
@@ -113,7 +114,7 @@ fn existing(name: &str) -> Result<&Path> {
     }
     let names: Vec<&str> = BUNDLED.iter().map(|b| b.name).collect();
     Err(Error::UnknownModel(format!(
-        "model '{name}' is neither a file nor a bundled model (there are {DEFAULT_MODEL}, {})",
+        "model '{name}' is neither a file nor a bundled model (available: {DEFAULT_MODEL}, {})",
         names.join(", ")
     )))
 }

@@ -1,7 +1,8 @@
-//! What all model files share: tensors by name in safetensors, everything else as JSON under the metadata key `tadsr`.
+//! The common part of model files: tensors by name in safetensors, all else as JSON under the
+//! metadata key `tadsr`.
 //!
-//! Files are read and written tensor by tensor, so that a large model is never in memory twice. A file is untrusted
-//! input: nothing is allocated that the file is not long enough for.
+//! Files are read and written tensor by tensor, so that a large model is in memory only once. A
+//! file is untrusted input: memory is allocated only for data that fits in the length of the file.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,24 +21,24 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// The version of the format of models without dials.
+/// Format version of models without dials.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The version of models with dials, the newest that this library reads.
+/// Format version of models with dials, the newest that this library reads.
 pub const CONDITIONED_VERSION: u32 = 2;
 
-/// The largest model file that is read, in bytes.
+/// Maximum length of a model file in bytes.
 const MAX_FILE: u64 = 4 << 30;
 
-/// The largest header in bytes; the largest models have about 100 KiB.
+/// Maximum length of a header in bytes. The largest models have about 100 KiB.
 const MAX_HEADER: u64 = 16 << 20;
 
 pub(super) const METADATA_KEY: &str = "tadsr";
 
-/// Tensor names in a message at most, of each kind.
+/// Maximum number of tensor names of each kind in a message.
 const LISTED: usize = 100;
 
-/// The type that weights are stored in.
+/// Type of stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     F32,
@@ -46,7 +47,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Bytes of a weight.
+    /// Returns the bytes of a weight.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -62,7 +63,7 @@ impl Precision {
         }
     }
 
-    /// The bytes of `values`; none when one is not finite or too large for the type.
+    /// Returns the bytes of `values`, or `None` if one is not finite or too large for the type.
     fn bytes(self, values: &[f32]) -> Option<Vec<u8>> {
         let mut bytes = Vec::with_capacity(values.len() * self.size());
         for &v in values {
@@ -100,7 +101,7 @@ impl fmt::Display for Precision {
     }
 }
 
-/// The part of the metadata that every family has.
+/// Metadata of every family.
 #[derive(Deserialize)]
 struct Label {
     format_version: u32,
@@ -111,13 +112,13 @@ struct Label {
 /// Opens a model file for a [`Reader`].
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is no file that a model can be in.
+/// [`Error::Io`] if it cannot be read, [`Error::Model`] if it cannot hold a model.
 pub(super) fn open(path: &Path) -> Result<BufReader<fs::File>> {
     let found = fs::metadata(path).map_err(Error::io(path))?;
     if !found.is_file() {
         return Err(Error::model(path, "not a regular file"));
     }
-    // Files below /proc claim to be empty and can block the reader.
+    // Files in /proc have length 0 and can block the reader.
     if found.len() == 0 {
         return Err(Error::model(path, "an empty file"));
     }
@@ -130,10 +131,10 @@ pub(super) fn open(path: &Path) -> Result<BufReader<fs::File>> {
     ))
 }
 
-/// Takes tensors out of a model file and keeps account of what is missing and what is left.
+/// A reader of the tensors of a model file, which counts missing and unused ones.
 pub(super) struct Reader<R> {
     source: R,
-    /// Where the tensors' data begins.
+    /// Offset of the tensors' data.
     data: u64,
     json: String,
     family: String,
@@ -141,8 +142,8 @@ pub(super) struct Reader<R> {
 }
 
 impl<R: Read + Seek> Reader<R> {
-    /// Reads the header: the names, types, shapes and places of the tensors, which lie one after the other to the end
-    /// of the file, and the metadata's version, family and name.
+    /// Reads the header: names, types, shapes and offsets of the tensors, and the version, family
+    /// and name of the metadata. The tensors are contiguous up to the end of the file.
     pub fn new(mut source: R) -> Result<Self, String> {
         let foreign =
             |e: &dyn fmt::Display| format!("not a safetensors file or a truncated one ({e})");
@@ -168,7 +169,7 @@ impl<R: Read + Seek> Reader<R> {
         }
         let json = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
         let json = json
-            .ok_or("a safetensors file, but no model of this project (no 'tadsr' metadata)")?
+            .ok_or("a safetensors file, but not a model of this project (no 'tadsr' metadata)")?
             .clone();
         let label: Label = parse(&json)?;
         check_label(
@@ -195,23 +196,23 @@ impl<R: Read + Seek> Reader<R> {
         &self.family
     }
 
-    /// The metadata of a model of `family`.
+    /// Parses the metadata of a model of `family`.
     pub fn metadata<T: for<'a> Deserialize<'a>>(&self, family: &str) -> Result<T, String> {
         if self.family != family {
             return Err(format!(
-                "a model of the family '{}' where one of '{family}' is needed",
+                "a model of the family '{}' where one of '{family}' is required",
                 self.family
             ));
         }
         parse(&self.json)
     }
 
-    /// The metadata of any family.
+    /// Parses the metadata of any family.
     pub fn any_metadata(&self) -> Result<serde_json::Value, String> {
         parse(&self.json)
     }
 
-    /// Whether the file has exactly the `expected` names and shapes.
+    /// Checks that the file has exactly the `expected` names and shapes.
     pub fn compare(&self, expected: &[(String, Vec<usize>)]) -> Result<(), Mismatch> {
         compare(
             expected,
@@ -219,7 +220,7 @@ impl<R: Read + Seek> Reader<R> {
         )
     }
 
-    /// The values of a tensor of F32, F16 or BF16; they are finite.
+    /// Reads the values of a tensor of F32, F16 or BF16 and checks that they are finite.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
         let info = self.left.remove(name);
         let info = info.ok_or_else(|| format!("tensor '{name}' is missing"))?;
@@ -239,7 +240,7 @@ impl<R: Read + Seek> Reader<R> {
                 ));
             }
         };
-        // The header's places lie inside the file, and their lengths are those of the shapes.
+        // The offsets lie inside the file, and the lengths are those of the shapes.
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
         let start = SeekFrom::Start(self.data + start as u64);
@@ -256,7 +257,7 @@ impl<R: Read + Seek> Reader<R> {
         Ok(values)
     }
 
-    /// Whether the file has a tensor of this name that has not been taken.
+    /// Returns `true` if the file has a tensor of this name that has not been read.
     pub fn has(&self, name: &str) -> bool {
         self.left.contains_key(name)
     }
@@ -276,10 +277,10 @@ impl<R: Read + Seek> Reader<R> {
 }
 
 fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, String> {
-    serde_json::from_str(json).map_err(|e| format!("metadata cannot be understood: {e}"))
+    serde_json::from_str(json).map_err(|e| format!("invalid metadata: {e}"))
 }
 
-/// Checks what every family's metadata has.
+/// Checks the metadata of every family.
 pub(super) fn check_label(
     version: u32,
     newest: u32,
@@ -288,7 +289,8 @@ pub(super) fn check_label(
 ) -> Result<(), String> {
     if !(FORMAT_VERSION..=newest).contains(&version) {
         return Err(format!(
-            "format version {version}, this library reads version {newest} and older ones: use a matching release"
+            "format version {version}: this library reads versions up to {newest}, use a newer \
+             release"
         ));
     }
     let printable = |s: &str| s.len() <= 100 && !s.chars().any(char::is_control);
@@ -298,12 +300,12 @@ pub(super) fn check_label(
     Ok(())
 }
 
-/// How tensors differ from those of an architecture; each list is sorted by name.
+/// Differences between tensors and those of an architecture, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mismatch {
     pub missing: Vec<String>,
     pub unexpected: Vec<String>,
-    /// Name, shape found, shape expected.
+    /// Name, actual shape, expected shape.
     pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
 
@@ -336,7 +338,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Whether the tensors `found` are exactly the `expected` ones.
+/// Checks that the tensors `found` are exactly the `expected` ones.
 pub(super) fn compare<'a>(
     expected: &[(String, Vec<usize>)],
     found: impl Iterator<Item = (&'a str, &'a [usize])>,
@@ -364,11 +366,12 @@ pub(super) fn compare<'a>(
     }
 }
 
-/// Writes a model file whose tensors, `names` with shapes, all have one type. `values` gives a tensor's values when its
-/// turn has come. A reader or a crash sees the old file or the new one, never a part.
+/// Writes a model file whose tensors, `names` with shapes, all have one type. `values` returns the
+/// values of one tensor after the other. The file is replaced atomically.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Model`] when a value is not finite or too large for the type; what `values` gives.
+/// [`Error::Io`], [`Error::Model`] if a value is not finite or too large for the type, and the
+/// errors of `values`.
 pub(super) fn write(
     path: &Path,
     json: String,
@@ -386,7 +389,7 @@ pub(super) fn write(
         written = fs::rename(&part, path).map_err(&io);
     }
     if written.is_err() {
-        // It is the first error that matters.
+        // The first error is the one to report.
         let _ = fs::remove_file(&part);
     }
     written
@@ -425,7 +428,7 @@ fn write_to(
     file.sync_all().map_err(&io)
 }
 
-/// The header of a safetensors file, padded to whole 8 bytes.
+/// Returns the header of a safetensors file, padded to a multiple of 8 bytes.
 fn header(
     json: String,
     tensors: &[(String, Vec<usize>)],
@@ -449,7 +452,7 @@ fn header(
     Ok(bytes)
 }
 
-/// A name out of a file, fit for a message: short and printable.
+/// Returns a name of a file in a form for messages, short and printable.
 pub(super) fn shown(name: &str) -> String {
     let short: String = name.chars().take(100).collect();
     short.escape_debug().to_string()

@@ -1,7 +1,7 @@
-//! Model files of the lite family: small students for real time.
+//! Model files of the lite family: small networks for real time.
 //!
-//! A file is untrusted input. Its size, the header, the format version, every name, shape and value are checked, and
-//! the error says which one is wrong.
+//! A file is untrusted input. Its size, header, format version, names, shapes and values are
+//! checked. The error names the invalid one.
 
 use std::{
     collections::HashMap,
@@ -25,27 +25,27 @@ use crate::{
     },
 };
 
-/// The family's name in the metadata.
+/// Name of the family in the metadata.
 pub(super) const FAMILY: &str = "lite";
 
-/// What a model file says of itself.
+/// Metadata of a model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
     pub format_version: u32,
-    /// The family of networks: `lite`.
+    /// Name of the family, `lite`.
     pub family: String,
     pub name: String,
     pub student: StudentConfig,
-    /// Scales served: above the first, up to and including the second; within 1 to 4.
+    /// Supported scales: above the first, up to and including the second, within 1 to 4.
     pub scales: [f64; 2],
-    /// What the samples mean that the network sees.
+    /// Meaning of the network's input samples.
     pub color: String,
     pub licence: String,
-    /// How it was trained: data, steps, losses; free form.
+    /// Data, steps and losses of its training, in free form.
     pub training: serde_json::Value,
 }
 
-/// A layer's parameters.
+/// Parameters of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     pub spec: LayerSpec,
@@ -53,23 +53,23 @@ pub struct Layer {
     pub weight: Vec<f32>,
     /// `[co]`
     pub bias: Vec<f32>,
-    /// How both depend on the inputs, the scale first.
+    /// Dependence of both on the inputs, of which the scale is the first.
     pub conditions: Vec<LayerCondition>,
 }
 
-/// How a layer depends on one input of `n` features; see [`ConditionSpec`] for the shapes.
+/// Dependence of a layer on one input of `n` features. [`ConditionSpec`] has the shapes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerCondition {
     pub spec: ConditionSpec,
     pub shift: Vec<f32>,
-    /// Empty where the kernel does not depend on the input by a factor.
+    /// Empty if the kernel has no factor that depends on the input.
     pub gain: Vec<f32>,
-    /// Empty where the kernel does not depend on the input in full.
+    /// Empty if the kernel has no full dependence on the input.
     pub kernels: Vec<f32>,
 }
 
 impl LayerCondition {
-    /// Reads the tensors by `take`, which gets a name and a shape.
+    /// Reads the tensors by `take` of a name and a shape.
     ///
     /// # Errors
     /// As `take`.
@@ -94,7 +94,7 @@ impl LayerCondition {
         })
     }
 
-    /// A layer that does not depend on the input.
+    /// Makes a layer that does not depend on the input.
     pub fn zero(spec: ConditionSpec) -> Self {
         let zeros = |_: &str, shape: &[usize]| Ok(vec![0.0; shape.iter().product()]);
         match Self::read::<Infallible>(spec, zeros) {
@@ -103,7 +103,7 @@ impl LayerCondition {
         }
     }
 
-    /// Names, shapes and values of its tensors.
+    /// Returns names, shapes and values of its tensors.
     fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
         let spec = &self.spec;
         let gain = spec.gain.is_some().then_some(&self.gain);
@@ -115,8 +115,8 @@ impl LayerCondition {
 }
 
 impl Layer {
-    /// A layer without dials: kernel `weight`, and a bias that depends on the scale by `scale`
-    /// `[co, 2]`.
+    /// Makes a layer without dials from a kernel `weight` and a `bias`, which depends on the scale
+    /// by `scale` `[co, 2]`.
     pub fn new(weight: Vec<f32>, bias: Vec<f32>, scale: Vec<f32>, spec: LayerSpec) -> Self {
         let mut conditions = spec.conditions(&Conditioning::default());
         let conditions = conditions.drain(..).map(|spec| LayerCondition {
@@ -131,7 +131,7 @@ impl Layer {
         }
     }
 
-    /// Kernel `[co, ci, 3, 3]` and bias `[co]` at `at` for a model of its own scale `r`.
+    /// Returns kernel `[co, ci, 3, 3]` and bias `[co]` at `at` for a grid cell of side `r`.
     pub fn fold(&self, at: &Condition, r: usize) -> (Vec<f32>, Vec<f32>) {
         let (mut kernel, mut bias) = (self.weight.clone(), self.bias.clone());
         let mut factors = vec![1.0; bias.len()];
@@ -156,7 +156,7 @@ impl Layer {
         (kernel, bias)
     }
 
-    /// Names, shapes and values of all its tensors.
+    /// Returns names, shapes and values of all tensors.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
         let (name, co, ci) = (&self.spec.name, self.spec.co, self.spec.ci);
         let mut all = vec![
@@ -172,7 +172,7 @@ impl Layer {
         all
     }
 
-    /// The values of [`Self::tensors`], to be changed.
+    /// Returns the mutable values of [`Self::tensors`].
     pub fn values_mut(&mut self) -> Vec<&mut Vec<f32>> {
         let mut all = vec![&mut self.weight, &mut self.bias];
         for condition in &mut self.conditions {
@@ -185,16 +185,16 @@ impl Layer {
     }
 }
 
-/// What the values are that a network meets, for computing it in integers.
+/// Ranges and means of a network's values, for inference in integers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
-    /// Of the whitened latent, then of every layer's output (with what a pair adds) but the last's: of each channel the
-    /// lowest and the highest value to be told apart, and the mean.
+    /// Minimum, maximum and mean of each channel, for the whitened latent and for the output of
+    /// every layer but the last, including the skip of a pair.
     pub ranges: Vec<Vec<[f32; 3]>>,
 }
 
 impl Calibration {
-    /// Of a student's layers, the names of the tensors and the channels.
+    /// Returns names and channels of the tensors for these layers.
     fn tensors(layers: &[LayerSpec]) -> Vec<(String, usize)> {
         let Some((last, inner)) = layers.split_last() else {
             return Vec::new();
@@ -224,23 +224,24 @@ impl Calibration {
     }
 }
 
-/// A student of the lite family, as its file holds it.
+/// A lite model with the content of its file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LiteModel {
     pub metadata: Metadata,
     pub stats: LatentStats,
     pub layers: Vec<Layer>,
-    /// Of models that may be computed in integers.
+    /// Required for inference in integers.
     pub calibration: Option<Calibration>,
 }
 
 impl Metadata {
-    /// The metadata of a new model of the lite family.
+    /// Makes the metadata of a new lite model.
     pub fn lite(name: &str, student: StudentConfig, scales: [f64; 2]) -> Self {
         Self {
-            format_version: match student.conditioning.is_none() {
-                true => FORMAT_VERSION,
-                false => CONDITIONED_VERSION,
+            format_version: if student.conditioning.is_none() {
+                FORMAT_VERSION
+            } else {
+                CONDITIONED_VERSION
             },
             family: FAMILY.into(),
             name: name.into(),
@@ -279,15 +280,15 @@ impl LiteModel {
     /// Reads a model file.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Model`] if it is not a valid model.
     pub fn read(path: &Path) -> Result<Self> {
         Self::load(container::open(path)?, path)
     }
 
-    /// Parses the bytes of a model file; `path` is for error messages.
+    /// Parses the bytes of a model file. `path` is for error messages.
     ///
     /// # Errors
-    /// [`Error::Model`] with what is wrong.
+    /// [`Error::Model`] with the reason.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         Self::load(Cursor::new(bytes), path)
     }
@@ -332,9 +333,10 @@ impl LiteModel {
         let specs = metadata.student.layers();
         let layers = specs.iter().cloned().map(layer);
         let layers = layers.collect::<std::result::Result<_, _>>()?;
-        let calibration = match reader.has("latent.range") {
-            true => Some(Calibration::take(&mut reader, &specs)?),
-            false => None,
+        let calibration = if reader.has("latent.range") {
+            Some(Calibration::take(&mut reader, &specs)?)
+        } else {
+            None
         };
         reader.finish()?;
         Ok(Self {
@@ -345,18 +347,17 @@ impl LiteModel {
         })
     }
 
-    /// The model as a differentiable network.
+    /// Returns the model as a differentiable network.
     ///
     /// # Errors
-    /// When the layers are not those of the metadata's student.
+    /// If the layers are not those of the metadata's architecture.
     pub fn student(&self) -> Result<Student> {
         let tensors = self.tensors()?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         Ok(Student::new(self.metadata.student, vb)?)
     }
 
-    /// Returns the model that has the weights of this one at `at` under every condition: without
-    /// dials, and the same at all scales.
+    /// Returns a model without dials that has the weights of this one at `at` for all scales.
     pub fn folded(&self, at: &Condition) -> Self {
         let r = self.metadata.student.r;
         let fold = |layer: &Layer| {
@@ -374,10 +375,10 @@ impl LiteModel {
         folded
     }
 
-    /// The layers' tensors by name.
+    /// Returns the tensors of the layers by name.
     ///
     /// # Errors
-    /// When a tensor has not the shape that its layer says.
+    /// If a tensor does not have the shape of its layer.
     pub fn tensors(&self) -> Result<HashMap<String, Tensor>> {
         let all = self.layers.iter().flat_map(Layer::tensors);
         let tensor = |(name, shape, values): (String, Vec<usize>, &[f32])| {
@@ -386,11 +387,11 @@ impl LiteModel {
         all.map(tensor).collect()
     }
 
-    /// The bytes of the model file, weights in f16 when `half` is set, the latent's statistics and the calibration always
-    /// in f32.
+    /// Returns the bytes of the model file. Weights are in f16 if `half` is set. The statistics of
+    /// the latent and the calibration are in f32.
     ///
     /// # Errors
-    /// [`Error::Model`] when a weight does not fit in f16 or the metadata cannot be written.
+    /// [`Error::Model`] if a weight does not fit in f16 or the metadata cannot be written.
     pub fn to_bytes(&self, half: bool) -> Result<Vec<u8>> {
         let mut data: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
         let f32_bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();

@@ -1,4 +1,4 @@
-//! Model files: one safetensors file with JSON metadata, and the models that come with the library.
+//! Model files, each a safetensors file with JSON metadata, and the bundled models.
 
 mod blend;
 mod bundled;
@@ -24,16 +24,16 @@ pub use resshift::{ResShiftMetadata, ResShiftModel};
 /// A model of any family.
 #[derive(Clone, Debug)]
 pub enum Model {
-    /// Students for real time, in the order of their scales: one for each range of them.
+    /// Lite models for real time, one for each range of scales, in ascending order.
     Lite(Vec<LiteModel>),
     /// A ResShift, SinSR or TAD-SR model.
     ResShift(Box<ResShiftModel>),
 }
 
-/// The metadata of the model file `path`, without its weights.
+/// Reads the metadata of the model file `path` without its weights.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no model.
+/// [`Error::Io`] if the file cannot be read, [`Error::Model`] if it is not a model.
 pub fn model_metadata(path: &Path) -> Result<serde_json::Value> {
     let file = container::open(path)?;
     let reader = container::Reader::new(file);
@@ -42,10 +42,10 @@ pub fn model_metadata(path: &Path) -> Result<serde_json::Value> {
 }
 
 impl Model {
-    /// Reads a model file of whichever family.
+    /// Reads a model file of any family.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Model`] if it is not a valid model.
     pub fn read(path: &Path) -> Result<Self> {
         let file = container::open(path)?;
         let read = || {
@@ -56,7 +56,7 @@ impl Model {
                 }
                 file::FAMILY => LiteModel::from_reader(reader).map(|model| Self::Lite(vec![model])),
                 other => Err(format!(
-                    "family '{other}', this library runs 'lite' and 'official'"
+                    "family '{other}': this library supports 'lite' and 'official'"
                 )),
             }
         };

@@ -1,29 +1,31 @@
-//! Students as ONNX files, for other runtimes.
+//! Export of lite models as ONNX files, for other runtimes.
 //!
-//! The files are written by hand: an ONNX model is a protocol buffer, and of that encoding (numbered fields that are
-//! variable-length integers, four-byte floats or counted bytes) a few lines are enough. Field numbers are those of
-//! `onnx.proto` version 1.
+//! An ONNX model is a protocol buffer: numbered fields with variable-length integers, four-byte
+//! floats or counted bytes. A few lines here encode them. Field numbers are those of `onnx.proto`
+//! version 1.
 
 use super::LiteModel;
 use crate::nn::lite::{Activated, Condition, LEAKY_SLOPE, LatentKind, Role, latent::chroma_slot};
 
-/// Version of the file format and of the set of operators: those of ONNX 1.13, which every current runtime reads.
+/// Versions of the file format and of the operators: those of ONNX 1.13, which all current runtimes
+/// read.
 const IR_VERSION: u64 = 8;
 const OPSET: u64 = 18;
 
-/// Between which tensors an exported network runs; all are f32, N x C x height x width, of any height and width.
+/// Inputs and outputs of an exported network, all f32 `[n, c, height, width]` of any height and
+/// width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnnxEnds {
-    /// From `latent` to `residual`, both whitened: the network alone, convolutions padded with zeros.
+    /// The network alone, from `latent` to `residual`, both whitened. Convolutions pad with zeros.
     Latent,
-    /// From the bicubic base's planes to the upscaled ones: `y` to `y_out`, and where the model has chroma also `u` to
-    /// `u_out` and `v` to `v_out` at half the size. Sides are multiples of r. Borders are repeated as the engine does
-    /// it, and nothing is clamped.
+    /// From the planes of the bicubic base to the upscaled planes: `y` to `y_out` and, for a model
+    /// with chroma, `u` to `u_out` and `v` to `v_out` at half the size. Sides are multiples of r.
+    /// Borders are repeated as in the engine. Values are not clamped.
     Planes,
 }
 
 impl LiteModel {
-    /// The model at `scale` as the bytes of an ONNX file.
+    /// Returns the bytes of an ONNX file of the model at `scale`.
     pub fn to_onnx(&self, scale: f64, ends: OnnxEnds) -> Vec<u8> {
         let mut graph = Graph::default();
         let channels = self.stats.input_mean.len();
@@ -58,7 +60,7 @@ impl LiteModel {
     }
 }
 
-/// A message in the making: its bytes so far.
+/// The encoded bytes of a message.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -99,7 +101,7 @@ impl Message {
     }
 }
 
-/// A node's attribute.
+/// An attribute of a node.
 enum Attribute<'a> {
     Float(f32),
     Int(i64),
@@ -125,10 +127,10 @@ impl Attribute<'_> {
     }
 }
 
-/// A graph in the making.
+/// A graph under construction.
 #[derive(Default)]
 struct Graph {
-    /// The fields of the message, in any order.
+    /// Encoded fields of the message, in any order.
     fields: Message,
 }
 
@@ -155,7 +157,7 @@ impl Graph {
         self.fields.message(1, &node);
     }
 
-    /// A constant of the type with ONNX's number `kind`.
+    /// Adds a constant of the type with ONNX's number `kind`.
     fn constant(&mut self, name: &str, dims: &[usize], kind: u64, bytes: &[u8]) {
         let mut tensor = Message::default();
         dims.iter().for_each(|d| _ = tensor.number(1, *d as u64));
@@ -181,7 +183,7 @@ impl Graph {
         self.fields.message(12, &value(name, channels));
     }
 
-    /// The layers, from the tensor `x`; returns the name of the residual.
+    /// Adds the layers from the tensor `x`. Returns the name of the residual.
     fn network(&mut self, model: &LiteModel, scale: f64, x: &str) -> String {
         let (mut x, mut kept) = (x.to_string(), String::new());
         for layer in &model.layers {
@@ -220,7 +222,7 @@ impl Graph {
         x
     }
 
-    /// From planes to planes.
+    /// Adds the network from planes to planes.
     fn planes(&mut self, model: &LiteModel, scale: f64) {
         let (student, stats) = (&model.metadata.student, &model.stats);
         let (r, channels) = (student.r, stats.input_mean.len());
@@ -297,7 +299,7 @@ impl Graph {
     }
 }
 
-/// An input's or output's name and shape: any number of pictures of any size.
+/// Returns name and shape of an input or output: any number of images of any size.
 fn value(name: &str, channels: usize) -> Message {
     let mut shape = Message::default();
     for (letter, fixed) in [
@@ -309,7 +311,7 @@ fn value(name: &str, channels: usize) -> Message {
         let mut dim = Message::default();
         match fixed {
             Some(size) => dim.number(1, size as u64),
-            // Planes of one size share the names of their sides.
+            // Planes of equal size share the names of their sides.
             None if letter == "n" => dim.text(2, "n"),
             None => dim.text(2, &format!("{letter}_{}", name.trim_end_matches("_out"))),
         };
@@ -328,7 +330,7 @@ fn value(name: &str, channels: usize) -> Message {
 mod tests {
     use super::*;
 
-    /// The fields of a message: number, and the integer or the bytes.
+    /// Decodes the fields of a message: number, and integer or bytes.
     fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
         fn varint(bytes: &mut &[u8]) -> u64 {
             let mut value = 0;
@@ -373,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_holds_the_layers_and_every_name_leads_somewhere() {
+    fn the_file_has_all_layers_and_every_name_is_defined() {
         for model in ["tiny-x2", "tiny-x4", "small-x4"] {
             let model = LiteModel::find(model).unwrap().remove(0);
             for ends in [OnnxEnds::Latent, OnnxEnds::Planes] {

@@ -17,24 +17,24 @@ use crate::{
     nn::resshift::{Autoencoder, ResShiftConfig, Unet},
 };
 
-/// The family's name in the metadata, older than its name here.
+/// Name of the family in the metadata, which is older than the name in the code.
 pub(super) const FAMILY: &str = "official";
 
-/// Metadata of a model file of this family.
+/// Metadata of a model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResShiftMetadata {
     pub format_version: u32,
-    /// The family's name in the file: `official`.
+    /// Name of the family in the file, `official`.
     pub family: String,
     pub name: String,
     pub config: ResShiftConfig,
     pub licence: String,
-    /// Where the weights come from: names of imported files, or how they were trained; free form.
+    /// Origin of the weights, imported files or training, in free form.
     pub source: serde_json::Value,
 }
 
 impl ResShiftMetadata {
-    /// The metadata of a new model.
+    /// Makes the metadata of a new model.
     pub fn new(name: &str, config: ResShiftConfig, licence: &str) -> Self {
         Self {
             format_version: FORMAT_VERSION,
@@ -56,7 +56,8 @@ impl ResShiftMetadata {
         self.config.check()
     }
 
-    /// Names and shapes of the file's tensors: `unet.` or `autoencoder.` and the name in the published checkpoints.
+    /// Returns names and shapes of the file's tensors. Their names are those in the published
+    /// checkpoints after `unet.` or `autoencoder.`.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let unet = self.config.unet.tensors().into_iter();
         let unet = unet.map(|(name, shape)| (format!("unet.{name}"), shape));
@@ -65,12 +66,12 @@ impl ResShiftMetadata {
         unet.chain(autoencoder).collect()
     }
 
-    /// Writes a model file with this metadata; `values` gives the values of a tensor of [`Self::tensors`] when its turn
-    /// has come. The file is replaced as a whole or not at all.
+    /// Writes a model file with this metadata. `values` returns the values of the tensors of
+    /// [`Self::tensors`] in order. The file is replaced atomically.
     ///
     /// # Errors
-    /// [`Error::Model`] when the configuration is out of range or a value does not fit in `precision`, [`Error::Io`],
-    /// and what `values` gives.
+    /// [`Error::Model`] if the configuration is out of range or a value does not fit in
+    /// `precision`, [`Error::Io`], and the errors of `values`.
     pub fn write(
         &self,
         path: &Path,
@@ -84,11 +85,11 @@ impl ResShiftMetadata {
     }
 }
 
-/// A ResShift model as its file holds it.
+/// A ResShift model with the content of its file.
 #[derive(Clone, Debug)]
 pub struct ResShiftModel {
     pub metadata: ResShiftMetadata,
-    /// The tensors of [`ResShiftMetadata::tensors`] in f32 on the CPU.
+    /// Tensors of [`ResShiftMetadata::tensors`] in f32 on the CPU.
     pub tensors: HashMap<String, Tensor>,
 }
 
@@ -96,15 +97,15 @@ impl ResShiftModel {
     /// Reads a model file, tensor by tensor.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is no usable model.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Model`] if it is not a valid model.
     pub fn read(path: &Path) -> Result<Self> {
         Self::load(container::open(path)?, path)
     }
 
-    /// Parses the bytes of a model file; `path` is for error messages.
+    /// Parses the bytes of a model file. `path` is for error messages.
     ///
     /// # Errors
-    /// [`Error::Model`] with what is wrong.
+    /// [`Error::Model`] with the reason.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         Self::load(Cursor::new(bytes), path)
     }
@@ -118,7 +119,7 @@ impl ResShiftModel {
         let metadata: ResShiftMetadata = reader.metadata(FAMILY)?;
         metadata.check()?;
         let expected = metadata.tensors();
-        // Names and shapes first: then no more is allocated than the file has values.
+        // With checked names and shapes, the file has a value for each allocated one.
         reader.compare(&expected).map_err(|m| m.to_string())?;
         let mut tensors = HashMap::new();
         for (name, shape) in expected {
@@ -129,10 +130,10 @@ impl ResShiftModel {
         Ok(Self { metadata, tensors })
     }
 
-    /// Writes the model file, replaced as a whole or not at all.
+    /// Writes the model file. It is replaced atomically.
     ///
     /// # Errors
-    /// As [`ResShiftMetadata::write`], and when a tensor is missing.
+    /// As [`ResShiftMetadata::write`], and [`Error::Model`] if a tensor is missing.
     pub fn save(&self, path: &Path, precision: Precision) -> Result<()> {
         self.metadata.write(path, precision, |name, shape| {
             let tensor = self.tensors.get(name).filter(|t| t.dims() == shape);
@@ -146,16 +147,16 @@ impl ResShiftModel {
         })
     }
 
-    /// The U-Net on `device`; on the CPU it shares the tensors' memory.
+    /// Builds the U-Net on `device`. On the CPU it shares the memory of the tensors.
     ///
     /// # Errors
-    /// When the tensors are not those of the metadata's configuration, or cannot be brought to the device.
+    /// If the tensors are not those of the configuration or cannot be copied to the device.
     pub fn unet(&self, device: &Device) -> Result<Unet> {
         let config = &self.metadata.config.unet;
         Ok(Unet::new(config, self.builder(device).pp("unet"))?)
     }
 
-    /// The autoencoder on `device`; on the CPU it shares the tensors' memory.
+    /// Builds the autoencoder on `device`. On the CPU it shares the memory of the tensors.
     ///
     /// # Errors
     /// As [`Self::unet`].
@@ -165,10 +166,10 @@ impl ResShiftModel {
         Ok(Autoencoder::new(config, vb)?)
     }
 
-    /// The noise schedule that the model was trained with.
+    /// Returns the noise schedule of the model's training.
     ///
     /// # Errors
-    /// When the metadata's configuration is out of range.
+    /// If the configuration is out of range.
     pub fn schedule(&self) -> Result<Schedule> {
         Ok(Schedule::new(&self.metadata.config.diffusion)?)
     }

@@ -1,14 +1,14 @@
-//! The sum of two maps as a candle operator; candle's own runs on one thread.
+//! The sum of two maps on all threads. candle's operator uses one.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::{conv2d::slice, has_kernel};
 use crate::kernels::elementwise;
 
-/// `a + b` of one shape and type. Differentiable.
+/// Returns `a + b` of one shape and type. Differentiable.
 ///
 /// # Errors
-/// When the shapes or types differ.
+/// If the shapes or types differ.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !has_kernel(a) {
         return a + b;
@@ -32,7 +32,7 @@ impl CustomOp2 for Add {
     ) -> Result<(CpuStorage, Shape)> {
         if a_layout.shape() != b_layout.shape() {
             bail!(
-                "add: {:?} and {:?} are not of one shape",
+                "add: {:?} and {:?} differ in shape",
                 a_layout.shape(),
                 b_layout.shape()
             );

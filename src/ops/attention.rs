@@ -15,20 +15,24 @@ use crate::kernels::{
     zeros,
 };
 
-/// Attention of `heads` heads within windows of a feature map, differentiable in `qkv` and `bias`.
+/// Computes attention of `heads` heads within windows of a feature map, differentiable in `qkv` and
+/// `bias`. Returns `[n, h, w, c]`.
 ///
-/// `qkv` `[n, h, w, 3c]` holds queries, keys and values one after the other, each with `c = heads x d` channels, head by
-/// head. The map is cut into windows of `window` `[height, width]` pixels, which must divide it; with `shift` above 0 it
-/// is rolled up and left by `shift` pixels before and back after, as in Liu et al., "Swin Transformer",
-/// arXiv 2103.14030. The mask is that of the published ResShift code, with which every checkpoint was trained, and not the
-/// paper's: only in the lowest row of windows the left `width - shift` columns and the right `shift` columns of a window
-/// do not see each other, and nothing else is masked. `bias` `[heads, l, l]`, with `l` the pixels of a window in row order,
-/// is added to `q . k / sqrt(d)` before the softmax over the keys. Gives `[n, h, w, c]`.
+/// `qkv` `[n, h, w, 3c]` holds queries, keys and values, each with `c = heads x d` channels, head
+/// by head. The map is divided into windows of `window` `[height, width]` pixels. With a `shift` it
+/// is rolled up and left by `shift` pixels before, and back afterwards, as in Liu et al., "Swin
+/// Transformer", arXiv 2103.14030. `bias` `[heads, l, l]`, with `l` the pixels of a window in row
+/// order, is added to `q . k / sqrt(d)` before the softmax over the keys.
 ///
-/// Memory beyond the result does not grow with `l`^2: a window may be the whole map.
+/// The mask is that of the published ResShift code, with which all checkpoints were trained. It
+/// differs from the paper: only in the lowest row of windows, the left `width - shift` columns and
+/// the right `shift` columns of a window are masked from each other.
+///
+/// Memory besides the result does not grow with `l`^2, so a window may be the whole map.
 ///
 /// # Errors
-/// When a shape does not fit or `shift` is not smaller than the window.
+/// If a shape does not fit, the windows do not divide the map, or `shift` is not smaller than the
+/// window.
 pub fn attention(
     qkv: &Tensor,
     bias: Option<&Tensor>,
@@ -60,7 +64,7 @@ struct Attention {
     heads: usize,
     window: [usize; 2],
     shift: usize,
-    /// What the forward pass keeps for the backward pass.
+    /// Values of the forward pass for the backward pass.
     lse: OnceLock<Vec<f32>>,
 }
 
@@ -69,7 +73,7 @@ impl Attention {
         let (n, h, w, c3) = qkv.dims4()?;
         let (heads, [wh, ww], shift) = (self.heads, self.window, self.shift);
         if heads == 0 || c3 == 0 || c3 % (3 * heads) != 0 {
-            bail!("attention: {c3} channels are not queries, keys and values of {heads} heads");
+            bail!("attention: {c3} channels for queries, keys and values of {heads} heads");
         }
         let shape = AttentionShape {
             n,
@@ -83,13 +87,13 @@ impl Attention {
         };
         if !shape.is_valid() {
             bail!(
-                "attention: windows of {:?} shifted by {shift} do not cut a map of {h}x{w}",
+                "attention: windows of {:?} shifted by {shift} do not divide a map of {h}x{w}",
                 self.window
             );
         }
         let l = wh * ww;
         if let Some(bias) = bias.filter(|b| b.dims() != [heads, l, l]) {
-            bail!("attention: a bias of {bias:?}, not of [{heads}, {l}, {l}]");
+            bail!("attention: a bias of {bias:?} instead of [{heads}, {l}, {l}]");
         }
         Ok(shape)
     }
@@ -103,7 +107,7 @@ impl Attention {
         let bias = bias.map(|(b, layout)| slice(b, layout)).transpose()?;
         let mut y = zeros(s.n * s.h * s.w * s.heads * s.d);
         let lse = attention::forward(&s, slice(qkv, layout)?, bias, Isa::best(), &mut y);
-        // A second run of the same operator gives the same.
+        // A second run of the same operator gives the same values.
         let _ = self.lse.set(lse);
         Ok((CpuStorage::F32(y), (s.n, s.h, s.w, s.heads * s.d).into()))
     }
@@ -202,8 +206,8 @@ mod tests {
 
     #[test]
     fn values_and_gradients_are_those_of_the_definition() {
-        // Maps, heads, channels of a head, windows, shift. The last two have windows of several blocks of queries, and of
-        // several blocks of keys.
+        // Maps, heads, channels of a head, windows, shift. The windows of the last two have several
+        // blocks of queries and several blocks of keys.
         for (n, h, w, heads, d, window, shift) in [
             (1, 8, 8, 2, 4, [4, 4], 0),
             (2, 12, 9, 3, 5, [4, 3], 2),

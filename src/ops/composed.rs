@@ -1,18 +1,19 @@
-//! The operators made of candle's own, for devices and types that our kernels are not for: convolution is one matrix
-//! product, which on CUDA is cuBLAS's, forward and backward. (candle's own convolution has no backward that is fit for
-//! training: on CUDA a naive kernel.)
+//! The operators composed of candle's operators, for devices and types without kernels. Convolution
+//! is a matrix product, forward and backward, which on CUDA runs in cuBLAS. The backward pass of
+//! candle's convolution is too slow for training on CUDA.
 //!
-//! Of maps in 16-bit floats, only products are taken in 16 bits: sums of many values, norms and the softmax are in f32.
+//! For maps in 16-bit floats, only products are in 16 bits. Sums of many values, norms and the
+//! softmax are in f32.
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 
 use super::Activation;
 
-/// Values that a convolution's patches, or the scores of attention, may have at a time where they can be cut.
+/// Maximum number of values in the patches of a convolution or the scores of attention at a time.
 const VALUES: usize = 1 << 27;
 
-/// As [`super::conv2d`].
+/// Computes [`super::conv2d`].
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -25,7 +26,7 @@ pub fn conv2d(
     let (co, _, kh, kw) = weight.dims4()?;
     let (height, width) = (h + 2 * pad, w + 2 * pad);
     if stride == 0 || kh == 0 || kw == 0 || kh > height || kw > width {
-        bail!("conv2d: no convolution of {x:?} with {weight:?}, stride {stride} and padding {pad}");
+        bail!("conv2d: {x:?} with {weight:?}, stride {stride} and padding {pad} do not fit");
     }
     let (oh, ow) = ((height - kh) / stride + 1, (width - kw) / stride + 1);
     let dtype = x.dtype();
@@ -35,7 +36,7 @@ pub fn conv2d(
     };
     let weight = weight.permute((2, 3, 1, 0))?.reshape((kh * kw * ci, co))?;
     let weight = weight.to_dtype(dtype)?;
-    // Every `stride`th of the positions along a side, from `from` on.
+    // Every `stride`th position along a side from `from`.
     let every = |x: &Tensor, dim: usize, from: usize, count: usize| {
         if stride == 1 {
             return x.narrow(dim, from, count);
@@ -63,8 +64,8 @@ pub fn conv2d(
     in_blocks(oh, n * ow * kh * kw * ci, 1, rows)
 }
 
-/// What `part` makes of `count` things that take `each` values, all at a time or as many as [`VALUES`] allows: it is given
-/// the first and their number, and its results are put together along `dim`.
+/// Calls `part` for blocks of `count` items and concatenates its results along `dim`. An item takes
+/// `each` values, a block at most [`VALUES`]. `part` takes the first item and the number of items.
 fn in_blocks(
     count: usize,
     each: usize,
@@ -86,15 +87,15 @@ fn activate(y: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::None => Ok(y.clone()),
         Activation::Silu => y.silu(),
-        // Of y and slope * y, both for a slope up to 1.
+        // The maximum of y and slope * y, for slopes up to 1.
         Activation::LeakyRelu(slope) if slope > 0.0 && slope <= 1.0 => {
             y.maximum(&(y * f64::from(slope))?)
         }
-        other => bail!("no activation {other:?} on {:?}", y.device()),
+        other => bail!("activation {other:?} is not supported on {:?}", y.device()),
     }
 }
 
-/// As [`super::group_norm`].
+/// Computes [`super::group_norm`].
 pub fn group_norm(
     x: &Tensor,
     groups: usize,
@@ -105,10 +106,10 @@ pub fn group_norm(
 ) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     if groups == 0 || c == 0 || c % groups != 0 {
-        bail!("group_norm: {c} channels cannot be cut into {groups} groups");
+        bail!("group_norm: {c} channels cannot be divided into {groups} groups");
     }
     let dtype = x.dtype();
-    // A mean over the pixels, then over a group's channels.
+    // The mean over the pixels, then over the channels of a group.
     let mean = |x: &Tensor| x.mean_keepdim(1)?.mean_keepdim(3);
     let x = x.to_dtype(DType::F32)?;
     let x = x.reshape((n, h * w, groups, c / groups))?;
@@ -123,7 +124,7 @@ pub fn group_norm(
     activate(&y, activation)?.to_dtype(dtype)
 }
 
-/// As [`super::attention`], of arguments that fit.
+/// Computes [`super::attention`] for arguments that fit.
 pub fn attention(
     qkv: &Tensor,
     bias: Option<&Tensor>,
@@ -173,7 +174,7 @@ pub fn attention(
         .roll(by, 2)
 }
 
-/// `[1, windows, 1, l, l]`: -100 between pixels that do not see each other, else 0.
+/// Returns the mask `[1, windows, 1, l, l]`: -100 for masked pairs of pixels, otherwise 0.
 fn shift_mask(
     [h, w]: [usize; 2],
     [wh, ww]: [usize; 2],
@@ -182,9 +183,12 @@ fn shift_mask(
 ) -> Result<Tensor> {
     let l = wh * ww;
     let right = |pixel: usize| pixel % ww + shift >= ww;
-    let lowest = (0..l * l).map(|i| match right(i / l) == right(i % l) {
-        true => 0f32,
-        false => -100.0,
+    let lowest = (0..l * l).map(|i| {
+        if right(i / l) == right(i % l) {
+            0f32
+        } else {
+            -100.0
+        }
     });
     let mut mask = vec![0.0; (h / wh - 1) * (w / ww) * l * l];
     for _ in 0..w / ww {
@@ -193,7 +197,7 @@ fn shift_mask(
     Tensor::from_vec(mask, (1, (h / wh) * (w / ww), 1, l, l), device)
 }
 
-/// As [`super::upsample2x`].
+/// Computes [`super::upsample2x`].
 pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     x.reshape((n, h, 1, w, 1, c))?
@@ -212,7 +216,7 @@ mod tests {
         Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
     }
 
-    /// Asserts that two results and their gradients with respect to `vars` are the same.
+    /// Asserts that two results and their gradients with respect to `vars` are equal.
     fn assert_same(ours: &Tensor, theirs: &Tensor, vars: &[&Var]) {
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let close = |a: &Tensor, b: &Tensor| {
@@ -257,7 +261,8 @@ mod tests {
         }
     }
 
-    /// [`ops::attention`]'s own tests compare it with this one; here it is cut into blocks of queries.
+    /// The tests of [`ops::attention`] compare it with this one. Here it is divided into blocks of
+    /// queries.
     #[test]
     fn blocks_make_the_whole() {
         let x = random(&[2, 7, 3]);
@@ -268,8 +273,8 @@ mod tests {
         }
     }
 
-    /// In 16 bits the operators give what they give in f32, and gradients of the f32 weights, within the rounding of
-    /// their inputs and results.
+    /// In 16 bits, values and the gradients of f32 weights are those of f32, within the rounding of
+    /// inputs and results.
     #[test]
     fn maps_of_16_bits_keep_their_type_and_values() {
         let (x, w) = (random(&[2, 8, 8, 48]), random(&[32, 48, 3, 3]));

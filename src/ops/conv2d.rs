@@ -12,17 +12,18 @@ use crate::kernels::{
 };
 
 /// Convolves `x` `[n, h, w, ci]` with `weight` `[co, ci, kh, kw]`, adds `bias` `[co]` and applies
-/// `activation`. Gives `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`. On the CPU, 3x3
-/// convolutions of 16 channels or more with stride and padding 1 and their gradients are made by
-/// [Winograd's minimal filtering](images) where that [pays](images::pays), within about 1e-5 of the
-/// direct result, measured in the largest value; others are direct.
+/// `activation`. Returns `[n, oh, ow, co]` with `oh = (h + 2 pad - kh) / stride + 1`.
 ///
-/// Differentiable in all three for [`Activation::None`] and [`Activation::LeakyRelu`] with a slope
-/// above 0 up to 1 (the sign of the output is then the sign of the input). With another activation
-/// it is for inference: its backward is an error.
+/// On the CPU, 3x3 convolutions of 16 channels or more with stride and padding 1 and their
+/// gradients use [Winograd's minimal filtering](images) where it is [faster](images::pays). Its
+/// difference to the direct result is about 1e-5 of the largest value.
+///
+/// Differentiable in all three for [`Activation::None`] and for [`Activation::LeakyRelu`] with a
+/// slope above 0 up to 1, whose output has the sign of its input. The backward pass of other
+/// activations is an error.
 ///
 /// # Errors
-/// When shapes do not fit, the kernel is larger than the padded input, or the padding as large as
+/// If shapes do not fit, the kernel is larger than the padded input, or the padding is as large as
 /// the kernel.
 pub fn conv2d(
     x: &Tensor,
@@ -59,7 +60,7 @@ impl Conv2d {
         let (n, h, w, channels) = x.dims4()?;
         let (co, ci, kh, kw) = weight.dims4()?;
         if ci != channels || bias.dims1()? != co {
-            bail!("conv2d: input {x:?}, weight {weight:?} and bias {bias:?} do not fit together");
+            bail!("conv2d: input {x:?}, weight {weight:?} and bias {bias:?} do not fit");
         }
         let shape = ConvShape {
             n,
@@ -73,9 +74,7 @@ impl Conv2d {
             pad: self.pad,
         };
         if self.stride == 0 || kh == 0 || kw == 0 || self.pad >= kh.min(kw) {
-            bail!(
-                "conv2d: no convolution with stride 0 or padding as large as the kernel: {shape:?}"
-            );
+            bail!("conv2d: stride 0 or padding as large as the kernel: {shape:?}");
         }
         if shape.output().0 == 0 || shape.output().1 == 0 {
             bail!("conv2d: the kernel is larger than the padded input: {shape:?}");
@@ -83,7 +82,7 @@ impl Conv2d {
         Ok(shape)
     }
 
-    /// The gradient before the activation, if that changes it.
+    /// Returns the gradient before the activation, or `None` if it is the same.
     fn before_activation(&self, res: &Tensor, grad: &Tensor) -> Result<Option<Vec<f32>>> {
         match self.activation {
             Activation::None => Ok(None),
@@ -96,8 +95,8 @@ impl Conv2d {
         }
     }
 
-    /// The gradients with respect to `x`, `w` and `b`, as far as they are wanted, for the gradient
-    /// `gy` before the activation.
+    /// Returns the required gradients with respect to `x`, `w` and `b`, for the gradient `gy`
+    /// before the activation.
     fn gradients(
         &self,
         x: &Tensor,
@@ -109,9 +108,12 @@ impl Conv2d {
         let (device, isa) = (x.device(), Isa::best());
         let gx = if x.track_op() {
             let mut gx = zeros(x.elem_count());
-            with_slice(w, |w| match images::pays(&shape) {
-                true => images::grad_input(&shape, gy, w, isa, &mut gx),
-                false => conv::grad_input(&shape, gy, w, isa, &mut gx),
+            with_slice(w, |w| {
+                if images::pays(&shape) {
+                    images::grad_input(&shape, gy, w, isa, &mut gx)
+                } else {
+                    conv::grad_input(&shape, gy, w, isa, &mut gx)
+                }
             })?;
             Some(Tensor::from_vec(gx, x.shape(), device)?)
         } else {
@@ -119,9 +121,12 @@ impl Conv2d {
         };
         let gw = if w.track_op() {
             let mut gw = vec![0.0f32; w.elem_count()];
-            with_slice(x, |x| match images::pays_for_weights(&shape) {
-                true => images::grad_weight(&shape, x, gy, isa, &mut gw),
-                false => conv::grad_weight(&shape, x, gy, isa, &mut gw),
+            with_slice(x, |x| {
+                if images::pays_for_weights(&shape) {
+                    images::grad_weight(&shape, x, gy, isa, &mut gw)
+                } else {
+                    conv::grad_weight(&shape, x, gy, isa, &mut gw)
+                }
             })?;
             Some(Tensor::from_vec(gw, w.shape(), device)?)
         } else {
@@ -190,12 +195,12 @@ impl CustomOp3 for Conv2d {
     }
 }
 
-/// The values of a contiguous f32 tensor's storage.
+/// Returns the values of a contiguous f32 tensor in its storage.
 pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let values: &[f32] = storage.as_slice()?;
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(&values[from..to]),
-        None => bail!("a contiguous tensor is needed, not {layout:?}"),
+        None => bail!("a contiguous tensor is required, not {layout:?}"),
     }
 }
 
@@ -217,7 +222,7 @@ mod tests {
         Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
     }
 
-    /// candle's own convolution on the same layout.
+    /// Computes candle's convolution on the same layout.
     fn candle(x: &Tensor, w: &Tensor, b: &Tensor, stride: usize, pad: usize) -> Tensor {
         let y = x
             .permute((0, 3, 1, 2))
@@ -244,8 +249,7 @@ mod tests {
     #[test]
     fn values_and_gradients_are_candles() {
         for (stride, pad, k) in [(1, 1, 3), (2, 1, 3), (1, 0, 1), (1, 2, 5)] {
-            // A square: candle's own data gradient fails for stride 2 when height and width differ
-            // in parity.
+            // candle's gradient fails for stride 2 if height and width differ in parity.
             let (x, w, b) = (random((2, 9, 9, 5)), random((7, 5, k, k)), random(7));
             let ours = conv2d(&x, &w, &b, stride, pad, Activation::None).unwrap();
             let theirs = candle(&x, &w, &b, stride, pad);
@@ -265,7 +269,7 @@ mod tests {
 
     #[test]
     fn gradients_through_leaky_relu_are_finite_differences() {
-        // Always the same values: a kink of the activation within a step would spoil the
+        // The values are fixed: a kink of the activation within a step would distort the
         // difference.
         let fixed = |shape: &[usize], step: f32| {
             let len: usize = shape.iter().product();

@@ -1,4 +1,4 @@
-//! The GELU as a candle operator; candle's own goes through a scalar error function.
+//! The GELU with vector instructions. candle's operator uses a scalar error function.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::kernels::elementwise;
 
-/// `x Phi(x)` with Phi the normal distribution (the exact form, not the one by `tanh`); any shape.
+/// Returns `x Phi(x)` with Phi the normal distribution, not its approximation by `tanh`. Any shape.
 ///
 /// # Errors
-/// When the tensor is not of floats.
+/// If the tensor's type is not a float.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !has_kernel(x) {
         return x.gelu_erf();

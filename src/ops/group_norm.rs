@@ -1,4 +1,4 @@
-//! Group normalisation with the affine map and the activation that follow it.
+//! Group normalisation with its affine map and activation.
 
 use std::sync::OnceLock;
 
@@ -14,14 +14,15 @@ use crate::kernels::{
     simd::Isa,
 };
 
-/// Normalises `x` `[n, h, w, c]` over every group of `c / groups` channels of a sample to mean 0 and variance 1
-/// (Wu and He, arXiv 1803.08494), multiplies by `weight`, adds `bias` and applies `activation`. Differentiable in all
-/// three.
+/// Normalises every group of `c / groups` channels of a sample of `x` `[n, h, w, c]` to mean 0 and
+/// variance 1 (Wu and He, arXiv 1803.08494), multiplies by `weight`, adds `bias` and applies
+/// `activation`. Differentiable in all three.
 ///
-/// `weight` and `bias` are `[c]`, or `[n, c]` for a modulation of each sample's own.
+/// `weight` and `bias` are `[c]`, or `[n, c]` to modulate each sample.
 ///
 /// # Errors
-/// When `groups` does not divide the channels, a shape does not fit, or the activation is neither none nor the SiLU.
+/// If `groups` does not divide the channels, a shape does not fit, or the activation is neither
+/// [`Activation::None`] nor [`Activation::Silu`].
 pub fn group_norm(
     x: &Tensor,
     groups: usize,
@@ -39,7 +40,7 @@ pub fn group_norm(
     let silu = match activation {
         Activation::None => false,
         Activation::Silu => true,
-        other => bail!("group_norm: no kernel with {other:?}"),
+        other => bail!("group_norm: activation {other:?} is not supported"),
     };
     let op = GroupNorm {
         groups,
@@ -55,7 +56,7 @@ struct GroupNorm {
     groups: usize,
     eps: f64,
     silu: bool,
-    /// What the forward pass keeps for the backward pass.
+    /// Values of the forward pass for the backward pass.
     moments: OnceLock<Moments>,
 }
 
@@ -64,7 +65,7 @@ impl GroupNorm {
         let (n, h, w, c) = x.dims4()?;
         if self.groups == 0 || c == 0 || c % self.groups != 0 {
             bail!(
-                "group_norm: {c} channels cannot be cut into {} groups",
+                "group_norm: {c} channels cannot be divided into {} groups",
                 self.groups
             );
         }
@@ -104,7 +105,7 @@ impl CustomOp3 for GroupNorm {
         };
         let moments = norm::moments(&s, x, self.eps, isa);
         let y = norm::forward(&s, x, &moments, &affine, self.silu, isa);
-        // A second run of the same operator gives the same.
+        // A second run of the same operator gives the same values.
         let _ = self.moments.set(moments);
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    /// The operator as its definition says it, by candle's own operators.
+    /// Computes the definition by candle's operators.
     fn composite(x: &Tensor, groups: usize, w: &Tensor, b: &Tensor, silu: bool) -> Result<Tensor> {
         let (n, h, width, c) = x.dims4()?;
         let rows = x.reshape((n, h * width, groups, c / groups))?;

@@ -1,10 +1,11 @@
 //! Operators with fast kernels, forward and backward, as candle custom operators.
 //!
-//! Feature maps are NHWC ("channels last") throughout: a pixel's channels are contiguous, which is what the
-//! convolution kernels, norms over channels and attention want. Convolution weights keep the checkpoints' layout
-//! `[co, ci, kh, kw]`. The kernels are for f32 on the CPU, and for 16-bit floats on CUDA; for other maps the operators are
-//! composed of candle's own. A result has its map's type, whatever the type of weights and biases: f32 weights serve
-//! networks that are computed in bf16 or f16, and are learnt through them.
+//! All feature maps are NHWC ("channels last"): the channels of a pixel are contiguous, which suits
+//! convolutions, norms over channels and attention. Convolution weights have the layout of
+//! checkpoints, `[co, ci, kh, kw]`. There are kernels for f32 on the CPU and for 16-bit floats on
+//! CUDA. For other maps the operators are composed of candle's operators. A result has the type of
+//! its map, for any type of weights and biases. So networks with f32 weights run and train in bf16
+//! or f16.
 
 mod add;
 mod attention;
@@ -12,7 +13,7 @@ mod composed;
 mod conv2d;
 #[cfg_attr(
     not(any(test, feature = "cuda")),
-    expect(dead_code, reason = "launched on CUDA devices alone")
+    expect(dead_code, reason = "launched on CUDA devices only")
 )]
 pub(crate) mod cuda;
 mod gelu;
@@ -31,20 +32,21 @@ pub use packed::PackedConv2d;
 pub use silu::silu;
 pub use upsample::{upsample2x, upsample2x_conv2d};
 
-/// Lets all operators use `threads` threads: those with kernels, which run in rayon's global pool, and candle's own, which
-/// have a pool of theirs, whose threads would otherwise spin beside ours. The environment's `CANDLE_NUM_THREADS` prevails.
-/// The calling thread is one of them, so that operators which it runs need not wake another.
+/// Sets the number of threads of all operators: those with kernels, which run in rayon's global
+/// pool, and those of candle, which has its own pool. `CANDLE_NUM_THREADS` in the environment takes
+/// precedence for candle. The calling thread joins the pool, so its operators need not wake
+/// another.
 ///
 /// # Errors
-/// When rayon's global pool is in use already.
+/// If rayon's global pool is already in use.
 ///
 /// # Safety
-/// No other thread reads or writes the environment meanwhile: call it first in a program.
+/// No other thread reads or writes the environment at the same time. Call it first in a program.
 pub unsafe fn use_threads(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
-    // Without the second candle reads /proc/cpuinfo in every matrix product.
+    // Without RAYON_NUM_THREADS candle reads /proc/cpuinfo in every matrix product.
     for name in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
         if std::env::var_os(name).is_none() {
-            // SAFETY: by the caller's promise.
+            // SAFETY: the caller ensures it.
             unsafe { std::env::set_var(name, threads.to_string()) };
         }
     }
@@ -52,7 +54,7 @@ pub unsafe fn use_threads(threads: usize) -> Result<(), rayon::ThreadPoolBuildEr
     pool.use_current_thread().build_global()
 }
 
-/// Whether the kernels are for this map.
+/// Returns `true` if the CPU kernels support this map.
 fn has_kernel(x: &candle_core::Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == candle_core::DType::F32
 }

@@ -1,4 +1,4 @@
-//! Convolutions for inference, with weights arranged for the kernels once and for all.
+//! Convolutions for inference with weights that are packed once.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -9,13 +9,14 @@ use crate::kernels::{
     zeros,
 };
 
-/// A 2-d convolution with weights of its own in the order that the kernels read them. [`conv2d`](super::conv2d) brings
-/// them into that order at every call, which for large weights on small maps takes longer than the convolution. For maps of f32
-/// in the CPU's memory, or of any type on another device, where its weights are; without gradients.
+/// A 2-d convolution that owns its weights in the order of the kernels. [`conv2d`](super::conv2d)
+/// packs them at every call, which for large weights on small maps takes longer than the
+/// convolution. It supports f32 maps on the CPU and maps of any type on other devices, without
+/// gradients.
 #[derive(Debug)]
 pub struct PackedConv2d {
     place: Place,
-    /// The input is grown to 2^`up` times its size.
+    /// log2 of the factor by which the input is upsampled.
     up: usize,
     co: usize,
     ci: usize,
@@ -37,16 +38,17 @@ enum Place {
 }
 
 impl PackedConv2d {
-    /// Whether it is for maps of that type on that device.
+    /// Returns `true` if maps of this type on this device are supported.
     pub fn serves(device: &Device, dtype: DType) -> bool {
         !device.is_cpu() || dtype == DType::F32 || cuda::is_emulated()
     }
 
-    /// Packs `weight` `[co, ci, kh, kw]` and `bias` `[co]`. The input is padded with `pad[0]` zeros on every side and with
-    /// `pad[1]` more below and to the right.
+    /// Packs `weight` `[co, ci, kh, kw]` and `bias` `[co]`. The input is padded by `pad[0]` zeros
+    /// on every side and by `pad[1]` more below and to the right.
     ///
     /// # Errors
-    /// When shapes do not fit together, the padding is as large as the kernel, or a tensor in the CPU's memory is not f32.
+    /// If shapes do not fit, the padding is as large as the kernel, or a tensor on the CPU is not
+    /// f32.
     pub fn new(weight: &Tensor, bias: &Tensor, stride: usize, pad: [usize; 2]) -> Result<Self> {
         let (co, ci, kh, kw) = weight.dims4()?;
         let shape = ConvShape {
@@ -61,9 +63,7 @@ impl PackedConv2d {
             pad: pad[0],
         };
         if bias.dims1()? != co || stride == 0 || pad[0] + pad[1] >= kh.min(kw) {
-            bail!(
-                "no convolution of {weight:?} and {bias:?} with stride {stride}, padding {pad:?}"
-            );
+            bail!("{weight:?} and {bias:?} with stride {stride}, padding {pad:?} do not fit");
         }
         let place = pack(weight, bias, |w, b| {
             Form::Direct(PackedConv::new(&shape, w, Some(b), Isa::best()))
@@ -79,15 +79,16 @@ impl PackedConv2d {
         })
     }
 
-    /// Packs `weight` `[co, ci, 3, 3]` and `bias` `[co]` of a convolution with padding 1 that follows
-    /// [`upsample2x`](super::upsample2x), so that both take four ninths of the multiplications.
+    /// Packs `weight` `[co, ci, 3, 3]` and `bias` `[co]` of a convolution with padding 1 that
+    /// follows [`upsample2x`](super::upsample2x). Both together take four ninths of the
+    /// multiplications.
     ///
     /// # Errors
-    /// When shapes do not fit, or a tensor in the CPU's memory is not f32.
+    /// If shapes do not fit, or a tensor on the CPU is not f32.
     pub fn upsampling(weight: &Tensor, bias: &Tensor) -> Result<Self> {
         let (co, ci, kh, kw) = weight.dims4()?;
         if bias.dims1()? != co || (kh, kw) != (3, 3) {
-            bail!("no 3x3 convolution of {weight:?} and {bias:?}");
+            bail!("{weight:?} and {bias:?} are not those of a 3x3 convolution");
         }
         let place = pack(weight, bias, |w, b| {
             Form::Upsampling(Box::new(PackedUpConv::new(ci, co, w, b, Isa::best())))
@@ -103,11 +104,12 @@ impl PackedConv2d {
         })
     }
 
-    /// Convolves `x` `[n, h, w, ci]`, applies `activation` and adds `residual`, which has the result's shape
-    /// `[n, oh, ow, co]`.
+    /// Convolves `x` `[n, h, w, ci]`, applies `activation` and adds `residual` of the result's
+    /// shape `[n, oh, ow, co]`.
     ///
     /// # Errors
-    /// When a shape does not fit, the kernel is larger than the padded input, or `x` or `residual` wants a gradient.
+    /// If a shape does not fit, the kernel is larger than the padded input, or `x` or `residual`
+    /// requires a gradient.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -167,7 +169,7 @@ impl PackedConv2d {
         Tensor::from_vec(y, dims, x.device())
     }
 
-    /// By a kernel, or by candle's operators where there is none.
+    /// Runs a kernel, or candle's operators if there is none.
     fn forward_on_device(
         &self,
         conv: &cuda::PackedConv,

@@ -1,4 +1,4 @@
-//! The SiLU as a candle operator; candle's own takes six passes over memory for the gradient.
+//! The SiLU. The gradient of candle's operator takes six passes over memory.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::kernels::elementwise;
 
-/// `x / (1 + exp(-x))`, any shape.
+/// Returns `x / (1 + exp(-x))`. Any shape.
 ///
 /// # Errors
-/// When the tensor is not of floats.
+/// If the tensor's type is not a float.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     if !has_kernel(x) {
         return x.silu();

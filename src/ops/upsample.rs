@@ -13,10 +13,10 @@ use crate::kernels::{
     upsample, zeros,
 };
 
-/// Every pixel of `x` `[n, h, w, c]` becomes a block of 2 x 2: `[n, 2h, 2w, c]`. Differentiable.
+/// Repeats every pixel of `x` `[n, h, w, c]` in a block of 2x2: `[n, 2h, 2w, c]`. Differentiable.
 ///
 /// # Errors
-/// When `x` has not four dimensions.
+/// If `x` does not have four dimensions.
 pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
     if !has_kernel(x) {
         return composed::upsample2x(x);
@@ -24,12 +24,12 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Upsample2x)
 }
 
-/// [`conv2d`](super::conv2d) of [`upsample2x`] of `x` `[n, h, w, ci]` with `weight` `[co, ci, 3, 3]`, `bias` `[co]` and padding
-/// 1 in one, which takes four ninths of the multiplications forward. Gives `[n, 2h, 2w, co]`; differentiable in all
-/// three.
+/// Computes the [`conv2d`](super::conv2d) of [`upsample2x`] of `x` `[n, h, w, ci]` with `weight`
+/// `[co, ci, 3, 3]`, `bias` `[co]` and padding 1. The forward pass takes four ninths of the
+/// multiplications of both. Returns `[n, 2h, 2w, co]`. Differentiable in all three.
 ///
 /// # Errors
-/// When shapes do not fit.
+/// If shapes do not fit.
 pub fn upsample2x_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !has_kernel(x) {
         if let Some(y) = cuda::conv2d(x, weight, bias, 1, 1, 1, Activation::None)? {
@@ -44,12 +44,12 @@ pub fn upsample2x_conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<T
 
 struct UpsampleConv;
 
-/// The convolution of the upsampled map.
+/// Returns the shape of the convolution of the upsampled map.
 fn conv_shape(x: &Shape, weight: &Shape, bias: &Shape) -> Result<ConvShape> {
     let (n, h, w, channels) = x.dims4()?;
     let (co, ci, kh, kw) = weight.dims4()?;
     if ci != channels || bias.dims1()? != co || (kh, kw) != (3, 3) {
-        bail!("upsample2x_conv2d: input {x:?}, weight {weight:?} and bias {bias:?}");
+        bail!("upsample2x_conv2d: input {x:?}, weight {weight:?} and bias {bias:?} do not fit");
     }
     Ok(ConvShape {
         n,

@@ -1,4 +1,4 @@
-//! Import of published checkpoints into a model file.
+//! Import of published checkpoints to a model file.
 
 mod recognise;
 
@@ -19,25 +19,25 @@ use crate::{
     nn::resshift::{AutoencoderConfig, UnetConfig},
 };
 
-/// What checkpoints keep beside weights; it is computed when the network is built.
+/// Constant buffers in checkpoints. The network computes them.
 const BUFFERS: [&str; 2] = ["relative_position_index", "attn_mask"];
 
 /// The checkpoint of one of a model's two networks.
 pub struct Part {
     path: PathBuf,
     checkpoint: Checkpoint,
-    /// Names in the file by those of the ResShift networks.
+    /// Names in the file by names in the ResShift networks.
     names: BTreeMap<String, String>,
-    /// Shapes of weights and buffers, by the names of the ResShift networks.
+    /// Shapes of weights and buffers by names in the ResShift networks.
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
 impl Part {
-    /// Opens a checkpoint. What data-parallel training (`module`) and compilation (`_orig_mod`) put into its names is
-    /// taken out.
+    /// Opens a checkpoint. The parts of names that data-parallel training (`module`) and
+    /// compilation (`_orig_mod`) add are removed.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`], and [`Error::Model`] when two names become one.
+    /// As [`Checkpoint::open`], and [`Error::Model`] if two names become equal.
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let (mut names, mut shapes) = (BTreeMap::new(), BTreeMap::new());
@@ -46,7 +46,7 @@ impl Part {
             shapes.insert(plain.clone(), shape.to_vec());
             if let Some(other) = names.insert(plain, name.to_string()) {
                 let (a, b) = (shown(name), shown(&other));
-                let reason = format!("tensors '{a}' and '{b}' are the same one");
+                let reason = format!("tensors '{a}' and '{b}' have the same name");
                 return Err(Error::model(path, reason));
             }
         }
@@ -58,28 +58,28 @@ impl Part {
         })
     }
 
-    /// The U-Net that these tensors are of. The side of the latent that it was built for, which
-    /// decides where windows are shifted, is `image_size`, else that of a mask in the file, else 64
-    /// as in every ResShift model.
+    /// Infers the U-Net of these tensors. `image_size` is the side of the latent that it was built
+    /// for, which determines the shifted windows. The default is the side of a mask in the file,
+    /// otherwise 64 as in all ResShift models.
     ///
     /// # Errors
-    /// [`Error::Model`] with the tensor that tells no U-Net.
+    /// [`Error::Model`] with a tensor that does not fit a U-Net.
     pub fn unet_config(&self, image_size: Option<usize>) -> Result<UnetConfig> {
         recognise::unet(&self.shapes, image_size).map_err(|e| Error::model(&self.path, e))
     }
 
-    /// The autoencoder that these tensors are of.
+    /// Infers the autoencoder of these tensors.
     ///
     /// # Errors
-    /// [`Error::Model`] with the tensor that tells no autoencoder.
+    /// [`Error::Model`] with a tensor that does not fit an autoencoder.
     pub fn autoencoder_config(&self) -> Result<AutoencoderConfig> {
         recognise::autoencoder(&self.shapes).map_err(|e| Error::model(&self.path, e))
     }
 
-    /// Whether the weights are exactly these, by name and shape.
+    /// Checks that the weights have exactly these names and shapes.
     ///
     /// # Errors
-    /// [`Error::Model`] with what is missing, unexpected or of another shape.
+    /// [`Error::Model`] with the tensors that are missing, unexpected or of another shape.
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let weights = self.shapes.iter().filter(|(name, _)| !is_buffer(name));
         let weights = weights.map(|(name, shape)| (name.as_str(), shape.as_slice()));
@@ -101,7 +101,7 @@ impl Part {
     }
 }
 
-/// The name without what wrappers put into it, however often they did.
+/// Returns the name without the parts that wrappers add, which may be nested.
 fn plain(name: &str) -> String {
     let parts = name.split('.').filter(|&part| part != "_orig_mod");
     let parts: Vec<&str> = parts.skip_while(|&part| part == "module").collect();
@@ -114,11 +114,12 @@ fn is_buffer(name: &str) -> bool {
         .is_some_and(|last| BUFFERS.contains(&last))
 }
 
-/// Writes the model file of two checkpoints, tensor by tensor; `progress` is told the parameters written so far.
+/// Writes the model file of two checkpoints, tensor by tensor. `progress` gets the number of
+/// parameters written so far.
 ///
 /// # Errors
-/// [`Error::Model`] when a checkpoint does not fit the metadata's configuration or a value does not fit in `precision`,
-/// [`Error::Io`].
+/// [`Error::Model`] if a checkpoint does not fit the configuration in the metadata or a value does
+/// not fit in `precision`, and [`Error::Io`].
 pub fn write(
     path: &Path,
     metadata: &ResShiftMetadata,
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrappers_are_taken_out_of_names_however_they_are_stacked() {
+    fn wrappers_are_removed_from_names_however_they_are_nested() {
         for name in [
             "out.2.weight",
             "module.out.2.weight",

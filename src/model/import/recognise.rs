@@ -1,7 +1,7 @@
-//! The architecture of a ResShift network, told from the names and shapes of its tensors.
+//! Inference of the architecture of a ResShift network from the names and shapes of its tensors.
 //!
-//! What is told here need not be exact for tensors that do not fit together: the caller compares every name and shape
-//! with those of the configuration that comes out.
+//! For inconsistent tensors the result may be wrong: the caller compares every name and shape with
+//! those of the resulting configuration.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use crate::nn::resshift::{AutoencoderConfig, UnetConfig};
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
-/// More levels or stages than any network has.
+/// Limit on levels and stages, more than any network has.
 const MAX_LEVELS: usize = 8;
 
-/// The shape of a tensor of so many dimensions, none of them 0.
+/// Returns the shape of a tensor of `N` dimensions, none of them 0.
 fn dims<const N: usize>(shapes: &Shapes, name: &str) -> Result<[usize; N], String> {
     let shape = shapes
         .get(name)
@@ -22,7 +22,7 @@ fn dims<const N: usize>(shapes: &Shapes, name: &str) -> Result<[usize; N], Strin
         .ok_or_else(|| format!("'{name}' has shape {shape:?}, not {N} dimensions"))
 }
 
-/// `a / b` where that is a whole number.
+/// Returns `a / b` if it is an integer.
 fn ratio(what: &str, a: usize, b: usize) -> Result<usize, String> {
     if a.is_multiple_of(b) {
         Ok(a / b)
@@ -31,27 +31,28 @@ fn ratio(what: &str, a: usize, b: usize) -> Result<usize, String> {
     }
 }
 
-/// How many tensors there are that are named with 0, 1, 2 ...
+/// Returns the number of tensors that are named with 0, 1, 2 ...
 fn count(shapes: &Shapes, name: impl Fn(usize) -> String) -> usize {
     (0..).take_while(|&i| shapes.contains_key(&name(i))).count()
 }
 
-/// A level of the U-Net on the way down.
+/// A level of the U-Net's encoder.
 #[derive(Default)]
 struct Level {
     channels: usize,
     blocks: usize,
-    /// Where its Swin layer is.
+    /// Name of its Swin layer.
     swin: Option<String>,
 }
 
-/// The U-Net with these tensors.
+/// Infers the U-Net of these tensors.
 pub(super) fn unet(shapes: &Shapes, image_size: Option<usize>) -> Result<UnetConfig, String> {
     let first = dims::<4>(shapes, "input_blocks.0.0.weight");
     let [base, inputs, ..] = first.map_err(|e| {
-        let hint = match shapes.contains_key("encoder.conv_in.weight") {
-            true => " it is an autoencoder: are --unet and --autoencoder swapped?",
-            false => "",
+        let hint = if shapes.contains_key("encoder.conv_in.weight") {
+            " it is an autoencoder: are --unet and --autoencoder swapped?"
+        } else {
+            ""
         };
         format!("not a U-Net of this family: {e}.{hint}")
     })?;
@@ -85,7 +86,7 @@ pub(super) fn unet(shapes: &Shapes, image_size: Option<usize>) -> Result<UnetCon
     })
 }
 
-/// The levels on the way down: blocks with a convolution of stride 2 lie between them.
+/// Returns the levels of the encoder. Convolutions of stride 2 separate them.
 fn levels(shapes: &Shapes) -> Result<Vec<Level>, String> {
     let mut levels = vec![Level::default()];
     for i in 1.. {
@@ -113,20 +114,20 @@ fn levels(shapes: &Shapes) -> Result<Vec<Level>, String> {
     Ok(levels)
 }
 
-/// What the Swin layers have in common.
+/// Common configuration of the Swin layers.
 struct Swin {
     embed: usize,
     depth: usize,
     heads: usize,
     window: usize,
     mlp_ratio: usize,
-    /// The side of the latent, where a mask tells it.
+    /// Side of the latent, if there is a mask.
     image_size: Option<usize>,
 }
 
 impl Swin {
     fn of(shapes: &Shapes, levels: &[Level]) -> Result<Self, String> {
-        // The middle always has one.
+        // The middle block always has one.
         let middle = "middle_block.1";
         let [embed, ..] = dims::<4>(shapes, &format!("{middle}.patch_embed.proj.weight"))?;
         let [hidden, ..] = dims::<4>(shapes, &format!("{middle}.blocks.0.mlp.fc1.weight"))?;
@@ -135,13 +136,13 @@ impl Swin {
             dims::<2>(shapes, &name)
         };
         let [offsets, heads] = table(middle)?;
-        // At a latent smaller than the window the window shrinks: the largest is the one that was asked for.
+        // A window shrinks to a smaller latent. The largest window is that of the configuration.
         let mut window = side_of_table(offsets);
         let mut image_size = None;
         for (i, site) in levels.iter().enumerate() {
             let Some(site) = &site.swin else { continue };
             window = window.max(side_of_table(table(site)?[0]));
-            // A mask for every window of the latent; only shifted blocks have one.
+            // Shifted blocks have a mask for every window of the latent.
             let mask = dims::<3>(shapes, &format!("{site}.blocks.1.attn_mask"));
             if let (Ok([windows, pixels, _]), None) = (mask, image_size) {
                 let side = windows.isqrt().checked_mul(pixels.isqrt());
@@ -159,18 +160,19 @@ impl Swin {
     }
 }
 
-/// The side of a window whose table has this many offsets: (2 side - 1)^2.
+/// Returns the side of a window whose table has (2 side - 1)^2 offsets.
 fn side_of_table(offsets: usize) -> usize {
     offsets.isqrt().div_ceil(2)
 }
 
-/// The autoencoder with these tensors.
+/// Infers the autoencoder of these tensors.
 pub(super) fn autoencoder(shapes: &Shapes) -> Result<AutoencoderConfig, String> {
     let first = dims::<4>(shapes, "encoder.conv_in.weight");
     let [ch, in_channels, ..] = first.map_err(|e| {
-        let hint = match shapes.contains_key("input_blocks.0.0.weight") {
-            true => " it is a U-Net: are --unet and --autoencoder swapped?",
-            false => "",
+        let hint = if shapes.contains_key("input_blocks.0.0.weight") {
+            " it is a U-Net: are --unet and --autoencoder swapped?"
+        } else {
+            ""
         };
         format!("not an autoencoder of this family: {e}.{hint}")
     })?;
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn every_resshift_architecture_is_told_from_its_shapes() {
+    fn every_resshift_architecture_is_inferred_from_its_shapes() {
         for config in [ResShiftConfig::realsr_x4(), ResShiftConfig::faceir()] {
             let found = unet(&shapes(config.unet.tensors()), None).unwrap();
             assert_eq!(found, config.unet);
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn other_widths_depths_and_sites_are_told_too() {
+    fn other_widths_depths_and_sites_are_inferred() {
         let mut config = ResShiftConfig::realsr_x4().unet;
         config.model_channels = 64;
         config.channel_mult = vec![1, 3, 2];
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_of_something_else_are_said_to_be() {
+    fn tensors_of_other_networks_are_refused() {
         let config = ResShiftConfig::realsr_x4();
         let swapped = unet(&shapes(config.autoencoder.tensors()), None).unwrap_err();
         assert!(swapped.contains("swapped"), "{swapped}");

@@ -1,40 +1,40 @@
-//! Square convolutions, for training and packed for inference.
+//! Square convolutions, for training or packed for inference.
 
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use crate::ops::{self, Activation, PackedConv2d};
 
-/// A square convolution that keeps the size, halves it, or follows an upsampling.
+/// A square convolution. Its output has the size of the input, half of it, or twice.
 pub struct Conv {
     weights: Weights,
     kind: Kind,
 }
 
 enum Weights {
-    /// `weight` `[co, ci, k, k]`, or `[co, ci]` for 1x1, and `bias` `[co]`, as the checkpoints have them.
+    /// `weight` `[co, ci, k, k]`, or `[co, ci]` for 1x1, and `bias` `[co]`, as in checkpoints.
     Plain(Tensor, Tensor),
     Packed(PackedConv2d),
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// With as many zeros around the input as keep its size.
+    /// Pads the input so that the output has its size.
     Same,
-    /// Stride 2 with `[pad, more]` zeros: `pad` all around, `more` below and to the right.
+    /// Stride 2 with `[pad, more]` zeros: `pad` on every side, `more` below and to the right.
     Halving([usize; 2]),
-    /// On the input upsampled twofold.
+    /// Convolves the input upsampled by 2.
     Upsampling,
 }
 
 impl Conv {
-    /// `k` x `k`; tensors `weight` `[co, ci, k, k]` and `bias` `[co]`.
+    /// Builds a `k` x `k` convolution from tensors `weight` `[co, ci, k, k]` and `bias` `[co]`.
     pub fn new(ci: usize, co: usize, k: usize, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get((co, ci, k, k), "weight")?;
         Ok(Self::of(weight, vb.get(co, "bias")?))
     }
 
-    /// 1x1 from the tensors of a fully connected layer: `weight` `[co, ci]`.
+    /// Builds a 1x1 convolution from the tensors of a fully connected layer, `weight` `[co, ci]`.
     pub fn linear(ci: usize, co: usize, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get((co, ci), "weight")?;
         Ok(Self::of(weight, vb.get(co, "bias")?))
@@ -47,7 +47,7 @@ impl Conv {
         }
     }
 
-    /// Several 1x1 convolutions of one input as one: their outputs one after the other.
+    /// Joins 1x1 convolutions of one input to one, whose output is the concatenation of theirs.
     pub fn joined(convs: &[Self]) -> Result<Self> {
         let parts = convs.iter().map(|conv| match &conv.weights {
             Weights::Plain(weight, bias) => Ok((weight, bias)),
@@ -61,19 +61,19 @@ impl Conv {
         ))
     }
 
-    /// Gives it stride 2 and `[pad, more]` zeros: `pad` all around, `more` below and to the right.
+    /// Sets stride 2 and `[pad, more]` zeros: `pad` on every side, `more` below and to the right.
     pub fn halving(self, pad: [usize; 2]) -> Self {
         let kind = Kind::Halving(pad);
         Self { kind, ..self }
     }
 
-    /// Lets it convolve its input upsampled twofold to the nearest pixel.
+    /// Makes it convolve the input upsampled by 2, nearest neighbour.
     pub fn upsampling(self) -> Self {
         let kind = Kind::Upsampling;
         Self { kind, ..self }
     }
 
-    /// Arranges the weights for inference, in place of those that can be trained.
+    /// Replaces the weights by weights packed for inference.
     pub fn pack(&mut self) -> Result<()> {
         if let Weights::Plain(weight, bias) = &self.weights {
             let weight = four_dimensions(weight)?;
@@ -106,7 +106,7 @@ impl Conv {
         }
     }
 
-    /// `residual` plus the convolution of `x`.
+    /// Returns `residual` plus the convolution of `x`.
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         match &self.weights {
             Weights::Plain(..) => ops::add(residual, &self.forward(x)?),

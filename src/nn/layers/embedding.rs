@@ -1,15 +1,15 @@
-//! The embedding of a diffusion's times.
+//! Embedding of diffusion times.
 
 use candle_core::{Device, Result, Tensor};
 
 /// Longest period of the sinusoids.
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// Cosines, then sines, of every time of `t` at `channels / 2` frequencies from 1 down to nearly one in [`MAX_PERIOD`]:
-/// `[n, channels]`. `channels` is even.
+/// Returns cosines, then sines, of every time of `t` at `channels / 2` frequencies from 1 down to
+/// almost 1 / [`MAX_PERIOD`], as `[n, channels]`. `channels` is even.
 ///
 /// # Errors
-/// When the tensor cannot be made.
+/// If the tensor cannot be allocated.
 pub fn sinusoids(t: &[usize], channels: usize, device: &Device) -> Result<Tensor> {
     let half = channels / 2;
     let angle = |t: usize, i: usize| t as f64 * MAX_PERIOD.powf(-(i as f64) / half as f64);

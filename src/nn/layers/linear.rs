@@ -27,7 +27,7 @@ impl Linear {
         x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
     }
 
-    /// The same layer, which no gradient flows into.
+    /// Returns the layer with weights that get no gradient.
     pub fn frozen(&self) -> Self {
         Self {
             weight: self.weight.detach(),

@@ -1,4 +1,4 @@
-//! Layers that the families share.
+//! Layers that several families use.
 
 mod conv;
 mod embedding;

@@ -35,19 +35,19 @@ impl Norm {
         )
     }
 
-    /// Modulates the normalised map by a condition (FiLM) and applies a SiLU: `modulation` `[n, 2
-    /// channels]` holds the scale's difference from 1, then the shift.
+    /// Modulates the normalised map by a condition (FiLM) and applies a SiLU. `modulation`
+    /// `[n, 2 channels]` is the scale minus 1, then the shift.
     pub fn modulated(&self, x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
         let channels = self.weight.dim(0)?;
         let scale = (modulation.narrow(1, 0, channels)? + 1.0)?;
         let shift = modulation.narrow(1, channels, channels)?;
-        // The norm's own affine map and the modulation after it are one map for each sample.
+        // The affine map of the norm and the modulation are combined to one for each sample.
         let weight = scale.broadcast_mul(&self.weight)?;
         let bias = (scale.broadcast_mul(&self.bias)? + shift)?;
         ops::group_norm(x, self.groups, &weight, &bias, self.eps, Activation::Silu)
     }
 
-    /// The same norm, which no gradient flows into.
+    /// Returns the norm with weights that get no gradient.
     pub fn frozen(&self) -> Self {
         Self {
             weight: self.weight.detach(),

@@ -1,4 +1,4 @@
-//! The tensors that a network is made of, without their values.
+//! Names and shapes of a network's tensors, without their values.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,8 +8,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 /// Names of tensors with their shapes.
 type Shapes = Vec<(String, Vec<usize>)>;
 
-/// The name and shape of every tensor that `build` asks of its [`VarBuilder`], in the order of
-/// asking.
+/// Returns name and shape of every tensor that `build` requests from its [`VarBuilder`], in order.
 pub fn record(build: impl FnOnce(VarBuilder)) -> Shapes {
     let names = Arc::new(Mutex::new(Shapes::new()));
     let recorder = Recorder(names.clone());
@@ -22,7 +21,7 @@ pub fn record(build: impl FnOnce(VarBuilder)) -> Shapes {
     std::mem::take(&mut *names)
 }
 
-/// Gives zeros that take no memory, whatever their shape, and notes what was asked for.
+/// Returns zeros of any shape that take no memory, and records the requests.
 struct Recorder(Arc<Mutex<Shapes>>);
 
 impl SimpleBackend for Recorder {
@@ -33,7 +32,7 @@ impl SimpleBackend for Recorder {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        bail!("'{name}' was asked for without its shape")
+        bail!("'{name}' was requested without its shape")
     }
 
     fn contains_tensor(&self, _: &str) -> bool {

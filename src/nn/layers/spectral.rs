@@ -1,15 +1,17 @@
-//! Weights divided by their largest singular value (Miyato et al., "Spectral Normalization", arXiv 1802.05957).
+//! Spectral normalisation: weights divided by their largest singular value (Miyato et al., arXiv
+//! 1802.05957).
 
 use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
-/// Whether a tensor of a network with spectral norms is trained; the rest are the norms' vectors.
+/// Returns `true` for trained tensors, `false` for the singular vectors of spectral norms.
 pub fn is_parameter(name: &str) -> bool {
     !name.ends_with(".weight_u") && !name.ends_with(".weight_v")
 }
 
-/// A kernel `[co, ..]` and the singular vectors `u` `[co]` and `v` (the rest) that its largest singular value is estimated
-/// by; `weight_orig`, `weight_u` and `weight_v`, as PyTorch names them.
+/// A kernel `[co, ..]` with the singular vectors `u` `[co]` and `v` (the other dimensions) that
+/// estimate its largest singular value. PyTorch's names are `weight_orig`, `weight_u` and
+/// `weight_v`.
 #[derive(Clone, Debug)]
 pub struct SpectralWeight {
     weight: Tensor,
@@ -19,7 +21,7 @@ pub struct SpectralWeight {
 
 impl SpectralWeight {
     /// # Errors
-    /// When a tensor is missing or has another shape.
+    /// If a tensor is missing or has another shape.
     pub fn new(shape: &[usize], vb: &VarBuilder) -> Result<Self> {
         let inputs: usize = shape[1..].iter().product();
         Ok(Self {
@@ -33,16 +35,16 @@ impl SpectralWeight {
         self.weight.dims()
     }
 
-    /// The right singular vector as it is now.
+    /// Returns the current right singular vector.
     #[cfg(test)]
     pub fn right(&self) -> Tensor {
         self.v.as_detached_tensor()
     }
 
-    /// Brings the vectors nearer to the singular ones; no gradient flows through them.
+    /// Runs one power iteration on the vectors, which get no gradient.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn power_iteration(&self) -> Result<()> {
         let matrix = self.weight.detach().flatten_from(1)?;
         let u = self.u.as_detached_tensor().unsqueeze(1)?;
@@ -52,12 +54,12 @@ impl SpectralWeight {
         self.u.set(&u.squeeze(1)?)
     }
 
-    /// The kernel over `u^T W v`.
+    /// Returns the kernel divided by `u^T W v`.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn normalised(&self) -> Result<Tensor> {
-        // Copies: the graph must keep the values that the forward pass saw.
+        // The graph needs copies of the values in the forward pass.
         let u = self.u.as_detached_tensor().unsqueeze(1)?.copy()?;
         let v = self.v.as_detached_tensor().unsqueeze(0)?.copy()?;
         let matrix = self.weight.flatten_from(1)?;
@@ -65,7 +67,7 @@ impl SpectralWeight {
         self.weight.broadcast_div(&sigma)
     }
 
-    /// The same weight, which no gradient flows into.
+    /// Returns the kernel with weights that get no gradient.
     pub fn frozen(&self) -> Self {
         Self {
             weight: self.weight.detach(),

@@ -1,20 +1,20 @@
-//! Conditioning: a layer's weights as a function of a few numbers that change rarely.
+//! Conditioning: weights of a layer as a function of a few numbers that change rarely.
 //!
-//! Each [`Input`] gives a few features `f`, the same for all layers. A layer of kernel `W` and bias
-//! `b` becomes `(1 + gain f) (W + sum_k f_k W_k)` and `b + shift f`: a plain layer again, so that
-//! conditioning costs nothing once a dial rests. Gain and shift are feature-wise linear modulation
-//! (Perez et al., arXiv 1709.07871). Only `detail` has kernels `W_k`, the difference between two
-//! trained networks; kernels for `denoise` gained nothing over gain and shift.
+//! Each [`Input`] has a few features `f`, which are the same for all layers. A layer of kernel `W`
+//! and bias `b` becomes `(1 + gain f) (W + sum_k f_k W_k)` and `b + shift f`. The result is a plain
+//! layer, so that conditioning costs time only when a dial changes. Gain and shift are feature-wise
+//! linear modulation (Perez et al., arXiv 1709.07871). Only `detail` has kernels `W_k`, the
+//! difference between two trained networks: for `denoise` they were no better than gain and shift.
 
 use serde::{Deserialize, Serialize};
 
-/// Inputs of a student's weights besides the scale.
+/// Inputs of the weights besides the scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Conditioning {
-    /// How degraded the input is.
+    /// Degradation of the input.
     pub denoise: bool,
-    /// From faithful to generative.
+    /// Invented detail, from faithful to generative.
     pub detail: bool,
 }
 
@@ -38,7 +38,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Clean input, faithful output.
+    /// Returns the condition of clean input and faithful output.
     pub fn at(scale: f64) -> Self {
         Self {
             scale,
@@ -49,12 +49,12 @@ impl Condition {
 }
 
 impl Conditioning {
-    /// No dials: the bias alone depends on the scale.
+    /// Returns `true` without dials: only the bias depends on the scale.
     pub fn is_none(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The inputs, in the order of a layer's tensors.
+    /// Returns the inputs in the order of a layer's tensors.
     pub fn inputs(&self) -> impl Iterator<Item = Input> {
         let dials = [(Input::Denoise, self.denoise), (Input::Detail, self.detail)];
         let dials = dials.into_iter().filter(|(_, on)| *on).map(|(i, _)| i);
@@ -63,7 +63,7 @@ impl Conditioning {
 }
 
 impl Input {
-    /// Its name in tensor names.
+    /// Returns its name in names of tensors.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scale => "scale",
@@ -72,7 +72,7 @@ impl Input {
         }
     }
 
-    /// Number of features.
+    /// Returns the number of features.
     pub fn count(self) -> usize {
         match self {
             Self::Scale => 2,
@@ -81,13 +81,13 @@ impl Input {
         }
     }
 
-    /// The features of `at` for a model of its own scale `r`: [`Self::count`] numbers.
+    /// Returns the [`Self::count`] features of `at` for a grid cell of side `r`.
     pub fn features(self, at: &Condition, r: usize) -> Vec<f32> {
         match self {
             Self::Scale => scale_features(at.scale, r).into(),
             Self::Denoise => {
                 let d = at.denoise as f32;
-                // Between clean and slightly degraded input a network changes most.
+                // A network changes most between clean and slightly degraded input.
                 vec![d, d * d, (-d / CLEAN).exp()]
             }
             Self::Detail => vec![at.detail as f32],
@@ -98,14 +98,15 @@ impl Input {
 /// Width of the step from clean to degraded input, in units of `denoise`.
 const CLEAN: f32 = 0.08;
 
-/// Features of the scale `s`: `[u, u^2]` with `u = log2(s / r)`; zero at the model's own scale `r`.
+/// Returns the features `[u, u^2]` of the scale with `u = log2(scale / r)`. They are 0 at scale
+/// `r`.
 pub fn scale_features(scale: f64, r: usize) -> [f32; 2] {
     let u = (scale / r as f64).log2() as f32;
     [u, u * u]
 }
 
-/// The dial `denoise` for input that differs from its undegraded version by `rms` 8-bit steps of
-/// luma (root mean square over an area with typical content): 0 for 0, 0.39 for 3, 0.63 for 6.
+/// Returns the dial `denoise` for input that differs from its undegraded version by `rms` 8-bit
+/// steps of luma (root mean square over typical content): 0 for 0, 0.39 for 3, 0.63 for 6.
 pub fn denoise_of(rms: f64) -> f64 {
     1.0 - (-rms.max(0.0) / 6.0).exp()
 }
@@ -115,13 +116,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scale_features_vanish_at_the_models_own_scale() {
+    fn the_scale_features_vanish_at_scale_r() {
         assert_eq!(scale_features(4.0, 4), [0.0, 0.0]);
         assert_eq!(scale_features(1.0, 2), [-1.0, 1.0]);
     }
 
     #[test]
-    fn every_input_has_as_many_features_as_it_says() {
+    fn every_input_has_its_number_of_features() {
         let all = Conditioning {
             denoise: true,
             detail: true,

@@ -1,6 +1,7 @@
-//! The discriminator of the lite family's adversarial loss: it judges residuals by the features that a frozen teacher
-//! makes of them at a noise level `t` (TAD-SR, arXiv 2408.07476), with 2-d heads instead of the published 1-d ones: the
-//! maps are small, and texture has two dimensions.
+//! The discriminator of the adversarial loss in the lite family. It classifies residuals by the
+//! features of a frozen teacher at a noise level `t` (TAD-SR, arXiv 2408.07476). Its heads are
+//! two-dimensional, unlike the published ones, because the maps are small and texture has two
+//! dimensions.
 
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -11,24 +12,24 @@ use crate::{
     ops::{Activation, conv2d, silu},
 };
 
-/// Channels that a normalisation group has, as in the teacher.
+/// Channels of a normalisation group, as in the teacher.
 const GROUP: usize = 16;
 const NORM_EPS: f64 = 1e-5;
 const SLOPE: f32 = 0.2;
 
-/// A discriminator's shape.
+/// Architecture of a discriminator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscriminatorConfig {
-    /// Channels of each feature map, a multiple of 16 each.
+    /// Channels of each feature map, multiples of 16.
     pub channels: Vec<usize>,
     /// Channels inside a head.
     pub width: usize,
-    /// Channels of the sinusoidal embedding of `t`; even.
+    /// Channels of the sinusoidal embedding of `t`, an even number.
     pub time_channels: usize,
 }
 
-/// One head a feature map: norm and modulation by `t`, two spectrally normalised 3x3 convolutions, and a 1x1 one to a
-/// logit a position.
+/// A discriminator with one head for each feature map: norm and modulation by `t`, two spectrally
+/// normalised 3x3 convolutions, and a 1x1 convolution to one logit at each position.
 #[derive(Clone, Debug)]
 pub struct Discriminator {
     config: DiscriminatorConfig,
@@ -37,7 +38,7 @@ pub struct Discriminator {
 
 #[derive(Clone, Debug)]
 struct Head {
-    /// `[2c, e]`: scale and shift from the time embedding.
+    /// `[2c, e]`, scale and shift from the time embedding.
     time: Linear,
     norm: Norm,
     convs: [Conv; 3],
@@ -50,10 +51,11 @@ struct Conv {
 }
 
 impl Discriminator {
-    /// A discriminator with the tensors `HEAD.{time,norm}.{weight,bias}` and `HEAD.{0,1,2}.*` of `vb`.
+    /// Builds the network from the tensors `HEAD.{time,norm}.{weight,bias}` and `HEAD.{0,1,2}.*` of
+    /// `vb`.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape, or a count of channels is not a multiple of 16.
+    /// If a tensor is missing or has another shape, or channels are not multiples of 16.
     pub fn new(config: DiscriminatorConfig, vb: VarBuilder) -> Result<Self> {
         let head = |(i, &c): (usize, &usize)| {
             if c == 0 || c % GROUP != 0 {
@@ -68,14 +70,15 @@ impl Discriminator {
         })
     }
 
-    /// The logits `[n, h, w, 1]` of each head, f32, for its feature map `[n, h, w, c]` at the noise level `t` `[n]`.
+    /// Returns the logits `[n, h, w, 1]` of each head, f32, for its feature map `[n, h, w, c]` at
+    /// the noise level `t` `[n]`.
     ///
     /// # Errors
-    /// When a shape does not fit.
+    /// If a shape does not fit.
     pub fn forward(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
         if features.len() != self.heads.len() {
             let (got, want) = (features.len(), self.heads.len());
-            bail!("discriminator: {got} feature maps, not {want}");
+            bail!("discriminator: {got} feature maps instead of {want}");
         }
         let Some(first) = features.first() else {
             return Ok(Vec::new());
@@ -85,10 +88,10 @@ impl Discriminator {
         pairs.map(|(head, f)| head.forward(f, &time)).collect()
     }
 
-    /// One power iteration of every spectral norm; comes before each use in training.
+    /// Runs one power iteration of every spectral norm. Required before each use in training.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn power_iteration(&self) -> Result<()> {
         let convs = self.heads.iter().flat_map(|head| &head.convs);
         convs
@@ -96,7 +99,7 @@ impl Discriminator {
             .try_for_each(|conv| conv.weight.power_iteration())
     }
 
-    /// The same discriminator, which a gradient flows through and not into: for the student's loss.
+    /// Returns the discriminator with weights that get no gradient, for the student's loss.
     pub fn frozen(&self) -> Self {
         Self {
             config: self.config.clone(),
@@ -180,7 +183,7 @@ mod tests {
         Tensor::randn(0f32, 1.0, (2, h, w, c), &Device::Cpu).unwrap()
     }
 
-    /// With random weights, and the variables by name.
+    /// Returns a discriminator with random weights, and its variables.
     fn made() -> (Discriminator, VarMap) {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);

@@ -1,24 +1,26 @@
-//! The latent: planes of the bicubic base (or of a residual) unshuffled to a grid of `1/r` of the output.
+//! The latent: planes of the bicubic base or of a residual, unshuffled to a grid of `1/r` of the
+//! output's size.
 //!
-//! Channel `dy * r + dx` of grid cell (x, y) is the luma sample (x r + dx, y r + dy). A `yuv` latent appends both
-//! chroma planes at half the luma's resolution, unshuffled by `r/2`, so that a 4:2:0 frame needs no resampling.
-//! Encoder and decoder are exact and nearly free, and a network that gives zero leaves the base as it is.
+//! Channel `dy * r + dx` of grid cell (x, y) is the luma sample (x r + dx, y r + dy). A `yuv`
+//! latent appends both chroma planes at half the resolution of luma, unshuffled by `r/2`, so that a
+//! 4:2:0 frame needs no resampling. The conversion is exact and fast, and a residual of 0 gives the
+//! base.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Which planes the latent holds.
+/// Planes of the latent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LatentKind {
-    /// Luma only, `r * r` channels; chroma is left to the resampler.
+    /// Luma only, `r * r` channels. Chroma is resampled.
     Luma,
-    /// Luma and 4:2:0 chroma, `r * r * 3/2` channels; `r` is even.
+    /// Luma and 4:2:0 chroma, `r * r * 3/2` channels, for even `r`.
     Yuv,
 }
 
 impl LatentKind {
-    /// Channels of the latent for grid factor `r`.
+    /// Returns the channels of the latent for a grid cell of side `r`.
     pub fn channels(self, r: usize) -> usize {
         match self {
             Self::Luma => r * r,
@@ -27,19 +29,20 @@ impl LatentKind {
     }
 }
 
-/// Per-channel statistics of the training set that whiten the latent.
+/// Statistics of each channel in the training set, which whiten the latent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatentStats {
-    /// Mean of the base's latent.
+    /// Mean of the latent of the base.
     pub input_mean: Vec<f32>,
-    /// Standard deviation of the base's latent, above 0.
+    /// Standard deviation of the latent of the base, above 0.
     pub input_std: Vec<f32>,
-    /// Standard deviation of the residual (truth minus base), above 0.
+    /// Standard deviation of the residual (ground truth minus base), above 0.
     pub residual_std: Vec<f32>,
 }
 
 impl LatentStats {
-    /// Fixed statistics: what photographs have to the first digit. Only the residual's scale matters to training.
+    /// Returns constants that are typical of photographs. Training depends only on the scale of the
+    /// residual.
     pub fn nominal(kind: LatentKind, r: usize) -> Self {
         let (all, luma) = (kind.channels(r), r * r);
         let per_channel = |y: f32, c: f32| (0..all).map(|i| if i < luma { y } else { c }).collect();
@@ -51,19 +54,19 @@ impl LatentStats {
     }
 }
 
-/// A latent's grid: rows of cells of `channels` floats.
+/// The grid of a latent: rows of cells of `channels` floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
-    /// Cells in a row and rows, both margins included.
+    /// Cells in a row and number of rows, including both margins.
     pub width: usize,
     pub height: usize,
     pub channels: usize,
-    /// Cells on each side that repeat the picture's border samples.
+    /// Cells on each side that repeat the samples at the border.
     pub margin: usize,
 }
 
 impl Grid {
-    /// The grid that covers `width` x `height` output pixels, without a margin.
+    /// Returns the grid of `width` x `height` output pixels without a margin.
     pub fn new(kind: LatentKind, r: usize, width: usize, height: usize) -> Self {
         Self {
             width: width.div_ceil(r),
@@ -73,7 +76,7 @@ impl Grid {
         }
     }
 
-    /// The grid with `margin` cells around it instead of those it has.
+    /// Returns the grid with a margin of `margin` cells.
     pub fn with_margin(self, margin: usize) -> Self {
         Self {
             width: self.width + 2 * margin - 2 * self.margin,
@@ -83,14 +86,14 @@ impl Grid {
         }
     }
 
-    /// Floats in the grid.
+    /// Returns the number of floats.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.width * self.height * self.channels
     }
 }
 
-/// Where one plane lies in the latent.
+/// Position of a plane in the latent.
 #[derive(Clone, Copy, Debug)]
 pub struct PlaneSlot {
     /// First channel.
@@ -99,12 +102,12 @@ pub struct PlaneSlot {
     pub r: usize,
 }
 
-/// Where luma lies in a latent of grid factor `r`.
+/// Returns the position of luma for a grid cell of side `r`.
 pub fn luma_slot(r: usize) -> PlaneSlot {
     PlaneSlot { channel: 0, r }
 }
 
-/// Where Cb (`which` 0) or Cr (1) lies in a `yuv` latent of grid factor `r`.
+/// Returns the position of Cb (`which` 0) or Cr (1) in a `yuv` latent for a grid cell of side `r`.
 pub fn chroma_slot(r: usize, which: usize) -> PlaneSlot {
     let half = r / 2;
     PlaneSlot {
@@ -113,8 +116,8 @@ pub fn chroma_slot(r: usize, which: usize) -> PlaneSlot {
     }
 }
 
-/// Writes plane `src` (`width` samples a row) into the latent as `(sample - mean) / std`, repeating the plane's border
-/// samples in the margin and where the grid reaches beyond the last row and column.
+/// Writes plane `src` (`width` samples a row) to the latent as `(sample - mean) / std`. The margin
+/// and cells beyond the last row and column repeat the samples at the border.
 pub fn unshuffle(
     src: &[f32],
     width: usize,
@@ -148,8 +151,8 @@ pub fn unshuffle(
     });
 }
 
-/// Adds `gain[channel]` times the latent to plane `dst` (`width` samples a row): the inverse of [`unshuffle`] where the
-/// plane has samples.
+/// Adds `gain[channel]` times the latent to plane `dst` (`width` samples a row), the inverse of
+/// [`unshuffle`].
 pub fn shuffle_add(
     latent: &[f32],
     slot: PlaneSlot,
@@ -178,9 +181,9 @@ pub fn shuffle_add(
 mod tests {
     use super::*;
 
-    /// Unshuffles, shuffles back onto zeros, and compares, at sizes that no factor divides.
+    /// Compares at sizes that are not multiples of the factors.
     #[test]
-    fn shuffle_undoes_unshuffle_at_any_size() {
+    fn shuffle_is_the_inverse_of_unshuffle_at_any_size() {
         for (w, h) in [(1, 1), (2, 3), (7, 5), (8, 8), (13, 4)] {
             for (r, margin) in [(1, 0), (2, 0), (3, 2), (4, 1)] {
                 let src: Vec<f32> = (0..w * h).map(|i| (i as f32 * 0.37).sin()).collect();

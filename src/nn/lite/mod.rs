@@ -1,5 +1,5 @@
-//! The real-time family: a whitened-residual latent on an unshuffled grid and small convolutional students,
-//! and the U-Net that teaches them.
+//! The real-time family: a whitened latent on an unshuffled grid, small convolutional students, and
+//! their teacher, a U-Net.
 
 mod condition;
 mod discriminator;

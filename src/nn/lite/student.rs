@@ -1,4 +1,4 @@
-//! One-step students: 3x3 convolutions and leaky ReLUs, nothing else.
+//! One-step students of 3x3 convolutions and leaky ReLUs.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,10 @@ use super::{
 };
 use crate::ops::{Activation, conv2d};
 
-/// Slope of the students' leaky ReLU. Plain ReLU chains of this size can die in training.
+/// Slope of the leaky ReLU. Plain ReLUs in chains of this size can die in training.
 pub const LEAKY_SLOPE: f32 = 0.1;
 
-/// How the layers between head and tail are joined.
+/// Connection of the layers between head and tail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
@@ -25,46 +25,46 @@ pub enum Architecture {
     Residual,
 }
 
-/// A student's shape; everything about its tensors follows from it.
+/// Architecture of a student, which determines its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StudentConfig {
     pub architecture: Architecture,
-    /// Which planes it improves.
+    /// Planes that the network improves.
     pub latent: LatentKind,
-    /// Output pixels a side in a grid cell, 1 to 8.
+    /// Side of a grid cell in output pixels, 1 to 8.
     pub r: usize,
-    /// Channels between head and tail, 1 to 16 for each of the `r * r` pixels in a cell: feature maps then take at most
-    /// 64 bytes an output pixel.
+    /// Channels between head and tail, 1 to 16 for each of the `r * r` pixels of a cell, so that
+    /// feature maps take at most 64 bytes for each output pixel.
     pub channels: usize,
     /// Convolutions (plain) or pairs of them (residual) between head and tail, 0 to 64.
     pub depth: usize,
-    /// Inputs of its weights besides the scale.
+    /// Inputs of the weights besides the scale.
     #[serde(default, skip_serializing_if = "Conditioning::is_none")]
     pub conditioning: Conditioning,
 }
 
-/// What a layer's output goes through.
+/// Activation of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activated {
     Leaky,
     No,
 }
 
-/// A layer's place in the network.
+/// Position of a layer in the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Its output is the next layer's input.
+    /// Its output is the input of the next layer.
     Chain,
-    /// First of a pair: its input is kept for the second.
+    /// First of a pair: its input is the skip of the second.
     PairFirst,
-    /// Second of a pair: the kept input is added to its output.
+    /// Second of a pair: the skip is added to its output.
     PairSecond,
 }
 
-/// One convolution, 3x3, stride 1, padding 1.
+/// One 3x3 convolution with stride 1 and padding 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// Prefix of its tensors: `.weight` `[co, ci, 3, 3]`, `.bias` `[co]` and those of
+    /// Prefix of its tensors `.weight` `[co, ci, 3, 3]`, `.bias` `[co]` and those of
     /// [`Self::conditions`].
     pub name: String,
     pub ci: usize,
@@ -73,20 +73,20 @@ pub struct LayerSpec {
     pub role: Role,
 }
 
-/// The tensors by which a layer depends on one input of `n` features: names and shapes.
+/// Names and shapes of the tensors by which a layer depends on one input of `n` features.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConditionSpec {
     pub input: Input,
     /// `[co, n]`, added to the bias.
     pub shift: (String, [usize; 2]),
-    /// `[co, n]`, relative change of an output channel's kernel.
+    /// `[co, n]`, relative change of the kernel of an output channel.
     pub gain: Option<(String, [usize; 2])>,
-    /// `[n, co, ci, 3, 3]`, added to the kernel; of [`Input::Detail`] alone.
+    /// `[n, co, ci, 3, 3]`, added to the kernel, for [`Input::Detail`] only.
     pub kernels: Option<(String, [usize; 5])>,
 }
 
 impl ConditionSpec {
-    /// Names and shapes of its tensors: shift, then gain and kernels where there are some.
+    /// Returns names and shapes of its tensors: shift, gain and kernels, if it has them.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
         let shift = (self.shift.0.as_str(), &self.shift.1[..]);
         let gain = self
@@ -100,7 +100,7 @@ impl ConditionSpec {
 }
 
 impl LayerSpec {
-    /// The tensors that depend on inputs, the scale's first.
+    /// Returns the tensors for each input. The scale is the first.
     pub fn conditions(&self, conditioning: &Conditioning) -> Vec<ConditionSpec> {
         let spec = |input: Input| {
             let (name, n) = (format!("{}.{}", self.name, input.name()), input.count());
@@ -121,7 +121,7 @@ impl LayerSpec {
 }
 
 impl StudentConfig {
-    /// `tiny`: luma, for CPUs. 16 channels at r = 2 (10 k parameters), 32 at r = 4 (46 k).
+    /// Returns `tiny`: luma, for CPUs. 16 channels at r = 2 (10 k parameters), 32 at r = 4 (46 k).
     pub fn tiny(r: usize) -> Self {
         Self {
             architecture: Architecture::Plain,
@@ -133,8 +133,8 @@ impl StudentConfig {
         }
     }
 
-    /// `small`: luma, for CPUs with time to spare. 32 channels at r = 2 (76 k parameters), 48 at r
-    /// = 4 (159 k).
+    /// Returns `small`: luma, for fast CPUs. 32 channels at r = 2 (76 k parameters), 48 at r = 4
+    /// (159 k).
     pub fn small(r: usize) -> Self {
         Self {
             channels: if r <= 2 { 32 } else { 48 },
@@ -143,7 +143,7 @@ impl StudentConfig {
         }
     }
 
-    /// `base`: luma, for GPUs and large CPUs. Five pairs of 64 channels, 0.4 M parameters.
+    /// Returns `base`: luma, for GPUs and large CPUs. Five pairs of 64 channels, 0.4 M parameters.
     pub fn base(r: usize) -> Self {
         Self {
             architecture: Architecture::Residual,
@@ -153,7 +153,7 @@ impl StudentConfig {
         }
     }
 
-    /// Luma and chroma at r = 4, four pairs of 64 channels, 0.33 M parameters.
+    /// Returns luma and chroma at r = 4: four pairs of 64 channels, 0.33 M parameters.
     pub fn chroma() -> Self {
         Self {
             architecture: Architecture::Residual,
@@ -165,10 +165,10 @@ impl StudentConfig {
         }
     }
 
-    /// Whether every field is in its range.
+    /// Checks the range of every field.
     ///
     /// # Errors
-    /// The field at fault, in words.
+    /// A text with the invalid field.
     pub fn check(&self) -> std::result::Result<(), String> {
         let even = self.latent == LatentKind::Luma || self.r.is_multiple_of(2);
         if !(1..=8).contains(&self.r) || !even {
@@ -187,7 +187,7 @@ impl StudentConfig {
         Ok(())
     }
 
-    /// The layers in the order in which they run.
+    /// Returns the layers in order of execution.
     pub fn layers(&self) -> Vec<LayerSpec> {
         let (z, c) = (self.latent.channels(self.r), self.channels);
         let layer = |name: String, ci, co, activated, role| LayerSpec {
@@ -220,7 +220,7 @@ impl StudentConfig {
         layers
     }
 
-    /// Number of parameters, conditioning included.
+    /// Returns the number of parameters, including those of conditioning.
     pub fn parameters(&self) -> usize {
         let conditions = |l: &LayerSpec| -> usize {
             let all = l.conditions(&self.conditioning);
@@ -253,7 +253,7 @@ struct LayerCondition {
 }
 
 impl Layer {
-    /// Kernel `[co, ci, 3, 3]` and bias `[co]` at `at` for a model of its own scale `r`.
+    /// Returns kernel `[co, ci, 3, 3]` and bias `[co]` at `at` for a grid cell of side `r`.
     fn fold(&self, at: &Condition, r: usize) -> Result<(Tensor, Tensor)> {
         let (mut kernel, mut bias) = (self.weight.fold()?, self.bias.clone());
         let mut factor: Option<Tensor> = None;
@@ -285,8 +285,9 @@ impl Layer {
 /// A kernel `[co, ci, 3, 3]`.
 enum Weight {
     Plain(Tensor),
-    /// The product of `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]`: a wide 3x3 convolution followed by
-    /// a 1x1 one, multiplied out. It has the same values to choose from, but gradient descent finds better ones.
+    /// The product of `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]`, which is a wide 3x3
+    /// convolution followed by a 1x1 convolution. It represents the same kernels, but gradient
+    /// descent finds better ones.
     Expanded {
         squeeze: Tensor,
         expand: Tensor,
@@ -317,25 +318,26 @@ impl Student {
     /// Builds the network from the tensors of `vb`.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape.
+    /// If a tensor is missing or has another shape.
     pub fn new(config: StudentConfig, vb: VarBuilder) -> Result<Self> {
         Self::build(config, None, vb)
     }
 
-    /// Builds the network for training, each kernel a product of two over `width` channels (collapsible linear blocks,
-    /// Bhardwaj et al., arXiv 2103.09404). Makes the tensors that a `VarMap` lacks: `.expand`
-    /// `[width, ci, 3, 3]` and `.squeeze` `[co, width]` in the place of `.weight`.
+    /// Builds the network for training. Each kernel is a product over `width` channels (collapsible
+    /// linear blocks, Bhardwaj et al., arXiv 2103.09404) of the tensors `.expand` `[width, ci, 3,
+    /// 3]` and `.squeeze` `[co, width]` instead of `.weight`. A `VarMap` gets the tensors that it
+    /// lacks.
     ///
     /// # Errors
-    /// When a tensor has another shape.
+    /// If a tensor has another shape.
     pub fn expanded(config: StudentConfig, width: usize, vb: VarBuilder) -> Result<Self> {
         Self::build(config, Some(width), vb)
     }
 
-    /// The tensors by name, kernels multiplied out: those that [`Self::new`] takes.
+    /// Returns the tensors of [`Self::new`] by name. Products of kernels are multiplied out.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn folded(&self) -> Result<HashMap<String, Tensor>> {
         let mut tensors = HashMap::new();
         for layer in &self.layers {
@@ -396,13 +398,13 @@ impl Student {
         })
     }
 
-    /// Sets the type of its feature maps, f32 at first; what comes in and goes out is f32 all the same.
+    /// Sets the type of the feature maps, by default f32. Inputs and outputs are always f32.
     pub fn set_dtype(&mut self, dtype: DType) {
         self.dtype = dtype;
     }
 
-    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, same
-    /// shape, at `at`.
+    /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, of the
+    /// same shape, at `at`.
     pub fn forward(&self, z: &Tensor, at: &Condition) -> Result<Tensor> {
         let (mut x, mut kept) = (z.to_dtype(self.dtype)?, None);
         for layer in &self.layers {
@@ -435,7 +437,7 @@ mod tests {
     use candle_nn::VarMap;
 
     #[test]
-    fn sizes_have_the_parameters_they_promise() {
+    fn sizes_have_their_documented_parameters() {
         let weights =
             |c: StudentConfig| -> usize { c.layers().iter().map(|l| l.co * (9 * l.ci + 1)).sum() };
         assert_eq!(weights(StudentConfig::tiny(2)), 10_452);
@@ -444,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folded_network_computes_what_the_expanded_one_does() {
+    fn a_folded_network_computes_the_same_as_the_expanded_one() {
         let conditioning = Conditioning {
             denoise: true,
             detail: true,

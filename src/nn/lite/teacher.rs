@@ -10,28 +10,28 @@ use crate::{
     ops::{Activation, silu, upsample2x},
 };
 
-/// Channels that a normalisation group has.
+/// Channels of a normalisation group.
 const GROUP: usize = 16;
 
-/// What a cell's details are multiplied by: about the standard deviation of photographs over that of what bicubic
-/// interpolation misses of them.
+/// Factor of a cell's details, about the standard deviation of photographs over that of their
+/// residuals.
 const DETAIL: f32 = 6.0;
 
-/// A teacher's shape; everything about its tensors follows from it.
+/// Architecture of a teacher, which determines its tensors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TeacherConfig {
     /// Channels of the latent.
     pub latent: usize,
-    /// Output pixels a side in a grid cell.
+    /// Side of a grid cell in output pixels.
     pub r: usize,
-    /// Channels of each level, multiples of 16; each level but the last halves the grid.
+    /// Channels of each level, multiples of 16. Each level but the last halves the grid.
     pub widths: Vec<usize>,
-    /// ResBlocks of each level, on the way down and on the way up.
+    /// ResBlocks of each level, in the encoder and in the decoder.
     pub blocks: usize,
 }
 
 impl TeacherConfig {
-    /// Widths 64, 128, 192, 8.4 M parameters: for GPUs.
+    /// Returns widths 64, 128, 192 with 8.4 M parameters, for GPUs.
     pub fn full(latent: usize, r: usize) -> Self {
         Self {
             latent,
@@ -41,7 +41,7 @@ impl TeacherConfig {
         }
     }
 
-    /// Widths 16, 32, 48, 0.5 M parameters: for training on a CPU alone.
+    /// Returns widths 16, 32, 48 with 0.5 M parameters, for training on a CPU.
     pub fn micro(latent: usize, r: usize) -> Self {
         Self {
             widths: vec![16, 32, 48],
@@ -49,15 +49,15 @@ impl TeacherConfig {
         }
     }
 
-    /// What both sides of the grid must be multiples of.
+    /// Returns the number of which both sides of the grid must be multiples.
     pub fn multiple(&self) -> usize {
         1 << (self.widths.len() - 1)
     }
 
-    /// Whether every field is in its range.
+    /// Checks the range of every field.
     ///
     /// # Errors
-    /// The field at fault, in words.
+    /// A text with the invalid field.
     pub fn check(&self) -> std::result::Result<(), String> {
         if !(1..=96).contains(&self.latent) || !(1..=8).contains(&self.r) {
             return Err(format!(
@@ -79,11 +79,11 @@ impl TeacherConfig {
     }
 }
 
-/// Predicts, from a noisy residual at a time of the diffusion and the base, what its training asks for: see
-/// `train::lite::Guided`, which makes the clean residual of it.
+/// A U-Net on the noisy residual at a time of the diffusion and the base. `train::lite::Guided`
+/// converts its output to the clean residual.
 pub struct Teacher {
     config: TeacherConfig,
-    /// What makes a cell's details of the base's latent, `[z, z]`.
+    /// Matrix `[z, z]` from the latent of the base to the details of its cells.
     details: Tensor,
     embedding: [Linear; 2],
     head: Conv,
@@ -95,17 +95,17 @@ pub struct Teacher {
     dtype: DType,
 }
 
-/// The blocks of one resolution, and the convolution to the next one; the last level of either way has none.
+/// The blocks of a resolution and the convolution to the next one, which the last level lacks.
 struct Level {
     blocks: Vec<Block>,
     step: Option<Conv>,
 }
 
 impl Teacher {
-    /// Builds the network from the tensors of `vb`, or makes them in a `VarMap`.
+    /// Builds the network from the tensors of `vb`. A `VarMap` gets the tensors that it lacks.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape.
+    /// If a tensor is missing or has another shape.
     pub fn new(config: TeacherConfig, vb: VarBuilder) -> Result<Self> {
         let (z, e) = (config.latent, Self::embedding_width(&config));
         let widths = &config.widths;
@@ -131,7 +131,7 @@ impl Teacher {
             let mut lower = level("down", l, &inputs, w, widths.get(l + 1).copied())?;
             lower.step = lower.step.map(|step| step.halving([1, 0]));
             down.push(lower);
-            // Each block on the way up takes the output of one on the way down beside its input.
+            // Each block of the decoder also takes the output of a block of the encoder.
             let step = (l > 0).then(|| widths[l - 1]);
             up.push(level("up", l, &vec![2 * w; config.blocks], w, step)?);
         }
@@ -155,7 +155,8 @@ impl Teacher {
         })
     }
 
-    /// Sets the type of its feature maps, f32 at first; what comes in and [`Self::forward`]'s result are f32 all the same.
+    /// Sets the type of the feature maps, by default f32. Inputs and the result of
+    /// [`Self::forward`] are always f32.
     pub fn set_dtype(&mut self, dtype: DType) {
         self.dtype = dtype;
     }
@@ -164,12 +165,13 @@ impl Teacher {
         &self.config
     }
 
-    /// The network's output `[n, h, w, z]` for the noisy whitened residual `r_t`, scaled to about unit variance, and the
-    /// whitened latent of the base, both of this shape, at times `t` (one for each sample) and the scale of the batch.
-    /// `h` and `w` are multiples of [`TeacherConfig::multiple`].
+    /// Returns the network's output `[n, h, w, z]`. `r_t` is the noisy whitened residual, scaled to
+    /// about unit variance, and `base` is the whitened latent of the base, both of this shape. `t`
+    /// has the time of each sample, `scale` is that of the batch. `h` and `w` are multiples of
+    /// [`TeacherConfig::multiple`].
     ///
     /// # Errors
-    /// When a shape does not fit.
+    /// If a shape does not fit.
     pub fn forward(&self, r_t: &Tensor, base: &Tensor, t: &[usize], scale: f64) -> Result<Tensor> {
         let embedding = self.embed(t, scale, r_t)?;
         let (mut x, mut kept) = self.encode(r_t, base, &embedding, &mut |_| ())?;
@@ -188,8 +190,8 @@ impl Teacher {
         self.tail.forward(&x)?.to_dtype(DType::F32)
     }
 
-    /// The features that a discriminator sees, of the maps' type: the output of each level on the way down and of the
-    /// middle.
+    /// Returns the features for a discriminator, in the type of the maps: the output of each level
+    /// of the encoder and of the middle.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -207,13 +209,14 @@ impl Teacher {
         Ok(features)
     }
 
-    /// Channels of each of [`Self::features`].
+    /// Returns the channels of each of [`Self::features`].
     pub fn feature_channels(&self) -> Vec<usize> {
         let widths = self.config.widths.iter().copied();
         widths.chain(self.config.widths.last().copied()).collect()
     }
 
-    /// The way down and the middle; the outputs of all blocks on the way down for the way up, the latest last.
+    /// Runs the encoder and the middle. The outputs of all blocks of the encoder are the skips of
+    /// the decoder, the latest last.
     fn encode(
         &self,
         r_t: &Tensor,
@@ -242,7 +245,7 @@ impl Teacher {
         Ok((x, kept))
     }
 
-    /// `[n, e]`, after a SiLU: what each block's modulation is computed from.
+    /// Returns the embedding `[n, e]` after a SiLU, from which each block computes its modulation.
     fn embed(&self, t: &[usize], scale: f64, like: &Tensor) -> Result<Tensor> {
         let time = sinusoids(t, self.config.widths[0], like.device())?;
         let scale = Tensor::new(&scale_features(scale, self.config.r), like.device())?;
@@ -256,9 +259,9 @@ impl Teacher {
     }
 }
 
-/// What takes a latent's channels to their differences from the mean of their plane in the cell, times [`DETAIL`]. All
-/// channels of a plane are nearly the same, so a network would have to learn large weights to see where they differ; until
-/// then it sees noise alone.
+/// Returns the matrix from a latent's channels to their differences from the mean of their plane in
+/// the cell, times [`DETAIL`]. The channels of a plane are almost equal, so without it a network
+/// must learn large weights before it sees their differences.
 fn details(config: &TeacherConfig, device: &Device) -> Result<Tensor> {
     let (z, luma) = (config.latent, (config.r * config.r).min(config.latent));
     let chroma = (z - luma) / 2;
@@ -279,7 +282,7 @@ fn details(config: &TeacherConfig, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(values.collect::<Vec<f32>>(), (z, z), device)
 }
 
-/// `x + conv(silu(modulated norm(conv(silu(norm(x))))))`.
+/// The block `x + conv(silu(modulated norm(conv(silu(norm(x))))))`.
 struct Block {
     norm1: Norm,
     conv1: Conv,
@@ -317,7 +320,7 @@ impl Block {
     }
 }
 
-/// A group norm with [`GROUP`] channels a group.
+/// Returns a group norm with groups of [`GROUP`] channels.
 fn norm(channels: usize, vb: VarBuilder) -> Result<Norm> {
     Norm::new(channels, channels / GROUP, 1e-5, vb)
 }
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_about_the_parameters_they_promise() {
+    fn sizes_have_about_their_documented_parameters() {
         let count = |config| {
             let all = teacher(config).1.all_vars();
             all.iter().map(|v| v.elem_count()).sum::<usize>()
@@ -379,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn time_and_scale_change_the_result_of_their_sample_alone() {
+    fn time_and_scale_change_only_the_result_of_their_sample() {
         let (teacher, _) = teacher(TeacherConfig::micro(4, 2));
         let x = random((1, 4, 4, 4));
         let two = Tensor::cat(&[x.as_tensor(), x.as_tensor()], 0).unwrap();
@@ -395,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn the_features_are_those_of_the_way_down_and_the_middle() {
+    fn the_features_are_those_of_the_encoder_and_the_middle() {
         let (teacher, _) = teacher(TeacherConfig::micro(4, 2));
         let x = random((1, 8, 8, 4));
         let features = teacher.features(&x, &x, &[1], 2.0).unwrap();

@@ -1,4 +1,5 @@
-//! The vector-quantised autoencoder of the latent (Esser et al., "Taming Transformers", arXiv 2012.09841).
+//! The vector-quantised autoencoder of the latent (Esser et al., "Taming Transformers", arXiv
+//! 2012.09841).
 
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -9,10 +10,10 @@ use crate::{
     ops::{self, Activation},
 };
 
-/// What the group norms of this network add to the variance.
+/// Added to the variance in the group norms.
 const EPS: f64 = 1e-6;
 
-/// Distances from pixels to codes that are in memory at a time.
+/// Maximum number of distances between pixels and codes in memory at a time.
 const DISTANCES: usize = 1 << 20;
 
 /// The autoencoder of the published checkpoints.
@@ -28,7 +29,8 @@ pub struct Autoencoder {
 }
 
 impl AutoencoderConfig {
-    /// The name and shape of every tensor of the network. Empty for a configuration that fails [`Self::check`].
+    /// Returns name and shape of every tensor. Empty for a configuration that fails
+    /// [`Self::check`].
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         record(|vb| {
             let _ = Autoencoder::new(self, vb);
@@ -40,7 +42,8 @@ impl Autoencoder {
     /// Builds the network from the tensors of `vb`, named as in the published checkpoints.
     ///
     /// # Errors
-    /// When the configuration fails [`AutoencoderConfig::check`], or a tensor is missing or has another shape.
+    /// If the configuration fails [`AutoencoderConfig::check`], or a tensor is missing or has
+    /// another shape.
     pub fn new(config: &AutoencoderConfig, vb: VarBuilder) -> Result<Self> {
         if let Err(reason) = config.check() {
             bail!("autoencoder: {reason}");
@@ -61,16 +64,16 @@ impl Autoencoder {
         &self.config
     }
 
-    /// As [`Unet::set_dtype`](super::Unet::set_dtype).
+    /// Sets the type of the feature maps, as [`Unet::set_dtype`](super::Unet::set_dtype).
     pub fn set_dtype(&mut self, dtype: DType) {
         self.dtype = dtype;
     }
 
-    /// Arranges the weights of all convolutions for inference: from then on it is faster and gives no gradients. Weights
-    /// that nobody else holds are freed one by one.
+    /// Packs the weights of all convolutions for inference, which is then faster and has no
+    /// gradients. Weights without other owners are freed one by one.
     ///
     /// # Errors
-    /// When a weight is not in CPU memory.
+    /// If a weight is not in CPU memory.
     pub fn pack(&mut self) -> Result<()> {
         let (encoder, decoder) = (&mut self.encoder, &mut self.decoder);
         for (blocks, conv) in encoder.levels.iter_mut().chain(&mut decoder.levels) {
@@ -89,54 +92,59 @@ impl Autoencoder {
         ends.into_iter().chain(quantiser).try_for_each(Conv::pack)
     }
 
-    /// The latent `[n, h / f, w / f, embed_dim]`, not quantised, of images `[n, h, w, in_channels]` in -1 .. 1, with
-    /// `f` the [`factor`](AutoencoderConfig::factor), which should divide `h` and `w`.
+    /// Returns the latent `[n, h / f, w / f, embed_dim]` of images `[n, h, w, in_channels]` in
+    /// -1 .. 1, without quantisation. `f`, the [`factor`](AutoencoderConfig::factor), should divide
+    /// `h` and `w`.
     ///
     /// # Errors
-    /// When the shape does not fit.
+    /// If the shape does not fit.
     pub fn encode(&self, image: &Tensor) -> Result<Tensor> {
         let z = self.encoder.forward(&image.to_dtype(self.dtype)?)?;
         self.quant_conv.forward(&z)?.to_dtype(DType::F32)
     }
 
-    /// The nearest code of every pixel of the latent `[n, h, w, embed_dim]`, the first of equally near ones: the codes
-    /// in its place, and their numbers `[n, h, w]` (u32).
+    /// Replaces every pixel of the latent `[n, h, w, embed_dim]` by its nearest code, the first of
+    /// equally near ones. Also returns the indices of the codes, `[n, h, w]` (u32).
     ///
-    /// The gradient passes the codes straight to the latent, as in training of the autoencoder.
+    /// The gradient of the codes is passed to the latent, as in the training of the autoencoder.
     ///
     /// # Errors
-    /// When the shape does not fit.
+    /// If the shape does not fit.
     pub fn quantize(&self, z: &Tensor) -> Result<(Tensor, Tensor)> {
         let (n, h, w, c) = z.dims4()?;
         let pixels = z.detach().reshape((n * h * w, c))?;
         let indices = nearest(&pixels, &self.codes.detach())?;
         let codes = self.codes.index_select(&indices, 0)?;
         let codes = codes.reshape((n, h, w, c))?;
-        let quantized = match z.track_op() {
-            true => (z + (codes - z)?.detach())?,
-            false => codes,
+        let quantized = if z.track_op() {
+            (z + (codes - z)?.detach())?
+        } else {
+            codes
         };
         Ok((quantized, indices.reshape((n, h, w))?))
     }
 
-    /// The image `[n, h f, w f, out_channels]`, about -1 .. 1, of the latent `[n, h, w, embed_dim]`; `quantize` replaces
-    /// every pixel of the latent by its nearest code first, as the ResShift models do.
+    /// Returns the image `[n, h f, w f, out_channels]`, about -1 .. 1, of the latent
+    /// `[n, h, w, embed_dim]`. If `quantize` is set, every pixel of the latent is first replaced by
+    /// its nearest code, as in ResShift models.
     ///
     /// # Errors
-    /// When the shape does not fit.
+    /// If the shape does not fit.
     pub fn decode(&self, z: &Tensor, quantize: bool) -> Result<Tensor> {
-        let z = match quantize {
-            true => self.quantize(z)?.0,
-            false => z.clone(),
+        let z = if quantize {
+            self.quantize(z)?.0
+        } else {
+            z.clone()
         };
         let z = self.post_quant_conv.forward(&z.to_dtype(self.dtype)?)?;
         self.decoder.forward(&z)?.to_dtype(DType::F32)
     }
 }
 
-/// The row of `codes` `[k, c]` that is nearest to each row of `pixels` `[p, c]`, the first of equals: `[p]` (u32).
+/// Returns the index of the row of `codes` `[k, c]` nearest to each row of `pixels` `[p, c]`, the
+/// first of equally near ones, as `[p]` (u32).
 fn nearest(pixels: &Tensor, codes: &Tensor) -> Result<Tensor> {
-    // |p - c|^2 but for |p|^2, which does not decide.
+    // |p - c|^2 without |p|^2, which is the same for all codes.
     let lengths = codes.sqr()?.sum(1)?;
     let codes = (codes.t()? * -2.0)?.contiguous()?;
     let (count, block) = (pixels.dim(0)?, (DISTANCES / lengths.dim(0)?).max(1));
@@ -202,7 +210,7 @@ impl Encoder {
 struct Decoder {
     conv_in: Conv,
     middle: Middle,
-    /// From the deepest up.
+    /// In order from the deepest level.
     levels: Vec<(Vec<ResBlock>, Option<Conv>)>,
     out: (Norm, Conv),
 }
@@ -256,7 +264,7 @@ fn finish((norm, conv): &(Norm, Conv), mut h: Tensor) -> Result<Tensor> {
     conv.forward(&h)
 }
 
-/// `count` blocks, the first from `ci` to `co` channels.
+/// Builds `count` blocks. The first has `ci` input channels, all else is `co`.
 fn res_blocks(count: usize, ci: usize, co: usize, vb: VarBuilder) -> Result<Vec<ResBlock>> {
     (0..count)
         .map(|i| ResBlock::new(if i == 0 { ci } else { co }, co, vb.pp(i)))
@@ -331,10 +339,10 @@ impl ResBlock {
     }
 }
 
-/// Attention of every pixel to every other, one head.
+/// Attention of every pixel to all pixels, with one head.
 struct Attention {
     norm: Norm,
-    /// Three convolutions or, packed, one.
+    /// Three convolutions, or one if packed.
     qkv: Vec<Conv>,
     proj_out: Conv,
 }

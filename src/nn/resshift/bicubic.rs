@@ -1,22 +1,19 @@
-//! Bicubic enlargement of images in tensors.
+//! Bicubic upsampling of images in tensors.
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::frame::resample::{Axis, Kernel, Options, Resampler};
 
-/// `x` `[n, h, w, c]` (f32) enlarged to `[n, h scale, w scale, c]` as PyTorch's
-/// `interpolate(mode="bicubic", align_corners=False)` does: cubic convolution with a = -0.75, border replicated. Has no
-/// gradient.
+/// Upsamples `x` `[n, h, w, c]` (f32) to `[n, h scale, w scale, c]` like PyTorch's
+/// `interpolate(mode="bicubic", align_corners=False)`: cubic convolution with a = -0.75, borders
+/// replicated. Has no gradient.
 ///
 /// # Errors
-/// When `x` has not four dimensions or is not f32, or `scale` is 0.
+/// If `x` does not have four dimensions, is not f32, or `scale` is 0.
 pub fn upsample_bicubic(x: &Tensor, scale: usize) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     if scale == 0 || h == 0 || w == 0 {
-        bail!(
-            "upsample_bicubic: nothing is {:?} enlarged by {scale}",
-            x.shape()
-        );
+        bail!("upsample_bicubic: {:?} by {scale}", x.shape());
     }
     if scale == 1 {
         return Ok(x.detach());

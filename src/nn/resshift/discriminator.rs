@@ -1,7 +1,8 @@
-//! The discriminator of the time-aware adversarial loss: it judges latents by the features that a frozen teacher makes
-//! of them at a noise level `t` (TAD-SR, arXiv 2408.07476; the heads are those of StyleGAN-T, arXiv 2301.09515).
+//! The discriminator of the time-aware adversarial loss. It classifies latents by the features of a
+//! frozen teacher at a noise level `t` (TAD-SR, arXiv 2408.07476). Its heads are those of
+//! StyleGAN-T (arXiv 2301.09515).
 //!
-//! It takes features as tensors and knows no teacher.
+//! Features are tensors, so it is independent of the teacher.
 
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -12,29 +13,29 @@ use crate::{
     ops::{Activation, conv2d, silu},
 };
 
-/// Groups of the norm over a feature map.
+/// Groups of the norm of a feature map.
 const FEATURE_GROUPS: usize = 32;
 /// Groups of the norms in a head.
 const HEAD_GROUPS: usize = 4;
-/// Taps of a head's second convolution along the flattened map.
+/// Taps of the second convolution of a head along the flattened map.
 const TAPS: usize = 9;
 const NORM_EPS: f64 = 1e-5;
 const LEAKY_SLOPE: f64 = 0.2;
 
-/// A discriminator's shape.
+/// Architecture of a discriminator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscriminatorConfig {
-    /// Channels of each feature map, a multiple of 32 each.
+    /// Channels of each feature map, multiples of 32.
     pub channels: Vec<usize>,
-    /// Channels of the sinusoidal embedding of `t`; even.
+    /// Channels of the sinusoidal embedding of `t`, an even number.
     pub time_channels: usize,
     /// Logits at each position of a map.
     pub logits: usize,
 }
 
 impl DiscriminatorConfig {
-    /// The published shape, 64 logits a position, for maps of `channels`, with the time embedding of a teacher with
-    /// `time_channels` channels at its first level.
+    /// Returns the published architecture with 64 logits at each position, for maps of `channels`
+    /// and the time embedding of a teacher with `time_channels` channels at its first level.
     pub fn new(channels: Vec<usize>, time_channels: usize) -> Self {
         Self {
             channels,
@@ -44,8 +45,8 @@ impl DiscriminatorConfig {
     }
 }
 
-/// One branch a feature map: norm and modulation by `t`, a 3x3 convolution, then a head of spectrally normalised
-/// 1-d convolutions over the flattened map.
+/// A discriminator with one branch for each feature map: norm and modulation by `t`, a 3x3
+/// convolution, and a head of spectrally normalised 1-d convolutions over the flattened map.
 #[derive(Clone, Debug)]
 pub struct Discriminator {
     config: DiscriminatorConfig,
@@ -53,18 +54,19 @@ pub struct Discriminator {
 }
 
 impl Discriminator {
-    /// A discriminator with the tensors `time.I.{weight,bias}`, `norm.I.*`, `conv.I.*` and `head.I.{b0,b1,cls}.*` of
-    /// `vb`; spectral norms keep `weight_orig`, `weight_u` and `weight_v` as PyTorch does.
+    /// Builds the network from the tensors `time.I.{weight,bias}`, `norm.I.*`, `conv.I.*` and
+    /// `head.I.{b0,b1,cls}.*` of `vb`. Spectral norms have `weight_orig`, `weight_u` and
+    /// `weight_v`, as in PyTorch.
     ///
-    /// Weights from a `VarMap` are trained; `weight_u` and `weight_v` must be left out of the optimiser's parameters
-    /// (see [`crate::nn::layers::is_parameter`]) but kept in checkpoints.
+    /// The vectors `weight_u` and `weight_v` are not trained (see
+    /// [`crate::nn::layers::is_parameter`]) but are part of checkpoints.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape, or a count of channels does not fit the norms' groups.
+    /// If a tensor is missing or has another shape, or channels are not multiples of the groups.
     pub fn new(config: &DiscriminatorConfig, vb: VarBuilder) -> Result<Self> {
         if !config.time_channels.is_multiple_of(2) || config.time_channels == 0 {
             bail!(
-                "discriminator: {} channels of time, not an even number",
+                "discriminator: {} time channels, not an even number",
                 config.time_channels
             );
         }
@@ -81,15 +83,16 @@ impl Discriminator {
         })
     }
 
-    /// The logits of every branch, each `[n, logits, h w]`, for its feature map `[n, h, w, c]` at the noise level
-    /// `t` `[n]`. Spectral norms use the vectors that they have: evaluation mode.
+    /// Returns the logits `[n, logits, h w]` of every branch for its feature map `[n, h, w, c]` at
+    /// the noise level `t` `[n]`. Spectral norms do not update their vectors (evaluation mode).
     ///
     /// # Errors
-    /// When a shape does not fit, or a map has fewer than 4 pixels (the circular padding's width).
+    /// If a shape does not fit, or a map has fewer than 4 pixels, the width of the circular
+    /// padding.
     pub fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
         if features.len() != self.branches.len() {
             bail!(
-                "discriminator: {} feature maps, not {}",
+                "discriminator: {} feature maps instead of {}",
                 features.len(),
                 self.branches.len()
             );
@@ -105,7 +108,7 @@ impl Discriminator {
         pairs.map(|(branch, f)| branch.forward(f, &time)).collect()
     }
 
-    /// [`Self::heads`], flattened and joined: `[n, logits (h0 w0 + h1 w1 + ..)]`.
+    /// Returns the concatenation of [`Self::heads`], `[n, logits (h0 w0 + h1 w1 + ..)]`.
     ///
     /// # Errors
     /// As [`Self::heads`].
@@ -115,11 +118,11 @@ impl Discriminator {
         Tensor::cat(&flat?, 1)
     }
 
-    /// One power iteration of every spectral norm. In training mode it comes before each forward pass; no gradient
-    /// flows through the vectors.
+    /// Runs one power iteration of every spectral norm. Required before each forward pass in
+    /// training. The vectors get no gradient.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn power_iteration(&self) -> Result<()> {
         for branch in &self.branches {
             for conv in branch.spectral() {
@@ -129,8 +132,8 @@ impl Discriminator {
         Ok(())
     }
 
-    /// The same discriminator, which a gradient flows through and not into: for the generator's loss. It shares the
-    /// weights' memory.
+    /// Returns the discriminator with weights that get no gradient, for the generator's loss. It
+    /// shares the memory of the weights.
     pub fn frozen(&self) -> Self {
         Self {
             config: self.config.clone(),
@@ -145,7 +148,7 @@ fn leaky_relu(x: &Tensor) -> Result<Tensor> {
 
 #[derive(Clone, Debug)]
 struct Branch {
-    /// `[2c, e]`: scale and shift from the time embedding.
+    /// `[2c, e]`, scale and shift from the time embedding.
     time: Linear,
     norm: Norm,
     /// Weight `[c, c, 3, 3]` and bias `[c]`.
@@ -203,7 +206,7 @@ impl Branch {
     }
 }
 
-/// Convolution, norm, leaky ReLU on `[n, 1, l, c]`.
+/// Applies convolution, norm and leaky ReLU to `[n, 1, l, c]`.
 fn block((conv, norm): &(SpectralConv, Norm), x: &Tensor) -> Result<Tensor> {
     leaky_relu(&norm.forward(&conv.forward(x)?, Activation::None)?)
 }
@@ -223,7 +226,7 @@ impl SpectralConv {
         })
     }
 
-    /// `[n, 1, l, ci]` to `[n, 1, l, co]`.
+    /// Maps `[n, 1, l, ci]` to `[n, 1, l, co]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (length, reach) = (x.dim(2)?, self.weight.dims()[2] / 2);
         if length < reach {
@@ -262,7 +265,7 @@ mod tests {
         Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
     }
 
-    /// A discriminator of one map of 32 channels with random weights, and its variables.
+    /// Returns a discriminator of one map of 32 channels with random weights, and its variables.
     fn discriminator() -> (Discriminator, HashMap<String, Var>) {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
@@ -294,7 +297,7 @@ mod tests {
                 assert!(any < 1.001, "{any}");
             }
         }
-        // The vectors live in the variables, so that a checkpoint has them.
+        // The vectors are in the variables, so checkpoints have them.
         let length = vars["head.0.b1.0.weight_u"].sqr().unwrap().sum_all();
         assert!((length.unwrap().to_scalar::<f32>().unwrap() - 1.0).abs() < 1e-4);
     }
@@ -333,7 +336,7 @@ mod tests {
         assert!(d.heads(&[map], &[0]).is_err(), "narrower than the padding");
         assert!(
             d.heads(&[random((2, 4, 4, 32))], &[0]).is_err(),
-            "one time for two"
+            "one time for two samples"
         );
     }
 }

@@ -1,8 +1,9 @@
-//! The networks of the published ResShift, SinSR and TAD-SR checkpoints: a U-Net with Swin layers that predicts the
-//! latent of the high-resolution image, and the vector-quantised autoencoder of that latent.
+//! The networks of the published ResShift, SinSR and TAD-SR checkpoints: a U-Net with Swin layers
+//! that predicts the latent of the high-resolution image, and the vector-quantised autoencoder of
+//! the latent.
 //!
-//! Tensor names are those of the checkpoints. Feature maps are NHWC, as everywhere in this library. What the checkpoints
-//! keep beside weights (`relative_position_index`, `attn_mask`) is computed, not loaded.
+//! Names of tensors are those of the checkpoints. Feature maps are NHWC, as in the whole library.
+//! The constant buffers of the checkpoints (`relative_position_index`, `attn_mask`) are computed.
 
 mod autoencoder;
 mod bicubic;
