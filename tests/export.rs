@@ -1,4 +1,4 @@
-//! `tadsr-train export`: the file is there, its example is what the engine makes, what cannot be exported is refused.
+//! `tadsr-train export`: it writes the file and an example of the engine, and refuses other models.
 #![cfg(feature = "train")]
 
 use std::fs;
@@ -33,7 +33,7 @@ fn a_model_and_its_example_are_written() {
         assert!(output.status.success(), "{output:?}");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.contains("tiny-x4"), "the model for the scale: {said}");
-        // 46 thousand parameters of four bytes, and a little for the graph.
+        // 46 thousand parameters of four bytes and a small graph.
         let size = fs::metadata(&onnx).unwrap().len();
         assert!((184_000..200_000).contains(&size), "{size} bytes");
         let tensors = safetensors::load(&example, &Device::Cpu).unwrap();
@@ -44,7 +44,7 @@ fn a_model_and_its_example_are_written() {
 }
 
 #[test]
-fn scales_and_models_that_are_not_there_are_refused() {
+fn unknown_scales_and_models_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let onnx = dir.path().join("x.onnx");
     let onnx = onnx.to_str().unwrap();

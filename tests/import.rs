@@ -1,4 +1,5 @@
-//! `tadsr-train import` end to end: checkpoints in, a model file out that holds the same weights and runs.
+//! `tadsr-train import` end to end: it converts checkpoints to a model file with the same weights,
+//! which runs.
 #![cfg(feature = "train")]
 
 #[path = "support/checkpoint.rs"]
@@ -22,7 +23,7 @@ use tadsr::{
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
-/// A small model of the architecture: one level with a Swin layer, one without.
+/// Returns a small model of the architecture: one level with a Swin layer, one without.
 fn config() -> ResShiftConfig {
     let mut config = ResShiftConfig::realsr_x4();
     let unet = &mut config.unet;
@@ -42,7 +43,7 @@ fn config() -> ResShiftConfig {
     config
 }
 
-/// Made-up weights for these tensors.
+/// Returns arbitrary weights for these tensors.
 fn weights(tensors: Vec<(String, Vec<usize>)>) -> Tensors {
     let value = |i: usize| (i * 7 % 23) as f32 / 64.0 - 0.15;
     let tensor = |(name, shape): (String, Vec<usize>)| {
@@ -54,7 +55,7 @@ fn weights(tensors: Vec<(String, Vec<usize>)>) -> Tensors {
 
 fn unet_weights() -> Tensors {
     let mut tensors = weights(config().unet.tensors());
-    // A mask for each of 2 x 2 windows: the latent has 16 x 16.
+    // A mask for each of 2x2 windows: the latent has 16x16 pixels.
     let mask = "input_blocks.1.1.blocks.1.attn_mask";
     tensors.push((mask.into(), vec![4, 64, 64], vec![0.0; 4 * 64 * 64]));
     tensors
@@ -64,7 +65,7 @@ fn autoencoder_weights() -> Tensors {
     weights(config().autoencoder.tensors())
 }
 
-/// A folder with the two checkpoints and what `import` says.
+/// A folder with the two checkpoints.
 struct Import {
     dir: tempfile::TempDir,
 }
@@ -101,7 +102,7 @@ impl Import {
         ResShiftModel::read(&self.out()).unwrap()
     }
 
-    /// Why it is refused; nothing may be left behind.
+    /// Returns the reason of the refusal and checks that no file remains.
     fn refused(&self, more: &[&str]) -> String {
         let output = self.run(more);
         assert!(!output.status.success());
@@ -129,7 +130,7 @@ fn import(unet: &Path, autoencoder: &Path, out: &Path, more: &[&str]) -> Output 
         .unwrap()
 }
 
-/// Whether a model has these weights, values within `error` of them.
+/// Asserts that a model has these weights within `error`.
 fn assert_holds(model: &ResShiftModel, part: &str, tensors: &Tensors, error: f32) {
     for (name, shape, values) in tensors.iter().filter(|(n, ..)| !n.ends_with("attn_mask")) {
         let found = &model.tensors[&format!("{part}.{name}")];
@@ -141,7 +142,7 @@ fn assert_holds(model: &ResShiftModel, part: &str, tensors: &Tensors, error: f32
 }
 
 #[test]
-fn architecture_and_weights_come_out_as_they_are_in_the_checkpoints() {
+fn architecture_and_weights_are_those_of_the_checkpoints() {
     let import = Import::of(&unet_weights());
     let model = import.imported(&[]);
     assert_eq!(model.metadata.config, config());
@@ -192,7 +193,7 @@ fn weights_can_be_stored_in_half_the_bytes() {
 }
 
 #[test]
-fn names_wrapped_by_parallel_training_or_compilation_are_the_same_names() {
+fn names_of_parallel_training_and_compilation_are_unwrapped() {
     for prefix in [
         "module.",
         "_orig_mod.",
@@ -241,11 +242,11 @@ fn tensors_that_do_not_fit_are_listed_by_name() {
 }
 
 #[test]
-fn what_no_shape_tells_can_be_said() {
+fn settings_that_shapes_do_not_determine_are_options() {
     let mut bare = unet_weights();
     bare.retain(|(name, ..)| !name.ends_with("attn_mask"));
     let import = Import::of(&bare);
-    // Without a mask and a word of it, the published side is taken.
+    // Without a mask and an option, the side is that of the published models.
     assert_eq!(import.imported(&[]).metadata.config.unet.image_size, 64);
     let model = import.imported(&[
         "--image-size",
@@ -279,7 +280,7 @@ fn what_no_shape_tells_can_be_said() {
 }
 
 #[test]
-fn swapped_foreign_or_missing_files_are_said_to_be() {
+fn swapped_foreign_or_missing_files_are_named() {
     let (unet, autoencoder) = (
         checkpoint::checkpoint(None, &unet_weights()),
         checkpoint::checkpoint(None, &autoencoder_weights()),
@@ -328,7 +329,7 @@ fn a_checkpoint_is_never_overwritten() {
 }
 
 #[test]
-fn a_model_that_is_saved_is_read_back() {
+fn a_saved_model_is_read_back() {
     let import = Import::of(&unet_weights());
     let model = import.imported(&[]);
     model.save(&import.out(), Precision::F32).unwrap();
@@ -347,7 +348,7 @@ fn a_model_that_is_saved_is_read_back() {
     );
 }
 
-/// The header of a model file as JSON, and its data.
+/// Returns the header of a model file as JSON, and its data.
 fn split(bytes: &[u8]) -> (serde_json::Value, &[u8]) {
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (
@@ -357,7 +358,7 @@ fn split(bytes: &[u8]) -> (serde_json::Value, &[u8]) {
 }
 
 #[test]
-fn a_model_file_that_is_not_what_it_says_is_refused_before_memory_is_taken() {
+fn an_inconsistent_model_file_is_refused_before_memory_is_allocated() {
     let import = Import::of(&unet_weights());
     import.imported(&["--dtype", "f16"]);
     let bytes = fs::read(import.out()).unwrap();
@@ -414,7 +415,7 @@ fn fixture(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// The imported fixture and the folder that it lies in.
+/// Returns the folder of the imported fixture, and the model.
 fn imported_fixture() -> (tempfile::TempDir, ResShiftModel) {
     let (unet, autoencoder) = (fixture("unet.pth"), fixture("autoencoder.pth"));
     let dir = tempfile::tempdir().unwrap();
@@ -426,7 +427,7 @@ fn imported_fixture() -> (tempfile::TempDir, ResShiftModel) {
 
 #[test]
 #[ignore = "needs the reference values in ../shared"]
-fn checkpoints_of_the_authors_code_are_imported_whole() {
+fn checkpoints_of_the_authors_code_are_imported_completely() {
     let (_dir, model) = imported_fixture();
     let unet = &model.metadata.config.unet;
     assert_eq!(
@@ -461,7 +462,7 @@ fn checkpoints_of_the_authors_code_are_imported_whole() {
 
 #[test]
 #[ignore = "needs the reference values in ../shared"]
-fn the_imported_model_makes_the_authors_image() {
+fn the_imported_model_gives_the_authors_image() {
     let (_dir, model) = imported_fixture();
     let io = fixture("io.safetensors");
     let io: HashMap<String, Tensor> = candle_core::safetensors::load(io, &Device::Cpu).unwrap();

@@ -1,5 +1,5 @@
-//! LPIPS and NIQE through the public API: against published values where the weights are at hand, and against a plain
-//! second implementation with weights made here.
+//! LPIPS and NIQE through the public API, compared with published values and with a plain second
+//! implementation with arbitrary weights.
 #![cfg(feature = "train")]
 
 use std::{collections::HashMap, path::Path};
@@ -10,7 +10,7 @@ use tadsr::{
     metrics::{Gray, Lpips, Niqe, Picture},
 };
 
-/// Numbers that look random, uniform in -0.5..0.5.
+/// Pseudo-random numbers, uniform in -0.5..0.5.
 struct Noise(u64);
 
 impl Noise {
@@ -43,7 +43,7 @@ const FIRES: [(usize, usize, usize, usize); 8] = [
 ];
 const HEADS: [usize; 7] = [64, 128, 256, 384, 384, 512, 512];
 
-/// Random weights of the right shapes: name to (shape, values).
+/// Returns random weights of the right shapes, as shape and values by name.
 fn weights() -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let mut noise = Noise(42);
     let mut all = HashMap::new();
@@ -153,7 +153,7 @@ impl Map {
         })
     }
 
-    /// 3x3, stride 2, rounding the size up; windows look only at what is inside.
+    /// Pools by 3x3 with stride 2, rounding the size up. Windows are clipped at the edge.
     fn pool(&self) -> Self {
         let size = |len: usize| (len - 3).div_ceil(2) + 1;
         Self::build(
@@ -227,7 +227,7 @@ fn lpips_agrees_with_a_plain_implementation_on_even_and_odd_sizes() {
     let path = dir.path().join("lpips.safetensors");
     save(&weights(), &path);
     let lpips = Lpips::load(&path).unwrap();
-    // Sizes at which poolings see every mixture of even and odd.
+    // Sizes at which poolings have all combinations of even and odd sides.
     for (w, h) in [(32, 37), (43, 34)] {
         let (a, b) = (picture(w, h, 1), picture(w, h, 2));
         let (got, want) = (distance(&lpips, &a, &b), reference(&a, &b));
@@ -241,7 +241,7 @@ fn lpips_agrees_with_a_plain_implementation_on_even_and_odd_sizes() {
 
 #[test]
 #[ignore = "needs the reference values in ../shared"]
-fn lpips_gives_the_official_values() {
+fn lpips_gives_the_published_values() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/metrics");
     let weights = shared.join("lpips_squeeze_v0.1.safetensors");
     let lpips = Lpips::load(&weights).unwrap();
@@ -317,9 +317,10 @@ fn niqe_is_that_of_the_published_model() {
     let weights =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/metrics/niqe_pris_params.npz");
     let niqe = Niqe::load(&weights).unwrap();
-    // 33.651 by a plain NumPy and SciPy implementation, whose halving mirrors the border where ours repeats it.
+    // 33.651 by a plain NumPy and SciPy implementation, which mirrors the border in halving. Here
+    // it is repeated.
     let got = niqe.score(&scene(300, 200)).unwrap().unwrap();
     assert!((got - 33.651).abs() < 0.1, "{got}");
-    // One block is too few for a covariance.
+    // A covariance requires more than one block.
     assert_eq!(niqe.score(&scene(191, 191)).unwrap(), None);
 }

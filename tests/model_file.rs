@@ -1,4 +1,4 @@
-//! Model files are untrusted input: whatever is wrong with one is said, never suffered.
+//! Model files are untrusted input: every defect is an error with a reason.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ fn values(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(value).collect()
 }
 
-/// A small model with made-up weights.
+/// Returns a small model with arbitrary weights.
 fn model() -> LiteModel {
     let mut student = StudentConfig::tiny(2);
     (student.channels, student.depth) = (5, 1);
@@ -45,7 +45,7 @@ fn reason(bytes: &[u8]) -> String {
     }
 }
 
-/// The file's header as JSON, and its data.
+/// Returns the header of the file as JSON, and its data.
 fn open(bytes: &[u8]) -> (serde_json::Value, Vec<u8>) {
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (
@@ -59,7 +59,7 @@ fn close(header: &serde_json::Value, data: &[u8]) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes()[..], &json, data].concat()
 }
 
-/// The model's file with its metadata changed.
+/// Returns the file of the model with changed metadata.
 fn with_metadata(change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
     let (mut header, data) = open(&model().to_bytes(false).unwrap());
     let text = header["__metadata__"]["tadsr"].as_str().unwrap();
@@ -70,7 +70,7 @@ fn with_metadata(change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn a_written_model_is_read_back() {
     let model = model();
     let parse = |bytes: Vec<u8>| LiteModel::parse(&bytes, Path::new("x")).unwrap();
     assert_eq!(parse(model.to_bytes(false).unwrap()), model);
@@ -83,7 +83,7 @@ fn what_is_written_is_read_back() {
     }
 }
 
-/// The model with dials on everything.
+/// Returns the model with dials in all layers.
 fn conditioned() -> LiteModel {
     let mut model = model();
     let student = StudentConfig {
@@ -105,7 +105,7 @@ fn conditioned() -> LiteModel {
 }
 
 #[test]
-fn a_model_with_dials_is_read_back_and_folds_to_what_the_network_computes() {
+fn a_model_with_dials_is_read_back_and_folds_to_the_same_network() {
     let model = conditioned();
     assert_eq!((model.metadata.format_version, FORMAT_VERSION), (2, 1));
     let bytes = model.to_bytes(false).unwrap();
@@ -149,7 +149,7 @@ fn a_calibration_is_read_back_and_a_wrong_one_refused() {
             .map(|i| [-1.0 - i as f32, 2.0, 0.5])
             .collect::<Vec<_>>()
     };
-    // The latent, the head and the one layer of the body.
+    // The latent, the head and the layer of the body.
     let stages = vec![ranges(4), ranges(5), ranges(5)];
     model.calibration = Some(Calibration { ranges: stages });
     for half in [false, true] {
@@ -204,7 +204,7 @@ fn foreign_files_are_named_as_such() {
 }
 
 #[test]
-fn a_giant_shape_is_refused_before_memory_is_taken() {
+fn a_giant_shape_is_refused_before_memory_is_allocated() {
     let (mut header, data) = open(&model().to_bytes(false).unwrap());
     header["head.weight"]["shape"] = serde_json::json!([65536, 16384, 1, 1]);
     reason(&close(&header, &data));
@@ -273,7 +273,7 @@ fn values_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn names_and_paths_that_are_no_model_say_what_there_is() {
+fn unknown_names_and_paths_list_the_bundled_models() {
     let text = |name: &str| {
         Upscaler::load(name, Device::Cpu)
             .map(|_| ())
@@ -300,8 +300,8 @@ proptest! {
 }
 
 #[test]
-fn every_header_of_made_up_fields_is_survived() {
-    // Duplicates, overlaps and holes in the data are the safetensors crate's to refuse; ours to pass on.
+fn no_header_of_arbitrary_fields_panics() {
+    // The safetensors crate refuses duplicates, overlaps and gaps in the data.
     let (header, data) = open(&model().to_bytes(false).unwrap());
     let names: Vec<String> = header.as_object().unwrap().keys().cloned().collect();
     for name in names.iter().filter(|n| *n != "__metadata__") {
@@ -313,7 +313,7 @@ fn every_header_of_made_up_fields_is_survived() {
     }
 }
 
-/// What is shipped is the end of a training run, not the middle of one, and says how it was made.
+/// Bundled models are from the end of a training run and document it.
 #[test]
 fn bundled_models_are_finished_and_documented() {
     for bundled in tadsr::model::BUNDLED {

@@ -1,6 +1,6 @@
-//! Writes PyTorch checkpoints, good ones and hostile ones.
+//! Writes valid and hostile PyTorch checkpoints.
 
-/// A zip archive of stored entries, as PyTorch writes it; checksums are left out.
+/// Returns a zip archive of stored entries without checksums, as PyTorch can write it.
 pub fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     let short = |n: usize| (n as u16).to_le_bytes();
@@ -31,17 +31,17 @@ pub fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     [&file, &directory, &b"PK\x05\x06\0\0\0\0"[..], &end, &[0; 2]].concat()
 }
 
-/// A checkpoint of this pickle and no storages.
+/// Returns a checkpoint of this pickle without storages.
 pub fn of_pickle(pickle: &[u8]) -> Vec<u8> {
     zip(&[("archive/data.pkl", pickle)])
 }
 
-/// The instructions that put a text on the stack.
+/// Returns the instructions that push a text.
 pub fn text(s: &str) -> Vec<u8> {
     [b"X", &(s.len() as u32).to_le_bytes()[..], s.as_bytes()].concat()
 }
 
-/// The instructions that put a number on the stack.
+/// Returns the instructions that push a number.
 pub fn number(n: i64) -> Vec<u8> {
     [b"\x8a\x08", &n.to_le_bytes()[..]].concat()
 }
@@ -51,7 +51,7 @@ fn numbers(values: &[i64]) -> Vec<u8> {
     [b"(", &values[..], b"t"].concat()
 }
 
-/// A tensor as the pickle describes it.
+/// The description of a tensor in a pickle.
 pub struct Described<'a> {
     pub storage: (&'a str, &'a str, i64),
     pub offset: i64,
@@ -60,7 +60,7 @@ pub struct Described<'a> {
 }
 
 impl Described<'_> {
-    /// The instructions that put it on the stack.
+    /// Returns the instructions that push it.
     pub fn pickle(&self) -> Vec<u8> {
         let (kind, key, stored) = self.storage;
         let storage = [
@@ -85,7 +85,7 @@ impl Described<'_> {
     }
 }
 
-/// The instructions that put a dict on the stack.
+/// Returns the instructions that push a dict.
 pub fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let items: Vec<u8> = items
         .iter()
@@ -94,12 +94,12 @@ pub fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
     [b"}(", &items[..], b"u"].concat()
 }
 
-/// A whole pickle that ends with this object.
+/// Returns a complete pickle of this object.
 pub fn pickle(object: &[u8]) -> Vec<u8> {
     [b"\x80\x02", object, b"."].concat()
 }
 
-/// A checkpoint of f32 tensors, under `key` if there is one.
+/// Returns a checkpoint of f32 tensors, under `key` if there is one.
 #[allow(dead_code)]
 pub fn checkpoint(key: Option<&str>, tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
     let keys: Vec<String> = (0..tensors.len()).map(|i| i.to_string()).collect();

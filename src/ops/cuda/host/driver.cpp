@@ -1,6 +1,6 @@
 // A stand-in for the NVIDIA driver, for tests of the code between the engine and the driver. Its
-// device is in CPU memory and completes every call at once. Kernels of the source are found by name.
-// TADSR_DRIVER_VERSION in the environment sets its version.
+// device is in CPU memory and completes every call at once. Kernels of the source are found by
+// name. TADSR_DRIVER_VERSION in the environment sets its version.
 #include "host.cpp"
 
 #include <map>

@@ -1,7 +1,7 @@
 // CUDA C on the CPU, for tests: runs the source of the kernels thread by thread.
 //
-// The threads of a block are fibers. A warp runs until all of its threads wait for other warps, then
-// the next one runs, from the first or from the last warp. So a missing barrier gives a wrong
+// The threads of a block are fibers. A warp runs until all of its threads wait for other warps,
+// then the next one runs, in ascending or descending order. So a missing barrier gives a wrong
 // result. Asynchronous copies are made on the wait for them. A block whose threads do not all reach
 // a barrier ends the process.
 #pragma once

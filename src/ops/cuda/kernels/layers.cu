@@ -1,11 +1,12 @@
-// Layers of networks on NHWC maps of 16-bit floats, for training and for published models. Every kernel takes one structure
-// by value, which mirrors one in params.rs; sums are in f32, in an order that does not depend on the device.
+// Layers of networks on NHWC maps of 16-bit floats, for training and for ResShift models. Every
+// kernel takes one structure by value, which mirrors one in params.rs. Sums are in f32, in an order
+// that does not depend on the device.
 
 #include "warp.cuh"
 
-// ---- What the host passes (params.rs) ----
+// ---- Parameters of the host (params.rs) ----
 
-// A convolution's sides, of a map, or of one that is grown to 2^up times its size.
+// Sizes of a convolution of a map that is upsampled by 2^up.
 struct Shape {
     uint32_t n, h, w, ci, oh, ow, co, kh, kw, stride, pad, up;
 };
@@ -14,18 +15,18 @@ struct Conv {
     const void *x;      // [n][h][w][ci]
     const void *weight; // [co][kh][kw][ci]
     const float *bias;  // [co]
-    // Added after the activation, like y; or null.
+    // Added after the activation, with the layout of y; or null.
     const void *residual;
     void *y; // [n][oh][ow][co]
     Shape shape;
     // 0 for none, 1 for the leaky ReLU, 2 for the SiLU.
     uint32_t activation;
     float slope;
-    // Whether taps are counted from the patch's end, as gradients are.
+    // True if taps are in reverse order, for gradients.
     uint32_t reversed, unused;
 };
 
-// Its gradients with respect to weights and bias, in sums over `step` outputs.
+// Partial sums over `step` outputs of the gradients with respect to weights and bias.
 struct WeightGrad {
     const void *x;   // [n][h][w][ci]
     const void *dy;  // [n][oh][ow][co]
@@ -53,7 +54,7 @@ struct Attention {
     const float *bias; // [heads][64][64], or null
     void *y;           // [n][h][w][heads][d]
     uint32_t n, h, w, heads, window_h, window_w, shift;
-    // What the scores are multiplied by.
+    // Factor of the scores.
     float scale;
 };
 
@@ -97,24 +98,26 @@ __device__ inline float activate(float v, uint32_t activation, float slope) {
 
 // ---- Convolution as a product of matrices ----
 //
-// Forward: outputs x (taps and channels) times (taps and channels) x channels; the first matrix, the patches, is never
-// there: its rows are gathered from the map, 8 channels of a tap at a time. The gradient with respect to the input is the
-// same with weights turned around; that with respect to the weights adds over the outputs.
+// Forward: outputs x (taps and channels) times (taps and channels) x channels. The first matrix,
+// the patches, is not stored: its rows are gathered from the map, 8 channels of a tap at a time.
+// The gradient with respect to the input is the same with flipped weights. That with respect to the
+// weights sums over the outputs.
 
 constexpr int THREADS = 128, STAGES = 3;
 
-// Where in a row of V vectors of 8 halves the row's v-th lies in shared memory: 8 rows' v-ths meet all banks.
+// Position of vector v in a row of V vectors of 8 halves in shared memory. The v-th vectors of 8
+// rows are in different banks.
 template <int V> __device__ inline int swizzle(int row, int v) {
     static_assert(V == 2 || V == 4 || V == 8, "rows of 32, 64 or 128 bytes");
     return row * V + (v ^ row / (8 / V) % V);
 }
 
-// The window of an output on the map.
+// The window of an output in the map.
 template <typename T> struct Window {
     const T *map;
     int y, x;
 
-    // Output `index` in row order, of `count`; a window beyond the map if there is none.
+    // Output `index` of `count` in row order. Without such an output, a window outside the map.
     __device__ Window(const void *maps, const Shape &s, uint32_t index, uint32_t count) {
         const bool valid = index < count;
         index = valid ? index : 0;
@@ -125,7 +128,7 @@ template <typename T> struct Window {
     }
 };
 
-// 8 channels of a tap: which of a patch's.
+// Position of 8 channels of a tap in a patch.
 struct Tap {
     int y, x;
     uint32_t channel;
@@ -151,7 +154,7 @@ __device__ inline void gather(void *to, const Shape &s, const Window<T> &window,
     copy_async(to, from, inside);
 }
 
-// A block makes 128 outputs of N channels, its warps ROWS x (4 / ROWS) parts of them.
+// A block computes 128 outputs of N channels, divided among ROWS x (4 / ROWS) warps.
 template <typename T, int N, int ROWS> __device__ inline void convolve(const Conv &p) {
     constexpr int M = 128, V = 4, TILES_M = M / ROWS / 16, TILES_N = N * ROWS / 4 / 8;
     static_assert(TILES_N % 2 == 0, "weights are loaded for 16 channels at once");
@@ -200,7 +203,7 @@ template <typename T, int N, int ROWS> __device__ inline void convolve(const Con
     }
     for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
         wait_copies<STAGES - 2>();
-        // All copies are there, and what the next ones go to has been read.
+        // All copies are complete, and the target of the next ones has been read.
         __syncthreads();
         load(chunk + STAGES - 1);
         const int stage = chunk % STAGES;
@@ -258,8 +261,8 @@ template <typename T, int N, int ROWS> __device__ inline void convolve(const Con
     }
 }
 
-// A block adds, over `step` outputs, for N channels of the result and 64 numbers of a patch, the first ones for the bias as well;
-// its warps are ROWS x (4 / ROWS).
+// A block sums over `step` outputs for N channels of the result and 64 elements of a patch. The
+// first blocks also sum the bias. It has ROWS x (4 / ROWS) warps.
 template <typename T, int N, int ROWS> __device__ inline void wgrad(const WeightGrad &p) {
     constexpr int DEPTH = 32, K = 64, V_DY = N / 8, V_X = K / 8;
     constexpr int TILES_M = N / ROWS / 16, TILES_N = K * ROWS / 4 / 8;
@@ -309,7 +312,7 @@ template <typename T, int N, int ROWS> __device__ inline void wgrad(const Weight
         }
 #pragma unroll
         for (int half = 0; half < DEPTH / 16; ++half) {
-            // Both matrices lie with the outputs as rows: they are transposed on their way.
+            // The rows of both matrices are outputs, so both are transposed on loading.
             uint32_t a[TILES_M][4];
 #pragma unroll
             for (int m = 0; m < TILES_M; ++m) {
@@ -341,7 +344,7 @@ template <typename T, int N, int ROWS> __device__ inline void wgrad(const Weight
             const uint32_t c = channel + warp_m + 16 * m + 8 * half + lane / 4;
 #pragma unroll
             for (int n = 0; n < TILES_N; ++n) {
-                // The patch's length is a multiple of 8: both or none are in it.
+                // The length of a patch is a multiple of 8, so both elements are in it or none.
                 const uint32_t at = k + warp_n + 8 * n + lane % 4 * 2;
                 if (c < s.co && at < length) {
                     *(float2 *)(partial + (size_t)c * length + at) = make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
@@ -355,7 +358,7 @@ template <typename T, int N, int ROWS> __device__ inline void wgrad(const Weight
 
 constexpr int NORM_THREADS = 256, MOST_CHANNELS = 8 * NORM_THREADS;
 
-// A block adds the values of a chunk of a sample's pixels: a thread for 8 channels of every so many pixels.
+// A block sums a chunk of a sample's pixels. A thread sums 8 channels of a subset of the pixels.
 template <typename T> __device__ inline void add_up(const Norm &p) {
     __shared__ float sums[2][MOST_CHANNELS];
     const uint32_t vectors = p.c / 8, rows = NORM_THREADS / vectors;
@@ -392,7 +395,7 @@ template <typename T> __device__ inline void add_up(const Norm &p) {
     }
 }
 
-// A block makes every gridDim.x-th of a sample's 256 vectors of 8 channels.
+// A block normalises every gridDim.x-th group of 256 vectors of 8 channels of a sample.
 template <typename T> __device__ inline void normalise(const Norm &p) {
     __shared__ float means[NORM_THREADS], factors[NORM_THREADS];
     const uint32_t vectors = p.c / 8, each = p.c / p.groups, sample = blockIdx.y;
@@ -426,7 +429,7 @@ template <typename T> __device__ inline void normalise(const Norm &p) {
 
 // ---- Attention within windows ----
 
-// A block makes a head of a window, a warp 16 of its 64 queries.
+// A block computes a head of a window, a warp computes 16 of its 64 queries.
 template <typename T, int D> __device__ inline void attend(const Attention &p) {
     constexpr int L = 64, V = D / 8;
     __shared__ uint4 qkv[3][L * V];
@@ -448,7 +451,8 @@ template <typename T, int D> __device__ inline void attend(const Attention &p) {
     }
     __syncthreads();
 
-    // Scores of queries 16 warp + lane / 4 and that plus 8, of keys 8 n + lane % 4 * 2 and the next.
+    // Scores of queries 16 warp + lane / 4 and that plus 8, and of keys 8 n + lane % 4 * 2 and the
+    // next.
     float scores[L / 8][4] = {};
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
@@ -462,7 +466,7 @@ template <typename T, int D> __device__ inline void attend(const Attention &p) {
             mma<T>(scores[n + 1], q, k[2], k[3]);
         }
     }
-    // Only the lowest row of windows is masked: between its right columns and the others.
+    // Only the lowest row of windows is masked, between its right columns and the others.
     const bool masked = p.shift > 0 && row + 1 == rows;
     float sums[2];
 #pragma unroll
@@ -484,7 +488,7 @@ template <typename T, int D> __device__ inline void attend(const Attention &p) {
                 most = fmaxf(most, score);
             }
         }
-        // The four lanes of a query.
+        // Reduces over the four lanes of a query.
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
         float sum = 0.0f;
@@ -542,8 +546,9 @@ template <typename T, int D> __device__ inline void attend(const Attention &p) {
     KERNEL(THREADS, attention16_##name, Attention, (attend<T, 16>))                                                    \
     KERNEL(THREADS, attention32_##name, Attention, (attend<T, 32>))
 
-// Grids: conv (blocks of outputs, blocks of channels); weights (blocks of a patch, blocks of channels, blocks of outputs);
-// moments (chunks, samples); norm (blocks, samples); attention (windows, heads).
+// Grids: conv (blocks of outputs, blocks of channels); weights (blocks of a patch, blocks of
+// channels, blocks of outputs); moments (chunks, samples); norm (blocks, samples); attention
+// (windows, heads).
 LAYERS(__half, f16)
 LAYERS(__nv_bfloat16, bf16)
 

@@ -1,5 +1,5 @@
-// What the lanes of a warp do together, and copies to shared memory that go on by themselves. `host/host.hpp` has the same
-// for tests on the CPU.
+// Collective operations of a warp and asynchronous copies to shared memory. `host/host.hpp` has the
+// same for tests on the CPU.
 #pragma once
 
 #ifdef __CUDACC__
@@ -41,8 +41,9 @@ __device__ inline void mma<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four matrices of 8 x 8 halves of shared memory; lanes 8i to 8i + 7 give the rows' addresses of the i-th, 16 bytes each.
-// Lane l gets elements 2 (l % 4) and the next of row l / 4 of each.
+// Loads four matrices of 8 x 8 halves from shared memory. Lanes 8i to 8i + 7 have the addresses of
+// the rows of matrix i, 16 bytes each. Lane l gets elements 2 (l % 4) and the next of row l / 4 of
+// each matrix.
 __device__ inline void load_matrices(uint32_t (&m)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
@@ -50,7 +51,7 @@ __device__ inline void load_matrices(uint32_t (&m)[4], const void *row) {
                  : "memory");
 }
 
-// The same, each matrix transposed.
+// Loads the same matrices transposed.
 __device__ inline void load_transposed(uint32_t (&m)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
@@ -58,7 +59,8 @@ __device__ inline void load_transposed(uint32_t (&m)[4], const void *row) {
                  : "memory");
 }
 
-// Begins to copy 16 bytes to shared memory, or to fill them with zeros; `from` must be an address even then.
+// Starts a copy of 16 bytes to shared memory, or of zeros. `from` must be a valid address in both
+// cases.
 __device__ inline void copy_async(void *to, const void *from, bool copy) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
                  "r"(copy ? 16 : 0)
@@ -68,7 +70,7 @@ __device__ inline void copy_async(void *to, const void *from, bool copy) {
 // Ends a group of copies.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most N groups of this thread's copies are left.
+// Waits until at most N groups of copies of this thread are incomplete.
 template <int N> __device__ inline void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 #endif
