@@ -126,16 +126,16 @@ mod tests {
         };
         let variance = |t: usize| -> f64 { 4.0 * schedule.sqrt_eta()[t].powi(2) };
         let start = (unit(0).unwrap() * variance(14).sqrt()).unwrap();
-        let mut drawn = 0;
+        let mut samples = 0;
         let noise = || {
-            drawn += 1;
-            unit(drawn)
+            samples += 1;
+            unit(samples)
         };
         let seen = visited(&pixel(&[0.0; 15]), &start, noise);
         for (z, t) in seen.iter().zip((0..15).rev()) {
             let squares: f64 = z.iter().map(|v| v * v).sum();
             assert!((squares - variance(t)).abs() < 1e-12, "{t}: {squares}");
         }
-        assert_eq!(drawn, 14);
+        assert_eq!(samples, 14);
     }
 }

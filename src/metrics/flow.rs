@@ -254,9 +254,9 @@ mod tests {
             + 20.0 * wave(0.05, -0.08, 2.0)
     }
 
-    fn plane(width: usize, height: usize, place: impl Fn(f32, f32) -> (f32, f32)) -> Gray {
+    fn plane(width: usize, height: usize, position: impl Fn(f32, f32) -> (f32, f32)) -> Gray {
         let at = |i: usize| {
-            let (x, y) = place((i % width) as f32, (i / width) as f32);
+            let (x, y) = position((i % width) as f32, (i / width) as f32);
             texture(x, y)
         };
         Gray {

@@ -243,13 +243,13 @@ fn unit(x: &Tensor) -> candle_core::Result<Vec<f32>> {
 /// Returns the weighted sum of squared differences, averaged over all positions.
 fn distance(a: &[f32], b: &[f32], head: &[f32]) -> f64 {
     let square = |((a, b), k): ((&f32, &f32), &f32)| (a - b) * (a - b) * k;
-    let place = |(a, b): (&[f32], &[f32])| {
+    let squared = |(a, b): (&[f32], &[f32])| {
         let sum: f32 = a.iter().zip(b).zip(head).map(square).sum();
         f64::from(sum)
     };
     let channels = head.len();
-    let places = a.chunks_exact(channels).zip(b.chunks_exact(channels));
-    places.map(place).sum::<f64>() / (a.len() / channels) as f64
+    let positions = a.chunks_exact(channels).zip(b.chunks_exact(channels));
+    positions.map(squared).sum::<f64>() / (a.len() / channels) as f64
 }
 
 fn head(

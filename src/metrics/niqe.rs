@@ -118,8 +118,8 @@ impl Niqe {
 /// the covariance is symmetric.
 fn array(file: impl Read, count: usize) -> std::result::Result<Vec<f64>, String> {
     let mut bytes = Vec::new();
-    let most = 8 * count as u64 + (1 << 16);
-    file.take(most)
+    let max = 8 * count as u64 + (1 << 16);
+    file.take(max)
         .read_to_end(&mut bytes)
         .map_err(|e| e.to_string())?;
     let header = match &bytes[..] {
@@ -207,15 +207,15 @@ impl Shapes {
         block: usize,
     ) -> Vec<f64> {
         let at = |y: usize, x: usize| normal[(top + y) * width + left + x];
-        let places = || (0..block).flat_map(|y| (0..block).map(move |x| (y, x)));
-        let samples: Vec<f64> = places().map(|(y, x)| at(y, x)).collect();
+        let positions = || (0..block).flat_map(|y| (0..block).map(move |x| (y, x)));
+        let samples: Vec<f64> = positions().map(|(y, x)| at(y, x)).collect();
         let own = self.fit(&samples);
         let mut features = vec![own.shape, 0.5 * (own.left + own.right)];
         // The neighbour above, to the left or on a diagonal. Indices wrap around in the block.
         for (dy, dx) in [(0, 1), (1, 0), (1, 1), (1, block - 1)] {
             let product =
                 |(y, x)| at(y, x) * at((y + block - dy) % block, (x + block - dx) % block);
-            let products: Vec<f64> = places().map(product).collect();
+            let products: Vec<f64> = positions().map(product).collect();
             let Aggd { shape, left, right } = self.fit(&products);
             let mean = (right - left) * (ln_gamma(2.0 / shape) - ln_gamma(1.0 / shape)).exp();
             features.extend([shape, mean, left, right]);

@@ -101,8 +101,8 @@ impl Motion {
 fn returns(back: &Flow, forth: &Flow, i: usize) -> bool {
     let [dx, dy] = back.vectors[i];
     let (x, y) = ((i % back.width) as f32 + dx, (i / back.width) as f32 + dy);
-    let way = forth.at(x, y);
-    way.is_some_and(|[fx, fy]| (dx + fx).hypot(dy + fy) <= ROUND_TRIP)
+    let back_again = forth.at(x, y);
+    back_again.is_some_and(|[fx, fy]| (dx + fx).hypot(dy + fy) <= ROUND_TRIP)
 }
 
 /// Returns the pixels whose neighbourhood does not change.

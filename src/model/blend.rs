@@ -85,9 +85,7 @@ impl LiteModel {
                 .collect()
         });
         let ends = ends.unwrap_or_default();
-        ends.iter()
-            .map(|[least, most]| (least + most) / 2.0)
-            .collect()
+        ends.iter().map(|[min, max]| (min + max) / 2.0).collect()
     }
 
     /// Returns the whitened residual of an infinite area of grey `level` (0 to 1), where the nine
@@ -101,7 +99,7 @@ impl LiteModel {
         };
         let stats = self.stats.input_mean.iter().zip(&self.stats.input_std);
         let mut x: Vec<f64> = stats.enumerate().map(whiten).collect();
-        let mut kept = Vec::new();
+        let mut skip = Vec::new();
         for layer in &self.layers {
             let (weight, bias) = layer.fold(&Condition::at(scale), student.r);
             let rows = weight.chunks_exact(layer.spec.ci * 9);
@@ -119,8 +117,8 @@ impl LiteModel {
             }
             match layer.spec.role {
                 Role::Chain => {}
-                Role::PairFirst => kept = x,
-                Role::PairSecond => y.iter_mut().zip(&kept).for_each(|(y, k)| *y += k),
+                Role::PairFirst => skip = x,
+                Role::PairSecond => y.iter_mut().zip(&skip).for_each(|(y, k)| *y += k),
             }
             x = y;
         }
@@ -187,11 +185,11 @@ mod tests {
             frame.as_ref().read(Component::Y, &mut luma).unwrap();
             luma
         };
-        let (flat, made) = (f64::from(luma(&frame)[0]), luma(&large));
+        let (flat, result) = (f64::from(luma(&frame)[0]), luma(&large));
         let want = model.added(flat, 2.0);
         for c in 0..4 {
             let (y, x) = (40 + c / 2, 40 + c % 2);
-            let got = f64::from(made[y * 80 + x]) - flat;
+            let got = f64::from(result[y * 80 + x]) - flat;
             let want = want[c] * f64::from(model.stats.residual_std[c]);
             assert!((got - want).abs() < 1e-3, "channel {c}: {got}, not {want}");
         }

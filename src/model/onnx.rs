@@ -185,7 +185,7 @@ impl Graph {
 
     /// Adds the layers from the tensor `x`. Returns the name of the residual.
     fn network(&mut self, model: &LiteModel, scale: f64, x: &str) -> String {
-        let (mut x, mut kept) = (x.to_string(), String::new());
+        let (mut x, mut skip) = (x.to_string(), String::new());
         for layer in &model.layers {
             let spec = &layer.spec;
             let name = |part: &str| format!("{}.{part}", spec.name);
@@ -211,9 +211,9 @@ impl Graph {
             }
             match spec.role {
                 Role::Chain => {}
-                Role::PairFirst => kept.clone_from(&x),
+                Role::PairFirst => skip.clone_from(&x),
                 Role::PairSecond => {
-                    self.node("Add", &[&kept, &y], &[&name("sum")], &[]);
+                    self.node("Add", &[&skip, &y], &[&name("sum")], &[]);
                     y = name("sum");
                 }
             }

@@ -61,7 +61,7 @@ mod tests {
     fn values_and_gradients_are_candles() {
         let var = || Var::randn(0f32, 1.0, (3, 1000, 7), &Device::Cpu).unwrap();
         let (a, b, weights) = (var(), var(), var());
-        let [ours, theirs] = [
+        let [got, want] = [
             add(&a, &b).unwrap(),
             (a.as_tensor() + b.as_tensor()).unwrap(),
         ]
@@ -71,7 +71,7 @@ mod tests {
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             [&y, grads.get(&a).unwrap(), grads.get(&b).unwrap()].map(values)
         });
-        assert!(ours == theirs);
+        assert!(got == want);
         assert!(add(&a, &a.narrow(0, 0, 2).unwrap()).is_err());
     }
 }

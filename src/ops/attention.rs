@@ -225,16 +225,16 @@ mod tests {
                     bias.is_some()
                 );
                 let table = bias.map(|b| b.as_tensor());
-                let ours = attention(&qkv, table, heads, window, shift).unwrap();
-                let theirs = composed::attention(&qkv, table, heads, window, shift).unwrap();
-                assert_close(&ours, &theirs, &what);
-                let [ours, theirs] = [ours, theirs].map(|y| {
+                let got = attention(&qkv, table, heads, window, shift).unwrap();
+                let want = composed::attention(&qkv, table, heads, window, shift).unwrap();
+                assert_close(&got, &want, &what);
+                let [got, want] = [got, want].map(|y| {
                     let loss = (y * weights.as_tensor()).unwrap().sum_all().unwrap();
                     loss.backward().unwrap()
                 });
-                assert_close(ours.get(&qkv).unwrap(), theirs.get(&qkv).unwrap(), &what);
+                assert_close(got.get(&qkv).unwrap(), want.get(&qkv).unwrap(), &what);
                 if let Some(bias) = bias {
-                    assert_close(ours.get(bias).unwrap(), theirs.get(bias).unwrap(), &what);
+                    assert_close(got.get(bias).unwrap(), want.get(bias).unwrap(), &what);
                 }
             }
         }

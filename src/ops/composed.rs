@@ -217,7 +217,7 @@ mod tests {
     }
 
     /// Asserts that two results and their gradients with respect to `vars` are equal.
-    fn assert_same(ours: &Tensor, theirs: &Tensor, vars: &[&Var]) {
+    fn assert_same(got: &Tensor, want: &Tensor, vars: &[&Var]) {
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let close = |a: &Tensor, b: &Tensor| {
             assert_eq!(a.dims(), b.dims());
@@ -225,14 +225,14 @@ mod tests {
                 assert!((a - b).abs() <= 2e-4 * (1.0 + b.abs()), "{a}, not {b}");
             }
         };
-        close(ours, theirs);
-        let weights = Tensor::randn(0f32, 1.0, ours.shape(), &Device::Cpu).unwrap();
-        let [ours, theirs] = [ours, theirs].map(|y| {
+        close(got, want);
+        let weights = Tensor::randn(0f32, 1.0, got.shape(), &Device::Cpu).unwrap();
+        let [got, want] = [got, want].map(|y| {
             let loss = (y * &weights).unwrap().sum_all().unwrap();
             loss.backward().unwrap()
         });
         for var in vars {
-            close(ours.get(var).unwrap(), theirs.get(var).unwrap());
+            close(got.get(var).unwrap(), want.get(var).unwrap());
         }
     }
 
@@ -242,9 +242,9 @@ mod tests {
         for (stride, pad, k) in [(1, 1, 3), (2, 1, 3), (1, 0, 1), (1, 2, 5)] {
             for activation in activations {
                 let (x, w, b) = (random(&[2, 9, 7, 5]), random(&[6, 5, k, k]), random(&[6]));
-                let ours = conv2d(&x, &w, &b, stride, pad, activation).unwrap();
-                let theirs = ops::conv2d(&x, &w, &b, stride, pad, activation).unwrap();
-                assert_same(&ours, &theirs, &[&x, &w, &b]);
+                let got = conv2d(&x, &w, &b, stride, pad, activation).unwrap();
+                let want = ops::conv2d(&x, &w, &b, stride, pad, activation).unwrap();
+                assert_same(&got, &want, &[&x, &w, &b]);
             }
         }
         let (x, w, b) = (random(&[1, 2, 2, 5]), random(&[6, 5, 3, 3]), random(&[6]));
@@ -255,9 +255,9 @@ mod tests {
     fn norms_are_those_of_the_kernels() {
         for (affine, activation) in [(&[32][..], Activation::Silu), (&[2, 32], Activation::None)] {
             let (x, w, b) = (random(&[2, 5, 4, 32]), random(affine), random(affine));
-            let ours = group_norm(&x, 2, &w, &b, 1e-5, activation).unwrap();
-            let theirs = ops::group_norm(&x, 2, &w, &b, 1e-5, activation).unwrap();
-            assert_same(&ours, &theirs, &[&x, &w, &b]);
+            let got = group_norm(&x, 2, &w, &b, 1e-5, activation).unwrap();
+            let want = ops::group_norm(&x, 2, &w, &b, 1e-5, activation).unwrap();
+            assert_same(&got, &want, &[&x, &w, &b]);
         }
     }
 

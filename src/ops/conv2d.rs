@@ -251,13 +251,13 @@ mod tests {
         for (stride, pad, k) in [(1, 1, 3), (2, 1, 3), (1, 0, 1), (1, 2, 5)] {
             // candle's gradient fails for stride 2 if height and width differ in parity.
             let (x, w, b) = (random((2, 9, 9, 5)), random((7, 5, k, k)), random(7));
-            let ours = conv2d(&x, &w, &b, stride, pad, Activation::None).unwrap();
-            let theirs = candle(&x, &w, &b, stride, pad);
-            assert_close(&ours, &theirs, "values");
-            let ours = ours.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-            let theirs = theirs.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let got = conv2d(&x, &w, &b, stride, pad, Activation::None).unwrap();
+            let want = candle(&x, &w, &b, stride, pad);
+            assert_close(&got, &want, "values");
+            let got = got.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let want = want.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             for (name, var) in [("x", &x), ("weight", &w), ("bias", &b)] {
-                let (a, b) = (ours.get(var).unwrap(), theirs.get(var).unwrap());
+                let (a, b) = (got.get(var).unwrap(), want.get(var).unwrap());
                 assert_close(
                     a,
                     b,

@@ -184,21 +184,21 @@ mod tests {
     }
 
     /// Returns a discriminator with random weights, and its variables.
-    fn made() -> (Discriminator, VarMap) {
+    fn random() -> (Discriminator, VarMap) {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-        let made = Discriminator::new(config(), vb).unwrap();
+        let discriminator = Discriminator::new(config(), vb).unwrap();
         for var in vars.all_vars() {
             let value = Tensor::randn(0f32, 1.0, var.shape(), &Device::Cpu).unwrap();
             var.set(&value).unwrap();
         }
-        made.power_iteration().unwrap();
-        (made, vars)
+        discriminator.power_iteration().unwrap();
+        (discriminator, vars)
     }
 
     #[test]
     fn each_head_has_a_logit_for_each_position_that_depends_on_the_time() {
-        let (d, _) = made();
+        let (d, _) = random();
         let maps = [map(6, 7, 16), map(3, 4, 32)];
         let logits = d.forward(&maps, &[1, 5]).unwrap();
         assert_eq!(logits[0].dims(), [2, 6, 7, 1]);
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn gradients_reach_all_parameters_and_none_when_frozen() {
-        let (d, vars) = made();
+        let (d, vars) = random();
         let maps = [map(6, 7, 16), map(3, 4, 32)];
         let gradients = |d: &Discriminator| {
             let sums = d.forward(&maps, &[1, 5]).unwrap();
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_errors() {
-        let (d, _) = made();
+        let (d, _) = random();
         assert!(d.forward(&[map(6, 7, 16)], &[1, 5]).is_err());
         assert!(d.forward(&[map(6, 7, 16), map(3, 4, 16)], &[1, 5]).is_err());
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);

@@ -174,10 +174,10 @@ impl StudentConfig {
         if !(1..=8).contains(&self.r) || !even {
             return Err(format!("r = {}: 1 to 8, even for a yuv latent", self.r));
         }
-        let most = 16 * self.r * self.r;
-        if !(1..=most).contains(&self.channels) {
+        let max = 16 * self.r * self.r;
+        if !(1..=max).contains(&self.channels) {
             return Err(format!(
-                "{} channels: 1 to {most} for r = {}",
+                "{} channels: 1 to {max} for r = {}",
                 self.channels, self.r
             ));
         }
@@ -406,7 +406,7 @@ impl Student {
     /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, of the
     /// same shape, at `at`.
     pub fn forward(&self, z: &Tensor, at: &Condition) -> Result<Tensor> {
-        let (mut x, mut kept) = (z.to_dtype(self.dtype)?, None);
+        let (mut x, mut skip) = (z.to_dtype(self.dtype)?, None);
         for layer in &self.layers {
             let (kernel, bias) = layer.fold(at, self.config.r)?;
             let activation = match layer.spec.activated {
@@ -417,11 +417,11 @@ impl Student {
             x = match layer.spec.role {
                 Role::Chain => y,
                 Role::PairFirst => {
-                    kept = Some(x);
+                    skip = Some(x);
                     y
                 }
-                Role::PairSecond => match kept.take() {
-                    Some(kept) => (kept + y)?,
+                Role::PairSecond => match skip.take() {
+                    Some(skip) => (skip + y)?,
                     None => y,
                 },
             };

@@ -110,8 +110,8 @@ impl Teacher {
         let (z, e) = (config.latent, Self::embedding_width(&config));
         let widths = &config.widths;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
-        let level = |way: &str, l: usize, inputs: &[usize], co: usize, step: Option<usize>| {
-            let vb = vb.pp(way).pp(l);
+        let level = |part: &str, l: usize, inputs: &[usize], co: usize, step: Option<usize>| {
+            let vb = vb.pp(part).pp(l);
             let block = |(i, ci): (usize, &usize)| Block::new(*ci, co, e, vb.pp(i));
             Ok::<_, candle_core::Error>(Level {
                 blocks: inputs
@@ -174,10 +174,10 @@ impl Teacher {
     /// If a shape does not fit.
     pub fn forward(&self, r_t: &Tensor, base: &Tensor, t: &[usize], scale: f64) -> Result<Tensor> {
         let embedding = self.embed(t, scale, r_t)?;
-        let (mut x, mut kept) = self.encode(r_t, base, &embedding, &mut |_| ())?;
+        let (mut x, mut skips) = self.encode(r_t, base, &embedding, &mut |_| ())?;
         for level in self.up.iter().rev() {
             for block in &level.blocks {
-                let side = kept
+                let side = skips
                     .pop()
                     .ok_or_else(|| candle_core::Error::msg("no skip is left"))?;
                 x = block.forward(&Tensor::cat(&[x, side], D::Minus1)?, &embedding)?;
@@ -228,11 +228,11 @@ impl Teacher {
         let details = details.reshape(base.shape())?;
         let x = Tensor::cat(&[r_t, base, &details], D::Minus1)?;
         let mut x = self.head.forward(&x.to_dtype(self.dtype)?)?;
-        let mut kept = Vec::new();
+        let mut skips = Vec::new();
         for level in &self.down {
             for block in &level.blocks {
                 x = block.forward(&x, embedding)?;
-                kept.push(x.clone());
+                skips.push(x.clone());
             }
             level_done(&x);
             if let Some(step) = &level.step {
@@ -242,7 +242,7 @@ impl Teacher {
         for block in &self.middle {
             x = block.forward(&x, embedding)?;
         }
-        Ok((x, kept))
+        Ok((x, skips))
     }
 
     /// Returns the embedding `[n, e]` after a SiLU, from which each block computes its modulation.

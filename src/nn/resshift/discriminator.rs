@@ -269,12 +269,12 @@ mod tests {
     fn discriminator() -> (Discriminator, HashMap<String, Var>) {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-        let made = Discriminator::new(&DiscriminatorConfig::new(vec![32], 8), vb).unwrap();
+        let discriminator = Discriminator::new(&DiscriminatorConfig::new(vec![32], 8), vb).unwrap();
         let vars = vars.data().lock().unwrap().clone();
         for var in vars.values() {
             var.set(&random(var.shape())).unwrap();
         }
-        (made, vars)
+        (discriminator, vars)
     }
 
     #[test]

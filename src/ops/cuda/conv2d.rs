@@ -458,7 +458,7 @@ mod tests {
                 let what =
                     format!("{dtype:?} {n}x{h}x{w}x{ci} to {co}, {k}x{k} / {stride}, up {up}");
                 let rounded = |t: &Tensor| t.to_dtype(dtype).unwrap();
-                let ours = emulated(|| {
+                let got = emulated(|| {
                     let y = conv2d(&rounded(&x), &weight, &b, stride, pad, up, activation);
                     y.unwrap().expect("a kernel")
                 });
@@ -468,18 +468,18 @@ mod tests {
                     0 => full(&x),
                     _ => composed::upsample2x(&full(&x)).unwrap(),
                 };
-                let theirs =
+                let want =
                     composed::conv2d(&grown, &full(&weight), &b, stride, pad, activation).unwrap();
-                assert_close(&ours, &theirs, limit, &what);
-                let pull = rounded(&Tensor::randn(0f32, 1.0, ours.shape(), &device()).unwrap());
-                let ours = (ours * &pull)
+                assert_close(&got, &want, limit, &what);
+                let pull = rounded(&Tensor::randn(0f32, 1.0, got.shape(), &device()).unwrap());
+                let got = (got * &pull)
                     .unwrap()
                     .sum_all()
                     .unwrap()
                     .backward()
                     .unwrap();
                 let pull = pull.to_dtype(DType::F32).unwrap();
-                let theirs = (theirs * pull)
+                let want = (want * pull)
                     .unwrap()
                     .sum_all()
                     .unwrap()
@@ -487,12 +487,7 @@ mod tests {
                     .unwrap();
                 for (name, var) in [("x", &x), ("weight", &weight), ("bias", &b)] {
                     let what = format!("{what}: gradient of {name}");
-                    assert_close(
-                        ours.get(var).unwrap(),
-                        theirs.get(var).unwrap(),
-                        limit,
-                        &what,
-                    );
+                    assert_close(got.get(var).unwrap(), want.get(var).unwrap(), limit, &what);
                 }
             }
         }
@@ -543,13 +538,13 @@ mod tests {
             .unwrap();
         assert_eq!(x.layout().start_offset(), 3);
         let (weight, b) = (random(&[8, 8, 3, 3]).detach(), random(&[8]).detach());
-        let made = |x: &Tensor| {
+        let convolved = |x: &Tensor| {
             let y = emulated(|| conv2d(x, &weight, &b, 1, 1, 0, Activation::None));
             y.unwrap().unwrap().to_dtype(DType::F32).unwrap()
         };
         assert_close(
-            &made(&x),
-            &made(&x.force_contiguous().unwrap()),
+            &convolved(&x),
+            &convolved(&x.force_contiguous().unwrap()),
             1e-9,
             "begun at 3",
         );
@@ -557,19 +552,19 @@ mod tests {
 
     #[test]
     fn what_kernels_are_not_for_is_left_to_others() {
-        let made = |x: &[usize], weight: &[usize], dtype| {
+        let convolved = |x: &[usize], weight: &[usize], dtype| {
             let (x, weight) = (random(x), random(weight));
             let x = x.to_dtype(dtype).unwrap();
             let b = random(&weight.dims()[..1]);
             emulated(|| conv2d(&x, &weight, &b, 1, 1, 0, Activation::None).unwrap())
         };
-        assert!(made(&[1, 4, 4, 8], &[8, 8, 3, 3], DType::F16).is_some());
-        assert!(made(&[1, 4, 4, 8], &[8, 8, 3, 3], DType::F32).is_none());
-        assert!(made(&[1, 4, 4, 6], &[8, 6, 3, 3], DType::F16).is_none());
+        assert!(convolved(&[1, 4, 4, 8], &[8, 8, 3, 3], DType::F16).is_some());
+        assert!(convolved(&[1, 4, 4, 8], &[8, 8, 3, 3], DType::F32).is_none());
+        assert!(convolved(&[1, 4, 4, 6], &[8, 6, 3, 3], DType::F16).is_none());
         // Channels of its gradients are not multiples of 8.
-        assert!(made(&[1, 4, 4, 8], &[6, 8, 3, 3], DType::F16).is_none());
-        assert!(made(&[1, 1, 1, 8], &[8, 8, 5, 5], DType::F16).is_none());
-        assert!(made(&[1, 4, 4, 8], &[8, 8, 3, 5], DType::F16).is_none());
-        assert!(made(&[0, 4, 4, 8], &[8, 8, 3, 3], DType::F16).is_none());
+        assert!(convolved(&[1, 4, 4, 8], &[6, 8, 3, 3], DType::F16).is_none());
+        assert!(convolved(&[1, 1, 1, 8], &[8, 8, 5, 5], DType::F16).is_none());
+        assert!(convolved(&[1, 4, 4, 8], &[8, 8, 3, 5], DType::F16).is_none());
+        assert!(convolved(&[0, 4, 4, 8], &[8, 8, 3, 3], DType::F16).is_none());
     }
 }

@@ -125,9 +125,13 @@ impl Context {
             Some(fake) => Ok(fake as Arc<dyn Driver>),
             None => driver(),
         };
-        let context = driver()
-            .and_then(Self::new)
-            .map_err(|e| Error::Device(format!("device 'cuda:{ordinal}' cannot be used: {e}")))?;
+        let context = driver().and_then(Self::new).map_err(|e| {
+            let text = format!("device 'cuda:{ordinal}' cannot be used: {e}");
+            match e {
+                Error::DeviceLost(_) => Error::DeviceLost(text),
+                _ => Error::Device(text),
+            }
+        })?;
         open.retain(|_, context| context.strong_count() > 0);
         open.insert((ordinal, handle), Arc::downgrade(&context));
         Ok(context)
