@@ -15,7 +15,7 @@ use candle_nn::{VarBuilder, VarMap};
 use tadsr::{
     nn::lite::{Condition, DiscriminatorConfig, Student, StudentConfig, Teacher, TeacherConfig},
     train::{
-        adversary::{Adversary, Judge, Judged, mean_of_heads},
+        adversary::{DiscriminatorTrainer, FeatureDiscriminator, FeaturePair, mean_of_heads},
         lite,
         losses::{Term, hinge_generator, stand_in},
         optim::{AdamW, Ema, Parameter},
@@ -156,7 +156,8 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         width: 64,
         time_channels: 32,
     };
-    let mut adversary = Adversary::new(lite::init::discriminator(&judge, 1, &place.device)?)?;
+    let mut adversary =
+        DiscriminatorTrainer::new(lite::init::discriminator(&judge, 1, &place.device)?)?;
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
     let mut student = Student::expanded(config, 64, vb)?;
@@ -174,7 +175,7 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
     };
     best(place, || {
         let (loss, grads) = adversary.loss(1, |_| {
-            Ok(Judged {
+            Ok(FeaturePair {
                 real: features(&truth)?,
                 fake: features(&student.forward(&base, &Condition::at(SCALE))?.detach())?,
                 t: t.clone(),
@@ -183,7 +184,7 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         assert!(loss.is_finite());
         adversary.update(&grads, 5e-4)?;
 
-        let judge = adversary.judge()?;
+        let judge = adversary.discriminator()?;
         let result = student.forward(&base, &Condition::at(SCALE))?;
         let real = Term::at(&result, |z| charbonnier(z, &truth))?;
         let adversarial = Term::at(&result, |z| {

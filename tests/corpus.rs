@@ -11,8 +11,8 @@ use tadsr::{
     frame::{Frame, FrameInfo, PixelFormat},
     train::{
         data::{
-            Patch, Sampling,
-            corpus::{Corpus, Progress},
+            Patch, Preparation, Sampling,
+            corpus::Corpus,
             pairs::{Pair, PairSource, Random},
             pool::{Layout, Make, Pool},
             spec::{CorpusSpec, PoolSpec},
@@ -38,7 +38,7 @@ fn spec(clips: usize) -> PoolSpec {
     PoolSpec {
         clips,
         frames: 4,
-        kept: 2,
+        retained: 2,
         ..PoolSpec::default()
     }
 }
@@ -168,7 +168,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     assert_eq!(corpus.photos().map(|p| p.len()), Some(2));
     assert!(corpus.clips().is_some() && corpus.held_out().len() == 1);
     let last = seen.into_inner().unwrap().pop();
-    assert_eq!(last, Some(Progress::Pool { done: 8, all: 8 }));
+    assert_eq!(last, Some(Preparation::Pool { done: 8, all: 8 }));
     let again = load(&spec).unwrap();
     assert_eq!(corpus.fingerprint(), again.fingerprint());
     for seed in 0..12 {
@@ -237,10 +237,10 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
         dead_leaves: 3,
         ..Synthetic::default()
     };
-    let drawn = CorpusSpec { synthetic, ..spec };
-    let drawn = load(&drawn).unwrap();
-    assert_eq!(drawn.photos().map(|p| p.len()), Some(2 + 3));
-    assert_eq!(drawn.held_out().len(), corpus.held_out().len());
+    let rendered = CorpusSpec { synthetic, ..spec };
+    let rendered = load(&rendered).unwrap();
+    assert_eq!(rendered.photos().map(|p| p.len()), Some(2 + 3));
+    assert_eq!(rendered.held_out().len(), corpus.held_out().len());
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn a_pool_stays_within_its_limit_and_stops_when_told_to() {
     assert!(bytes < pool.size() + 4096, "{bytes}");
     let tiny = PoolSpec {
         limit: 1,
-        kept: 4,
+        retained: 4,
         ..spec(1000)
     };
     let large = Pool::open(

@@ -96,12 +96,12 @@ fn teacher(path: &Path, config: ResShiftConfig) {
     model.save(path, Precision::F32).unwrap();
 }
 
-struct Place {
+struct Folder {
     dir: tempfile::TempDir,
     data: PathBuf,
 }
 
-impl Place {
+impl Folder {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = photos::photos(dir.path(), (96, 80));
@@ -176,12 +176,12 @@ fn files(dir: &Path) -> Vec<String> {
 /// A recipe stands for the command's options, and goes on by itself.
 #[test]
 fn a_recipe_with_a_published_teacher_is_the_same_run() {
-    let place = Place::new();
-    run(place.distill(
+    let folder = Folder::new();
+    run(folder.distill(
         "line",
         &["--steps", "4", "--starts", "1,3", "--name", "student"],
     ));
-    let recipe = place.at("recipe.toml");
+    let recipe = folder.at("recipe.toml");
     let text = "published = 'teacher.safetensors'\ndata = ['photos']\nsteps = 4\nbatch = 2\nlr = 3e-4\nwarm_up = 5\n\
                 starts = [1, 3]\nname = 'student'\n";
     std::fs::write(&recipe, text).unwrap();
@@ -191,12 +191,12 @@ fn a_recipe_with_a_published_teacher_is_the_same_run() {
             .arg("run")
             .arg(&recipe)
             .arg("--out")
-            .arg(place.at("recipe"));
+            .arg(folder.at("recipe"));
         command.args(more);
         command
     };
     run(command(&[]));
-    let model = |run: &str| std::fs::read(place.at(run).join("model.safetensors")).unwrap();
+    let model = |run: &str| std::fs::read(folder.at(run).join("model.safetensors")).unwrap();
     assert!(model("line") == model("recipe"));
     // Done already; folders given are those that count.
     assert!(run(command(&[])).contains("done"));
@@ -206,19 +206,19 @@ fn a_recipe_with_a_published_teacher_is_the_same_run() {
         assert!(fails(command(&[option, "there"])).contains(option));
     }
     std::fs::write(&recipe, format!("{text}stepps = 4\n")).unwrap();
-    assert!(fails(command(&[])).contains("--stepps"));
+    assert!(fails(command(&[])).contains("stepps"));
 }
 
 #[test]
 fn the_student_comes_closer_to_the_teachers_result() {
-    let place = Place::new();
+    let folder = Folder::new();
     // The teacher's copy, with a fifth of its output's contrast.
-    let mut lost = ResShiftModel::read(&place.at("teacher.safetensors")).unwrap();
+    let mut lost = ResShiftModel::read(&folder.at("teacher.safetensors")).unwrap();
     let output = lost.tensors.get_mut("unet.out.2.weight").unwrap();
     *output = (&*output * 0.2).unwrap();
     lost.metadata.name = "lost".into();
     lost.metadata.licence = "NTU S-Lab 1.0".into();
-    let path = place.at("student.safetensors");
+    let path = folder.at("student.safetensors");
     lost.save(&path, Precision::F32).unwrap();
     let options = [
         "--steps",
@@ -229,10 +229,10 @@ fn the_student_comes_closer_to_the_teachers_result() {
         "0.8",
         "--student",
     ];
-    let mut command = place.distill("run", &options);
+    let mut command = folder.distill("run", &options);
     command.arg(path);
     let text = run(command);
-    let losses = place.losses("run");
+    let losses = folder.losses("run");
     for (name, column) in &losses {
         assert_eq!(column.len(), 60);
         assert!(column.iter().all(|v| v.is_finite()), "{name}: {column:?}");
@@ -253,7 +253,7 @@ fn the_student_comes_closer_to_the_teachers_result() {
         d[1]
     );
     // What it is made of is written down.
-    let made = ResShiftModel::read(&place.at("run/model.safetensors")).unwrap();
+    let made = ResShiftModel::read(&folder.at("run/model.safetensors")).unwrap();
     assert_eq!(made.metadata.licence, "MIT AND NTU S-Lab 1.0");
     assert_eq!(made.metadata.source["teacher"]["name"], "teacher");
     assert_eq!(made.metadata.source["begun_with"]["name"], "lost");
@@ -264,7 +264,7 @@ fn the_student_comes_closer_to_the_teachers_result() {
 /// As on CUDA: feature maps in bf16, weights in f32. On the CPU candle's operators compute them.
 #[test]
 fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
-    let place = Place::new();
+    let folder = Folder::new();
     for precision in ["f32", "bf16"] {
         let options = [
             "--steps",
@@ -274,9 +274,9 @@ fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
             "--precision",
             precision,
         ];
-        run(place.distill(precision, &options));
+        run(folder.distill(precision, &options));
     }
-    let [full, short] = ["f32", "bf16"].map(|out| place.losses(out));
+    let [full, short] = ["f32", "bf16"].map(|out| folder.losses(out));
     for name in ["regression", "discriminator"] {
         for (a, b) in full[name].iter().zip(&short[name]) {
             // The discriminator begins blind, with the same loss in any numbers.
@@ -284,7 +284,7 @@ fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
             assert!((a - b).abs() < 0.1 * a.abs().max(0.1), "{name}: {a}, {b}");
         }
     }
-    let model = ResShiftModel::read(&place.at("bf16/model.safetensors")).unwrap();
+    let model = ResShiftModel::read(&folder.at("bf16/model.safetensors")).unwrap();
     let weights = &model.tensors["unet.out.2.weight"];
     let rounded = weights.to_dtype(candle_core::DType::BF16).unwrap();
     let off = (weights - rounded.to_dtype(candle_core::DType::F32).unwrap()).unwrap();
@@ -303,7 +303,7 @@ fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
 #[test]
 #[cfg(unix)]
 fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
-    let place = Place::new();
+    let folder = Folder::new();
     let options = [
         "--name",
         "same",
@@ -316,10 +316,10 @@ fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
         "--starts",
         "1,3",
     ];
-    run(place.distill("whole", &options));
-    let mut child = place.distill("stopped", &options);
+    run(folder.distill("whole", &options));
+    let mut child = folder.distill("stopped", &options);
     let mut child = child.stderr(std::process::Stdio::piped()).spawn().unwrap();
-    while !place.at("stopped/model.safetensors").exists() {
+    while !folder.at("stopped/model.safetensors").exists() {
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "ended before its first checkpoint");
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -331,26 +331,26 @@ fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(
-        text.contains("go on with the same command and --resume"),
+        text.contains("continue with the same command and --resume"),
         "{text}"
     );
     let resume = [&options[..], &["--resume"]].concat();
     // Another teacher, other options and a new run in the same folder are refused.
-    let refused = fails(place.distill("stopped", &options));
+    let refused = fails(folder.distill("stopped", &options));
     assert!(refused.contains("--resume"), "{refused}");
-    let other = fails(place.distill("stopped", &[&resume[..], &["--score", "0.5"]].concat()));
+    let other = fails(folder.distill("stopped", &[&resume[..], &["--score", "0.5"]].concat()));
     assert!(other.contains("other options"), "{other}");
-    let file = place.at("teacher.safetensors");
-    let kept = std::fs::read(&file).unwrap();
+    let file = folder.at("teacher.safetensors");
+    let original = std::fs::read(&file).unwrap();
     let mut another = ResShiftModel::read(&file).unwrap();
     let bias = another.tensors.get_mut("unet.out.2.bias").unwrap();
     *bias = (&*bias + 0.1).unwrap();
     another.save(&file, Precision::F32).unwrap();
-    let other = fails(place.distill("stopped", &resume));
+    let other = fails(folder.distill("stopped", &resume));
     assert!(other.contains("another teacher"), "{other}");
-    std::fs::write(&file, kept).unwrap();
-    run(place.distill("stopped", &resume));
-    let read = |run: &str, name: &str| std::fs::read(place.at(run).join(name)).unwrap();
+    std::fs::write(&file, original).unwrap();
+    run(folder.distill("stopped", &resume));
+    let read = |run: &str, name: &str| std::fs::read(folder.at(run).join(name)).unwrap();
     let losses = |run| String::from_utf8(read(run, "losses.csv")).unwrap();
     assert_eq!(losses("whole").lines().count(), 15);
     assert_eq!(losses("whole"), losses("stopped"));
@@ -360,8 +360,8 @@ fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
 
 #[test]
 fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
-    let place = Place::new();
-    teacher(&place.at("teacher.safetensors"), config(64, 3));
+    let folder = Folder::new();
+    teacher(&folder.at("teacher.safetensors"), config(64, 3));
     let options = [
         "--steps",
         "3",
@@ -370,15 +370,15 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
         "--name",
         "narrow",
     ];
-    let text = run(place.distill("dry", &[&options[..], &["--dry-run"]].concat()));
+    let text = run(folder.distill("dry", &[&options[..], &["--dry-run"]].concat()));
     assert!(
         text.contains("one step of 2 images") && text.contains("3 steps"),
         "{text}"
     );
-    assert!(!place.at("dry").exists());
-    let text = run(place.distill("run", &options));
+    assert!(!folder.at("dry").exists());
+    let text = run(folder.distill("run", &options));
     assert!(text.contains("3 photos are too few"), "{text}");
-    let mut names = files(&place.at("run"));
+    let mut names = files(&folder.at("run"));
     // TensorBoard's file is named after time and process.
     names.retain(|name| !name.starts_with("events.out.tfevents."));
     let expected = [
@@ -388,7 +388,7 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
         "report.html",
     ];
     assert_eq!(names, expected);
-    let student = ResShiftModel::read(&place.at("run/model.safetensors")).unwrap();
+    let student = ResShiftModel::read(&folder.at("run/model.safetensors")).unwrap();
     assert_eq!(student.metadata.name, "narrow");
     assert_eq!(student.metadata.config.unet.model_channels, 32);
     assert_eq!(student.metadata.source["steps_done"], 3);
@@ -406,10 +406,10 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
 
 #[test]
 fn losses_of_weight_zero_are_left_out() {
-    let place = Place::new();
+    let folder = Folder::new();
     let options = ["--steps", "2", "--score", "0", "--adversarial", "0"];
-    run(place.distill("run", &options));
-    let losses = place.losses("run");
+    run(folder.distill("run", &options));
+    let losses = folder.losses("run");
     for name in [
         "score",
         "generator",
@@ -424,42 +424,42 @@ fn losses_of_weight_zero_are_left_out() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do() {
-    let place = Place::new();
-    let file = place.at("teacher.safetensors");
+    let folder = Folder::new();
+    let file = folder.at("teacher.safetensors");
     let mut model = ResShiftModel::read(&file).unwrap();
     let bias = model.tensors.get_mut("unet.out.2.bias").unwrap();
     *bias = (&*bias + 1e30).unwrap();
     model.save(&file, Precision::F32).unwrap();
     let options = ["--steps", "4", "--from-scratch", "--adversarial", "0"];
-    let text = fails(place.distill("run", &options));
+    let text = fails(folder.distill("run", &options));
     assert!(
         text.contains("at step 0") && text.contains("lower learning rate"),
         "{text}"
     );
-    assert!(!place.at("run/checkpoint.safetensors").exists());
+    assert!(!folder.at("run/checkpoint.safetensors").exists());
 }
 
 #[test]
 fn mistakes_are_explained() {
-    let place = Place::new();
+    let folder = Folder::new();
     for (options, word) in [
-        (&["--patch", "40"][..], "patch 40"),
+        (&["--patch", "40"][..], "--patch 40"),
         (&["--patch", "320"], "no usable photo"),
         (&["--starts", "4"], "starts [4]"),
         (&["--student-channels", "33"], "--student-channels 33"),
         (&["--score", "-1"], "unexpected argument"),
         (&["--score=-1"], "weights of the losses"),
-        (&["--score-times", "9"], "score times 9"),
+        (&["--score-times", "9"], "--score-times 9"),
         (&["--student-config", "nowhere.json"], "nowhere.json"),
         (&["--student", "nowhere.safetensors"], "nowhere.safetensors"),
         (&["--resume"], "nothing to resume"),
     ] {
-        let output = place.distill("run", options).output().unwrap();
+        let output = folder.distill("run", options).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains(word), "{text}");
     }
     let lite = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/tiny-x4.safetensors");
-    std::fs::copy(lite, place.at("teacher.safetensors")).unwrap();
-    let text = fails(place.distill("run", &[]));
+    std::fs::copy(lite, folder.at("teacher.safetensors")).unwrap();
+    let text = fails(folder.distill("run", &[]));
     assert!(text.contains("teacher.safetensors"), "{text}");
 }

@@ -128,16 +128,16 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let teacher = third.join("teacher");
     let (done, text) = run(&recipe, &out, &["--teacher", teacher.to_str().unwrap()]);
     assert!(!done && text.contains("another teacher"), "{text}");
-    let kept = fs::read(out.join("recipe.toml")).unwrap();
+    let recorded = fs::read(out.join("recipe.toml")).unwrap();
     fs::write(dir.path().join("teacher.toml"), TEACHER).unwrap();
     fs::write(&recipe, RECIPE.replace("steps = 12", "steps = 11")).unwrap();
     let teacher = out.join("teacher");
     let (done, text) = run(&recipe, &out, &["--teacher", teacher.to_str().unwrap()]);
     assert!(!done && text.contains("steps 12, now 11"), "{text}");
-    assert!(fs::read(out.join("recipe.toml")).unwrap() == kept);
+    assert!(fs::read(out.join("recipe.toml")).unwrap() == recorded);
     // What is kept is a recipe, with the folders where they are.
-    let (again, kept) = (dir.path().join("again"), out.join("recipe.toml"));
-    let (done, text) = run(&kept, &again, &["--teacher", teacher.to_str().unwrap()]);
+    let (again, recorded) = (dir.path().join("again"), out.join("recipe.toml"));
+    let (done, text) = run(&recorded, &again, &["--teacher", teacher.to_str().unwrap()]);
     assert!(done, "{text}");
     assert_eq!(lines(&again.join("losses.csv")).len(), losses.len());
 }

@@ -100,7 +100,7 @@ fn a_stopped_run_goes_on_to_the_same_model() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(
-        text.contains("go on with the same command and --resume"),
+        text.contains("continue with the same command and --resume"),
         "{text}"
     );
     let refused = fails(fit(&data, &stopped, &options));
@@ -111,12 +111,12 @@ fn a_stopped_run_goes_on_to_the_same_model() {
         assert!(named, "{other}");
     }
     let lost = data.join("0.png");
-    let kept = std::fs::read(&lost).unwrap();
+    let original = std::fs::read(&lost).unwrap();
     std::fs::remove_file(&lost).unwrap();
     let resume = [&options[..], &["--resume"]].concat();
     let fewer = fails(fit(&data, &stopped, &resume));
     assert!(fewer.contains("other data"), "{fewer}");
-    std::fs::write(&lost, kept).unwrap();
+    std::fs::write(&lost, original).unwrap();
     run(fit(&data, &stopped, &resume));
     assert!(
         model(&whole) == model(&stopped),
@@ -353,7 +353,7 @@ fn mistakes_are_explained() {
         (none.clone(), &[][..], "no usable photo"),
         (data.clone(), &["--scale", "9"][..], "--scale 9"),
         (data.clone(), &["--steps", "0"][..], "--steps"),
-        (data.clone(), &["--lr", "7"][..], "--lr"),
+        (data.clone(), &["--lr", "0"][..], "--lr 0"),
         (data.clone(), &["--patch", "0"][..], "--patch 0"),
         (none, &["--patch", "30"][..], "multiple of 4"),
         (data, &["--resume"][..], "nothing to resume"),

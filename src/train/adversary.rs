@@ -1,4 +1,4 @@
-//! A discriminator in training.
+//! Training of a discriminator on the features of a teacher.
 
 use std::collections::HashMap;
 
@@ -10,25 +10,26 @@ use super::{
 };
 use crate::nn::layers::is_parameter;
 
-/// A discriminator that judges the features of a frozen teacher.
-pub trait Judge: Sized {
-    /// The logits of each head for `features` at the times `t`. A loss is a mean over each head, then over the heads.
+/// Discriminator on the features of a frozen teacher.
+pub trait FeatureDiscriminator: Sized {
+    /// Returns the logits of each head for `features` at the times `t`. A loss is a mean over each
+    /// head, then over the heads.
     ///
     /// # Errors
     /// When a shape does not fit.
     fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>>;
 
-    /// One power iteration of every spectral norm.
+    /// Takes one power iteration of every spectral norm.
     ///
     /// # Errors
     /// When a tensor operation fails.
     fn power_iteration(&self) -> Result<()>;
 
-    /// The same discriminator, which a gradient flows through and not into.
+    /// Returns the discriminator with constant weights: gradients pass through it only.
     fn frozen(&self) -> Self;
 }
 
-/// The mean of `loss` over a discriminator's heads.
+/// Returns the mean of `loss` over the heads of a discriminator.
 ///
 /// # Errors
 /// Those of `loss`.
@@ -37,57 +38,58 @@ pub fn mean_of_heads(heads: impl Iterator<Item = Result<Tensor>>) -> Result<Tens
     Tensor::stack(&heads, 0)?.mean_all()
 }
 
-/// A teacher's features of real latents and of a student's, both perturbed to the same times.
-pub struct Judged {
+/// Features of a teacher for real latents and for results of a student, perturbed to the same
+/// times.
+pub struct FeaturePair {
     pub real: Vec<Tensor>,
-    /// Must carry no gradient.
+    /// Features of the student's results, without gradients.
     pub fake: Vec<Tensor>,
-    /// The time of each sample.
+    /// Time of each sample.
     pub t: Vec<usize>,
 }
 
-/// A discriminator, its optimiser and the state of both.
-pub struct Adversary<J> {
-    judge: J,
-    /// All variables, the spectral norms' vectors among them.
+/// Discriminator and its optimiser.
+pub struct DiscriminatorTrainer<D> {
+    discriminator: D,
+    /// All variables, including the vectors of the spectral norms.
     variables: Vec<Parameter>,
     adam: AdamW,
 }
 
-impl<J: Judge> Adversary<J> {
-    /// A discriminator whose tensors are `variables`.
+impl<D: FeatureDiscriminator> DiscriminatorTrainer<D> {
+    /// Creates the optimiser of a discriminator and its `variables`.
     ///
     /// # Errors
-    /// When memory cannot be had.
-    pub fn new((judge, variables): (J, Vec<Parameter>)) -> Result<Self> {
+    /// When memory cannot be allocated.
+    pub fn new((discriminator, variables): (D, Vec<Parameter>)) -> Result<Self> {
         let name = |(name, var)| (format!("discriminator.{name}"), var);
         let variables: Vec<_> = variables.into_iter().map(name).collect();
         let trained = variables.iter().filter(|(name, _)| is_parameter(name));
         let mut adam = AdamW::new(trained.cloned().collect())?;
         adam.beta2 = 0.999;
         Ok(Self {
-            judge,
+            discriminator,
             variables,
             adam,
         })
     }
 
-    /// The hinge loss, a mean over `batches` batches that `judged` makes one after the other, and its gradients. Takes
+    /// Returns the hinge loss, a mean over `batches` batches from `batch`, and its gradients. Takes
     /// one power iteration of the spectral norms first.
     ///
     /// # Errors
-    /// Those of `judged`, or when a shape does not fit.
+    /// Those of `batch`, or when a shape does not fit.
     pub fn loss(
         &self,
         batches: usize,
-        mut judged: impl FnMut(usize) -> Result<Judged>,
+        mut batch: impl FnMut(usize) -> Result<FeaturePair>,
     ) -> Result<(f64, GradStore)> {
-        self.judge.power_iteration()?;
+        self.discriminator.power_iteration()?;
         let (mut sum, mut grads) = (0.0, GradStore::default());
         for i in 0..batches {
-            let Judged { real, fake, t } = judged(i)?;
-            let real = self.judge.heads(&real, &t)?;
-            let fake = self.judge.heads(&fake, &t)?;
+            let FeaturePair { real, fake, t } = batch(i)?;
+            let real = self.discriminator.heads(&real, &t)?;
+            let fake = self.discriminator.heads(&fake, &t)?;
             let heads = real.iter().zip(&fake);
             let loss = mean_of_heads(heads.map(|(real, fake)| hinge_discriminator(real, fake)))?;
             let loss = (loss / batches as f64)?;
@@ -97,7 +99,7 @@ impl<J: Judge> Adversary<J> {
         Ok((sum, grads))
     }
 
-    /// Takes a step of learning rate `rate` along the gradients of [`Self::loss`].
+    /// Takes a step of learning rate `rate` with the gradients of [`Self::loss`].
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -105,17 +107,17 @@ impl<J: Judge> Adversary<J> {
         self.adam.step(grads, rate)
     }
 
-    /// The discriminator as the generator's loss needs it: after one power iteration on the weights as they are now, and
-    /// without gradients of its own.
+    /// Returns the discriminator for the generator's loss: with constant weights, after a power
+    /// iteration.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn judge(&self) -> Result<J> {
-        self.judge.power_iteration()?;
-        Ok(self.judge.frozen())
+    pub fn discriminator(&self) -> Result<D> {
+        self.discriminator.power_iteration()?;
+        Ok(self.discriminator.frozen())
     }
 
-    /// The variables (`weights.discriminator.*`) and the moments by name, for a checkpoint.
+    /// Returns variables (`weights.discriminator.*`) and moments by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let variables = self.variables.iter();
         let mut all: Vec<_> = variables
@@ -125,7 +127,7 @@ impl<J: Judge> Adversary<J> {
         all
     }
 
-    /// Takes back what [`Self::state`] gave after `step` updates.
+    /// Restores the [`Self::state`] after `step` updates.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
@@ -149,25 +151,26 @@ mod tests {
     fn it_learns_to_tell_two_kinds_of_features_apart() {
         let config = DiscriminatorConfig::new(vec![32], 8);
         let mut adversary =
-            Adversary::new(init::discriminator(&config, 1, &Device::Cpu).unwrap()).unwrap();
-        // Both are noise on a slope; the real one rises and the fake one falls.
+            DiscriminatorTrainer::new(init::discriminator(&config, 1, &Device::Cpu).unwrap())
+                .unwrap();
+        // Both are noise on a slope: the real one rises, the fake one falls.
         let slope = Tensor::arange(0f32, 6.0, &Device::Cpu).unwrap();
         let slope = slope.reshape((1, 1, 6, 1)).unwrap();
-        let judged = |_| {
+        let batch = |_| {
             let noise = || Tensor::randn(0f32, 1.0, (2, 6, 6, 32), &Device::Cpu);
-            Ok(Judged {
+            Ok(FeaturePair {
                 real: vec![noise()?.broadcast_add(&slope)?],
                 fake: vec![noise()?.broadcast_sub(&slope)?],
                 t: vec![3, 5],
             })
         };
-        let (before, _) = adversary.loss(1, judged).unwrap();
+        let (before, _) = adversary.loss(1, batch).unwrap();
         assert!((before - 2.0).abs() < 0.5, "{before}");
         for _ in 0..30 {
-            let (_, grads) = adversary.loss(2, judged).unwrap();
+            let (_, grads) = adversary.loss(2, batch).unwrap();
             adversary.update(&grads, 3e-3).unwrap();
         }
-        let (after, _) = adversary.loss(4, judged).unwrap();
+        let (after, _) = adversary.loss(4, batch).unwrap();
         assert!(after < 0.7 * before, "{before}, then {after}");
     }
 }

@@ -14,9 +14,18 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
+/// File with the checkpoint in the folder of a run.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// Returns `true` if there is a checkpoint in `folder`.
+pub fn has_checkpoint(folder: &Path) -> bool {
+    folder.join(CHECKPOINT).exists()
+}
+
 const STATE_KEY: &str = "tadsr-checkpoint";
 
-/// Writes `bytes` to `path` so that a reader or a crash sees the old file or the new one, never a part.
+/// Writes `bytes` to `path` atomically: a reader or a crash sees the old file or the new one, never
+/// a part.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -34,7 +43,7 @@ pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize)
     let header = HashMap::from([(STATE_KEY.to_string(), json)]);
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
     put_in_place(path, |part| {
-        // Straight to the file: a large network's state takes gigabytes.
+        // Directly to the file, because the state of a large network takes gigabytes.
         safetensors::serialize_to_file(&tensors, Some(header), part).map_err(|e| match e {
             SafeTensorError::IoError(e) => Error::io(path)(e),
             e => wrong(e.to_string()),
@@ -42,13 +51,13 @@ pub fn save(path: &Path, tensors: Vec<(String, Tensor)>, state: &impl Serialize)
     })
 }
 
-/// The error of a checkpoint that cannot be gone on with because of `differences`.
+/// Returns the error of a checkpoint that cannot be continued because of `differences`.
 pub fn other_options(path: &Path, differences: Vec<String>) -> Error {
     let differences = differences.join("; ");
     Error::training(path, format!("was made with other options: {differences}"))
 }
 
-/// In what values of what it is made of something `was` otherwise than it `is`, such as `steps 3000, now 3500`.
+/// Lists the values that differ between `was` and `is`, such as `steps 3000, now 3500`.
 pub fn differences(was: &impl Serialize, is: &impl Serialize) -> Vec<String> {
     fn walk(name: &str, was: &Value, is: &Value, found: &mut Vec<String>) {
         match (was, is) {
@@ -63,7 +72,7 @@ pub fn differences(was: &impl Serialize, is: &impl Serialize) -> Vec<String> {
                 }
             }
             _ if was == is => {}
-            // Statistics would fill the screen.
+            // Long lists, such as statistics, are named only.
             (Value::Array(a), _) if a.len() > 4 => found.push(name.into()),
             _ => found.push(format!("{name} {was}, now {is}")),
         }
@@ -75,7 +84,7 @@ pub fn differences(was: &impl Serialize, is: &impl Serialize) -> Vec<String> {
     found
 }
 
-/// Lets `write` make the file `path`.part, makes sure that it is on the disk, then lets it replace `path`.
+/// Calls `write` for the file `path`.part, flushes it to disk and renames it to `path`.
 fn put_in_place(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut part = OsString::from(path);
     part.push(".part");
@@ -86,13 +95,13 @@ fn put_in_place(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<
         replaced.map_err(Error::io(path))
     });
     if written.is_err() {
-        // It is the first error that matters.
+        // The first error is the one to report.
         let _ = fs::remove_file(&part);
     }
     written
 }
 
-/// Loads what [`save`] saved.
+/// Loads a checkpoint of [`save`].
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::Model`] when the file is damaged or no checkpoint.
@@ -122,31 +131,29 @@ pub fn is_checkpoint(path: &Path) -> Result<bool> {
     Ok(metadata.is_some_and(|m| m.contains_key(STATE_KEY)))
 }
 
-/// How a run begins.
+/// Start of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Anew, where there is no checkpoint that it would overwrite.
+    /// A new run; a checkpoint in its folder is an error.
     New,
-    /// With its checkpoint.
+    /// Continues with the checkpoint.
     Resumed,
-    /// Anew, whatever is there: it will not be saved.
+    /// A new run that is not saved.
     Dry,
 }
 
 impl Start {
-    /// Of a run that goes on if `resume`.
+    /// Returns the start of a run that continues if `resume`.
     pub fn of(resume: bool) -> Self {
-        match resume {
-            true => Self::Resumed,
-            false => Self::New,
-        }
+        if resume { Self::Resumed } else { Self::New }
     }
 }
 
-/// Loads the checkpoint of a run that goes on, or makes sure that a new run does not overwrite one.
+/// Loads the checkpoint of a run that continues. Checks that a new run does not overwrite one.
 ///
 /// # Errors
-/// Those of [`load`], and [`Error::Training`] when the file exists though the run is new, or is missing though it goes on.
+/// Those of [`load`], and [`Error::Training`] when the file exists although the run is new, or is
+/// missing although the run continues.
 pub fn load_if<S: DeserializeOwned>(
     path: &Path,
     start: Start,

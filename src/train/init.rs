@@ -1,4 +1,4 @@
-//! Weights of networks before training.
+//! Initial weights of networks.
 
 use std::collections::HashMap;
 
@@ -9,13 +9,14 @@ use super::random::normal;
 /// Tensors by name.
 pub type Tensors = HashMap<String, Tensor>;
 
-/// Variables by name, in the names' order.
+/// Variables by name, sorted by name.
 pub type Variables = Vec<(String, Var)>;
 
-/// Power iterations that a new discriminator's spectral norms begin with.
+/// Power iterations of the spectral norms of a new discriminator.
 pub(super) const POWER_ITERATIONS: usize = 30;
 
-/// The variables in their names' order: the map has none of its own, and candle's CPU random numbers no seed.
+/// Returns the variables sorted by name, because the map has no order. They need seeded values,
+/// because the random numbers of candle on the CPU have no seed.
 pub(super) fn sorted(vars: &candle_nn::VarMap) -> Result<Variables> {
     let all = vars.data().lock();
     let all = all.map_err(|_| candle_core::Error::Msg("poisoned variables".into()))?;
@@ -24,8 +25,12 @@ pub(super) fn sorted(vars: &candle_nn::VarMap) -> Result<Variables> {
     Ok(variables)
 }
 
-/// Sets the variables to random values of the seed: zeros for names that `is_zero` picks.
-pub(super) fn draw(variables: &Variables, seed: u64, is_zero: impl Fn(&str) -> bool) -> Result<()> {
+/// Sets the variables to random values of the seed, and to zero where `is_zero` holds for the name.
+pub(super) fn set_random(
+    variables: &Variables,
+    seed: u64,
+    is_zero: impl Fn(&str) -> bool,
+) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let inputs = inputs(variables.iter().map(|(n, v)| (n.as_str(), v.dims())));
     for (name, var) in variables {
@@ -34,22 +39,22 @@ pub(super) fn draw(variables: &Variables, seed: u64, is_zero: impl Fn(&str) -> b
             n if n.ends_with("weight_u") || n.ends_with("weight_v") => Kind::Normal(1.0),
             _ => Kind::of(name, &inputs),
         };
-        var.set(&kind.draw(var.dims(), &mut rng)?)?;
+        var.set(&kind.sample(var.dims(), &mut rng)?)?;
     }
     Ok(())
 }
 
-/// A distribution of initial weights.
+/// Distribution of initial weights.
 pub(super) enum Kind {
     Zero,
     One,
-    /// Of this standard deviation.
+    /// Normal with this standard deviation.
     Normal(f32),
-    /// Within plus and minus this.
+    /// Uniform within plus and minus this.
     Uniform(f32),
 }
 
-/// How many numbers each output of a layer is a sum of, by the layer's name; 1 for norms.
+/// Returns the number of inputs of each output of a layer, by the name of the layer; 1 for norms.
 pub(super) fn inputs<'a>(
     shapes: impl Iterator<Item = (&'a str, &'a [usize])>,
 ) -> HashMap<String, usize> {
@@ -62,7 +67,8 @@ pub(super) fn inputs<'a>(
 }
 
 impl Kind {
-    /// PyTorch's bound `1 / sqrt(inputs)` for weights and biases, and 1 and 0 for those of norms.
+    /// Returns the distribution of PyTorch: uniform within `1 / sqrt(inputs)` for weights and
+    /// biases, 1 and 0 for those of norms.
     pub(super) fn of(name: &str, inputs: &HashMap<String, usize>) -> Self {
         let (layer, what) = name.rsplit_once('.').unwrap_or(("", name));
         match (inputs.get(layer), what) {
@@ -72,12 +78,12 @@ impl Kind {
         }
     }
 
-    pub(super) fn draw(&self, shape: &[usize], rng: &mut StdRng) -> Result<Tensor> {
+    pub(super) fn sample(&self, shape: &[usize], rng: &mut StdRng) -> Result<Tensor> {
         let values = (0..shape.iter().product()).map(|_| match self {
             Self::Zero => 0.0,
             Self::One => 1.0,
             Self::Normal(std) => std * normal(rng),
-            Self::Uniform(most) => rng.random_range(-most..=*most),
+            Self::Uniform(max) => rng.random_range(-max..=*max),
         });
         Tensor::from_vec(values.collect::<Vec<f32>>(), shape, &Device::Cpu)
     }

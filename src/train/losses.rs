@@ -1,7 +1,8 @@
-//! The losses of residual-shifting teachers and of one-step distillation: TAD-SR (He et al., arXiv 2408.07476).
+//! Losses of residual-shifting teachers and of distillation into one step: TAD-SR (He et al., arXiv
+//! 2408.07476).
 //!
-//! They take latents and features as tensors `[n, h, w, c]` and the teacher as a [`Teacher`], so they serve any network
-//! on any latent. Every mean is over all elements.
+//! Latents and features are tensors `[n, h, w, c]`, the teacher is a [`Teacher`], so the losses
+//! serve any network on any latent. Every mean is over all elements.
 
 use candle_core::{Result, Tensor, Var};
 use rand::rngs::StdRng;
@@ -10,37 +11,39 @@ use serde::{Deserialize, Serialize};
 use super::random::normal;
 use crate::diffusion::Schedule;
 
-/// A frozen teacher, as the losses see it. Its weights must not be variables, else their gradients are computed in vain.
+/// Frozen teacher. Its weights must not be variables, or their gradients are computed without use.
 pub trait Teacher {
-    /// The clean latent that it predicts from the latent `x`, scaled for the network, at each sample's time of `t`.
+    /// Predicts the clean latent from the latent `x`, scaled for the network, at the time of each
+    /// sample in `t`.
     ///
     /// # Errors
     /// When a shape does not fit.
     fn predict(&self, x: &Tensor, t: &[usize]) -> Result<Tensor>;
 
-    /// What its encoder half makes of `x` and `t`: the feature maps that the discriminator sees.
+    /// Returns the feature maps of the encoder half for `x` and `t`, the input of the
+    /// discriminator.
     ///
     /// # Errors
     /// When a shape does not fit.
     fn features(&self, x: &Tensor, t: &[usize]) -> Result<Vec<Tensor>>;
 }
 
-/// One draw of the forward process: `u_t(z) = z + eta_t (zy - z) + kappa sqrt(eta_t) eps`.
+/// Sample of the forward process: `u_t(z) = z + eta_t (zy - z) + kappa sqrt(eta_t) eps`.
 ///
-/// The same draw perturbs several latents, so that what differs afterwards differed before.
+/// The same sample perturbs several latents, so that their differences come from the latents only.
 #[derive(Clone, Copy)]
 pub struct Perturbation<'a> {
     pub schedule: &'a Schedule,
-    /// The latent of the enlarged low-resolution image.
+    /// Latent of the enlarged low-resolution image.
     pub zy: &'a Tensor,
-    /// The time of each sample.
+    /// Time of each sample.
     pub t: &'a [usize],
-    /// Standard normal, of the latents' shape.
+    /// Standard normal noise of the shape of the latents.
     pub noise: &'a Tensor,
 }
 
 impl Perturbation<'_> {
-    /// `u_t(z)`, scaled for the network.
+    /// Returns `u_t(z)`, scaled for the network.
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -49,8 +52,8 @@ impl Perturbation<'_> {
         self.schedule.scale_input(&u, self.t)
     }
 
-    /// The noise that explains `u_t(z)` if the teacher's prediction from it is the clean latent:
-    /// `(u_t - (1 - eta_t) x0_hat - eta_t zy) / (kappa sqrt(eta_t))`.
+    /// Returns the noise that explains `u_t(z)` if the prediction of the teacher is the clean
+    /// latent: `(u_t - (1 - eta_t) x0_hat - eta_t zy) / (kappa sqrt(eta_t))`.
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -60,7 +63,7 @@ impl Perturbation<'_> {
         self.schedule.predicted_noise(&u, &clean, self.zy, self.t)
     }
 
-    /// What the teacher's encoder half sees in `u_t(z)`.
+    /// Returns the features of the teacher for `u_t(z)`.
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -69,16 +72,17 @@ impl Perturbation<'_> {
     }
 }
 
-/// A loss and its gradient at a student's result. With several terms the frozen networks' graphs are built and dropped
-/// one after the other, before the student's own: see [`stand_in`].
+/// A loss and its gradient at the result of a student. With several terms, the graphs of the frozen
+/// networks are built and dropped one after the other, before the graph of the student, see
+/// [`stand_in`].
 pub struct Term {
     pub value: f64,
-    /// Of the result's shape.
+    /// Gradient, of the shape of the result.
     pub gradient: Tensor,
 }
 
 impl Term {
-    /// The value and gradient of `loss` at `z`, whose own history does not matter.
+    /// Returns value and gradient of `loss` at `z`, without the graph of `z`.
     ///
     /// # Errors
     /// Those of `loss`.
@@ -96,8 +100,8 @@ impl Term {
     }
 }
 
-/// A loss whose gradient at `z` is `gradient`: by the chain rule it gives the student's parameters the gradients of the
-/// loss that `gradient` comes from.
+/// Returns a loss whose gradient at `z` is `gradient`. By the chain rule it has the same gradients
+/// for the parameters of the student as the loss that `gradient` belongs to.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -105,31 +109,32 @@ pub fn stand_in(z: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     (z * gradient.detach())?.sum_all()
 }
 
-/// How the score's direction is weighted over the times.
+/// Weights of the score's direction by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScoreWeight {
-    /// 1, as published. A difference of latents weighs `(1 - eta_t) / (kappa sqrt(eta_t))`, so the least time dominates.
+    /// Weight 1, as in the released code. A difference of latents has the factor `(1 - eta_t) /
+    /// (kappa sqrt(eta_t))`, so the first time dominates.
     Published,
-    /// `kappa sqrt(eta_t)`, which takes that factor's denominator away.
+    /// Weight `kappa sqrt(eta_t)`, which removes the denominator of this factor.
     NoiseLevel,
 }
 
-/// The loss of a teacher that predicts the clean latent (ResShift, arXiv 2307.12348): `mean (z0 - f(u_t(z0), t))^2`,
-/// where `predict` is the network `f` that is trained.
+/// Loss of a teacher that predicts the clean latent (ResShift, arXiv 2307.12348): `mean (z0 -
+/// f(u_t(z0), t))^2`, where `predict` is the trained network `f`.
 ///
 /// # Errors
 /// When a shape does not fit.
 pub fn denoising(
     z0: &Tensor,
-    draw: &Perturbation,
+    perturbation: &Perturbation,
     predict: impl FnOnce(&Tensor, &[usize]) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    regression(&predict(&draw.input(z0)?, draw.t)?, z0)
+    regression(&predict(&perturbation.input(z0)?, perturbation.t)?, z0)
 }
 
-/// `mean (z - goal)^2`; no gradient flows into `goal`. In distillation the goal is the teacher's deterministic result
-/// from the noise that the student started from.
+/// Regression loss `mean (z - goal)^2` without a gradient for `goal`. In distillation the goal is
+/// the deterministic result of the teacher from the same noise.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -137,36 +142,37 @@ pub fn regression(z: &Tensor, goal: &Tensor) -> Result<Tensor> {
     (z - goal.detach())?.sqr()?.mean_all()
 }
 
-/// The direction of high-frequency score distillation: `g = w_t (e(z_student) - e(z_teacher))` with `e` the
-/// [implied noise](Perturbation::implied_noise), both from the same `draw` at small times. The teacher's own error,
-/// which biases plain score distillation `e(z_student) - eps`, is in both and cancels. Has no gradient.
+/// Returns the direction of high-frequency score distillation: `g = w_t (e(z_student) -
+/// e(z_teacher))` with `e` the [implied noise](Perturbation::implied_noise), both from the same
+/// `draw` at small times. The error of the teacher, which biases plain score distillation
+/// `e(z_student) - eps`, is in both and cancels. The direction has no gradient.
 ///
 /// # Errors
 /// When a shape does not fit.
 pub fn score_direction(
     z_student: &Tensor,
     z_teacher: &Tensor,
-    draw: &Perturbation,
+    perturbation: &Perturbation,
     weight: ScoreWeight,
     teacher: &impl Teacher,
 ) -> Result<Tensor> {
-    let student = draw.implied_noise(&z_student.detach(), teacher)?;
-    let goal = draw.implied_noise(&z_teacher.detach(), teacher)?;
+    let student = perturbation.implied_noise(&z_student.detach(), teacher)?;
+    let goal = perturbation.implied_noise(&z_teacher.detach(), teacher)?;
     let g = (student - goal)?.detach();
     match weight {
         ScoreWeight::Published => Ok(g),
         ScoreWeight::NoiseLevel => {
-            let schedule = draw.schedule;
+            let schedule = perturbation.schedule;
             let level = |&t: &usize| (schedule.kappa() * schedule.sqrt_eta()[t]) as f32;
-            let levels: Vec<f32> = draw.t.iter().map(level).collect();
-            let levels = Tensor::from_vec(levels, (draw.t.len(), 1, 1, 1), g.device())?;
+            let levels: Vec<f32> = perturbation.t.iter().map(level).collect();
+            let levels = Tensor::from_vec(levels, (perturbation.t.len(), 1, 1, 1), g.device())?;
             g.broadcast_mul(&levels)
         }
     }
 }
 
-/// High-frequency score distillation: `mean (g z)`, whose gradient is the direction `g` of [`score_direction`] over the
-/// number of elements. Its value says nothing.
+/// Loss of high-frequency score distillation: `mean (g z)`. Its gradient is the direction `g` of
+/// [`score_direction`] over the number of elements. Its value has no meaning.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -174,7 +180,7 @@ pub fn score_distillation(z_student: &Tensor, direction: &Tensor) -> Result<Tens
     (z_student * direction.detach())?.mean_all()
 }
 
-/// The discriminator's hinge loss on its logits: `mean relu(1 - D(real)) + mean relu(1 + D(fake))`.
+/// Hinge loss of the discriminator: `mean relu(1 - D(real)) + mean relu(1 + D(fake))`.
 ///
 /// # Errors
 /// When a tensor operation fails.
@@ -183,7 +189,7 @@ pub fn hinge_discriminator(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
     real + (fake + 1.0)?.relu()?.mean_all()?
 }
 
-/// The generator's hinge loss: `-mean D(fake)`.
+/// Hinge loss of the generator: `-mean D(fake)`.
 ///
 /// # Errors
 /// When a tensor operation fails.
@@ -191,13 +197,13 @@ pub fn hinge_generator(fake: &Tensor) -> Result<Tensor> {
     fake.mean_all()?.neg()
 }
 
-/// The Euclidean norm of all values, of f32.
+/// Returns the Euclidean norm of all values of an f32 tensor.
 pub(super) fn norm(t: &Tensor) -> Result<f64> {
     let norm = t.sqr()?.sum_all()?.sqrt()?;
     Ok(f64::from(norm.to_scalar::<f32>()?))
 }
 
-/// Standard normal numbers of the shape of `like`.
+/// Returns standard normal numbers of the shape of `like`.
 pub(super) fn normals(like: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
     let values: Vec<f32> = (0..like.elem_count()).map(|_| normal(rng)).collect();
     Tensor::from_vec(values, like.shape(), like.device())
@@ -234,7 +240,7 @@ mod tests {
         f64::from(t.to_scalar::<f32>().unwrap())
     }
 
-    /// Sees a tenth of its input and a constant.
+    /// Predicts a tenth of its input and a constant.
     struct Blurred;
 
     impl Teacher for Blurred {
@@ -251,18 +257,18 @@ mod tests {
     fn a_teachers_loss_is_the_mean_square_of_what_its_prediction_misses() {
         let (schedule, z0, zy, noise) = (schedule(), random(), random(), random());
         let t = [3, 14];
-        let draw = Perturbation {
+        let perturbation = Perturbation {
             schedule: &schedule,
             zy: &zy,
             t: &t,
             noise: &noise,
         };
-        let perfect = denoising(&z0, &draw, |_, _| Ok(z0.clone())).unwrap();
+        let perfect = denoising(&z0, &perturbation, |_, _| Ok(z0.clone())).unwrap();
         assert_eq!(scalar(&perfect), 0.0);
-        let off = denoising(&z0, &draw, |_, _| &z0 + 0.5).unwrap();
+        let off = denoising(&z0, &perturbation, |_, _| &z0 + 0.5).unwrap();
         assert!((scalar(&off) - 0.25).abs() < 1e-5);
-        // The network sees the scaled forward process at each sample's own time.
-        let identity = denoising(&z0, &draw, |x, seen| {
+        // The input is the scaled forward process at the time of each sample.
+        let identity = denoising(&z0, &perturbation, |x, seen| {
             assert_eq!(seen, t);
             Ok(x.clone())
         });
@@ -285,17 +291,17 @@ mod tests {
         let (schedule, student, goal, zy, noise) =
             (schedule(), random(), random(), random(), random());
         let direction = |z: &Tensor, t: &[usize], weight| {
-            let draw = Perturbation {
+            let perturbation = Perturbation {
                 schedule: &schedule,
                 zy: &zy,
                 t,
                 noise: &noise,
             };
-            values(&score_direction(z, &goal, &draw, weight, &Blurred).unwrap())
+            values(&score_direction(z, &goal, &perturbation, weight, &Blurred).unwrap())
         };
         let none = direction(&goal, &[0, 2], ScoreWeight::Published);
         assert!(none.iter().all(|g| g.abs() < 1e-5));
-        // By hand for this teacher: its constant error cancels.
+        // Computed by hand for this teacher: its constant error cancels.
         let apart = values(&(&student - &goal).unwrap());
         for weight in [ScoreWeight::Published, ScoreWeight::NoiseLevel] {
             let g = direction(&student, &[0, 2], weight);

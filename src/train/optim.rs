@@ -1,10 +1,10 @@
-//! AdamW, Muon and the exponential moving average of the weights, with state that can be saved.
+//! AdamW, Muon and the exponential moving average of weights, with state for checkpoints.
 
 use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};
 
-/// A named parameter.
+/// Parameter and its name.
 pub type Parameter = (String, Var);
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bias correction.
@@ -21,10 +21,10 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimiser of `parameters` with beta (0.9, 0.99), eps 1e-8 and no weight decay.
+    /// Creates an optimiser of `parameters` with beta (0.9, 0.99), eps 1e-8 and no weight decay.
     ///
     /// # Errors
-    /// When memory for the moments cannot be had.
+    /// When memory for the moments cannot be allocated.
     pub fn new(parameters: Vec<Parameter>) -> Result<Self> {
         let zeros = |(_, v): &Parameter| v.zeros_like();
         Ok(Self {
@@ -39,10 +39,10 @@ impl AdamW {
         })
     }
 
-    /// Moves every parameter that has a gradient by one step of learning rate `lr`.
+    /// Takes a step of learning rate `lr` for every parameter that has a gradient.
     ///
     /// # Errors
-    /// When a gradient's shape is not its parameter's.
+    /// When the shape of a gradient differs from that of its parameter.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
         self.step_scaled(grads, lr, 1.0)
     }
@@ -54,7 +54,7 @@ impl AdamW {
         let correct2 = 1.0 - self.beta2.powf(self.step as f64);
         for (i, (_, var)) in self.parameters.iter().enumerate() {
             let Some(g) = grads.get(var) else { continue };
-            // A gradient may carry its own history; the moments must not keep it alive.
+            // A gradient may have a graph, which the moments must not keep in memory.
             let g = (g.detach() * scale)?;
             self.first[i] = ((&self.first[i] * self.beta1)? + (&g * (1.0 - self.beta1))?)?;
             self.second[i] = ((&self.second[i] * self.beta2)? + (g.sqr()? * (1.0 - self.beta2))?)?;
@@ -66,7 +66,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The moments by name, for a checkpoint.
+    /// Returns the moments by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let named = |kind: &str, tensors: &[Tensor]| {
             let pair =
@@ -82,7 +82,7 @@ impl AdamW {
         all
     }
 
-    /// Takes back what [`Self::state`] gave after `step` steps.
+    /// Restores the [`Self::state`] after `step` steps.
     ///
     /// # Errors
     /// When `get` does.
@@ -96,25 +96,25 @@ impl AdamW {
     }
 }
 
-/// Muon (Jordan, 2024, kellerjordan.github.io/posts/muon): momentum whose update is brought close
-/// to the nearest matrix with orthonormal rows or columns, so that all directions of a kernel learn
-/// at one pace. A parameter counts as the matrix of its first dimension by all others.
+/// Muon (Jordan, 2024, kellerjordan.github.io/posts/muon): momentum whose update is close to the
+/// nearest matrix with orthonormal rows or columns, so that all directions of a kernel learn
+/// equally fast. A parameter is the matrix of its first dimension by all others.
 pub struct Muon {
     parameters: Vec<Parameter>,
     momenta: Vec<Tensor>,
 }
 
-/// Decay of Muon's momentum.
+/// Decay of the momentum of Muon.
 const MOMENTUM: f64 = 0.95;
 
 /// Steps of the Newton-Schulz iteration.
 const NEWTON_SCHULZ: usize = 5;
 
 impl Muon {
-    /// An optimiser of `parameters`, each of two dimensions or more.
+    /// Creates an optimiser of `parameters`, each of at least two dimensions.
     ///
     /// # Errors
-    /// When memory for the momenta cannot be had.
+    /// When memory for the momenta cannot be allocated.
     pub fn new(parameters: Vec<Parameter>) -> Result<Self> {
         let zeros = |(_, v): &Parameter| v.zeros_like();
         Ok(Self {
@@ -123,12 +123,12 @@ impl Muon {
         })
     }
 
-    /// Moves every parameter that has a gradient by one step of learning rate `lr`, the gradients
-    /// times `scale`.
+    /// Takes a step of learning rate `lr` for every parameter that has a gradient, with the
+    /// gradients times `scale`.
     fn step_scaled(&mut self, grads: &GradStore, lr: f64, scale: f64) -> Result<()> {
         for ((_, var), momentum) in self.parameters.iter().zip(&mut self.momenta) {
             let Some(g) = grads.get(var) else { continue };
-            // A gradient may carry its own history; the momentum must not keep it alive.
+            // A gradient may have a graph, which the momentum must not keep in memory.
             let g = (g.detach() * scale)?;
             *momentum = ((&*momentum * MOMENTUM)? + (&g * (1.0 - MOMENTUM))?)?;
             let nesterov = ((g * (1.0 - MOMENTUM))? + (&*momentum * MOMENTUM)?)?;
@@ -141,14 +141,14 @@ impl Muon {
         Ok(())
     }
 
-    /// The momenta by name, for a checkpoint.
+    /// Returns the momenta by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let pairs = self.parameters.iter().zip(&self.momenta);
         let named = |((name, _), t): (&Parameter, &Tensor)| (format!("muon.{name}"), t.clone());
         pairs.map(named).collect()
     }
 
-    /// Takes back what [`Self::state`] gave.
+    /// Restores the [`Self::state`].
     ///
     /// # Errors
     /// When `get` does.
@@ -160,12 +160,12 @@ impl Muon {
     }
 }
 
-/// A matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2, but for
-/// those far below the largest one), by a Newton-Schulz iteration of fifth order with Jordan's
-/// coefficients.
+/// Returns a matrix with the singular vectors of `matrix` and singular values near 1 (0.7 to 1.2,
+/// except those far below the largest), by a Newton-Schulz iteration of fifth order with the
+/// coefficients of Jordan.
 fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     let (rows, columns) = matrix.dims2()?;
-    // The products are smaller on the shorter side.
+    // The products are smaller along the shorter side.
     let turned = rows > columns;
     let x = if turned {
         matrix.t()?.contiguous()?
@@ -182,7 +182,7 @@ fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     if turned { x.t()?.contiguous() } else { Ok(x) }
 }
 
-/// The exponential moving average of parameters: `average += (1 - decay) (value - average)`.
+/// Exponential moving average of parameters: `average += (1 - decay) (value - average)`.
 pub struct Ema {
     parameters: Vec<Parameter>,
     averages: Vec<Tensor>,
@@ -190,10 +190,10 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Averages that start at the parameters' values.
+    /// Creates averages that start at the values of the parameters.
     ///
     /// # Errors
-    /// When memory for the averages cannot be had.
+    /// When memory for the averages cannot be allocated.
     pub fn new(parameters: Vec<Parameter>, decay: f64) -> Result<Self> {
         let copy = |(_, v): &Parameter| v.as_tensor().copy().map(|t| t.detach());
         Ok(Self {
@@ -203,8 +203,8 @@ impl Ema {
         })
     }
 
-    /// Moves the averages after step `step` (from 1): young averages follow faster, by `decay = min(decay,
-    /// step / (step + 10))`.
+    /// Updates the averages after step `step`, from 1. Averages follow faster in the first steps:
+    /// `decay = min(decay, step / (step + 10))`.
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -216,7 +216,7 @@ impl Ema {
         Ok(())
     }
 
-    /// The averages by the parameters' names.
+    /// Returns the averages by the names of the parameters.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let pair = |((name, _), t): (&Parameter, &Tensor)| (name.clone(), t.clone());
         self.parameters
@@ -226,7 +226,7 @@ impl Ema {
             .collect()
     }
 
-    /// Takes back what [`Self::state`] gave.
+    /// Restores the [`Self::state`].
     ///
     /// # Errors
     /// When `get` does.
@@ -238,24 +238,25 @@ impl Ema {
     }
 }
 
-/// A network in training: its parameters, their optimiser and their averages.
+/// Parameters of a network in training, with optimiser and averages.
 pub struct Trained {
     parameters: Vec<Parameter>,
     adam: AdamW,
     muon: Option<Muon>,
     ema: Ema,
-    /// How many times its running mean a gradient's norm may be.
+    /// Maximum norm of a gradient, as a multiple of its running mean.
     clip: f64,
-    /// Running mean of the gradients' norm; 0 before the first step.
+    /// Running mean of the norms of gradients; 0 before the first step.
     usual: f64,
 }
 
-/// What [`Trained::new`] takes as `clip` for the lite family.
+/// Value of `clip` in [`Trained::new`] for the lite family.
 pub const CLIP: f64 = 4.0;
 
 impl Trained {
-    /// `parameters` with an optimiser whose second moments decay by `beta2`, and averages that decay by `decay`. Gradients
-    /// whose norm is more than `clip` times its running mean are scaled down to that; infinity leaves all as they are.
+    /// Creates an optimiser of `parameters` whose second moments decay by `beta2`, and averages
+    /// that decay by `decay`. A gradient whose norm is more than `clip` times its running mean is
+    /// scaled down to that; infinity scales none.
     ///
     /// # Errors
     /// When memory cannot be had.
@@ -272,8 +273,8 @@ impl Trained {
         })
     }
 
-    /// Lets [`Muon`] optimise the parameters of which `is` holds instead of AdamW. Before the first
-    /// step.
+    /// Uses [`Muon`] instead of AdamW for the parameters for which `is` holds. Call it before the
+    /// first step.
     ///
     /// # Errors
     /// When memory cannot be had.
@@ -286,16 +287,16 @@ impl Trained {
         Ok(self)
     }
 
-    /// Takes one step of learning rate `lr`; the averages follow. Gives the norm of the gradients before they are scaled
-    /// down: one odd batch must not undo what many have taught.
+    /// Takes a step of learning rate `lr` and updates the averages. Returns the norm of the
+    /// gradients before they are scaled down.
     ///
     /// # Errors
-    /// When a gradient's shape is not its parameter's.
+    /// When the shape of a gradient differs from that of its parameter.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<f64> {
         self.step_with(grads, lr, lr)
     }
 
-    /// As [`Self::step`], with a learning rate of their own for the parameters of [`Muon`].
+    /// As [`Self::step`], with a separate learning rate for the parameters of [`Muon`].
     ///
     /// # Errors
     /// As there.
@@ -308,9 +309,9 @@ impl Trained {
         }
         let norm = squares.sqrt();
         let usual = if self.usual > 0.0 { self.usual } else { norm };
-        let kept = norm.min(self.clip * usual);
-        let scale = if kept < norm { kept / norm } else { 1.0 };
-        self.usual = 0.99 * usual + 0.01 * kept;
+        let clipped = norm.min(self.clip * usual);
+        let scale = if clipped < norm { clipped / norm } else { 1.0 };
+        self.usual = 0.99 * usual + 0.01 * clipped;
         self.adam.step_scaled(grads, lr, scale)?;
         if let Some(optimiser) = &mut self.muon {
             optimiser.step_scaled(grads, muon, scale)?;
@@ -319,18 +320,18 @@ impl Trained {
         Ok(norm)
     }
 
-    /// Where the parameters are.
+    /// Returns the device of the parameters.
     fn device(&self) -> Device {
         let first = self.parameters.first();
         first.map_or(Device::Cpu, |(_, var)| var.device().clone())
     }
 
-    /// The averages by the parameters' names.
+    /// Returns the averages by the names of the parameters.
     pub fn averages(&self) -> HashMap<String, Tensor> {
         self.ema.state().into_iter().collect()
     }
 
-    /// Weights, averages and moments by name, for a checkpoint.
+    /// Returns weights, averages and moments by name, for a checkpoint.
     ///
     /// # Errors
     /// When memory cannot be had.
@@ -341,12 +342,12 @@ impl Trained {
         let averages = averages.map(|(name, t)| (format!("ema.{name}"), t));
         let mut all: Vec<_> = weights.chain(averages).chain(self.adam.state()).collect();
         all.extend(self.muon.iter().flat_map(Muon::state));
-        // As a tensor: numbers in JSON need not come back to the last digit.
+        // A tensor, because numbers in JSON may lose their last digit.
         all.push(("usual".into(), Tensor::new(&[self.usual], &Device::Cpu)?));
         Ok(all)
     }
 
-    /// Takes back what [`Self::state`] gave after `step` steps.
+    /// Restores the [`Self::state`] after `step` steps.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
@@ -366,7 +367,7 @@ impl Trained {
         self.ema.restore(|name| get(&format!("ema.{name}")))
     }
 
-    /// Begins with other weights, those of `tensors` by the parameters' names, with fresh moments.
+    /// Sets the weights to those of `tensors` by name, with new moments.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
@@ -380,7 +381,7 @@ impl Trained {
     }
 }
 
-/// The tensor of that name, on `device`.
+/// Returns the tensor of this name, on `device`.
 pub(super) fn found(
     tensors: &HashMap<String, Tensor>,
     name: &str,
@@ -392,7 +393,8 @@ pub(super) fn found(
     }
 }
 
-/// The learning rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine from `peak` to a hundredth of it.
+/// Returns the learning rate of step `step`, from 0, of `steps`: a linear warm-up, then a cosine
+/// from `peak` to a hundredth of it.
 pub fn cosine(peak: f64, step: u64, steps: u64, warm_up: u64) -> f64 {
     if step < warm_up {
         return peak * (step + 1) as f64 / warm_up as f64;
@@ -429,7 +431,7 @@ mod tests {
         );
     }
 
-    /// The first step of Adam is the learning rate in the direction of the gradient's sign.
+    /// The first step of Adam is the learning rate times the sign of the gradient.
     #[test]
     fn the_first_step_has_the_size_of_the_learning_rate() {
         let var = Var::from_tensor(&Tensor::new(&[5f32], &Device::Cpu).unwrap()).unwrap();
@@ -439,7 +441,7 @@ mod tests {
         assert!((var.to_vec1::<f32>().unwrap()[0] - 4.99).abs() < 1e-6);
     }
 
-    /// The iteration as Jordan publishes it, in f64 and by plain loops.
+    /// The published iteration, in f64 and plain loops.
     fn reference(matrix: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let product = |a: &[Vec<f64>], b: &[Vec<f64>]| -> Vec<Vec<f64>> {
             let entry = |row: &Vec<f64>, j: usize| row.iter().zip(b).map(|(x, r)| x * r[j]).sum();

@@ -15,12 +15,12 @@ pub struct Patch {
     pub width: usize,
     /// In pixels.
     pub height: usize,
-    /// Shape [3, height, width], row-major.
+    /// Samples of shape [3, height, width], row-major.
     pub rgb: Vec<f32>,
 }
 
 impl Patch {
-    /// A black patch.
+    /// Creates a black patch.
     pub fn new(width: usize, height: usize) -> Self {
         Self {
             width,
@@ -29,7 +29,7 @@ impl Patch {
         }
     }
 
-    /// From interleaved 8-bit R'G'B'.
+    /// Converts interleaved 8-bit R'G'B'.
     pub fn from_rgb8(width: usize, height: usize, bytes: &[u8]) -> Self {
         assert_eq!(bytes.len(), 3 * width * height, "three bytes a pixel");
         let plane = |c: usize| bytes[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0);
@@ -37,7 +37,7 @@ impl Patch {
         Self { width, height, rgb }
     }
 
-    /// As interleaved 8-bit R'G'B', rounded and clamped.
+    /// Converts to interleaved 8-bit R'G'B', rounded and clamped.
     pub fn to_rgb8(&self) -> Vec<u8> {
         let area = self.width * self.height;
         (0..area)
@@ -46,7 +46,7 @@ impl Patch {
             .collect()
     }
 
-    /// Resampled to `width` x `height` (antialiased where it shrinks), clamped to 0..1.
+    /// Resamples to `width` x `height`, with antialiasing if it shrinks, clamped to 0..1.
     ///
     /// # Errors
     /// [`Error::Frame`] when a side is 0.
@@ -77,7 +77,7 @@ impl Patch {
         Ok(out)
     }
 
-    /// Luma (BT.709), 0 to 1, `[height, width]`.
+    /// Returns luma (BT.709), 0 to 1, `[height, width]`.
     pub fn luma(&self) -> Vec<f32> {
         let area = self.width * self.height;
         let (r, rest) = self.rgb.split_at(area);
@@ -87,15 +87,15 @@ impl Patch {
         pixels.map(|((r, g), b)| kr * r + kg * g + kb * b).collect()
     }
 
-    /// Mean square of the difference in luma (BT.709) to `other`, of the same size, in squared
-    /// 8-bit steps.
+    /// Returns the mean square of the difference in luma (BT.709) to `other`, of the same size, in
+    /// squared 8-bit steps.
     pub fn luma_difference(&self, other: &Self) -> f64 {
         let (a, b) = (self.luma(), other.luma());
         let squares = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2));
         255.0 * 255.0 * squares.sum::<f64>() / a.len().max(1) as f64
     }
 
-    /// The upper left part of `width` x `height` pixels.
+    /// Returns the upper left part of `width` x `height` pixels.
     ///
     /// # Panics
     /// When the patch is smaller.
@@ -113,7 +113,7 @@ impl Patch {
         out
     }
 
-    /// Transposed if `turn`, then mirrored: with both mirrors the eight symmetries of the square.
+    /// Transposes if `turn`, then mirrors. All combinations are the eight symmetries of the square.
     pub(super) fn turned(self, turn: bool, mirror_x: bool, mirror_y: bool) -> Self {
         let (width, height) = if turn {
             (self.height, self.width)

@@ -4,7 +4,7 @@ use std::{f32::consts::TAU, hash::Hasher};
 
 use rand::Rng;
 
-/// The hash of Fowler, Noll and Vo (1a): the same on every machine and in every version.
+/// FNV-1a hash (Fowler, Noll, Vo), the same on every machine and in every version.
 pub(super) struct Fnv(u64);
 
 impl Default for Fnv {
@@ -25,7 +25,7 @@ impl Hasher for Fnv {
     }
 }
 
-/// The seed of step `step` of a run with `seed` (SplitMix64's mixing function).
+/// Returns the seed of step `step` of a run with `seed`, by the mixing function of SplitMix64.
 pub fn step_seed(seed: u64, step: u64) -> u64 {
     let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -33,7 +33,7 @@ pub fn step_seed(seed: u64, step: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A standard normal number by the Box-Muller transform.
+/// Returns a standard normal number by the Box-Muller transform.
 pub(super) fn normal<R: Rng + ?Sized>(rng: &mut R) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
     radius * (TAU * rng.random::<f32>()).cos()

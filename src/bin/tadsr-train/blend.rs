@@ -1,27 +1,30 @@
-//! `tadsr-train blend`: a model between two.
+//! `tadsr-train blend`: interpolates between two models.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use tadsr::{model::LiteModel, train::checkpoint::write_atomically};
 
-/// Make a model whose weights lie between those of two, one of which was trained from the other.
+/// Interpolate between the weights of two models, one of which was trained from the other.
 ///
-/// A model that was trained with a discriminator is crisper than the one that it began with, and further from the truth in
-/// PSNR and in time; in between there is a bit of both. The last layer's bias is set so that even areas keep their level. A
-/// calibration for integers is lost: `tadsr-train quantize` makes it again.
+/// A model that was trained with a discriminator is sharper than the model that it began with, and
+/// has a lower PSNR and less temporal stability. A model in between compromises. The bias of the
+/// last layer is set so that flat areas keep their level. The calibration for int8 is removed; run
+/// `tadsr-train quantize` on the result.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  tadsr-train blend runs/plain/model.safetensors runs/a/model.safetensors --share 0.8 --out blend.safetensors")]
+#[command(after_help = "\
+Examples:
+  tadsr-train blend runs/plain/model.safetensors runs/a/model.safetensors --share 0.8 \\
+      --out blend.safetensors")]
 pub struct Args {
-    /// The model that the other one's training began with
+    /// Model file that the training of TO began with
     from: PathBuf,
-    /// The other one, whose name the result has
+    /// Model file that was trained from FROM; the result has its name
     to: PathBuf,
-    /// Of the other one, 0 to 1
+    /// Share of TO in the result, 0 to 1
     #[arg(long)]
     share: f32,
-    /// The model file to write
+    /// Model file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Write the weights in f32 instead of f16

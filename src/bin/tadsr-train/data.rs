@@ -1,4 +1,4 @@
-//! `tadsr-train data`: what a model would be trained on.
+//! `tadsr-train data`: checks training data and prints degradation presets.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +17,15 @@ use tadsr::train::{
         spec::CorpusSpec,
     },
     degradation::Degradation,
-    recipe::train_scales,
+    lite::{self, train_scales},
 };
 
-use crate::corpus::{DegradationArgs, Preset, Size};
+use crate::{
+    data_args::{DegradationArgs, Preset, Size},
+    training::as_option,
+};
 
-/// Look at training data: what of it is used, and what happens to it.
+/// Check training data, or print a degradation preset.
 #[derive(ClapArgs)]
 pub struct Args {
     #[command(subcommand)]
@@ -35,39 +38,48 @@ enum Command {
     Preset(Print),
 }
 
-/// Say what of some folders would be trained on, and what not and why; nothing is written.
+/// List the files that training would use, and the reasons to skip others.
+///
+/// Prints also the disk space for prepared clips, the degradation and the codecs that GStreamer has
+/// on this machine. Writes nothing.
 #[derive(ClapArgs)]
-#[command(after_help = "Examples:
+#[command(after_help = "\
+Examples:
   tadsr-train data check photos videos
-  tadsr-train data check photos --scale 4              # for a model of scales up to 4
-  tadsr-train data check photos --student small --scale 4   # of another kind
-  tadsr-train data check photos --degradation degradation.toml   # recipes of one's own")]
+  # For a model for scales up to 4:
+  tadsr-train data check photos --scale 4
+  # With degradation recipes of your own:
+  tadsr-train data check photos --degradation degradation.toml")]
 struct Check {
-    /// Folders (or files) with photos (JPEG, PNG) and videos
-    #[arg(required = true, value_name = "DIR")]
+    /// Folders or files with photos (JPEG, PNG) and videos
+    #[arg(required = true, value_name = "PATH")]
     dirs: Vec<PathBuf>,
     #[command(flatten)]
     degradation: DegradationArgs,
-    /// The kind of student
+    /// Size of the student
     #[arg(long, value_enum, default_value = "tiny")]
     student: Size,
-    /// Largest scale of the model, above 1 up to 4
+    /// Largest scale that the model serves, above 1 up to 4
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
-    /// Side of a high-resolution patch in pixels [default: 48 cells of the model's grid]
-    #[arg(long)]
+    /// Side of a high-resolution patch in pixels, 16 to 1024 [default: 48 grid cells]
+    #[arg(long, value_name = "PIXELS")]
     patch: Option<usize>,
     /// Folder for prepared clips [default: tadsr in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
 }
 
-/// Print a preset's degradation recipes as TOML, to change them and give them to --degradation.
+/// Print the degradation recipes of a preset as TOML.
+///
+/// Edit the file and pass it to --degradation. docs/training.md describes the stages and keys.
 #[derive(ClapArgs)]
-#[command(after_help = "Examples:
+#[command(after_help = "\
+Examples:
   tadsr-train data preset streaming > degradation.toml
   tadsr-train fit --data photos --degradation degradation.toml --out runs/mine")]
 struct Print {
+    /// Name of the preset
     #[arg(value_enum)]
     preset: Preset,
 }
@@ -86,7 +98,9 @@ pub fn run(args: Args) -> Result<()> {
 
 impl Check {
     fn run(&self) -> Result<()> {
-        let (student, low) = self.student.at(self.scale)?;
+        let (student, low) = lite::Size::from(self.student)
+            .student(self.scale)
+            .map_err(as_option)?;
         let patch = self.patch.unwrap_or(48 * student.r);
         if !(16..=1024).contains(&patch) {
             bail!("--patch {patch}: 16 to 1024");
@@ -100,7 +114,7 @@ impl Check {
         let available = corpus::available(&spec)?;
         let found = files::find(&self.dirs)?;
         let photos = photos(&found, patch)?;
-        let counts = material(
+        let count = media(
             &spec,
             &available.degradation,
             &found,
@@ -111,14 +125,14 @@ impl Check {
         others(&self.dirs)?;
         degradation(&available);
         encoders();
-        if counts == 0 {
-            bail!("nothing here can be trained on");
+        if count == 0 {
+            bail!("nothing to train on: no usable photo or video");
         }
         Ok(())
     }
 }
 
-/// Says which photos are of use.
+/// Prints the photos. Returns those that can be used.
 fn photos(found: &Found, patch: usize) -> Result<Option<PhotoSet>> {
     let (set, skipped) = match PhotoSet::load(&found.photos, patch, |_, _| {}) {
         Ok(set) => {
@@ -130,19 +144,19 @@ fn photos(found: &Found, patch: usize) -> Result<Option<PhotoSet>> {
     };
     let count = set.as_ref().map_or(0, PhotoSet::len);
     println!("photos: {count} with sides of at least {patch} pixels");
-    left_out(&skipped);
+    print_skipped(&skipped);
     Ok(set)
 }
 
-fn left_out(skipped: &[Skipped]) {
+fn print_skipped(skipped: &[Skipped]) {
     for skipped in skipped {
-        println!("  left out: {}: {}", skipped.path.display(), skipped.reason);
+        println!("  {skipped}");
     }
 }
 
-/// Says which videos are of use and what is made of them; gives the number of photos and videos.
+/// Prints the videos and the clips that are made. Returns the number of photos and videos.
 #[cfg(feature = "video")]
-fn material(
+fn media(
     spec: &CorpusSpec,
     degradation: &Degradation,
     found: &Found,
@@ -170,10 +184,10 @@ fn material(
             v.width, v.height, v.seconds
         );
     }
-    left_out(&skipped);
+    print_skipped(&skipped);
     let mb = |bytes: u64| bytes.div_ceil(1 << 20);
     let cache = spec.cache();
-    println!("kept in {}:", cache.display());
+    println!("cache in {}:", cache.display());
     if count > 0 {
         let clips = spec.clips.clips(shape, &videos);
         let frames = shape.frames;
@@ -192,8 +206,8 @@ fn material(
             .map(|s| (layout.side / s).to_string())
             .collect();
         println!(
-            "  {clips} compressed clips of {0}x{0} from {1} pixels: {2} MB (at most {3} MB); {large} photos and {count} \
-             videos are large enough for them",
+            "  {clips} compressed clips of {0}x{0} from {1} pixels: {2} MB (at most {3} MB); \
+             {large} photos and {count} videos are large enough for them",
             layout.side,
             lows.join(", "),
             mb(bytes),
@@ -210,7 +224,8 @@ fn material(
     };
     let s = &spec.sampling;
     println!(
-        "drawn: {:.0} % of the pictures from videos; in {:.0} % of them the place with the most texture of {}",
+        "sampling: {:.0} % of the images from videos; {:.0} % of the patches are the most textured \
+         of {}",
         100.0 * share,
         100.0 * s.textured,
         s.candidates
@@ -225,7 +240,7 @@ fn material(
 }
 
 #[cfg(not(feature = "video"))]
-fn material(
+fn media(
     _: &CorpusSpec,
     _: &Degradation,
     found: &Found,
@@ -242,12 +257,12 @@ fn material(
     Ok(photos.map_or(0, |p| p.len()))
 }
 
-/// Counts the files that have no name of a photo or video.
+/// Prints the number of files whose names are not those of photos or videos.
 fn others(dirs: &[PathBuf]) -> Result<()> {
-    let named = |path: &Path| !files::is_material(path);
+    let named = |path: &Path| !files::is_media(path);
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for path in tadsr::train::data::files(dirs, named)? {
-        if fs::metadata(&path).is_ok_and(|m| m.is_file()) && !files::is_material(&path) {
+        if fs::metadata(&path).is_ok_and(|m| m.is_file()) && !files::is_media(&path) {
             let kind = path
                 .extension()
                 .map_or("no extension".into(), |e| format!(".{}", e.display()));
@@ -259,12 +274,12 @@ fn others(dirs: &[PathBuf]) -> Result<()> {
             .iter()
             .map(|(kind, n)| format!("{n} with {kind}"))
             .collect();
-        println!("not looked at, by their names: {}", kinds.join(", "));
+        println!("ignored by name: {}", kinds.join(", "));
     }
     Ok(())
 }
 
-/// Says what happens to the pictures.
+/// Prints the degradation.
 fn degradation(available: &corpus::Available) {
     let recipes = &available.degradation.recipes;
     let all: f64 = recipes.iter().map(|r| r.weight).sum();
@@ -279,13 +294,13 @@ fn degradation(available: &corpus::Available) {
     }
 }
 
-/// Says which codecs GStreamer has here.
+/// Prints the codecs that GStreamer has on this machine.
 fn encoders() {
     println!("codecs:");
-    for (kind, there) in corpus::codecs() {
-        match there {
-            Ok(()) => println!("  {}: here", kind.name()),
-            Err(_) => println!("  {}: not here; it needs {}", kind.name(), kind.needs()),
+    for (kind, found) in corpus::codecs() {
+        match found {
+            Ok(()) => println!("  {}: available", kind.name()),
+            Err(_) => println!("  {}: missing; it needs {}", kind.name(), kind.needs()),
         }
     }
 }

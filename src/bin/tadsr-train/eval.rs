@@ -1,4 +1,4 @@
-//! `tadsr-train eval`: what models reach on pictures and clips, beside plain interpolation.
+//! `tadsr-train eval`: measures models on images and clips, beside plain interpolation.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,9 @@ use tadsr::{
     metrics::{Report, Row},
     train::{
         checkpoint::write_atomically,
-        eval::{Condition, Evaluation, INTERPOLATIONS, Judges, Method, REFERENCE, media_files},
+        eval::{
+            Condition, Evaluation, INTERPOLATIONS, Method, MetricModels, REFERENCE, media_files,
+        },
         report::{Report as HtmlReport, versions},
     },
 };
@@ -28,64 +30,72 @@ Examples:
   tadsr-train eval --data val/Set5 val/BSD20 --model tiny
   tadsr-train eval --data val --model runs/a/model.safetensors --scale 2,3,4 \\
       --condition clean,jpeg30,jpeg60 --lpips lpips_squeeze.safetensors --json eval.json
-  tadsr-train eval --data clips --model tiny --frames 48 --condition clean,h264-23,vp9-32 --html eval.html
+  tadsr-train eval --data clips --model tiny --frames 48 --condition clean,h264-23,vp9-32 \\
+      --html eval.html
 
-Each picture or frame is cut to a size that the scale divides, downscaled (Catmull-Rom, antialiased), perhaps
-damaged, and upscaled again by every method. PSNR-Y, SSIM, MS-SSIM and NIQE are taken on luma, LPIPS on RGB, all
-without a border of ceil(scale) pixels. Of clips also: warping error (minus the ground truth's), tOF and flicker.
+Each image or frame is cut to a size that the scale divides, downscaled (Catmull-Rom, antialiased),
+degraded as the condition says, and upscaled by every method. PSNR-Y, SSIM, MS-SSIM and NIQE are
+measured on luma, LPIPS on RGB, all without a border of ceil(scale) pixels. Clips also get warping
+error (minus that of the ground truth), tOF and flicker.
 
-The first tables show means, the second differences to bicubic, picture by picture: behind ± half the 95 %
-confidence interval over pictures and clips, in brackets that within these very clips (parts of 12 frames). The last
-table holds what ResShift models are asked for. docs/evaluation.md says more.";
+The first tables show means, the second differences to bicubic, image by image. ± is half the 95 %
+confidence interval over images and clips, in brackets that within the clips (parts of 12 frames).
+The last table holds the targets of ResShift models. docs/evaluation.md describes all tables.";
 
-/// Measure models on pictures and clips, beside bicubic and Lanczos
+/// Measure models on images and clips, beside bicubic and Lanczos interpolation.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folders (searched to their depths), pictures (JPEG, PNG) and clips (what GStreamer plays); may be repeated
+    /// Folders (searched recursively), images (JPEG, PNG) and videos that GStreamer plays; may be
+    /// repeated
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Name of a bundled model or path of a model file, with settings if you like:
+    /// Name of a bundled model or path of a model file, optionally with settings, as in
     /// tiny@denoise=0.4,precision=f32 (denoise, detail, strength, precision); may be repeated
     #[arg(long, value_name = "NAME_OR_PATH")]
     model: Vec<String>,
-    /// Where models run: auto, cpu, cuda or cuda:N
+    /// Device of the models: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = Device::from_str)]
     device: Device,
-    /// Plain interpolations beside bicubic, which always takes part
-    #[arg(long, value_delimiter = ',', default_value = "catmull-rom,lanczos3", value_parser = interpolation)]
+    /// Interpolations to measure, besides bicubic, which is always measured
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "catmull-rom,lanczos3",
+        value_parser = interpolation
+    )]
     interpolation: Vec<String>,
     /// Scales, above 1 up to 4
     #[arg(long, value_delimiter = ',', default_value = "2,4", value_parser = scale)]
     scale: Vec<f64>,
-    /// What is done to the small pictures and clips: clean; for pictures jpegQ with a quality Q of 1 to 100; for clips
-    /// h264-C, h265-C, vp9-C or av1-C with a CRF C of 0 to 51
+    /// Degradation of the low-resolution input: clean; for images jpegQ with a quality Q of 1 to
+    /// 100; for clips h264-C, h265-C, vp9-C or av1-C with a CRF C of 0 to 51
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "clean,jpeg60,h264-23,h264-32"
     )]
     condition: Vec<Condition>,
-    /// What the differences are to: an interpolation or a model that takes part
+    /// Reference of the differences: an interpolation or a model that is measured
     #[arg(long, default_value = REFERENCE, value_name = "NAME_OR_PATH")]
     reference: String,
-    /// Weights of LPIPS-squeeze (safetensors); without them LPIPS is left out
-    #[arg(long, value_name = "WEIGHTS")]
+    /// Weights of LPIPS-squeeze (safetensors); without them LPIPS is not measured
+    #[arg(long, value_name = "FILE")]
     lpips: Option<PathBuf>,
-    /// Model of natural pictures for NIQE (npz); without it NIQE is left out
-    #[arg(long, value_name = "MODEL")]
+    /// Parameters of NIQE (npz); without them NIQE is not measured
+    #[arg(long, value_name = "FILE")]
     niqe: Option<PathBuf>,
-    /// Most frames of a clip that are measured
-    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(2..))]
+    /// Maximum number of frames to measure in a clip, at least 2
+    #[arg(long, default_value_t = 96, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     frames: u32,
-    /// Where in a clip measuring begins, in seconds
+    /// Time in a clip at which the measurement begins, in seconds
     #[arg(long, default_value_t = 0.0, value_name = "SECONDS", value_parser = seconds)]
     start: f64,
-    /// Write means, differences, gates and the numbers of each picture and part of a clip to this file
-    #[arg(long, value_name = "OUT")]
+    /// JSON file for means, differences, targets and the values of each image and part of a clip
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the tables to this file as a page of HTML, with plots of the differences
-    #[arg(long, value_name = "OUT")]
+    /// HTML file for the tables and plots of the differences
+    #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
 
@@ -105,9 +115,10 @@ fn seconds(s: &str) -> Result<f64, String> {
 
 fn interpolation(s: &str) -> Result<String, String> {
     let known = INTERPOLATIONS.map(|i| i.0);
-    match known.contains(&s) {
-        true => Ok(s.into()),
-        false => Err(format!("use {}", known.join(", "))),
+    if known.contains(&s) {
+        Ok(s.into())
+    } else {
+        Err(format!("use {}", known.join(", ")))
     }
 }
 
@@ -125,15 +136,18 @@ impl Args {
             bail!("'{}' is named twice", twice.name());
         }
         if !methods.iter().any(|m| m.name() == self.reference) {
-            bail!("--reference {}: none of these is measured", self.reference);
+            bail!(
+                "--reference {}: no method of this name is measured",
+                self.reference
+            );
         }
-        let judges = Judges::load(self.lpips.as_deref(), self.niqe.as_deref())?;
+        let metric_models = MetricModels::load(self.lpips.as_deref(), self.niqe.as_deref())?;
         let (scales, conditions) = (self.scale.clone(), self.condition.clone());
         Ok(Evaluation::new(
             methods,
             scales,
             conditions,
-            judges,
+            metric_models,
             stop.flag(),
         )?)
     }
@@ -147,7 +161,7 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
     let files = Files::find(args)?;
     let mut evaluation = args.evaluation(stop)?;
     let total = files.steps(args) * evaluation.passes();
-    let meter = Meter::new("pictures and frames", "a second", Some(total as u64))?;
+    let meter = Meter::new("images and frames", "a second", Some(total as u64))?;
     let mut report = Report::default();
     let (mut measured, mut skipped) = (0, Vec::new());
     for file in files.all() {
@@ -167,11 +181,11 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
     let stopped = stop.is_asked();
     ensure!(
         measured > 0,
-        "{} of {} pictures and clips could be measured",
+        "{} of {} images and clips could be measured",
         if stopped { "stopped: none" } else { "none" },
         files.len()
     );
-    println!("{measured} pictures and clips\n");
+    println!("{measured} images and clips\n");
     for table in report.all_tables(&args.reference) {
         println!("{table}");
     }
@@ -183,7 +197,7 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
         let command: Vec<_> = std::env::args().collect();
         let page = HtmlReport {
             title: "Evaluation".into(),
-            summary: vec![format!("{measured} pictures and clips")],
+            summary: vec![format!("{measured} images and clips")],
             config: command.join(" "),
             evaluation: Some(report),
             reference: args.reference.clone(),
@@ -199,7 +213,7 @@ fn measure(args: &Args, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-/// What is measured.
+/// Files to measure.
 struct Files {
     pictures: Vec<PathBuf>,
     clips: Vec<PathBuf>,
@@ -215,7 +229,7 @@ impl Files {
         let (pictures, clips) = media_files(&args.data).map_err(|e| anyhow!(e))?;
         if !clips.is_empty() && !cfg!(feature = "video") {
             eprintln!(
-                "{} clips are left out: this tool was built without video",
+                "{} videos are skipped: this tool was built without the feature video",
                 clips.len()
             );
         }
@@ -231,14 +245,14 @@ impl Files {
             let dirs = args.data.iter();
             let dirs: Vec<_> = dirs.map(|d| format!("'{}'", d.display())).collect();
             bail!(
-                "no picture (.jpg, .jpeg, .png) and no clip in {}",
+                "no image (.jpg, .jpeg, .png) and no video in {}",
                 dirs.join(", ")
             );
         }
         let served = |of: fn(Condition) -> bool| args.condition.iter().any(|c| of(*c));
         ensure!(
             files.pictures.is_empty() || served(Condition::is_for_pictures),
-            "--condition: none of these is for pictures"
+            "--condition: none of these is for images"
         );
         ensure!(
             files.clips.is_empty() || served(Condition::is_for_clips),
@@ -256,7 +270,7 @@ impl Files {
         pictures.chain(self.clips.iter().map(|c| File::Clip(c)))
     }
 
-    /// Pictures and frames.
+    /// Number of images and frames.
     fn steps(&self, args: &Args) -> usize {
         #[cfg(feature = "video")]
         let frames = |path: &PathBuf| clip(path, args).expected_frames().unwrap_or(1);
@@ -384,7 +398,7 @@ mod tests {
     #[test]
     fn a_model_makes_the_size_of_the_picture_at_fractional_scales() {
         let dir = tempfile::tempdir().unwrap();
-        // 50 / 1.05 is 47 whole pixels, which become 49.35: a part of a pixel more than rounding keeps.
+        // 50 / 1.05 is 47 whole pixels, which become 49.35 pixels.
         scene(50, 41).save(dir.path().join("a.png")).unwrap();
         let report = measured(
             &[dir.path()],

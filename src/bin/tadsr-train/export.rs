@@ -1,4 +1,4 @@
-//! `tadsr-train export`: a model for other runtimes.
+//! `tadsr-train export`: writes a model for other runtimes.
 
 use std::{collections::HashMap, path::PathBuf};
 
@@ -16,35 +16,37 @@ use tadsr::{
     train::checkpoint::write_atomically,
 };
 
-/// Write a model as an ONNX file.
+/// Write a real-time model as an ONNX file for other runtimes.
 ///
-/// The file takes pictures of any size. It holds the network for one scale; enlarging by bicubic interpolation (which
-/// the network improves) is left to its user.
+/// The file holds the network for one scale and takes images of any size. The caller enlarges the
+/// image by bicubic interpolation, and the network improves it.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_help = "\
+Examples:
   tadsr-train export --model tiny --onnx tiny-x2.onnx
-  tadsr-train export --model runs/my-x4/model.safetensors --scale 4 --onnx my-x4.onnx --example my-x4.safetensors")]
+  # With an example of input and output, to test another runtime:
+  tadsr-train export --model runs/my-x4/model.safetensors --scale 4 --onnx my-x4.onnx \\
+      --example my-x4.safetensors")]
 pub struct Args {
     /// Name of a bundled model or path of a model file
     #[arg(long, value_name = "NAME_OR_PATH")]
     model: String,
-    /// The ONNX file to write
+    /// ONNX file to write
     #[arg(long, value_name = "FILE")]
     onnx: PathBuf,
-    /// The scale that the network is told, 1 to 4
+    /// Scale that the network is written for, 1 to 4
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
-    /// How degraded the input is, 0 (clean) to 1 (heavily compressed), for models with this dial
+    /// Degradation of the input, 0 (clean) to 1 (heavily compressed), for models with this dial
     #[arg(long, default_value_t = 0.0, value_parser = dial)]
     denoise: f64,
-    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this
-    /// dial
+    /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial
     #[arg(long, default_value_t = 0.0, value_parser = dial)]
     detail: f64,
-    /// What goes in and comes out
+    /// Input and output of the network
     #[arg(long, value_enum, default_value = "planes")]
     ends: Ends,
-    /// Also write an input and what this program makes of it, as tensors by the ONNX file's names (safetensors)
+    /// Write an input and its output, too: tensors with the names of the ONNX file (safetensors)
     #[arg(long, value_name = "FILE")]
     example: Option<PathBuf>,
 }
@@ -58,10 +60,10 @@ fn dial(s: &str) -> Result<f64, String> {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Ends {
-    /// Planes enlarged by bicubic interpolation, and the planes with the network's detail: y (and u, v at half the
-    /// size) to y_out (u_out, v_out); luma 0 to 1, chroma -0.5 to 0.5, sides in multiples of the model's r
+    /// Enlarged planes to improved planes: y (and u, v at half the size) to y_out (u_out, v_out);
+    /// luma 0 to 1, chroma -0.5 to 0.5, sides in multiples of the grid cell r
     Planes,
-    /// The bare network: whitened latent to whitened residual
+    /// Whitened latent to whitened residual, the bare network
     Latent,
 }
 
@@ -69,12 +71,12 @@ pub fn run(args: Args) -> Result<()> {
     let models = LiteModel::find(&args.model)?;
     let serves = |m: &&LiteModel| args.scale >= 1.0 && args.scale <= m.metadata.scales[1];
     let Some(model) = models.iter().find(serves) else {
-        let most = models
+        let max = models
             .iter()
             .map(|m| m.metadata.scales[1])
             .fold(1.0, f64::max);
         bail!(
-            "model '{}' serves scales 1 to {most}, not {}",
+            "model '{}' serves scales 1 to {max}, not {}",
             args.model,
             args.scale
         );
@@ -118,12 +120,12 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Cells of the examples' grids: no multiple of a tile.
+/// Grid cells of the examples in x and y; no multiples of a tile.
 const CELLS: (usize, usize) = (45, 31);
 
 type Tensors = HashMap<String, Tensor>;
 
-/// A latent and its residual without a border as wide as there are layers: what lies in it would depend on the padding.
+/// Returns a latent and its residual, without the border that depends on the padding.
 fn latent_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
     let student = &model.metadata.student;
     let grid = Grid {
@@ -148,7 +150,7 @@ fn latent_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
     ]))
 }
 
-/// Planes before and after.
+/// Returns planes and the planes that the model makes of them.
 fn planes_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
     let (student, stats) = (&model.metadata.student, &model.stats);
     let r = student.r;
@@ -189,7 +191,7 @@ fn planes_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
     Ok(tensors)
 }
 
-/// A value from -1 to 1 for an example.
+/// Sample `i` of an example, from -1 to 1.
 fn wave(i: usize) -> f32 {
     let i = i as f32;
     0.6 * (i * 0.37).sin() + 0.4 * (i * i * 1e-3).cos()

@@ -1,117 +1,131 @@
-//! `tadsr-train fit`: supervised training of a student on photographs.
+//! `tadsr-train fit`: supervised training of a student on photos and videos.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, bail};
-use tadsr::train::{
-    lite::student::{Distillation, Options, StudentRun, begin},
-    recipe::Recipe,
-    report::SampleRow,
+use anyhow::{Result, bail};
+use tadsr::train::lite::{
+    self,
+    student::{Distillation, Options, initial_weights},
 };
 
 use crate::{
-    corpus,
-    recipe::{self, Told},
-    run::{self, HeldOut, Training},
+    data_args::{Data, Size},
+    training::{self, as_option},
 };
 
-/// Train a student on photos and videos, supervised.
+/// Default options of the library.
+fn defaults() -> Options {
+    Options::default()
+}
+
+/// Train a real-time model on photos and videos, by supervision.
 ///
-/// Every pair is made on the fly: a patch of a photo or a frame, shrunk by a random scale and
-/// damaged as the preset says; only what video codecs damage is prepared before, as clips on disk.
-/// Ctrl-C saves a checkpoint; --resume goes on from it exactly. The model is written beside it at
-/// every save, and before that recipe.toml, by which `tadsr-train run` (with the same --begin)
-/// makes the same model.
+/// A training pair is a patch of an image and the same patch shrunk by a random scale and degraded
+/// by the preset. Only compression by video codecs is prepared before the training, as clips in the
+/// cache. The model is written to model.safetensors in the folder of the run at every checkpoint.
+/// Ctrl-C saves a checkpoint; --resume continues exactly from there. The folder also gets
+/// recipe.toml, from which `tadsr-train run` makes the same model.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_help = "\
+Examples:
   tadsr-train fit --data photos --out runs/tiny-x2
   tadsr-train fit --data photos videos --out runs/tiny-x4 --scale 4 --steps 100000
+  # Clean input only:
   tadsr-train fit --data photos --preset clean --out runs/tiny-clean-x2
-  tadsr-train fit --data photos --out runs/tiny-x2 --resume                  # goes on, with more --steps if you like
-  tadsr-train fit --data photos --out runs/mine --begin tiny-x2 --steps 5000 # a bundled model, for your pictures
-  tadsr-train fit --pairs recordings masters --out runs/matched              # of the same names in both folders
-  tadsr-train fit --data photos videos --out runs/one --denoise              # one model for clean and compressed input
+  # Continue after Ctrl-C, or with more --steps:
+  tadsr-train fit --data photos --out runs/tiny-x2 --resume
+  # Adapt a bundled model to your images:
+  tadsr-train fit --data photos --out runs/mine --begin tiny-x2 --steps 5000
+  # Matched pairs: files of the same names in both folders:
+  tadsr-train fit --pairs recordings masters --out runs/matched
+  # One model for clean and compressed input:
+  tadsr-train fit --data photos videos --out runs/one --denoise
+  # Play a video with the result:
   gst-launch-1.0 videotestsrc ! tadsrupscale model=runs/tiny-x2/model.safetensors ! autovideosink")]
 pub struct Args {
     #[command(flatten)]
-    data: corpus::Data,
-    /// Folder of the run: checkpoint and model
+    data: Data,
+    /// Folder of the run: checkpoint, model and logs
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Go on with the checkpoint in the run's folder
+    /// Continue with the checkpoint in the folder of the run
     #[arg(long)]
     resume: bool,
-    /// Model to go on from: a file, the checkpoint of another run or the name of a bundled model.
-    /// It decides the kind of student, its scales and dials
+    /// Model to begin with: a model file, the checkpoint of another run or the name of a bundled
+    /// model. It determines size, scales and dials [default: random weights]
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["student", "scale"])]
     begin: Option<String>,
-    /// The kind of student
+    /// Size of the student
     #[arg(long, value_enum, default_value = "tiny")]
-    student: corpus::Size,
-    /// Largest scale that the model serves, above 1 up to 4; the grid then has r = 2 up to 2, r = 4
-    /// above
+    student: Size,
+    /// Largest scale that the model serves, above 1 up to 4. The side of a grid cell is 2 pixels
+    /// for scales up to 2, and 4 above
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
-    /// Let the weights depend on how degraded the input is: one model for clean and for compressed
-    /// input
+    /// Add the dial denoise: one model for clean and for compressed input
     #[arg(long)]
     denoise: bool,
     /// Training steps
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = defaults().steps, value_name = "N")]
     steps: u64,
-    /// Patches in a step
-    #[arg(long, default_value_t = 16)]
+    /// Training pairs in a step, 1 to 1024
+    #[arg(long, default_value_t = defaults().batch, value_name = "N")]
     batch: usize,
-    /// Side of a high-resolution patch in pixels [default: 48 cells of the model's grid]
-    #[arg(long)]
+    /// Side of a high-resolution patch in pixels, 16 to 1024 [default: 48 grid cells]
+    #[arg(long, value_name = "PIXELS")]
     patch: Option<usize>,
-    /// Peak learning rate; it warms up, then falls along a cosine
-    #[arg(long, default_value_t = 5e-3)]
+    /// Peak learning rate, after a warm-up and before a cosine decay
+    #[arg(long, default_value_t = defaults().learning_rate, value_name = "RATE")]
     lr: f64,
-    /// Peak learning rate of Muon, which optimises the inner kernels; 0 leaves them to AdamW, as
-    /// the rest
-    #[arg(long, default_value_t = 0.01)]
+    /// Peak learning rate of Muon, which optimises the inner kernels, below 1; 0 for AdamW, as for
+    /// all other weights
+    #[arg(long, default_value_t = defaults().muon_rate, value_name = "RATE")]
     muon_lr: f64,
-    /// Decay of the averaged weights
-    #[arg(long, default_value_t = 0.999)]
+    /// Decay of the averaged weights, at least 0, below 1
+    #[arg(long, default_value_t = defaults().ema, value_name = "DECAY")]
     ema: f64,
-    /// Channels that each kernel is a product over while it is trained (folded in the model); 0 for none
-    #[arg(long, default_value_t = 64)]
+    /// Train each kernel as a product over this many channels, up to 1024; 0 trains kernels
+    /// directly. The model file holds the product
+    #[arg(long, default_value_t = defaults().expand, value_name = "CHANNELS")]
     expand: usize,
-    /// The same seed, data and options give the same model
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    /// Seed; the same seed, data and options make the same model
+    #[arg(
+        long,
+        default_value_t = defaults().seed,
+        value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64)
+    )]
     seed: u64,
-    /// Name of the model [default: the run's folder]
+    /// Name of the model [default: name of the run's folder]
     #[arg(long)]
     name: Option<String>,
-    /// Steps between two checkpoints, each with a measurement on held-out photos
-    #[arg(long, default_value_t = 2000)]
+    /// Steps from one checkpoint, with a measurement on held-out data, to the next
+    #[arg(long, default_value_t = 2000, value_name = "STEPS")]
     save_every: u64,
     #[command(flatten)]
-    compute: run::Compute,
-    /// Threads for the network; the data has as many again [default: one for each core]
-    #[arg(long)]
-    threads: Option<usize>,
+    machine: training::Machine,
 }
 
 impl Args {
-    /// The recipe that the arguments stand for.
-    fn recipe(&self) -> Result<Recipe> {
-        run::check_common(self.steps, self.batch, self.save_every, self.lr, self.ema)?;
+    /// Returns the recipe that the arguments stand for.
+    fn recipe(&self) -> Result<lite::Recipe> {
         if self.patch == Some(0) {
             bail!("--patch 0: at least 16, or leave it out");
         }
-        let begin = self.begin.as_deref().map(begin).transpose()?;
-        let (config, size) = match &begin {
-            Some(begin) => (begin.student, begin.scales),
-            None => {
-                let (student, lowest) = self.student.at(self.scale)?;
-                (student, [lowest, self.scale])
-            }
-        };
-        let mut conditioning = config.conditioning;
-        conditioning.denoise |= self.denoise;
-        let student = Options {
+        let folder = self.out.file_name().map(|n| n.to_string_lossy());
+        let name = self.name.as_deref().or(folder.as_deref());
+        let mut recipe =
+            lite::Recipe::new(name.unwrap_or("model"), self.student.into(), self.scale);
+        if let Some(begin) = &self.begin {
+            let model = initial_weights(begin)?;
+            recipe.begin = Some(begin.clone());
+            recipe.scale = model.scales[1];
+            recipe.lowest = Some(model.scales[0]);
+            recipe.shape = Some(model.student.into());
+            recipe.conditioning = model.student.conditioning;
+        }
+        recipe.conditioning.denoise |= self.denoise;
+        recipe.data = self.data.spec()?;
+        recipe.student = Options {
             steps: self.steps,
             batch: self.batch,
             accumulate: 1,
@@ -123,69 +137,15 @@ impl Args {
             seed: self.seed,
             distillation: Distillation::none(),
         };
-        student.check()?;
-        let patch = student.patch_side(config.r, 1);
-        patch.map_err(|e| anyhow!("--{e}"))?;
-        let folder = self.out.file_name().map(|n| n.to_string_lossy());
-        let name = self.name.as_deref().or(folder.as_deref());
-        Ok(Recipe {
-            name: name.unwrap_or("model").into(),
-            size: self.student.into(),
-            scale: size[1],
-            lowest: begin.is_some().then_some(size[0]),
-            shape: begin.is_some().then(|| config.into()),
-            conditioning,
-            data: self.data.spec()?,
-            teacher: None,
-            student,
-        })
+        recipe.check().map_err(as_option)?;
+        Ok(recipe)
     }
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let told = Told {
-        out: args.out.clone(),
-        teacher: None,
-        begin: args.begin.clone(),
-        lpips: None,
-        dry_run: false,
-        resume: Some(args.resume),
-        save_every: args.save_every,
-        compute: args.compute.clone(),
-        threads: args.threads,
-    };
-    recipe::make(args.recipe()?, told)
-}
-
-impl Training for StudentRun {
-    fn done(&self) -> u64 {
-        Self::done(self)
-    }
-
-    fn step(&mut self) -> tadsr::Result<Vec<(&'static str, f64)>> {
-        Self::step(self)
-    }
-
-    fn save(&self) -> tadsr::Result<()> {
-        Self::save(self)
-    }
-
-    fn samples(&self) -> tadsr::Result<Vec<SampleRow>> {
-        Self::samples(self)
-    }
-
-    fn validate(&self) -> tadsr::Result<HeldOut> {
-        let (mut text, mut values) = (Vec::new(), Vec::new());
-        for v in Self::validate(self)? {
-            let mut line = format!("{} {:+.3} dB", v.name, v.gain);
-            values.push((format!("held out {}/gain", v.name), v.gain));
-            if let Some([ours, base]) = v.lpips {
-                line += &format!(", LPIPS {ours:.4} ({base:.4})");
-                values.push((format!("held out {}/LPIPS", v.name), ours));
-            }
-            text.push(line);
-        }
-        let text = format!("against bicubic {}", text.join("; "));
-        Ok(HeldOut { text, values })
-    }
+    let recipe = args.recipe()?;
+    let mut options = args.machine.options(&args.out)?;
+    options.resume = Some(args.resume);
+    options.save_every = args.save_every;
+    training::run(&recipe.into(), &options, Some("--resume"))
 }

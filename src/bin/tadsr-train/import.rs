@@ -1,4 +1,4 @@
-//! `tadsr-train import`: published PyTorch checkpoints become a model file.
+//! `tadsr-train import`: converts published PyTorch checkpoints to a model file.
 
 use std::{
     fs,
@@ -16,24 +16,26 @@ use tadsr::{
     nn::resshift::{DiffusionConfig, ResShiftConfig},
 };
 
-/// What is recorded as the licence when nothing else is said.
+/// Licence that is recorded by default.
 const LICENCE: &str = "that of the imported checkpoints, set by their authors; \
     ResShift and what is made from it: NTU S-Lab License 1.0, non-commercial use only";
 
-/// Import a ResShift, SinSR or TAD-SR checkpoint into a model file.
+/// Convert checkpoints of ResShift, SinSR or TAD-SR to a model file.
 ///
-/// Takes the checkpoint of the U-Net and that of the autoencoder as their authors publish them, tells the architecture
-/// from the tensors' shapes, and writes one model file. Checkpoints are read as data: code in them is refused, never
-/// run. docs/resshift-models.md says where the checkpoints are and under which licence.
+/// Takes the PyTorch checkpoints of the U-Net and of the autoencoder as their authors publish them,
+/// recognises the architecture by the shapes of the tensors, and writes one model file. Checkpoints
+/// are read as data: code in them is refused and never run. docs/resshift-models.md names the
+/// sources of the checkpoints and their licences.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_help = "\
+Examples:
   tadsr-train import --unet TAD-SR.pth --autoencoder autoencoder_vq_f4.pth -o tad-sr.safetensors
   tadsr-train import --unet resshift_realsrx4_s15_v1.pth --autoencoder autoencoder_vq_f4.pth \\
-                     --dtype f16 -o teacher.safetensors
+      --dtype f16 -o teacher.safetensors
   tadsr-train import --unet resshift_realsrx4_s4_v3.pth --autoencoder autoencoder_vq_f4.pth \\
-                     --preset realsr-x4-s4 -o resshift-s4.safetensors
+      --preset realsr-x4-s4 -o resshift-s4.safetensors
   tadsr-train import --unet TAD-faceir.pth --autoencoder ffhq512_vq_f8_dim8_face.pth \\
-                     -o faces.safetensors
+      -o faces.safetensors
   gst-launch-1.0 videotestsrc ! tadsrupscale model=tad-sr.safetensors ! autovideosink")]
 pub struct Args {
     /// Checkpoint of the U-Net
@@ -45,33 +47,34 @@ pub struct Args {
     /// Model file to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
-    /// Which published model it is
+    /// Published model that the checkpoint belongs to
     #[arg(long, value_enum, default_value = "auto")]
     preset: Preset,
-    /// Whole configuration as JSON, as in the metadata of a model file
+    /// JSON file with the complete configuration, like the metadata of a model file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "image_size"])]
     config: Option<PathBuf>,
     /// Type of the weights in the model file
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Type,
-    /// Name of the model [default: the model file's]
+    /// Name of the model [default: name of the model file]
     #[arg(long)]
     name: Option<String>,
-    /// Licence to record in the model [default: a remark on that of ResShift]
+    /// Licence to record in the model file [default: a note on the licence of ResShift]
     #[arg(long, value_name = "TEXT")]
     licence: Option<String>,
-    /// Side of the latent that the U-Net was built for [default: from the masks in the checkpoint, or 64]
-    #[arg(long, value_name = "PIXELS")]
+    /// Side of the latent that the U-Net was built for [default: from the masks in the checkpoint,
+    /// or 64]
+    #[arg(long, value_name = "CELLS")]
     image_size: Option<usize>,
     #[command(flatten)]
     schedule: ScheduleArgs,
 }
 
-/// What a model was trained with that no shape tells.
+/// Noise schedule of the training, which the shapes of tensors do not tell.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Noise schedule, where it is not the preset's")]
+#[command(next_help_heading = "Noise schedule [default: of the preset]")]
 struct ScheduleArgs {
-    /// Steps
+    /// Diffusion steps
     #[arg(long)]
     steps: Option<usize>,
     /// Standard deviation of the noise at eta = 1
@@ -90,7 +93,7 @@ struct ScheduleArgs {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Preset {
-    /// Architecture from the shapes; schedule of the preset below that fits it and the file's name
+    /// Architecture from the shapes; noise schedule of the preset that fits scale and file name
     Auto,
     /// Real-world x4, 15 steps: resshift_realsrx4_s15_v1 and v2, SinSR, TAD-SR
     RealsrX4,
@@ -180,13 +183,13 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Names the checkpoint whose configuration failed the check.
+/// Adds the name of the checkpoint to a failed check of its configuration.
 fn runnable(checkpoint: &Path, check: Result<(), String>) -> Result<()> {
     let context = || format!("'{}' is no network that can be run", checkpoint.display());
     check.map_err(anyhow::Error::msg).with_context(context)
 }
 
-/// The model file must not take the place of a checkpoint.
+/// Refuses an output file that is one of the checkpoints.
 fn refuse_overwriting(args: &Args) -> Result<()> {
     let Ok(out) = fs::canonicalize(&args.out) else {
         return Ok(());
@@ -202,7 +205,7 @@ fn refuse_overwriting(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The configuration, and where it comes from.
+/// Returns the configuration and a description of its origin.
 fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(ResShiftConfig, String)> {
     if let Some(path) = &args.config {
         let shown = path.display();
@@ -227,8 +230,8 @@ fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(ResShi
     let side = unet_config.image_size * autoencoder_config.factor();
     if !side.is_multiple_of(unet_config.lq_size) {
         bail!(
-            "'{}' makes images of {side}x{side} from {1}x{1}, which is no whole scale: do the two checkpoints belong \
-             together?",
+            "'{}' makes images of {side}x{side} from {1}x{1}, which is no whole scale: do the two \
+             checkpoints belong together?",
             args.unet.display(),
             unet_config.lq_size
         );
@@ -250,7 +253,7 @@ fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(ResShi
         },
     };
     let origin = format!(
-        "architecture from the shapes; noise schedule of the preset {}, which no shape tells",
+        "architecture from the shapes; noise schedule of the preset {}",
         preset.name()
     );
     Ok((config, origin))
@@ -273,7 +276,7 @@ fn metadata(args: &Args, config: ResShiftConfig) -> ResShiftMetadata {
     metadata
 }
 
-/// What was imported, for the user to check.
+/// Summary of the imported model, for the user to check.
 fn summary(args: &Args, metadata: &ResShiftMetadata, origin: &str, parameters: usize) -> String {
     let ResShiftConfig {
         unet,
@@ -303,8 +306,8 @@ fn summary(args: &Args, metadata: &ResShiftMetadata, origin: &str, parameters: u
             millions(parameters * precision.size())
         ),
         format!(
-            "  U-Net        {:.1} M: {} channels x {}, res blocks {}, Swin layers of {} channels at {}, windows of {}; \
-             latent {}x{}x{}, low-resolution side {}",
+            "  U-Net        {:.1} M: {} channels x {}, res blocks {}, Swin layers of {} channels \
+             at {}, windows of {}; latent {}x{}x{}, low-resolution side {}",
             count(unet.tensors()),
             unet.model_channels,
             list(&unet.channel_mult),
@@ -318,7 +321,8 @@ fn summary(args: &Args, metadata: &ResShiftMetadata, origin: &str, parameters: u
             unet.lq_size
         ),
         format!(
-            "  autoencoder  {:.1} M: {} channels x {}, res blocks {}, 1/{} of the size, {} codes of {}",
+            "  autoencoder  {:.1} M: {} channels x {}, res blocks {}, 1/{} of the size, \
+             {} codes of {}",
             count(autoencoder.tensors()),
             autoencoder.ch,
             list(&autoencoder.ch_mult),
@@ -336,7 +340,7 @@ fn summary(args: &Args, metadata: &ResShiftMetadata, origin: &str, parameters: u
             diffusion.min_noise_level,
             diffusion.etas_end
         ),
-        format!("  told by      {origin}"),
+        format!("  origin       {origin}"),
         format!("  licence      {}", metadata.licence),
     ];
     lines.join("\n") + "\n"

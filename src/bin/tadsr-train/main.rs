@@ -1,20 +1,19 @@
-//! The command line of the training tool: one file a subcommand.
+//! The command line of the training tool: one file for each subcommand.
 
 mod blend;
-mod corpus;
 mod data;
+mod data_args;
 mod distill;
-mod dry_run;
 mod eval;
 mod export;
 mod fit;
 mod import;
 mod meter;
 mod quantize;
-mod recipe;
 mod report;
 mod run;
 mod stop;
+mod training;
 mod upscale;
 
 use std::process::ExitCode;
@@ -22,9 +21,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tadsr::kernels::cpu::Cpu;
 
-/// Trains, measures and uses super-resolution models: those of the GStreamer element tadsrupscale.
+/// Train, measure and use the super-resolution models of the GStreamer element tadsrupscale.
 #[derive(Parser)]
-#[command(version, max_term_width = 110)]
+#[command(version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,7 +31,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(recipe::Args),
+    Run(run::Args),
     Fit(fit::Args),
     Distill(distill::Args),
     Data(data::Args),
@@ -48,7 +47,7 @@ enum Command {
 fn execute(command: Command) -> anyhow::Result<()> {
     Cpu::from_env()?;
     match command {
-        Command::Run(args) => recipe::run(args),
+        Command::Run(args) => run::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Distill(args) => distill::run(args),
         Command::Data(args) => data::run(args),
@@ -65,7 +64,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        // As programs end that Ctrl-C ends.
+        // The exit status of programs that Ctrl-C ends.
         Err(error) if error.is::<stop::Stopped>() => {
             eprintln!("{error}");
             ExitCode::from(130)

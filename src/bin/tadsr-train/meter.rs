@@ -1,4 +1,4 @@
-//! Progress: a bar on a terminal, a line now and then elsewhere.
+//! Progress: a bar on a terminal, a line from time to time elsewhere.
 
 use std::{
     ops::ControlFlow,
@@ -15,25 +15,25 @@ use tadsr::Observer;
 
 use crate::stop::Stop;
 
-/// How often a line is printed where there is no terminal.
+/// Time between two lines without a terminal.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// Shows how far the work has come.
+/// Shows the progress of work.
 #[derive(Clone)]
 pub struct Meter {
     bar: ProgressBar,
-    /// What is counted, such as "frames"; `None` for the passes through a network.
+    /// Name of the counted items, such as "frames"; `None` for passes through a network.
     what: Option<&'static str>,
     started: Instant,
-    said: Arc<Mutex<Instant>>,
+    printed: Arc<Mutex<Instant>>,
     done: Arc<AtomicBool>,
 }
 
 impl Meter {
-    /// Counts `what`, of which there are `total` if that is known; `unit` is their rate's.
+    /// Counts items called `what`, `total` if that is known. `unit` is the unit of their rate.
     pub fn new(what: &'static str, unit: &'static str, total: Option<u64>) -> Result<Self> {
         let rate = move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            // A terminal that cannot be written to shows nothing anyway.
+            // A rate that cannot be shown must not end the work.
             let _ = write!(text, "{:.2} {unit}", state.per_sec());
         };
         let (bar, template) = match total {
@@ -50,7 +50,7 @@ impl Meter {
         Ok(Self::with(bar.with_style(style), Some(what)))
     }
 
-    /// Counts the passes through a network that one picture takes.
+    /// Counts the passes through a network for one image.
     pub fn passes() -> Result<Self> {
         let style = "{bar:30} pass {pos}/{len} ETA {eta_precise} {wide_msg}";
         let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(style)?);
@@ -63,12 +63,12 @@ impl Meter {
             bar,
             what,
             started: now,
-            said: Arc::new(Mutex::new(now)),
+            printed: Arc::new(Mutex::new(now)),
             done: Arc::default(),
         }
     }
 
-    /// What tells an upscaler's progress in a frame here, and stops the frame when `stop` asks for it.
+    /// Returns an observer that shows the progress within a frame and stops it when `stop` is set.
     pub fn observer(&self, stop: &Stop) -> Observer {
         let (meter, stop) = (self.clone(), stop.clone());
         Box::new(move |progress| {
@@ -76,29 +76,30 @@ impl Meter {
             if meter.what.is_none() {
                 meter.bar.set_length(total);
                 meter.bar.set_position(done);
-                meter.say_now_and_then();
+                meter.print_from_time_to_time();
             } else if total > 0 {
                 meter.bar.set_message(format!("pass {done}/{total}"));
             }
-            match stop.is_asked() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            if stop.is_asked() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
             }
         })
     }
 
-    /// Says what is worked on.
+    /// Shows the name of the current item.
     pub fn name(&self, what: &str) {
         self.bar.set_message(what.to_string());
     }
 
-    /// One more is done.
+    /// Counts one more item.
     pub fn advance(&self) {
         self.bar.inc(1);
-        self.say_now_and_then();
+        self.print_from_time_to_time();
     }
 
-    /// Prints a line above the bar, or plainly where there is no terminal.
+    /// Prints a line above the bar, or just prints it if there is no terminal.
     pub fn log(&self, line: &str) {
         if self.bar.is_hidden() || self.done.load(Ordering::Relaxed) {
             eprintln!("{line}");
@@ -117,12 +118,12 @@ impl Meter {
         self.started.elapsed().as_secs_f64()
     }
 
-    fn say_now_and_then(&self) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.bar.is_hidden() || said.elapsed() < EVERY {
+    fn print_from_time_to_time(&self) {
+        let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.bar.is_hidden() || printed.elapsed() < EVERY {
             return;
         }
-        *said = Instant::now();
+        *printed = Instant::now();
         let (done, what) = (self.bar.position(), self.what.unwrap_or("passes"));
         let rate = done as f64 / self.seconds();
         let Some(total) = self.bar.length() else {

@@ -1,24 +1,27 @@
-//! `tadsr-train report`: the page of a training run, made again from its folder.
+//! `tadsr-train report`: writes the report of a training run again.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use tadsr::train::report::{REPORT_FILE, Report};
 
-/// Write the report of a training run: one page of HTML with losses, samples, evaluation and settings
+/// Write the report of a training run, one HTML page.
 ///
-/// It is made from what the run's folder has: losses.csv, recipe.toml or the settings in model.safetensors, samples, and
-/// eval.json as `eval --json RUN/eval.json` writes it. Training writes it by itself at every checkpoint.
+/// The page has losses, samples, evaluation and settings. They come from files in the folder of the
+/// run: losses.csv, recipe.toml or the settings in model.safetensors, samples, and eval.json.
+/// Training writes the report at every checkpoint.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_help = "\
+Examples:
   tadsr-train report runs/my-x2
+  # With an evaluation:
   tadsr-train eval --data pictures --model runs/my-x2/model.safetensors --json runs/my-x2/eval.json
   tadsr-train report runs/my-x2 -o my-x2.html")]
 pub struct Args {
     /// Folder of the run
     #[arg(value_name = "RUN")]
     folder: PathBuf,
-    /// Where the page goes [default: report.html in the run's folder]
+    /// HTML file to write [default: report.html in the folder of the run]
     #[arg(short, long, value_name = "HTML")]
     out: Option<PathBuf>,
 }

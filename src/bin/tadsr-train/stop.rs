@@ -1,4 +1,4 @@
-//! Ctrl-C: the first time a request, the second time the end.
+//! Ctrl-C: the first asks the work to stop, the second ends the process.
 
 use std::{
     fs,
@@ -12,32 +12,32 @@ use std::{
 
 use anyhow::Result;
 
-/// The error of what was asked to stop and has: how far it came, and how it goes on.
+/// Error of work that has stopped on request: how far it is, and how to continue.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Stopped(pub String);
 
-/// Whether somebody has asked to stop.
+/// Request to stop.
 #[derive(Clone, Default)]
 pub struct Stop {
     asked: Arc<AtomicBool>,
-    /// What is removed when the request is not followed in time.
+    /// File that is removed when the process ends at once.
     unfinished: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Stop {
-    /// Listens to Ctrl-C, and to being terminated or hung up.
+    /// Returns a request that Ctrl-C and the signals for termination and hang-up set.
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
         let heard = stop.clone();
         ctrlc::set_handler(move || {
             if !heard.asked.swap(true, Ordering::SeqCst) {
-                eprintln!("stopping; once more to stop at once");
+                eprintln!("stopping; press Ctrl-C again to end at once");
                 return;
             }
             let file = heard.unfinished.lock();
             if let Some(path) = &*file.unwrap_or_else(PoisonError::into_inner) {
-                // There is nobody left to tell.
+                // An error cannot be reported any more.
                 let _ = fs::remove_file(path);
             }
             process::exit(130);
@@ -45,16 +45,17 @@ impl Stop {
         Ok(stop)
     }
 
+    /// Returns `true` once a stop is requested.
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// What is set when somebody has asked.
+    /// Flag that is set once a stop is requested.
     pub fn flag(&self) -> Arc<AtomicBool> {
         self.asked.clone()
     }
 
-    /// Names the file that is worth nothing when the process ends at once.
+    /// Sets the file to remove when the process ends at once.
     #[cfg(feature = "video")]
     pub fn set_unfinished(&self, path: Option<PathBuf>) {
         let mut file = self

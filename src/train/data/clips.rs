@@ -1,7 +1,7 @@
-//! Clips out of videos: successive frames of the same place.
+//! Clips of videos: successive frames of the same square.
 //!
-//! Videos are decoded once, through GStreamer, on all cores. What is kept of them is cut out where there is texture and
-//! lies on disk, in a cache of bounded size that later runs find again.
+//! Videos are decoded once, through GStreamer, on all cores. Textured squares are cut out and
+//! stored in a cache of bounded size that later runs use again.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ use crate::{
     video::Reader,
 };
 
-/// The size of all clips of a set.
+/// Size of all clips of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Side of the square frames in pixels, even.
@@ -51,23 +51,25 @@ impl Shape {
 }
 
 impl ClipSpec {
-    /// Seconds between two moments of videos that last `seconds` in all, such that all clips fit.
+    /// Returns the seconds between two moments of videos of `seconds` in all, such that all clips
+    /// fit into the limit.
     fn spacing(&self, shape: Shape, seconds: f64) -> f64 {
-        let most = ((self.limit << 20) / (shape.bytes() * self.places as u64)).max(1);
-        self.every.max(seconds / most as f64)
+        let max = ((self.limit << 20) / (shape.bytes() * self.squares as u64)).max(1);
+        self.every.max(seconds / max as f64)
     }
 
-    /// The number of clips that are taken out of `videos`, at most.
+    /// Returns the maximum number of clips of `videos`.
     pub fn clips(&self, shape: Shape, videos: &[Source]) -> u64 {
         let spacing = self.spacing(shape, seconds(videos));
-        // Moments closer than a clip is long would overlap; 60 frames a second is as short as one gets.
+        // Moments closer than the length of a clip would overlap. A clip lasts at least as long as
+        // at 60 frames per second.
         let spacing = spacing.max(shape.frames as f64 / 60.0);
         let moments = |v: &Source| (v.seconds / spacing).ceil().max(1.0) as u64;
-        videos.iter().map(moments).sum::<u64>() * self.places as u64
+        videos.iter().map(moments).sum::<u64>() * self.squares as u64
     }
 }
 
-/// A video, as its beginning says.
+/// Properties of a video.
 #[derive(Clone, Debug)]
 pub struct Source {
     pub path: PathBuf,
@@ -75,21 +77,21 @@ pub struct Source {
     pub width: usize,
     /// In pixels.
     pub height: usize,
-    /// Frames a second, if they come at a constant rate.
+    /// Frames per second, if the rate is constant.
     pub rate: Option<f64>,
-    /// 0 where the file does not say.
+    /// Duration; 0 if the file does not tell.
     pub seconds: f64,
-    /// What people call its codec.
+    /// Name of its codec for people.
     pub codec: String,
 }
 
-/// Seconds of `videos` in all.
+/// Returns the total duration of `videos` in seconds.
 pub fn seconds(videos: &[Source]) -> f64 {
     videos.iter().map(|v| v.seconds).sum()
 }
 
-/// Opens the videos at `paths`, on all cores; those whose sides are below `side` pixels or that cannot be played are
-/// left out.
+/// Opens the videos at `paths`, on all cores. Skips those whose sides are below `side` pixels or
+/// that cannot be played.
 pub fn survey(paths: &[PathBuf], side: usize) -> (Vec<Source>, Vec<Skipped>) {
     let open = |path: &PathBuf| {
         let path = path.clone();
@@ -124,12 +126,12 @@ fn open(path: &Path, side: usize) -> Result<Source, String> {
     })
 }
 
-/// What the cache keeps beside the clips of a video.
+/// Index in the cache beside the clips of a video.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Index {
     source: PathBuf,
     clips: usize,
-    /// Of the clips' contents.
+    /// Hash of the contents of the clips.
     hash: u64,
 }
 
@@ -137,15 +139,16 @@ struct Index {
 #[derive(Debug)]
 pub struct ClipSet {
     shape: Shape,
-    /// Files of [`Shape::bytes`]: frame after frame, rows of R, G, B.
+    /// Files of [`Shape::bytes`] bytes: frame after frame, rows of R, G, B.
     clips: Vec<PathBuf>,
     fingerprint: u64,
 }
 
 impl ClipSet {
-    /// Takes clips out of `videos`, on all cores; gives the videos that turn out to be of no use, too. `cache` is a folder
-    /// for the clips; what an earlier run with the same values left there of the same files is used again. `progress` is
-    /// called from several threads with (seconds of video that are done, seconds in all); false stops.
+    /// Cuts clips out of `videos`, on all cores. Returns the clips and the videos that are of no
+    /// use. `cache` is the folder of the clips; clips of an earlier run with the same files and
+    /// values are used again. `progress` is called from several threads with (seconds of video
+    /// done, seconds in all) and returns `false` to stop.
     ///
     /// # Errors
     /// [`Error::Cancelled`].
@@ -160,7 +163,7 @@ impl ClipSet {
         let stopped = AtomicBool::new(false);
         let done = Mutex::new(0.0);
         let report = |seconds: f64| {
-            // A progress that another thread's panic has left is still a number.
+            // The number is valid even if another thread has panicked.
             let mut done = done.lock().unwrap_or_else(|p| p.into_inner());
             *done += seconds;
             if !progress(*done, all) {
@@ -200,18 +203,18 @@ impl ClipSet {
         Ok((set, skipped))
     }
 
-    /// Takes clips out, to measure on what was not trained on; gives the frames in their middle. Of `every` videos or more
-    /// every `every`th goes as a whole. Of fewer, one clip of `every` goes: the last ones of each video, for clips that
-    /// follow one another are all but the same.
+    /// Removes the held-out clips and returns their middle frames. If there are at least `every`
+    /// videos, every `every`th is held out. If there are fewer, one of `every` clips is held out:
+    /// the last clips of each video, because consecutive clips are nearly identical.
     ///
     /// # Errors
     /// As [`Self::clip`].
     pub fn hold_out(&mut self, every: usize) -> Result<Vec<RgbImage>> {
         let every = every.max(2);
-        // The clips of a video lie in a folder of their own.
+        // Each video has a folder of its own.
         let videos = self.clips.chunk_by(|a, b| a.parent() == b.parent());
         let whole = videos.clone().count() >= every;
-        let (mut kept, mut taken) = (Vec::new(), Vec::new());
+        let (mut retained, mut taken) = (Vec::new(), Vec::new());
         let mut seen = 0;
         let mut hash = Fnv::default();
         self.fingerprint.hash(&mut hash);
@@ -225,16 +228,16 @@ impl ClipSet {
             };
             let (rest, last) = clips.split_at(clips.len() - count);
             rest.len().hash(&mut hash);
-            kept.extend_from_slice(rest);
+            retained.extend_from_slice(rest);
             taken.extend_from_slice(last);
         }
-        self.clips = kept;
+        self.clips = retained;
         self.fingerprint = hash.finish();
         let middle = |path: &PathBuf| self.frame(path, self.shape.frames / 2);
         taken.iter().map(middle).collect()
     }
 
-    /// The middle frame of the first clip, if there is one.
+    /// Returns the middle frame of the first clip, if there is one.
     ///
     /// # Errors
     /// As [`Self::clip`].
@@ -245,32 +248,33 @@ impl ClipSet {
             .transpose()
     }
 
-    /// Number of clips.
+    /// Returns the number of clips.
     pub fn len(&self) -> usize {
         self.clips.len()
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are no clips.
     pub fn is_empty(&self) -> bool {
         self.clips.is_empty()
     }
 
-    /// The clips' size.
+    /// Returns the size of the clips.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// A number that changes with the clips' order and contents.
+    /// Returns a hash of the order and contents of the clips.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
-    /// A random clip, mirrored, turned and reversed at random.
+    /// Returns a random clip, mirrored, turned and reversed at random.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Video`] when the cache has been changed, [`Error::Frame`] when there are no clips.
+    /// [`Error::Io`] or [`Error::Video`] when the cache has been changed, [`Error::Data`] when
+    /// there are no clips.
     pub fn clip<R: Rng + ?Sized>(&self, rng: &mut R) -> Result<Vec<Patch>> {
-        let path = self.draw(rng)?;
+        let path = self.random_clip(rng)?;
         let (turn, mirror_x, mirror_y) = (rng.random(), rng.random(), rng.random());
         let side = self.shape.side;
         let bytes = fs::read(path).map_err(Error::io(path))?;
@@ -286,10 +290,10 @@ impl ClipSet {
         Ok(clip)
     }
 
-    /// A random square of `side` pixels of a frame, drawn as `sampling` says.
+    /// Returns a random square of `side` pixels of a frame, chosen by `sampling`.
     ///
     /// # Errors
-    /// As [`Self::clip`]; [`Error::Frame`] when `side` is 0 or above the set's.
+    /// As [`Self::clip`]; [`Error::Data`] when `side` is 0 or above that of the set.
     pub fn sample<R: Rng + ?Sized>(
         &self,
         rng: &mut R,
@@ -299,9 +303,9 @@ impl ClipSet {
         let all = self.shape.side;
         if !(1..=all).contains(&side) {
             let text = format!("no patch of {side} pixels from clips of {all} pixels");
-            return Err(Error::Frame(text));
+            return Err(Error::Data(text));
         }
-        let path = self.draw(rng)?;
+        let path = self.random_clip(rng)?;
         let frame = self.frame(path, rng.random_range(0..self.shape.frames))?;
         let factor = if rng.random_bool(sampling.shrink) {
             rng.random_range(sampling.min_factor..=1.0)
@@ -310,23 +314,23 @@ impl ClipSet {
         };
         let source = ((side as f64 / factor).round() as usize).clamp(side, all);
         let (free, size) = (all - source, (source, source));
-        let place = sampling.choose(
+        let position = sampling.choose(
             rng,
             |rng| (rng.random_range(0..=free), rng.random_range(0..=free)),
-            |place| texture(&frame, place, size),
+            |position| texture(&frame, position, size),
         );
-        let patch = cut(&frame, place, size).resize(side, side, Kernel::CatmullRom)?;
+        let patch = cut(&frame, position, size).resize(side, side, Kernel::CatmullRom)?;
         Ok(patch.turned(rng.random(), rng.random(), rng.random()))
     }
 
-    fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Result<&PathBuf> {
+    fn random_clip<R: Rng + ?Sized>(&self, rng: &mut R) -> Result<&PathBuf> {
         if self.clips.is_empty() {
-            return Err(Error::Frame("no clips".into()));
+            return Err(Error::Data("no clips".into()));
         }
         Ok(&self.clips[rng.random_range(0..self.clips.len())])
     }
 
-    /// Frame `i` of a clip.
+    /// Reads frame `i` of a clip.
     fn frame(&self, path: &Path, i: usize) -> Result<RgbImage> {
         let side = self.shape.side;
         let mut bytes = vec![0; 3 * side * side];
@@ -343,19 +347,20 @@ fn changed(path: &Path) -> Error {
     Error::video(path, "no clip of this set: remove the cache")
 }
 
-/// How clips are taken out of videos.
+/// Extraction of clips from videos.
 struct Extraction<'a> {
     spec: &'a ClipSpec,
     shape: Shape,
-    /// Seconds from a moment to the next.
+    /// Seconds from one moment to the next.
     spacing: f64,
     cache: &'a Path,
-    /// Takes seconds that have been done; false stops.
+    /// Reports seconds of video that are done; returns `false` to stop.
     report: &'a (dyn Fn(f64) -> bool + Sync),
 }
 
 impl Extraction<'_> {
-    /// The clips of `video` in the cache, where they are put if they are not there, and a hash of their contents.
+    /// Returns the clips of `video` in the cache and a hash of their contents. Makes them if they
+    /// are missing.
     fn clips_of(&self, video: &Source) -> Result<(Vec<PathBuf>, u64), String> {
         let folder = self.cache.join(self.name(video)?);
         let index = match read_index(&folder) {
@@ -364,7 +369,7 @@ impl Extraction<'_> {
                 index
             }
             None => {
-                // Of two processes that do the same at once the first one's clips stay.
+                // If two processes do this at the same time, the clips of the first stay.
                 let part = folder.with_extension(format!("{}.part", process::id()));
                 let made = self.fill(video, &part, &folder);
                 let _ = fs::remove_dir_all(&part);
@@ -378,7 +383,7 @@ impl Extraction<'_> {
         Ok((paths, index.hash))
     }
 
-    /// Puts the clips of `video` and their index into `part`, which then becomes `folder`.
+    /// Writes the clips of `video` and their index into `part` and renames it to `folder`.
     fn fill(&self, video: &Source, part: &Path, folder: &Path) -> Result<Index, String> {
         let cannot = |e: std::io::Error| format!("'{}': {e}", part.display());
         fs::create_dir_all(part).map_err(cannot)?;
@@ -391,7 +396,8 @@ impl Extraction<'_> {
         Ok(index)
     }
 
-    /// A name for the clips of `video` that changes with the file and with what is taken out of it.
+    /// Returns the name of the folder for the clips of `video`. It changes with the file and the
+    /// extraction.
     fn name(&self, video: &Source) -> Result<String, String> {
         let cannot = |e: std::io::Error| e.to_string();
         let file = fs::metadata(&video.path).map_err(cannot)?;
@@ -399,7 +405,7 @@ impl Extraction<'_> {
         let mut hash = Fnv::default();
         video.path.canonicalize().map_err(cannot)?.hash(&mut hash);
         (file.len(), modified.unwrap_or_default()).hash(&mut hash);
-        let values = [self.shape.side, self.shape.frames, self.spec.places];
+        let values = [self.shape.side, self.shape.frames, self.spec.squares];
         (VERSION, values).hash(&mut hash);
         let factors = [self.spacing, self.spec.shrink];
         factors.map(f64::to_bits).hash(&mut hash);
@@ -419,10 +425,10 @@ impl Extraction<'_> {
         let (mut seeks, mut left) = (true, None);
         let mut moment: Vec<Frame> = Vec::with_capacity(self.shape.frames);
         while let Some(frame) = reader.next() {
-            // A file that breaks off is as good as its beginning.
+            // A file that breaks off is used up to there.
             let Ok(frame) = frame else { break };
             let time = frame.pts.as_secs_f64();
-            // Between key frames that lie far apart a jump leads back.
+            // If key frames are far apart, a seek may lead back.
             seeks &= left.take().is_none_or(|left| time > left);
             if time < next {
                 continue;
@@ -451,7 +457,7 @@ impl Extraction<'_> {
             }
             reported = time;
             if seeks && next - time > FAR {
-                // Where it does not work, everything is decoded.
+                // If seeking fails, all frames are decoded.
                 seeks = reader.seek(Duration::from_secs_f64(next)).is_ok();
                 left = Some(time);
             }
@@ -471,13 +477,13 @@ fn clip_path(folder: &Path, i: usize) -> PathBuf {
     folder.join(format!("{i:06}.rgb"))
 }
 
-/// Counts the changes in what is taken out of a video.
+/// Version of the extraction, part of the name of the folder.
 const VERSION: u32 = 1;
 
-/// From here on it is quicker to seek than to decode what lies between.
+/// Distance in time from which seeking is faster than decoding the frames in between.
 const FAR: f64 = 10.0;
 
-/// Luma, 0 to 1, or what is nearest to it.
+/// Returns luma, 0 to 1, or the nearest component.
 fn luma(frame: &Frame) -> Vec<f32> {
     let format = frame.info().format;
     let component = match format.component(Component::Y) {
@@ -485,12 +491,13 @@ fn luma(frame: &Frame) -> Vec<f32> {
         None => Component::G,
     };
     let mut plane = vec![0.0; frame.info().width * frame.info().height];
-    // The format has the component, and the plane has its size.
+    // This cannot fail: the format has the component, and the plane has its size.
     let _ = frame.as_ref().read(component, &mut plane);
     plane
 }
 
-/// Whether another scene begins between two frames: they differ by more than motion explains.
+/// Returns `true` if another scene begins between two frames: they differ by more than motion
+/// explains.
 fn is_cut(a: &Frame, b: &Frame) -> bool {
     if a.info() != b.info() {
         return true;
@@ -501,17 +508,18 @@ fn is_cut(a: &Frame, b: &Frame) -> bool {
     sampled.map(|(a, b)| (a - b).abs()).sum::<f32>() / count > 0.12
 }
 
-/// Mean absolute difference of neighbours below which there is nothing to learn, as a share of the range.
+/// Mean absolute difference of neighbouring pixels below which a square is flat, as a share of the
+/// range.
 const FLAT: f32 = 0.008;
 
-/// The squares of `moment` with the most texture, as clips.
+/// Returns the squares of `moment` with the most texture, as clips.
 fn squares(moment: &[Frame], spec: &ClipSpec, shape: Shape) -> Result<Vec<Vec<u8>>, String> {
     let Some(middle) = moment.get(moment.len() / 2) else {
         return Ok(Vec::new());
     };
     let info = middle.info();
     let room = info.width.min(info.height) as f64 / shape.side as f64;
-    // Even, and not above the frame's sides.
+    // Even, and at most the sides of the frame.
     let side = ((shape.side as f64 * spec.shrink.min(room)) as usize & !1).max(shape.side);
     let plane = luma(middle);
     let starts = |len: usize| (0..=len - side).step_by((side / 2) & !1);
@@ -524,7 +532,7 @@ fn squares(moment: &[Frame], spec: &ClipSpec, shape: Shape) -> Result<Vec<Vec<u8
     let mut taken: Vec<(usize, usize)> = Vec::new();
     for (_, at) in found {
         let apart = |t: &(usize, usize)| t.0.abs_diff(at.0) >= side || t.1.abs_diff(at.1) >= side;
-        if taken.len() < spec.places && taken.iter().all(apart) {
+        if taken.len() < spec.squares && taken.iter().all(apart) {
             taken.push(at);
         }
     }
@@ -533,11 +541,12 @@ fn squares(moment: &[Frame], spec: &ClipSpec, shape: Shape) -> Result<Vec<Vec<u8
         for frame in moment {
             let cut = square(frame, at, side)?;
             let patch = Patch::from_rgb8(side, side, &cut);
-            bytes.extend(match side == shape.side {
-                true => cut,
-                false => patch
+            bytes.extend(if side == shape.side {
+                cut
+            } else {
+                patch
                     .resize(shape.side, shape.side, Kernel::CatmullRom)?
-                    .to_rgb8(),
+                    .to_rgb8()
             });
         }
         Ok(bytes)
@@ -546,7 +555,8 @@ fn squares(moment: &[Frame], spec: &ClipSpec, shape: Shape) -> Result<Vec<Vec<u8
     clips.map_err(|e| e.to_string())
 }
 
-/// Mean absolute difference of neighbours in a square of `plane`, sampled on every third row.
+/// Returns the mean absolute difference of neighbouring pixels in a square of `plane`, on every
+/// third row.
 fn detail(plane: &[f32], width: usize, (x0, y0): (usize, usize), side: usize) -> f32 {
     let (mut sum, mut count) = (0.0, 0.0f32);
     for y in (y0..y0 + side - 1).step_by(3) {
@@ -559,8 +569,8 @@ fn detail(plane: &[f32], width: usize, (x0, y0): (usize, usize), side: usize) ->
     sum / count.max(1.0)
 }
 
-/// A square of a frame as rows of R, G, B. It is cut out with some pixels around it, which chroma is interpolated from;
-/// `at` is even.
+/// Returns a square of a frame as rows of R, G, B. Its position is even. Some pixels around it take
+/// part in the interpolation of chroma.
 fn square(frame: &Frame, (x, y): (usize, usize), side: usize) -> Result<Vec<u8>> {
     const AROUND: usize = 8;
     let info = frame.info();
@@ -576,7 +586,7 @@ fn square(frame: &Frame, (x, y): (usize, usize), side: usize) -> Result<Vec<u8>>
         .collect())
 }
 
-/// The part of a frame of `size` at an even place.
+/// Returns a part of a frame at an even position.
 fn part(frame: &Frame, (x, y): (usize, usize), (w, h): (usize, usize)) -> Result<Frame> {
     let (info, format) = (frame.info(), frame.info().format);
     let mut part = Frame::new(info.with_size(w, h))?;
@@ -603,15 +613,16 @@ mod tests {
         video::{Options, StreamInfo, TimedFrame, Writer},
     };
 
-    /// Colours without a pattern that repeats.
+    /// Colours in a pattern that does not repeat.
     fn noise(x: usize, y: usize, scene: usize) -> [u8; 3] {
         let mut v = (x / 3 * 73_856_093) ^ (y / 3 * 19_349_663) ^ (scene * 83_492_791);
         v ^= v >> 13;
-        // Soft enough that motion is no cut; the next scene is of another brightness.
+        // Soft, so that motion is no cut. The next scene has another brightness.
         [v, v / 3, v / 7].map(|v| (60 + 80 * (scene % 2) + v % 60) as u8)
     }
 
-    /// A video of scenes of 20 frames each, in which texture moves 2 pixels to the left a frame.
+    /// Writes a video with scenes of 20 frames, in which texture moves 2 pixels to the left per
+    /// frame.
     fn video(
         path: &Path,
         (w, h): (usize, usize),
@@ -674,17 +685,18 @@ mod tests {
         }
     }
 
-    /// Mean absolute difference of the green of two frames, the second one looked at `dx` pixels further right.
+    /// Returns the mean absolute difference of green between two frames, the second shifted by `dx`
+    /// pixels.
     fn difference(a: &RgbImage, b: &RgbImage, dx: u32) -> f64 {
         let (w, h) = a.dimensions();
-        let places = (0..w - dx).flat_map(|x| (0..h).map(move |y| (x, y)));
-        let sum: u64 = places
+        let squares = (0..w - dx).flat_map(|x| (0..h).map(move |y| (x, y)));
+        let sum: u64 = squares
             .map(|(x, y)| u64::from(a.get_pixel(x + dx, y)[1].abs_diff(b.get_pixel(x, y)[1])))
             .sum();
         sum as f64 / f64::from((w - dx) * h)
     }
 
-    /// The frames of clip `i`.
+    /// Returns the frames of clip `i`.
     fn read(set: &ClipSet, i: usize) -> Vec<RgbImage> {
         let frames = 0..set.shape.frames;
         frames
@@ -722,7 +734,7 @@ mod tests {
             ..spec()
         };
         let (set, _) = data.load(&shrunk, SHAPE);
-        // Two pixels a frame become less.
+        // Two pixels per frame become fewer.
         let frames = read(&set, 0);
         let (moved, still) = (
             difference(&frames[0], &frames[3], 4),
@@ -767,14 +779,14 @@ mod tests {
             limit: 1,
             ..wide.clone()
         };
-        let most = (1 << 20) / shape.bytes();
+        let max = (1 << 20) / shape.bytes();
         let (many, few) = (
             data.load(&wide, shape).0.len(),
             data.load(&narrow, shape).0.len(),
         );
-        assert!(few as u64 <= most && few > 0 && many > few, "{many} {few}");
+        assert!(few as u64 <= max && few > 0 && many > few, "{many} {few}");
         let (videos, _) = survey(&[data.path("a.mp4")], 96);
-        assert!(narrow.clips(shape, &videos) <= most && (seconds(&videos) - 3.2).abs() < 0.1);
+        assert!(narrow.clips(shape, &videos) <= max && (seconds(&videos) - 3.2).abs() < 0.1);
     }
 
     #[test]
@@ -836,7 +848,7 @@ mod tests {
         for name in ["b.mp4", "c.mp4"] {
             video(&data.path(name), (96, 96), 2, noise);
         }
-        // The second of three, and no part of the others.
+        // The second of three videos, and no part of the others.
         let clips = all(&data).clips;
         let videos: Vec<_> = clips.chunk_by(|a, b| a.parent() == b.parent()).collect();
         assert_eq!(rest(2), [videos[0], videos[2]].concat());

@@ -1,5 +1,4 @@
-//! Everything that a model is trained on: photos, videos and drawings, and what happens to them on their way to the
-//! upscaler.
+//! Training data as a whole: photos, videos and rendered images, and their degradation.
 
 use std::{
     hash::{Hash, Hasher},
@@ -18,7 +17,7 @@ use super::{
     motion::Motion,
     pairs::{DegradedPhotos, Pair, PairSource, Random},
     photos::PhotoSet,
-    spec::CorpusSpec,
+    spec::{CorpusSpec, Preparation},
 };
 use crate::{
     Error, Result,
@@ -34,17 +33,6 @@ use crate::{
     },
 };
 
-/// How far a corpus is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Progress {
-    /// Photos decoded.
-    Photos { done: usize, all: usize },
-    /// Seconds of video looked through.
-    Videos { done: f64, all: f64 },
-    /// Compressed clips in the pool.
-    Pool { done: usize, all: usize },
-}
-
 /// Photos, videos and degradation, as a source of pairs.
 pub struct Corpus {
     photos: Option<PhotoSet>,
@@ -55,28 +43,29 @@ pub struct Corpus {
     pool: Option<Pool>,
     degradation: Degradation,
     spec: CorpusSpec,
-    /// Whether what is held out can be compressed, too.
+    /// `true` if the held-out images can be compressed, too.
     compressed: bool,
     skipped: Vec<Skipped>,
     notes: Vec<String>,
 }
 
-/// Frames of photos that a camera moves over, degraded by H.264 of CRF 28, each clip made when it is asked for: a few of
-/// them to measure on.
+/// Held-out frames: photos under a moving camera, compressed by H.264 of CRF 28. Each clip is made
+/// on demand.
 struct CompressedClips(Arc<PhotoSet>);
 
 impl CompressedClips {
     /// Frames in a clip.
     const FRAMES: usize = 8;
 
-    /// How many times larger than a picture from `small` pixels the clip is, as encoders want their frames.
+    /// Factor by which a clip is larger than an image of `small` pixels, so that its sides are even
+    /// and at least 32 pixels.
     fn times(small: usize) -> usize {
         let times = 32usize.div_ceil(small.max(1));
         let odd = !(times * small).is_multiple_of(2);
         times + usize::from(odd)
     }
 
-    /// Whether photos are there for pictures of `side` pixels from `small`.
+    /// Returns `true` if there are photos and a codec for images of `side` pixels from `small`.
     fn serve(photos: &PhotoSet, side: usize, small: usize) -> bool {
         photos.large(side * Self::times(small)) > 0 && Kind::H264.try_out().is_ok()
     }
@@ -116,7 +105,7 @@ impl PairSource for CompressedClips {
     }
 }
 
-/// The size of the clips that are cut out of videos for patches of `patch` pixels.
+/// Returns the size of the clips that are cut out of videos for patches of `patch` pixels.
 #[cfg(feature = "video")]
 pub fn clip_shape(
     spec: &CorpusSpec,
@@ -136,17 +125,17 @@ pub fn clip_shape(
     }
 }
 
-/// What is to be done without the codecs that are not there.
+/// Degradation with the codecs of this machine.
 pub struct Available {
     pub degradation: Degradation,
-    /// What is left out and what it needs.
+    /// Codecs that are left out, and the packages that they need.
     pub notes: Vec<String>,
 }
 
-/// The degradation that `spec` asks for, without the codecs that GStreamer does not have here.
+/// Returns the degradation of `spec` without the codecs that GStreamer lacks on this machine.
 ///
 /// # Errors
-/// [`Error::Setting`] when nothing is left of a recipe that `spec` writes down itself.
+/// [`Error::Setting`] when nothing is left of a recipe in `spec`.
 pub fn available(spec: &CorpusSpec) -> Result<Available> {
     let all = spec.degradation()?;
     let (mut missing, mut notes) = (Vec::new(), Vec::new());
@@ -183,28 +172,29 @@ fn lost(recipe: &DegradationRecipe, degradation: &Degradation) -> bool {
 }
 
 impl Corpus {
-    /// Finds and prepares everything for patches of `patch` pixels at scales from `scales[0]` to `scales[1]`: decodes the
-    /// photos, cuts clips out of the videos and compresses clips by codecs. What has been made before is found again in the
-    /// cache. `progress` is called from several threads; false stops.
+    /// Prepares the data for patches of `patch` pixels at scales from `scales[0]` to `scales[1]`:
+    /// decodes the photos, cuts clips out of the videos, and compresses clips by codecs. Clips in
+    /// the cache are used again. `progress` is called from several threads and returns `false` to
+    /// stop.
     ///
     /// # Errors
-    /// [`Error::Setting`] for values that are out of range or data that cannot serve; [`Error::Cancelled`].
+    /// [`Error::Setting`] for values that are out of range, [`Error::Data`] and [`Error::Io`] for
+    /// data that is missing or unfit; [`Error::Cancelled`].
     pub fn load(
         spec: &CorpusSpec,
         patch: usize,
         scales: [f64; 2],
-        progress: &(dyn Fn(Progress) -> bool + Sync),
+        progress: &(dyn Fn(Preparation) -> bool + Sync),
     ) -> Result<Self> {
         spec.check()?;
         let Available {
             degradation,
             mut notes,
         } = available(spec)?;
-        let unusable = |e: DataError| Error::Setting(describe(&e));
-        let found = find(&spec.dirs).map_err(unusable)?;
+        let found = find(&spec.dirs)?;
         let report = |done, all| {
-            // Photos are soon done: nothing stops them.
-            progress(Progress::Photos { done, all });
+            // Photos are fast to decode, so this does not stop.
+            progress(Preparation::Photos { done, all });
         };
         let mut skipped = Vec::new();
         let mut photos = match PhotoSet::load(&found.photos, patch, report) {
@@ -216,18 +206,18 @@ impl Corpus {
                 skipped.extend(more);
                 None
             }
-            Err(e) => return Err(unusable(e)),
+            Err(e) => return Err(e.into()),
         };
         notes.extend(photos.as_ref().and_then(|p| p.too_few(spec.hold_out)));
         let held_out = photos.as_mut().map(|p| p.hold_out(spec.hold_out));
-        // After that: what is measured on is photographed.
-        let mut photos = PhotoSet::join(photos, spec.synthetic.draw(patch)?, patch);
+        // Rendered images join after the split: measurements are on photos only.
+        let mut photos = PhotoSet::join(photos, spec.synthetic.render(patch)?, patch);
         #[cfg(feature = "video")]
         let (clips, mut held_out) = {
             let shape = clip_shape(spec, &degradation, patch, scales);
             let (videos, more) = clips::survey(&found.videos, shape.side);
             skipped.extend(more);
-            let report = |done, all| progress(Progress::Videos { done, all });
+            let report = |done, all| progress(Preparation::Videos { done, all });
             let (mut clips, more) =
                 ClipSet::load(&videos, &spec.clips, shape, &spec.cache(), report)?;
             skipped.extend(more);
@@ -258,7 +248,7 @@ impl Corpus {
         }
         let Some(held_out) = held_out else {
             let dirs = spec.dirs.clone();
-            return Err(unusable(DataError::Empty { dirs, skipped }));
+            return Err(DataError::Empty { dirs, skipped }.into());
         };
         let small = (patch as f64 / scales[1]).round() as usize;
         let mut corpus = Self {
@@ -285,7 +275,7 @@ impl Corpus {
         &mut self,
         patch: usize,
         scales: [f64; 2],
-        progress: &(dyn Fn(Progress) -> bool + Sync),
+        progress: &(dyn Fn(Preparation) -> bool + Sync),
         notes: &mut Vec<String>,
     ) -> Result<()> {
         if self.degradation.coded().next().is_none() {
@@ -321,23 +311,44 @@ impl Corpus {
             ));
         }
         pool.prepare(&|rng| self.clip(rng, side), &|done, all| {
-            progress(Progress::Pool { done, all })
+            progress(Preparation::Pool { done, all })
         })?;
         self.pool = Some(pool);
         Ok(())
     }
 
-    /// The photos, without those held out.
+    /// Describes the training data in one line.
+    pub fn summary(&self) -> String {
+        let photos = self.photos().map_or(0, PhotoSet::len);
+        let text = format!("{photos} photos to train on");
+        #[cfg(feature = "video")]
+        let text = {
+            let clips = self
+                .clips()
+                .map(|clips| format!(", {} clips of videos", clips.len()));
+            let pool = self.pool().map(|pool| {
+                let (count, mb) = (pool.len(), pool.size() >> 20);
+                let folder = pool.folder().display();
+                format!(", {count} compressed clips ({mb} MB in '{folder}')")
+            });
+            text + &clips.unwrap_or_default() + &pool.unwrap_or_default()
+        };
+        text
+    }
+
+    /// Returns the photos without those held out.
     pub fn photos(&self) -> Option<&PhotoSet> {
         self.photos.as_ref()
     }
 
-    /// Photos, and frames of clips, that are not in the pairs, but for one where [`Self::notes`] says so.
+    /// Returns held-out photos and frames. They are not in the pairs, except one if [`Self::notes`]
+    /// says so.
     pub fn held_out(&self) -> Arc<PhotoSet> {
         self.held_out.clone()
     }
 
-    /// Kinds of degradation, by name, of what is held out: clean, JPEG of quality 60, and H.264 of CRF 28 where it is there.
+    /// Returns the held-out images under some degradations, by name: clean, JPEG of quality 60, and
+    /// H.264 of CRF 28 if the codec is available.
     pub fn held_out_kinds(&self) -> Vec<(&'static str, Arc<dyn PairSource>)> {
         let still = |recipe| {
             let photos = self.held_out.clone();
@@ -353,34 +364,35 @@ impl Corpus {
         kinds
     }
 
-    /// The clips of videos, without those held out.
+    /// Returns the clips of videos without those held out.
     #[cfg(feature = "video")]
     pub fn clips(&self) -> Option<&ClipSet> {
         self.clips.as_ref()
     }
 
-    /// The clips that codecs have compressed.
+    /// Returns the clips that codecs have compressed.
     #[cfg(feature = "video")]
     pub fn pool(&self) -> Option<&Pool> {
         self.pool.as_ref()
     }
 
-    /// The degradation, without the codecs that are not there.
+    /// Returns the degradation without missing codecs.
     pub fn degradation(&self) -> &Degradation {
         &self.degradation
     }
 
-    /// The files that were left out.
+    /// Returns the files that were skipped.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
 
-    /// What the user should know: codecs that are not there, limits that were met, too little to hold some of it out.
+    /// Returns notes for the user: missing codecs, limits that were reached, too few files to hold
+    /// some out.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// A number that changes with the photos and the clips.
+    /// Returns a hash of the photos and the clips.
     fn content(&self) -> u64 {
         let mut hash = Fnv::default();
         self.photos
@@ -395,14 +407,14 @@ impl Corpus {
         hash.finish()
     }
 
-    /// Whether the next picture comes from a video.
+    /// Returns the clips if the next image comes from a video.
     #[cfg(feature = "video")]
     fn video(&self, rng: &mut StdRng, photos: bool) -> Option<&ClipSet> {
         let clips = self.clips.as_ref()?;
         (!photos || rng.random_bool(self.spec.video_share)).then_some(clips)
     }
 
-    /// A truth for the pool.
+    /// Returns the ground truth of a clip for the pool.
     #[cfg(feature = "video")]
     fn clip(&self, rng: &mut StdRng, side: usize) -> Result<Vec<Patch>> {
         let photos = self.photos.as_ref().filter(|p| p.large(side) > 0);
@@ -416,7 +428,7 @@ impl Corpus {
         }
     }
 
-    /// A picture for degradation without codecs.
+    /// Returns an image for degradation without codecs.
     fn picture(&self, rng: &mut StdRng, side: usize) -> Result<Patch> {
         #[cfg(feature = "video")]
         if let Some(clips) = self.video(rng, self.photos.is_some()) {
@@ -427,18 +439,18 @@ impl Corpus {
     }
 }
 
-/// Counts the changes in how pairs are drawn.
+/// Version of the sampling of pairs, part of the fingerprint.
 const VERSION: u32 = 2;
 
 fn nothing() -> Error {
-    Error::Frame("neither photos nor clips".into())
+    Error::Data("neither photos nor clips".into())
 }
 
 impl PairSource for Corpus {
     fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
         let recipe = self
             .degradation
-            .draw(&mut random.degradation)
+            .sample(&mut random.degradation)
             .ok_or_else(nothing)?;
         #[cfg(feature = "video")]
         if let (Some(_), Some(pool)) = (recipe.codecs(), &self.pool) {
@@ -464,15 +476,7 @@ impl PairSource for Corpus {
     }
 }
 
-/// An error and what it comes from.
-fn describe(error: &DataError) -> String {
-    match error {
-        DataError::Read { source, .. } => format!("{error}: {source}"),
-        DataError::Empty { .. } => error.to_string(),
-    }
-}
-
-/// The codecs, and what GStreamer says of those that it does not have here.
+/// Returns the codecs, with the error of those that GStreamer lacks on this machine.
 pub fn codecs() -> Vec<(Kind, Result<()>)> {
     Kind::ALL
         .into_iter()

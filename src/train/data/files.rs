@@ -2,25 +2,25 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fmt, fs,
     io::{self, Cursor},
     path::{Path, PathBuf},
 };
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 
-use crate::frame::MAX_SIDE;
+use crate::{Error, frame::MAX_SIDE};
 
-/// Bytes that a decoded picture may take.
+/// Maximum size of a decoded image in bytes.
 const MAX_BYTES: u64 = 2 << 30;
 
-/// Why no photographs could be loaded.
+/// Error of loading photos.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A directory or file that cannot be read.
     #[error("'{path}' cannot be read")]
     Read { path: PathBuf, source: io::Error },
-    /// No file that can be used.
+    /// No usable file.
     #[error("no usable photo (.jpg, .jpeg, .png) in {}{}", names(.dirs), reasons(.skipped))]
     Empty {
         dirs: Vec<PathBuf>,
@@ -28,14 +28,33 @@ pub enum DataError {
     },
 }
 
-/// A file that was left out, and why.
+/// A file that is skipped, with the reason.
 #[derive(Clone, Debug)]
 pub struct Skipped {
     pub path: PathBuf,
     pub reason: String,
 }
 
-/// The JPEG and PNG files below `dirs`, sorted, each once; directories that link back to a parent end there.
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "skipped '{}': {}", self.path.display(), self.reason)
+    }
+}
+
+impl From<DataError> for Error {
+    fn from(error: DataError) -> Self {
+        match error {
+            DataError::Read { path, source } => Self::Io {
+                path,
+                cause: source,
+            },
+            DataError::Empty { .. } => Self::Data(error.to_string()),
+        }
+    }
+}
+
+/// Returns the JPEG and PNG files below `dirs`, sorted, each once. Links to a parent folder are not
+/// followed.
 ///
 /// # Errors
 /// [`DataError::Read`] for a directory that cannot be read.
@@ -43,7 +62,7 @@ pub fn image_files(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
     files(dirs, is_image)
 }
 
-/// As [`image_files`], for the files that are `wanted`; those that `dirs` names are taken as they are.
+/// As [`image_files`], for the files that are `wanted`. Files in `dirs` are always taken.
 ///
 /// # Errors
 /// [`DataError::Read`] for a directory that cannot be read.
@@ -58,7 +77,7 @@ pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>
             path: path.to_path_buf(),
             source,
         };
-        // A dangling link stays in the list: decoding it says what is wrong.
+        // A dangling link stays in the list: decoding it reports the mistake.
         let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         if !seen.insert(real) {
             return Ok(());
@@ -77,7 +96,7 @@ pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>
     }
     let (mut seen, mut files) = (HashSet::new(), Vec::new());
     for dir in dirs {
-        // A dangling link is there: what is read from it is left out, with the reason.
+        // A dangling link exists: it is skipped later, with the reason.
         fs::symlink_metadata(dir).map_err(|source| DataError::Read {
             path: dir.clone(),
             source,
@@ -105,7 +124,7 @@ pub fn decode(path: &Path) -> Result<RgbImage, String> {
     Ok(image.into_rgb8())
 }
 
-/// The bytes of the file `path`; a pipe or device, which might never end, is refused.
+/// Reads the file at `path`. Refuses a pipe or device, which might never end.
 ///
 /// # Errors
 /// The reason as text.
@@ -117,7 +136,7 @@ pub fn read_picture(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|e| e.to_string())
 }
 
-/// Refuses a picture that would need more memory than a frame may: its header alone can claim any size.
+/// Refuses an image that needs more memory than a frame may. A header can claim any size.
 ///
 /// # Errors
 /// The reason as text.
@@ -132,20 +151,21 @@ pub fn check_size(decoder: &impl ImageDecoder) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether an end marker follows the last scan: the decoder fills up a picture that breaks off with grey. In a
-/// scan 0xFF is followed by 0 or a restart marker, so neither marker can appear by chance.
+/// Returns `true` if an end marker follows the last scan. The decoder fills an image that breaks
+/// off with grey. Within a scan 0xFF is followed by 0 or a restart marker, so neither marker
+/// appears by chance.
 pub fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let last = |marker: u8| bytes.windows(2).rposition(|w| w == [0xFF, marker]);
     last(0xD9) > last(0xDA)
 }
 
-/// Whether `path` has the name of a JPEG or PNG file.
+/// Returns `true` if `path` has the name of a JPEG or PNG file.
 pub fn is_image(path: &Path) -> bool {
     let extension = path.extension().map(|e| e.to_ascii_lowercase());
     extension.is_some_and(|e| e == "jpg" || e == "jpeg" || e == "png")
 }
 
-/// Whether `path` has the name of a video file.
+/// Returns `true` if `path` has the name of a video file.
 pub fn is_video(path: &Path) -> bool {
     const NAMES: [&str; 18] = [
         "mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "mts", "m2ts", "mpg", "mpeg", "ogv",
@@ -155,25 +175,25 @@ pub fn is_video(path: &Path) -> bool {
     extension.is_some_and(|e| NAMES.iter().any(|name| e == *name))
 }
 
-/// The files that a corpus is made of.
+/// Files of a corpus.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     pub photos: Vec<PathBuf>,
     pub videos: Vec<PathBuf>,
 }
 
-/// The photos and videos below `folders`, by their names.
+/// Finds photos and videos below `folders` by their names.
 ///
 /// # Errors
 /// [`DataError::Read`] for a folder that cannot be read.
 pub fn find(folders: &[PathBuf]) -> Result<Found, DataError> {
-    let found = files(folders, is_material)?;
+    let found = files(folders, is_media)?;
     let (videos, photos) = found.into_iter().partition(|p| is_video(p));
     Ok(Found { photos, videos })
 }
 
-/// Whether `path` has the name of a photo or a video.
-pub fn is_material(path: &Path) -> bool {
+/// Returns `true` if `path` has the name of a photo or a video.
+pub fn is_media(path: &Path) -> bool {
     is_image(path) || is_video(path)
 }
 

@@ -1,4 +1,4 @@
-//! Batches made ahead of their use.
+//! Batches that are made before they are needed.
 
 use std::{
     sync::{
@@ -10,17 +10,18 @@ use std::{
 
 use crate::{Error, Result, train::random::step_seed};
 
-/// Makes batches ahead of their use on background threads, in the order of the steps.
+/// Makes batches on background threads, in the order of the steps.
 ///
-/// Batch `i` depends on the seed and `i` alone, so a run that is resumed sees what the uninterrupted run would see.
+/// Batch `i` depends on the seed and `i` only, so a resumed run gets the same batches as an
+/// uninterrupted one.
 pub struct Loader<B> {
     queues: Vec<Receiver<Result<B>>>,
     next: usize,
 }
 
 impl<B: Send + 'static> Loader<B> {
-    /// Starts `threads` threads that make the batches from step `first` on: `make` gets [`step_seed`] of `seed` and the
-    /// step.
+    /// Starts `threads` threads that make the batches from step `first` on. `make` gets
+    /// [`step_seed`] of `seed` and the step.
     pub fn start(
         make: impl Fn(u64) -> Result<B> + Send + Sync + 'static,
         seed: u64,
@@ -33,7 +34,7 @@ impl<B: Send + 'static> Loader<B> {
             let make = make.clone();
             let steps = (first + i as u64..).step_by(threads);
             thread::spawn(move || {
-                // Batches must not wait for the threads of the network, which are busy.
+                // Batches must not wait for the threads of the network.
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
                 let _alone = pool.use_current_thread().build();
                 fill(&*make, seed, steps, &to);
@@ -46,19 +47,19 @@ impl<B: Send + 'static> Loader<B> {
         }
     }
 
-    /// The next step's batch.
+    /// Returns the batch of the next step.
     ///
     /// # Errors
-    /// What went wrong in making it.
+    /// Those of `make`; [`Error::Thread`] when its thread has panicked.
     pub fn next_batch(&mut self) -> Result<B> {
         let queue = &self.queues[self.next];
         self.next = (self.next + 1) % self.queues.len();
-        let died = || Err(Error::Frame("a data thread has died".into()));
+        let died = || Err(Error::Thread("a thread that makes training pairs has panicked".into()));
         queue.recv().unwrap_or_else(|_| died())
     }
 }
 
-/// Makes the batches of `steps` until nobody takes them any more.
+/// Makes the batches of `steps` until the loader is dropped.
 fn fill<B>(
     make: impl Fn(u64) -> Result<B>,
     seed: u64,
@@ -92,9 +93,12 @@ mod tests {
     #[test]
     fn an_error_arrives_in_its_batchs_place() {
         let bad = step_seed(1, 1);
-        let make = move |seed| match seed == bad {
-            true => Err(Error::Frame("broken".into())),
-            false => Ok(()),
+        let make = move |seed| {
+            if seed == bad {
+                Err(Error::Data("broken".into()))
+            } else {
+                Ok(())
+            }
         };
         let mut loader = Loader::start(make, 1, 0, 2);
         let good = [0, 1, 2].map(|_| loader.next_batch().is_ok());

@@ -1,5 +1,4 @@
-//! Matched pictures and videos: low-resolution material and the same at high resolution, as a
-//! source of pairs.
+//! Matched images and videos, the same in low and in high resolution, as a source of pairs.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +11,7 @@ use rand::{Rng, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::{
-    files::{Skipped, decode, files, is_material, is_video},
+    files::{Skipped, decode, files, is_media, is_video},
     pairs::{Pair, PairSource, Random},
     sampling::{Sampling, cut, texture},
 };
@@ -22,7 +21,7 @@ use crate::{
     train::{patch::Patch, random::Fnv},
 };
 
-/// Frames that are taken of a video, spread over its length.
+/// Number of frames that are taken from a video, spread over its length.
 const FRAMES: usize = 32;
 
 /// Largest accepted shift between a pair, in low-resolution pixels.
@@ -31,14 +30,14 @@ const SHIFT: f64 = 0.25;
 /// Smallest accepted correlation between a pair.
 const CORRELATION: f64 = 0.7;
 
-/// Variance of luma below which a picture cannot be aligned, in squared 8-bit steps.
+/// Variance of luma below which an image cannot be aligned, in squared 8-bit steps.
 const FLAT: f64 = 4.0;
 
 /// Pairs of one scale, from the least to the most degraded.
 #[derive(Clone, Debug)]
 pub struct Matched {
     pairs: Vec<Entry>,
-    /// High-resolution pixels over low-resolution pixels, as a reduced fraction.
+    /// Scale as a reduced fraction.
     scale: (usize, usize),
     pub sampling: Sampling,
     skipped: Vec<Skipped>,
@@ -56,10 +55,10 @@ struct Entry {
 }
 
 impl Matched {
-    /// Loads the pictures and videos below `low` and `high` that have the same path there, but for
-    /// the extension, and serve patches of `patch` high-resolution pixels. What has no counterpart,
-    /// another scale than the first pair, or does not show the same at the same place is left out
-    /// and listed in [`Self::skipped`].
+    /// Loads the images and videos below `low` and `high` that have the same path except for the
+    /// extension, and are large enough for patches of `patch` high-resolution pixels. Files that
+    /// have no counterpart, another scale than the first pair, or other content are skipped, see
+    /// [`Self::skipped`].
     ///
     /// # Errors
     /// [`Error::Setting`] when a folder cannot be read or nothing is left.
@@ -88,7 +87,7 @@ impl Matched {
                 if entries.is_empty() {
                     return Err(wrong("no frames".into()));
                 }
-                // A video may change its size.
+                // The size of a video may change.
                 for Entry { low, high, .. } in &entries {
                     let of = ratio(low, high).map_err(wrong)?;
                     let (p, q) = *scale.get_or_insert(of);
@@ -134,12 +133,12 @@ impl Matched {
         })
     }
 
-    /// Takes the pairs of every `every`th file out, to measure on them: frames of one video are all
-    /// but the same. Of fewer files none are.
+    /// Removes the pairs of every `every`th file and returns them as held out. If there are fewer
+    /// files, none are held out. Whole files, because the frames of a video are nearly identical.
     pub fn hold_out(&mut self, every: usize) -> Self {
         let all = std::mem::take(&mut self.pairs).into_iter();
-        let (out, kept): (Vec<_>, Vec<_>) = all.partition(|pair| pair.file % every == 0);
-        self.pairs = kept;
+        let (out, retained): (Vec<_>, Vec<_>) = all.partition(|pair| pair.file % every == 0);
+        self.pairs = retained;
         Self {
             pairs: out,
             scale: self.scale,
@@ -148,27 +147,27 @@ impl Matched {
         }
     }
 
-    /// Number of pairs of pictures; a video counts as some of its frames.
+    /// Returns the number of pairs of images; a video counts as several.
     pub fn len(&self) -> usize {
         self.pairs.len()
     }
 
-    /// Number of files on either side.
+    /// Returns the number of files on each side.
     pub fn files(&self) -> usize {
         self.pairs.iter().map(|pair| pair.file).max().unwrap_or(0)
     }
 
-    /// Without any pair.
+    /// Returns `true` if there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
 
-    /// High-resolution pixels over low-resolution pixels.
+    /// Returns the scale.
     pub fn scale(&self) -> f64 {
         self.scale.0 as f64 / self.scale.1 as f64
     }
 
-    /// The files that were left out.
+    /// Returns the files that were skipped.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
@@ -179,17 +178,17 @@ impl PairSource for Matched {
         let (p, q) = self.scale;
         if small * p != side * q || self.pairs.is_empty() {
             let text = format!("pairs of scale {p}/{q} do not serve {side} pixels from {small}");
-            return Err(Error::Frame(text));
+            return Err(Error::Data(text));
         }
         let i = random.near(self.pairs.len());
         let rng = &mut random.content;
         let Entry {
             low, high, noise, ..
         } = &self.pairs[i];
-        // Steps of q low-resolution pixels are whole high-resolution ones.
+        // Steps of q low-resolution pixels are whole high-resolution pixels.
         let steps = |len: u32| (len as usize - small) / q;
         let (columns, rows) = (steps(low.width()), steps(low.height()));
-        let place = self.sampling.choose(
+        let position = self.sampling.choose(
             rng,
             |rng| {
                 let (x, y) = (rng.random_range(0..=columns), rng.random_range(0..=rows));
@@ -199,8 +198,8 @@ impl PairSource for Matched {
         );
         let (turn, x, y) = (rng.random(), rng.random(), rng.random());
         Ok(Pair {
-            truth: cut(high, place.1, (side, side)).turned(turn, x, y),
-            low: cut(low, place.0, (small, small)).turned(turn, x, y),
+            truth: cut(high, position.1, (side, side)).turned(turn, x, y),
+            low: cut(low, position.0, (small, small)).turned(turn, x, y),
             noise: *noise,
         })
     }
@@ -223,9 +222,9 @@ impl PairSource for Matched {
     }
 }
 
-/// The pictures and videos below `folder` by their path in it, without the extension.
+/// Returns the images and videos below `folder` by their path in it, without the extension.
 fn named(folder: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
-    let found = files(&[folder.to_path_buf()], is_material);
+    let found = files(&[folder.to_path_buf()], is_media);
     let found = found.map_err(|e| Error::Setting(e.to_string()))?;
     let name = |path: PathBuf| {
         let inside = path.strip_prefix(folder).unwrap_or(&path);
@@ -234,7 +233,7 @@ fn named(folder: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(found.into_iter().map(name).collect())
 }
 
-/// The pairs of two files, checked.
+/// Returns the pairs of two files after checking them.
 fn entries(low: &Path, high: &Path) -> Result<Vec<Entry>, String> {
     let of_high = |e: String| format!("'{}': {e}", high.display());
     let (count, counterpart) = (count(low)?, count(high).map_err(of_high)?);
@@ -256,7 +255,7 @@ fn entries(low: &Path, high: &Path) -> Result<Vec<Entry>, String> {
     lows.into_iter().zip(highs).map(entry).collect()
 }
 
-/// Frames of a video; 1 of a picture.
+/// Returns the number of frames of a video, or 1 for an image.
 fn count(path: &Path) -> Result<usize, String> {
     if !is_video(path) {
         return Ok(1);
@@ -269,26 +268,25 @@ fn count(path: &Path) -> Result<usize, String> {
     Ok(count)
 }
 
-/// The frames at the places `taken`, which rise, of a video; the picture of a picture.
+/// Returns the frames of a video with the numbers `taken`, which rise, or the image.
 fn pictures(path: &Path, taken: &[usize]) -> Result<Vec<RgbImage>, String> {
     if !is_video(path) {
         return decode(path).map(|picture| vec![picture]);
     }
-    let (mut at, mut kept) = (0, Vec::new());
+    let (mut at, mut retained) = (0, Vec::new());
     each_frame(path, |frame| {
-        if taken.get(kept.len()) == Some(&at) {
+        if taken.get(retained.len()) == Some(&at) {
             let (w, h) = (frame.info().width as u32, frame.info().height as u32);
             let rgb = frame.to_rgb8().map_err(|e| e.to_string())?;
-            kept.extend(RgbImage::from_raw(w, h, rgb));
+            retained.extend(RgbImage::from_raw(w, h, rgb));
         }
         at += 1;
         Ok(())
     })?;
-    Ok(kept)
+    Ok(retained)
 }
 
-/// Calls `take` for the frames of a video, one after the other: all of them would not fit into
-/// memory.
+/// Calls `take` for each frame of a video. All of them would not fit into memory.
 #[cfg(feature = "video")]
 fn each_frame(
     path: &Path,
@@ -306,7 +304,7 @@ fn each_frame(_: &Path, _: impl FnMut(&Frame) -> Result<(), String>) -> Result<(
     Err("this program is built without GStreamer (feature 'video')".into())
 }
 
-/// The scale of a pair, as a reduced fraction.
+/// Returns the scale of a pair as a reduced fraction.
 fn ratio(low: &RgbImage, high: &RgbImage) -> Result<(usize, usize), String> {
     let (lw, lh) = (low.width() as usize, low.height() as usize);
     let (hw, hh) = (high.width() as usize, high.height() as usize);
@@ -326,7 +324,8 @@ fn ratio(low: &RgbImage, high: &RgbImage) -> Result<(usize, usize), String> {
     Ok((hw / a, lw / a))
 }
 
-/// Checks that both show the same at the same place; gives the noise of an [`Entry`].
+/// Checks that both images have the same content at the same position. Returns the noise of an
+/// [`Entry`].
 fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
     ratio(low, high)?;
     let (w, h) = (low.width() as usize, low.height() as usize);
@@ -346,7 +345,7 @@ fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
     if w.min(h) <= 4 * REACH {
         return Err("too small to be aligned".into());
     }
-    // Mean square of the difference when `a` is read (x, y) pixels further, and its parts.
+    // Mean square of the difference if `a` is shifted by (x, y) pixels, and its parts.
     let moments = |dx: isize, dy: isize| {
         let (mut aa, mut bb, mut ab, mut sa, mut sb, mut n) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
         for y in REACH..h - REACH {
@@ -373,10 +372,10 @@ fn aligned(low: &RgbImage, high: &RgbImage) -> Result<f64, String> {
         let (va, vb, covariance) = moments(dx, dy);
         va + vb - 2.0 * covariance
     };
-    let errors = places.map(|place| (error(place), place));
+    let errors = places.map(|position| (error(position), position));
     let best = errors.min_by(|a, b| a.0.total_cmp(&b.0));
-    let (x, y) = best.map_or((0, 0), |(_, place)| place);
-    // Between whole pixels the error is about a parabola.
+    let (x, y) = best.map_or((0, 0), |(_, position)| position);
+    // Between whole pixels the error is approximately a parabola.
     let part = |before: f64, at: f64, after: f64| {
         let curve = before - 2.0 * at + after;
         if curve > 0.0 {
@@ -423,8 +422,8 @@ mod tests {
         RgbImage::from_raw(w, h, patch.to_rgb8()).unwrap()
     }
 
-    /// Folders with pairs of these names: each is a scene of twice the size and what `change` makes
-    /// of its shrunk version.
+    /// Makes folders with pairs of these names: a scene of twice the size, and its shrunk version
+    /// after `change`.
     fn folders(pairs: &[(&str, &dyn Fn(Patch) -> Patch)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for sub in ["low", "high"] {
@@ -462,7 +461,7 @@ mod tests {
             let pair = matched.pair(&mut random, 32, small).unwrap();
             assert_eq!((pair.truth.width, pair.low.width), (32, 16));
             let shrunk = pair.truth.resize(16, 16, Kernel::CatmullRom).unwrap();
-            // At the borders the shrunk truth lacks its surroundings.
+            // At the borders the shrunk ground truth lacks its surroundings.
             let mut worst = 0f32;
             for y in 3..13 {
                 for x in 3..13 {

@@ -21,5 +21,6 @@ pub use files::{
 };
 pub use photos::PhotoSet;
 pub use sampling::Sampling;
+pub use spec::Preparation;
 
 pub use super::patch::Patch;

@@ -1,4 +1,4 @@
-//! Clips from photographs: a camera moves over them, pans, zooms and turns, and stops between pixels.
+//! Clips of photos: a camera that pans, zooms and turns, at sub-pixel positions.
 
 use std::f64::consts::TAU;
 
@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 use super::photos::PhotoSet;
 use crate::{Error, Result, train::patch::Patch};
 
-/// The part of a photo that a camera moves over, in sides of its picture.
+/// Side of the part of a photo that a camera moves over, in sides of its image.
 const ROOM: f64 = 1.75;
-/// From this scale on interpolated pixels are about as sharp as the photo's own.
+/// Scale from which interpolated pixels are about as sharp as those of the photo.
 const SHARP: f64 = 1.25;
 
-/// How a camera moves over photos.
+/// Motion of a camera over photos.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Motion {
-    /// Probability that it stands still.
+    /// Probability that the camera stands still.
     pub still: f64,
-    /// Pixels that it moves from a frame to the next, at most, in any direction.
+    /// Maximum motion in pixels per frame.
     pub speed: f64,
-    /// Probability that it zooms, too.
+    /// Probability of a zoom.
     pub zoom: f64,
-    /// Largest change of the scale from a frame to the next.
+    /// Maximum relative change of the scale per frame.
     pub zoom_rate: f64,
-    /// Probability that it turns, too.
+    /// Probability of a rotation.
     pub turn: f64,
-    /// Largest angle from a frame to the next, in degrees.
+    /// Maximum angle per frame in degrees.
     pub turn_rate: f64,
 }
 
@@ -45,15 +45,15 @@ impl Default for Motion {
     }
 }
 
-/// A movement: what changes from a frame to the next.
+/// Motion from one frame to the next.
 #[derive(Clone, Copy, Debug)]
 struct Step {
-    /// Pixels of the photo.
+    /// Shift in pixels of the photo.
     x: f64,
     y: f64,
-    /// Logarithm of the scale's factor.
+    /// Logarithm of the factor of the scale.
     zoom: f64,
-    /// Radians.
+    /// Angle in radians.
     turn: f64,
 }
 
@@ -61,7 +61,7 @@ impl Motion {
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
-        for (name, value, most) in [
+        for (name, value, max) in [
             ("still", self.still, 1.0),
             ("speed", self.speed, 100.0),
             ("zoom", self.zoom, 1.0),
@@ -69,20 +69,21 @@ impl Motion {
             ("turn", self.turn, 1.0),
             ("turn_rate", self.turn_rate, 45.0),
         ] {
-            if !(0.0..=most).contains(&value) {
+            if !(0.0..=max).contains(&value) {
                 return Err(Error::Setting(format!(
-                    "motion: {name} = {value}: 0 to {most}"
+                    "motion: {name} = {value}: 0 to {max}"
                 )));
             }
         }
         Ok(())
     }
 
-    /// A clip of `len` square frames of `side` pixels that a camera sees which moves over a photo. The photo is shrunk
-    /// as far as it allows, up to two times, so that frames between pixels are as sharp as those on them.
+    /// Returns a clip of `len` square frames of `side` pixels from a camera that moves over a
+    /// photo. The photo is shrunk as far as its size allows, up to two times, so that frames at
+    /// sub-pixel positions are as sharp as the others.
     ///
     /// # Errors
-    /// [`Error::Frame`] when all photos are smaller than `side`.
+    /// [`Error::Data`] when all photos are smaller than `side`.
     pub fn over<R: Rng + ?Sized>(
         &self,
         photos: &PhotoSet,
@@ -91,10 +92,10 @@ impl Motion {
         len: usize,
     ) -> Result<Vec<Patch>> {
         let photo = photos.square(rng, side, (ROOM * side as f64) as usize)?;
-        let most = (0.9 * photo.width as f64 / side as f64).clamp(1.0, 2.0);
-        let scale = rng.random_range(most.min(SHARP)..=most);
-        let mut step = self.draw(rng, scale);
-        // What would leave the photo is slowed down; at the edge, pixels repeat.
+        let max = (0.9 * photo.width as f64 / side as f64).clamp(1.0, 2.0);
+        let scale = rng.random_range(max.min(SHARP)..=max);
+        let mut step = self.sample(rng, scale);
+        // Motion that would leave the photo is slowed down. At the edge, pixels repeat.
         for _ in 0..8 {
             if extent((side, side), scale, step, len) <= photo.width as f64 / 2.0 {
                 break;
@@ -111,13 +112,13 @@ impl Motion {
         Ok((0..len).into_par_iter().map(frame).collect())
     }
 
-    fn draw<R: Rng + ?Sized>(&self, rng: &mut R, scale: f64) -> Step {
+    fn sample<R: Rng + ?Sized>(&self, rng: &mut R, scale: f64) -> Step {
         let (still, zooms, turns) = (
             rng.random_bool(self.still),
             rng.random_bool(self.zoom),
             rng.random_bool(self.turn),
         );
-        let mut signed = |most: f64| (2.0 * rng.random::<f64>() - 1.0) * most;
+        let mut signed = |max: f64| (2.0 * rng.random::<f64>() - 1.0) * max;
         let (zoom, turn) = (signed(self.zoom_rate), signed(self.turn_rate));
         let speed = rng.random::<f64>() * self.speed * scale;
         let (sin, cos) = (rng.random::<f64>() * TAU).sin_cos();
@@ -135,21 +136,22 @@ impl Motion {
     }
 }
 
-/// How far from the centre of the photo the camera looks at most, in either direction, in pixels of the photo.
+/// Returns the maximum distance of the view from the centre of the photo, in pixels of the photo.
 fn extent((w, h): (usize, usize), scale: f64, step: Step, len: usize) -> f64 {
     let middle = (len as f64 - 1.0) / 2.0;
-    let mut most: f64 = 0.0;
+    let mut max: f64 = 0.0;
     for t in [-middle, middle] {
         for corner in [(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)] {
             let at = (corner.0 * w as f64 / 2.0, corner.1 * h as f64 / 2.0);
             let (x, y) = seen(at, scale, step, t);
-            most = most.max(x.abs()).max(y.abs());
+            max = max.max(x.abs()).max(y.abs());
         }
     }
-    most
+    max
 }
 
-/// Where in the photo the camera sees, at time `t`, the place `at` of its picture; both from the centre.
+/// Returns the position in the photo of the position `at` of the frame at time `t`, both relative
+/// to the centre.
 fn seen((x, y): (f64, f64), scale: f64, step: Step, t: f64) -> (f64, f64) {
     let scale = scale * (step.zoom * t).exp();
     let (sin, cos) = (step.turn * t).sin_cos();
@@ -159,7 +161,8 @@ fn seen((x, y): (f64, f64), scale: f64, step: Step, t: f64) -> (f64, f64) {
     )
 }
 
-/// What the camera sees at time `t`: Catmull-Rom interpolation, widened by the scale where that shrinks.
+/// Returns the frame at time `t` by Catmull-Rom interpolation, with antialiasing if the scale
+/// shrinks.
 fn view(photo: &Patch, (w, h): (usize, usize), scale: f64, step: Step, t: f64) -> Patch {
     let reach = (scale * (step.zoom * t).exp()).max(1.0);
     let mut out = Patch::new(w, h);
@@ -186,7 +189,8 @@ fn view(photo: &Patch, (w, h): (usize, usize), scale: f64, step: Step, t: f64) -
     out
 }
 
-/// Pixels of a row of `len` and their weights for the place `at`; pixels outside are those at the edge.
+/// Returns the pixels of a row of `len` pixels and their weights for the position `at`. Pixels
+/// outside repeat the edge.
 fn taps(at: f64, reach: f64, len: usize, out: &mut Vec<(usize, f32)>) {
     out.clear();
     let (first, last) = (
@@ -203,7 +207,7 @@ fn taps(at: f64, reach: f64, len: usize, out: &mut Vec<(usize, f32)>) {
     out.iter_mut().for_each(|(_, w)| *w /= sum as f32);
 }
 
-/// The Catmull-Rom spline (Keys, 1981, with a = -0.5).
+/// Catmull-Rom spline (Keys, 1981, with a = -0.5).
 fn catmull_rom(x: f64) -> f64 {
     let x = x.abs();
     if x < 1.0 {
@@ -301,7 +305,7 @@ mod tests {
         for (a, b) in same.rgb.iter().zip(&photo.rgb) {
             assert!((a - b).abs() < 1e-6);
         }
-        // A quarter turn maps pixels on pixels.
+        // A quarter turn maps pixels to pixels.
         let turn = TAU / 4.0;
         let turned = view(&photo, (40, 40), 1.0, Step { turn, ..STILL }, 1.0);
         for (y, row) in turned.rgb.chunks(40).take(40).enumerate() {

@@ -1,4 +1,4 @@
-//! Training pairs: the whitened latent of the base, and the whitened residual to the truth.
+//! Training pairs: the whitened latent of the base, and the whitened residual to the ground truth.
 
 use std::sync::Arc;
 
@@ -19,20 +19,21 @@ use crate::{
     train::{degradation::DegradationRecipe, patch::Patch, random::step_seed},
 };
 
-/// Where pictures and their low-resolution versions come from.
+/// Source of images and their low-resolution versions.
 pub trait PairSource: Send + Sync {
-    /// A random picture of `side` x `side` pixels and its degraded version of `small` x `small`
-    /// pixels, which covers exactly the same place. Depends on the source and `random` alone.
+    /// Returns a random image of `side` x `side` pixels and its degraded version of `small` x
+    /// `small` pixels, which covers exactly the same area. Depends on the source and `random` only.
     ///
     /// # Errors
-    /// When the source has no picture of that size.
+    /// When the source has no image of that size.
     fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair>;
 
-    /// A number that changes with what the source is made of.
+    /// Returns a hash of the contents of the source.
     fn fingerprint(&self) -> u64;
 
-    /// The side of the low-resolution versions of a batch of pictures of side `side`: the upper end of `scales` with
-    /// probability `native`, else a scale from anywhere in the range. A source that has only some scales overrides this.
+    /// Returns the side of the low-resolution versions of a batch of images of side `side`. The
+    /// scale is the upper end of `scales` with probability `native`, otherwise any in the range. A
+    /// source with fixed scales overrides this.
     fn draw_small(&self, rng: &mut StdRng, side: usize, scales: [f64; 2], native: f64) -> usize {
         let scale = if rng.random_bool(native) {
             scales[1]
@@ -43,20 +44,21 @@ pub trait PairSource: Send + Sync {
     }
 }
 
-/// Random numbers of a pair, apart so that several pairs can be degraded alike.
+/// Random numbers of a pair, in two generators, so that several pairs can be degraded alike.
 #[derive(Clone, Debug)]
 pub struct Random {
-    /// Draws the picture.
+    /// Selects the image.
     pub content: StdRng,
-    /// Draws the degradation.
+    /// Selects the degradation.
     pub degradation: StdRng,
 }
 
-/// Pairs that are degraded alike come from about a sixteenth of a ranking.
+/// Pairs that are degraded alike come from about a sixteenth of a ranking, to either side a share
+/// of this.
 const NEIGHBOURS: usize = 32;
 
 impl Random {
-    /// A generator for either.
+    /// Creates both generators from their seeds.
     pub fn new(content: u64, degradation: u64) -> Self {
         Self {
             content: StdRng::seed_from_u64(content),
@@ -64,8 +66,8 @@ impl Random {
         }
     }
 
-    /// Index of one of `len` items that are ranked by their degradation: near a rank that the
-    /// degradation draws. 0 without items.
+    /// Returns the index of one of `len` items that are ranked by their degradation, near a random
+    /// rank. Returns 0 if there are no items.
     pub(super) fn near(&mut self, len: usize) -> usize {
         let Some(last) = len.checked_sub(1) else {
             return 0;
@@ -76,7 +78,7 @@ impl Random {
     }
 }
 
-/// A picture and its degraded version.
+/// An image and its degraded version.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     pub truth: Patch,
@@ -105,39 +107,39 @@ impl PairSource for DegradedPhotos {
     }
 }
 
-/// How pairs become latents.
+/// Conversion of pairs to latents.
 #[derive(Clone, Debug)]
 pub struct PairSpec {
     pub latent: LatentKind,
-    /// Output pixels a side in a grid cell.
+    /// Side of a grid cell in output pixels.
     pub r: usize,
     /// Side of a high-resolution patch in pixels, a multiple of `2 r`.
     pub patch: usize,
     /// Pairs in a batch.
     pub batch: usize,
-    /// Range of scales; the upper end is the model's own scale.
+    /// Range of scales; the upper end is the native scale of the model.
     pub scales: [f64; 2],
-    /// Probability that a batch has the upper scale; else it is drawn uniformly from the range.
+    /// Probability that a batch has the upper scale; otherwise the scale is uniform in the range.
     pub native: f64,
-    /// All pairs of a batch are degraded alike, as a network with the dial `denoise` needs it.
+    /// Degrades all pairs of a batch alike, which a network with the dial `denoise` needs.
     pub alike: bool,
 }
 
 /// A batch of pairs at one scale.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// The scale, output over input.
+    /// Scale, output over input.
     pub scale: f64,
-    /// How degraded the input is on average: the value of the dial.
+    /// Mean degradation of the input: position of the dial.
     pub denoise: f64,
-    /// The base's latent, `[batch, grid, grid, channels]`, whitened by the statistics given.
+    /// Whitened latent of the base, `[batch, grid, grid, channels]`.
     pub base: Vec<f32>,
-    /// The truth's latent minus the base's, whitened likewise.
+    /// Whitened difference between the latents of ground truth and base.
     pub residual: Vec<f32>,
 }
 
 impl Batch {
-    /// The condition that a network sees it under.
+    /// Returns the condition of the network.
     pub fn condition(&self) -> Condition {
         Condition {
             denoise: self.denoise,
@@ -146,7 +148,7 @@ impl Batch {
     }
 }
 
-/// The planes of one picture that the latent is made of, at the sizes that the latent wants.
+/// Planes of an image in the sizes that the latent needs.
 struct Planes {
     luma: Vec<f32>,
     /// Empty for a luma latent.
@@ -154,15 +156,15 @@ struct Planes {
 }
 
 impl PairSpec {
-    /// The grid of one patch.
+    /// Returns the grid of a patch.
     pub fn grid(&self) -> Grid {
         Grid::new(self.latent, self.r, self.patch, self.patch)
     }
 
-    /// The batch that `seed` gives from `source`.
+    /// Returns the batch of `seed` from `source`.
     ///
     /// # Errors
-    /// When the source has no pictures of the patch's size.
+    /// When the source has no images of the size of the patch.
     pub fn batch(&self, source: &dyn PairSource, stats: &LatentStats, seed: u64) -> Result<Batch> {
         let mut random = Random::new(seed, 0);
         let small = {
@@ -208,9 +210,12 @@ impl PairSpec {
         let up = |plane: &[f32], from: usize, to: usize| resize(plane, from, to, Kernel::Bicubic);
         let bicubic = Planes {
             luma: up(&low.luma, low_side, side),
-            chroma: low.chroma.map(|c| match c.is_empty() {
-                true => c,
-                false => up(&c, low_side.div_ceil(2), side / 2),
+            chroma: low.chroma.map(|c| {
+                if c.is_empty() {
+                    c
+                } else {
+                    up(&c, low_side.div_ceil(2), side / 2)
+                }
             }),
         };
         self.latent(&bicubic, &stats.input_mean, &stats.input_std, base);
@@ -254,7 +259,7 @@ impl PairSpec {
         }
     }
 
-    /// Measures the latent's statistics over the first `batches` batches of `seed`.
+    /// Measures the statistics of the latent over the first `batches` batches of `seed`.
     ///
     /// # Errors
     /// As [`Self::batch`].
@@ -269,7 +274,8 @@ impl PairSpec {
             .into_par_iter()
             .map(|i| self.batch(source, &plain, step_seed(seed ^ STATISTICS, i)))
             .collect::<Result<Vec<_>>>()?;
-        // Mean and standard deviation; the sums run in the order of the batches, whatever the threads.
+        // Mean and standard deviation. The sums run in the order of the batches, so threads do not
+        // matter.
         let moment = |values: &dyn Fn(&Batch) -> &[f32], channel: usize| {
             let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
             for batch in &all {
@@ -297,7 +303,7 @@ impl PairSpec {
 /// Separates the random numbers of the statistics from those of the training.
 const STATISTICS: u64 = 0x5354_4154;
 
-/// A square plane of side `from` brought to side `to`, antialiased where it shrinks.
+/// Resizes a square plane from side `from` to `to`, with antialiasing if it shrinks.
 fn resize(plane: &[f32], from: usize, to: usize, kernel: Kernel) -> Vec<f32> {
     let axis = || {
         let options = Options {
@@ -315,7 +321,7 @@ fn resize(plane: &[f32], from: usize, to: usize, kernel: Kernel) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// Degrades by a number that it draws.
+    /// Degrades by a random number.
     struct Drawn;
 
     impl PairSource for Drawn {

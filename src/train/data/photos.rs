@@ -1,4 +1,4 @@
-//! Training photographs, decoded once into memory, and random patches of them.
+//! Photos, decoded once into memory, and random patches of them.
 
 use std::{
     path::PathBuf,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{Error, frame::resample::Kernel, train::patch::Patch};
 
-/// Photographs in memory, 8-bit R'G'B'.
+/// Photos in memory, 8-bit R'G'B'.
 #[derive(Debug)]
 pub struct PhotoSet {
     photos: Vec<RgbImage>,
@@ -25,10 +25,11 @@ pub struct PhotoSet {
 }
 
 impl PhotoSet {
-    /// Loads every JPEG and PNG file below `dirs` (a file may be named too) in sorted order, on all cores.
+    /// Loads every JPEG and PNG file in `dirs`, folders or files, in sorted order, on all cores.
     ///
-    /// Files that are damaged or whose shorter side is below `min_side` pixels are left out and listed in
-    /// [`Self::skipped`]. `progress` is called from several threads with (files done, files in all).
+    /// Files that are damaged or whose shorter side is below `min_side` pixels are skipped, see
+    /// [`Self::skipped`]. `progress` is called from several threads with (files done, files in
+    /// all).
     ///
     /// # Errors
     /// [`DataError::Read`] for a directory that cannot be read, [`DataError::Empty`] when nothing is left.
@@ -66,24 +67,24 @@ impl PhotoSet {
         })
     }
 
-    /// Takes every `every`th photo out into a set of its own, to measure on what was not trained on.
+    /// Removes every `every`th photo and returns them as a held-out set.
     ///
-    /// Photos are in the order of their paths; with fewer than `every` photos the first is taken and stays in both:
-    /// [`Self::too_few`] says so.
+    /// Photos are in the order of their paths. If there are fewer than `every` photos, the first is
+    /// in both sets, see [`Self::too_few`].
     pub fn hold_out(&mut self, every: usize) -> Self {
-        let (mut kept, mut taken) = (Vec::new(), Vec::new());
+        let (mut retained, mut taken) = (Vec::new(), Vec::new());
         for (i, photo) in self.photos.drain(..).enumerate() {
             let set = if i % every.max(2) == every.max(2) - 1 {
                 &mut taken
             } else {
-                &mut kept
+                &mut retained
             };
             set.push(photo);
         }
         if taken.is_empty() {
-            taken.extend(kept.first().cloned());
+            taken.extend(retained.first().cloned());
         }
-        self.photos = kept;
+        self.photos = retained;
         Self {
             photos: taken,
             skipped: Vec::new(),
@@ -92,7 +93,7 @@ impl PhotoSet {
         }
     }
 
-    /// What to tell the user where [`Self::hold_out`] takes a photo that is trained on.
+    /// Returns a note for the user if [`Self::hold_out`] returns a photo that stays in this set.
     pub fn too_few(&self, every: usize) -> Option<String> {
         let all = self.len();
         (all < every.max(2)).then(|| {
@@ -102,8 +103,8 @@ impl PhotoSet {
         })
     }
 
-    /// The photos of `set` and `more` ones, if there are any, for patches of up to `min_side` pixels. All of `more` are
-    /// large enough.
+    /// Joins `set` and `more` photos for patches of up to `min_side` pixels, if there are any. All
+    /// of `more` are large enough.
     pub(super) fn join(set: Option<Self>, more: Vec<RgbImage>, min_side: usize) -> Option<Self> {
         let mut set = set.unwrap_or_else(|| Self {
             photos: Vec::new(),
@@ -115,7 +116,7 @@ impl PhotoSet {
         (!set.photos.is_empty()).then_some(set)
     }
 
-    /// A number that changes with the photos: their order, sizes and contents (every 1009th byte, FNV-1a).
+    /// Returns a hash of the order, sizes and contents of the photos (every 1009th byte, FNV-1a).
     pub fn fingerprint(&self) -> u64 {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut mix = |v: u64| hash = (hash ^ v).wrapping_mul(0x0100_0000_01b3);
@@ -131,25 +132,26 @@ impl PhotoSet {
         hash
     }
 
-    /// Number of photos.
+    /// Returns the number of photos.
     pub fn len(&self) -> usize {
         self.photos.len()
     }
 
-    /// Never: an empty set is an error of [`Self::load`].
+    /// Returns `true` if there are no photos. A loaded set has at least one.
     pub fn is_empty(&self) -> bool {
         self.photos.is_empty()
     }
 
-    /// The files that were left out.
+    /// Returns the files that were skipped.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
 
-    /// A random patch of `width` x `height` pixels: random photo, place, shrinking, flips and quarter turns.
+    /// Returns a random patch of `width` x `height` pixels: random photo, position, shrinking,
+    /// flips and quarter turns.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is 0 or above the `min_side` that the set was loaded with.
+    /// [`Error::Data`] when a side is 0 or above the `min_side` that the set was loaded with.
     pub fn sample<R: Rng + ?Sized>(
         &self,
         rng: &mut R,
@@ -158,7 +160,7 @@ impl PhotoSet {
     ) -> crate::Result<Patch> {
         let sides = 1..=self.min_side;
         if !sides.contains(&width) || !sides.contains(&height) {
-            return Err(Error::Frame(format!(
+            return Err(Error::Data(format!(
                 "no patch of {width}x{height} pixels from photos loaded with a shortest side of {}",
                 self.min_side
             )));
@@ -175,36 +177,34 @@ impl PhotoSet {
             ((len as f64 / factor).round() as usize).clamp(len, limit as usize)
         };
         let size = (source(w, photo.width()), source(h, photo.height()));
-        let place = self.place(rng, photo, size);
-        let cut = cut(photo, place, size).resize(w, h, Kernel::CatmullRom)?;
+        let position = self.position(rng, photo, size);
+        let cut = cut(photo, position, size).resize(w, h, Kernel::CatmullRom)?;
         Ok(cut.turned(turn, rng.random(), rng.random()))
     }
 
-    /// A random square of a photo with sides of at least `least` pixels and of `most` where the photo allows it, as it
-    /// is but for flips and quarter turns.
+    /// Returns a random square of a photo, of `max` pixels if the photo is large enough, and at
+    /// least `min`. It is flipped and turned at random, and not shrunk.
     ///
     /// # Errors
-    /// [`Error::Frame`] when all photos are smaller than that.
+    /// [`Error::Data`] when all photos are smaller than that.
     pub fn square<R: Rng + ?Sized>(
         &self,
         rng: &mut R,
-        least: usize,
-        most: usize,
+        min: usize,
+        max: usize,
     ) -> crate::Result<Patch> {
         let short = |photo: &RgbImage| photo.width().min(photo.height()) as usize;
-        let large: Vec<_> = self.photos.iter().filter(|p| short(p) >= least).collect();
-        if large.is_empty() || least == 0 {
-            return Err(Error::Frame(format!(
-                "no photo has sides of {least} pixels"
-            )));
+        let large: Vec<_> = self.photos.iter().filter(|p| short(p) >= min).collect();
+        if large.is_empty() || min == 0 {
+            return Err(Error::Data(format!("no photo has sides of {min} pixels")));
         }
         let photo = large[rng.random_range(0..large.len())];
-        let side = short(photo).min(most.max(least));
-        let cut = cut(photo, self.place(rng, photo, (side, side)), (side, side));
+        let side = short(photo).min(max.max(min));
+        let cut = cut(photo, self.position(rng, photo, (side, side)), (side, side));
         Ok(cut.turned(rng.random(), rng.random(), rng.random()))
     }
 
-    /// The number of photos with sides of at least `side` pixels.
+    /// Returns the number of photos with sides of at least `side` pixels.
     pub fn large(&self, side: usize) -> usize {
         let short = |photo: &&RgbImage| photo.width().min(photo.height()) as usize >= side;
         self.photos.iter().filter(short).count()
@@ -219,8 +219,8 @@ impl PhotoSet {
         }
     }
 
-    /// Where in `photo` a patch of `size` is taken: candidates are drawn and the textured one is preferred.
-    fn place<R: Rng + ?Sized>(
+    /// Returns a position for a patch in `photo`, chosen by [`Sampling`].
+    fn position<R: Rng + ?Sized>(
         &self,
         rng: &mut R,
         photo: &RgbImage,
@@ -230,7 +230,7 @@ impl PhotoSet {
         self.sampling.choose(
             rng,
             |rng| (rng.random_range(0..=free_x), rng.random_range(0..=free_y)),
-            |place| texture(photo, place, (w, h)),
+            |position| texture(photo, position, (w, h)),
         )
     }
 }
@@ -253,7 +253,7 @@ mod tests {
 
     use super::*;
 
-    /// Left half flat, right half textured; every pixel's colours say where it lies.
+    /// Left half flat, right half textured. Colours encode the position.
     fn photo(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
             let texture = if x > width / 2 {
@@ -337,21 +337,21 @@ mod tests {
     fn samples_have_the_asked_size_and_follow_the_seed() {
         let dir = saved(&[("a.png", photo(64, 100)), ("b.png", photo(200, 64))]);
         let set = load(dir.path(), 64).unwrap();
-        let draw = |seed| {
+        let sample = |seed| {
             let mut rng = SmallRng::seed_from_u64(seed);
             let sizes = [(64, 64), (48, 16), (1, 64)];
             sizes.map(|(w, h)| set.sample(&mut rng, w, h).unwrap())
         };
         for seed in 0..20 {
-            let patches = draw(seed);
-            assert_eq!(patches, draw(seed));
+            let patches = sample(seed);
+            assert_eq!(patches, sample(seed));
             for (patch, (w, h)) in patches.iter().zip([(64, 64), (48, 16), (1, 64)]) {
                 assert_eq!((patch.width, patch.height), (w, h));
                 assert_eq!(patch.rgb.len(), 3 * w * h);
                 assert!(patch.rgb.iter().all(|v| (0.0..=1.0).contains(v)));
             }
         }
-        assert_ne!(draw(1), draw(2));
+        assert_ne!(sample(1), sample(2));
         let mut rng = SmallRng::seed_from_u64(0);
         for (w, h) in [(0, 8), (8, 65)] {
             assert!(set.sample(&mut rng, w, h).is_err());
@@ -404,7 +404,7 @@ mod tests {
         set.sampling.shrink = 1.0;
         set.sampling.min_factor = 0.5;
         let mut rng = SmallRng::seed_from_u64(7);
-        // A factor near 0.5 shows the edge from any place that a full-size cut could miss.
+        // Shrunk by about 0.5, almost every patch contains the edge.
         let between = (0..50).filter(|_| {
             let patch = set.sample(&mut rng, 64, 64).unwrap();
             patch.rgb.iter().any(|v| (0.05..0.95).contains(v))

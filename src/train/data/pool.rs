@@ -1,8 +1,9 @@
-//! A pool of clips that codecs have compressed, on disk, together with what they were before.
+//! Pool of clips that codecs have compressed, on disk, with their ground truth.
 //!
-//! Encoding a clip for every patch would starve the training. So a clip is encoded and decoded once, some of its frames
-//! are kept, and patches are cut out of them at random places. What a clip is depends on its number and the pool's seed
-//! alone: one that is missing is made when it is needed, and is the same as if it had been made before.
+//! Encoding a clip for every patch would slow down the training. Clips are therefore encoded and
+//! decoded once, some of their frames are retained, and patches are cut out of these at random
+//! positions. A clip depends on its number and the description of the pool only: a missing clip is
+//! made again on demand, with the same result.
 
 use std::{
     fs::{self, File},
@@ -35,41 +36,43 @@ use crate::{
 
 /// Sizes of the clips for patches of one size and a range of scales.
 ///
-/// Clips are made at whole scales, so that every cut-out of whole low-resolution pixels covers whole pixels of the truth.
-/// A scale in between takes the next larger whole one, and its truth is shrunk.
+/// Clips have whole scales, so that whole low-resolution pixels cover whole pixels of the ground
+/// truth. A scale in between uses the next larger one, and its ground truth is shrunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Side of the truth in pixels.
+    /// Side of the ground truth in pixels.
     pub side: usize,
-    /// The scales, rising.
+    /// Scales in rising order.
     pub scales: Vec<usize>,
 }
 
 impl Layout {
-    /// For patches of `patch` pixels at scales from `low` to `high`, of 1 to 4.
+    /// Layout for patches of `patch` pixels at scales from `low` to `high`, 1 to 4.
     pub fn new(patch: usize, [low, high]: [f64; 2]) -> Self {
         let above = |s: f64| s > low || s >= high;
         let whole = |s: &usize| above(*s as f64) && ((*s - 1) as f64) < high;
         let scales: Vec<usize> = (2..=4).filter(whole).collect();
-        // The largest cut-out of each: at the smallest scale that it serves.
+        // Largest part of each: at the smallest scale that it serves.
         let need = scales.iter().map(|&s| {
             let smallest = low.max((s - 1) as f64);
             (patch as f64 / smallest).ceil() as usize * s
         });
-        // Some room around it, for several places in a clip. 48 makes all low-resolution sides even.
+        // Room for several positions in a clip. A multiple of 48 makes all low-resolution sides
+        // even.
         let side = need.max().unwrap_or(patch) * 5 / 4;
         let side = side.max(2 * patch).next_multiple_of(48).max(144);
         Self { side, scales }
     }
 
-    /// The number of clips that the limit of `spec` allows, and their bytes.
+    /// Returns the number of clips within the limit of `spec`, and their size in bytes.
     pub fn room(&self, spec: &PoolSpec) -> (usize, u64) {
-        let most = (spec.limit << 20) / self.bytes(0, spec).max(1);
-        let count = spec.clips.min(usize::try_from(most).unwrap_or(usize::MAX));
+        let max = (spec.limit << 20) / self.bytes(0, spec).max(1);
+        let count = spec.clips.min(usize::try_from(max).unwrap_or(usize::MAX));
         (count, (0..count).map(|i| self.bytes(i, spec)).sum())
     }
 
-    /// The scale of clip `i`: every second one has the largest, the others take turns.
+    /// Returns the scale of clip `i`: every second clip has the largest scale, the others share the
+    /// rest.
     fn scale(&self, i: usize) -> usize {
         match &self.scales[..] {
             [] => 1,
@@ -81,23 +84,25 @@ impl Layout {
         }
     }
 
-    /// Bytes of clip `i`: for each kept frame the truth, then the degraded one, rows of R, G, B;
-    /// last what noise and compression have changed, a float in squared 8-bit steps.
+    /// Returns the size of clip `i` in bytes. A file holds the ground truth and the degraded frame
+    /// of each retained frame, as rows of R, G, B, and finally
+    /// [`Degraded::noise`](crate::train::degradation::Degraded::noise) as an f32.
     fn bytes(&self, i: usize, spec: &PoolSpec) -> u64 {
         let low = self.side / self.scale(i);
-        (3 * (self.side.pow(2) + low.pow(2)) * spec.kept + size_of::<f32>()) as u64
+        (3 * (self.side.pow(2) + low.pow(2)) * spec.retained + size_of::<f32>()) as u64
     }
 
-    /// Which of the scales serves pictures of `side` pixels from `small`.
+    /// Returns the scale that serves images of `side` pixels from `small`.
     fn scale_for(&self, side: usize, small: usize) -> Result<usize> {
         let inside = |s: &&usize| **s * small <= self.side;
         let mut inside = self.scales.iter().filter(inside);
-        // A side that the largest scale does not divide may be missed by a part of a low-resolution pixel.
+        // The largest scale may miss a side that it does not divide by a part of a low-resolution
+        // pixel.
         let near = self.scales.last();
         let near = near.filter(|&s| s * (small + 1) > side && s * small <= self.side);
         let found = inside.find(|s| **s * small >= side).or(near);
         found.copied().ok_or_else(|| {
-            Error::Frame(format!(
+            Error::Data(format!(
                 "the compressed clips ({} pixels, scales {:?}) do not serve {side} pixels from {small}",
                 self.side, self.scales
             ))
@@ -105,27 +110,27 @@ impl Layout {
     }
 }
 
-/// What gives the truth of a clip.
+/// Function that returns the ground truth of a clip.
 pub type Make<'a> = dyn Fn(&mut StdRng) -> Result<Vec<Patch>> + Sync + 'a;
 
-/// The pool.
+/// Pool of compressed clips.
 pub struct Pool {
     folder: PathBuf,
     spec: PoolSpec,
     layout: Layout,
     degradation: Degradation,
     key: u64,
-    /// The number of clips and their bytes.
+    /// Number of clips and their size in bytes.
     count: usize,
     size: u64,
-    /// For each of the layout's scales its clips, from the least to the most degraded once they are
+    /// Clips of each scale of the layout, from the least to the most degraded once they are
     /// prepared.
     ranked: Vec<Vec<usize>>,
 }
 
 impl Pool {
-    /// The pool in `cache` whose clips are degraded by the recipes of `degradation`; `source` is a number that changes with what
-    /// their truth is made of. Nothing is made yet.
+    /// Opens the pool in `cache` whose clips are degraded by `degradation`. `source` is a hash of
+    /// the data of the ground truth. Clips are not made yet.
     ///
     /// # Errors
     /// [`Error::Setting`] when the limit is too small, [`Error::Io`] when the folder cannot be made.
@@ -140,7 +145,7 @@ impl Pool {
             "# Clips damaged by codecs. Made by tadsr-train, which makes them again if they are removed.\n\
              # {layout:?}, {} frames, {} kept, seed {}, source {source:016x}\n\n{}",
             spec.frames,
-            spec.kept,
+            spec.retained,
             spec.seed,
             degradation.to_toml()
         );
@@ -163,11 +168,11 @@ impl Pool {
             clips.collect()
         };
         pool.ranked = pool.layout.scales.iter().map(of_scale).collect();
-        if pool.count < PoolSpec::LEAST {
+        if pool.count < PoolSpec::MIN_CLIPS {
             return Err(Error::Setting(format!(
                 "pool: limit = {} MB: not room for {} clips of {} bytes",
                 spec.limit,
-                PoolSpec::LEAST,
+                PoolSpec::MIN_CLIPS,
                 pool.bytes(0)
             )));
         }
@@ -177,43 +182,43 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The number of clips.
+    /// Returns the number of clips.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Never.
+    /// Returns `true` if there are no clips, which [`Self::open`] refuses.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The clips' sizes.
+    /// Returns the sizes of the clips.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Where it is.
+    /// Returns the folder of the pool.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// A number that changes with the clips.
+    /// Returns a hash of the description of the clips.
     pub fn key(&self) -> u64 {
         let mut hash = Fnv::default();
         (self.key, self.count).hash(&mut hash);
         hash.finish()
     }
 
-    /// Bytes of all clips, when they have been made.
+    /// Returns the size of all clips in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Makes the clips that are not there yet, on all cores. `progress` is called from several threads with (clips there,
-    /// clips in all); false stops.
+    /// Makes the missing clips, on all cores. `progress` is called from several threads with (clips
+    /// done, clips in all) and returns `false` to stop.
     ///
     /// # Errors
-    /// What `make`, a codec or the disk says; [`Error::Cancelled`].
+    /// Those of `make`, the codec and the disk; [`Error::Cancelled`].
     pub fn prepare(
         &mut self,
         make: &Make,
@@ -245,12 +250,13 @@ impl Pool {
         Ok(())
     }
 
-    /// A picture of `side` x `side` pixels and its degraded version of `small` x `small` pixels, at
-    /// a random place of a frame of a random clip, both mirrored and turned. A clip that is not
-    /// there is made.
+    /// Returns an image of `side` x `side` pixels and its degraded version of `small` x `small`
+    /// pixels, at a random position in a frame of a random clip, both mirrored and turned. Makes a
+    /// missing clip.
     ///
     /// # Errors
-    /// [`Error::Frame`] when the pool is not for such sizes; what `make`, a codec or the disk says.
+    /// [`Error::Data`] when the pool does not serve such sizes; those of `make`, the codec and the
+    /// disk.
     pub fn pair(
         &self,
         make: &Make,
@@ -260,9 +266,9 @@ impl Pool {
         small: usize,
     ) -> Result<Pair> {
         let scale = self.layout.scale_for(side, small)?;
-        let clip = self.draw(random, scale);
+        let clip = self.choose(random, scale);
         let rng = &mut random.content;
-        let frame = rng.random_range(0..self.spec.kept);
+        let frame = rng.random_range(0..self.spec.retained);
         let (truth, low, noise) = match self.read(clip, frame) {
             Some(frame) => frame,
             None => {
@@ -274,14 +280,14 @@ impl Pool {
         let free = low.width() as usize - small;
         let size = scale * small;
         let large = |(x, y): (usize, usize)| (scale * x, scale * y);
-        let place = sampling.choose(
+        let position = sampling.choose(
             rng,
             |rng| (rng.random_range(0..=free), rng.random_range(0..=free)),
-            |place| texture(&truth, large(place), (size, size)),
+            |position| texture(&truth, large(position), (size, size)),
         );
-        let low = cut(&low, place, (small, small));
+        let low = cut(&low, position, (small, small));
         let truth =
-            cut(&truth, large(place), (size, size)).resize(side, side, Kernel::CatmullRom)?;
+            cut(&truth, large(position), (size, size)).resize(side, side, Kernel::CatmullRom)?;
         let (turn, x, y) = (rng.random(), rng.random(), rng.random());
         Ok(Pair {
             truth: truth.turned(turn, x, y),
@@ -290,8 +296,8 @@ impl Pool {
         })
     }
 
-    /// A clip of `scale`.
-    fn draw(&self, random: &mut Random, scale: usize) -> usize {
+    /// Returns the number of a clip of `scale`.
+    fn choose(&self, random: &mut Random, scale: usize) -> usize {
         let at = self.layout.scales.iter().position(|&s| s == scale);
         let clips = at.map_or(&[][..], |i| &self.ranked[i]);
         clips.get(random.near(clips.len())).copied().unwrap_or(0)
@@ -318,16 +324,17 @@ impl Pool {
         let mut rng = StdRng::seed_from_u64(step_seed(self.spec.seed ^ POOL, i as u64));
         let truth = make(&mut rng)?;
         let low = self.layout.side / self.layout.scale(i);
-        let nothing = || Error::Frame("a pool without recipes".into());
-        let recipe = self.degradation.draw(&mut rng).ok_or_else(nothing)?;
+        let nothing = || Error::Data("a pool without recipes".into());
+        let recipe = self.degradation.sample(&mut rng).ok_or_else(nothing)?;
         let degraded = recipe.apply(truth.clone(), (low, low), &mut rng)?;
         let (degraded, noise) = (degraded.frames, degraded.noise as f32);
-        let mut kept = index::sample(&mut rng, self.spec.frames, self.spec.kept).into_vec();
-        kept.sort();
+        let mut retained = index::sample(&mut rng, self.spec.frames, self.spec.retained).into_vec();
+        retained.sort();
         let mut bytes = Vec::new();
-        for t in kept {
+        for t in retained {
             let frame = truth.get(t).zip(degraded.get(t));
-            let (truth, degraded) = frame.ok_or_else(|| Error::Frame("a clip is short".into()))?;
+            let (truth, degraded) =
+                frame.ok_or_else(|| Error::Data("a clip is too short".into()))?;
             bytes.extend(truth.to_rgb8());
             bytes.extend(degraded.to_rgb8());
         }
@@ -335,7 +342,7 @@ impl Pool {
         self.write(i, &bytes)
     }
 
-    /// Puts clip `i` in its place at once; of several threads that make it at the same time, the last one's stays.
+    /// Writes clip `i` atomically. If several threads make it at the same time, the last one stays.
     fn write(&self, i: usize, bytes: &[u8]) -> Result<()> {
         static WRITTEN: AtomicUsize = AtomicUsize::new(0);
         let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
@@ -343,21 +350,21 @@ impl Pool {
         let part = self.path(i).with_extension(part);
         let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, self.path(i)));
         written.map_err(|e| {
-            // Nothing more can be done about a file that is in nobody's way.
+            // A part that cannot be removed does no harm.
             let _ = fs::remove_file(&part);
             Error::io(&part)(e)
         })
     }
 
-    /// A kept frame of clip `i`, if the clip is there and whole: the truth, the degraded one and the
-    /// clip's noise.
+    /// Reads a retained frame of clip `i`, if the clip is complete: ground truth, degraded frame
+    /// and the noise of the clip.
     fn read(&self, i: usize, frame: usize) -> Option<(RgbImage, RgbImage, f64)> {
         let mut file = File::open(self.path(i)).ok()?;
         if file.metadata().ok()?.len() != self.bytes(i) {
             return None;
         }
         let frames = self.bytes(i) - size_of::<f32>() as u64;
-        let len = frames / self.spec.kept as u64;
+        let len = frames / self.spec.retained as u64;
         let mut bytes = vec![0; len as usize];
         file.seek(SeekFrom::Start(frame as u64 * len)).ok()?;
         file.read_exact(&mut bytes).ok()?;
@@ -369,7 +376,7 @@ impl Pool {
     }
 }
 
-/// Counts the changes in what clips are made of.
+/// Version of the clips, part of the name of the folder.
 const VERSION: u32 = 4;
 /// Separates the random numbers of the pool from those of the training.
 const POOL: u64 = 0x504f_4f4c;

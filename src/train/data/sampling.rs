@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, train::patch::Patch};
 
-/// How patches are drawn.
+/// Choice of patches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// Places in a photo that compete for a patch; the one with the most texture wins ...
+    /// Candidates for a patch; the one with the most texture wins ...
     pub candidates: usize,
-    /// ... with this probability; else the first is taken, so that flat areas are seen too.
+    /// ... with this probability; otherwise the first, so that flat areas are used, too.
     pub textured: f64,
-    /// Probability that the photo is shrunk first, which removes compression artefacts of the source.
+    /// Probability of shrinking the image first, which removes compression artefacts of the source.
     pub shrink: f64,
     /// Smallest factor of that shrinking, 0 to 1.
     pub min_factor: f64,
@@ -40,9 +40,9 @@ impl Sampling {
             ("shrink", self.shrink, 0.0),
             ("min_factor", self.min_factor, 0.1),
         ];
-        for (name, value, least) in shares {
-            if !(least..=1.0).contains(&value) {
-                let text = format!("sampling: {name} = {value}: {least} to 1");
+        for (name, value, min) in shares {
+            if !(min..=1.0).contains(&value) {
+                let text = format!("sampling: {name} = {value}: {min} to 1");
                 return Err(Error::Setting(text));
             }
         }
@@ -55,25 +55,27 @@ impl Sampling {
 }
 
 impl Sampling {
-    /// One of the places that `draw` gives: the one with the most `detail`, or just the first.
+    /// Returns one of the positions that `sample` returns: the one with the most `detail`, or the
+    /// first.
     pub(super) fn choose<T: Copy, R: Rng + ?Sized>(
         &self,
         rng: &mut R,
-        mut draw: impl FnMut(&mut R) -> T,
+        mut sample: impl FnMut(&mut R) -> T,
         detail: impl Fn(T) -> u64,
     ) -> T {
-        let first = draw(rng);
-        let others: Vec<_> = (1..self.candidates).map(|_| draw(rng)).collect();
+        let first = sample(rng);
+        let others: Vec<_> = (1..self.candidates).map(|_| sample(rng)).collect();
         if !rng.random_bool(self.textured) {
             return first;
         }
         let all = others.into_iter().chain([first]);
-        all.max_by_key(|&place| detail(place)).unwrap_or(first)
+        all.max_by_key(|&position| detail(position))
+            .unwrap_or(first)
     }
 }
 
-/// Mean absolute difference of neighbours in green, sampled on every second pixel. It grows with detail; the
-/// absolute value, not the square, so that a few hard edges do not outweigh fine texture.
+/// Returns the sum of absolute differences of neighbours in green, on every second pixel. Absolute
+/// values rather than squares, so that a few hard edges do not outweigh fine texture.
 pub(super) fn texture(photo: &RgbImage, (x0, y0): (usize, usize), (w, h): (usize, usize)) -> u64 {
     let stride = 3 * photo.width() as usize;
     let bytes = photo.as_raw();

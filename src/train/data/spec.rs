@@ -13,70 +13,73 @@ use crate::{
     train::degradation::{Degradation, DegradationRecipe, PRESETS},
 };
 
-/// What a corpus is made of: the table `[data]` of a recipe.
+/// Description of a corpus: the table `[data]` of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CorpusSpec {
-    /// Folders, or files, with photos and videos.
+    /// Folders and files with photos and videos.
     pub dirs: Vec<PathBuf>,
-    /// Instead of folders: one of low resolution and one with the same pictures and videos at high
+    /// Matched pairs instead of `dirs`: folders with the same images and videos in low and in high
     /// resolution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<[PathBuf; 2]>,
-    /// The degradation, by its name in [`PRESETS`].
+    /// Name of the degradation, one of [`PRESETS`].
     pub preset: String,
-    /// Where clips are kept; [`default_cache`] if it is not given.
+    /// Folder for clips; `None` for [`default_cache`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// Every such photo, and video, is kept out of the training, to measure on it; at least 2. Of fewer videos one clip
-    /// of as many is, the last ones of each; of fewer photos the first is measured on and trained on.
+    /// One of this many photos and videos is held out for measurements; at least 2. If there are
+    /// fewer videos, the last clips of each are held out. If there are fewer photos, the first is
+    /// both trained and measured on.
     pub hold_out: usize,
-    /// Probability that a picture is a frame of a video, where there are videos and photos.
+    /// Probability that an image is a frame of a video, if there are both photos and videos.
     pub video_share: f64,
-    /// How patches are drawn.
+    /// Choice of patches.
     pub sampling: Sampling,
-    /// How a camera moves over photos.
+    /// Motion of a camera over photos.
     pub motion: Motion,
-    /// What is cut out of videos.
+    /// Clips that are cut out of videos.
     pub clips: ClipSpec,
     /// Clips that codecs have compressed.
     pub pool: PoolSpec,
-    /// Drawn pictures among the photos.
+    /// Rendered images among the photos.
     #[serde(skip_serializing_if = "is_none")]
     pub synthetic: Synthetic,
-    /// The degradation, written down: it counts instead of the preset.
+    /// Degradation recipes, instead of the preset.
     #[serde(rename = "recipe", skip_serializing_if = "Vec::is_empty")]
     pub recipes: Vec<DegradationRecipe>,
 }
 
-/// What is cut out of videos.
+/// Clips that are cut out of videos.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClipSpec {
-    /// Seconds of a video from one moment that is looked at to the next; more where the limit would be passed.
+    /// Seconds between two moments of a video; more if the limit requires it.
     pub every: f64,
-    /// Squares that are kept of a moment, at most: those with the most texture.
-    pub places: usize,
-    /// Frames are shrunk by up to this factor as far as their size allows: it removes what the video's own compression
-    /// has left.
+    /// Maximum number of squares per moment, those with the most texture.
+    #[serde(alias = "places")]
+    pub squares: usize,
+    /// Maximum factor by which frames are shrunk, as far as their size allows. Shrinking removes
+    /// compression artefacts of the video.
     pub shrink: f64,
-    /// Megabytes (2^20 bytes) of clips, at most, in all.
+    /// Maximum size of all clips in megabytes (2^20 bytes).
     pub limit: u64,
 }
 
-/// Clips that codecs have compressed, made once and kept on disk.
+/// Clips that codecs compress once and that stay on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSpec {
-    /// Clips in the pool; fewer where the limit would be passed.
+    /// Number of clips; fewer if the limit requires it.
     pub clips: usize,
-    /// Frames that are encoded of each.
+    /// Encoded frames per clip.
     pub frames: usize,
-    /// Frames that are kept of these, to cut pairs out of them.
-    pub kept: usize,
-    /// Megabytes (2^20 bytes), at most.
+    /// Retained frames per clip.
+    #[serde(alias = "kept")]
+    pub retained: usize,
+    /// Maximum size in megabytes (2^20 bytes).
     pub limit: u64,
-    /// Another seed gives other clips.
+    /// Seed of the clips.
     pub seed: u64,
 }
 
@@ -107,7 +110,7 @@ impl Default for ClipSpec {
     fn default() -> Self {
         Self {
             every: 1.0,
-            places: 2,
+            squares: 2,
             shrink: 1.5,
             limit: 4096,
         }
@@ -119,7 +122,7 @@ impl Default for PoolSpec {
         Self {
             clips: 1000,
             frames: 12,
-            kept: 4,
+            retained: 4,
             limit: 4096,
             seed: 1,
         }
@@ -134,8 +137,8 @@ impl ClipSpec {
         if !(self.every >= 0.0 && self.every.is_finite()) {
             return wrong(format!("every = {}: seconds, at least 0", self.every));
         }
-        if !(1..=1000).contains(&self.places) {
-            return wrong(format!("places = {}: 1 to 1000", self.places));
+        if !(1..=1000).contains(&self.squares) {
+            return wrong(format!("squares = {}: 1 to 1000", self.squares));
         }
         if !(1.0..=8.0).contains(&self.shrink) {
             return wrong(format!("shrink = {}: 1 to 8", self.shrink));
@@ -145,22 +148,22 @@ impl ClipSpec {
 }
 
 impl PoolSpec {
-    /// With fewer clips there is no pool.
-    pub const LEAST: usize = 8;
+    /// Minimum number of clips.
+    pub const MIN_CLIPS: usize = 8;
 
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Setting(format!("pool: {text}")));
-        if !(Self::LEAST..=10_000_000).contains(&self.clips) {
-            let least = Self::LEAST;
-            return wrong(format!("clips = {}: {least} to 10000000", self.clips));
+        if !(Self::MIN_CLIPS..=10_000_000).contains(&self.clips) {
+            let min = Self::MIN_CLIPS;
+            return wrong(format!("clips = {}: {min} to 10000000", self.clips));
         }
         if !(1..=250).contains(&self.frames) {
             return wrong(format!("frames = {}: 1 to 250", self.frames));
         }
-        if !(1..=self.frames).contains(&self.kept) {
-            return wrong(format!("kept = {}: 1 to frames", self.kept));
+        if !(1..=self.frames).contains(&self.retained) {
+            return wrong(format!("retained = {}: 1 to frames", self.retained));
         }
         limit("pool", self.limit)
     }
@@ -176,10 +179,10 @@ fn limit(table: &str, limit: u64) -> Result<()> {
 }
 
 impl CorpusSpec {
-    /// The degradation that it names or holds.
+    /// Returns the degradation.
     ///
     /// # Errors
-    /// [`Error::Setting`] that names what is wrong with it.
+    /// [`Error::Setting`] that names the mistake.
     pub fn degradation(&self) -> Result<Degradation> {
         if self.recipes.is_empty() {
             let unknown = || {
@@ -220,16 +223,27 @@ impl CorpusSpec {
         self.degradation().map(drop)
     }
 
-    /// The folder for clips.
+    /// Returns the folder for clips.
     pub fn cache(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(default_cache)
     }
 }
 
-/// `tadsr` in the user's folder for caches.
+/// Returns `tadsr` in the user's cache folder.
 pub fn default_cache() -> PathBuf {
     let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let base = base.filter(|p| p.is_absolute()).or_else(home);
     base.unwrap_or_else(env::temp_dir).join("tadsr")
+}
+
+/// Progress of preparing training data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Preparation {
+    /// Photos decoded.
+    Photos { done: usize, all: usize },
+    /// Seconds of video processed.
+    Videos { done: f64, all: f64 },
+    /// Compressed clips in the pool.
+    Pool { done: usize, all: usize },
 }

@@ -1,9 +1,10 @@
-//! Pictures that are drawn, not photographed: dead leaves and text.
+//! Rendered images: dead leaves and text.
 //!
-//! Dead leaves are discs of random size and colour that lie on one another, the model of natural images' statistics of A.
-//! Lee, D. Mumford and J. Huang, "Occlusion Models for Natural Images" (IJCV 2001): edges of all directions and contrasts,
-//! and no licence to ask for. Text, which photos seldom have and video often, is set over them by Pango through GStreamer's
-//! `clockoverlay`, which shows any text as a format without a time in it and has one input alone.
+//! Dead leaves are overlapping discs of random size and colour, a model of the statistics of
+//! natural images (A. Lee, D. Mumford, J. Huang, "Occlusion Models for Natural Images", IJCV 2001).
+//! They have edges of all directions and contrasts, and need no licence. Text is rare in photos and
+//! frequent in video. The element `clockoverlay` of GStreamer renders it: its time format may be
+//! any text, and it has a single input.
 
 use image::{Rgb, RgbImage};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -17,25 +18,26 @@ use crate::{
     video::{StreamInfo, through},
 };
 
-/// How many pictures are drawn: the table `[data.synthetic]` of a recipe.
+/// Numbers of rendered images: the table `[data.synthetic]` of a recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Synthetic {
-    /// Pictures of dead leaves.
+    /// Images of dead leaves.
     pub dead_leaves: usize,
-    /// Pictures of text on dead leaves with the contrast taken away.
+    /// Images of text on dead leaves of low contrast.
     pub text: usize,
-    /// Another seed gives other pictures.
+    /// Seed of the images.
     pub seed: u64,
 }
 
-/// Shortest side of a picture in pixels.
+/// Minimum side of an image in pixels.
 const SIDE: u32 = 640;
 
-/// Radii of leaves in pixels; their number falls with the cube of the radius, which makes pictures look alike at all scales.
+/// Range of radii in pixels. The number of leaves falls with the cube of the radius, which makes
+/// the statistics the same at all scales.
 const RADII: (f32, f32) = (2.0, 200.0);
 
-/// Lines of text on a picture.
+/// Lines of text in an image.
 #[cfg(feature = "video")]
 const LINES: usize = 12;
 
@@ -52,40 +54,41 @@ impl Synthetic {
         Ok(())
     }
 
-    /// Draws the pictures, with sides of at least `least` pixels: the same ones each time, but for the fonts that the
-    /// machine has.
+    /// Renders the images, with sides of at least `min_side` pixels. They depend on the seed and on
+    /// the fonts of the machine.
     ///
     /// # Errors
-    /// [`Error::Setting`] when there is text to draw and GStreamer cannot.
-    pub fn draw(&self, least: usize) -> Result<Vec<RgbImage>> {
-        let side = SIDE.max(u32::try_from(least).unwrap_or(u32::MAX));
-        let draw = |i: usize| {
+    /// [`Error::Setting`] when GStreamer cannot render text.
+    pub fn render(&self, min: usize) -> Result<Vec<RgbImage>> {
+        let side = SIDE.max(u32::try_from(min).unwrap_or(u32::MAX));
+        let render = |i: usize| {
             let mut rng = self.rng(i);
-            match i < self.dead_leaves {
-                true => Ok(dead_leaves(&mut rng, side)),
-                false => text(&mut rng, side),
+            if i < self.dead_leaves {
+                Ok(dead_leaves(&mut rng, side))
+            } else {
+                text(&mut rng, side)
             }
         };
         let all = 0..self.dead_leaves + self.text;
-        all.into_par_iter().map(draw).collect()
+        all.into_par_iter().map(render).collect()
     }
 
-    /// Of picture `i`.
+    /// Random numbers of image `i`.
     fn rng(&self, i: usize) -> StdRng {
         StdRng::seed_from_u64(self.seed ^ (i as u64) << 32)
     }
 }
 
-/// A square of discs, from the bottom of the heap to its top, with soft edges of one pixel and a little noise of their own.
+/// Renders a square of discs, from bottom to top, with soft edges of one pixel and some noise.
 pub fn dead_leaves(rng: &mut impl Rng, side: u32) -> RgbImage {
     let mut picture = RgbImage::from_pixel(side, side, Rgb(rng.random()));
-    // As many as cover the picture about twice with a mean disc's area.
+    // Enough to cover the image about twice.
     let leaves = (side * side) as usize / 60;
-    let (least, most) = (RADII.0.powi(-2), RADII.1.powi(-2));
+    let (min, max) = (RADII.0.powi(-2), RADII.1.powi(-2));
     for _ in 0..leaves {
-        let radius = (most + rng.random::<f32>() * (least - most)).sqrt().recip();
-        let mut place = || rng.random_range(-radius..side as f32 + radius);
-        let (cx, cy) = (place(), place());
+        let radius = (max + rng.random::<f32>() * (min - max)).sqrt().recip();
+        let mut position = || rng.random_range(-radius..side as f32 + radius);
+        let (cx, cy) = (position(), position());
         let (color, grain): ([u8; 3], f32) = (rng.random(), rng.random_range(0.0..12.0));
         let rows =
             |c: f32| ((c - radius - 1.0).max(0.0) as u32)..side.min((c + radius + 2.0) as u32);
@@ -104,7 +107,8 @@ pub fn dead_leaves(rng: &mut impl Rng, side: u32) -> RgbImage {
     picture
 }
 
-/// Lines of random letters in random fonts, sizes and colours over dead leaves with little contrast.
+/// Renders lines of random letters in random fonts, sizes and colours over dead leaves of low
+/// contrast.
 #[cfg(feature = "video")]
 fn text(rng: &mut impl Rng, side: u32) -> Result<RgbImage> {
     let ground = ground(rng, side);
@@ -139,7 +143,7 @@ fn text(rng: &mut impl Rng, side: u32) -> Result<RgbImage> {
         .ok_or_else(|| Error::Setting("synthetic: text gave no picture".into()))
 }
 
-/// Dead leaves with a quarter of their contrast.
+/// Renders dead leaves with a quarter of their contrast.
 #[cfg(feature = "video")]
 fn ground(rng: &mut impl Rng, side: u32) -> RgbImage {
     let tone: u8 = rng.random();
@@ -157,7 +161,7 @@ fn text(_: &mut impl Rng, _: u32) -> Result<RgbImage> {
     Err(Error::Setting(text.into()))
 }
 
-/// Letters, figures and punctuation that need no escape in a launch line.
+/// Returns letters, digits and punctuation that need no escape in a launch line.
 #[cfg(feature = "video")]
 fn word(rng: &mut impl Rng) -> String {
     const LETTERS: &[u8] =
@@ -172,7 +176,7 @@ fn word(rng: &mut impl Rng) -> String {
 mod tests {
     use super::*;
 
-    /// Mean absolute difference of neighbours in a row.
+    /// Returns the mean absolute difference of neighbours in a row.
     fn contrast(picture: &RgbImage) -> f64 {
         let pairs = picture
             .rows()
@@ -183,9 +187,9 @@ mod tests {
 
     #[test]
     fn leaves_have_edges_at_all_scales_and_a_seed_gives_them_again() {
-        let draw = |seed| dead_leaves(&mut StdRng::seed_from_u64(seed), 256);
-        let (a, b) = (draw(1), draw(2));
-        assert_eq!(a, draw(1));
+        let render = |seed| dead_leaves(&mut StdRng::seed_from_u64(seed), 256);
+        let (a, b) = (render(1), render(2));
+        assert_eq!(a, render(1));
         assert_ne!(a, b);
         let half = image::imageops::resize(&a, 128, 128, image::imageops::FilterType::Triangle);
         for picture in [&a, &b, &half] {
@@ -205,17 +209,17 @@ mod tests {
             text: 2,
             seed: 3,
         };
-        let drawn = spec.draw(64).unwrap();
-        assert_eq!(drawn.len(), 3);
-        assert!(drawn.iter().all(|p| p.dimensions() == (SIDE, SIDE)));
-        assert_ne!(drawn[1], drawn[2]);
-        // Letters are where it is far from the ground alone; elsewhere it is the ground.
+        let rendered = spec.render(64).unwrap();
+        assert_eq!(rendered.len(), 3);
+        assert!(rendered.iter().all(|p| p.dimensions() == (SIDE, SIDE)));
+        assert_ne!(rendered[1], rendered[2]);
+        // The image differs from the background only where letters are.
         let ground = ground(&mut spec.rng(1), SIDE);
-        let pixels = drawn[1].pixels().zip(ground.pixels());
+        let pixels = rendered[1].pixels().zip(ground.pixels());
         let far = pixels.filter(|(a, b)| (0..3).any(|c| a.0[c].abs_diff(b.0[c]) > 20));
         let share = far.count() as f64 / f64::from(SIDE * SIDE);
         assert!((0.005..0.7).contains(&share), "{share}");
-        assert_eq!(drawn, spec.draw(64).unwrap());
+        assert_eq!(rendered, spec.render(64).unwrap());
     }
 
     #[test]

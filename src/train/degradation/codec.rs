@@ -1,6 +1,7 @@
-//! Real codec degradation: a clip is encoded and decoded by H.264, H.265, VP9 or AV1, in memory, by GStreamer.
+//! Degradation by video codecs: a clip is encoded and decoded by H.264, H.265, VP9 or AV1, in
+//! memory, by GStreamer.
 //!
-//! Clips, not pictures: what a P or B frame inherits from its neighbours is a part of the degradation.
+//! Clips rather than images, because P and B frames inherit artefacts from their neighbours.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -23,35 +24,91 @@ pub enum Kind {
     Av1,
 }
 
-/// Frames a second of training clips: encoders plan their bits by it.
+/// All about a codec: one row of [`TABLE`].
+struct Row {
+    kind: Kind,
+    /// Name in options.
+    key: &'static str,
+    /// Name for people.
+    name: &'static str,
+    /// GStreamer elements, and their packages in Debian and Ubuntu.
+    needs: &'static str,
+    /// Returns encoder and decoder as a launch line.
+    #[cfg(feature = "video")]
+    elements: fn(&Codec, &Stream) -> String,
+}
+
+/// The codecs, in the order of [`Kind::ALL`].
+const TABLE: [Row; 4] = [
+    Row {
+        kind: Kind::H264,
+        key: "h264",
+        name: "H.264",
+        needs: "x264enc (gstreamer1.0-plugins-ugly) and avdec_h264 (gstreamer1.0-libav)",
+        #[cfg(feature = "video")]
+        elements: h264,
+    },
+    Row {
+        kind: Kind::H265,
+        key: "h265",
+        name: "H.265",
+        needs: "x265enc, h265parse (gstreamer1.0-plugins-bad) and avdec_h265 \
+                (gstreamer1.0-libav)",
+        #[cfg(feature = "video")]
+        elements: h265,
+    },
+    Row {
+        kind: Kind::Vp9,
+        key: "vp9",
+        name: "VP9",
+        needs: "vp9enc and vp9dec (gstreamer1.0-plugins-good)",
+        #[cfg(feature = "video")]
+        elements: vp9,
+    },
+    Row {
+        kind: Kind::Av1,
+        key: "av1",
+        name: "AV1",
+        needs: "av1enc, av1parse and av1dec (gstreamer1.0-plugins-bad)",
+        #[cfg(feature = "video")]
+        elements: av1,
+    },
+];
+
+/// Frames per second of training clips, by which encoders plan their bit rate.
 const FRAMERATE: u32 = 25;
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::H264, Self::H265, Self::Vp9, Self::Av1];
+    pub const ALL: [Self; 4] = [TABLE[0].kind, TABLE[1].kind, TABLE[2].kind, TABLE[3].kind];
 
-    /// What people call it.
+    fn row(self) -> &'static Row {
+        // The order of the table is that of the variants.
+        &TABLE[self as usize]
+    }
+
+    /// Returns the codec of this key, such as `h264`.
+    pub fn of_key(key: &str) -> Option<Self> {
+        let row = TABLE.iter().find(|row| row.key == key);
+        row.map(|row| row.kind)
+    }
+
+    /// Returns the name in options, such as `h264`.
+    pub fn key(self) -> &'static str {
+        self.row().key
+    }
+
+    /// Returns the name for people.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::H264 => "H.264",
-            Self::H265 => "H.265",
-            Self::Vp9 => "VP9",
-            Self::Av1 => "AV1",
-        }
+        self.row().name
     }
 
-    /// What GStreamer needs for it: elements, and the packages of Debian and Ubuntu that have them.
+    /// Returns the GStreamer elements that the codec needs, and their packages in Debian and
+    /// Ubuntu.
     pub fn needs(self) -> &'static str {
-        match self {
-            Self::H264 => "x264enc (gstreamer1.0-plugins-ugly) and avdec_h264 (gstreamer1.0-libav)",
-            Self::H265 => {
-                "x265enc, h265parse (gstreamer1.0-plugins-bad) and avdec_h265 (gstreamer1.0-libav)"
-            }
-            Self::Vp9 => "vp9enc and vp9dec (gstreamer1.0-plugins-good)",
-            Self::Av1 => "av1enc, av1parse and av1dec (gstreamer1.0-plugins-bad)",
-        }
+        self.row().needs
     }
 
-    /// Sends two frames through the codec, to see whether GStreamer has it here.
+    /// Sends two frames through the codec, to test that GStreamer has it on this machine.
     ///
     /// # Errors
     /// As [`Codec::round_trip`].
@@ -69,38 +126,39 @@ impl Kind {
     }
 }
 
-/// A codec and how it is driven.
+/// A codec and its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Codec {
     pub kind: Kind,
     pub rate: Rate,
-    /// From 0, the fastest, to 5, the slowest that is worth its time on training clips.
+    /// Effort of the encoder, 0 (fastest) to 5 (slowest).
     pub effort: u8,
-    /// Frames from one key frame to the next, at most.
+    /// Maximum number of frames from one key frame to the next.
     pub gop: u32,
-    /// B frames in a row; for VP9 and AV1 anything but 0 allows frames that are never shown (alternative references).
+    /// Consecutive B frames. For VP9 and AV1 any value but 0 allows frames that are never shown
+    /// (alternative references).
     pub b_frames: u8,
-    /// Whether x264 shares bits out by macroblock trees. It does by default, but then reads memory that nobody wrote: the
-    /// same frames give another stream now and then.
+    /// Macroblock trees of x264. They are the default of x264, but read uninitialised memory: equal
+    /// frames may result in different streams.
     pub mb_tree: bool,
 }
 
-/// What decides how many bits are spent.
+/// Rate control.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rate {
-    /// Constant quality: the CRF of H.264 and H.265, 0 (best) to 51. VP9 and AV1 have a constant quantizer of 63 in
-    /// proportion.
+    /// Constant quality: the CRF of H.264 and H.265, 0 (best) to 51. For VP9 and AV1 it maps to a
+    /// constant quantizer of 0 to 63.
     Crf(u8),
-    /// Bits for each pixel on average.
+    /// Mean bits per pixel.
     BitsPerPixel(f32),
 }
 
-/// The codecs that clips are degraded by, and how they are drawn.
+/// Codecs that degrade clips, and the ranges of their settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Codecs {
-    /// How often each codec is drawn; the frequencies need not sum to 1.
+    /// Weight of each codec; the weights need not sum to 1.
     pub h264: f64,
     pub h265: f64,
     pub vp9: f64,
@@ -109,17 +167,17 @@ pub struct Codecs {
     pub crf: (u8, u8),
     /// Probability of a bit rate instead of a constant quality.
     pub rate_controlled: f64,
-    /// Range of the bits for each pixel; the logarithm is drawn uniformly.
+    /// Range of the bits per pixel; the logarithm is uniform.
     pub bits_per_pixel: (f32, f32),
     /// Range of the effort.
     pub effort: (u8, u8),
-    /// Range of the frames between key frames.
+    /// Range of the frames from one key frame to the next.
     pub gop: (u32, u32),
-    /// Range of the B frames in a row.
+    /// Range of consecutive B frames.
     pub b_frames: (u8, u8),
 }
 
-/// What streams are made with: mostly H.264, from good to poor quality.
+/// Mixture of streams: mostly H.264, from good to poor quality.
 impl Default for Codecs {
     fn default() -> Self {
         Self {
@@ -171,39 +229,38 @@ impl Codecs {
                 16,
             ),
         ];
-        for (name, low, high, least, most) in ranges {
-            if !(least <= low && low <= high && high <= most) {
+        for (name, low, high, min, max) in ranges {
+            if !(min <= low && low <= high && high <= max) {
                 return wrong(format!(
-                    "{name} = {low}..{high}: need {least} <= low <= high <= {most}"
+                    "{name} = {low}..{high}: need {min} <= low <= high <= {max}"
                 ));
             }
         }
         Ok(())
     }
 
-    /// How often `kind` is drawn.
+    /// Returns the weight of `kind`.
     pub fn weight(&self, kind: Kind) -> f64 {
+        *self.clone().weight_mut(kind)
+    }
+
+    fn weight_mut(&mut self, kind: Kind) -> &mut f64 {
         match kind {
-            Kind::H264 => self.h264,
-            Kind::H265 => self.h265,
-            Kind::Vp9 => self.vp9,
-            Kind::Av1 => self.av1,
+            Kind::H264 => &mut self.h264,
+            Kind::H265 => &mut self.h265,
+            Kind::Vp9 => &mut self.vp9,
+            Kind::Av1 => &mut self.av1,
         }
     }
 
-    /// The same without `kind`.
+    /// Returns the codecs without `kind`.
     pub fn without(mut self, kind: Kind) -> Self {
-        match kind {
-            Kind::H264 => self.h264 = 0.0,
-            Kind::H265 => self.h265 = 0.0,
-            Kind::Vp9 => self.vp9 = 0.0,
-            Kind::Av1 => self.av1 = 0.0,
-        }
+        *self.weight_mut(kind) = 0.0;
         self
     }
 
-    /// A codec from the ranges. It does not check them.
-    pub fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Codec {
+    /// Returns a random codec within the ranges, which must have been checked.
+    pub fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> Codec {
         let kinds = Kind::ALL.map(|kind| (kind, self.weight(kind)));
         let mut left = rng.random::<f64>() * kinds.iter().map(|k| k.1).sum::<f64>();
         let mut kind = Kind::H264;
@@ -231,9 +288,9 @@ impl Codecs {
 }
 
 impl Codec {
-    /// Encodes `frames` as a clip of `framerate` frames a second and decodes them again. The frames are of one kind,
-    /// I420 or I420_10LE, with even sides of at least 32 pixels. The result depends on the frames and the codec
-    /// alone, but for what [`Self::mb_tree`] says.
+    /// Encodes `frames` as a clip of `framerate` frames per second and decodes them again. The
+    /// frames are of one kind, I420 or I420_10LE, with even sides of at least 32 pixels. The result
+    /// depends on the frames and the codec only, see [`Self::mb_tree`] for the exception.
     ///
     /// # Errors
     /// [`Error::Frame`] for other frames, [`Error::Setting`] when GStreamer lacks the codec or it fails.
@@ -255,14 +312,14 @@ impl Codec {
         self.send(*info, frames, framerate)
     }
 
-    /// Sends the frames of `clip` through the codec. They have even sides of at least 32 pixels.
+    /// Encodes and decodes the frames of `clip`, which have even sides of at least 32 pixels.
     ///
     /// # Errors
     /// As [`Self::round_trip`].
     pub fn compress(&self, clip: &[Patch]) -> Result<Vec<Patch>> {
         let frame = |picture: &Patch| {
             let mut info = FrameInfo::new(PixelFormat::I420, picture.width, picture.height);
-            // The matrix of the luma that models are trained on, whatever the size.
+            // The matrix of the luma that models are trained on, for all sizes.
             info.colorimetry.matrix = Matrix::Bt709;
             Frame::from_rgb8_as(info, &picture.to_rgb8())
         };
@@ -279,7 +336,8 @@ impl Codec {
     #[cfg(feature = "video")]
     fn send(&self, info: FrameInfo, frames: &[Frame], framerate: u32) -> Result<Vec<Frame>> {
         let stream = StreamInfo::new(info, Some((framerate, 1)))?;
-        through(&stream, frames, &self.elements(&info, framerate))
+        let elements = (self.kind.row().elements)(self, &Stream::new(&info, framerate));
+        through(&stream, frames, &elements)
     }
 
     #[cfg(not(feature = "video"))]
@@ -288,84 +346,132 @@ impl Codec {
         let text = format!("{name}: this program is built without GStreamer (feature 'video')");
         Err(Error::Setting(text))
     }
+}
 
-    /// Encoder and decoder, as in a launch line. One thread each: many clips are made at a time.
-    #[cfg(feature = "video")]
-    fn elements(&self, info: &FrameInfo, framerate: u32) -> String {
-        let (gop, b, mb_tree) = (self.gop, self.b_frames, self.mb_tree);
-        let effort = usize::from(self.effort.min(5));
-        let pixels = (info.width * info.height) as f64 * f64::from(framerate);
-        let bits = |bpp: f32| (f64::from(bpp) * pixels).max(1000.0);
-        let kbits = |bpp: f32| (bits(bpp) / 1000.0).ceil();
-        let quantizer = |crf: u8| (u32::from(crf) * 63).div_ceil(51).min(63);
-        match self.kind {
-            Kind::H264 => {
-                let rate = match self.rate {
-                    Rate::Crf(crf) => format!("pass=qual quantizer={crf}"),
-                    Rate::BitsPerPixel(bpp) => format!("pass=cbr bitrate={}", kbits(bpp)),
-                };
-                let preset = PRESETS[effort];
-                format!(
-                    "x264enc {rate} speed-preset={preset} key-int-max={gop} bframes={b} b-adapt=false \
-                     mb-tree={mb_tree} threads=1 ! \
-                     avdec_h264 max-threads=1"
-                )
-            }
-            Kind::H265 => {
-                let rate = match self.rate {
-                    Rate::Crf(crf) => format!("crf={crf}"),
-                    Rate::BitsPerPixel(bpp) => format!("bitrate={}", kbits(bpp)),
-                };
-                let preset = PRESETS[effort];
-                format!(
-                    "x265enc speed-preset={preset} key-int-max={gop} \
-                     option-string=\"{rate}:bframes={b}:b-adapt=0:pools=none:frame-threads=1:wpp=0:log-level=none\" ! \
-                     h265parse ! avdec_h265 max-threads=1"
-                )
-            }
-            Kind::Vp9 => {
-                let rate = match self.rate {
-                    Rate::Crf(crf) => {
-                        let q = quantizer(crf);
-                        format!("min-quantizer={q} max-quantizer={q} target-bitrate=100000000")
-                    }
-                    Rate::BitsPerPixel(bpp) => format!("target-bitrate={}", bits(bpp).ceil()),
-                };
-                let hidden = match b {
-                    0 => "lag-in-frames=0",
-                    _ => "lag-in-frames=16 auto-alt-ref=true",
-                };
-                format!(
-                    "vp9enc {rate} deadline=1000000 cpu-used={} keyframe-max-dist={gop} {hidden} threads=1 ! \
-                     vp9dec threads=1",
-                    SPEEDS[effort]
-                )
-            }
-            Kind::Av1 => {
-                let rate = match self.rate {
-                    Rate::Crf(crf) => {
-                        let q = quantizer(crf);
-                        format!("min-quantizer={q} max-quantizer={q} target-bitrate=100000")
-                    }
-                    Rate::BitsPerPixel(bpp) => {
-                        // On clips as short as these only CBR without a look ahead follows the rate.
-                        let rate = kbits(bpp);
-                        format!("end-usage=cbr max-quantizer=63 target-bitrate={rate}")
-                    }
-                };
-                let ahead = b > 0 && matches!(self.rate, Rate::Crf(_));
-                let hidden = if ahead { 16 } else { 0 };
-                format!(
-                    "av1enc {rate} cpu-used={} keyframe-max-dist={gop} lag-in-frames={hidden} threads=1 row-mt=false ! \
-                     av1parse ! av1dec",
-                    SPEEDS[effort] + 2
-                )
-            }
+/// Size and rate of a clip, for rate control.
+#[cfg(feature = "video")]
+struct Stream {
+    /// Pixels per second.
+    pixels: f64,
+}
+
+#[cfg(feature = "video")]
+impl Stream {
+    fn new(info: &FrameInfo, framerate: u32) -> Self {
+        Self {
+            pixels: (info.width * info.height) as f64 * f64::from(framerate),
         }
+    }
+
+    /// Bits per second.
+    fn bits(&self, bits_per_pixel: f32) -> f64 {
+        (f64::from(bits_per_pixel) * self.pixels).max(1000.0)
+    }
+
+    /// Kilobits per second, rounded up.
+    fn kbits(&self, bits_per_pixel: f32) -> f64 {
+        (self.bits(bits_per_pixel) / 1000.0).ceil()
     }
 }
 
-/// The presets of x264 and x265, by effort.
+#[cfg(feature = "video")]
+impl Codec {
+    /// Encoder preset of x264 and x265.
+    fn preset(&self) -> &'static str {
+        PRESETS[usize::from(self.effort.min(5))]
+    }
+
+    /// `cpu-used` of VP9.
+    fn speed(&self) -> u32 {
+        SPEEDS[usize::from(self.effort.min(5))]
+    }
+}
+
+/// Maps a CRF of 0 to 51 to a quantizer of 0 to 63.
+#[cfg(feature = "video")]
+fn quantizer(crf: u8) -> u32 {
+    (u32::from(crf) * 63).div_ceil(51).min(63)
+}
+
+// Encoders and decoders have one thread each, because many clips are made at the same time.
+
+#[cfg(feature = "video")]
+fn h264(codec: &Codec, stream: &Stream) -> String {
+    let rate = match codec.rate {
+        Rate::Crf(crf) => format!("pass=qual quantizer={crf}"),
+        Rate::BitsPerPixel(bpp) => format!("pass=cbr bitrate={}", stream.kbits(bpp)),
+    };
+    let Codec {
+        gop,
+        b_frames,
+        mb_tree,
+        ..
+    } = codec;
+    let preset = codec.preset();
+    format!(
+        "x264enc {rate} speed-preset={preset} key-int-max={gop} bframes={b_frames} b-adapt=false \
+         mb-tree={mb_tree} threads=1 ! avdec_h264 max-threads=1"
+    )
+}
+
+#[cfg(feature = "video")]
+fn h265(codec: &Codec, stream: &Stream) -> String {
+    let rate = match codec.rate {
+        Rate::Crf(crf) => format!("crf={crf}"),
+        Rate::BitsPerPixel(bpp) => format!("bitrate={}", stream.kbits(bpp)),
+    };
+    let Codec { gop, b_frames, .. } = codec;
+    let preset = codec.preset();
+    format!(
+        "x265enc speed-preset={preset} key-int-max={gop} \
+         option-string=\"{rate}:bframes={b_frames}:b-adapt=0:pools=none:frame-threads=1:wpp=0:\
+         log-level=none\" ! h265parse ! avdec_h265 max-threads=1"
+    )
+}
+
+#[cfg(feature = "video")]
+fn vp9(codec: &Codec, stream: &Stream) -> String {
+    let rate = match codec.rate {
+        Rate::Crf(crf) => {
+            let q = quantizer(crf);
+            format!("min-quantizer={q} max-quantizer={q} target-bitrate=100000000")
+        }
+        Rate::BitsPerPixel(bpp) => format!("target-bitrate={}", stream.bits(bpp).ceil()),
+    };
+    let hidden = match codec.b_frames {
+        0 => "lag-in-frames=0",
+        _ => "lag-in-frames=16 auto-alt-ref=true",
+    };
+    let (gop, speed) = (codec.gop, codec.speed());
+    format!(
+        "vp9enc {rate} deadline=1000000 cpu-used={speed} keyframe-max-dist={gop} {hidden} \
+         threads=1 ! vp9dec threads=1"
+    )
+}
+
+#[cfg(feature = "video")]
+fn av1(codec: &Codec, stream: &Stream) -> String {
+    let rate = match codec.rate {
+        Rate::Crf(crf) => {
+            let q = quantizer(crf);
+            format!("min-quantizer={q} max-quantizer={q} target-bitrate=100000")
+        }
+        Rate::BitsPerPixel(bpp) => {
+            // On short clips only CBR without look-ahead follows the rate.
+            let rate = stream.kbits(bpp);
+            format!("end-usage=cbr max-quantizer=63 target-bitrate={rate}")
+        }
+    };
+    let ahead = codec.b_frames > 0 && matches!(codec.rate, Rate::Crf(_));
+    let hidden = if ahead { 16 } else { 0 };
+    let (gop, speed) = (codec.gop, codec.speed() + 2);
+    format!(
+        "av1enc {rate} cpu-used={speed} keyframe-max-dist={gop} lag-in-frames={hidden} threads=1 \
+         row-mt=false ! av1parse ! av1dec"
+    )
+}
+
+/// Presets of x264 and x265 by effort.
 #[cfg(feature = "video")]
 const PRESETS: [&str; 6] = [
     "ultrafast",
@@ -375,7 +481,7 @@ const PRESETS: [&str; 6] = [
     "fast",
     "medium",
 ];
-/// The `cpu-used` of VP9, by effort.
+/// Values of `cpu-used` of VP9 by effort.
 #[cfg(feature = "video")]
 const SPEEDS: [u32; 6] = [8, 7, 6, 5, 4, 3];
 
@@ -385,7 +491,7 @@ mod tests {
 
     use super::*;
 
-    /// Texture that moves by a pixel a frame.
+    /// Texture that moves by a pixel per frame.
     fn clip(len: usize, format: PixelFormat) -> Vec<Frame> {
         let info = FrameInfo::new(format, 64, 48);
         let frame = |t: usize| {
@@ -412,7 +518,7 @@ mod tests {
         }
     }
 
-    /// Whether GStreamer has the codec here.
+    /// Returns `true` if GStreamer has the codec on this machine.
     fn is_there(kind: Kind) -> bool {
         let there = kind.try_out();
         if let Err(e) = &there {
@@ -421,7 +527,7 @@ mod tests {
         there.is_ok()
     }
 
-    /// Mean squared error of luma.
+    /// Returns the mean squared error of luma.
     fn error(made: &[Frame], of: &[Frame]) -> f64 {
         assert_eq!(made.len(), of.len());
         let pairs = made
@@ -519,12 +625,12 @@ mod tests {
         };
         codecs.check().unwrap();
         let mut rng = SmallRng::seed_from_u64(1);
-        let drawn: Vec<_> = (0..200).map(|_| codecs.draw(&mut rng)).collect();
-        let count = |kind| drawn.iter().filter(|c| c.kind == kind).count();
+        let sampled: Vec<_> = (0..200).map(|_| codecs.sample(&mut rng)).collect();
+        let count = |kind| sampled.iter().filter(|c| c.kind == kind).count();
         assert!(count(Kind::H265) > 60 && count(Kind::Vp9) > 60);
         assert_eq!(count(Kind::H265) + count(Kind::Vp9), 200);
         assert!(
-            drawn
+            sampled
                 .iter()
                 .all(|c| (5..=9).contains(&c.gop) && c.b_frames <= 3)
         );
@@ -532,8 +638,8 @@ mod tests {
         let rate =
             |c: &&Codec| matches!(c.rate, Rate::BitsPerPixel(b) if (0.029..0.31).contains(&b));
         let (crf, rate) = (
-            drawn.iter().filter(crf).count(),
-            drawn.iter().filter(rate).count(),
+            sampled.iter().filter(crf).count(),
+            sampled.iter().filter(rate).count(),
         );
         assert!(crf + rate == 200 && crf > 100 && rate > 20);
         codecs.crf = (30, 20);

@@ -1,4 +1,4 @@
-//! What degradation is made of: downscale kernels, normal noise, convolutions, JPEG.
+//! Filters that degradation uses: downscale kernels, convolutions, JPEG.
 
 use std::io::Cursor;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, frame::resample::Kernel, train::patch::Patch};
 
-/// Relative frequencies of the downscale kernels; they need not sum to 1.
+/// Weights of the downscale kernels; they need not sum to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KernelWeights {
@@ -18,8 +18,8 @@ pub struct KernelWeights {
     pub lanczos3: f64,
 }
 
-/// Mostly the sharp kernels that encoders' scalers use by default. Each softer kernel in the mixture costs gain on all
-/// others, since a small network cannot tell them apart.
+/// Mostly the sharp kernels that scalers use by default. Each softer kernel in the mixture reduces
+/// the gain on all others, because a small network cannot tell them apart.
 impl Default for KernelWeights {
     fn default() -> Self {
         Self {
@@ -32,7 +32,7 @@ impl Default for KernelWeights {
 }
 
 impl KernelWeights {
-    /// One kernel alone.
+    /// Returns weights of one kernel only.
     pub fn catmull_rom() -> Self {
         Self {
             catmull_rom: 1.0,
@@ -43,18 +43,18 @@ impl KernelWeights {
     }
 
     /// # Errors
-    /// [`Error::Frame`] for weights that are negative or all zero.
+    /// [`Error::Setting`] for weights that are negative or all zero.
     pub(super) fn check(&self) -> Result<()> {
         let weights = [self.catmull_rom, self.area, self.bilinear, self.lanczos3];
         let sum: f64 = weights.iter().sum();
         if weights.iter().any(|w| *w < 0.0) || !(sum > 0.0 && sum.is_finite()) {
             let text = "kernels: weights are not negative and not all zero";
-            return Err(Error::Frame(text.into()));
+            return Err(Error::Setting(text.into()));
         }
         Ok(())
     }
 
-    pub(super) fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Kernel {
+    pub(super) fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> Kernel {
         let weighted = [
             (Kernel::CatmullRom, self.catmull_rom),
             (Kernel::Area, self.area),
@@ -72,10 +72,12 @@ impl KernelWeights {
     }
 }
 
-/// Encodes interleaved 8-bit R'G'B' as a baseline 4:4:4 JPEG of `quality` (1 to 100) and decodes it again.
+/// Encodes interleaved 8-bit R'G'B' as a baseline 4:4:4 JPEG of `quality`, 1 to 100, and decodes it
+/// again.
 ///
 /// # Errors
-/// [`Error::Frame`] when a side is 0 or above 65535, or `bytes` has another length than the sides say.
+/// [`Error::Frame`] when a side is 0 or above 65535, or the length of `bytes` does not fit the
+/// sides.
 pub fn jpeg_round_trip(bytes: &[u8], width: usize, height: usize, quality: u8) -> Result<Vec<u8>> {
     let failed = |why: String| Error::Frame(format!("JPEG of {width}x{height} pixels: {why}"));
     let (Ok(w), Ok(h)) = (u16::try_from(width), u16::try_from(height)) else {
@@ -94,7 +96,7 @@ pub fn jpeg_round_trip(bytes: &[u8], width: usize, height: usize, quality: u8) -
     Ok(decoded.into_rgb8().into_raw())
 }
 
-/// Weighted sum over `taps` (dx, dy, weight), weights brought to a sum of 1, border repeated.
+/// Convolves with `taps` (dx, dy, weight). Weights are scaled to a sum of 1; borders repeat.
 pub(super) fn convolve(picture: &mut Patch, mut taps: Vec<(isize, isize, f32)>) {
     let (w, h) = (picture.width, picture.height);
     let sum: f32 = taps.iter().map(|t| t.2).sum();
@@ -121,8 +123,8 @@ pub(super) fn convolve(picture: &mut Patch, mut taps: Vec<(isize, isize, f32)>) 
     }
 }
 
-/// A number that differs between pictures: those that share their random numbers must not share
-/// their noise.
+/// Returns a number that depends on the image. Images that share their random numbers must not
+/// share their noise.
 pub(super) fn content(picture: &Patch) -> u64 {
     u64::from(picture.rgb.iter().sum::<f32>().to_bits())
 }

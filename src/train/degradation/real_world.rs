@@ -1,5 +1,5 @@
-//! The two-stage degradation that real-world super-resolution is trained on: Real-ESRGAN's (Wang et al., arXiv 2107.10833,
-//! section 3), with the ranges of ResShift (arXiv 2307.12348) for scale 4.
+//! Two-stage degradation for real-world super-resolution: Real-ESRGAN (Wang et al., arXiv
+//! 2107.10833, section 3) with the ranges of ResShift (arXiv 2307.12348) for scale 4.
 
 use std::f32::consts::PI;
 
@@ -13,18 +13,20 @@ use crate::{
     train::{patch::Patch, random::normal},
 };
 
-/// Two rounds of blur, resize, noise and JPEG; at the end the size asked for, ringing and JPEG in either order.
+/// Two rounds of blur, resize, noise and JPEG. At the end the image is brought to its size, with
+/// ringing and JPEG in either order.
 ///
-/// Three things differ from the published code: JPEG is the real codec at 4:4:4 instead of a differentiable model at
-/// 4:2:0, borders repeat instead of mirror, and a picture keeps one Poisson level (256) whatever its number of values.
+/// Three differences to the published code: JPEG is the codec itself at 4:4:4 instead of a
+/// differentiable model at 4:2:0, borders repeat instead of mirror, and the level of Poisson noise
+/// is always 256.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RealWorld {
     pub first: Stage,
     pub second: Stage,
-    /// Probability of the second stage's blur, resize and noise; its JPEG always comes.
+    /// Probability of blur, resize and noise in the second round; its JPEG always happens.
     pub second_order: f64,
-    /// Probability of the last low-pass filter, whose cutoff is 1/3 to 1 of the sampling limit.
+    /// Probability of the final low-pass filter, whose cutoff is 1/3 to 1 of the sampling limit.
     pub ringing: f64,
 }
 
@@ -34,25 +36,25 @@ pub struct RealWorld {
 pub struct Stage {
     /// Probability of a blur.
     pub blur: f64,
-    /// Largest side of its kernel in pixels, odd; the side is drawn from the odd numbers from 7 on.
+    /// Maximum side of its kernel in pixels, odd; the side is an odd number from 7.
     pub kernel: usize,
-    /// Range of the width in pixels, in each of two perpendicular directions.
+    /// Range of the standard deviation in pixels, in each of two perpendicular directions.
     pub sigma: (f32, f32),
     /// Probability that a blur is a low-pass filter with ringing (a circular sinc).
     pub sinc: f64,
-    /// Range of a generalised Gaussian's exponent: below 1 and above 1 equally often.
+    /// Range of the exponent of a generalised Gaussian: below 1 and above 1 equally often.
     pub generalised: (f32, f32),
-    /// Range of a plateau's exponent, likewise.
+    /// Range of the exponent of a plateau, likewise.
     pub plateau: (f32, f32),
-    /// Relative frequencies of enlarging, shrinking and keeping the size.
+    /// Weights of enlarging, shrinking and an unchanged size.
     pub resize: [f64; 3],
-    /// Smallest and largest factor of the size.
+    /// Range of the factor of the size.
     pub factor: (f32, f32),
-    /// Probability that noise is Gaussian; else it is Poisson noise.
+    /// Probability that noise is Gaussian; otherwise it is Poisson noise.
     pub gaussian: f64,
-    /// Range of the Gaussian noise's standard deviation in 8-bit steps.
+    /// Range of the standard deviation of Gaussian noise in 8-bit steps.
     pub noise: (f32, f32),
-    /// Range of the Poisson noise's strength as a multiple of that of 256 photons at white.
+    /// Range of the strength of Poisson noise, as a multiple of that of 256 photons at white.
     pub poisson: (f32, f32),
     /// Probability that noise is the same in R, G and B.
     pub grey: f64,
@@ -98,11 +100,14 @@ impl Default for RealWorld {
 
 impl RealWorld {
     /// # Errors
-    /// [`Error::Frame`] that names the first value that is out of range.
+    /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
-        let share = |name: &str, value: f64| match (0.0..=1.0).contains(&value) {
-            true => Ok(()),
-            false => Err(wrong(format!("{name} = {value}: a probability is 0 to 1"))),
+        let share = |name: &str, value: f64| {
+            if (0.0..=1.0).contains(&value) {
+                Ok(())
+            } else {
+                Err(wrong(format!("{name} = {value}: a probability is 0 to 1")))
+            }
         };
         share("second_order", self.second_order)?;
         share("ringing", self.ringing)?;
@@ -116,11 +121,12 @@ impl RealWorld {
         Ok(())
     }
 
-    /// Degrades `hr` to `width` x `height` pixels. The result holds 8-bit values (multiples of 1/255) and depends on
-    /// the input and `rng` alone.
+    /// Degrades `hr` to `width` x `height` pixels. The result holds 8-bit values (multiples of
+    /// 1/255) and depends on the input and `rng` only.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is 0 or larger than JPEG can hold (65535), or a setting is out of range.
+    /// [`Error::Frame`] when a side is 0 or above the limit of JPEG (65535), [`Error::Setting`]
+    /// when a setting is out of range.
     pub fn apply<R: Rng + ?Sized>(
         &self,
         hr: &Patch,
@@ -132,7 +138,7 @@ impl RealWorld {
         let mut picture = self.first.blur_resize_noise(hr.clone(), hr, rng)?;
         picture = jpeg(&picture, self.first.jpeg, rng)?;
         if rng.random_bool(self.second_order) {
-            // Factors of the second stage count from the size that is asked for.
+            // Factors of the second round are relative to the final size.
             let size = Patch::new(width, height);
             picture = self.second.blur_resize_noise(picture, &size, rng)?;
         }
@@ -169,10 +175,10 @@ impl Stage {
             ("noise", self.noise, 255.0),
             ("poisson", self.poisson, 255.0),
         ];
-        for (name, (low, high), most) in ranges {
-            if !(0.01 <= low && low <= high && high <= most) {
+        for (name, (low, high), max) in ranges {
+            if !(0.01 <= low && low <= high && high <= max) {
                 return Err(wrong(format!(
-                    "{name} = {low}..{high}: need 0.01 <= low <= high <= {most}"
+                    "{name} = {low}..{high}: need 0.01 <= low <= high <= {max}"
                 )));
             }
         }
@@ -192,7 +198,7 @@ impl Stage {
         Ok(())
     }
 
-    /// All but the JPEG. Factors count from the size of `reference`.
+    /// Applies all filters but JPEG. Factors are relative to the size of `reference`.
     fn blur_resize_noise<R: Rng + ?Sized>(
         &self,
         mut picture: Patch,
@@ -208,8 +214,8 @@ impl Stage {
         let (width, height) = (side(reference.width), side(reference.height));
         let mut picture = interpolate(&picture, width, height, any_kernel(rng))?;
         let grey = rng.random_bool(self.grey);
-        // The noise takes as many random numbers as the picture's content asks for: what follows
-        // must not depend on it.
+        // The number of random numbers for the noise depends on the image. Later stages must not
+        // depend on it.
         let mut grain = StdRng::seed_from_u64(rng.random::<u64>() ^ content(&picture));
         if rng.random_bool(self.gaussian) {
             let sigma = within(rng, self.noise) / 255.0;
@@ -227,33 +233,34 @@ impl Stage {
 
     fn factor<R: Rng + ?Sized>(&self, rng: &mut R) -> f32 {
         let [up, down, keep] = self.resize;
-        let drawn = rng.random::<f64>() * (up + down + keep);
+        let sampled = rng.random::<f64>() * (up + down + keep);
         let (low, high) = self.factor;
-        if drawn < up {
+        if sampled < up {
             within(rng, (1.0, high.max(1.0)))
-        } else if drawn < up + down {
+        } else if sampled < up + down {
             within(rng, (low.min(1.0), 1.0))
         } else {
             1.0
         }
     }
 
-    /// A random kernel: a sinc, or one of Gaussian, generalised Gaussian and plateau shape, round or elongated.
+    /// Returns a random kernel: a sinc, or a Gaussian, generalised Gaussian or plateau, round or
+    /// elongated.
     fn blur_kernel<R: Rng + ?Sized>(&self, rng: &mut R) -> Taps {
         let side = odd(rng, self.kernel);
         if rng.random_bool(self.sinc) {
             let lowest = if side < 13 { PI / 3.0 } else { PI / 5.0 };
             return sinc(side, rng.random_range(lowest..PI));
         }
-        // Round and elongated ones in turn: Gaussian, generalised, plateau.
+        // Round and elongated kernels in turn: Gaussian, generalised, plateau.
         let mut left = rng.random::<f64>();
-        let drawn = KERNELS.iter().position(|share| {
+        let sampled = KERNELS.iter().position(|share| {
             left -= share;
             left < 0.0
         });
-        let drawn = drawn.unwrap_or(0);
+        let sampled = sampled.unwrap_or(0);
         let sigma = within(rng, self.sigma);
-        let covariance = if drawn % 2 == 0 {
+        let covariance = if sampled % 2 == 0 {
             [sigma * sigma, 0.0, sigma * sigma]
         } else {
             let other = within(rng, self.sigma);
@@ -265,7 +272,7 @@ impl Stage {
                 a * sin * sin + b * cos * cos,
             ]
         };
-        match drawn / 2 {
+        match sampled / 2 {
             0 => shaped(side, covariance, |d| (-0.5 * d).exp()),
             1 => {
                 let beta = exponent(rng, self.generalised);
@@ -284,18 +291,18 @@ type Taps = Vec<(isize, isize, f32)>;
 /// Photons at white for Poisson noise of strength 1.
 const PHOTONS: f32 = 256.0;
 
-/// How often each shape of blur is drawn: round and elongated Gaussian, generalised Gaussian, plateau.
+/// Probability of each shape of blur: round and elongated Gaussian, generalised Gaussian, plateau.
 const KERNELS: [f64; 6] = [0.45, 0.25, 0.12, 0.03, 0.12, 0.03];
 
 fn wrong(text: String) -> Error {
-    Error::Frame(format!("degradation: {text}"))
+    Error::Setting(format!("degradation: {text}"))
 }
 
 fn within<R: Rng + ?Sized>(rng: &mut R, (low, high): (f32, f32)) -> f32 {
     rng.random_range(low..=high)
 }
 
-/// Below 1 and above 1 equally often.
+/// Returns a number below 1 and above 1 equally often.
 fn exponent<R: Rng + ?Sized>(rng: &mut R, (low, high): (f32, f32)) -> f32 {
     if rng.random::<bool>() {
         within(rng, (low.min(1.0), 1.0))
@@ -304,9 +311,9 @@ fn exponent<R: Rng + ?Sized>(rng: &mut R, (low, high): (f32, f32)) -> f32 {
     }
 }
 
-/// An odd number from 7 to `most`.
-fn odd<R: Rng + ?Sized>(rng: &mut R, most: usize) -> usize {
-    2 * rng.random_range(3..=most / 2) + 1
+/// Returns an odd number from 7 to `max`.
+fn odd<R: Rng + ?Sized>(rng: &mut R, max: usize) -> usize {
+    2 * rng.random_range(3..=max / 2) + 1
 }
 
 fn any_kernel<R: Rng + ?Sized>(rng: &mut R) -> Kernel {
@@ -318,7 +325,7 @@ fn offsets(side: usize) -> impl Iterator<Item = (isize, isize)> {
     (-reach..=reach).flat_map(move |y| (-reach..=reach).map(move |x| (x, y)))
 }
 
-/// A kernel that falls with the squared Mahalanobis distance as `shape` says.
+/// Returns a kernel of the squared Mahalanobis distance, by the function `shape`.
 fn shaped(side: usize, [xx, xy, yy]: [f32; 3], shape: impl Fn(f32) -> f32) -> Taps {
     let determinant = (xx * yy - xy * xy).max(1e-6);
     let tap = |(dx, dy)| {
@@ -329,7 +336,8 @@ fn shaped(side: usize, [xx, xy, yy]: [f32; 3], shape: impl Fn(f32) -> f32) -> Ta
     offsets(side).map(tap).collect()
 }
 
-/// The ideal low-pass filter of radial frequency `cutoff` (pi is the sampling limit), cut to a square: it rings.
+/// Returns the ideal low-pass filter of radial frequency `cutoff` (pi is the sampling limit), cut
+/// to a square, which causes ringing.
 fn sinc(side: usize, cutoff: f32) -> Taps {
     let tap = |(dx, dy): (isize, isize)| {
         let r = (dx as f32).hypot(dy as f32);
@@ -342,8 +350,8 @@ fn sinc(side: usize, cutoff: f32) -> Taps {
     offsets(side).map(tap).collect()
 }
 
-/// The Bessel function of the first kind and order 1, from its integral `1/pi int_0^pi cos(a - x sin a) da`. The
-/// midpoint rule is exact to rounding while `x` stays below the number of its points.
+/// Bessel function of the first kind and order 1, from its integral `1/pi int_0^pi cos(a - x sin a)
+/// da`. The midpoint rule is exact to rounding for `x` below the number of its points.
 fn bessel_j1(x: f32) -> f32 {
     const POINTS: usize = 128;
     let term = |i: usize| {
@@ -353,7 +361,7 @@ fn bessel_j1(x: f32) -> f32 {
     (0..POINTS).map(term).sum::<f32>() / POINTS as f32
 }
 
-/// Resampled as `interpolate` of PyTorch does: without antialiasing, but for the area kernel.
+/// Resamples like `interpolate` of PyTorch: without antialiasing, except for the area kernel.
 fn interpolate(picture: &Patch, width: usize, height: usize, kernel: Kernel) -> Result<Patch> {
     if width == 0 || height == 0 || picture.rgb.is_empty() {
         let text = format!(
@@ -394,8 +402,8 @@ fn add_noise(picture: &mut Patch, grey: bool, mut noise: impl FnMut(f32) -> f32)
     }
 }
 
-/// A Poisson number by counting exponential waiting times; from a mean of 32 on a rounded normal one, which 8-bit
-/// pictures cannot tell from it.
+/// Returns a Poisson number by counting exponential waiting times. From a mean of 32 it is a
+/// rounded normal number, which makes no difference in 8-bit images.
 fn poisson<R: Rng + ?Sized>(rng: &mut R, mean: f32) -> f32 {
     if mean >= 32.0 {
         return (mean + mean.sqrt() * normal(rng)).round().max(0.0);
@@ -479,13 +487,13 @@ mod tests {
         let taps = shaped(21, [4.0, 0.0, 2.25], |d| (-0.5 * d).exp());
         assert!((variance(&taps, |t| t.0) - 4.0).abs() < 0.01);
         assert!((variance(&taps, |t| t.1) - 2.25).abs() < 0.01);
-        // Turned by 45 degrees the axes have the same width.
+        // Rotated by 45 degrees, both axes have the same width.
         let taps = shaped(21, [2.5, 1.5, 2.5], |d| (-0.5 * d).exp());
         assert!((variance(&taps, |t| t.0) - variance(&taps, |t| t.1)).abs() < 1e-4);
         assert!((variance(&taps, |t| t.0 + t.1) - 8.0).abs() < 0.02);
         let taps = sinc(21, PI / 3.0);
         assert!(taps.iter().any(|t| t.2 < 0.0), "no ringing");
-        // A low-pass filter passes a constant: 1 in the limit of a large kernel.
+        // A low-pass filter passes a constant: its sum is 1 in the limit of a large kernel.
         let sum: f32 = sinc(63, PI / 3.0).iter().map(|t| t.2).sum();
         assert!((sum - 1.0).abs() < 0.05, "{sum}");
     }
@@ -508,10 +516,10 @@ mod tests {
     fn poisson_numbers_have_their_mean_as_variance() {
         let mut rng = SmallRng::seed_from_u64(3);
         for mean in [0.0, 3.0, 31.0, 60.0] {
-            let drawn: Vec<f32> = (0..20_000).map(|_| poisson(&mut rng, mean)).collect();
-            let n = drawn.len() as f32;
-            let average = drawn.iter().sum::<f32>() / n;
-            let variance = drawn.iter().map(|v| (v - average).powi(2)).sum::<f32>() / n;
+            let sampled: Vec<f32> = (0..20_000).map(|_| poisson(&mut rng, mean)).collect();
+            let n = sampled.len() as f32;
+            let average = sampled.iter().sum::<f32>() / n;
+            let variance = sampled.iter().map(|v| (v - average).powi(2)).sum::<f32>() / n;
             assert!((average - mean).abs() < 0.02 * mean + 1e-6, "{average}");
             assert!((variance - mean).abs() < 0.05 * mean + 1e-6, "{variance}");
         }

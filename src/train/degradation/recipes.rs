@@ -1,6 +1,7 @@
-//! Recipes of degradation: what becomes of pictures on their way to the upscaler, as a TOML file says it.
+//! Degradation recipes: lists of stages, as in a TOML file.
 //!
-//! A file holds recipes; one is drawn for each picture by its weight, and its stages happen in their order:
+//! A file holds recipes. One is sampled for each image by its weight, and its stages apply in their
+//! order:
 //!
 //! ```toml
 //! [[recipe]]
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{Error, Result, frame::resample::Kernel, train::patch::Patch};
 
-/// Weighted recipes.
+/// Weighted degradation recipes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Degradation {
@@ -33,31 +34,31 @@ pub struct Degradation {
     pub recipes: Vec<DegradationRecipe>,
 }
 
-/// Stages in their order. Exactly one of them brings the picture to the low resolution; a codec comes after it.
+/// List of stages. Exactly one of them shrinks to the low resolution; a codec comes after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DegradationRecipe {
     pub name: String,
-    /// How often it is drawn; weights need not sum to 1.
+    /// Weight of the recipe; weights need not sum to 1.
     pub weight: f64,
     #[serde(rename = "stage")]
     pub stages: Vec<Stage>,
 }
 
-/// Frames of low resolution, degraded.
+/// Degraded frames of low resolution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Degraded {
     pub frames: Vec<Patch>,
     /// Mean square of the change in luma by the stages after the one that shrinks, in squared 8-bit
-    /// steps. For `real_world` it is the difference from plain shrinking.
+    /// steps. For `real_world` it is the difference to plain shrinking.
     pub noise: f64,
 }
 
-/// The names of [`Degradation::preset`].
+/// Names of the presets of [`Degradation::preset`].
 pub const PRESETS: [&str; 4] = ["streaming", "clean", "real-world", "stills"];
 
 impl Degradation {
-    /// The degradation of this name in [`PRESETS`].
+    /// Returns the preset of this name in [`PRESETS`].
     pub fn preset(name: &str) -> Option<Self> {
         match name {
             "streaming" => Some(Self::streaming()),
@@ -68,7 +69,7 @@ impl Degradation {
         }
     }
 
-    /// What streams look like: half of the pictures are frames of compressed clips.
+    /// Degradation of streams: half of the images are frames of compressed clips.
     pub fn streaming() -> Self {
         let (blur, noise) = (Stage::Blur(some_blur(0.1)), Stage::Noise(some_noise(0.1)));
         let shrink = Stage::Shrink(KernelWeights::default());
@@ -134,9 +135,9 @@ impl Degradation {
         Ok(degradation)
     }
 
-    /// As a TOML file.
+    /// Returns the recipes as a TOML file.
     pub fn to_toml(&self) -> String {
-        // Tables of numbers and names alone have no way to fail.
+        // Tables of numbers and names cannot fail.
         toml::to_string(self).unwrap_or_default()
     }
 
@@ -156,23 +157,23 @@ impl Degradation {
         self.recipes.iter().try_for_each(DegradationRecipe::check)
     }
 
-    /// The recipes with a codec in them.
+    /// Returns the recipes with a codec.
     pub fn coded(&self) -> impl Iterator<Item = &DegradationRecipe> {
         self.recipes
             .iter()
             .filter(|r| r.weight > 0.0 && r.codecs().is_some())
     }
 
-    /// The codecs that are drawn at all.
+    /// Returns the codecs with a weight above 0.
     pub fn kinds(&self) -> Vec<Kind> {
-        let drawn = |kind: &Kind| {
+        let sampled = |kind: &Kind| {
             let mut codecs = self.coded().filter_map(DegradationRecipe::codecs);
             codecs.any(|c| c.weight(*kind) > 0.0)
         };
-        Kind::ALL.into_iter().filter(drawn).collect()
+        Kind::ALL.into_iter().filter(sampled).collect()
     }
 
-    /// The same without some codecs; recipes that have none left go, too. The rest is drawn the more often.
+    /// Returns the recipes without `missing` codecs. Recipes that have no codec left are removed.
     pub fn without(&self, missing: &[Kind]) -> Self {
         let reduce = |recipe: &DegradationRecipe| {
             let mut recipe = recipe.clone();
@@ -189,27 +190,27 @@ impl Degradation {
         }
     }
 
-    /// A recipe, drawn by the weights.
-    pub fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Option<&DegradationRecipe> {
-        draw(self.recipes.iter(), rng)
+    /// Samples a recipe by the weights.
+    pub fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> Option<&DegradationRecipe> {
+        sample(self.recipes.iter(), rng)
     }
 }
 
-/// One of `recipes`, by its weight.
-pub(super) fn draw<'a, R: Rng + ?Sized>(
+/// Samples one of `recipes` by its weight.
+pub(super) fn sample<'a, R: Rng + ?Sized>(
     recipes: impl Iterator<Item = &'a DegradationRecipe> + Clone,
     rng: &mut R,
 ) -> Option<&'a DegradationRecipe> {
     let mut left = rng.random::<f64>() * recipes.clone().map(|r| r.weight).sum::<f64>();
-    let mut drawn = None;
+    let mut sampled = None;
     for recipe in recipes.filter(|r| r.weight > 0.0) {
-        if left < 0.0 && drawn.is_some() {
+        if left < 0.0 && sampled.is_some() {
             break;
         }
-        drawn = Some(recipe);
+        sampled = Some(recipe);
         left -= recipe.weight;
     }
-    drawn
+    sampled
 }
 
 fn some_blur(chance: f64) -> Blur {
@@ -235,17 +236,17 @@ impl DegradationRecipe {
         }
     }
 
-    /// Downscaling alone, by any of the kernels.
+    /// Shrinking only, by a random kernel.
     pub fn clean() -> Self {
         Self::new("clean", vec![Stage::Shrink(KernelWeights::default())])
     }
 
-    /// Two rounds of everything.
+    /// Two rounds of blur, resizing, noise and JPEG.
     pub fn real_world() -> Self {
         Self::new("real-world", vec![Stage::RealWorld(Box::default())])
     }
 
-    /// What pictures go through that are shared: a third JPEG, a few softly blurred or lightly noisy.
+    /// Degradation of still images on the web: a third JPEG, a few slightly blurred or noisy.
     pub fn stills() -> Self {
         let jpeg = Jpeg {
             chance: 0.35,
@@ -260,12 +261,12 @@ impl DegradationRecipe {
         Self::new("stills", stages)
     }
 
-    /// For evaluation: the antialiased Catmull-Rom downscale alone; independent of the random numbers.
+    /// Recipe for evaluation: antialiased Catmull-Rom shrinking only, without random numbers.
     pub fn fixed() -> Self {
         Self::new("fixed", vec![Stage::Shrink(KernelWeights::catmull_rom())])
     }
 
-    /// For evaluation: [`Self::fixed`], then JPEG of `quality`; independent of the random numbers.
+    /// Recipe for evaluation: [`Self::fixed`], then JPEG of `quality`, without random numbers.
     pub fn jpeg(quality: u8) -> Self {
         let jpeg = Jpeg {
             quality: (quality, quality),
@@ -277,7 +278,7 @@ impl DegradationRecipe {
         recipe
     }
 
-    /// Its codecs, if there are any in it.
+    /// Returns the codecs of the recipe, if it has any.
     pub fn codecs(&self) -> Option<&Codecs> {
         self.stages.iter().find_map(|stage| match stage {
             Stage::Codec(codecs) => Some(codecs),
@@ -315,10 +316,10 @@ impl DegradationRecipe {
     }
 
     /// Degrades the frames of `clip`, all of one size, to `width` x `height` pixels. The results
-    /// hold 8-bit values (multiples of 1/255) and depend on the clip and `rng` alone.
+    /// hold 8-bit values (multiples of 1/255) and depend on the clip and `rng` only.
     ///
     /// # Errors
-    /// When a side is 0 or more than a stage's format can hold, or GStreamer lacks the codec.
+    /// When a side is 0 or above the limit of a stage, or GStreamer lacks the codec.
     pub fn apply<R: Rng + ?Sized>(
         &self,
         clip: Vec<Patch>,
@@ -348,7 +349,7 @@ impl DegradationRecipe {
         })
     }
 
-    /// As [`Self::apply`], for one picture; gives [`Degraded::noise`], too.
+    /// As [`Self::apply`], for one image. Returns also [`Degraded::noise`].
     ///
     /// # Errors
     /// As there.
@@ -359,7 +360,7 @@ impl DegradationRecipe {
         rng: &mut R,
     ) -> Result<(Patch, f64)> {
         let mut degraded = self.apply(vec![picture.clone()], small, rng)?;
-        let lost = || Error::Frame(format!("recipe '{}' has lost the picture", self.name));
+        let lost = || Error::Data(format!("recipe '{}' has lost the picture", self.name));
         let picture = degraded.frames.pop().ok_or_else(lost)?;
         Ok((picture, degraded.noise))
     }
@@ -457,17 +458,17 @@ mod tests {
     fn recipes_are_drawn_by_their_weights() {
         let degradation = Degradation::streaming();
         let mut rng = SmallRng::seed_from_u64(1);
-        let mut drawn = [0; 4];
+        let mut sampled = [0; 4];
         for _ in 0..2000 {
-            let recipe = degradation.draw(&mut rng).unwrap();
+            let recipe = degradation.sample(&mut rng).unwrap();
             let at = degradation
                 .recipes
                 .iter()
                 .position(|r| r.name == recipe.name);
-            drawn[at.unwrap()] += 1;
+            sampled[at.unwrap()] += 1;
         }
-        for (n, share) in drawn.into_iter().zip([0.5, 0.25, 0.2, 0.05]) {
-            assert!((f64::from(n) / 2000.0 - share).abs() < 0.04, "{drawn:?}");
+        for (n, share) in sampled.into_iter().zip([0.5, 0.25, 0.2, 0.05]) {
+            assert!((f64::from(n) / 2000.0 - share).abs() < 0.04, "{sampled:?}");
         }
     }
 

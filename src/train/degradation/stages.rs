@@ -1,6 +1,7 @@
-//! What may happen to a picture or a clip on its way to the upscaler, step by step: each step is a table in a TOML file.
+//! Stages of degradation, each a table in a TOML file.
 //!
-//! A step draws its parameters once for a clip, as a camera or an encoder does; only noise is new in every frame.
+//! A stage samples its parameters once per clip, like a camera or an encoder. Only noise is new in
+//! every frame.
 
 use std::f32::consts::TAU;
 
@@ -20,33 +21,34 @@ use crate::{
     },
 };
 
-/// One step.
+/// Stage of a degradation recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Stage {
-    /// Soft focus.
+    /// Gaussian blur.
     Blur(Blur),
-    /// The change to the low resolution, by one of several kernels; every recipe has it, or `real_world`, once.
+    /// Shrinking to the low resolution, by one of several kernels. Every recipe has either this or
+    /// `real_world`, once.
     Shrink(KernelWeights),
     /// Sensor noise.
     Noise(Noise),
-    /// Compression of single pictures.
+    /// JPEG compression of single images.
     Jpeg(Jpeg),
     /// Compression of the clip by a video codec.
     Codec(Codecs),
-    /// Two rounds of everything, for photos of unknown origin; it ends at the low resolution.
+    /// Two rounds of blur, resizing, noise and JPEG. It shrinks to the low resolution.
     RealWorld(Box<RealWorld>),
 }
 
-/// A Gaussian blur.
+/// Gaussian blur.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Blur {
-    /// Probability that it happens.
+    /// Probability of this stage.
     pub chance: f64,
     /// Range of the standard deviation in low-resolution pixels.
     pub sigma: (f32, f32),
-    /// Probability that it has its own width in two perpendicular directions.
+    /// Probability of different widths in two perpendicular directions.
     pub anisotropic: f64,
 }
 
@@ -54,25 +56,25 @@ pub struct Blur {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Noise {
-    /// Probability that it happens.
+    /// Probability of this stage.
     pub chance: f64,
     /// Range of the standard deviation in 8-bit steps (at white for shot noise).
     pub sigma: (f32, f32),
-    /// Probability that it is shot noise, whose variance is proportional to the brightness.
+    /// Probability of shot noise, whose variance is proportional to the brightness.
     pub shot: f64,
-    /// Probability that it is the same in R, G and B.
+    /// Probability that noise is the same in R, G and B.
     pub grey: f64,
 }
 
-/// A JPEG round trip at 4:4:4.
+/// JPEG compression at 4:4:4.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jpeg {
-    /// Probability that it happens.
+    /// Probability of this stage.
     pub chance: f64,
     /// Range of the quality, 1 to 100.
     pub quality: (u8, u8),
-    /// Probability that the 8x8 blocks do not start at the picture's corner, as in a cut-out.
+    /// Probability that the 8x8 blocks do not start at the corner of the image, as in a crop.
     pub shift: f64,
 }
 
@@ -108,7 +110,7 @@ impl Default for Jpeg {
 }
 
 impl Stage {
-    /// Its name in a TOML file.
+    /// Returns the name in a TOML file.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Blur(_) => "blur",
@@ -120,7 +122,7 @@ impl Stage {
         }
     }
 
-    /// Whether pictures have the low resolution after it.
+    /// Returns `true` if images have the low resolution after this stage.
     pub fn shrinks(&self) -> bool {
         matches!(self, Self::Shrink(_) | Self::RealWorld(_))
     }
@@ -142,7 +144,7 @@ impl Stage {
                 return Err(Error::Setting(text));
             }
         }
-        let (name, (low, high), (least, most)) = match self {
+        let (name, (low, high), (min, max)) = match self {
             Self::Blur(s) => ("sigma", s.sigma, (0.0, 20.0)),
             Self::Noise(s) => ("sigma", s.sigma, (0.0, 255.0)),
             Self::Jpeg(Jpeg {
@@ -150,18 +152,18 @@ impl Stage {
             }) => ("quality", (f32::from(*l), f32::from(*h)), (1.0, 100.0)),
             _ => return Ok(()),
         };
-        if !(least <= low && low <= high && high <= most) {
-            let text = format!("{name} = {low}..{high}: need {least} <= low <= high <= {most}");
+        if !(min <= low && low <= high && high <= max) {
+            let text = format!("{name} = {low}..{high}: need {min} <= low <= high <= {max}");
             return Err(Error::Setting(text));
         }
         Ok(())
     }
 
-    /// Applies it to the frames of `clip`, all of one size; `small` is the low resolution. The values must have been
-    /// checked.
+    /// Applies the stage to the frames of `clip`, all of one size. `small` is the low resolution.
+    /// The values must have been checked.
     ///
     /// # Errors
-    /// When a side is 0 or more than the stage's format can hold, or GStreamer lacks the codec.
+    /// When a side is 0 or above the limit of the stage, or GStreamer lacks the codec.
     pub fn apply<R: Rng + ?Sized>(
         &self,
         mut clip: Vec<Patch>,
@@ -176,13 +178,13 @@ impl Stage {
             Self::Blur(blur) => {
                 let scale = |large: usize, small: usize| large as f32 / small.max(1) as f32;
                 let scale = (scale(size.0, small.0), scale(size.1, small.1));
-                for taps in blur.draw(scale, rng) {
+                for taps in blur.sample(scale, rng) {
                     clip.iter_mut().for_each(|p| convolve(p, taps.clone()));
                 }
                 Ok(clip)
             }
             Self::Shrink(kernels) => {
-                let kernel = kernels.draw(rng);
+                let kernel = kernels.sample(rng);
                 let shrink = |p: Patch| p.resize(small.0, small.1, kernel);
                 clip.into_iter().map(shrink).collect()
             }
@@ -191,7 +193,7 @@ impl Stage {
                 Ok(clip)
             }
             Self::Jpeg(jpeg) => jpeg.compress(clip, rng),
-            Self::Codec(codecs) => codecs.draw(rng).compress(&clip),
+            Self::Codec(codecs) => codecs.sample(rng).compress(&clip),
             Self::RealWorld(recipe) => {
                 let degradation = |p: Patch| recipe.apply(&p, small.0, small.1, rng);
                 clip.into_iter().map(degradation).collect()
@@ -200,12 +202,12 @@ impl Stage {
     }
 }
 
-/// Places beside a pixel and their weights.
+/// Offsets from a pixel and their weights.
 type Taps = Vec<(isize, isize, f32)>;
 
 impl Blur {
-    /// The filters that make up a blur at `scale` pixels for each low-resolution one.
-    fn draw<R: Rng + ?Sized>(&self, scale: (f32, f32), rng: &mut R) -> Vec<Taps> {
+    /// Returns the filters of a blur at `scale` high-resolution pixels per low-resolution pixel.
+    fn sample<R: Rng + ?Sized>(&self, scale: (f32, f32), rng: &mut R) -> Vec<Taps> {
         if !rng.random_bool(self.chance) {
             return Vec::new();
         }
@@ -216,7 +218,7 @@ impl Blur {
         }
         let other = rng.random_range(low..=high);
         let (sin, cos) = rng.random_range(0.0..TAU).sin_cos();
-        // Covariance of the two widths turned by the angle, in low-resolution pixels, then scaled.
+        // Covariance of the two widths rotated by the angle, in low-resolution pixels, then scaled.
         let (a, b) = (sigma * sigma, other * other);
         let xx = (a * cos * cos + b * sin * sin) * scale.0 * scale.0;
         let yy = (a * sin * sin + b * cos * cos) * scale.1 * scale.1;
@@ -242,7 +244,8 @@ impl Noise {
                 .map(|_| normal(&mut rng))
                 .collect();
             for (v, n) in picture.rgb.iter_mut().zip(field.iter().cycle()) {
-                // Counted photons have a variance proportional to their mean; at these levels Poisson is Gaussian.
+                // The variance of counted photons is proportional to their mean. At these levels a
+                // Poisson distribution is Gaussian.
                 let deviation = if shot {
                     sigma * v.max(0.0).sqrt()
                 } else {
@@ -274,8 +277,8 @@ impl Jpeg {
     }
 }
 
-/// [`jpeg_round_trip`] with the block grid moved: the picture lies `shift` pixels inside a larger one that
-/// repeats its first column and row.
+/// Applies [`jpeg_round_trip`] with a shifted block grid: the image lies `shift` pixels inside a
+/// larger one that repeats its first column and row.
 fn jpeg_shifted(
     bytes: &[u8],
     width: usize,
@@ -301,7 +304,7 @@ fn jpeg_shifted(
     Ok(rows.flat_map(|row| &row[3 * dx..]).copied().collect())
 }
 
-/// Gaussian blur along the axes, widths in pixels.
+/// Returns a Gaussian blur along the axes, with widths in pixels.
 fn along_axes(sigma_x: f32, sigma_y: f32) -> [Taps; 2] {
     let line = |sigma: f32| {
         let reach = reach(sigma);
@@ -313,9 +316,9 @@ fn along_axes(sigma_x: f32, sigma_y: f32) -> [Taps; 2] {
     ]
 }
 
-/// Gaussian blur with covariance `[xx, xy, yy]` in square pixels.
+/// Returns a Gaussian blur with covariance `[xx, xy, yy]` in square pixels.
 fn turned([xx, xy, yy]: [f32; 3]) -> Taps {
-    // A hair's breadth of width keeps the covariance invertible.
+    // A minimum width makes the covariance invertible.
     let (xx, yy) = (xx + 1e-3, yy + 1e-3);
     let determinant = xx * yy - xy * xy;
     let (rx, ry) = (reach(xx.sqrt()), reach(yy.sqrt()));
@@ -332,7 +335,7 @@ fn turned([xx, xy, yy]: [f32; 3]) -> Taps {
     taps
 }
 
-/// Pixels to either side within which a Gaussian of width `sigma` matters.
+/// Returns the radius in pixels of a Gaussian of width `sigma`.
 fn reach(sigma: f32) -> isize {
     (3.0 * sigma).ceil() as isize
 }
@@ -341,7 +344,7 @@ fn reach(sigma: f32) -> isize {
 pub(in crate::train) mod tests {
     use super::*;
 
-    /// A picture with an edge, a gradient and fine texture.
+    /// Returns an image with an edge, a gradient and fine texture.
     pub fn scene(width: usize, height: usize) -> Patch {
         let mut patch = Patch::new(width, height);
         for (i, v) in patch.rgb.iter_mut().enumerate() {
@@ -394,9 +397,10 @@ pub(in crate::train) mod tests {
             for c in 0..3 {
                 dot.rgb[c * 1681 + 20 * 41 + 20] = 1.0;
             }
-            let taps = match turn {
-                true => vec![turned([6.25, 2.0, 4.0])],
-                false => along_axes(2.5, 2.0).into(),
+            let taps = if turn {
+                vec![turned([6.25, 2.0, 4.0])]
+            } else {
+                along_axes(2.5, 2.0).into()
             };
             taps.into_iter().for_each(|t| convolve(&mut dot, t));
             let plane = &dot.rgb[..1681];
@@ -417,7 +421,7 @@ pub(in crate::train) mod tests {
             (true, [1.0, 6.25, 2.0, 4.0]),
         ] {
             for (got, want) in variance(turn).into_iter().zip(want) {
-                // The cut tails cost a few per cent.
+                // The missing tails cost a few percent.
                 assert!(
                     (got - want).abs() < 0.04 * want.abs() + 1e-3,
                     "{got} is not {want}"

@@ -1,4 +1,4 @@
-//! One clip, frame by frame: memory does not grow with its length.
+//! Measurement of a clip, frame by frame: memory does not grow with its length.
 
 use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
@@ -15,21 +15,21 @@ use crate::{
 
 /// Frames in a part of a clip, the unit of the statistics: half a second of film.
 const PART: usize = 12;
-/// Bytes that the small frames of all conditions may take, those that are encoded at once.
+/// Maximum size in bytes of the low-resolution frames of all conditions that are encoded together.
 const MEMORY: usize = 128 << 20;
 
-/// A clip, and how much of it is measured.
+/// Part of a clip that is measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
     pub path: PathBuf,
-    /// Where measuring begins.
+    /// Time at which the measurement begins.
     pub start: Duration,
-    /// Most frames that are measured.
+    /// Maximum number of frames.
     pub frames: usize,
 }
 
 impl Clip {
-    /// The number of frames that will be measured, as far as the file tells.
+    /// Returns the number of frames that will be measured, if the file tells.
     ///
     /// # Errors
     /// Those of [`Reader::open`].
@@ -48,12 +48,12 @@ impl Clip {
 }
 
 impl Evaluation {
-    /// Measures every method under every condition for clips, at every scale, on `clip`: a row for each part of it.
-    /// `step` is called for every frame at every scale.
+    /// Measures every method under every condition for clips, at every scale, on `clip`. Returns a
+    /// row for each part of it. `step` is called for every frame at every scale.
     ///
     /// # Errors
-    /// [`Error::Video`] when the clip cannot be decoded, [`Error::Frame`] when it is too small, [`Error::Setting`] when a
-    /// codec is missing, [`Error::Cancelled`], and those of the methods.
+    /// [`Error::Video`] when the clip cannot be decoded, [`Error::Data`] when it is too small,
+    /// [`Error::Setting`] when a codec is missing, [`Error::Cancelled`], and those of the methods.
     pub fn clip(&mut self, clip: &Clip, mut step: impl FnMut()) -> Result<Vec<Row>> {
         let conditions = self.conditions.iter().copied();
         let conditions: Vec<_> = conditions.filter(|c| c.is_for_clips()).collect();
@@ -68,20 +68,20 @@ impl Evaluation {
     }
 }
 
-/// A clip on its way through all conditions and methods at one scale.
+/// State of a measurement at one scale.
 struct Pass<'a> {
     scale: f64,
     conditions: &'a [Condition],
     truths: Frames,
     small: SmallFrames<'a>,
-    /// Luma of the ground truth's frame before.
+    /// Luma of the previous frame of the ground truth.
     last: Option<Gray>,
     /// For each method under each condition.
     collected: Vec<Collected>,
     frames: usize,
 }
 
-/// What is known of the part of a clip that is being measured.
+/// Measurements of the current part of a clip.
 #[derive(Default)]
 struct Collected {
     scores: Vec<Scores>,
@@ -104,7 +104,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Measures one frame; `false` at the end. Parts that are complete go to `rows`.
+    /// Measures one frame. Returns `false` at the end. Adds complete parts to `rows`.
     fn frame(&mut self, of: &mut Evaluation, clip: &Clip, rows: &mut Vec<Row>) -> Result<bool> {
         let (Some(truth), Some(small)) = (self.truths.next()?, self.small.next(of)?) else {
             self.end_part(of, clip, rows);
@@ -112,7 +112,7 @@ impl<'a> Pass<'a> {
         };
         let (width, height) = (truth.info().width, truth.info().height);
         let truth = View::of(&truth.as_ref(), border(self.scale))?;
-        let truth = Truth::new(truth, &of.judges)?;
+        let truth = Truth::new(truth, &of.models)?;
         let luma = &truth.view.luma;
         let motion = self.last.as_ref().map(|last| Motion::between(last, luma));
         let mut collected = self.collected.iter_mut();
@@ -122,7 +122,7 @@ impl<'a> Pass<'a> {
                 let large = of.methods[i].upscale(small, width, height)?;
                 let result = View::of(&large.as_ref(), border(self.scale))?;
                 if let Some(collected) = collected.next() {
-                    collected.scores.push(truth.judge(&result, &of.judges)?);
+                    collected.scores.push(truth.score(&result, &of.models)?);
                     collected.temporal.push(motion.as_ref(), result.luma);
                 }
             }
@@ -175,12 +175,12 @@ fn mean(scores: &[Scores]) -> Scores {
     }
 }
 
-/// The frames of a clip that are measured: planar 4:2:0, cut to what the scale fits.
+/// Frames of a clip: planar 4:2:0, cut to a size that the scale divides.
 struct Frames {
     reader: Reader,
     start: Duration,
     left: usize,
-    /// Of a small frame and of a frame.
+    /// Formats of a low-resolution frame and of a frame.
     sizes: [(usize, usize); 2],
 }
 
@@ -195,7 +195,7 @@ impl Frames {
         let side = |len| fitting(len, scale, 2);
         let ((lw, hw), (lh, hh)) = (side(info.width), side(info.height));
         if lw == 0 || lh == 0 {
-            return Err(Error::Frame(format!(
+            return Err(Error::Data(format!(
                 "{}x{} pixels are too few for scale {scale}",
                 info.width, info.height
             )));
@@ -224,11 +224,11 @@ impl Frames {
     }
 }
 
-/// The upper left part of a frame of video as I420, or I420_10LE where it has 10 bits.
+/// Returns the upper left part of a frame as I420, or I420_10LE for 10 bits.
 fn planar(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
     let info = frame.info();
     if info.width < width || info.height < height {
-        return Err(Error::Frame(format!(
+        return Err(Error::Data(format!(
             "the clip changes its size to {}x{}",
             info.width, info.height
         )));
@@ -262,7 +262,7 @@ fn planar(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
     Ok(out)
 }
 
-/// The same samples in another format with the same components.
+/// Returns the same samples in another format with the same components.
 fn repacked(frame: &Frame, format: PixelFormat) -> Result<Frame> {
     let info = FrameInfo {
         format,
@@ -278,8 +278,9 @@ fn repacked(frame: &Frame, format: PixelFormat) -> Result<Frame> {
     Ok(out)
 }
 
-/// What the upscalers see: each frame small, under every condition. Codecs get the clip in segments, each of which
-/// begins with a key frame, as long as their memory allows and at most as long as encoders' usual groups of pictures.
+/// Input of the upscalers: low-resolution frames under every condition. Codecs get the clip in
+/// segments that begin with a key frame. A segment is as long as memory allows, and at most as long
+/// as a usual group of pictures.
 struct SmallFrames<'a> {
     frames: Frames,
     conditions: &'a [Condition],
@@ -294,9 +295,10 @@ impl<'a> SmallFrames<'a> {
         let (width, height) = frames.sizes[0];
         // Three bytes a pixel: 4:2:0 at two bytes a sample.
         let bytes = 3 * width * height * (1 + conditions.len());
-        let segment = match conditions.iter().any(|c| c.codec().is_some()) {
-            true => (MEMORY / bytes).clamp(PART, GOP as usize),
-            false => 1,
+        let segment = if conditions.iter().any(|c| c.codec().is_some()) {
+            (MEMORY / bytes).clamp(PART, GOP as usize)
+        } else {
+            1
         };
         let rate = frames.reader.stream().framerate().unwrap_or((25, 1));
         let framerate = (f64::from(rate.0) / f64::from(rate.1)).round() as u32;
@@ -350,13 +352,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        train::eval::{Judges, Method},
+        train::eval::{Method, MetricModels},
         video::{Options, StreamInfo, TimedFrame, Writer},
     };
 
     const SIZE: (usize, usize) = (135, 101);
 
-    /// Texture that moves by a pixel a frame, but for a part that stands still.
+    /// Texture that moves by a pixel per frame, except for a part that stands still.
     fn picture(t: usize) -> Vec<u8> {
         let pixel = |i: usize| {
             let (x, y) = (i % SIZE.0, i / SIZE.0);
@@ -406,7 +408,7 @@ mod tests {
             methods.into(),
             vec![2.0],
             conditions,
-            Judges::default(),
+            MetricModels::default(),
             stop,
         )
         .unwrap()
@@ -432,7 +434,7 @@ mod tests {
         };
         let (clean, coded) = (of("clean"), of("h264-40"));
         assert!(clean.psnr_y > coded.psnr_y + 1.0);
-        // Only near what moves does an interpolation change what does not.
+        // An interpolation changes the part that stands still only near the part that moves.
         let (still, whole) = (clean.flicker.unwrap(), clean.warping_error.unwrap());
         assert!(still < 0.5 && whole.is_finite(), "{still} {whole}");
     }
@@ -486,18 +488,22 @@ mod tests {
         let want = Frame::from_rgb8_as(like, &rgb).unwrap();
         for format in PixelFormat::ALL {
             let info = FrameInfo { format, ..like };
-            let info = match format.is_rgb() {
-                true => FrameInfo::new(format, SIZE.0, SIZE.1),
-                false => info,
+            let info = if format.is_rgb() {
+                FrameInfo::new(format, SIZE.0, SIZE.1)
+            } else {
+                info
             };
             let frame = Frame::from_rgb8_as(info, &rgb).unwrap();
             let planar = planar(&frame, 100, 90).unwrap();
             let deep = format.depth() > 8;
             let worst = planar.plane(0).chunks(if deep { 200 } else { 100 });
             let worst = worst.zip(want.plane(0).chunks(SIZE.0)).flat_map(|(a, b)| {
-                let code = |x: usize| match deep {
-                    true => u16::from_le_bytes([a[2 * x], a[2 * x + 1]]) / 4,
-                    false => u16::from(a[x]),
+                let code = |x: usize| {
+                    if deep {
+                        u16::from_le_bytes([a[2 * x], a[2 * x + 1]]) / 4
+                    } else {
+                        u16::from(a[x])
+                    }
                 };
                 (0..100).map(move |x| code(x).abs_diff(u16::from(b[x])))
             });

@@ -1,4 +1,4 @@
-//! What is done to the small pictures and clips.
+//! Degradation of the input of an evaluation.
 
 use std::{fmt, str::FromStr};
 
@@ -6,33 +6,33 @@ use std::{fmt, str::FromStr};
 use crate::train::degradation::codec::{Codec, Rate};
 use crate::train::degradation::{DegradationRecipe, codec::Kind};
 
-/// What is done to a small picture or clip before it is upscaled. As text: `clean`, `jpeg60` (JPEG of a quality of 1 to
-/// 100), `h264-23`, `h265-28`, `vp9-32`, `av1-32` (a codec and its CRF, 0 to 51).
+/// Degradation of a low-resolution image or clip. As text: `clean`, `jpeg60` (JPEG of a quality of
+/// 1 to 100), `h264-23`, `h265-28`, `vp9-32`, `av1-32` (a codec and its CRF, 0 to 51).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Condition {
     Clean,
-    /// For pictures.
+    /// JPEG quality, for images.
     Jpeg(u8),
-    /// For clips, with a CRF.
+    /// Codec and CRF, for clips.
     Codec(Kind, u8),
 }
 
-/// Frames from one key frame to the next, as x264 has it by default.
+/// Frames from one key frame to the next, the default of x264.
 #[cfg(feature = "video")]
 pub(super) const GOP: u32 = 250;
 
 impl Condition {
-    /// Whether pictures are measured under it.
+    /// Returns `true` if images are measured under this condition.
     pub fn is_for_pictures(self) -> bool {
         matches!(self, Self::Clean | Self::Jpeg(_))
     }
 
-    /// Whether clips are measured under it.
+    /// Returns `true` if clips are measured under this condition.
     pub fn is_for_clips(self) -> bool {
         !matches!(self, Self::Jpeg(_))
     }
 
-    /// How a picture is made small: Catmull-Rom, antialiased, then JPEG.
+    /// Degradation recipe of an image: antialiased Catmull-Rom, then JPEG.
     pub(super) fn recipe(self) -> DegradationRecipe {
         match self {
             Self::Jpeg(quality) => DegradationRecipe::jpeg(quality),
@@ -40,7 +40,7 @@ impl Condition {
         }
     }
 
-    /// The codec that a clip goes through: the encoders' medium preset with three B frames.
+    /// Codec of a clip: the medium preset of the encoder with three B frames.
     #[cfg(feature = "video")]
     pub(super) fn codec(self) -> Option<Codec> {
         let Self::Codec(kind, crf) = self else {
@@ -57,13 +57,6 @@ impl Condition {
     }
 }
 
-const CODECS: [(&str, Kind); 4] = [
-    ("h264", Kind::H264),
-    ("h265", Kind::H265),
-    ("vp9", Kind::Vp9),
-    ("av1", Kind::Av1),
-];
-
 impl FromStr for Condition {
     type Err = String;
 
@@ -75,15 +68,16 @@ impl FromStr for Condition {
             return Ok(Self::Jpeg(quality));
         }
         if let Some((name, crf)) = s.split_once('-')
-            && let Some((_, kind)) = CODECS.iter().find(|c| c.0 == name)
+            && let Some(kind) = Kind::of_key(name)
             && let Ok(crf @ 0..=51) = crf.parse()
         {
-            return Ok(Self::Codec(*kind, crf));
+            return Ok(Self::Codec(kind, crf));
         }
-        Err(
-            "use clean, jpegQ with a quality Q of 1 to 100, or h264-C, h265-C, vp9-C or av1-C with a CRF C of 0 to 51"
-                .into(),
-        )
+        let codecs = Kind::ALL.map(|kind| format!("{}-C", kind.key()));
+        Err(format!(
+            "use clean, jpegQ with a quality Q of 1 to 100, or one of {} with a CRF C of 0 to 51",
+            codecs.join(", ")
+        ))
     }
 }
 
@@ -92,10 +86,7 @@ impl fmt::Display for Condition {
         match self {
             Self::Clean => f.write_str("clean"),
             Self::Jpeg(quality) => write!(f, "jpeg{quality}"),
-            Self::Codec(kind, crf) => {
-                let name = CODECS.iter().find(|c| c.1 == *kind).map_or("", |c| c.0);
-                write!(f, "{name}-{crf}")
-            }
+            Self::Codec(kind, crf) => write!(f, "{}-{crf}", kind.key()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The ways to upscale that are compared.
+//! Upscaling methods to compare.
 
 use std::{
     ops::ControlFlow,
@@ -16,14 +16,14 @@ use crate::{
     },
 };
 
-/// The plain interpolations by name.
+/// Plain interpolations by name.
 pub const INTERPOLATIONS: [(&str, Kernel); 3] = [
     (super::REFERENCE, Kernel::Bicubic),
     ("catmull-rom", Kernel::CatmullRom),
     ("lanczos3", Kernel::Lanczos3),
 ];
 
-/// A way to upscale, and its name in the tables.
+/// Upscaling method and its name in tables.
 pub struct Method {
     name: String,
     kind: Kind,
@@ -35,7 +35,7 @@ enum Kind {
 }
 
 impl Method {
-    /// One of [`INTERPOLATIONS`].
+    /// Returns one of [`INTERPOLATIONS`].
     pub fn interpolation(name: &str) -> Option<Self> {
         let (name, kernel) = INTERPOLATIONS.into_iter().find(|i| i.0 == name)?;
         Some(Self {
@@ -44,8 +44,8 @@ impl Method {
         })
     }
 
-    /// The name of a bundled model, or the path of a model file, on `device`. Settings may follow,
-    /// as in `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength` and `precision`.
+    /// Loads a bundled model by name, or a model file by path, on `device`. Settings may follow, as
+    /// in `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength` and `precision`.
     ///
     /// # Errors
     /// Those of [`Upscaler::load`]; [`Error::Setting`] for a setting that is unknown or that the
@@ -69,7 +69,7 @@ impl Method {
         &self.name
     }
 
-    /// Whether it serves `scales`.
+    /// Checks that the method serves `scales`.
     pub(super) fn check(&self, scales: &[f64]) -> Result<()> {
         let Kind::Model(upscaler) = &self.kind else {
             return Ok(());
@@ -84,18 +84,21 @@ impl Method {
         }
     }
 
-    /// Lets slow models give up a frame once `stop` is set.
+    /// Makes slow models stop within a frame once `stop` is set.
     pub(super) fn stop_when(&mut self, stop: &Arc<AtomicBool>) {
         if let Kind::Model(upscaler) = &mut self.kind {
             let stop = stop.clone();
-            upscaler.set_observer(Some(Box::new(move |_| match stop.load(Ordering::SeqCst) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            upscaler.set_observer(Some(Box::new(move |_| {
+                if stop.load(Ordering::SeqCst) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             })));
         }
     }
 
-    /// `small` at `width` x `height`, in its format.
+    /// Upscales `small` to `width` x `height`, in its format.
     pub(super) fn upscale(&mut self, small: &Frame, width: usize, height: usize) -> Result<Frame> {
         match &mut self.kind {
             Kind::Interpolation(kernel) => resized(small, width, height, *kernel),
@@ -108,7 +111,7 @@ impl Method {
     }
 }
 
-/// Sets what `setting` says, such as `denoise=0.4`.
+/// Applies `setting`, such as `denoise=0.4`.
 fn set(upscaler: &mut Upscaler, setting: &str) -> Result<()> {
     let known = "denoise, detail or strength from 0 to 1, or a precision";
     let wrong = || Error::Setting(format!("'{setting}': use {known}, as in denoise=0.4"));
@@ -128,7 +131,7 @@ fn set(upscaler: &mut Upscaler, setting: &str) -> Result<()> {
     }
 }
 
-/// `frame` at another size, component by component, antialiased where it shrinks.
+/// Resizes `frame` component by component, with antialiasing if it shrinks.
 pub(super) fn resized(frame: &Frame, width: usize, height: usize, kernel: Kernel) -> Result<Frame> {
     let info = frame.info();
     let mut out = Frame::new(info.with_size(width, height))?;

@@ -1,7 +1,7 @@
-//! What models reach beside plain interpolation: pictures and clips are made small, perhaps degraded, made large again by
-//! every method, and measured.
+//! Evaluation of models beside plain interpolation: images and clips are shrunk, degraded, upscaled
+//! by every method, and measured.
 //!
-//! `docs/evaluation.md` says how, with the sources of the metrics.
+//! `docs/evaluation.md` describes the procedure and the sources of the metrics.
 
 #[cfg(feature = "video")]
 mod clip;
@@ -29,11 +29,11 @@ use crate::{
     metrics::{Gray, Lpips, LpipsFeatures, Niqe, Picture, ms_ssim, psnr, ssim},
 };
 
-/// The method that all others are compared with.
+/// Method that all others are compared with.
 pub const REFERENCE: &str = "bicubic";
 
-/// The pictures and the clips below `paths`, each in sorted order. A file that `paths` names is a clip if it has the
-/// name of a video file, and a picture else.
+/// Returns the images and the clips below `paths`, each in sorted order. A file in `paths` is a
+/// clip if it has the name of a video file, otherwise an image.
 ///
 /// # Errors
 /// [`DataError::Read`] for a directory that cannot be read.
@@ -42,15 +42,15 @@ pub fn media_files(paths: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Da
     Ok(found.into_iter().partition(|path| !is_video(path)))
 }
 
-/// The metrics that need a file.
+/// Metrics that need a file.
 #[derive(Default)]
-pub struct Judges {
+pub struct MetricModels {
     pub lpips: Option<Lpips>,
     pub niqe: Option<Niqe>,
 }
 
-impl Judges {
-    /// Loads what there is a file for.
+impl MetricModels {
+    /// Loads the metrics whose file is given.
     ///
     /// # Errors
     /// Those of [`Lpips::load`] and [`Niqe::load`].
@@ -62,17 +62,17 @@ impl Judges {
     }
 }
 
-/// What is measured, and how: methods under conditions at scales.
+/// Measurement of methods under conditions at scales.
 pub struct Evaluation {
     methods: Vec<Method>,
     scales: Vec<f64>,
     conditions: Vec<Condition>,
-    judges: Judges,
+    models: MetricModels,
     stop: Arc<AtomicBool>,
 }
 
 impl Evaluation {
-    /// `stop` ends the work with [`Error::Cancelled`] soon after it is set.
+    /// Creates an evaluation. It ends with [`Error::Cancelled`] soon after `stop` is set.
     ///
     /// # Errors
     /// [`Error::Scale`] when a method does not serve a scale.
@@ -80,7 +80,7 @@ impl Evaluation {
         mut methods: Vec<Method>,
         scales: Vec<f64>,
         conditions: Vec<Condition>,
-        judges: Judges,
+        models: MetricModels,
         stop: Arc<AtomicBool>,
     ) -> Result<Self> {
         for method in &mut methods {
@@ -91,39 +91,40 @@ impl Evaluation {
             methods,
             scales,
             conditions,
-            judges,
+            models,
             stop,
         })
     }
 
-    /// The number of scales: every picture and frame is measured so many times.
+    /// Number of scales, each of which measures every image and frame.
     pub fn passes(&self) -> usize {
         self.scales.len()
     }
 }
 
 fn check(stop: &AtomicBool) -> Result<()> {
-    match stop.load(Ordering::SeqCst) {
-        true => Err(Error::Cancelled),
-        false => Ok(()),
+    if stop.load(Ordering::SeqCst) {
+        Err(Error::Cancelled)
+    } else {
+        Ok(())
     }
 }
 
-/// A picture or frame to be judged, or to judge by: without its border.
+/// Image or frame without its border.
 struct View {
     luma: Gray,
     rgb: Picture,
 }
 
 impl View {
-    /// Of `frame` without `border` pixels on each side: luma as it is where the frame has luma, on the scale 16..235,
-    /// and as [`Picture::luma`] else.
+    /// Takes `frame` without `border` pixels on each side. Luma is that of the frame, on the scale
+    /// 16..235, or [`Picture::luma`] if the frame has none.
     fn of(frame: &FrameRef, border: usize) -> Result<Self> {
         let info = frame.info();
         let (width, height) = (info.width, info.height);
         let rgb = Picture::new(width, height, frame.to_rgb8()?)?.cropped(border);
         if rgb.rgb().is_empty() {
-            return Err(Error::Frame(format!(
+            return Err(Error::Data(format!(
                 "nothing is left of {width}x{height} pixels without a border of {border}"
             )));
         }
@@ -146,7 +147,7 @@ impl View {
     }
 }
 
-/// What is measured on a single picture or frame.
+/// Metrics of a single image or frame.
 #[derive(Clone, Copy)]
 struct Scores {
     psnr_y: f64,
@@ -156,24 +157,24 @@ struct Scores {
     niqe: Option<f64>,
 }
 
-/// What an upscaler should have made, and its features.
+/// Ground truth and its features.
 struct Truth {
     view: View,
     features: Option<LpipsFeatures>,
 }
 
 impl Truth {
-    fn new(view: View, judges: &Judges) -> Result<Self> {
-        let features = judges.lpips.as_ref().map(|l| l.features(&view.rgb));
+    fn new(view: View, models: &MetricModels) -> Result<Self> {
+        let features = models.lpips.as_ref().map(|l| l.features(&view.rgb));
         Ok(Self {
             features: features.transpose()?,
             view,
         })
     }
 
-    fn judge(&self, result: &View, judges: &Judges) -> Result<Scores> {
+    fn score(&self, result: &View, models: &MetricModels) -> Result<Scores> {
         let (truth, luma) = (&self.view.luma, &result.luma);
-        let lpips = match (&judges.lpips, &self.features) {
+        let lpips = match (&models.lpips, &self.features) {
             (Some(l), Some(f)) => Some(l.distance(f, &l.features(&result.rgb)?)?),
             _ => None,
         };
@@ -183,18 +184,18 @@ impl Truth {
             ssim: ssim(truth, luma),
             ms_ssim: ms_ssim(truth, luma),
             lpips,
-            niqe: judges.niqe.as_ref().map(natural).transpose()?.flatten(),
+            niqe: models.niqe.as_ref().map(natural).transpose()?.flatten(),
         })
     }
 }
 
-/// The border that is not measured.
+/// Width of the border that is not measured.
 fn border(scale: f64) -> usize {
     scale.ceil() as usize
 }
 
-/// The low-resolution length, a multiple of `multiple`, for a picture of `len` pixels, and the length that it becomes at
-/// `scale`: whole pixels, at most `len`.
+/// Returns the low-resolution length for an image of `len` pixels, a multiple of `multiple`, and
+/// the length that it becomes at `scale`: whole pixels, at most `len`.
 fn fitting(len: usize, scale: f64, multiple: usize) -> (usize, usize) {
     let small = (len as f64 / scale + 1e-9).floor() as usize;
     let small = small - small % multiple;

@@ -1,4 +1,4 @@
-//! One picture.
+//! Measurement of an image.
 
 use std::path::Path;
 
@@ -13,28 +13,29 @@ use crate::{
 };
 
 impl Evaluation {
-    /// Measures every method under every condition for pictures, at every scale, on the picture `path`. `step` is called
-    /// when a scale is done.
+    /// Measures every method under every condition for images, at every scale, on the image at
+    /// `path`. `step` is called after each scale.
     ///
     /// # Errors
-    /// [`Error::Frame`] when the file is no picture or too small, [`Error::Cancelled`], and those of the methods.
+    /// [`Error::Data`] when the file is no image or too small, [`Error::Cancelled`], and those of
+    /// the methods.
     pub fn picture(&mut self, path: &Path, mut step: impl FnMut()) -> Result<Vec<Row>> {
-        let image = decode(path).map_err(Error::Frame)?;
+        let image = decode(path).map_err(Error::Data)?;
         let (w, h) = (image.width() as usize, image.height() as usize);
         let full = Patch::from_rgb8(w, h, image.as_raw());
         let mut rows = Vec::new();
         for scale in self.scales.clone() {
             let ((lw, hw), (lh, hh)) = (fitting(w, scale, 1), fitting(h, scale, 1));
             if lw == 0 || lh == 0 {
-                return Err(Error::Frame(format!(
+                return Err(Error::Data(format!(
                     "{w}x{h} pixels are too few for scale {scale}"
                 )));
             }
             let hr = full.top_left(hw, hh);
             let frame = Frame::from_rgb8(hw, hh, &hr.to_rgb8())?;
-            let truth = Truth::new(View::of(&frame.as_ref(), border(scale))?, &self.judges)?;
+            let truth = Truth::new(View::of(&frame.as_ref(), border(scale))?, &self.models)?;
             for condition in self.conditions.iter().filter(|c| c.is_for_pictures()) {
-                // The evaluation's recipes draw nothing that matters.
+                // The recipes of an evaluation do not depend on random numbers.
                 let mut rng = SmallRng::seed_from_u64(0);
                 let (small, _) = condition.recipe().picture(&hr, (lw, lh), &mut rng)?;
                 let small = Frame::from_rgb8(lw, lh, &small.to_rgb8())?;
@@ -47,7 +48,7 @@ impl Evaluation {
                         condition: condition.to_string(),
                         scale,
                         image: path.display().to_string(),
-                        ..truth.judge(&result, &self.judges)?.into()
+                        ..truth.score(&result, &self.models)?.into()
                     });
                 }
             }

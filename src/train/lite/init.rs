@@ -1,4 +1,4 @@
-//! Weights of the lite family's networks before training, and its discriminator in training.
+//! Initial weights of the lite family, and its discriminator in training.
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -6,13 +6,13 @@ use candle_nn::{VarBuilder, VarMap};
 use crate::{
     nn::lite::{Discriminator, DiscriminatorConfig, Teacher, TeacherConfig},
     train::{
-        adversary::Judge,
-        init::{POWER_ITERATIONS, Variables, draw, sorted},
+        adversary::FeatureDiscriminator,
+        init::{POWER_ITERATIONS, Variables, set_random, sorted},
     },
 };
 
-/// A new teacher of the lite family and its variables. The second convolution of each block and the last of all are zero:
-/// at first it predicts no residual.
+/// Creates a teacher and its variables. The second convolution of each block and the last
+/// convolution are zero, so at first it predicts no residual.
 ///
 /// # Errors
 /// As [`Teacher::new`].
@@ -21,13 +21,14 @@ pub fn teacher(config: &TeacherConfig, seed: u64, device: &Device) -> Result<(Te
     let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = Teacher::new(config.clone(), vb)?;
     let variables = sorted(&vars)?;
-    draw(&variables, seed, |name| {
+    set_random(&variables, seed, |name| {
         name.ends_with("conv2.weight") || name.starts_with("tail.")
     })?;
     Ok((made, variables))
 }
 
-/// A new discriminator for the lite family's teacher and its variables, the spectral norms' vectors among them.
+/// Creates a discriminator for a teacher and its variables, including the vectors of the spectral
+/// norms.
 ///
 /// # Errors
 /// As [`Discriminator::new`].
@@ -40,14 +41,14 @@ pub fn discriminator(
     let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = Discriminator::new(config.clone(), vb)?;
     let variables = sorted(&vars)?;
-    draw(&variables, seed, |_| false)?;
+    set_random(&variables, seed, |_| false)?;
     for _ in 0..POWER_ITERATIONS {
         made.power_iteration()?;
     }
     Ok((made, variables))
 }
 
-impl Judge for Discriminator {
+impl FeatureDiscriminator for Discriminator {
     fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
         self.forward(features, t)
     }

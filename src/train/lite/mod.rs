@@ -1,23 +1,26 @@
 //! Training of the lite family: a teacher, and students by time-aware distillation.
 //!
-//! The latent is the whitened residual over the bicubic base (see [`crate::nn::lite::latent`]). Residual-shifting
-//! diffusion seen from the base has `zy = 0`: `r_t = (1 - eta_t) r_0 + kappa sqrt(eta_t) eps`, so the losses of
-//! [`super::losses`] serve it as they are.
+//! The latent is the whitened residual over the bicubic base, see [`crate::nn::lite::latent`]. With
+//! the base as origin, residual-shifting diffusion has `zy = 0`: `r_t = (1 - eta_t) r_0 + kappa
+//! sqrt(eta_t) eps`, so [`super::losses`] apply unchanged.
 
-mod begin;
 pub mod init;
+mod initial;
+pub mod recipe;
+mod run;
 pub mod student;
 pub mod teacher;
 
-pub use begin::Begin;
+pub use initial::InitialWeights;
+pub use recipe::{Recipe, Shape, Size, train_scales};
+pub use run::{estimate, run};
 
 use std::{path::Path, sync::Arc};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    checkpoint::Start,
     data::{
         corpus::Corpus,
         matched::Matched,
@@ -35,70 +38,50 @@ use crate::{
     },
 };
 
-/// Checks what all runs have among their options.
-fn check_common(
-    steps: u64,
-    [batch, accumulate]: [usize; 2],
-    learning_rate: f64,
-    ema: f64,
-) -> Result<()> {
-    let wrong = |text: String| Err(Error::Setting(text));
-    if steps == 0 || !(1..=1024).contains(&batch) || !(1..=1024).contains(&accumulate) {
-        return wrong(
-            "steps, batch and accumulate must be at least 1, the latter two at most 1024".into(),
-        );
-    }
-    if !(learning_rate > 0.0 && learning_rate.is_finite()) {
-        return wrong(format!("learning_rate = {learning_rate}: above 0"));
-    }
-    if !(0.0..1.0).contains(&ema) {
-        return wrong(format!("ema = {ema}: at least 0, below 1"));
-    }
-    Ok(())
-}
-
-/// Batches that the latent's statistics are measured on.
+/// Number of batches on which the statistics of the latent are measured.
 const STATISTICS_BATCHES: u64 = 64;
 
 /// Probability that a batch has the largest scale.
 const NATIVE: f64 = 0.6;
 
-/// What a teacher and its students must agree in.
+/// Latent of a teacher and its students.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Latent {
     pub kind: LatentKind,
-    /// Output pixels a side in a grid cell.
+    /// Side of a grid cell in output pixels.
     pub r: usize,
-    /// Scales in training; the upper end is also the model's own.
+    /// Range of scales in training; the upper end is the native scale of the model.
     pub scales: [f64; 2],
     pub stats: LatentStats,
 }
 
 impl Latent {
-    /// A latent with the statistics of `source`, measured on patches of `patch` pixels.
-    ///
-    /// # Errors
-    /// As [`PairSpec::measure`].
-    pub fn measure(
-        kind: LatentKind,
-        r: usize,
-        scales: [f64; 2],
-        source: &dyn PairSource,
-        patch: usize,
-    ) -> Result<Self> {
-        let mut latent = Self {
+    /// Latent of `kind` with nominal statistics.
+    pub fn nominal(kind: LatentKind, r: usize, scales: [f64; 2]) -> Self {
+        Self {
             kind,
             r,
             scales,
             stats: LatentStats::nominal(kind, r),
-        };
-        let pairs = latent.pairs(patch, 16);
-        latent.stats = pairs.measure(source, 0, STATISTICS_BATCHES)?;
-        Ok(latent)
+        }
     }
 
-    /// Batches of `batch` pairs of `patch` pixels a side.
+    /// Returns the latent with the statistics of `source`, measured on patches of `patch` pixels.
+    ///
+    /// # Errors
+    /// As [`PairSpec::measure`].
+    pub fn measured(&self, source: &dyn PairSource, patch: usize) -> Result<Self> {
+        let stats = self
+            .pairs(patch, 16)
+            .measure(source, 0, STATISTICS_BATCHES)?;
+        Ok(Self {
+            stats,
+            ..self.clone()
+        })
+    }
+
+    /// Returns the specification of batches of `batch` pairs with sides of `patch` pixels.
     pub fn pairs(&self, patch: usize, batch: usize) -> PairSpec {
         PairSpec {
             latent: self.kind,
@@ -111,7 +94,8 @@ impl Latent {
         }
     }
 
-    /// The whitened base and the whitened residual of a batch of patches of `patch` pixels, `[n, h, w, c]`, on `device`.
+    /// Returns the whitened base and the whitened residual of a batch of patches of `patch` pixels,
+    /// `[n, h, w, c]`, on `device`.
     ///
     /// # Errors
     /// When a tensor cannot be made.
@@ -123,16 +107,16 @@ impl Latent {
     }
 }
 
-/// What a run is trained on, and what it is measured on while it is trained.
+/// Data for training, and held-out data for measurements.
 #[derive(Clone)]
-pub struct Material {
+pub struct TrainingData {
     pub source: Arc<dyn PairSource>,
-    /// Kinds of degradation, by name, of pictures that are not trained on.
+    /// Held-out images under some degradations, by name.
     pub held_out: Vec<(&'static str, Arc<dyn PairSource>)>,
 }
 
-impl Material {
-    /// All of a corpus, and what it holds out.
+impl TrainingData {
+    /// Takes all data of a corpus.
     pub fn corpus(corpus: Corpus) -> Self {
         Self {
             held_out: corpus.held_out_kinds(),
@@ -140,8 +124,8 @@ impl Material {
         }
     }
 
-    /// All of matched pairs but those of every `hold_out`th file, which are measured on; of fewer
-    /// files all are both.
+    /// Takes matched pairs. Those of every `hold_out`th file are held out. If there are fewer
+    /// files, all are trained and measured on.
     pub fn matched(mut pairs: Matched, hold_out: usize) -> Self {
         let mut held_out = pairs.hold_out(hold_out);
         if held_out.is_empty() {
@@ -158,7 +142,7 @@ impl Material {
         self.source.fingerprint()
     }
 
-    /// A batch of each kind of degradation at the model's own scale.
+    /// Returns a batch of each held-out degradation at the native scale of the model.
     fn validation(&self, pairs: &PairSpec, stats: &LatentStats) -> Result<Vec<HeldOut>> {
         let pairs = PairSpec {
             batch: 64,
@@ -172,24 +156,10 @@ impl Material {
     }
 }
 
-/// A kind of degradation and its batch.
+/// Name of a degradation and its held-out batch.
 type HeldOut = (&'static str, Batch);
 
-/// Where a run is kept and how it goes on.
-pub struct Place<'a> {
-    /// Folder with its checkpoint.
-    pub dir: &'a Path,
-    pub start: Start,
-    pub data_threads: usize,
-    /// Where the networks are trained; they are measured on the CPU.
-    pub device: Device,
-    /// Type of their feature maps there; weights are f32.
-    pub dtype: DType,
-    /// How often the learning rate is halved, beside the times that the checkpoint knows of: after it has diverged.
-    pub slower: i32,
-}
-
-/// The diffusion of the whitened residual.
+/// Diffusion of the whitened residual.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Diffusion {
@@ -197,7 +167,7 @@ pub struct Diffusion {
     pub steps: usize,
     /// Standard deviation of the noise at eta = 1, in standard deviations of the residual.
     pub kappa: f64,
-    /// Exponent of the schedule's growth.
+    /// Exponent of the growth of the schedule.
     pub power: f64,
     /// Standard deviation of the noise at the first step.
     pub min_noise_level: f64,
@@ -222,7 +192,7 @@ impl Default for Diffusion {
 
 impl Diffusion {
     /// # Errors
-    /// When a value is out of its range.
+    /// When a value is out of range.
     pub fn schedule(&self) -> Result<Schedule> {
         let schedule = Schedule::new(&DiffusionConfig {
             scale: 1,
@@ -237,15 +207,15 @@ impl Diffusion {
     }
 }
 
-/// A teacher and the base that it looks at, as losses and samplers take them.
+/// A teacher with the base of a batch, for losses and samplers.
 ///
-/// The network predicts what is left of the residual after the best linear guess from the noisy one, over its deviation
-/// (the preconditioning of EDM, Karras et al., arXiv 2206.00364, for a residual of variance 1): with little noise it need
-/// not learn to copy its input.
+/// The network predicts the difference of the residual to the best linear guess from the noisy
+/// residual, over its deviation (the preconditioning of EDM, Karras et al., arXiv 2206.00364, for a
+/// residual of variance 1). With little noise it need not learn to copy its input.
 pub struct Guided<'a> {
     pub teacher: &'a Teacher,
     pub schedule: &'a Schedule,
-    /// The whitened latent of the base.
+    /// Whitened latent of the base.
     pub base: &'a Tensor,
     pub scale: f64,
 }
@@ -270,23 +240,25 @@ impl losses::Teacher for Guided<'_> {
     }
 }
 
-/// Beyond this a loss or gradient says that the run has diverged: in units of the residual's deviation both are about 1.
+/// Bound of losses and gradients, beyond which a run has diverged. In units of the residual's
+/// deviation both are about 1.
 const BOUND: f64 = 1e6;
 
-/// The value, unless it is beyond [`BOUND`] or no number.
+/// Returns the value if it is within [`BOUND`].
 fn bounded(dir: &Path, step: u64, what: &str, value: f64) -> Result<f64> {
-    match value.abs() < BOUND {
-        true => Ok(value),
-        false => Err(Error::Diverged {
+    if value.abs() < BOUND {
+        Ok(value)
+    } else {
+        Err(Error::Diverged {
             path: dir.into(),
             what: what.into(),
             step,
-        }),
+        })
     }
 }
 
-/// How much smaller the mean square of `left` is than that of `truth`, in dB: the gain in PSNR over the base. Channels
-/// have their own units, so both are brought back to those of luma and chroma first.
+/// Returns the gain in PSNR over the base in dB: the mean square of `truth` over that of `left`.
+/// Channels have different units, so both are converted to those of luma and chroma first.
 fn gain(truth: &Tensor, left: &Tensor, stats: &LatentStats) -> Result<f64> {
     let std = Tensor::new(stats.residual_std.as_slice(), truth.device())?;
     let energy = |t: &Tensor| -> Result<f64> {
@@ -298,12 +270,14 @@ fn gain(truth: &Tensor, left: &Tensor, stats: &LatentStats) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
     use candle_nn::VarBuilder;
 
     use super::{losses::Teacher as _, *};
     use crate::{nn::lite::TeacherConfig, train::losses::Perturbation};
 
-    /// With a network that gives zero, the prediction is the best linear guess: what it misses is as large as it must be.
+    /// With a network that returns zero, the prediction is the best linear guess, whose error is
+    /// known.
     #[test]
     fn a_network_that_knows_nothing_leaves_the_best_linear_guess() {
         let config = TeacherConfig::micro(4, 2);
@@ -319,14 +293,14 @@ mod tests {
             scale: 2.0,
         };
         for t in 0..schedule.steps() {
-            let draw = Perturbation {
+            let perturbation = Perturbation {
                 schedule: &schedule,
                 zy: &base.zeros_like().unwrap(),
                 t: &[t; 4],
                 noise: &noise,
             };
             let guess = guided
-                .predict(&draw.input(&residual).unwrap(), &[t; 4])
+                .predict(&perturbation.input(&residual).unwrap(), &[t; 4])
                 .unwrap();
             let missed = (guess - &residual).unwrap().sqr().unwrap();
             let missed = missed.mean_all().unwrap().to_scalar::<f32>().unwrap();

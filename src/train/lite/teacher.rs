@@ -1,4 +1,5 @@
-//! The teacher's training: residual-shifting diffusion (ResShift, arXiv 2307.12348) on the whitened residual.
+//! Training of a teacher: residual-shifting diffusion (ResShift, arXiv 2307.12348) on the whitened
+//! residual.
 
 use std::{
     fs,
@@ -11,9 +12,7 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Diffusion, Guided, HeldOut, Latent, Material, Place, bounded, check_common, gain, init,
-};
+use super::{Diffusion, Guided, HeldOut, Latent, TrainingData, bounded, gain, init};
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
@@ -22,18 +21,20 @@ use crate::{
         checkpoint,
         data::{loader::Loader, pairs::Batch},
         losses::{Perturbation, Teacher as _, denoising, normals},
+        observer::Measurement,
         optim::{CLIP, Trained, cosine},
         random::{Fnv, step_seed},
+        trainer::{RunContext, Training, check_common},
     },
 };
 
-/// Everything that determines a run's result, beside the data and the latent.
+/// All that determines the result of a run, besides data and latent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// Channels of each level, multiples of 16; each level but the last halves the grid.
+    /// Channels of each level, multiples of 16. Each level but the last halves the grid.
     pub widths: Vec<usize>,
-    /// ResBlocks of each level, on the way down and on the way up.
+    /// ResBlocks of each level, in each direction.
     pub blocks: usize,
     pub diffusion: Diffusion,
     pub steps: u64,
@@ -41,9 +42,9 @@ pub struct Options {
     pub batch: usize,
     /// Batches whose gradients are averaged in a step.
     pub accumulate: usize,
-    /// Side of a high-resolution patch in pixels; 0 for 48 cells of the grid.
+    /// Side of a high-resolution patch in pixels; 0 for 48 grid cells.
     pub patch: usize,
-    /// Peak; it warms up, then falls along a cosine.
+    /// Peak learning rate, after a warm-up and before a cosine decay.
     pub learning_rate: f64,
     /// Decay of the averaged weights.
     pub ema: f64,
@@ -68,10 +69,10 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The network's shape for a latent of `kind` and `r`.
+    /// Returns the shape of the network for a latent of `kind` and `r`.
     ///
     /// # Errors
-    /// [`Error::Setting`] that names what is out of range.
+    /// [`Error::Setting`] that names the value that is out of range.
     pub fn config(&self, kind: LatentKind, r: usize) -> Result<TeacherConfig> {
         let config = TeacherConfig {
             latent: kind.channels(r),
@@ -85,30 +86,37 @@ impl Options {
         Ok(config)
     }
 
-    /// The side of a high-resolution patch for a latent of `r` and a network that takes sides of `multiple` cells.
+    /// Returns the side of a high-resolution patch for a latent of `r` and a network that needs
+    /// sides of `multiple` cells.
     ///
     /// # Errors
-    /// [`Error::Setting`] when that is out of range.
+    /// [`Error::Setting`] when it is out of range.
     pub fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
         let patch = match self.patch {
             0 => 48 * r,
             patch => patch,
         };
         let multiple = r * multiple;
-        match (1..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
-            true => Ok(patch),
-            false => Err(Error::Setting(format!(
+        if (1..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
+            Ok(patch)
+        } else {
+            Err(Error::Setting(format!(
                 "teacher: patch = {patch}: a multiple of {multiple} up to 1024"
-            ))),
+            )))
         }
     }
 
     /// # Errors
-    /// [`Error::Setting`] that names what is out of range, whatever the latent.
+    /// [`Error::Setting`] that names the value that is out of range for any latent.
     pub fn check(&self) -> Result<()> {
-        let batches = [self.batch, self.accumulate];
-        check_common(self.steps, batches, self.learning_rate, self.ema)
-            .map_err(|e| Error::Setting(format!("teacher: {e}")))?;
+        let checked = check_common(
+            self.steps,
+            self.batch,
+            self.accumulate,
+            self.learning_rate,
+            self.ema,
+        );
+        checked.map_err(|e| Error::Setting(format!("teacher: {e}")))?;
         self.diffusion.schedule().map(|_| ())
     }
 }
@@ -123,13 +131,15 @@ struct State {
     options: Options,
     latent: Latent,
     step: u64,
-    slowed: i32,
-    /// Of the data.
+    /// Halvings of the learning rate after divergence.
+    #[serde(rename = "slowed")]
+    halvings: i32,
+    /// Hash of the data.
     fingerprint: u64,
 }
 
 impl State {
-    /// Whether a run of `options`, `latent` and `fingerprint` is the one of the file at `path`.
+    /// Checks that a run with `options`, `latent` and `fingerprint` made the file at `path`.
     fn check(
         &self,
         path: &Path,
@@ -141,7 +151,7 @@ impl State {
             let reason = "was made with other data: give it as it was";
             return Err(Error::training(path, reason));
         }
-        // A run that diverged goes on with another learning rate.
+        // A run that has diverged continues with another learning rate.
         let was = Options {
             learning_rate: options.learning_rate,
             ..self.options.clone()
@@ -161,15 +171,15 @@ pub struct FrozenTeacher {
     pub schedule: Schedule,
     pub sampling_steps: usize,
     pub latent: Latent,
-    /// A number that changes with its weights and options; 0 for one that was not read from a file.
+    /// Hash of its file; 0 without a file.
     pub fingerprint: u64,
 }
 
 impl FrozenTeacher {
-    /// Reads a teacher's file, for use on `device` with feature maps of `dtype`.
+    /// Reads the file of a teacher, for use on `device` with feature maps of `dtype`.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Model`] when it is no teacher.
+    /// [`Error::Io`], or [`Error::Model`] when it is no file of a teacher.
     pub fn read(path: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let mut hash = Fnv::default();
         fs::read(path).map_err(Error::io(path))?.hash(&mut hash);
@@ -188,7 +198,8 @@ impl FrozenTeacher {
         })
     }
 
-    /// A sample of the residual over `base` by the deterministic sampler, from `noise` of the residual's shape.
+    /// Samples the residual over `base` with the deterministic sampler, from `noise` of the shape
+    /// of the residual.
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -213,7 +224,8 @@ impl FrozenTeacher {
     }
 }
 
-/// A training run in a directory: `checkpoint.safetensors` and `teacher.safetensors`, the averaged weights.
+/// Training of a teacher in a folder: `checkpoint.safetensors` and `teacher.safetensors`, the
+/// averaged weights.
 pub struct TeacherRun {
     options: Options,
     latent: Latent,
@@ -222,8 +234,8 @@ pub struct TeacherRun {
     teacher: Teacher,
     trained: Trained,
     step: u64,
-    /// How often the learning rate has been halved.
-    slowed: i32,
+    /// Halvings of the learning rate after divergence.
+    halvings: i32,
     loader: Loader<Batch>,
     held_out: Vec<HeldOut>,
     fingerprint: u64,
@@ -233,42 +245,42 @@ pub struct TeacherRun {
 }
 
 impl TeacherRun {
-    /// Starts a run at `place`, or goes on with its checkpoint.
+    /// Starts a run, or continues with its checkpoint.
     ///
     /// # Errors
-    /// [`Error::Training`] when there is a checkpoint and the run does not go on with it, or the other way round, or it
-    /// was made with other options or data; [`Error::Setting`] when a value is out of range.
+    /// [`Error::Training`] when a new run has a checkpoint, a continued run has none, or it was
+    /// made with other options or data; [`Error::Setting`] when a value is out of range.
     pub fn new(
         options: Options,
         latent: Latent,
-        material: &Material,
-        place: &Place,
+        data: &TrainingData,
+        context: &RunContext,
     ) -> Result<Self> {
-        let path = place.dir.join("checkpoint.safetensors");
-        let saved = checkpoint::load_if::<State>(&path, place.start)?;
-        let fingerprint = material.fingerprint();
+        let path = context.folder.join("checkpoint.safetensors");
+        let saved = checkpoint::load_if::<State>(&path, context.start)?;
+        let fingerprint = data.fingerprint();
         let config = options.config(latent.kind, latent.r)?;
         options.check()?;
         let patch = options.patch_side(latent.r, config.multiple())?;
         let seed = options.seed ^ WEIGHTS;
-        let (mut teacher, parameters) = init::teacher(&config, seed, &place.device)?;
-        teacher.set_dtype(place.dtype);
+        let (mut teacher, parameters) = init::teacher(&config, seed, &context.device)?;
+        teacher.set_dtype(context.dtype);
         let mut trained = Trained::new(parameters, 0.999, options.ema, CLIP)?;
-        let (mut step, mut slowed) = (0, place.slower);
+        let (mut step, mut halvings) = (0, context.halvings);
         if let Some((tensors, state)) = saved {
             state.check(&path, &options, &latent, fingerprint)?;
             trained.restore(state.step, &tensors)?;
             step = state.step;
-            slowed += state.slowed;
+            halvings += state.halvings;
         }
         let spec = latent.pairs(patch, options.batch);
-        let held_out = material.validation(&spec, &latent.stats)?;
-        let (source, stats) = (material.source.clone(), latent.stats.clone());
+        let held_out = data.validation(&spec, &latent.stats)?;
+        let (source, stats) = (data.source.clone(), latent.stats.clone());
         let make = move |seed| spec.batch(&*source, &stats, seed);
         let first = step * options.accumulate as u64;
         Ok(Self {
             schedule: options.diffusion.schedule()?,
-            loader: Loader::start(make, options.seed, first, place.data_threads),
+            loader: Loader::start(make, options.seed, first, context.data_threads),
             options,
             latent,
             patch,
@@ -276,22 +288,23 @@ impl TeacherRun {
             trained,
             step,
             held_out,
-            slowed,
+            halvings,
             fingerprint,
-            device: place.device.clone(),
-            dtype: place.dtype,
-            dir: place.dir.to_path_buf(),
+            device: context.device.clone(),
+            dtype: context.dtype,
+            dir: context.folder.to_path_buf(),
         })
     }
 
-    /// Whether `dir` has a teacher that has taken all steps of `options`, and no checkpoint: there is nothing to train.
+    /// Returns `true` if `dir` has a teacher that has taken all steps of `options`, and no
+    /// checkpoint.
     ///
     /// # Errors
     /// [`Error::Training`] when it was made with other options or data; those of [`checkpoint::load`].
     pub fn is_done(
         options: &Options,
         latent: &Latent,
-        material: &Material,
+        data: &TrainingData,
         dir: &Path,
     ) -> Result<bool> {
         let path = dir.join("teacher.safetensors");
@@ -299,42 +312,11 @@ impl TeacherRun {
             return Ok(false);
         }
         let (_, state) = checkpoint::load::<State>(&path)?;
-        state.check(&path, options, latent, material.fingerprint())?;
+        state.check(&path, options, latent, data.fingerprint())?;
         Ok(state.step >= options.steps)
     }
 
-    /// Steps done.
-    pub fn done(&self) -> u64 {
-        self.step
-    }
-
-    /// Takes one step and gives its loss: the mean square of what the prediction misses, 1 for a teacher that predicts
-    /// no residual.
-    ///
-    /// # Errors
-    /// [`Error::Diverged`] when the loss is out of bounds; the checkpoint is then still the last good one.
-    pub fn step(&mut self) -> Result<f64> {
-        let o = &self.options;
-        let (mut grads, mut sum) = (GradStore::default(), 0.0);
-        for i in 0..o.accumulate as u64 {
-            let batch = self.loader.next_batch()?;
-            let seed = step_seed(o.seed ^ NOISE, self.step * o.accumulate as u64 + i);
-            let loss =
-                (self.loss(&self.teacher, &batch, seed, &self.device)? / o.accumulate as f64)?;
-            sum += f64::from(loss.to_scalar::<f32>()?);
-            grads.extend(loss.backward()?)?;
-        }
-        bounded(&self.dir, self.step, "loss", sum)?;
-        let warm_up = (o.steps / 20).clamp(1, 1000);
-        let peak = o.learning_rate * 0.5f64.powi(self.slowed);
-        let rate = cosine(peak, self.step, o.steps, warm_up);
-        let norm = self.trained.step(&grads, rate)?;
-        bounded(&self.dir, self.step, "gradient", norm)?;
-        self.step += 1;
-        Ok(sum)
-    }
-
-    /// The loss of `teacher`, which is on `device`.
+    /// Returns the loss of `teacher`, which is on `device`.
     fn loss(&self, teacher: &Teacher, batch: &Batch, seed: u64, device: &Device) -> Result<Tensor> {
         let [base, residual] = self.latent.tensors(batch, self.patch, device)?;
         let mut rng = StdRng::seed_from_u64(seed);
@@ -342,7 +324,7 @@ impl TeacherRun {
         let t: Vec<usize> = times
             .map(|_| rng.random_range(0..self.schedule.steps()))
             .collect();
-        let draw = Perturbation {
+        let perturbation = Perturbation {
             schedule: &self.schedule,
             zy: &base.zeros_like()?,
             t: &t,
@@ -354,15 +336,39 @@ impl TeacherRun {
             base: &base,
             scale: batch.scale,
         };
-        Ok(denoising(&residual, &draw, |x, t| guided.predict(x, t))?)
+        Ok(denoising(&residual, &perturbation, |x, t| {
+            guided.predict(x, t)
+        })?)
     }
 
-    /// On held-out photos, for each kind of degradation: the loss, and the gain in PSNR over the base in dB of the prediction
-    /// from noise alone, the mean of what the picture may be.
+    /// Returns the current teacher, with averaged weights.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn validate(&self) -> Result<Vec<(&'static str, f64, f64)>> {
+    pub fn frozen(&self) -> Result<FrozenTeacher> {
+        let mut net = self.averaged(&self.device)?;
+        net.set_dtype(self.dtype);
+        Ok(FrozenTeacher {
+            net,
+            schedule: self.schedule.clone(),
+            sampling_steps: self.options.diffusion.sampling_steps,
+            latent: self.latent.clone(),
+            fingerprint: 0,
+        })
+    }
+
+    fn averaged(&self, device: &Device) -> Result<Teacher> {
+        let vb = VarBuilder::from_tensors(self.trained.averages(), DType::F32, device);
+        let config = self.options.config(self.latent.kind, self.latent.r)?;
+        Ok(Teacher::new(config, vb)?)
+    }
+
+    /// Measures on held-out images, for each degradation: the loss, and the gain in PSNR over the
+    /// base in dB of the prediction from noise only, which is the mean of all possible images.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn measure(&self) -> Result<Vec<(&'static str, f64, f64)>> {
         let cpu = Device::Cpu;
         let teacher = self.averaged(&cpu)?;
         let measure = |(name, batch): &HeldOut| {
@@ -393,43 +399,53 @@ impl TeacherRun {
         };
         self.held_out.iter().map(measure).collect()
     }
+}
 
-    /// The teacher as it stands: the averaged weights.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    pub fn frozen(&self) -> Result<FrozenTeacher> {
-        let mut net = self.averaged(&self.device)?;
-        net.set_dtype(self.dtype);
-        Ok(FrozenTeacher {
-            net,
-            schedule: self.schedule.clone(),
-            sampling_steps: self.options.diffusion.sampling_steps,
-            latent: self.latent.clone(),
-            fingerprint: 0,
-        })
+impl Training for TeacherRun {
+    fn done(&self) -> u64 {
+        self.step
     }
 
-    fn averaged(&self, device: &Device) -> Result<Teacher> {
-        let vb = VarBuilder::from_tensors(self.trained.averages(), DType::F32, device);
-        let config = self.options.config(self.latent.kind, self.latent.r)?;
-        Ok(Teacher::new(config, vb)?)
-    }
-
-    /// Writes the checkpoint and the teacher's file.
+    /// Returns the loss of the step: the mean square error of the prediction, 1 for a teacher that
+    /// predicts no residual.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be written; the files there before stay whole.
-    pub fn save(&self) -> Result<()> {
+    /// [`Error::Diverged`] when the loss is out of bounds. The checkpoint is still good.
+    fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
+        let o = &self.options;
+        let (mut grads, mut sum) = (GradStore::default(), 0.0);
+        for i in 0..o.accumulate as u64 {
+            let batch = self.loader.next_batch()?;
+            let seed = step_seed(o.seed ^ NOISE, self.step * o.accumulate as u64 + i);
+            let loss =
+                (self.loss(&self.teacher, &batch, seed, &self.device)? / o.accumulate as f64)?;
+            sum += f64::from(loss.to_scalar::<f32>()?);
+            grads.extend(loss.backward()?)?;
+        }
+        bounded(&self.dir, self.step, "loss", sum)?;
+        let warm_up = (o.steps / 20).clamp(1, 1000);
+        let peak = o.learning_rate * 0.5f64.powi(self.halvings);
+        let rate = cosine(peak, self.step, o.steps, warm_up);
+        let norm = self.trained.step(&grads, rate)?;
+        bounded(&self.dir, self.step, "gradient", norm)?;
+        self.step += 1;
+        Ok(vec![("loss", sum)])
+    }
+
+    /// Writes the checkpoint and the file of the teacher.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be written. Existing files stay as they are.
+    fn save(&self) -> Result<()> {
         let state = State {
             options: self.options.clone(),
             latent: self.latent.clone(),
             step: self.step,
-            slowed: self.slowed,
+            halvings: self.halvings,
             fingerprint: self.fingerprint,
         };
         let path = |name| self.dir.join(name);
-        // The teacher first: a checkpoint at the last step says that it is there.
+        // The teacher comes first: a checkpoint at the last step implies that it exists.
         let averages = self.trained.averages().into_iter().collect();
         checkpoint::save(&path("teacher.safetensors"), averages, &state)?;
         checkpoint::save(
@@ -437,5 +453,16 @@ impl TeacherRun {
             self.trained.state()?,
             &state,
         )
+    }
+
+    fn validate(&self) -> Result<Measurement> {
+        let (mut text, mut values) = (Vec::new(), Vec::new());
+        for (name, loss, gain) in self.measure()? {
+            text.push(format!("{name} {loss:.4} ({gain:+.3} dB)"));
+            values.push((format!("held out {name}/loss"), loss));
+            values.push((format!("held out {name}/gain"), gain));
+        }
+        let text = format!("held out {}", text.join(", "));
+        Ok(Measurement { text, values })
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers of every step, from the log that a run writes.
+//! Values of every step, from the log of a run.
 
 use std::{fs, path::Path};
 
@@ -8,7 +8,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
     pub steps: Vec<u64>,
-    /// As many values as there are steps.
+    /// Names and values, one value for each step.
     pub columns: Vec<(String, Vec<f64>)>,
 }
 
@@ -23,7 +23,7 @@ impl Curves {
         ))
     }
 
-    /// Lines that are cut off or damaged are left out.
+    /// Skips lines that are cut off or damaged.
     pub fn parse(text: &str) -> Self {
         let mut lines = text.lines();
         let names = lines.next().unwrap_or_default().split(',').skip(1);

@@ -1,7 +1,7 @@
-//! Reports from what a run leaves in its folder.
+//! Reports from the files in the folder of a run.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -15,24 +15,24 @@ use crate::{
     train::{checkpoint::write_atomically, data::decode},
 };
 
-/// The name of a run's report in its folder.
+/// Name of the report in the folder of a run.
 pub const REPORT_FILE: &str = "report.html";
 
 const SAMPLES: &str = "samples";
 const INDEX: &str = "index.json";
 
-/// What the samples' index says of a row: the pictures are in files `ROW-COLUMN.png`.
+/// Row in the index of the samples; the images are in files `ROW-COLUMN.png`.
 #[derive(Serialize, Deserialize)]
 struct Row {
     label: String,
     columns: Vec<String>,
 }
 
-/// Writes sample pictures into the folder `samples` of the run's folder `run`, where [`Report::of_run`] finds them. They
-/// replace those that were there.
+/// Writes sample images into the folder `samples` of the run's folder `run`, where
+/// [`Report::of_run`] finds them. They replace the images of the last checkpoint.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Frame`] for a picture without pixels.
+/// [`Error::Io`], also for an image without pixels.
 pub fn save_samples(run: &Path, rows: &[SampleRow]) -> Result<()> {
     let folder = run.join(SAMPLES);
     fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
@@ -41,7 +41,7 @@ pub fn save_samples(run: &Path, rows: &[SampleRow]) -> Result<()> {
             let mut png = std::io::Cursor::new(Vec::new());
             image
                 .write_to(&mut png, image::ImageFormat::Png)
-                .map_err(|e| Error::Frame(format!("sample {i}-{k}: {e}")))?;
+                .map_err(|e| Error::io(&picture(&folder, i, k))(io::Error::other(e)))?;
             write_atomically(&picture(&folder, i, k), png.get_ref())?;
         }
     }
@@ -54,11 +54,11 @@ pub fn save_samples(run: &Path, rows: &[SampleRow]) -> Result<()> {
         .collect();
     let text = serde_json::to_string_pretty(&index)
         .map_err(|e| Error::training(&folder, e.to_string()))?;
-    // Last: it names only what is there.
+    // The index comes last, so it names only files that exist.
     write_atomically(&folder.join(INDEX), text.as_bytes())
 }
 
-/// Reads what [`save_samples`] wrote; nothing where there is nothing.
+/// Reads the samples of [`save_samples`], if there are any.
 ///
 /// # Errors
 /// [`Error::Training`] when the samples are damaged.
@@ -87,11 +87,13 @@ fn picture(folder: &Path, row: usize, column: usize) -> PathBuf {
 }
 
 impl Report {
-    /// The report of the run in `folder`, from what is there of: `losses.csv`, `recipe.toml` or the settings in
-    /// `model.safetensors`, the samples of [`save_samples`], and `eval.json` as `tadsr-train eval` writes it.
+    /// Makes the report of the run in `folder` from the files that exist: `losses.csv`,
+    /// `recipe.toml` or the settings in `model.safetensors`, the samples of [`save_samples`], and
+    /// `eval.json` of `tadsr-train eval`.
     ///
     /// # Errors
-    /// [`Error::Training`] when there is neither a log nor a model, and when something is damaged; [`Error::Io`].
+    /// [`Error::Training`] when there is neither a log nor a model, or a file is damaged;
+    /// [`Error::Io`].
     pub fn of_run(folder: &Path) -> Result<Self> {
         let model = folder.join("model.safetensors");
         let log = folder.join("losses.csv");
@@ -138,7 +140,7 @@ impl Report {
     }
 }
 
-/// The text of the file `path`, if it exists.
+/// Returns the text of the file at `path`, if it exists.
 fn read_if(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

@@ -1,4 +1,4 @@
-//! Pages of HTML.
+//! HTML pages.
 
 use std::{fmt::Write, io::Cursor};
 
@@ -7,7 +7,7 @@ use image::{ImageFormat, RgbImage};
 use super::SampleRow;
 use crate::metrics::Table;
 
-/// Colours by role; the dark ones take over where the reader prefers them.
+/// Colours by role, for light and dark settings.
 const STYLE: &str = "
 :root{color-scheme:light dark;--back:#fff;--text:#1d2126;--soft:#667;--line:#d5d9de;
 --c0:#1668b8;--c1:#c4560c;--c2:#2c8a3d;--c3:#8d3cae;--c4:#a8324a;--c5:#6b6f12}
@@ -34,10 +34,10 @@ svg text{fill:var(--soft);font-size:12px;font-family:inherit}
 .f0{fill:var(--c0)}.f1{fill:var(--c1)}.f2{fill:var(--c2)}.f3{fill:var(--c3)}.f4{fill:var(--c4)}.f5{fill:var(--c5)}
 ";
 
-/// Series that have a colour of their own.
+/// Number of series with a colour of their own.
 pub(super) const COLOURS: usize = 6;
 
-/// A page that is being written. It loads nothing, runs no scripts, and all text given to it is shown as text.
+/// A page that is being written. It loads nothing and runs no scripts. All text is escaped.
 pub struct Page {
     html: String,
 }
@@ -45,7 +45,7 @@ pub struct Page {
 impl Page {
     pub fn new(title: &str) -> Self {
         let title = escape(title);
-        // The policy also keeps what might slip through from loading or running anything.
+        // The policy prevents loading and running, should an escape be missing.
         let html = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; \
@@ -56,7 +56,7 @@ impl Page {
         Self { html }
     }
 
-    /// The whole page.
+    /// Returns the page as HTML.
     pub fn finish(mut self) -> String {
         self.html += "</body></html>\n";
         self.html
@@ -74,7 +74,7 @@ impl Page {
         self.add(format_args!("<pre>{}</pre>\n", escape(text)));
     }
 
-    /// Names and what belongs to them.
+    /// Adds a list of names and values.
     pub fn pairs(&mut self, pairs: &[(String, String)]) {
         self.html += "<table>";
         for (name, value) in pairs {
@@ -100,7 +100,7 @@ impl Page {
         self.html += "</table></div>\n";
     }
 
-    /// Pictures side by side, the row's label above them.
+    /// Adds a row of images with its label above.
     pub fn samples(&mut self, row: &SampleRow) {
         self.text(&row.label);
         self.html += "<div class=\"row\">";
@@ -113,7 +113,7 @@ impl Page {
         self.html += "</div>\n";
     }
 
-    /// Drawings side by side.
+    /// Adds a row of drawings.
     pub(super) fn plots(&mut self, plots: impl IntoIterator<Item = String>) {
         self.html += "<div class=\"row\">";
         for svg in plots {
@@ -128,7 +128,7 @@ impl Page {
     }
 }
 
-/// `text` as it can stand in an element or a quoted attribute.
+/// Escapes `text` for an element or a quoted attribute.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -138,7 +138,7 @@ pub(super) fn escape(text: &str) -> String {
             '>' => out += "&gt;",
             '"' => out += "&quot;",
             '\'' => out += "&#39;",
-            // Control characters have no place in a page.
+            // Control characters are not allowed in HTML.
             c if c.is_control() && !c.is_whitespace() => out.push('\u{fffd}'),
             c => out.push(c),
         }
@@ -146,7 +146,7 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// `image` as a PNG inside an address; a picture without pixels has none.
+/// Encodes `image` as a PNG in a data URL; `None` for an image without pixels.
 fn data_uri(image: &RgbImage) -> String {
     let mut png = Cursor::new(Vec::new());
     match image.write_to(&mut png, ImageFormat::Png) {
@@ -155,7 +155,7 @@ fn data_uri(image: &RgbImage) -> String {
     }
 }
 
-/// RFC 4648, section 4.
+/// Base64 (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -163,9 +163,10 @@ fn base64(bytes: &[u8]) -> String {
         let byte = |i: usize| group.get(i).copied().map_or(0, usize::from);
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         for i in 0..4 {
-            out.push(match i <= group.len() {
-                true => char::from(DIGITS[bits >> (18 - 6 * i) & 63]),
-                false => '=',
+            out.push(if i <= group.len() {
+                char::from(DIGITS[bits >> (18 - 6 * i) & 63])
+            } else {
+                '='
             });
         }
     }

@@ -1,8 +1,8 @@
-//! A self-contained HTML report of a training run: one file, readable in light and dark, without scripts and without
-//! anything from elsewhere.
+//! Self-contained HTML report of a training run: one file without scripts and external resources,
+//! for light and dark settings.
 //!
-//! Plots are SVG written by hand, not by a plotting library: what stands in the page takes its colours from the page's
-//! style sheet, so it follows the reader's light or dark setting, and needs no fonts while it is drawn.
+//! Plots are SVG without a plotting library. They take their colours from the style sheet of the
+//! page, so they follow the light or dark setting, and need no fonts.
 
 mod curves;
 mod folder;
@@ -25,39 +25,39 @@ use crate::{
     metrics::{self, Table},
 };
 
-/// Columns of the losses' log that begin so are norms of the gradients of weighted loss terms.
+/// Prefix of columns in the log of losses that hold norms of the gradients of weighted terms.
 pub const GRADIENT: &str = "grad_";
 
-/// Pictures side by side, such as bicubic, student, teacher and truth.
+/// Images side by side, such as bicubic, student, teacher and ground truth.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SampleRow {
     pub label: String,
     pub images: Vec<(String, RgbImage)>,
 }
 
-/// What there is to say of a training run. Empty parts are left out.
+/// Contents of a report. Empty parts are left out.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub title: String,
-    /// A few sentences that come first, such as how far the run is.
+    /// Paragraphs at the top of the page.
     pub summary: Vec<String>,
-    /// The run's settings, as text.
+    /// Settings of the run, as text.
     pub config: String,
-    /// Losses, and under names that begin with [`GRADIENT`] gradient norms.
+    /// Losses, and gradient norms under names that begin with [`GRADIENT`].
     pub curves: Curves,
     pub samples: Vec<SampleRow>,
-    /// Shown as tables, and as plots of the differences to bicubic interpolation.
+    /// Evaluation: tables, and plots of the differences to [`Self::reference`].
     pub evaluation: Option<metrics::Report>,
-    /// What its differences are to; empty for bicubic interpolation.
+    /// Reference of the differences; empty for bicubic interpolation.
     pub reference: String,
     /// Other tables.
     pub tables: Vec<Table>,
-    /// What made the run: names and versions.
+    /// Names and versions of software and machine.
     pub versions: Vec<(String, String)>,
 }
 
 impl Report {
-    /// The page.
+    /// Returns the page.
     pub fn to_html(&self) -> String {
         let mut page = Page::new(&self.title);
         self.summary.iter().for_each(|line| page.text(line));
@@ -126,7 +126,7 @@ impl Report {
         }
     }
 
-    /// Writes the page to `path`, as a whole or not at all.
+    /// Writes the page to `path`, atomically.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -135,7 +135,7 @@ impl Report {
     }
 }
 
-/// A plot for each metric: by how much every method differs from the reference, and how far that can be believed.
+/// Plots the differences to the reference for each metric, with confidence intervals.
 fn differences(evaluation: &metrics::Report, reference: &str, page: &mut Page) {
     let all = evaluation.against(reference);
     let mut metrics: Vec<&str> = all.iter().map(|c| c.metric).collect();
@@ -158,7 +158,7 @@ fn differences(evaluation: &metrics::Report, reference: &str, page: &mut Page) {
     }
 }
 
-/// What this library is and where it runs, for [`Report::versions`].
+/// Returns version and machine, for [`Report::versions`].
 pub fn versions() -> Vec<(String, String)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let system = format!(
@@ -269,7 +269,7 @@ mod tests {
         }
     }
 
-    /// Every element that is opened is closed, in order.
+    /// Checks that every element is closed, in order.
     #[test]
     fn the_page_is_well_formed() {
         let html = report().to_html();

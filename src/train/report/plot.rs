@@ -1,21 +1,21 @@
-//! Plots as SVG that takes its colours from the page.
+//! SVG plots that take their colours from the page.
 
 use std::fmt::Write;
 
 use super::html::{COLOURS, escape};
 
-/// Size of a plot, and of the frame within it.
+/// Size of a plot and of the frame within it.
 const SIZE: (f64, f64) = (520.0, 250.0);
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 508.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 224.0;
-/// Most points of a line.
+/// Maximum number of points of a line.
 const POINTS: usize = 240;
-/// Values that differ by this factor are drawn on a logarithmic scale.
+/// Range of values from which the scale is logarithmic, as a factor.
 const DECADE: f64 = 10.0;
 
-/// The course of `values` over `steps`: mean and extremes of neighbouring steps.
+/// Plots `values` over `steps`: mean and extremes of neighbouring steps.
 pub(super) fn curve(name: &str, steps: &[u64], values: &[f64]) -> String {
     let points: Vec<Bucket> = buckets(steps, values);
     let low = points.iter().map(|p| p.mean).fold(f64::INFINITY, f64::min);
@@ -31,7 +31,7 @@ pub(super) fn curve(name: &str, steps: &[u64], values: &[f64]) -> String {
     let y = Scale::new(low, high);
     let x = Scale::linear(points[0].step, points[points.len() - 1].step);
     svg.frame(&x, &y);
-    let at = |step: f64, v: f64| (x.place(step, LEFT, RIGHT), y.place(v, BOTTOM, TOP));
+    let at = |step: f64, v: f64| (x.position(step, LEFT, RIGHT), y.position(v, BOTTOM, TOP));
     let there = points.iter().map(|p| at(p.step, p.high));
     let back = points.iter().rev().map(|p| at(p.step, p.low));
     svg.shape("band f0", there.chain(back), true);
@@ -41,7 +41,7 @@ pub(super) fn curve(name: &str, steps: &[u64], values: &[f64]) -> String {
     svg.finish()
 }
 
-/// What part of the whole each of `parts` is over `steps`, stacked.
+/// Plots the share of each of `parts` in their sum over `steps`, stacked.
 pub(super) fn shares(steps: &[u64], parts: &[(&str, &[f64])]) -> String {
     let mut svg = Svg::new("");
     let series: Vec<Vec<Bucket>> = parts.iter().map(|(_, v)| sized(steps, v)).collect();
@@ -55,7 +55,12 @@ pub(super) fn shares(steps: &[u64], parts: &[(&str, &[f64])]) -> String {
     svg.frame(&x, &y);
     let mut floor = vec![0.0; count];
     let total = |i: usize| series.iter().map(|s| s[i].mean).sum::<f64>();
-    let place = |i: usize, v: f64| (x.place(first[i].step, LEFT, RIGHT), y.place(v, BOTTOM, TOP));
+    let position = |i: usize, v: f64| {
+        (
+            x.position(first[i].step, LEFT, RIGHT),
+            y.position(v, BOTTOM, TOP),
+        )
+    };
     let mut left = LEFT;
     for (k, (series, (name, _))) in series.iter().zip(parts).enumerate() {
         let share = |i: usize| match total(i) {
@@ -63,8 +68,8 @@ pub(super) fn shares(steps: &[u64], parts: &[(&str, &[f64])]) -> String {
             _ => 0.0,
         };
         let ceiling: Vec<f64> = (0..count).map(|i| floor[i] + share(i)).collect();
-        let up = ceiling.iter().enumerate().map(|(i, v)| place(i, *v));
-        let down = floor.iter().enumerate().rev().map(|(i, v)| place(i, *v));
+        let up = ceiling.iter().enumerate().map(|(i, v)| position(i, *v));
+        let down = floor.iter().enumerate().rev().map(|(i, v)| position(i, *v));
         svg.shape(&format!("f{}", k % COLOURS), up.chain(down), true);
         let text = format!("{name} {:.0} %", 100.0 * share(count - 1));
         svg.swatch(left, k % COLOURS);
@@ -75,7 +80,7 @@ pub(super) fn shares(steps: &[u64], parts: &[(&str, &[f64])]) -> String {
     svg.finish()
 }
 
-/// Differences with their margins, a line for each, beside a line at 0.
+/// Plots differences with their margins, a row for each, beside a line at 0.
 pub(super) fn intervals(title: &str, rows: &[(String, f64, f64)]) -> String {
     const ROW: f64 = 18.0;
     let middle = 250.0;
@@ -89,7 +94,7 @@ pub(super) fn intervals(title: &str, rows: &[(String, f64, f64)]) -> String {
     let x = Scale::linear(low - room, high + room);
     let bottom = height - 26.0;
     for v in x.ticks() {
-        let at = x.place(v, middle, RIGHT);
+        let at = x.position(v, middle, RIGHT);
         let class = if v == 0.0 { "line zero" } else { "axis" };
         svg.add(format_args!(
             "<path class=\"{class}\" d=\"M{at:.1} {TOP}V{bottom:.1}\"/>"
@@ -100,7 +105,7 @@ pub(super) fn intervals(title: &str, rows: &[(String, f64, f64)]) -> String {
         let y = TOP + ROW * (i as f64 + 0.6);
         svg.text(middle - 10.0, y + 4.0, "end", name);
         let [low, at, high] = [difference - margin, *difference, difference + margin]
-            .map(|v| x.place(v, middle, RIGHT));
+            .map(|v| x.position(v, middle, RIGHT));
         svg.add(format_args!(
             "<path class=\"line s0\" d=\"M{low:.1} {y:.1}H{high:.1}\"/>\
              <circle class=\"f0\" cx=\"{at:.1}\" cy=\"{y:.1}\" r=\"4\"/>"
@@ -109,7 +114,7 @@ pub(super) fn intervals(title: &str, rows: &[(String, f64, f64)]) -> String {
     svg.finish()
 }
 
-/// Steps that are drawn as one point.
+/// Steps that are one point of a line.
 struct Bucket {
     /// The last of the steps.
     step: f64,
@@ -118,7 +123,7 @@ struct Bucket {
     high: f64,
 }
 
-/// Points of `values`, without those that are not finite.
+/// Returns the points of `values` that are finite.
 fn buckets(steps: &[u64], values: &[f64]) -> Vec<Bucket> {
     let finite: Vec<(u64, f64)> = steps
         .iter()
@@ -139,7 +144,8 @@ fn buckets(steps: &[u64], values: &[f64]) -> Vec<Bucket> {
     finite.chunks(size).map(bucket).collect()
 }
 
-/// Points at the same steps for every series: what is not finite or below 0 counts as 0.
+/// Returns points at the same steps for every series. Values that are not finite or below 0 count
+/// as 0.
 fn sized(steps: &[u64], values: &[f64]) -> Vec<Bucket> {
     let clean: Vec<f64> = values
         .iter()
@@ -148,7 +154,7 @@ fn sized(steps: &[u64], values: &[f64]) -> Vec<Bucket> {
     buckets(steps, &clean)
 }
 
-/// From values to places along an axis.
+/// Map from values to positions on an axis.
 struct Scale {
     low: f64,
     high: f64,
@@ -165,7 +171,7 @@ impl Scale {
         }
     }
 
-    /// Around values from `low` to `high`, logarithmic where they are far apart.
+    /// Creates an axis for values from `low` to `high`, logarithmic if they are far apart.
     fn new(low: f64, high: f64) -> Self {
         if low > 0.0 && high > DECADE * low {
             return Self {
@@ -178,14 +184,14 @@ impl Scale {
         Self::linear(low - room, high + room)
     }
 
-    /// Where between `from` and `to` the value lies, or the nearest end.
-    fn place(&self, v: f64, from: f64, to: f64) -> f64 {
+    /// Returns the position of a value between `from` and `to`, or the nearest end.
+    fn position(&self, v: f64, from: f64, to: f64) -> f64 {
         let v = if self.log { v.max(1e-300).log10() } else { v };
         let part = (v - self.low) / (self.high - self.low);
         from + (to - from) * part.clamp(0.0, 1.0)
     }
 
-    /// Round values along the axis.
+    /// Returns round values along the axis.
     fn ticks(&self) -> Vec<f64> {
         if self.log {
             let (first, last) = (self.low.ceil() as i32, self.high.floor() as i32);
@@ -208,16 +214,17 @@ impl Scale {
     }
 }
 
-/// A number in few characters.
+/// Formats a number in few characters.
 fn number(v: f64) -> String {
     match v.abs() {
         0.0 => "0".into(),
         a if (1e-3..1e6).contains(&a) => {
             let decimals = (3 - a.log10().floor() as i32).clamp(0, 6) as usize;
             let text = format!("{v:.decimals$}");
-            match text.contains('.') {
-                true => text.trim_end_matches('0').trim_end_matches('.').into(),
-                false => text,
+            if text.contains('.') {
+                text.trim_end_matches('0').trim_end_matches('.').into()
+            } else {
+                text
             }
         }
         _ => format!("{v:.1e}"),
@@ -245,14 +252,14 @@ impl Svg {
 
     fn frame(&mut self, x: &Scale, y: &Scale) {
         for v in y.ticks() {
-            let at = y.place(v, BOTTOM, TOP);
+            let at = y.position(v, BOTTOM, TOP);
             self.add(format_args!(
                 "<path class=\"axis\" d=\"M{LEFT} {at:.1}H{RIGHT}\"/>"
             ));
             self.text(LEFT - 6.0, at + 4.0, "end", &number(v));
         }
         for v in x.ticks() {
-            let at = x.place(v, LEFT, RIGHT);
+            let at = x.position(v, LEFT, RIGHT);
             self.text(at, BOTTOM + 17.0, "middle", &number(v));
         }
         self.add(format_args!(
@@ -260,7 +267,7 @@ impl Svg {
         ));
     }
 
-    /// A line through `points`, or the area that they surround.
+    /// Draws a line through `points`, or the area that they surround.
     fn shape(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>, area: bool) {
         self.add(format_args!("<path class=\"{class}\" d=\""));
         for (i, (x, y)) in points.enumerate() {
@@ -319,7 +326,7 @@ mod tests {
                 !ticks.is_empty() && ticks.len() < 13,
                 "{low} {high}: {ticks:?}"
             );
-            assert!(scale.place(low, 0.0, 1.0) < scale.place(high, 0.0, 1.0) || low == high);
+            assert!(scale.position(low, 0.0, 1.0) < scale.position(high, 0.0, 1.0) || low == high);
         }
     }
 

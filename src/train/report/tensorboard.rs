@@ -1,13 +1,13 @@
-//! Event files that TensorBoard reads: scalars and pictures by step.
+//! Event files for TensorBoard: scalars and images by step.
 //!
-//! The format is written here because the one crate for it (tensorboard-rs 0.5) is no longer kept: it wants `image` 0.23
-//! and `protobuf` 2. What is needed of it is small. A file is a sequence of records (`tensorflow/core/lib/io/record_writer.h`):
-//! the length of the data as u64, its masked CRC-32C, the data, their masked CRC-32C, all little-endian. The data of a
-//! record is an `Event` in protobuf (`tensorflow/core/util/event.proto`, `summary.proto`).
+//! The only crate for the format (tensorboard-rs 0.5) is not maintained: it needs `image` 0.23 and
+//! `protobuf` 2. A file is a sequence of records (`tensorflow/core/lib/io/record_writer.h`): length
+//! of the data as u64, its masked CRC-32C, the data, its masked CRC-32C, all little-endian. The
+//! data is an `Event` in protobuf (`tensorflow/core/util/event.proto`, `summary.proto`).
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Cursor, Write},
+    io::{self, BufWriter, Cursor, Write},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -16,21 +16,22 @@ use image::{ImageFormat, RgbImage};
 
 use crate::{Error, Result};
 
-/// Appends to the curves in a folder.
+/// Writer of curves and images into a folder.
 pub struct EventWriter {
     path: PathBuf,
     file: BufWriter<File>,
 }
 
 impl EventWriter {
-    /// Starts a file in `folder` for a run that has done `done` steps. Where the folder has files of the same run, the
-    /// curves go on: TensorBoard forgets what they say of the steps after `done`, which are taken again.
+    /// Starts a file in `folder` for a run that has done `done` steps. Curves of earlier files of
+    /// the run continue. TensorBoard discards their points after `done`, because these steps are
+    /// taken again.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(folder: &Path, done: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        // TensorBoard reads the files of a folder in the order of their names.
+        // TensorBoard reads the files of a folder sorted by name.
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let since = since.unwrap_or_default();
         let name = format!(
@@ -53,7 +54,7 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Writes the values of curves at `step`: names such as `loss/regression` and values.
+    /// Writes points of curves at `step`: names, such as `loss/regression`, and values.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -70,15 +71,15 @@ impl EventWriter {
         })
     }
 
-    /// Writes a picture at `step`.
+    /// Writes an image at `step`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Frame`] for a picture without pixels.
+    /// [`Error::Io`], also for an image without pixels.
     pub fn picture(&mut self, step: u64, name: &str, picture: &RgbImage) -> Result<()> {
         let mut png = Cursor::new(Vec::new());
         picture
             .write_to(&mut png, ImageFormat::Png)
-            .map_err(|e| Error::Frame(format!("picture '{name}': {e}")))?;
+            .map_err(|e| Error::io(&self.path)(io::Error::other(e)))?;
         self.event(step, |event| {
             event.message(5, |summary| {
                 summary.message(1, |entry| {
@@ -95,7 +96,7 @@ impl EventWriter {
         })
     }
 
-    /// Hands everything to the system, for readers to see.
+    /// Writes buffered data to the file.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -114,7 +115,7 @@ impl EventWriter {
     }
 }
 
-/// A record of the file.
+/// Formats a record of the file.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let mut out = length.to_vec();
@@ -149,7 +150,7 @@ fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0, step)
 }
 
-/// A message in protobuf's encoding.
+/// Message in the encoding of protobuf.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -181,7 +182,7 @@ impl Message {
         self.0.extend(bits.to_le_bytes());
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// Varint: seven bits per byte, the lowest first.
     fn number(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
     }
 
-    /// The records of a file, checked.
+    /// Returns the records of a file after checking them.
     fn records(path: &Path) -> Vec<Vec<u8>> {
         let bytes = fs::read(path).unwrap();
         let (mut rest, mut found) = (&bytes[..], Vec::new());

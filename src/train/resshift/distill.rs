@@ -1,8 +1,8 @@
-//! Distillation of a ResShift network into one step: TAD-SR (He et al., arXiv 2408.07476).
+//! Distillation of a ResShift model into one step: TAD-SR (He et al., arXiv 2408.07476).
 //!
-//! A step updates the discriminator first, on results that carry no gradient, then the student against the updated
-//! discriminator. The gradient at the student's result is computed before the student's graph is built, so the frozen
-//! teacher's graph and the student's never need memory at the same time.
+//! A step updates the discriminator first, on results without gradients, then the student against
+//! the updated discriminator. The gradient at the student's result is computed before the graph of
+//! the student is built, so the graphs of teacher and student never need memory at the same time.
 
 use std::{path::Path, path::PathBuf, sync::Arc};
 
@@ -24,51 +24,41 @@ use crate::{
         Autoencoder, Discriminator, DiscriminatorConfig, ResShiftConfig, Unet, upsample_bicubic,
     },
     train::{
-        adversary::{Adversary, Judged},
-        checkpoint::{self, Start},
+        adversary::{DiscriminatorTrainer, FeaturePair},
+        checkpoint,
         data::{PhotoSet, loader::Loader},
         init::Tensors,
         losses::{
             Perturbation, Teacher, Term, hinge_generator, norm, normals, regression,
             score_direction, score_distillation, stand_in,
         },
+        observer::Measurement,
         optim::{Parameter, Trained},
         random::step_seed,
+        trainer::{RunContext, Training},
     },
 };
 
-/// What a new student's weights are: those of the same name and shape in a model, and random ones.
+/// Weights that a student begins with. Tensors that do not fit its shape are random.
 #[derive(Clone, Copy)]
-pub enum Begin<'a> {
+pub enum InitialWeights<'a> {
     Teacher,
     Model(&'a ResShiftModel),
     Random,
-}
-
-/// Where a run is.
-#[derive(Clone, Copy)]
-pub struct Place<'a> {
-    /// Of `checkpoint.safetensors` and `model.safetensors`.
-    pub dir: &'a Path,
-    pub start: Start,
-    /// Threads that make pictures.
-    pub data_threads: usize,
-    /// Where the networks are, and the type of the U-Nets' and the autoencoder's feature maps.
-    pub device: &'a Device,
-    pub dtype: DType,
 }
 
 #[derive(Serialize, Deserialize)]
 struct State {
     options: Options,
     step: u64,
-    /// [`PhotoSet::fingerprint`] of the photos and of those held out, and the teacher's.
+    /// [`PhotoSet::fingerprint`] of the photos and of the held-out photos, and the hash of the
+    /// teacher.
     fingerprints: [u64; 3],
-    /// The model that the student began with, where that is not the teacher.
+    /// Model that the student began with, if it is not the teacher.
     begun: Option<Origin>,
 }
 
-/// Whose weights a student has taken over or learnt from, as their file says it.
+/// Metadata of a model that a student began with or learnt from.
 #[derive(Clone, Serialize, Deserialize)]
 struct Origin {
     name: String,
@@ -87,39 +77,39 @@ impl Origin {
     }
 }
 
-/// The student's losses, in the order of [`StepReport`].
+/// Names of the student's losses in errors.
 const TERMS: [&str; 3] = ["regression", "score", "adversarial loss"];
 
-/// Losses and other numbers of one step, means over its batches. Three numbers are for regression, score distillation
-/// and the adversarial loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StepReport {
-    /// The student's losses, without their weights.
-    pub losses: [f64; 3],
-    /// The discriminator's loss.
-    pub discriminator: f64,
-    /// Norms of the weighted losses' gradients at the student's result.
-    pub gradients: [f64; 3],
+/// Losses of one step and norms of their gradients, means over its batches, in the order of
+/// [`TERMS`].
+#[derive(Default)]
+struct StepLosses {
+    /// Losses of the student, without their weights.
+    losses: [f64; 3],
+    /// Loss of the discriminator.
+    discriminator: f64,
+    /// Norms of the gradients of the weighted losses at the student's result.
+    gradients: [f64; 3],
 }
 
-/// A batch with all that is drawn for it and all that follows without the student's gradient.
+/// A batch with all random numbers of a step and all that follows without the student's gradient.
 struct Prepared {
     lq: Tensor,
     zy: Tensor,
     z0: Tensor,
-    /// The time that the student starts from, for each sample.
+    /// Time that the student starts from, for each sample.
     start: Vec<usize>,
-    /// The student's input, scaled.
+    /// Input of the student, scaled.
     input: Tensor,
-    /// The teacher's deterministic result.
+    /// Deterministic result of the teacher.
     goal: Tensor,
-    /// The student's result; carries no gradient.
+    /// Result of the student, without gradients.
     result: Tensor,
     score: (Vec<usize>, Tensor),
     adversarial: (Vec<usize>, Tensor),
 }
 
-/// The frozen networks.
+/// Frozen networks.
 struct Frozen {
     config: ResShiftConfig,
     schedule: Schedule,
@@ -127,7 +117,7 @@ struct Frozen {
     autoencoder: Autoencoder,
 }
 
-/// The teacher as the losses see it, with the low-resolution images of a batch.
+/// Teacher with the low-resolution images of a batch, for the losses.
 struct Seen<'a> {
     unet: &'a Unet,
     lq: &'a Tensor,
@@ -149,15 +139,15 @@ impl Teacher for Seen<'_> {
     }
 }
 
-/// A training run in a directory: `checkpoint.safetensors` and `model.safetensors`.
+/// Distillation in a folder: `checkpoint.safetensors` and `model.safetensors`.
 pub struct Distill {
     options: Options,
     frozen: Frozen,
-    /// The teacher's file, for the student's.
+    /// Model of the teacher, whose autoencoder the student's model takes over.
     model: ResShiftModel,
     student: Unet,
     trained: Trained,
-    adversary: Adversary<Discriminator>,
+    adversary: DiscriminatorTrainer<Discriminator>,
     step: u64,
     loader: Loader<Pictures>,
     held_out: Prepared,
@@ -173,27 +163,27 @@ const DISCRIMINATOR: u64 = 0x4449_5343;
 const HELD_OUT: u64 = 0x4845_4c44;
 
 impl Distill {
-    /// Starts a run at `place`, or goes on with the checkpoint there. `photos` are trained on, `held_out` only measured
-    /// on.
+    /// Starts a run, or continues with its checkpoint. `photos` are for training, `held_out` for
+    /// measurements.
     ///
     /// # Errors
-    /// [`Error::Training`] when the options do not fit the teacher, when there is a checkpoint and the run does not go on
-    /// with it, or the other way round, or when it was made with other options, photos or another teacher.
+    /// [`Error::Setting`] when the options do not fit the teacher; [`Error::Training`] when a new
+    /// run has a checkpoint, a continued run has none, or it was made with other options, photos or
+    /// another teacher.
     pub fn new(
         options: Options,
         teacher: ResShiftModel,
-        begin: Begin,
+        begin: InitialWeights,
         photos: Arc<PhotoSet>,
         held_out: &PhotoSet,
-        place: Place,
+        context: &RunContext,
     ) -> Result<Self> {
-        let dir = place.dir;
+        let dir = context.folder;
         let config = teacher.metadata.config.clone();
-        let unfit = |e: String| Error::training(dir, e);
-        options.check(&config).map_err(unfit)?;
+        options.check(&config)?;
         let path = dir.join("checkpoint.safetensors");
-        let saved = checkpoint::load_if::<State>(&path, place.start)?;
-        let (device, dtype) = (place.device, place.dtype);
+        let saved = checkpoint::load_if::<State>(&path, context.start)?;
+        let (device, dtype) = (&context.device, context.dtype);
         let mut frozen = Frozen {
             schedule: teacher.schedule()?,
             teacher: teacher.unet(device)?,
@@ -205,7 +195,7 @@ impl Distill {
         let (mut student, parameters) = new_student(&options, &teacher, begin, device)?;
         student.set_dtype(dtype);
         let channels = frozen.teacher.feature_channels();
-        let judge = DiscriminatorConfig::new(channels, frozen.config.unet.model_channels);
+        let discriminator = DiscriminatorConfig::new(channels, frozen.config.unet.model_channels);
         let spec = PictureSpec::new(&options, &frozen.config);
         let examined = spec.batch(held_out, options.batch, HELD_OUT)?;
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
@@ -213,11 +203,11 @@ impl Distill {
         let (batch, all) = (options.batch, photos.clone());
         let make = move |seed| spec.batch(&all, batch, seed);
         let mut run = Self {
-            // As published, gradients of any length are followed.
+            // As in the released code, gradients are not clipped.
             trained: Trained::new(parameters, 0.999, options.ema, f64::INFINITY)?,
             adversary: {
                 let seed = options.seed ^ DISCRIMINATOR;
-                Adversary::new(init::discriminator(&judge, seed, device)?)?
+                DiscriminatorTrainer::new(init::discriminator(&discriminator, seed, device)?)?
             },
             held_out: prepare(&options, &frozen, &student, &examined, HELD_OUT)?,
             fingerprints: [
@@ -226,12 +216,12 @@ impl Distill {
                 fingerprint(&teacher)?,
             ],
             begun: match begin {
-                Begin::Model(model) => Some(Origin::of(model)),
-                Begin::Teacher | Begin::Random => None,
+                InitialWeights::Model(model) => Some(Origin::of(model)),
+                InitialWeights::Teacher | InitialWeights::Random => None,
             },
             model: teacher,
             step,
-            loader: Loader::start(make, options.seed, first, place.data_threads),
+            loader: Loader::start(make, options.seed, first, context.data_threads),
             dir: dir.to_path_buf(),
             options,
             frozen,
@@ -248,7 +238,7 @@ impl Distill {
             let reason = "was made with other photos or another teacher: give them as they were";
             return Err(Error::training(path, reason));
         }
-        // A run that diverged goes on with another learning rate.
+        // A run that has diverged continues with another learning rate.
         let was = Options {
             learning_rate: self.options.learning_rate,
             ..state.options.clone()
@@ -263,46 +253,19 @@ impl Distill {
         Ok(())
     }
 
-    /// Steps done.
-    pub fn done(&self) -> u64 {
-        self.step
-    }
-
-    /// Takes one step.
-    ///
-    /// # Errors
-    /// When a loss or gradient is not finite; the checkpoint is then still the last good one.
-    pub fn step(&mut self) -> Result<StepReport> {
-        let batches = self.options.accumulate;
-        let first = self.step * batches as u64;
-        let mut prepared = Vec::with_capacity(batches);
-        for i in 0..batches as u64 {
-            let pictures = self.loader.next_batch()?;
-            let seed = step_seed(self.options.seed ^ NOISE, first + i);
-            let (o, frozen) = (&self.options, &self.frozen);
-            prepared.push(prepare(o, frozen, &self.student, &pictures, seed)?);
-        }
-        let warm_up = self.options.warm_up.max(1);
-        let rate = self.options.learning_rate * ((self.step + 1) as f64 / warm_up as f64).min(1.0);
-        let mut report = StepReport::default();
-        if self.options.weights.adversarial > 0.0 {
-            report.discriminator = self.step_discriminator(&prepared, rate)?;
-        }
-        self.step_student(&prepared, rate, &mut report)?;
-        self.step += 1;
-        Ok(report)
-    }
-
-    /// Updates the discriminator; gives its loss.
+    /// Updates the discriminator and returns its loss.
     fn step_discriminator(&mut self, batches: &[Prepared], rate: f64) -> Result<f64> {
         let frozen = &self.frozen;
         let (loss, grads) = self.adversary.loss(batches.len(), |i| {
             let batch = &batches[i];
-            let (draw, seen) = (frozen.draw(batch, &batch.adversarial), frozen.seen(batch));
-            Ok(Judged {
-                real: draw.features(&batch.z0, &seen)?,
-                fake: draw.features(&batch.result, &seen)?,
-                t: draw.t.to_vec(),
+            let (perturbation, seen) = (
+                frozen.perturbation(batch, &batch.adversarial),
+                frozen.seen(batch),
+            );
+            Ok(FeaturePair {
+                real: perturbation.features(&batch.z0, &seen)?,
+                fake: perturbation.features(&batch.result, &seen)?,
+                t: perturbation.t.to_vec(),
             })
         })?;
         self.finite("discriminator's loss", loss)?;
@@ -310,22 +273,27 @@ impl Distill {
         Ok(loss)
     }
 
-    /// Updates the student; adds its numbers to `report`.
+    /// Updates the student. Adds its losses to `report`.
     fn step_student(
         &mut self,
         batches: &[Prepared],
         rate: f64,
-        report: &mut StepReport,
+        report: &mut StepLosses,
     ) -> Result<()> {
-        let judge = match self.options.weights.adversarial > 0.0 {
-            true => Some(self.adversary.judge()?),
-            false => None,
+        let discriminator = if self.options.weights.adversarial > 0.0 {
+            Some(self.adversary.discriminator()?)
+        } else {
+            None
         };
         let share = 1.0 / batches.len() as f64;
         let mut grads = GradStore::default();
         for batch in batches {
             let mut total = batch.result.zeros_like()?;
-            for (i, term) in self.terms(batch, judge.as_ref())?.iter().enumerate() {
+            for (i, term) in self
+                .terms(batch, discriminator.as_ref())?
+                .iter()
+                .enumerate()
+            {
                 let Some((term, weight)) = term else { continue };
                 let gradient = (&term.gradient * *weight)?;
                 report.losses[i] += share * self.finite(TERMS[i], term.value)?;
@@ -342,30 +310,30 @@ impl Distill {
         Ok(())
     }
 
-    /// The terms of the student's loss in the order of [`TERMS`], with their weights; those of weight 0 are left out.
+    /// Returns the terms of the loss in the order of [`TERMS`], with their weights. Terms of weight
+    /// 0 are left out.
     fn terms(
         &self,
         batch: &Prepared,
-        judge: Option<&Discriminator>,
+        discriminator: Option<&Discriminator>,
     ) -> Result<[Option<(Term, f64)>; 3]> {
         let (w, frozen, z) = (&self.options.weights, &self.frozen, &batch.result);
         let seen = frozen.seen(batch);
         let regression = Term::at(z, |z| regression(z, &batch.goal))?;
-        let score = match w.score > 0.0 {
-            true => {
-                let draw = frozen.draw(batch, &batch.score);
-                let weight = self.options.score_weight;
-                let g = score_direction(z, &batch.goal, &draw, weight, &seen)?;
-                Some((Term::at(z, |z| score_distillation(z, &g))?, w.score))
-            }
-            false => None,
+        let score = if w.score > 0.0 {
+            let perturbation = frozen.perturbation(batch, &batch.score);
+            let weight = self.options.score_weight;
+            let g = score_direction(z, &batch.goal, &perturbation, weight, &seen)?;
+            Some((Term::at(z, |z| score_distillation(z, &g))?, w.score))
+        } else {
+            None
         };
-        let adversarial = match judge {
-            Some(judge) => {
-                let draw = frozen.draw(batch, &batch.adversarial);
+        let adversarial = match discriminator {
+            Some(discriminator) => {
+                let perturbation = frozen.perturbation(batch, &batch.adversarial);
                 let loss = |z: &Tensor| {
-                    let features = draw.features(z, &seen)?;
-                    hinge_generator(&judge.forward(&features, draw.t)?)
+                    let features = perturbation.features(z, &seen)?;
+                    hinge_generator(&discriminator.forward(&features, perturbation.t)?)
                 };
                 Some((Term::at(z, loss)?, w.adversarial))
             }
@@ -385,12 +353,13 @@ impl Distill {
         Err(Error::training(&self.dir, reason))
     }
 
-    /// How far the averaged student's result is from the teacher's deterministic one, and from the real latent, on
-    /// held-out pictures with fixed noise: norms of the differences over the goals' norms.
+    /// Returns the distances of the averaged student's result to the deterministic result of the
+    /// teacher and to the real latent, on held-out images with fixed noise: norms of the
+    /// differences over the norms of the goals.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn validate(&self) -> Result<[f64; 2]> {
+    pub fn distances(&self) -> Result<[f64; 2]> {
         let averages = self.averages();
         let vb = VarBuilder::from_tensors(averages, DType::F32, self.student.device());
         let mut unet = Unet::new(&self.options.student, vb)?;
@@ -402,7 +371,7 @@ impl Distill {
         Ok([apart(&batch.goal)?, apart(&batch.z0)?])
     }
 
-    /// The averaged weights by the network's own names.
+    /// Returns the averaged weights by the names of the network.
     fn averages(&self) -> Tensors {
         let own = |(name, t): (String, Tensor)| {
             let name = name.strip_prefix("student.").unwrap_or(&name);
@@ -411,7 +380,7 @@ impl Distill {
         self.trained.averages().into_iter().map(own).collect()
     }
 
-    /// The student as it stands, with averaged weights, as a model of the teacher's family.
+    /// Returns the current student, with averaged weights, as a ResShift model.
     pub fn model(&self) -> ResShiftModel {
         let autoencoder = self.model.tensors.iter();
         let mut tensors: Tensors = autoencoder
@@ -442,13 +411,57 @@ impl Distill {
         });
         ResShiftModel { metadata, tensors }
     }
+}
 
-    /// Writes checkpoint and model into the run's directory.
+impl Training for Distill {
+    fn done(&self) -> u64 {
+        self.step
+    }
+
+    /// Takes one step.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be written, [`Error::Training`] when weights are not finite; the files there
-    /// before stay whole.
-    pub fn save(&self) -> Result<()> {
+    /// When a loss or gradient is not finite. The checkpoint is still good.
+    fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
+        let batches = self.options.accumulate;
+        let first = self.step * batches as u64;
+        let mut prepared = Vec::with_capacity(batches);
+        for i in 0..batches as u64 {
+            let pictures = self.loader.next_batch()?;
+            let seed = step_seed(self.options.seed ^ NOISE, first + i);
+            let (o, frozen) = (&self.options, &self.frozen);
+            prepared.push(prepare(o, frozen, &self.student, &pictures, seed)?);
+        }
+        let warm_up = self.options.warm_up.max(1);
+        let rate = self.options.learning_rate * ((self.step + 1) as f64 / warm_up as f64).min(1.0);
+        let mut report = StepLosses::default();
+        if self.options.weights.adversarial > 0.0 {
+            report.discriminator = self.step_discriminator(&prepared, rate)?;
+        }
+        self.step_student(&prepared, rate, &mut report)?;
+        self.step += 1;
+        let StepLosses {
+            losses: [regression, score, generator],
+            discriminator,
+            gradients,
+        } = report;
+        Ok(vec![
+            ("regression", regression),
+            ("score", score),
+            ("generator", generator),
+            ("discriminator", discriminator),
+            ("grad_regression", gradients[0]),
+            ("grad_score", gradients[1]),
+            ("grad_generator", gradients[2]),
+        ])
+    }
+
+    /// Writes checkpoint and model into the folder of the run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be written, [`Error::Training`] when weights are not
+    /// finite. Existing files stay as they are.
+    fn save(&self) -> Result<()> {
         let mut tensors = self.trained.state()?;
         tensors.extend(self.adversary.state());
         for (name, t) in &tensors {
@@ -460,10 +473,23 @@ impl Distill {
             fingerprints: self.fingerprints,
             begun: self.begun.clone(),
         };
-        // The model first: a checkpoint at the last step says that it is there.
+        // The model comes first: a checkpoint at the last step implies that it exists.
         let path = self.dir.join("model.safetensors");
         self.model().save(&path, Precision::F32)?;
         checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)
+    }
+
+    fn validate(&self) -> Result<Measurement> {
+        let [teacher, truth] = self.distances()?;
+        Ok(Measurement {
+            text: format!(
+                "held out {teacher:.4} from the teacher's result, {truth:.4} from the ground truth"
+            ),
+            values: vec![
+                ("held out/teacher".into(), teacher),
+                ("held out/truth".into(), truth),
+            ],
+        })
     }
 }
 
@@ -472,7 +498,7 @@ impl Frozen {
         seen(&self.teacher, batch)
     }
 
-    fn draw<'a>(
+    fn perturbation<'a>(
         &'a self,
         batch: &'a Prepared,
         (t, noise): &'a (Vec<usize>, Tensor),
@@ -493,7 +519,8 @@ fn seen<'a>(unet: &'a Unet, batch: &'a Prepared) -> Seen<'a> {
     }
 }
 
-/// Encodes the pictures, draws noise and times from `seed`, and lets teacher and student work from the same noise.
+/// Encodes the images, samples noise and times from `seed`, and runs teacher and student from the
+/// same noise.
 fn prepare(
     options: &Options,
     frozen: &Frozen,
@@ -512,20 +539,20 @@ fn prepare(
     let mut rng = StdRng::seed_from_u64(seed);
     let start = options.starts[rng.random_range(0..options.starts.len())];
     let noise = normals(&z0, &mut rng)?;
-    let mut draw = |below: usize| -> Result<_> {
+    let mut noisy = |below: usize| -> Result<_> {
         let t = (0..n).map(|_| rng.random_range(0..below)).collect();
         Ok((t, normals(&z0, &mut rng)?))
     };
-    let score = draw(options.score_times)?;
-    // The last time is all noise; at the others there is something to judge.
-    let adversarial = draw(config.diffusion.steps - 1)?;
+    let score = noisy(options.score_times)?;
+    // The last time is pure noise, which tells the discriminator nothing.
+    let adversarial = noisy(config.diffusion.steps - 1)?;
     let start = vec![start; n];
     let schedule = &frozen.schedule;
     let z = schedule.perturb(&zy, &zy, &start, &noise)?;
     let input = schedule.scale_input(&z, &start)?;
     let seen = |unet| Seen { unet, lq: &lq };
     let goal = deterministic(schedule, &zy, z, start[0], &seen(&frozen.teacher))?;
-    // The graph goes at once; the student's own step builds it anew.
+    // The graph is dropped; the update of the student builds it again.
     let result = seen(student).predict(&input, &start)?.detach();
     Ok(Prepared {
         start,
@@ -540,7 +567,8 @@ fn prepare(
     })
 }
 
-/// The teacher's deterministic result from the latent `z` at time `start`, by every time below it.
+/// Returns the deterministic result of the teacher from the latent `z` at time `start`, in all
+/// steps below.
 fn deterministic(
     schedule: &Schedule,
     zy: &Tensor,
@@ -556,11 +584,11 @@ fn deterministic(
     Ok(z)
 }
 
-/// The student and its variables.
+/// Creates the student and its variables.
 fn new_student(
     options: &Options,
     teacher: &ResShiftModel,
-    begin: Begin,
+    begin: InitialWeights,
     device: &Device,
 ) -> Result<(Unet, Vec<Parameter>)> {
     let own = |(name, t): (&String, &Tensor)| {
@@ -568,9 +596,9 @@ fn new_student(
         Some((name.to_string(), t.clone()))
     };
     let like: Tensors = match begin {
-        Begin::Teacher => teacher.tensors.iter().filter_map(own).collect(),
-        Begin::Model(model) => model.tensors.iter().filter_map(own).collect(),
-        Begin::Random => Tensors::new(),
+        InitialWeights::Teacher => teacher.tensors.iter().filter_map(own).collect(),
+        InitialWeights::Model(model) => model.tensors.iter().filter_map(own).collect(),
+        InitialWeights::Random => Tensors::new(),
     };
     let shapes = options.student.tensors();
     let variables = init::unet(&shapes, &like, options.seed ^ STUDENT, device)?;
@@ -582,7 +610,7 @@ fn new_student(
     Ok((student, variables.into_iter().map(name).collect()))
 }
 
-/// A number that changes with the model's weights (every 1009th value of each tensor, FNV-1a).
+/// Returns a hash of the weights of the model (every 1009th value of each tensor, FNV-1a).
 fn fingerprint(model: &ResShiftModel) -> Result<u64> {
     let mut names: Vec<_> = model.tensors.keys().collect();
     names.sort();

@@ -9,14 +9,14 @@ use crate::{
     train::{data::PhotoSet, degradation::DegradationRecipe, patch::Patch},
 };
 
-/// A batch of pictures: high resolution `[n, patch, patch, 3]` and low resolution `[n, patch / scale, .., 3]`, in
-/// -1 .. 1.
+/// Batch of images in -1 .. 1: high resolution `[n, patch, patch, 3]` and low resolution `[n, patch
+/// / scale, .., 3]`.
 pub(super) struct Pictures {
     pub high: Vec<f32>,
     pub low: Vec<f32>,
 }
 
-/// How pictures are made.
+/// Specification of batches.
 pub(super) struct PictureSpec {
     patch: usize,
     scale: usize,
@@ -32,7 +32,7 @@ impl PictureSpec {
         }
     }
 
-    /// The batch of `count` pictures that `seed` gives from `photos`.
+    /// Returns the batch of `count` images of `seed` from `photos`.
     pub fn batch(&self, photos: &PhotoSet, count: usize, seed: u64) -> Result<Pictures> {
         let mut rng = StdRng::seed_from_u64(seed);
         let small = self.patch / self.scale;
@@ -49,7 +49,7 @@ impl PictureSpec {
     }
 }
 
-/// The samples pixel by pixel, in -1 .. 1.
+/// Returns the samples pixel by pixel, in -1 .. 1.
 fn interleaved(patch: &Patch) -> impl Iterator<Item = f32> {
     let area = patch.width * patch.height;
     let pixel = move |i: usize| [0, 1, 2].map(|c| 2.0 * patch.rgb[c * area + i] - 1.0);

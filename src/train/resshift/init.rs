@@ -1,4 +1,4 @@
-//! Weights of ResShift networks before training, and their discriminator in training.
+//! Initial weights of the ResShift family, and its discriminator in training.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
@@ -7,13 +7,14 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{
     nn::resshift::{Discriminator, DiscriminatorConfig},
     train::{
-        adversary::Judge,
-        init::{Kind, POWER_ITERATIONS, Tensors, Variables, draw, inputs, sorted},
+        adversary::FeatureDiscriminator,
+        init::{Kind, POWER_ITERATIONS, Tensors, Variables, inputs, set_random, sorted},
     },
 };
 
-/// The variables of a U-Net with the tensors `shapes` (name and shape): from `like` where that has a tensor of the name
-/// and shape; else as the published code draws them, but seeded.
+/// Returns the variables of a U-Net with the tensors `shapes` (name and shape). A tensor of the
+/// same name and shape in `like` is copied. All others are random, from the distributions of the
+/// released code, with a seed.
 ///
 /// # Errors
 /// When a tensor cannot be made.
@@ -38,7 +39,7 @@ pub fn unet(
                     n if n.ends_with("relative_position_bias_table") => Kind::Normal(0.02),
                     _ => Kind::of(name, &inputs),
                 };
-                kind.draw(shape, &mut rng)?
+                kind.sample(shape, &mut rng)?
             }
         };
         Ok((name.clone(), Var::from_tensor(&value.to_device(device)?)?))
@@ -46,8 +47,8 @@ pub fn unet(
     shapes.iter().map(variable).collect()
 }
 
-/// A new discriminator and its variables, the spectral norms' vectors among them. The first convolution of each branch
-/// is zero: at first it sees nothing of its features.
+/// Creates a discriminator and its variables, including the vectors of the spectral norms. The
+/// first convolution of each branch is zero, so at first the features have no effect.
 ///
 /// # Errors
 /// As [`Discriminator::new`].
@@ -60,15 +61,15 @@ pub fn discriminator(
     let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = Discriminator::new(config, vb)?;
     let variables = sorted(&vars)?;
-    draw(&variables, seed, |name| name.starts_with("conv."))?;
+    set_random(&variables, seed, |name| name.starts_with("conv."))?;
     for _ in 0..POWER_ITERATIONS {
         made.power_iteration()?;
     }
     Ok((made, variables))
 }
 
-/// The published discriminator: all logits weigh the same.
-impl Judge for Discriminator {
+/// All logits have the same weight, as in the released code.
+impl FeatureDiscriminator for Discriminator {
     fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
         Ok(vec![self.forward(features, t)?])
     }
@@ -112,7 +113,7 @@ mod tests {
             .unwrap()
             .into_iter()
             .collect();
-        // A uniform number within 1/sqrt(450) has a third of 1/450 as mean square.
+        // The mean square of a uniform number within 1/sqrt(450) is a third of 1/450.
         assert!((mean_square(&made["a.weight"]) * 1350.0 - 1.0).abs() < 0.1);
         assert_eq!(made["b.weight"].to_vec1::<f32>().unwrap(), [1.0; 8]);
         assert_eq!(made["b.bias"].to_vec1::<f32>().unwrap(), [0.0; 8]);

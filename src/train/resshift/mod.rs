@@ -4,6 +4,10 @@ mod distill;
 mod images;
 pub mod init;
 mod options;
+mod recipe;
+mod run;
 
-pub use distill::{Begin, Distill, Place, StepReport};
+pub use distill::{Distill, InitialWeights};
 pub use options::{Options, Weights, narrowed, patch_multiple};
+pub use recipe::Recipe;
+pub use run::{estimate, run};

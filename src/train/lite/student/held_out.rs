@@ -16,26 +16,26 @@ use crate::{
     },
 };
 
-/// Pictures of each kind of degradation in [`StudentRun::samples`].
+/// Number of sample images of each degradation.
 const SAMPLES: usize = 4;
 
-/// How a held-out batch turned out.
+/// Measurement of a held-out batch.
 #[derive(Clone, Debug)]
 pub struct Validation {
-    /// The kind of degradation.
+    /// Name of the degradation.
     pub name: &'static str,
     /// Gain in PSNR over the bicubic base, in dB.
     pub gain: f64,
-    /// LPIPS of luma alone, of the student and of the base, where its weights are there.
+    /// LPIPS of luma, of the student and of the base, if its weights are loaded.
     pub lpips: Option<[f64; 2]>,
 }
 
 impl StudentRun {
-    /// How the averaged student does on held-out photos, for each kind of degradation.
+    /// Measures the averaged student on held-out images, for each degradation.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn validate(&self) -> Result<Vec<Validation>> {
+    pub fn measure(&self) -> Result<Vec<Validation>> {
         let student = self.model()?.student()?;
         let measure = |(name, batch): &HeldOut| {
             let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
@@ -56,12 +56,12 @@ impl StudentRun {
         self.held_out.iter().map(measure).collect()
     }
 
-    /// Held-out pictures, a few of each kind of degradation: bicubic, the averaged student's, the teacher's if there is one, and
-    /// the truth. Luma alone.
+    /// Returns some held-out images of each degradation, luma only: bicubic, averaged student,
+    /// teacher if there is one, and ground truth.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn samples(&self) -> Result<Vec<SampleRow>> {
+    pub(super) fn held_out_samples(&self) -> Result<Vec<SampleRow>> {
         let student = self.model()?.student()?;
         let mut rows = Vec::new();
         for (name, batch) in &self.held_out {
@@ -98,7 +98,7 @@ impl StudentRun {
         Ok(rows)
     }
 
-    /// The luma pictures that residuals over `base` make.
+    /// Returns the luma images of residuals over `base`.
     fn pictures(&self, base: &Tensor, residual: &Tensor) -> Result<Vec<Picture>> {
         let stats = &self.latent.stats;
         let of = |values: &[f32]| Tensor::new(values, base.device());
@@ -120,7 +120,7 @@ impl StudentRun {
     }
 }
 
-/// Mean LPIPS of luma pictures.
+/// Returns the mean LPIPS of luma images.
 fn distance(lpips: &Lpips, pictures: &[Picture], truths: &[Picture]) -> Result<f64> {
     let mut sum = 0.0;
     for (picture, truth) in pictures.iter().zip(truths) {

@@ -1,9 +1,11 @@
-//! A student's training: supervised, then by time-aware distillation (TAD-SR, arXiv 2408.07476) from a teacher.
+//! Training of a student: supervision, then time-aware distillation (TAD-SR, arXiv 2408.07476) from
+//! a teacher.
 //!
-//! The student sees no noise: it maps the base's latent to the residual, so that a still picture stays still. What is
-//! then left of the method: the residual that it gives is perturbed, and the frozen teacher scores it and looks at it for
-//! the discriminator. Regression pulls only the low frequencies towards the teacher's sample, for one network cannot meet
-//! samples that differ by their noise, and a mean over them has no texture.
+//! The student has no noise input: it maps the latent of the base to the residual, so still images
+//! do not flicker. Its residual is perturbed, and the frozen teacher scores it and provides the
+//! features for the discriminator. Regression uses the low frequencies of the teacher's sample
+//! only: a network without noise learns the mean of samples with different noise, which has no
+//! texture.
 
 mod held_out;
 mod options;
@@ -20,7 +22,7 @@ pub use held_out::Validation;
 pub use options::{Distillation, Options};
 
 use super::{
-    Begin, Guided, HeldOut, Latent, Material, Place, begin::build, bounded, init,
+    Guided, HeldOut, InitialWeights, Latent, TrainingData, bounded, init, initial::build,
     teacher::FrozenTeacher,
 };
 use crate::{
@@ -29,17 +31,20 @@ use crate::{
     model::{Layer, LayerCondition, LiteModel, Metadata},
     nn::lite::{Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig},
     train::{
-        adversary::{Adversary, Judged},
+        adversary::{DiscriminatorTrainer, FeaturePair},
         checkpoint,
         data::{loader::Loader, pairs::Batch},
         init::{Tensors, sorted},
         losses::{Perturbation, Term, norm, normals, stand_in},
+        observer::Measurement,
         optim::{CLIP, Parameter, Trained, cosine},
         random::{normal, step_seed},
+        report::SampleRow,
+        trainer::{RunContext, Training},
     },
 };
 
-/// The terms of the student's loss: their names in logs.
+/// Names of the terms of the loss in logs.
 pub const TERMS: [&str; 5] = ["real", "consistency", "regression", "score", "adversarial"];
 const GRADIENTS: [&str; 5] = [
     "grad_real",
@@ -49,19 +54,19 @@ const GRADIENTS: [&str; 5] = [
     "grad_adversarial",
 ];
 
-/// Standard deviation of the error that half of the batches have in the dial `denoise`: users and
-/// estimators do not hit it exactly, and between the degradations that the data have the network
-/// must not do as it likes.
+/// Standard deviation of the error in the dial `denoise` in half of the batches. Users and
+/// estimators do not set it exactly, and the error fills the gaps between the degradations in the
+/// data.
 const BLUR: f64 = 0.1;
 
-/// What the running norms of the terms' gradients keep of themselves in a step.
+/// Decay of the running norms of the gradients per step.
 const NORM_DECAY: f64 = 0.98;
 
 /// Separates the seeds of noise and initial weights from those of the data.
 const NOISE: u64 = 0x4e4f_4953;
 const DISCRIMINATOR: u64 = 0x4449_5343;
 
-/// The student that is made.
+/// Student that a run makes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     pub name: String,
@@ -76,19 +81,22 @@ struct State {
     target: Target,
     latent: Latent,
     step: u64,
-    /// Steps of the run as it began.
+    /// Steps that were planned at the beginning of the run.
     planned: u64,
     /// Updates of the discriminator.
-    judged: u64,
-    slowed: i32,
-    /// Of the data.
+    #[serde(rename = "judged")]
+    discriminator_steps: u64,
+    /// Halvings of the learning rate after divergence.
+    #[serde(rename = "slowed")]
+    halvings: i32,
+    /// Hash of the data.
     fingerprint: u64,
-    /// Of the teacher; checkpoints of before it was kept have none.
+    /// Hash of the teacher; old checkpoints have none.
     #[serde(default)]
     teacher: Option<u64>,
 }
 
-/// A training run in a directory: `checkpoint.safetensors` and `model.safetensors`.
+/// Training of a student in a folder: `checkpoint.safetensors` and `model.safetensors`.
 pub struct StudentRun {
     options: Options,
     target: Target,
@@ -97,15 +105,16 @@ pub struct StudentRun {
     teacher: Option<FrozenTeacher>,
     student: Student,
     trained: Trained,
-    adversary: Option<Adversary<Discriminator>>,
-    /// Running norms of the terms' gradients; 0 for a term that has not been seen yet.
+    adversary: Option<DiscriminatorTrainer<Discriminator>>,
+    /// Running norms of the gradients of the terms; 0 for a term that has not been computed yet.
     norms: [f64; 5],
     step: u64,
-    /// Steps of the run as it began: it may be prolonged, and then the terms' schedule stays.
+    /// Steps that were planned at the beginning of the run. If it is prolonged, the schedule of the
+    /// terms stays.
     planned: u64,
-    judged: u64,
-    /// How often the learning rate has been halved.
-    slowed: i32,
+    discriminator_steps: u64,
+    /// Halvings of the learning rate after divergence.
+    halvings: i32,
     loader: Loader<Batch>,
     held_out: Vec<HeldOut>,
     lpips: Option<Lpips>,
@@ -114,47 +123,48 @@ pub struct StudentRun {
     dir: PathBuf,
 }
 
-/// A batch as a step uses it: latents, and what was drawn for it.
-struct Drawn {
+/// A batch with all random numbers that a step needs.
+struct Prepared {
     base: Tensor,
     residual: Tensor,
     at: Condition,
     zero: Tensor,
-    /// Times and noise of score and discriminator, and the noise that the teacher starts from.
+    /// Times and noise of score distillation and discriminator, and the noise that the teacher
+    /// starts from.
     score: (Vec<usize>, Tensor),
-    judged: (Vec<usize>, Tensor),
+    adversarial: (Vec<usize>, Tensor),
     prior: Tensor,
 }
 
 impl StudentRun {
-    /// Starts a run at `place`, with the weights of `begin` if there are any, or goes on. Without a
-    /// `teacher` the options must not ask for its terms. A run that goes on may have more steps
-    /// than it began with, and other learning rates.
+    /// Starts a run, with the weights of `begin` if given, or continues with its checkpoint.
+    /// Without a `teacher` the options must not have its terms. A run that continues may have more
+    /// steps than it began with, and other learning rates.
     ///
     /// # Errors
-    /// [`Error::Training`] when there is a checkpoint and the run does not go on with it, or the
-    /// other way round, or it was made with other options or data; [`Error::Setting`] when options
-    /// are out of range or do not fit the teacher, or `begin` is of another student.
+    /// [`Error::Training`] when a new run has a checkpoint, a continued run has none, or it was
+    /// made with other options or data; [`Error::Setting`] when options are out of range or do not
+    /// fit the teacher, or `begin` is another student.
     pub fn new(
         options: Options,
         target: Target,
         latent: Latent,
         teacher: Option<FrozenTeacher>,
-        begin: Option<&Begin>,
-        material: &Material,
-        place: &Place,
+        begin: Option<&InitialWeights>,
+        data: &TrainingData,
+        context: &RunContext,
     ) -> Result<Self> {
         let patch = check(&options, &target, &latent, teacher.as_ref())?;
-        let path = place.dir.join("checkpoint.safetensors");
-        let saved = checkpoint::load_if::<State>(&path, place.start)?;
+        let path = context.folder.join("checkpoint.safetensors");
+        let saved = checkpoint::load_if::<State>(&path, context.start)?;
         let mut spec = latent.pairs(patch, options.batch);
         spec.alike = target.student.conditioning.denoise;
-        let (mut student, parameters) = new_student(target.student, &options, &place.device)?;
-        student.set_dtype(place.dtype);
+        let (mut student, parameters) = new_student(target.student, &options, &context.device)?;
+        student.set_dtype(context.dtype);
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
         let first = step * options.accumulate as u64;
-        let held_out = material.validation(&spec, &latent.stats)?;
-        let (source, stats) = (material.source.clone(), latent.stats.clone());
+        let held_out = data.validation(&spec, &latent.stats)?;
+        let (source, stats) = (data.source.clone(), latent.stats.clone());
         let make = move |seed| spec.batch(&*source, &stats, seed);
         let mut trained = Trained::new(parameters, 0.99, options.ema, CLIP)?;
         if options.muon_rate > 0.0 {
@@ -162,18 +172,18 @@ impl StudentRun {
         }
         let mut run = Self {
             trained,
-            adversary: new_adversary(&options, teacher.as_ref(), &place.device)?,
+            adversary: new_adversary(&options, teacher.as_ref(), &context.device)?,
             norms: [0.0; 5],
             step: 0,
             planned: options.steps,
-            judged: 0,
-            slowed: place.slower,
+            discriminator_steps: 0,
+            halvings: context.halvings,
             held_out,
             lpips: None,
-            fingerprint: material.fingerprint(),
-            device: place.device.clone(),
-            dir: place.dir.to_path_buf(),
-            loader: Loader::start(make, options.seed, first, place.data_threads),
+            fingerprint: data.fingerprint(),
+            device: context.device.clone(),
+            dir: context.folder.to_path_buf(),
+            loader: Loader::start(make, options.seed, first, context.data_threads),
             patch,
             teacher,
             student,
@@ -202,13 +212,14 @@ impl StudentRun {
             let reason = "was made with other data: give it as it was";
             return Err(Error::training(path, reason));
         }
-        // A run that diverged goes on with another learning rate, one that is prolonged with more
+        // A run that has diverged continues with another learning rate, a prolonged run with more
         // steps.
         let was = Options {
             learning_rate: self.options.learning_rate,
-            muon_rate: match state.options.muon_rate > 0.0 && self.options.muon_rate > 0.0 {
-                true => self.options.muon_rate,
-                false => state.options.muon_rate,
+            muon_rate: if state.options.muon_rate > 0.0 && self.options.muon_rate > 0.0 {
+                self.options.muon_rate
+            } else {
+                state.options.muon_rate
             },
             steps: self.options.steps.max(state.options.steps),
             ..state.options.clone()
@@ -227,58 +238,24 @@ impl StudentRun {
         }
         self.trained.restore(state.step, tensors)?;
         if let Some(adversary) = &mut self.adversary {
-            adversary.restore(state.judged, tensors)?;
+            adversary.restore(state.discriminator_steps, tensors)?;
         }
         let norms = tensors.get("norms").map(Tensor::to_vec1::<f64>);
         if let Some(norms) = norms.transpose()? {
             self.norms.iter_mut().zip(norms).for_each(|(n, v)| *n = v);
         }
-        (self.step, self.judged) = (state.step, state.judged);
+        (self.step, self.discriminator_steps) = (state.step, state.discriminator_steps);
         self.planned = state.planned;
-        self.slowed += state.slowed;
+        self.halvings += state.halvings;
         Ok(())
     }
 
-    /// Measures LPIPS, too, in [`Self::validate`].
+    /// Measures also LPIPS in [`Self::measure`].
     pub fn set_lpips(&mut self, lpips: Lpips) {
         self.lpips = Some(lpips);
     }
 
-    /// Steps done.
-    pub fn done(&self) -> u64 {
-        self.step
-    }
-
-    /// Takes one step and gives its losses: the terms that have a share, the discriminator's, and the norms of the terms'
-    /// weighted gradients at the student's result.
-    ///
-    /// # Errors
-    /// [`Error::Diverged`] when a loss or gradient is out of bounds; the checkpoint is then still the last good one.
-    pub fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
-        let count = self.options.accumulate as u64;
-        let mut batches = Vec::new();
-        for i in 0..count {
-            let batch = self.loader.next_batch()?;
-            batches.push(self.draw(&batch, self.step * count + i)?);
-        }
-        let shares = self.shares();
-        let mut discriminator = 0.0;
-        if shares[4] > 0.0 {
-            discriminator = self.step_discriminator(&batches)?;
-        }
-        let (losses, gradients) = self.step_student(&batches, &shares)?;
-        self.step += 1;
-        let all = self.options.distillation.shares();
-        let used = |i: &usize| all[*i] > 0.0;
-        let mut report: Vec<_> = (0..5).filter(used).map(|i| (TERMS[i], losses[i])).collect();
-        if all[4] > 0.0 {
-            report.push(("discriminator", discriminator));
-        }
-        report.extend((0..5).filter(used).map(|i| (GRADIENTS[i], gradients[i])));
-        Ok(report)
-    }
-
-    /// The terms' shares at this step.
+    /// Returns the shares of the terms at this step.
     fn shares(&self) -> [f64; 5] {
         let d = &self.options.distillation;
         let mut shares = d.shares();
@@ -293,7 +270,7 @@ impl StudentRun {
         shares
     }
 
-    fn draw(&self, batch: &Batch, index: u64) -> Result<Drawn> {
+    fn prepare(&self, batch: &Batch, index: u64) -> Result<Prepared> {
         let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
         let d = &self.options.distillation;
         let mut rng = StdRng::seed_from_u64(step_seed(self.options.seed ^ NOISE, index));
@@ -308,11 +285,11 @@ impl StudentRun {
         };
         let zero = base.zeros_like()?;
         let Some(teacher) = &self.teacher else {
-            // Nobody looks at noise.
+            // Without a teacher nothing uses noise.
             let none = (vec![0; n], zero.clone());
-            return Ok(Drawn {
+            return Ok(Prepared {
                 score: none.clone(),
-                judged: none,
+                adversarial: none,
                 prior: zero.clone(),
                 zero,
                 base,
@@ -322,18 +299,18 @@ impl StudentRun {
         };
         let steps = teacher.schedule.steps();
         let score = noisy(d.score_times)?;
-        // The last time is all noise; at the others there is something to judge.
+        // The last time is pure noise, which tells the discriminator nothing.
         let judge_times = match d.judge_times {
             0 => steps - 1,
             times => times,
         };
-        let mut judged = noisy(judge_times)?;
+        let mut adversarial = noisy(judge_times)?;
         if !d.time_aware {
-            judged = (vec![0; n], zero.clone());
+            adversarial = (vec![0; n], zero.clone());
         }
-        Ok(Drawn {
+        Ok(Prepared {
             score,
-            judged,
+            adversarial,
             prior: noisy(1)?.1,
             zero,
             base,
@@ -342,35 +319,36 @@ impl StudentRun {
         })
     }
 
-    /// Updates the discriminator; gives its loss.
-    fn step_discriminator(&mut self, batches: &[Drawn]) -> Result<f64> {
+    /// Updates the discriminator and returns its loss.
+    fn step_discriminator(&mut self, batches: &[Prepared]) -> Result<f64> {
         let (Some(teacher), Some(adversary)) = (&self.teacher, &mut self.adversary) else {
             return Ok(0.0);
         };
         let (loss, grads) = adversary.loss(batches.len(), |i| {
             let batch = &batches[i];
-            let (draw, guided) = (batch.judged(teacher), batch.guided(teacher));
+            let (perturbation, guided) = (batch.adversarial(teacher), batch.guided(teacher));
             let fake = self.student.forward(&batch.base, &batch.at)?.detach();
-            Ok(Judged {
-                real: draw.features(&batch.residual, &guided)?,
-                fake: draw.features(&fake, &guided)?,
-                t: draw.t.to_vec(),
+            Ok(FeaturePair {
+                real: perturbation.features(&batch.residual, &guided)?,
+                fake: perturbation.features(&fake, &guided)?,
+                t: perturbation.t.to_vec(),
             })
         })?;
         bounded(&self.dir, self.step, "discriminator's loss", loss)?;
         adversary.update(&grads, self.options.distillation.discriminator_rate)?;
-        self.judged += 1;
+        self.discriminator_steps += 1;
         Ok(loss)
     }
 
-    /// Updates the student; gives the terms' values and the norms of their weighted gradients.
+    /// Updates the student. Returns the values of the terms and the norms of their weighted
+    /// gradients.
     fn step_student(
         &mut self,
-        batches: &[Drawn],
+        batches: &[Prepared],
         shares: &[f64; 5],
     ) -> Result<([f64; 5], [f64; 5])> {
-        let judge = match &self.adversary {
-            Some(adversary) if shares[4] > 0.0 => Some(adversary.judge()?),
+        let discriminator = match &self.adversary {
+            Some(adversary) if shares[4] > 0.0 => Some(adversary.discriminator()?),
             _ => None,
         };
         let part = 1.0 / batches.len() as f64;
@@ -379,7 +357,7 @@ impl StudentRun {
         for batch in batches {
             let result = self.student.forward(&batch.base, &batch.at)?;
             let z = result.detach();
-            let terms = self.terms(batch, &z, shares, judge.as_ref())?;
+            let terms = self.terms(batch, &z, shares, discriminator.as_ref())?;
             let weights = self.weights(&terms, shares)?;
             let mut total = z.zeros_like()?;
             for (i, term) in terms.iter().enumerate() {
@@ -393,14 +371,15 @@ impl StudentRun {
         }
         let o = &self.options;
         let warm_up = (o.steps / 20).clamp(1, 500);
-        let factor = cosine(0.5f64.powi(self.slowed), self.step, o.steps, warm_up);
+        let factor = cosine(0.5f64.powi(self.halvings), self.step, o.steps, warm_up);
         let (rate, muon) = (o.learning_rate * factor, o.muon_rate * factor);
         let whole = self.trained.step_with(&grads, rate, muon)?;
         bounded(&self.dir, self.step, "gradient", whole)?;
         Ok((losses, norms))
     }
 
-    /// What each term is multiplied by: its gradient's norm, in the running mean, becomes its share of the first term's.
+    /// Returns the weights of the terms. The norm of each gradient, in the running mean, becomes
+    /// its share of the norm of the first term.
     fn weights(&mut self, terms: &[Option<Term>; 5], shares: &[f64; 5]) -> Result<[f64; 5]> {
         for (running, term) in self.norms.iter_mut().zip(terms) {
             let Some(term) = term else { continue };
@@ -414,7 +393,7 @@ impl StudentRun {
         let (first, sum) = (*first.unwrap_or(&1.0), shares.iter().sum::<f64>());
         let mut weights = [0.0; 5];
         for (i, weight) in weights.iter_mut().enumerate() {
-            // A term without a gradient, such as that of a discriminator which knows nothing yet, is not blown up.
+            // A term without a gradient, such as that of a new discriminator, is not amplified.
             if self.norms[i] > 1e-4 * first {
                 *weight = shares[i] / sum * first / self.norms[i];
             }
@@ -422,7 +401,7 @@ impl StudentRun {
         Ok(weights)
     }
 
-    /// The model as it stands: the averaged weights, branches folded.
+    /// Returns the current model, with averaged weights and folded kernels.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -460,17 +439,52 @@ impl StudentRun {
             calibration: None,
         })
     }
+}
 
-    /// Writes checkpoint and model into the run's directory.
+impl Training for StudentRun {
+    fn done(&self) -> u64 {
+        self.step
+    }
+
+    /// Returns the losses of the step: the terms that have a share, the loss of the discriminator,
+    /// and the norms of the weighted gradients at the student's result.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be written; the files there before stay whole.
-    pub fn save(&self) -> Result<()> {
+    /// [`Error::Diverged`] when a loss or gradient is out of bounds. The checkpoint is still good.
+    fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
+        let count = self.options.accumulate as u64;
+        let mut batches = Vec::new();
+        for i in 0..count {
+            let batch = self.loader.next_batch()?;
+            batches.push(self.prepare(&batch, self.step * count + i)?);
+        }
+        let shares = self.shares();
+        let mut discriminator = 0.0;
+        if shares[4] > 0.0 {
+            discriminator = self.step_discriminator(&batches)?;
+        }
+        let (losses, gradients) = self.step_student(&batches, &shares)?;
+        self.step += 1;
+        let all = self.options.distillation.shares();
+        let used = |i: &usize| all[*i] > 0.0;
+        let mut report: Vec<_> = (0..5).filter(used).map(|i| (TERMS[i], losses[i])).collect();
+        if all[4] > 0.0 {
+            report.push(("discriminator", discriminator));
+        }
+        report.extend((0..5).filter(used).map(|i| (GRADIENTS[i], gradients[i])));
+        Ok(report)
+    }
+
+    /// Writes checkpoint and model into the folder of the run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be written. Existing files stay as they are.
+    fn save(&self) -> Result<()> {
         let mut tensors = self.trained.state()?;
         if let Some(adversary) = &self.adversary {
             tensors.extend(adversary.state());
         }
-        // As a tensor: numbers in JSON need not come back to the last digit.
+        // A tensor, because numbers in JSON may lose their last digit.
         let norms = Tensor::new(&self.norms, &Device::Cpu)?;
         tensors.push(("norms".into(), norms));
         let state = State {
@@ -479,20 +493,39 @@ impl StudentRun {
             latent: self.latent.clone(),
             step: self.step,
             planned: self.planned,
-            judged: self.judged,
-            slowed: self.slowed,
+            discriminator_steps: self.discriminator_steps,
+            halvings: self.halvings,
             fingerprint: self.fingerprint,
             teacher: self.teacher.as_ref().map(|t| t.fingerprint),
         };
-        // The model first: weights that are not finite must not replace a good checkpoint, and a checkpoint at the last
-        // step says that the model is there.
+        // The model comes first: weights that are not finite must not replace a good checkpoint,
+        // and a checkpoint at the last step implies that the model exists.
         let bytes = self.model()?.to_bytes(true)?;
         checkpoint::write_atomically(&self.dir.join("model.safetensors"), &bytes)?;
         checkpoint::save(&self.dir.join("checkpoint.safetensors"), tensors, &state)
     }
+
+    fn validate(&self) -> Result<Measurement> {
+        let (mut text, mut values) = (Vec::new(), Vec::new());
+        for v in self.measure()? {
+            let mut line = format!("{} {:+.3} dB", v.name, v.gain);
+            values.push((format!("held out {}/gain", v.name), v.gain));
+            if let Some([student, base]) = v.lpips {
+                line += &format!(", LPIPS {student:.4} ({base:.4})");
+                values.push((format!("held out {}/LPIPS", v.name), student));
+            }
+            text.push(line);
+        }
+        let text = format!("against bicubic {}", text.join("; "));
+        Ok(Measurement { text, values })
+    }
+
+    fn samples(&self) -> Result<Vec<SampleRow>> {
+        self.held_out_samples()
+    }
 }
 
-impl Drawn {
+impl Prepared {
     fn guided<'a>(&'a self, teacher: &'a FrozenTeacher) -> Guided<'a> {
         Guided {
             teacher: &teacher.net,
@@ -515,20 +548,20 @@ impl Drawn {
         }
     }
 
-    fn judged<'a>(&'a self, teacher: &'a FrozenTeacher) -> Perturbation<'a> {
-        self.perturbation(teacher, &self.judged)
+    fn adversarial<'a>(&'a self, teacher: &'a FrozenTeacher) -> Perturbation<'a> {
+        self.perturbation(teacher, &self.adversarial)
     }
 }
 
-/// The weights of `name`, to begin a run with: a model file, the checkpoint of a student's run,
-/// whose averages count, or the name of a bundled model.
+/// Reads the weights of `name`: a model file, the averaged weights in the checkpoint of a student,
+/// or a bundled model.
 ///
 /// # Errors
-/// As [`Begin::of_model`], and [`Error::Training`] for a damaged checkpoint.
-pub fn begin(name: &str) -> Result<Begin> {
+/// As [`InitialWeights::of_model`], and [`Error::Training`] for a damaged checkpoint.
+pub fn initial_weights(name: &str) -> Result<InitialWeights> {
     let path = Path::new(name);
     if !path.is_file() || !checkpoint::is_checkpoint(path)? {
-        return Begin::of_model(name);
+        return InitialWeights::of_model(name);
     }
     let (tensors, state) = checkpoint::load::<State>(path)?;
     let averages = tensors.into_iter().filter_map(|(name, tensor)| {
@@ -538,7 +571,7 @@ pub fn begin(name: &str) -> Result<Begin> {
     let student = state.target.student;
     let vb = VarBuilder::from_tensors(averages.collect(), DType::F32, &Device::Cpu);
     let folded = build(student, state.options.expand, vb).and_then(|net| net.folded());
-    Ok(Begin {
+    Ok(InitialWeights {
         tensors: folded.map_err(|e| Error::training(path, format!("is damaged: {e}")))?,
         name: name.into(),
         student,
@@ -547,7 +580,7 @@ pub fn begin(name: &str) -> Result<Begin> {
     })
 }
 
-/// Checks that everything fits; gives the side of a patch.
+/// Checks that all parts fit. Returns the side of a patch.
 fn check(
     options: &Options,
     target: &Target,
@@ -578,7 +611,7 @@ fn new_adversary(
     options: &Options,
     teacher: Option<&FrozenTeacher>,
     device: &Device,
-) -> Result<Option<Adversary<Discriminator>>> {
+) -> Result<Option<DiscriminatorTrainer<Discriminator>>> {
     let Some(teacher) = teacher.filter(|_| options.distillation.adversarial > 0.0) else {
         return Ok(None);
     };
@@ -588,10 +621,10 @@ fn new_adversary(
         time_channels: teacher.net.config().widths[0],
     };
     let made = init::discriminator(&config, options.seed ^ DISCRIMINATOR, device)?;
-    Ok(Some(Adversary::new(made)?))
+    Ok(Some(DiscriminatorTrainer::new(made)?))
 }
 
-/// A kernel, or a factor of one, of a layer between head and tail.
+/// Returns `true` for a kernel, or a factor of a kernel, of a layer between head and tail.
 fn is_inner_kernel((name, _): &Parameter) -> bool {
     let kernel = ["weight", "expand", "squeeze"]
         .iter()
@@ -599,7 +632,8 @@ fn is_inner_kernel((name, _): &Parameter) -> bool {
     name.starts_with("body.") && kernel
 }
 
-/// A student with weights drawn from the seed: He's normal distribution, the last layer a tenth of it, biases zero.
+/// Creates a student with random weights of the seed: the normal distribution of He, a tenth of it
+/// in the last layer, and zero biases.
 fn new_student(
     config: StudentConfig,
     options: &Options,

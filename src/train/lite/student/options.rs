@@ -1,14 +1,14 @@
-//! Options of a student's training.
+//! Options of the training of a student.
 
 use serde::{Deserialize, Serialize};
 
 use super::TERMS;
 use crate::{
     Error, Result,
-    train::{lite::check_common, losses::ScoreWeight},
+    train::{losses::ScoreWeight, trainer::check_common},
 };
 
-/// Everything that determines a run's result, beside the data, the latent and the teacher.
+/// All that determines the result of a run, besides data, latent and teacher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -17,16 +17,17 @@ pub struct Options {
     pub batch: usize,
     /// Batches whose gradients are averaged in a step.
     pub accumulate: usize,
-    /// Side of a high-resolution patch in pixels; 0 for 48 cells of the grid.
+    /// Side of a high-resolution patch in pixels; 0 for 48 grid cells.
     pub patch: usize,
-    /// Peak for all but the inner kernels; it warms up, then falls along a cosine.
+    /// Peak learning rate of all weights but the inner kernels, after a warm-up and before a cosine
+    /// decay.
     pub learning_rate: f64,
-    /// Peak for the kernels between head and tail, which Muon optimises; 0 leaves them to AdamW, as
-    /// the rest.
+    /// Peak learning rate of the kernels between head and tail, which Muon optimises; 0 for AdamW,
+    /// as for all other weights.
     pub muon_rate: f64,
     /// Decay of the averaged weights.
     pub ema: f64,
-    /// Channels that each kernel is a product over while it is trained; 0 trains the kernels themselves.
+    /// Number of channels over which each kernel is a product in training; 0 trains plain kernels.
     pub expand: usize,
     pub seed: u64,
     pub distillation: Distillation,
@@ -51,7 +52,7 @@ impl Default for Options {
 
 impl Options {
     /// # Errors
-    /// [`Error::Setting`] that names what is out of range, whatever the student and the teacher.
+    /// [`Error::Setting`] that names the value that is out of range for any student and teacher.
     pub fn check(&self) -> Result<()> {
         if self.expand > 1024 {
             return Err(Error::Setting(format!(
@@ -66,60 +67,67 @@ impl Options {
             )));
         }
         self.distillation.check()?;
-        let batches = [self.batch, self.accumulate];
-        check_common(self.steps, batches, self.learning_rate, self.ema)
+        check_common(
+            self.steps,
+            self.batch,
+            self.accumulate,
+            self.learning_rate,
+            self.ema,
+        )
     }
 
-    /// The side of a high-resolution patch for a latent of `r` and a teacher that takes sides of `multiple` cells.
+    /// Returns the side of a high-resolution patch for a latent of `r` and a teacher that needs
+    /// sides of `multiple` cells.
     ///
     /// # Errors
-    /// [`Error::Setting`] when that is out of range.
+    /// [`Error::Setting`] when it is out of range.
     pub fn patch_side(&self, r: usize, multiple: usize) -> Result<usize> {
         let patch = match self.patch {
             0 => 48 * r,
             patch => patch,
         };
         let multiple = r * multiple.max(2);
-        match (16..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
-            true => Ok(patch),
-            false => Err(Error::Setting(format!(
+        if (16..=1024).contains(&patch) && patch.is_multiple_of(multiple) {
+            Ok(patch)
+        } else {
+            Err(Error::Setting(format!(
                 "patch = {patch}: 16 to 1024, a multiple of {multiple}"
-            ))),
+            )))
         }
     }
 }
 
-/// How the teacher teaches. The terms' gradients are balanced: each is brought to its share of the norm that the first
-/// term's gradient has. The defaults are what paid in the ablation of `docs/recipes.md`.
+/// Terms of distillation. Their gradients are balanced: each is scaled to its share of the norm of
+/// the first term's gradient. The defaults are the best of the ablation in `docs/recipes.md`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Distillation {
-    /// Share of the steps that go by with the terms of the truth alone.
+    /// Share of the steps with supervision only.
     pub after: f64,
     /// Share of the steps over which the adversarial term grows to its share.
     pub ramp: f64,
     /// Share of the Charbonnier loss to the true residual.
     pub real: f64,
-    /// Share of the difference to the truth, shrunk by the grid's factor.
+    /// Share of the loss between the means of grid cells.
     pub consistency: f64,
-    /// Share of the regression to the teacher's sample.
+    /// Share of the regression to a sample of the teacher.
     pub regression: f64,
-    /// Whether the regression sees the mean of each grid cell alone.
+    /// Applies the regression to the means of grid cells.
     pub low_pass: bool,
     /// Share of high-frequency score distillation.
     pub score: f64,
-    /// The score is looked at at times below this.
+    /// Times of score distillation: 0 to below this.
     pub score_times: usize,
     pub score_weight: ScoreWeight,
     /// Share of the adversarial term.
     pub adversarial: f64,
-    /// Whether the discriminator sees residuals at random noise levels; else as they are.
+    /// Perturbs residuals to random noise levels for the discriminator.
     pub time_aware: bool,
-    /// It sees them at times below this; 0: at all but the last.
+    /// Times of the discriminator: 0 to below this; 0 for all but the last.
     pub judge_times: usize,
-    /// Channels in the discriminator's heads.
+    /// Channels in the heads of the discriminator.
     pub width: usize,
-    /// The discriminator's learning rate.
+    /// Learning rate of the discriminator.
     pub discriminator_rate: f64,
 }
 
@@ -145,7 +153,7 @@ impl Default for Distillation {
 }
 
 impl Distillation {
-    /// The truth alone: what a run without a teacher does.
+    /// Supervision only, for runs without a teacher.
     pub fn none() -> Self {
         Self {
             real: 1.0,
@@ -157,7 +165,7 @@ impl Distillation {
         }
     }
 
-    /// The terms' shares in the order of [`TERMS`].
+    /// Returns the shares of the terms in the order of [`TERMS`].
     pub(super) fn shares(&self) -> [f64; 5] {
         [
             self.real,
@@ -173,13 +181,14 @@ impl Distillation {
     }
 
     /// # Errors
-    /// [`Error::Setting`] when the teacher's schedule has fewer steps than are asked for.
+    /// [`Error::Setting`] when the schedule of the teacher has fewer steps.
     pub(in crate::train) fn check_times(&self, steps: usize) -> Result<()> {
-        match self.score_times.max(self.judge_times) <= steps {
-            true => Ok(()),
-            false => Err(Error::Setting(format!(
+        if self.score_times.max(self.judge_times) <= steps {
+            Ok(())
+        } else {
+            Err(Error::Setting(format!(
                 "distillation: score_times and judge_times: at most the teacher's {steps} steps"
-            ))),
+            )))
         }
     }
 

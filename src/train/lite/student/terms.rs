@@ -1,28 +1,28 @@
-//! Terms of a student's loss.
+//! Terms of the loss of a student.
 
 use candle_core::{Device, Tensor};
 
-use super::{Drawn, StudentRun};
+use super::{Prepared, StudentRun};
 use crate::{
     Result,
     nn::lite::Discriminator,
     train::{
-        adversary::{Judge, mean_of_heads},
+        adversary::{FeatureDiscriminator, mean_of_heads},
         losses::{Term, hinge_generator, regression, score_direction, score_distillation},
     },
 };
 
-/// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in units of the residual's standard deviation.
+/// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in standard deviations of the residual.
 const CHARBONNIER_EPS: f64 = 0.02;
 
 impl StudentRun {
-    /// The terms that have a share, in the order of [`TERMS`].
+    /// Returns the terms that have a share, in the order of [`TERMS`](super::TERMS).
     pub(super) fn terms(
         &self,
-        batch: &Drawn,
+        batch: &Prepared,
         z: &Tensor,
         shares: &[f64; 5],
-        judge: Option<&Discriminator>,
+        discriminator: Option<&Discriminator>,
     ) -> Result<[Option<Term>; 5]> {
         let d = &self.options.distillation;
         let mut terms = [None, None, None, None, None];
@@ -48,16 +48,16 @@ impl StudentRun {
                 terms[2] = Some(Term::at(z, |z| regression(z, &goal))?);
             }
             if shares[3] > 0.0 {
-                let draw = batch.perturbation(teacher, &batch.score);
-                let g = score_direction(z, &goal, &draw, d.score_weight, &guided)?;
+                let perturbation = batch.perturbation(teacher, &batch.score);
+                let g = score_direction(z, &goal, &perturbation, d.score_weight, &guided)?;
                 terms[3] = Some(Term::at(z, |z| score_distillation(z, &g))?);
             }
         }
-        if let Some(judge) = judge {
-            let draw = batch.judged(teacher);
+        if let Some(discriminator) = discriminator {
+            let perturbation = batch.adversarial(teacher);
             let loss = |z: &Tensor| {
-                let features = draw.features(z, &guided)?;
-                let heads = judge.heads(&features, draw.t)?;
+                let features = perturbation.features(z, &guided)?;
+                let heads = discriminator.heads(&features, perturbation.t)?;
                 mean_of_heads(heads.iter().map(hinge_generator))
             };
             terms[4] = Some(Term::at(z, loss)?);
@@ -65,8 +65,8 @@ impl StudentRun {
         Ok(terms)
     }
 
-    /// What takes a whitened residual `[.., c]` to the means of each plane's samples in a cell, in standard deviations of
-    /// the first channel: `[c, planes]`.
+    /// Returns the matrix `[c, planes]` that maps a whitened residual `[.., c]` to the mean of each
+    /// plane in a grid cell, in standard deviations of the first channel.
     fn cell_means(&self, device: &Device) -> Result<Tensor> {
         let (std, luma) = (&self.latent.stats.residual_std, self.latent.r.pow(2));
         let channels = std.len();
@@ -84,13 +84,13 @@ impl StudentRun {
     }
 }
 
-/// `mean sqrt((z - goal)^2 + eps^2)`
+/// Charbonnier loss `mean sqrt((z - goal)^2 + eps^2)`.
 fn charbonnier(z: &Tensor, goal: &Tensor) -> candle_core::Result<Tensor> {
     let squares = ((z - goal)?.sqr()? + CHARBONNIER_EPS * CHARBONNIER_EPS)?;
     squares.sqrt()?.mean_all()
 }
 
-/// A residual `[n, h, w, c]` by `means` `[c, planes]`: `[n h w, planes]`.
+/// Multiplies a residual `[n, h, w, c]` by `means` `[c, planes]`. Returns `[n h w, planes]`.
 fn low(z: &Tensor, means: &Tensor) -> candle_core::Result<Tensor> {
     z.flatten_to(2)?.matmul(means)
 }

@@ -1,4 +1,4 @@
-//! Weights that a training begins with: those of a model file or of another run.
+//! Initial weights of a student from a model file or another run.
 
 use std::collections::HashMap;
 
@@ -14,24 +14,24 @@ use crate::{
     train::{checkpoint, random::normal},
 };
 
-/// A trained student, kernels folded.
+/// Trained student with folded kernels.
 #[derive(Clone, Debug)]
-pub struct Begin {
+pub struct InitialWeights {
     /// Name of the model, for messages.
     pub name: String,
     pub student: StudentConfig,
-    /// Scales that it serves.
+    /// Range of scales that it serves.
     pub scales: [f64; 2],
     pub stats: LatentStats,
     pub(super) tensors: HashMap<String, Tensor>,
 }
 
-impl Begin {
-    /// Reads `name`: a model file or the name of a bundled model.
+impl InitialWeights {
+    /// Reads `name`, a model file or the name of a bundled model.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Model`] and [`Error::Io`] for the file, [`Error::Setting`]
-    /// for the name of several models.
+    /// for the name of a group.
     pub fn of_model(name: &str) -> Result<Self> {
         let mut models = LiteModel::find(name)?;
         if models.len() > 1 {
@@ -53,8 +53,8 @@ impl Begin {
         })
     }
 
-    /// Checks that a run of `student` with kernels of `expand` channels can begin with it. The run
-    /// may have dials that it lacks: it does not depend on them at first.
+    /// Checks that a run of `student` with kernels of `expand` channels can begin with these
+    /// weights. The run may have dials that they lack. These have no effect at first.
     ///
     /// # Errors
     /// [`Error::Setting`] that names the differences.
@@ -90,7 +90,7 @@ impl Begin {
         Ok(())
     }
 
-    /// As [`Self::check_student`], for a run that is trained on `latent`.
+    /// As [`Self::check_student`], for a run on `latent`.
     ///
     /// # Errors
     /// As there.
@@ -111,9 +111,9 @@ impl Begin {
         }
     }
 
-    /// The parameters of a run of `student` whose kernels are products over `expand` channels (0:
-    /// kernels themselves). The products are the kernels; which of the many it is, `seed` draws.
-    /// [`Self::check_student`] must have passed.
+    /// Returns the parameters of a run of `student` whose kernels are products over `expand`
+    /// channels, or plain kernels for 0. The products are equal to the kernels; `seed` selects one
+    /// of many. [`Self::check_student`] must have passed.
     ///
     /// # Errors
     /// When a tensor cannot be made.
@@ -149,7 +149,7 @@ impl Begin {
         Ok(parameters)
     }
 
-    /// The tensor of this name, or zeros.
+    /// Returns the tensor of this name, or zeros.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match self.tensors.get(name) {
             Some(tensor) => Ok(tensor.reshape(shape)?),
@@ -158,9 +158,9 @@ impl Begin {
     }
 }
 
-/// `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]` whose product is `kernel` `[co, ci, 3,
-/// 3]`. The rows of `squeeze` are orthonormal, and what it does not see of `expand` is random, of
-/// the size that new weights have.
+/// Returns `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]` whose product is `kernel` `[co,
+/// ci, 3, 3]`. The rows of `squeeze` are orthonormal. The part of `expand` in its null space is
+/// random, of the size of new weights.
 fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2]> {
     let (co, ci, kh, kw) = kernel.dims4()?;
     let inputs = ci * kh * kw;
@@ -172,7 +172,7 @@ fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2
             row.iter_mut().zip(done).for_each(|(a, b)| *a -= along * b);
         }
         let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-        // A row that lies among the others is drawn anew.
+        // A row in the span of the others is sampled again.
         if norm > 1e-3 {
             rows.push(row.into_iter().map(|v| v / norm).collect());
         }
@@ -188,7 +188,7 @@ fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2
     Ok([squeeze, expand.reshape((width, ci, kh, kw))?])
 }
 
-/// A student whose kernels are products over `expand` channels, or with 0 kernels themselves.
+/// Creates a student whose kernels are products over `expand` channels, or plain kernels for 0.
 pub(super) fn build(
     config: StudentConfig,
     expand: usize,
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn expanded_kernels_are_those_of_the_model_and_dials_that_it_lacks_do_nothing() {
-        let begin = Begin::of_model("tiny-x4").unwrap();
+        let begin = InitialWeights::of_model("tiny-x4").unwrap();
         let z = Tensor::randn(0f32, 1.0, (1, 12, 12, 16), &Device::Cpu).unwrap();
         let at = Condition {
             scale: 3.0,
