@@ -1,9 +1,9 @@
-//! Speed of training steps: a student's, plain and with expanded kernels, the teacher's, and one of distillation by a
-//! discriminator, with optimisers and averages.
+//! Speed of training steps with optimisers and averages: of a student, with plain and with expanded
+//! kernels, of the teacher, and of distillation with a discriminator.
 //!
-//! `cargo bench --bench train [-- --threads N] [--device cuda] [--json]`, on a CUDA device with feature maps in bf16.
-//! `benches/peers/train.py` runs this and PyTorch in turn. Batches are random and ready: making them is other threads' work.
-//! The best of many steps is reported.
+//! `cargo bench --bench train [-- --threads N] [--device cuda] [--json]`; on CUDA with feature maps
+//! in bf16. `benches/peers/train.py` runs this and PyTorch in turn. Batches are random and ready,
+//! because other threads make them in a training. The result is the best of many steps.
 
 use std::{
     str::FromStr,
@@ -23,16 +23,16 @@ use tadsr::{
 };
 
 const BATCH: usize = 16;
-/// Cells a side of the latent's grid.
+/// Side of the grid in cells.
 const GRID: usize = 48;
 
-/// Where networks are, and the type of their feature maps.
+/// Device of the networks and type of their feature maps.
 struct Place {
     device: Device,
     dtype: DType,
 }
 
-/// A network's parameters and what moves them.
+/// Parameters of a network and their optimiser.
 struct Trained {
     parameters: Vec<Parameter>,
     adam: AdamW,
@@ -41,7 +41,7 @@ struct Trained {
 }
 
 impl Trained {
-    /// Draws the weights of `vars`: they keep the signal's size.
+    /// Sets random weights that preserve the size of the signal.
     fn new(vars: &VarMap) -> Result<Self> {
         let all = vars.data().lock().expect("no thread has panicked");
         let parameters: Vec<Parameter> = all.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
@@ -68,7 +68,7 @@ impl Trained {
     }
 }
 
-/// The best time of `step`, in milliseconds, over at least `TIME` and three runs.
+/// Returns the best time of `step` in milliseconds, over at least `TIME` and three runs.
 fn best(place: &Place, mut step: impl FnMut() -> Result<()>) -> Result<f64> {
     const TIME: Duration = Duration::from_millis(2500);
     let mut step = || {
@@ -94,7 +94,7 @@ fn charbonnier(z: &Tensor, truth: &Tensor) -> Result<Tensor> {
     ((z - truth)?.sqr()? + 4e-4)?.sqrt()?.mean_all()
 }
 
-/// Supervised: a Charbonnier loss.
+/// Supervision with a Charbonnier loss.
 fn student(place: &Place, config: StudentConfig, expand: Option<usize>) -> Result<f64> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
@@ -114,7 +114,7 @@ fn student(place: &Place, config: StudentConfig, expand: Option<usize>) -> Resul
     })
 }
 
-/// Denoising: a squared loss.
+/// Denoising with a squared loss.
 fn teacher(place: &Place, config: TeacherConfig) -> Result<f64> {
     let channels = config.latent;
     let vars = VarMap::new();
@@ -134,8 +134,9 @@ fn teacher(place: &Place, config: TeacherConfig) -> Result<f64> {
     })
 }
 
-/// Distillation: an update of the discriminator on the frozen teacher's features of noisy residuals, then one of the
-/// student by a Charbonnier and an adversarial loss, whose gradients at its result are balanced.
+/// Distillation: an update of the discriminator on features of the frozen teacher for noisy
+/// residuals, then of the student with a Charbonnier and an adversarial loss, whose gradients at
+/// its result are balanced.
 fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
     const SCALE: f64 = 3.7;
     let channels = config.latent.channels(config.r);

@@ -1,4 +1,4 @@
-//! The training data: mixed folders, degradation by codecs, the pool of compressed clips.
+//! Training data: mixed folders, degradation by codecs, the pool of compressed clips.
 #![cfg(all(feature = "train", feature = "video"))]
 
 use std::{fs, path::Path, process::Command, sync::Mutex, time::Duration};
@@ -23,7 +23,7 @@ use tadsr::{
     video::{Options, StreamInfo, TimedFrame, Writer},
 };
 
-/// A still clip of noise with soft colours.
+/// Returns a static clip of noise with soft colours.
 fn still(rng: &mut StdRng, side: usize, frames: usize) -> Vec<Patch> {
     let mut patch = Patch::new(side, side);
     let coarse: Vec<f32> = (0..3 * 100 * 100).map(|_| rng.random()).collect();
@@ -43,7 +43,7 @@ fn spec(clips: usize) -> PoolSpec {
     }
 }
 
-/// H.264 of good quality after a fixed kernel, as the only recipe.
+/// Returns a single recipe: a fixed kernel, then H.264 of good quality.
 fn gentle() -> Degradation {
     Degradation::from_toml(
         r#"
@@ -77,7 +77,8 @@ fn seeded(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Mean absolute difference of the truth, shrunk, and the degraded picture moved by (dx, dy).
+/// Returns the mean absolute difference of the shrunk ground truth and the degraded image, shifted
+/// by (dx, dy).
 fn misfit(truth: &Patch, low: &Patch, (dx, dy): (isize, isize)) -> f32 {
     let n = low.width;
     let small = truth
@@ -96,7 +97,7 @@ fn misfit(truth: &Patch, low: &Patch, (dx, dy): (isize, isize)) -> f32 {
     sum / count
 }
 
-/// A folder with photos, a video, and files that are neither or broken.
+/// Makes a folder with photos, a video, and files that are neither or broken.
 fn mixed(dir: &Path) -> CorpusSpec {
     let data = dir.join("data");
     fs::create_dir_all(data.join("deep")).unwrap();

@@ -1,4 +1,5 @@
-//! The distillation's losses and their gradients, against one step of a reference implementation.
+//! Losses of distillation and their gradients, compared with one step of a reference
+//! implementation.
 
 #![cfg(feature = "train")]
 
@@ -20,7 +21,7 @@ use tadsr::{
 
 type Tensors = HashMap<String, Tensor>;
 
-/// The tensors of a file in the folder of reference values, and its metadata.
+/// Returns the tensors of a file with reference values, and its metadata.
 fn fixture(name: &str) -> (Tensors, HashMap<String, String>) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     let bytes = std::fs::read(root.join(name)).unwrap();
@@ -29,7 +30,7 @@ fn fixture(name: &str) -> (Tensors, HashMap<String, String>) {
     (tensors, header.metadata().clone().unwrap_or_default())
 }
 
-/// Variables of the tensors that are trained, the rest as they are.
+/// Returns variables for the trained tensors, and the other tensors unchanged.
 fn variables(tensors: &Tensors) -> HashMap<String, Var> {
     let trained = tensors.iter().filter(|(name, _)| is_parameter(name));
     trained
@@ -49,7 +50,7 @@ fn nhwc(t: &Tensor) -> Tensor {
     t.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
 }
 
-/// Norm of the difference over the norm of `want`.
+/// Returns the norm of the difference over the norm of `want`.
 fn difference(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.dims(), want.dims());
     let norm = |t: &Tensor| -> Result<f64> {
@@ -128,9 +129,9 @@ impl Teacher for ResShiftTeacher<'_> {
     }
 }
 
-/// The reference step, replayed.
+/// Repetition of the reference step.
 struct Step {
-    /// What the reference has, and its metadata.
+    /// Tensors of the reference and their metadata.
     want: Tensors,
     metadata: HashMap<String, String>,
     schedule: Schedule,
@@ -168,7 +169,7 @@ impl Step {
         }
     }
 
-    /// The student's result, and the gradients' places.
+    /// Returns the result of the student and the positions of the gradients.
     fn student(&self) -> (Tensor, HashMap<String, Var>) {
         let vars = variables(&self.student);
         let unet = Unet::new(&self.config, builder(&self.student, &vars)).unwrap();
@@ -177,7 +178,7 @@ impl Step {
         (unet.forward(&input, &t, Some(&self.lq)).unwrap(), vars)
     }
 
-    /// The three losses of the student's result `z`.
+    /// Returns the three losses of the student's result `z`.
     fn losses(&self, z: &Tensor) -> [Tensor; 3] {
         let goal = nhwc(&self.want["z_teacher"]);
         let (t, noise) = (times(&self.want["t_hsd"]), nhwc(&self.want["noise_hsd"]));

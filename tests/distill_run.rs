@@ -1,4 +1,4 @@
-//! `tadsr-train distill` as its users meet it, on a teacher of random weights small enough for a test.
+//! `tadsr-train distill` on a small teacher with random weights.
 
 #![cfg(feature = "train")]
 
@@ -19,7 +19,7 @@ use tadsr::{
     nn::resshift::{AutoencoderConfig, DiffusionConfig, ResShiftConfig, UnetConfig},
 };
 
-/// A network of the ResShift family for latents of 8 x 8 that samples in `steps` steps.
+/// Returns a network of the ResShift family for latents of 8 x 8 that samples in `steps` steps.
 fn config(channels: usize, steps: usize) -> ResShiftConfig {
     ResShiftConfig {
         unet: UnetConfig {
@@ -59,10 +59,10 @@ fn config(channels: usize, steps: usize) -> ResShiftConfig {
     }
 }
 
-/// The last layers of what is added to a skip connection.
+/// Last layers of the branches beside skip connections.
 const BRANCHES: [&str; 4] = ["out_layers.3", "attn.proj", "mlp.fc2", "unembed.proj"];
 
-/// A model with random weights.
+/// Writes a model with random weights.
 fn teacher(path: &Path, config: ResShiftConfig) {
     let metadata = ResShiftMetadata::new("teacher", config, "MIT");
     let mut rng = StdRng::seed_from_u64(4);
@@ -125,7 +125,7 @@ impl Folder {
         command
     }
 
-    /// Columns of a run's losses by name.
+    /// Returns the columns of the losses of a run by name.
     fn losses(&self, out: &str) -> HashMap<String, Vec<f64>> {
         let text = std::fs::read_to_string(self.at(out).join("losses.csv")).unwrap();
         let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
@@ -139,7 +139,7 @@ impl Folder {
     }
 }
 
-/// Runs to the end; gives standard output and error.
+/// Runs the command. Returns its standard output and error.
 fn run(mut command: Command) -> String {
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -155,7 +155,7 @@ fn fails(mut command: Command) -> String {
     text
 }
 
-/// The held-out distances to the teacher's result that a run printed.
+/// Returns the held-out distances to the result of the teacher that a run printed.
 fn distances(text: &str) -> Vec<f64> {
     let parts = text.split("held out ").skip(1);
     parts
@@ -163,7 +163,7 @@ fn distances(text: &str) -> Vec<f64> {
         .collect()
 }
 
-/// A folder's file names.
+/// Returns the file names in a folder.
 fn files(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut names: Vec<_> = entries
@@ -173,7 +173,7 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
-/// A recipe stands for the command's options, and goes on by itself.
+/// A recipe makes the same model as the options of the command, and continues without an option.
 #[test]
 fn a_recipe_with_a_published_teacher_is_the_same_run() {
     let folder = Folder::new();
@@ -261,7 +261,8 @@ fn the_student_comes_closer_to_the_teachers_result() {
     assert!((losses["discriminator"][0] - 2.0).abs() < 0.1);
 }
 
-/// As on CUDA: feature maps in bf16, weights in f32. On the CPU candle's operators compute them.
+/// As on CUDA: feature maps in bf16, weights in f32. On the CPU the operators of candle compute
+/// them.
 #[test]
 fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
     let folder = Folder::new();
@@ -299,7 +300,7 @@ fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
     );
 }
 
-/// Stops a run by Ctrl-C, goes on with it, and compares with a run that was not stopped.
+/// Stops a run by Ctrl-C, continues it, and compares it with a run that was not stopped.
 #[test]
 #[cfg(unix)]
 fn a_stopped_run_goes_on_to_the_same_losses_and_model() {

@@ -44,7 +44,7 @@ patch = 32
 accumulate = 2
 ";
 
-/// A folder with a recipe and textured pictures.
+/// Makes a folder with a recipe and textured images.
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     photos::photos(dir.path(), (160, 120));
@@ -120,7 +120,7 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let (done, text) = run(&recipe, &out, &["--threads", "1"]);
     assert!(done && lines(&out.join("losses.csv")) == losses, "{text}");
     assert_eq!(written(), before);
-    // A student goes on with the teacher that it began with, and with its own recipe, which stays what it was.
+    // A student continues with the teacher that it began with and with its own recipe.
     let other_seed = TEACHER.replace("steps = 8", "steps = 8\nseed = 2");
     fs::write(dir.path().join("teacher.toml"), other_seed).unwrap();
     let third = dir.path().join("third");
@@ -142,7 +142,8 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     assert_eq!(lines(&again.join("losses.csv")).len(), losses.len());
 }
 
-/// Feature maps in bf16, as on CUDA: the losses are those of f32 within a few percent, of all networks and terms.
+/// Feature maps in bf16, as on CUDA: the losses of all networks and terms are those of f32 within a
+/// few percent.
 #[test]
 fn in_bf16_the_losses_are_nearly_those_in_f32() {
     let (dir, recipe) = folder();
@@ -169,7 +170,7 @@ fn in_bf16_the_losses_are_nearly_those_in_f32() {
     }
 }
 
-/// Ctrl-C in the teacher's and in the student's training; the model is the one of a run that was not stopped.
+/// Ctrl-C in the training of teacher and student: the model is that of a run that was not stopped.
 #[test]
 #[cfg(unix)]
 fn a_stopped_recipe_goes_on_to_the_same_model() {
@@ -209,7 +210,7 @@ fn a_stopped_recipe_goes_on_to_the_same_model() {
     assert!(model(&whole) == model(&stopped));
 }
 
-/// A checkpoint at the last step says that teacher and model are there: they are written before it.
+/// A checkpoint at the last step implies that teacher and model exist: they are written before it.
 #[test]
 fn what_is_saved_in_part_is_made_again() {
     let (dir, recipe) = folder();
@@ -295,7 +296,7 @@ fn mistakes_are_explained() {
         assert!(!done && text.contains(word), "{word}: {text}");
         assert!(
             !out.join("teacher/losses.csv").exists(),
-            "{word}: trained before it was said"
+            "{word}: trained before the mistake was named"
         );
         let _ = fs::remove_dir_all(&out);
     }

@@ -1,4 +1,4 @@
-//! The training tool as its users meet it.
+//! Training from the command line.
 
 #![cfg(feature = "train")]
 
@@ -25,7 +25,7 @@ fn fit(data: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end; gives standard error.
+/// Runs the command. Returns its standard error.
 fn run(mut command: Command) -> String {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -70,7 +70,7 @@ fn a_seed_gives_the_same_model_whatever_the_threads() {
     assert!(model(&out("a")) != model(&out("c")), "another seed");
 }
 
-/// Stops a run by Ctrl-C, goes on with it, and compares with a run that was not stopped.
+/// Stops a run by Ctrl-C, continues it, and compares it with a run that was not stopped.
 #[test]
 #[cfg(unix)]
 fn a_stopped_run_goes_on_to_the_same_model() {
@@ -235,7 +235,7 @@ fn a_recipe_for_another_student_than_it_begins_with_is_refused_before_the_teache
     }
 }
 
-/// Matched pairs of another make than this tool's own.
+/// Matched pairs that another program has made.
 #[test]
 fn matched_pairs_train_a_model_and_what_does_not_match_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -371,7 +371,7 @@ fn mistakes_are_explained() {
     }
 }
 
-/// A link to nowhere is left out and named; a page that cannot be made is no reason to stop.
+/// A dangling link is skipped and named. A report that cannot be written does not end the run.
 #[test]
 #[cfg(unix)]
 fn what_cannot_be_read_on_the_side_does_not_end_a_run() {

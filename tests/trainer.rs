@@ -47,7 +47,7 @@ fn options(folder: PathBuf) -> RunOptions {
     }
 }
 
-/// Stops at a step and remembers what it was told.
+/// Stops at a step and counts measurements.
 struct StopAt {
     step: u64,
     done: AtomicU64,

@@ -162,7 +162,7 @@ pub fn load_if<S: DeserializeOwned>(
         (true, Start::Resumed) => load(path).map(Some),
         (_, Start::Dry) | (false, Start::New) => Ok(None),
         (true, Start::New) => {
-            let reason = "exists: go on with --resume, or choose another folder for the run";
+            let reason = "exists: continue with --resume, or choose another folder for the run";
             Err(Error::training(path, reason))
         }
         (false, Start::Resumed) => {

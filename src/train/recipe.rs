@@ -36,8 +36,8 @@ impl Recipe {
     /// teacher, makes it a recipe of the ResShift family.
     ///
     /// # Errors
-    /// [`crate::Error::Io`] for a file that cannot be read; [`crate::Error::Setting`] that names the file, the
-    /// key or line, and the range of a value.
+    /// [`crate::Error::Io`] for a file that cannot be read; [`crate::Error::Setting`] that names
+    /// the file, the key or line, and the range of a value.
     pub fn read(path: &Path) -> Result<Self> {
         let table = toml_file::read_table(path)?;
         if table.contains_key("published") {

@@ -1,8 +1,8 @@
-//! Material for the training tool's tests.
+//! Photos for tests of training.
 
 use std::path::{Path, PathBuf};
 
-/// A folder `photos` in `dir` with three textured pictures of `width` x `height` pixels.
+/// Makes a folder `photos` in `dir` with three textured images of `width` x `height` pixels.
 pub fn photos(dir: &Path, (width, height): (u32, u32)) -> PathBuf {
     let folder = dir.join("photos");
     std::fs::create_dir(&folder).unwrap();

@@ -86,7 +86,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     niqe: Option<PathBuf>,
     /// Maximum number of frames to measure in a clip, at least 2
-    #[arg(long, default_value_t = 96, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(
+        long,
+        default_value_t = 96,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(2..)
+    )]
     frames: u32,
     /// Time in a clip at which the measurement begins, in seconds
     #[arg(long, default_value_t = 0.0, value_name = "SECONDS", value_parser = seconds)]

@@ -803,9 +803,9 @@ mod tests {
         fs::remove_file(data.path("whole.mkv")).unwrap();
         let (set, mut skipped) = data.load(&spec(), SHAPE);
         skipped.sort_by(|a, b| a.path.cmp(&b.path));
-        let said: Vec<_> = skipped.iter().map(|s| s.reason.as_str()).collect();
-        assert!(said.len() == 3 && !set.is_empty(), "{said:?}");
-        for (reason, text) in said.iter().zip(["texture", "96x48", "text.mp4"]) {
+        let reasons: Vec<_> = skipped.iter().map(|s| s.reason.as_str()).collect();
+        assert!(reasons.len() == 3 && !set.is_empty(), "{reasons:?}");
+        for (reason, text) in reasons.iter().zip(["texture", "96x48", "text.mp4"]) {
             assert!(reason.contains(text), "{reason}");
         }
     }

@@ -227,8 +227,8 @@ impl Corpus {
                 if first.is_some() {
                     let (all, every) = (clips.len(), spec.hold_out);
                     notes.push(format!(
-                        "{all} clips of videos are too few to hold one of {every} out: the first is trained on and \
-                         measured on"
+                        "{all} clips of videos are too few to hold out one of {every}: the first is \
+                         used for training and for measurements"
                     ));
                 }
                 frames.extend(first);
@@ -285,8 +285,9 @@ impl Corpus {
         let side = layout.side;
         if self.clips.is_none() && self.photos.as_ref().is_none_or(|p| p.large(side) == 0) {
             return Err(Error::Setting(format!(
-                "codec degradation needs photos or videos with sides of at least {side} pixels: give larger ones, smaller \
-                 patches, or a preset without codecs (stills, clean, real-world)"
+                "codec degradation needs photos or videos with sides of at least {side} pixels: \
+                 use larger ones, smaller patches, or a preset without codecs (stills, clean, \
+                 real-world)"
             )));
         }
         let degradation = Degradation {
@@ -294,7 +295,7 @@ impl Corpus {
         };
         let mut hash = Fnv::default();
         (self.content(), self.spec.video_share.to_bits()).hash(&mut hash);
-        format!("{:?}{:?}", self.spec.sampling, self.spec.motion).hash(&mut hash);
+        self.hash_settings(&mut hash);
         let mut pool = Pool::open(
             &self.spec.cache(),
             &self.spec.pool,
@@ -392,6 +393,12 @@ impl Corpus {
         &self.notes
     }
 
+    /// Hashes sampling and motion by the names and values of their fields: renaming a field makes
+    /// all pools again and separates runs from their checkpoints.
+    fn hash_settings(&self, hash: &mut Fnv) {
+        format!("{:?}{:?}", self.spec.sampling, self.spec.motion).hash(hash);
+    }
+
     /// Returns a hash of the photos and the clips.
     fn content(&self) -> u64 {
         let mut hash = Fnv::default();
@@ -469,7 +476,7 @@ impl PairSource for Corpus {
         self.degradation.to_toml().hash(&mut hash);
         let shares = (self.spec.video_share.to_bits(), self.spec.hold_out);
         shares.hash(&mut hash);
-        format!("{:?}{:?}", self.spec.sampling, self.spec.motion).hash(&mut hash);
+        self.hash_settings(&mut hash);
         #[cfg(feature = "video")]
         self.pool.as_ref().map(Pool::key).hash(&mut hash);
         hash.finish()

@@ -144,7 +144,7 @@ pub fn check_size(decoder: &impl ImageDecoder) -> Result<(), String> {
     let (w, h) = decoder.dimensions();
     if w.max(h) as usize > MAX_SIDE || decoder.total_bytes() > MAX_BYTES {
         return Err(format!(
-            "{w}x{h} pixels are too many: sides may be up to {MAX_SIDE}, and all samples up to {} MiB",
+            "{w}x{h} pixels are too many: at most {MAX_SIDE} on a side and {} MiB in all",
             MAX_BYTES >> 20
         ));
     }

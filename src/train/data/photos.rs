@@ -32,7 +32,8 @@ impl PhotoSet {
     /// all).
     ///
     /// # Errors
-    /// [`DataError::Read`] for a directory that cannot be read, [`DataError::Empty`] when nothing is left.
+    /// [`DataError::Read`] for a directory that cannot be read, [`DataError::Empty`] when nothing
+    /// is left.
     pub fn load(
         dirs: &[PathBuf],
         min_side: usize,
@@ -98,7 +99,8 @@ impl PhotoSet {
         let all = self.len();
         (all < every.max(2)).then(|| {
             format!(
-                "{all} photos are too few to hold one of {every} out: the first is trained on and measured on"
+                "{all} photos are too few to hold out one of {every}: the first is used for training \
+                 and for measurements"
             )
         })
     }

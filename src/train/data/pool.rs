@@ -103,7 +103,8 @@ impl Layout {
         let found = inside.find(|s| **s * small >= side).or(near);
         found.copied().ok_or_else(|| {
             Error::Data(format!(
-                "the compressed clips ({} pixels, scales {:?}) do not serve {side} pixels from {small}",
+                "the compressed clips ({} pixels, scales {:?}) do not serve {side} pixels from \
+                 {small}",
                 self.side, self.scales
             ))
         })
@@ -133,7 +134,8 @@ impl Pool {
     /// the data of the ground truth. Clips are not made yet.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the limit is too small, [`Error::Io`] when the folder cannot be made.
+    /// [`Error::Setting`] when the limit is too small, [`Error::Io`] when the folder cannot be
+    /// made.
     pub fn open(
         cache: &Path,
         spec: &PoolSpec,
@@ -141,8 +143,10 @@ impl Pool {
         degradation: Degradation,
         source: u64,
     ) -> Result<Self> {
+        // The name of the folder is a hash of this text: any change makes all pools again.
         let about = format!(
-            "# Clips damaged by codecs. Made by tadsr-train, which makes them again if they are removed.\n\
+            "# Clips damaged by codecs. Made by tadsr-train, which makes them again if they are \
+             removed.\n\
              # {layout:?}, {} frames, {} kept, seed {}, source {source:016x}\n\n{}",
             spec.frames,
             spec.retained,
@@ -303,7 +307,8 @@ impl Pool {
         clips.get(random.near(clips.len())).copied().unwrap_or(0)
     }
 
-    /// Returns the noise of clip `i` (see [`crate::train::degradation::Degraded`]) if the clip is there.
+    /// Returns the noise of clip `i`, see [`crate::train::degradation::Degraded`], if the clip
+    /// exists.
     fn noise(&self, i: usize) -> Option<f32> {
         let mut file = File::open(self.path(i)).ok()?;
         let mut bytes = [0; size_of::<f32>()];
@@ -380,3 +385,19 @@ impl Pool {
 const VERSION: u32 = 4;
 /// Separates the random numbers of the pool from those of the training.
 const POOL: u64 = 0x504f_4f4c;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another name would make all pools again, which takes hours.
+    #[test]
+    fn the_name_of_a_pool_stays_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipes = Degradation::streaming().coded().cloned().collect();
+        let layout = Layout::new(48, [1.25, 2.0]);
+        let spec = PoolSpec::default();
+        let pool = Pool::open(dir.path(), &spec, layout, Degradation { recipes }, 7).unwrap();
+        assert_eq!(pool.folder(), dir.path().join("pool-e7be23e57a41cb4a"));
+    }
+}

@@ -118,8 +118,9 @@ fn text(rng: &mut impl Rng, side: u32) -> Result<RgbImage> {
         let font = ["Sans", "Serif", "Monospace"][rng.random_range(0..3)];
         let style = ["", "Bold", "Italic"][rng.random_range(0..3)];
         format!(
-            "clockoverlay time-format=\"{}\" font-desc=\"{font} {style} {}px\" color={} outline-color={} draw-shadow={} \
-             draw-outline={} halignment=position valignment=position xpos={:.3} ypos={:.3} auto-resize=false",
+            "clockoverlay time-format=\"{}\" font-desc=\"{font} {style} {}px\" color={} \
+             outline-color={} draw-shadow={} draw-outline={} halignment=position \
+             valignment=position xpos={:.3} ypos={:.3} auto-resize=false",
             words.join(" "),
             rng.random_range(10..48),
             0xff00_0000 | rng.random::<u32>(),

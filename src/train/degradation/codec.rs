@@ -293,7 +293,8 @@ impl Codec {
     /// depends on the frames and the codec only, see [`Self::mb_tree`] for the exception.
     ///
     /// # Errors
-    /// [`Error::Frame`] for other frames, [`Error::Setting`] when GStreamer lacks the codec or it fails.
+    /// [`Error::Frame`] for other frames, [`Error::Setting`] when GStreamer lacks the codec or it
+    /// fails.
     pub fn round_trip(&self, frames: &[Frame], framerate: u32) -> Result<Vec<Frame>> {
         let Some(first) = frames.first() else {
             return Ok(Vec::new());

@@ -84,7 +84,8 @@ impl InitialWeights {
         let widest = student.layers().iter().map(|l| l.co).max().unwrap_or(0);
         if (1..widest).contains(&expand) {
             return Err(Error::Setting(format!(
-                "expand = {expand}: 0, or at least the {widest} channels of the model that the training begins with"
+                "expand = {expand}: 0, or at least the {widest} channels of the model that the training \
+                 begins with"
             )));
         }
         Ok(())

@@ -285,7 +285,8 @@ mod tests {
     #[test]
     fn sections_stand_in_the_recipe_or_in_files_beside_it() {
         let text = format!(
-            "{HEAD}teacher = 't.toml'\n[data]\ndirs = ['/photos']\ncache = 'clips'\n[student]\nsteps = 9\n[student.distillation]\nscore = 0.0\n"
+            "{HEAD}teacher = 't.toml'\n[data]\ndirs = ['/photos']\ncache = 'clips'\n\
+             [student]\nsteps = 9\n[student.distillation]\nscore = 0.0\n"
         );
         let read = recipe(&text).unwrap();
         assert_eq!(read.teacher.unwrap().steps, 7);

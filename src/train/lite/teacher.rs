@@ -300,7 +300,8 @@ impl TeacherRun {
     /// checkpoint.
     ///
     /// # Errors
-    /// [`Error::Training`] when it was made with other options or data; those of [`checkpoint::load`].
+    /// [`Error::Training`] when it was made with other options or data; those of
+    /// [`checkpoint::load`].
     pub fn is_done(
         options: &Options,
         latent: &Latent,

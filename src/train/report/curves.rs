@@ -13,7 +13,8 @@ pub struct Curves {
 }
 
 impl Curves {
-    /// Reads a `losses.csv`: a line of names, of which the first is `step`, then a line for each step.
+    /// Reads a `losses.csv`: a line of names, of which the first is `step`, then a line for each
+    /// step.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read.

@@ -348,7 +348,8 @@ impl Distill {
         }
         let step = self.step;
         let reason = format!(
-            "the {what} is {value} at step {step}: go on at a lower learning rate, by --resume and --lr or the recipe's lr"
+            "the {what} is {value} at step {step}: continue at a lower learning rate, by --resume and \
+             --lr or the recipe's learning_rate"
         );
         Err(Error::training(&self.dir, reason))
     }
