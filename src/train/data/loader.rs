@@ -54,7 +54,11 @@ impl<B: Send + 'static> Loader<B> {
     pub fn next_batch(&mut self) -> Result<B> {
         let queue = &self.queues[self.next];
         self.next = (self.next + 1) % self.queues.len();
-        let died = || Err(Error::Thread("a thread that makes training pairs has panicked".into()));
+        let died = || {
+            Err(Error::Thread(
+                "a thread that makes training pairs has panicked".into(),
+            ))
+        };
         queue.recv().unwrap_or_else(|_| died())
     }
 }
