@@ -245,7 +245,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
 }
 
 #[test]
-fn data_that_cannot_serve_is_an_error_that_says_what_would() {
+fn unfit_data_is_an_error_that_names_the_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let spec = mixed(dir.path());
     let fault = |spec: CorpusSpec| load(&spec).err().unwrap().to_string();
@@ -284,7 +284,7 @@ fn data_that_cannot_serve_is_an_error_that_says_what_would() {
 }
 
 #[test]
-fn compressed_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
+fn compressed_clips_cover_exactly_their_ground_truth_at_every_scale() {
     require_h264();
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(64, [1.25, 4.0]);
@@ -309,7 +309,7 @@ fn compressed_clips_cover_exactly_the_place_of_their_truth_at_every_scale() {
 }
 
 #[test]
-fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
+fn a_pool_is_reproducible_and_used_again() {
     require_h264();
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let open = |dir: &Path, source| {
@@ -332,7 +332,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
         let want = pair(&a, &make, seed).unwrap();
         assert_eq!(want, pair(&b, &make, seed).unwrap());
     }
-    // Nothing is made again, but for what has been degraded.
+    // Only broken clips are made again.
     let never = |_: &mut StdRng| Err(Error::Frame("made again".into()));
     let mut a = open(dirs[0].path(), 1);
     a.prepare(&never, &|_, _| true).unwrap();
@@ -356,7 +356,7 @@ fn a_pool_is_the_same_however_it_was_made_and_is_found_again() {
 }
 
 #[test]
-fn a_pool_stays_within_its_limit_and_stops_when_told_to() {
+fn a_pool_stays_within_its_limit_and_stops_on_request() {
     require_h264();
     let dir = tempfile::tempdir().unwrap();
     let small = PoolSpec {
@@ -401,7 +401,7 @@ fn tool(args: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn data_check_says_what_is_used_and_why_not() {
+fn data_check_lists_used_files_and_reasons_to_skip_others() {
     let dir = tempfile::tempdir().unwrap();
     mixed(dir.path());
     let data = dir.path().join("data");

@@ -264,7 +264,7 @@ fn the_student_comes_closer_to_the_teachers_result() {
 /// As on CUDA: feature maps in bf16, weights in f32. On the CPU the operators of candle compute
 /// them.
 #[test]
-fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
+fn losses_in_bf16_are_those_in_f32_except_for_rounding() {
     let folder = Folder::new();
     for precision in ["f32", "bf16"] {
         let options = [
@@ -303,7 +303,7 @@ fn bf16_gives_the_losses_of_f32_but_for_its_rounding() {
 /// Stops a run by Ctrl-C, continues it, and compares it with a run that was not stopped.
 #[test]
 #[cfg(unix)]
-fn a_stopped_run_goes_on_to_the_same_losses_and_model() {
+fn a_stopped_run_continues_to_the_same_losses_and_model() {
     let folder = Folder::new();
     let options = [
         "--name",
@@ -424,7 +424,7 @@ fn losses_of_weight_zero_are_left_out() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do() {
+fn a_loss_that_is_not_finite_ends_the_run_and_names_the_remedy() {
     let folder = Folder::new();
     let file = folder.at("teacher.safetensors");
     let mut model = ResShiftModel::read(&file).unwrap();

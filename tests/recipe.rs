@@ -173,7 +173,7 @@ fn in_bf16_the_losses_are_nearly_those_in_f32() {
 /// Ctrl-C in the training of teacher and student: the model is that of a run that was not stopped.
 #[test]
 #[cfg(unix)]
-fn a_stopped_recipe_goes_on_to_the_same_model() {
+fn a_stopped_recipe_continues_to_the_same_model() {
     let (dir, recipe) = folder();
     let text = RECIPE.replace("steps = 12", "steps = 40");
     fs::write(&recipe, text).unwrap();
@@ -212,7 +212,7 @@ fn a_stopped_recipe_goes_on_to_the_same_model() {
 
 /// A checkpoint at the last step implies that teacher and model exist: they are written before it.
 #[test]
-fn what_is_saved_in_part_is_made_again() {
+fn an_incomplete_save_is_made_again() {
     let (dir, recipe) = folder();
     let out = dir.path().join("run");
     for (folder, product) in [
@@ -233,7 +233,7 @@ fn what_is_saved_in_part_is_made_again() {
 }
 
 #[test]
-fn a_run_that_diverges_for_good_says_so_after_some_patience() {
+fn a_run_that_diverges_for_good_ends_with_an_error_after_some_restarts() {
     let (dir, recipe) = folder();
     let text = RECIPE.replace("expand = 0", "expand = 0\nlearning_rate = 1e30");
     fs::write(&recipe, text).unwrap();
@@ -243,7 +243,7 @@ fn a_run_that_diverges_for_good_says_so_after_some_patience() {
 }
 
 #[test]
-fn a_dry_run_says_what_a_run_takes_and_writes_nothing() {
+fn a_dry_run_prints_time_and_memory_and_writes_nothing() {
     let (dir, recipe) = folder();
     let out = dir.path().join("run");
     // Nobody asked for the folder that the command is called in.

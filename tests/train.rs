@@ -45,7 +45,7 @@ fn model(out: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_seed_gives_the_same_model_whatever_the_threads() {
+fn a_seed_makes_the_same_model_with_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let data = photos::photos(dir.path(), (160, 120));
     let out = |name: &str| dir.path().join(name);
@@ -73,7 +73,7 @@ fn a_seed_gives_the_same_model_whatever_the_threads() {
 /// Stops a run by Ctrl-C, continues it, and compares it with a run that was not stopped.
 #[test]
 #[cfg(unix)]
-fn a_stopped_run_goes_on_to_the_same_model() {
+fn a_stopped_run_continues_to_the_same_model() {
     let dir = tempfile::tempdir().unwrap();
     let data = photos::photos(dir.path(), (160, 120));
     let (whole, stopped) = (dir.path().join("whole"), dir.path().join("stopped"));
@@ -176,7 +176,7 @@ fn a_run_begins_with_any_model_of_its_kind() {
 }
 
 #[test]
-fn what_a_run_cannot_begin_with_is_named() {
+fn a_model_that_a_run_cannot_begin_with_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let data = photos::photos(dir.path(), (160, 120));
     let whole = LiteModel::find("tiny-x2")
@@ -237,7 +237,7 @@ fn a_recipe_for_another_student_than_it_begins_with_is_refused_before_the_teache
 
 /// Matched pairs that another program has made.
 #[test]
-fn matched_pairs_train_a_model_and_what_does_not_match_is_named() {
+fn matched_pairs_train_a_model_and_files_that_do_not_match_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let high = photos::photos(dir.path(), (160, 120));
     let low = dir.path().join("low");
@@ -374,7 +374,7 @@ fn mistakes_are_explained() {
 /// A dangling link is skipped and named. A report that cannot be written does not end the run.
 #[test]
 #[cfg(unix)]
-fn what_cannot_be_read_on_the_side_does_not_end_a_run() {
+fn unreadable_photos_and_evaluations_do_not_end_a_run() {
     let dir = tempfile::tempdir().unwrap();
     let data = photos::photos(dir.path(), (160, 120));
     std::os::unix::fs::symlink("/nowhere", data.join("x.jpg")).unwrap();

@@ -148,7 +148,7 @@ mod tests {
     use crate::{nn::resshift::DiscriminatorConfig, train::resshift::init};
 
     #[test]
-    fn it_learns_to_tell_two_kinds_of_features_apart() {
+    fn a_discriminator_learns_to_separate_two_kinds_of_features() {
         let config = DiscriminatorConfig::new(vec![32], 8);
         let mut adversary =
             DiscriminatorTrainer::new(init::discriminator(&config, 1, &Device::Cpu).unwrap())

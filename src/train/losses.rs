@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_teachers_loss_is_the_mean_square_of_what_its_prediction_misses() {
+    fn the_loss_of_a_teacher_is_the_mean_square_error_of_its_prediction() {
         let (schedule, z0, zy, noise) = (schedule(), random(), random(), random());
         let t = [3, 14];
         let perturbation = Perturbation {

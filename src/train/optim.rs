@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn muons_update_is_the_references_with_singular_values_near_1() {
+    fn muons_update_is_that_of_the_reference_with_singular_values_near_1() {
         for (rows, columns) in [(4, 36), (16, 16), (48, 12)] {
             let (t, values) = random(rows, columns);
             let got = orthogonal(&t).unwrap().to_vec2::<f32>().unwrap();
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_muon_goes_on_as_if_it_had_not_stopped() {
+    fn a_restored_muon_continues_as_if_it_had_not_stopped() {
         let (start, _) = random(6, 20);
         let (goal, _) = random(6, 20);
         let open = || {

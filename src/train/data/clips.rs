@@ -705,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn clips_hold_successive_frames_of_one_place_and_one_scene() {
+    fn clips_hold_successive_frames_of_one_square_and_one_scene() {
         let data = Data::new();
         video(&data.path("a.mp4"), (160, 96), 3, noise);
         let (set, skipped) = data.load(&spec(), SHAPE);
@@ -790,7 +790,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_left_out_with_a_reason() {
+    fn unusable_videos_are_skipped_with_a_reason() {
         let data = Data::new();
         video(&data.path("small.mp4"), (96, 48), 1, noise);
         video(&data.path("flat.mp4"), (96, 96), 1, |_, _, _| {
@@ -856,7 +856,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_out_changes_the_fingerprint_of_the_rest() {
+    fn held_out_clips_change_the_fingerprint_of_the_rest() {
         let data = Data::new();
         video(&data.path("a.mp4"), (96, 96), 2, noise);
         let without = |every| {
@@ -869,7 +869,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_when_it_is_told_to_and_leaves_nothing_half_done() {
+    fn a_stopped_extraction_leaves_no_incomplete_files() {
         let data = Data::new();
         video(&data.path("a.mp4"), (96, 96), 2, noise);
         let (videos, _) = survey(&[data.path("a.mp4")], 64);

@@ -206,7 +206,7 @@ fn reasons(skipped: &[Skipped]) -> String {
     let first = skipped.first();
     first.map_or_else(String::new, |s| {
         format!(
-            "; {} left out, such as '{}': {}",
+            "; {} skipped, such as '{}': {}",
             skipped.len(),
             s.path.display(),
             s.reason

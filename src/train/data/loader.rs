@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_come_in_order_whatever_the_threads_and_from_any_step() {
+    fn batches_come_in_order_with_any_number_of_threads_and_from_any_step() {
         let take = |first, threads| {
             let mut loader = Loader::start(Ok, 5, first, threads);
             (0..7)
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_arrives_in_its_batchs_place() {
+    fn an_error_arrives_in_the_order_of_its_batch() {
         let bad = step_seed(1, 1);
         let make = move |seed| {
             if seed == bad {

@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_show_the_same_place() {
+    fn both_images_of_a_pair_have_the_same_content() {
         let dir = folders(&[("a.png", &same), ("b.png", &same)]);
         let matched = load(dir.path()).unwrap();
         assert_eq!((matched.len(), matched.scale()), (2, 2.0));
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_match_is_left_out_by_name() {
+    fn files_that_do_not_match_are_skipped_by_name() {
         let shifted = |by: usize| {
             move |low: Patch| {
                 let mut out = low.clone();
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_between_pixels_is_seen() {
+    fn a_sub_pixel_shift_is_detected() {
         let dir = folders(&[("a.png", &|low: Patch| {
             let (w, h) = (low.width, low.height);
             let mut out = low.clone();

@@ -58,6 +58,8 @@ struct Step {
 }
 
 impl Motion {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_camera_sees_a_photo_as_it_is_when_nothing_moves_it() {
+    fn a_camera_that_does_not_move_copies_the_photo() {
         let mut photo = Patch::new(40, 40);
         photo
             .rgb

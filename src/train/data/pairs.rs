@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_of_a_batch_are_degraded_alike_where_the_dial_needs_it() {
+    fn pairs_of_a_batch_are_degraded_alike_if_the_dial_needs_it() {
         let stats = LatentStats::nominal(LatentKind::Luma, 2);
         for alike in [true, false] {
             let spec = PairSpec {

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_small_files_are_left_out_and_named() {
+    fn damaged_and_small_files_are_skipped_and_named() {
         let dir = saved(&[("good.png", photo(70, 70)), ("small.png", photo(70, 20))]);
         let bytes = fs::read(dir.path().join("good.png")).unwrap();
         fs::write(dir.path().join("cut.png"), &bytes[..bytes.len() / 2]).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn textured_places_are_preferred_but_flat_ones_are_seen() {
+    fn textured_positions_are_preferred_but_flat_ones_occur() {
         let dir = saved(&[("a.png", photo(256, 64))]);
         let mut set = load(dir.path(), 64).unwrap();
         set.sampling.shrink = 0.0;
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn all_eight_symmetries_are_drawn_and_hold_the_same_pixels() {
+    fn all_eight_symmetries_occur_and_hold_the_same_pixels() {
         let dir = saved(&[("a.png", photo(64, 64))]);
         let mut set = load(dir.path(), 64).unwrap();
         set.sampling.shrink = 0.0;

@@ -32,6 +32,8 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {

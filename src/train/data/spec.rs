@@ -130,6 +130,8 @@ impl Default for PoolSpec {
 }
 
 impl ClipSpec {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -151,6 +153,8 @@ impl PoolSpec {
     /// Minimum number of clips.
     pub const MIN_CLIPS: usize = 8;
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -197,6 +201,8 @@ impl CorpusSpec {
         degradation.check().map(|()| degradation)
     }
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {

@@ -42,6 +42,8 @@ const RADII: (f32, f32) = (2.0, 200.0);
 const LINES: usize = 12;
 
 impl Synthetic {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_have_edges_at_all_scales_and_a_seed_gives_them_again() {
+    fn leaves_have_edges_at_all_scales_and_depend_on_the_seed_only() {
         let render = |seed| dead_leaves(&mut StdRng::seed_from_u64(seed), 256);
         let (a, b) = (render(1), render(2));
         assert_eq!(a, render(1));

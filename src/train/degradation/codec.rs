@@ -196,6 +196,8 @@ impl Default for Codecs {
 }
 
 impl Codecs {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -544,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn every_codec_damages_more_the_lower_its_quality() {
+    fn every_codec_degrades_more_at_lower_quality() {
         let frames = clip(7, PixelFormat::I420);
         for kind in Kind::ALL.into_iter().filter(|k| is_there(*k)) {
             let degradation = [5, 25, 45]
@@ -570,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_inherit_from_each_other_and_the_same_clip_gives_the_same_damage() {
+    fn frames_inherit_artefacts_and_the_same_clip_has_the_same_result() {
         let frames = clip(7, PixelFormat::I420);
         for kind in Kind::ALL.into_iter().filter(|k| is_there(*k)) {
             let bytes = |codec: Codec| -> Vec<Vec<u8>> {
@@ -590,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_bits_stay_ten_bits_where_the_codec_has_them() {
+    fn ten_bits_stay_ten_bits_if_the_codec_has_them() {
         let frames = clip(3, PixelFormat::I420_10Le);
         let made = codec(Kind::H264, 10).round_trip(&frames, 25).unwrap();
         assert_eq!(made[2].info(), frames[2].info());
@@ -617,7 +619,7 @@ mod tests {
     }
 
     #[test]
-    fn codecs_are_drawn_from_their_ranges_which_are_checked() {
+    fn codecs_are_sampled_from_their_ranges_which_are_checked() {
         let mut codecs = Codecs {
             h264: 0.0,
             av1: 0.0,

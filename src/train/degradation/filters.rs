@@ -42,6 +42,8 @@ impl KernelWeights {
         }
     }
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] for weights that are negative or all zero.
     pub(super) fn check(&self) -> Result<()> {

@@ -99,6 +99,8 @@ impl Default for RealWorld {
 }
 
 impl RealWorld {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {

@@ -141,6 +141,8 @@ impl Degradation {
         toml::to_string(self).unwrap_or_default()
     }
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the recipe, stage and value at fault.
     pub fn check(&self) -> Result<()> {
@@ -286,6 +288,8 @@ impl DegradationRecipe {
         })
     }
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the stage and value at fault.
     pub fn check(&self) -> Result<()> {
@@ -388,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_by_recipe_stage_and_value() {
+    fn mistakes_are_named_by_recipe_stage_and_value() {
         let fault = |stages: &str| {
             let head = "[[recipe]]\nname = 'mine'\nweight = 1\n";
             let text = stages.replace('#', "[[recipe.stage]]\nkind =");
@@ -433,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_what_compression_changes_and_not_what_shrinking_does() {
+    fn noise_measures_compression_and_not_shrinking() {
         let scene = scene(96, 96);
         let noise = |recipe: &DegradationRecipe| {
             let mut rng = SmallRng::seed_from_u64(1);
@@ -455,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn recipes_are_drawn_by_their_weights() {
+    fn recipes_are_sampled_by_their_weights() {
         let degradation = Degradation::streaming();
         let mut rng = SmallRng::seed_from_u64(1);
         let mut sampled = [0; 4];
@@ -473,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_codec_its_recipes_go_and_the_others_stay() {
+    fn without_a_codec_its_recipes_are_removed_and_the_others_stay() {
         let degradation = Degradation::streaming();
         assert_eq!(degradation.kinds(), Kind::ALL);
         let some = degradation.without(&[Kind::Av1, Kind::H264]);
@@ -487,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preset_without_codecs_damages_as_its_seed_says_to_8_bit_values() {
+    fn a_preset_without_codecs_depends_on_its_seed_and_returns_8_bit_values() {
         let mut patch = Patch::new(40, 40);
         let values = patch.rgb.iter_mut().enumerate();
         values.for_each(|(i, v)| *v = (i * 31 % 97) as f32 / 97.0);

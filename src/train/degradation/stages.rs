@@ -127,6 +127,8 @@ impl Stage {
         matches!(self, Self::Shrink(_) | Self::RealWorld(_))
     }
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the first value that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -357,7 +359,7 @@ pub(in crate::train) mod tests {
     }
 
     #[test]
-    fn a_shifted_jpeg_grid_keeps_the_picture_in_place() {
+    fn a_shifted_jpeg_grid_does_not_move_the_image() {
         let bytes = scene(33, 29).to_rgb8();
         let plain = jpeg_round_trip(&bytes, 33, 29, 95).unwrap();
         let shifted = jpeg_shifted(&bytes, 33, 29, 95, (3, 5)).unwrap();

@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn start_and_number_of_frames_are_those_asked_for() {
+    fn start_and_number_of_frames_are_respected() {
         let dir = tempfile::tempdir().unwrap();
         let clip = Clip {
             start: Duration::from_millis(250),

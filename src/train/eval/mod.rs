@@ -208,7 +208,7 @@ mod tests {
     use crate::frame::{Frame, FrameInfo, PixelFormat};
 
     #[test]
-    fn pictures_are_cut_to_what_the_scale_fits() {
+    fn images_are_cut_to_a_size_that_the_scale_divides() {
         assert_eq!(fitting(321, 2.0, 1), (160, 320));
         assert_eq!(fitting(321, 4.0, 1), (80, 320));
         assert_eq!(fitting(10, 1.5, 1), (6, 9));

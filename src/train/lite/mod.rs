@@ -191,6 +191,8 @@ impl Default for Diffusion {
 }
 
 impl Diffusion {
+    /// Returns the noise schedule.
+    ///
     /// # Errors
     /// When a value is out of range.
     pub fn schedule(&self) -> Result<Schedule> {
@@ -279,7 +281,7 @@ mod tests {
     /// With a network that returns zero, the prediction is the best linear guess, whose error is
     /// known.
     #[test]
-    fn a_network_that_knows_nothing_leaves_the_best_linear_guess() {
+    fn a_network_that_returns_zero_predicts_the_best_linear_guess() {
         let config = TeacherConfig::micro(4, 2);
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
         let teacher = Teacher::new(config, vb).unwrap();
@@ -314,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn gains_are_in_the_units_of_the_picture() {
+    fn gains_are_in_the_units_of_the_image() {
         let stats = LatentStats {
             residual_std: vec![1.0, 3.0],
             ..LatentStats::nominal(LatentKind::Luma, 1)

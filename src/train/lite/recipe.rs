@@ -283,7 +283,7 @@ mod tests {
     const HEAD: &str = "name = 'a'\nsize = 'tiny'\nscale = 4.0\n";
 
     #[test]
-    fn sections_stand_in_the_recipe_or_in_files_beside_it() {
+    fn sections_are_in_the_recipe_or_in_files_beside_it() {
         let text = format!(
             "{HEAD}teacher = 't.toml'\n[data]\ndirs = ['/photos']\ncache = 'clips'\n\
              [student]\nsteps = 9\n[student.distillation]\nscore = 0.0\n"
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(read.student.distillation.adversarial, 0.3);
         assert_eq!(read.data.dirs, [PathBuf::from("/photos")]);
         assert!(read.data.cache.unwrap().is_absolute(), "beside the recipe");
-        // Without a teacher only the truth teaches.
+        // Without a teacher there is supervision only.
         let alone = recipe(&format!("{HEAD}[data]\n")).unwrap();
         assert_eq!(alone.student.distillation, student::Distillation::none());
     }
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_with_their_file() {
+    fn mistakes_are_named_with_their_file() {
         let fault = |text: &str| recipe(text).unwrap_err().to_string();
         assert!(fault("name = 'a'\nsize = 'tiny'\n[data]\n").contains("scale"));
         assert!(fault(&format!("{HEAD}colour = 1\n[data]\n")).contains("colour"));

@@ -106,6 +106,8 @@ impl Options {
         }
     }
 
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the value that is out of range for any latent.
     pub fn check(&self) -> Result<()> {

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_lines_are_read_and_damaged_ones_left_out() {
+    fn complete_lines_are_read_and_damaged_ones_skipped() {
         let text = "step,a,grad_b\n1,1e0,5e-1\n2,nan,2\nx,1,1\n3,1\n4,7,8\n5,9";
         let curves = Curves::parse(text);
         assert_eq!(curves.steps, [1, 2, 4]);

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_leaves_its_place() {
+    fn all_text_is_escaped() {
         assert_eq!(
             escape("<a href=\"x\" b='y'>&\u{0}\u{1b}\n"),
             "&lt;a href=&quot;x&quot; b=&#39;y&#39;&gt;&amp;\u{fffd}\u{fffd}\n"

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_anything_has_a_report_all_the_same() {
+    fn an_empty_run_has_a_report() {
         let html = Report::default().to_html();
         assert!(html.contains("</html>") && !html.contains("<svg"));
         let odd = Report {

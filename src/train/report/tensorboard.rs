@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn scalars_and_pictures_are_the_messages_that_the_format_asks_for() {
+    fn scalars_and_images_are_messages_of_the_format() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::open(folder.path(), 0).unwrap();
         writer.scalars(300, &[("loss/a".into(), 0.5)]).unwrap();
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_goes_on_says_from_which_step() {
+    fn a_continued_run_writes_its_first_step() {
         let folder = tempfile::tempdir().unwrap();
         drop(EventWriter::open(folder.path(), 0).unwrap());
         drop(EventWriter::open(folder.path(), 4).unwrap());

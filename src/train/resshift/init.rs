@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_of_the_same_name_and_shape_are_taken_over_and_the_rest_is_drawn() {
+    fn tensors_of_the_same_name_and_shape_are_copied_and_the_rest_is_random() {
         let shape = |name: &str, s: &[usize]| (name.to_string(), s.to_vec());
         let shapes = [
             shape("a.weight", &[8, 50, 3, 3]),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_discriminator_says_the_same_of_everything() {
+    fn a_new_discriminator_returns_the_same_for_all_features() {
         let config = DiscriminatorConfig::new(vec![32, 64], 8);
         let (d, variables) = discriminator(&config, 3, &Device::Cpu).unwrap();
         let map = |c, std| Tensor::randn(0f32, std, (1, 4, 4, c), &Device::Cpu).unwrap();

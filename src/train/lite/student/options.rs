@@ -51,6 +51,8 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Checks the values.
+    ///
     /// # Errors
     /// [`Error::Setting`] that names the value that is out of range for any student and teacher.
     pub fn check(&self) -> Result<()> {
@@ -180,6 +182,8 @@ impl Distillation {
         self.shares()[2..].iter().any(|share| *share > 0.0)
     }
 
+    /// Checks the times of score distillation and discriminator for a teacher of `steps` steps.
+    ///
     /// # Errors
     /// [`Error::Setting`] when the schedule of the teacher has fewer steps.
     pub(in crate::train) fn check_times(&self, steps: usize) -> Result<()> {
