@@ -132,14 +132,10 @@ mod tests {
     use crate::{
         Device, Upscaler,
         frame::{Component, Frame, FrameInfo, PixelFormat},
-        model::Model,
     };
 
     fn tiny() -> LiteModel {
-        match Model::find("tiny-x2").unwrap() {
-            Model::Lite(mut models) => models.remove(0),
-            Model::ResShift(_) => unreachable!("a student"),
-        }
+        LiteModel::find("tiny-x2").unwrap().remove(0)
     }
 
     #[test]
