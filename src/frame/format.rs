@@ -78,11 +78,18 @@ formats! {
     // Name in GStreamer, depth, shift, subsampling, layout of the components.
     Nv12: "NV12", 8, 0, HALF_BOTH, [at(Y, 0, 0, 1), at(U, 1, 0, 2), at(V, 1, 1, 2)];
     I420: "I420", 8, 0, HALF_BOTH, planar([0, 1, 2], 1);
+    Nv21: "NV21", 8, 0, HALF_BOTH, [at(Y, 0, 0, 1), at(U, 1, 1, 2), at(V, 1, 0, 2)];
+    Nv16: "NV16", 8, 0, HALF_WIDTH, [at(Y, 0, 0, 1), at(U, 1, 0, 2), at(V, 1, 1, 2)];
     Yv12: "YV12", 8, 0, HALF_BOTH, planar([0, 2, 1], 1);
     Y42b: "Y42B", 8, 0, HALF_WIDTH, planar([0, 1, 2], 1);
     Y444: "Y444", 8, 0, FULL, planar([0, 1, 2], 1);
     P010Le: "P010_10LE", 10, 6, HALF_BOTH, [at(Y, 0, 0, 2), at(U, 1, 0, 4), at(V, 1, 2, 4)];
     I420_10Le: "I420_10LE", 10, 0, HALF_BOTH, planar([0, 1, 2], 2);
+    I422_10Le: "I422_10LE", 10, 0, HALF_WIDTH, planar([0, 1, 2], 2);
+    Y444_10Le: "Y444_10LE", 10, 0, FULL, planar([0, 1, 2], 2);
+    I420_12Le: "I420_12LE", 12, 0, HALF_BOTH, planar([0, 1, 2], 2);
+    I422_12Le: "I422_12LE", 12, 0, HALF_WIDTH, planar([0, 1, 2], 2);
+    Y444_12Le: "Y444_12LE", 12, 0, FULL, planar([0, 1, 2], 2);
     Rgb: "RGB", 8, 0, FULL, packed([0, 1, 2], 3);
     Bgr: "BGR", 8, 0, FULL, packed([2, 1, 0], 3);
     Rgba: "RGBA", 8, 0, FULL, packed([0, 1, 2, 3], 4);
@@ -134,7 +141,7 @@ impl PixelFormat {
         Self::ALL.into_iter().find(|f| f.name() == name)
     }
 
-    /// Returns the number of significant bits of a sample, 8 or 10.
+    /// Returns the number of significant bits of a sample, 8 to 12.
     pub fn depth(self) -> u32 {
         self.format().depth
     }
@@ -232,7 +239,7 @@ mod tests {
     fn every_format_has_consistent_planes_and_samples() {
         for format in PixelFormat::ALL {
             assert_eq!(PixelFormat::from_name(format.name()), Some(format));
-            assert!((8..=10).contains(&format.depth()), "{format:?}");
+            assert!((8..=12).contains(&format.depth()), "{format:?}");
             let wide = format.depth() > 8;
             assert!(wide || format.shift() == 0, "{format:?}");
             let bytes = 1 + usize::from(wide);
