@@ -9,7 +9,7 @@ use crate::{
         self, Capabilities, ColorFix, Engine, NoiseField, Options, Progress, Setting, Tile, Times,
         larger_scale,
     },
-    frame::{Frame, FrameInfo, FrameMut, FrameRef},
+    frame::{Frame, FrameInfo, FrameMut, FrameRef, spread_colours},
     model::Model,
 };
 
@@ -323,6 +323,9 @@ impl Upscaler {
     pub fn upscale_into(&mut self, src: &FrameRef, dst: &mut FrameMut) -> Result<()> {
         let (from, to) = (*src.info(), *dst.info());
         self.check_frames(&from, &to)?;
+        let spread = spread_colours(src)?;
+        let spread = spread.as_ref().map(Frame::as_ref);
+        let src = spread.as_ref().unwrap_or(src);
         let engine = &mut self.engine;
         let observer: engine::Observer = match &mut self.observer {
             Some(observer) => Some(&mut **observer),
@@ -389,7 +392,9 @@ impl Upscaler {
     pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
         self.check_frames(src.info(), &to)?;
         self.engine.prepare(src.info(), &to)?;
-        self.engine.submit(src)
+        let spread = spread_colours(src)?;
+        self.engine
+            .submit(spread.as_ref().map(Frame::as_ref).as_ref().unwrap_or(src))
     }
 
     /// As [`Self::submit`], for a frame in device memory.

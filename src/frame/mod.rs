@@ -3,6 +3,7 @@
 //! Samples are normalised to f32. Luma and R, G, B, A are 0 (black) to 1 (white), chroma is -0.5 to
 //! 0.5. Values beyond the nominal range (super-white in limited-range video) are not clamped.
 
+mod alpha;
 mod color;
 mod format;
 pub mod resample;
@@ -10,6 +11,7 @@ mod rgb;
 mod rgb8;
 mod samples;
 
+pub(crate) use alpha::spread_colours;
 pub use color::{ChromaSite, Colorimetry, Matrix, Range};
 pub use format::{Component, ComponentLayout, PixelFormat};
 pub(crate) use samples::{Quant, Sink, Source};
