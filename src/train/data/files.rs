@@ -151,12 +151,40 @@ pub fn check_size(decoder: &impl ImageDecoder) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns `true` if an end marker follows the last scan. The decoder fills an image that breaks
-/// off with grey. Within a scan 0xFF is followed by 0 or a restart marker, so neither marker
-/// appears by chance.
+/// Returns true if the JPEG picture in `bytes` has its end marker: decoders fill up one that breaks
+/// off with grey. What follows the picture, such as the video of a motion photo, does not count.
 pub fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|w| w == [0xFF, marker]);
-    last(0xD9) > last(0xDA)
+    end_of_jpeg(bytes).is_some()
+}
+
+/// Walks over the segments of a JPEG picture and returns the place after its end marker.
+fn end_of_jpeg(bytes: &[u8]) -> Option<usize> {
+    let mut at = 2;
+    loop {
+        // Any number of fill bytes may come before a marker.
+        while *bytes.get(at)? == 0xFF && *bytes.get(at + 1)? == 0xFF {
+            at += 1;
+        }
+        if bytes[at] != 0xFF {
+            return None;
+        }
+        let marker = *bytes.get(at + 1)?;
+        at += 2;
+        match marker {
+            0xD9 => return Some(at),
+            0xD0..=0xD8 | 0x01 => continue,
+            _ => {}
+        }
+        let length = [*bytes.get(at)?, *bytes.get(at + 1)?];
+        at += usize::from(u16::from_be_bytes(length)).max(2);
+        if marker == 0xDA {
+            // In a scan 0xFF is followed by 0 or a restart marker.
+            let scan = bytes.get(at..)?.windows(2);
+            at += scan
+                .into_iter()
+                .position(|w| w[0] == 0xFF && !matches!(w[1], 0 | 0xD0..=0xD7 | 0xFF))?;
+        }
+    }
 }
 
 /// Returns `true` if `path` has the name of a JPEG or PNG file.

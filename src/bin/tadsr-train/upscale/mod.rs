@@ -92,6 +92,11 @@ impl Kind {
         let mut start = Vec::new();
         let file = fs::File::open(path).with_context(cannot)?;
         file.take(16).read_to_end(&mut start).with_context(cannot)?;
+        ensure!(
+            !start.starts_with(b"GIF8"),
+            "'{}' is a GIF: make a video or a PNG of it first, such as with 'ffmpeg -i in.gif out.mkv'",
+            path.display()
+        );
         Ok(if picture::is_picture(&start) {
             Self::Picture
         } else {
@@ -280,6 +285,12 @@ fn upscale_picture(
     if large.loses_alpha(output) {
         meter.log(&format!(
             "'{}' loses its alpha, which JPEG does not have",
+            input.display()
+        ));
+    }
+    if large.loses_colours(output) {
+        meter.log(&format!(
+            "'{}' states its colours by gamma, primaries or code points, which JPEG does not have: they are left out",
             input.display()
         ));
     }

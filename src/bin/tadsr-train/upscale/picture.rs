@@ -1,11 +1,12 @@
-//! Picture files: PNG and JPEG with what is to be kept of them.
+//! Picture files: PNG and JPEG with their metadata.
 
-use std::{io::Cursor, path::Path};
+use std::{borrow::Cow, io::Cursor, path::Path};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader,
-    codecs::{jpeg::JpegEncoder, png::PngEncoder},
+    codecs::jpeg::{JpegEncoder, PixelDensity, PixelDensityUnit},
+    metadata::Orientation,
 };
 use tadsr::{
     frame::{Frame, FrameInfo, PixelFormat},
@@ -19,24 +20,24 @@ use tadsr::{
 pub struct Picture {
     /// GRAY8, RGB or RGBA.
     pub frame: Frame,
-    /// The colour profile that came with it.
-    profile: Option<Vec<u8>>,
+    /// Colour profile, gamma, EXIF, density and the like, as chunks of a PNG file.
+    metadata: png::Info<'static>,
     /// It had more than 8 bits a sample.
     pub reduced: bool,
 }
 
-/// Whether a file that begins with `bytes` is a PNG or JPEG picture.
+/// Returns true if a file that begins with `bytes` is a PNG or JPEG picture.
 pub fn is_picture(bytes: &[u8]) -> bool {
     let format = image::guess_format(bytes);
     matches!(format, Ok(ImageFormat::Png | ImageFormat::Jpeg))
 }
 
-/// Whether the name of `path` ends as that of a PNG or JPEG picture.
+/// Returns true if the name of `path` ends as that of a PNG or JPEG picture.
 pub fn has_picture_name(path: &Path) -> bool {
     format_of(path).is_some()
 }
 
-/// Whether what is written to `path` is a JPEG picture.
+/// Returns true if a file of the name `path` is written as JPEG.
 pub fn is_jpeg_name(path: &Path) -> bool {
     format_of(path) == Some(ImageFormat::Jpeg)
 }
@@ -53,24 +54,37 @@ impl Picture {
         if !is_picture(&bytes) {
             bail!("no PNG or JPEG picture, whatever its name says");
         }
-        if image::guess_format(&bytes)? == ImageFormat::Jpeg && !jpeg_is_whole(&bytes) {
+        let is_jpeg = image::guess_format(&bytes)? == ImageFormat::Jpeg;
+        if is_jpeg && !jpeg_is_whole(&bytes) {
             bail!("the file ends in the middle of the picture");
         }
-        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
         let mut decoder = reader.into_decoder()?;
         check_size(&decoder).map_err(Error::msg)?;
-        let mut profile = decoder.icc_profile().unwrap_or_default();
+        let mut metadata = if is_jpeg {
+            let mut metadata = png::Info::default();
+            metadata.pixel_dims = jpeg_density(&bytes);
+            metadata
+        } else {
+            png_metadata(&bytes)?
+        };
+        metadata.icc_profile = decoder.icc_profile().unwrap_or_default().map(Cow::Owned);
         let orientation = decoder.orientation()?;
+        metadata.exif_metadata = decoder.exif_metadata().unwrap_or_default().map(|mut exif| {
+            // It is applied below.
+            let _ = Orientation::remove_from_exif_chunk(&mut exif);
+            Cow::Owned(exif)
+        });
         if decoder.original_color_type() == ExtendedColorType::Cmyk8 {
-            // What is decoded is RGB, and the profile is about inks.
-            profile = None;
+            // Decoded is RGB, and the profile is about inks.
+            metadata.icc_profile = None;
         }
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
-        Self::new(image, profile)
+        Self::new(image, metadata)
     }
 
-    fn new(image: DynamicImage, profile: Option<Vec<u8>>) -> Result<Self> {
+    fn new(image: DynamicImage, metadata: png::Info<'static>) -> Result<Self> {
         let colors = image.color();
         let (width, height) = (image.width() as usize, image.height() as usize);
         let (format, bytes) = match (colors.has_color(), colors.has_alpha()) {
@@ -86,23 +100,33 @@ impl Picture {
         plane.copy_from_slice(&bytes);
         Ok(Self {
             frame,
-            profile,
+            metadata,
             reduced: colors.bits_per_pixel() / u16::from(colors.channel_count()) > 8,
         })
     }
 
-    /// The same picture with other samples.
+    /// Returns the same picture with other samples.
     pub fn with_frame(&self, frame: Frame) -> Self {
         Self {
             frame,
-            profile: self.profile.clone(),
+            metadata: self.metadata.clone(),
             reduced: self.reduced,
         }
     }
 
-    /// Whether writing to `path` throws alpha away.
+    /// Returns true if a file of the name `path` has no alpha and the picture has.
     pub fn loses_alpha(&self, path: &Path) -> bool {
         is_jpeg_name(path) && self.frame.info().format.has_alpha()
+    }
+
+    /// Returns true if a file of the name `path` cannot say what the picture's colours are.
+    pub fn loses_colours(&self, path: &Path) -> bool {
+        let metadata = &self.metadata;
+        is_jpeg_name(path)
+            && metadata.icc_profile.is_none()
+            && (metadata.source_gamma.is_some() && metadata.srgb.is_none()
+                || metadata.source_chromaticities.is_some() && metadata.srgb.is_none()
+                || metadata.coding_independent_code_points.is_some())
     }
 
     /// Writes the picture, all or nothing, in the format that the name asks for.
@@ -124,25 +148,130 @@ impl Picture {
                 .collect();
             color = ExtendedColorType::Rgb8;
         }
-        let mut file = Vec::new();
-        if is_jpeg_name(path) {
-            let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
-            self.set_profile(&mut encoder);
-            encoder.write_image(&samples, width, height, color)
+        let file = if is_jpeg_name(path) {
+            self.jpeg(&samples, (width, height), color, quality)
         } else {
-            let mut encoder = PngEncoder::new(&mut file);
-            self.set_profile(&mut encoder);
-            encoder.write_image(&samples, width, height, color)
-        }
-        .with_context(|| format!("'{}' cannot be made", path.display()))?;
+            self.png(&samples, (width, height), color)
+        };
+        let file = file.with_context(|| format!("'{}' cannot be made", path.display()))?;
         Ok(write_atomically(path, &file)?)
     }
 
-    fn set_profile(&self, encoder: &mut impl ImageEncoder) {
-        if let Some(profile) = &self.profile {
-            // Both formats take profiles.
-            let _ = encoder.set_icc_profile(profile.clone());
+    fn jpeg(
+        &self,
+        samples: &[u8],
+        (width, height): (u32, u32),
+        color: ExtendedColorType,
+        quality: u8,
+    ) -> Result<Vec<u8>> {
+        let mut file = Vec::new();
+        let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
+        if let Some(profile) = &self.metadata.icc_profile {
+            encoder.set_icc_profile(profile.to_vec())?;
         }
+        if let Some(exif) = &self.metadata.exif_metadata {
+            encoder.set_exif_metadata(exif.to_vec())?;
+        }
+        if let Some(density) = &self.metadata.pixel_dims {
+            encoder.set_pixel_density(jfif_density(density));
+        }
+        encoder.write_image(samples, width, height, color)?;
+        Ok(file)
+    }
+
+    fn png(
+        &self,
+        samples: &[u8],
+        (width, height): (u32, u32),
+        color: ExtendedColorType,
+    ) -> Result<Vec<u8>> {
+        let mut info = self.metadata.clone();
+        (info.width, info.height) = (width, height);
+        info.bit_depth = png::BitDepth::Eight;
+        info.color_type = match color {
+            ExtendedColorType::L8 => png::ColorType::Grayscale,
+            ExtendedColorType::Rgba8 => png::ColorType::Rgba,
+            _ => png::ColorType::Rgb,
+        };
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::with_info(&mut file, info)?;
+        encoder.set_compression(png::Compression::Fast);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(samples)?;
+        writer.finish()?;
+        Ok(file)
+    }
+}
+
+/// Returns what a PNG file says beside its samples.
+///
+/// # Errors
+/// If it is animated: only the first of its pictures would be kept.
+fn png_metadata(bytes: &[u8]) -> Result<png::Info<'static>> {
+    let reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
+    let info = reader.info();
+    if let Some(animation) = info.animation_control {
+        ensure!(
+            animation.num_frames < 2,
+            "an animation of {} pictures: make a video of it first, such as with \
+             'ffmpeg -i in.png out.mkv'",
+            animation.num_frames
+        );
+    }
+    let mut metadata = png::Info::default();
+    metadata.pixel_dims = info.pixel_dims;
+    metadata.source_gamma = info.gama_chunk;
+    metadata.source_chromaticities = info.chrm_chunk;
+    metadata.srgb = info.srgb;
+    metadata.coding_independent_code_points = info.coding_independent_code_points;
+    metadata.mastering_display_color_volume = info.mastering_display_color_volume;
+    metadata.content_light_level = info.content_light_level;
+    metadata.uncompressed_latin1_text = info.uncompressed_latin1_text.clone();
+    metadata.compressed_latin1_text = info.compressed_latin1_text.clone();
+    metadata.utf8_text = info.utf8_text.clone();
+    Ok(metadata)
+}
+
+/// Returns the density in the JFIF header of a JPEG file.
+fn jpeg_density(bytes: &[u8]) -> Option<png::PixelDimensions> {
+    let header = bytes.get(2..)?;
+    if header.get(..2)? != [0xFF, 0xE0] || header.get(4..9)? != b"JFIF\0" {
+        return None;
+    }
+    let value = |at: usize| {
+        let bytes = [*header.get(at)?, *header.get(at + 1)?];
+        Some(u32::from(u16::from_be_bytes(bytes)))
+    };
+    let (unit, x, y) = (*header.get(11)?, value(12)?, value(14)?);
+    let per_metre = |density: u32, inches: f64| (f64::from(density) * inches).round() as u32;
+    let (xppu, yppu, unit) = match unit {
+        1 => (
+            per_metre(x, 1.0 / 0.0254),
+            per_metre(y, 1.0 / 0.0254),
+            png::Unit::Meter,
+        ),
+        2 => (100 * x, 100 * y, png::Unit::Meter),
+        _ => (x, y, png::Unit::Unspecified),
+    };
+    Some(png::PixelDimensions { xppu, yppu, unit })
+}
+
+fn jfif_density(density: &png::PixelDimensions) -> PixelDensity {
+    let per_inch = |ppu: u32| (f64::from(ppu) * 0.0254).round() as u16;
+    let (x, y, unit) = match density.unit {
+        png::Unit::Meter => {
+            let (x, y) = (per_inch(density.xppu), per_inch(density.yppu));
+            (x, y, PixelDensityUnit::Inches)
+        }
+        png::Unit::Unspecified => {
+            let value = |ppu: u32| u16::try_from(ppu).unwrap_or(u16::MAX);
+            let (x, y) = (value(density.xppu), value(density.yppu));
+            (x, y, PixelDensityUnit::PixelAspectRatio)
+        }
+    };
+    PixelDensity {
+        density: (x.max(1), y.max(1)),
+        unit,
     }
 }
 
@@ -151,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_alpha_and_profile_survive_a_png_and_all_but_alpha_a_jpeg() {
+    fn samples_alpha_profile_and_density_survive_a_png_and_all_but_alpha_a_jpeg() {
         let dir = tempfile::tempdir().unwrap();
         for (image, format) in [
             (DynamicImage::new_luma8(5, 3), PixelFormat::Gray8),
@@ -160,8 +289,15 @@ mod tests {
             (DynamicImage::new_luma_a8(5, 3), PixelFormat::Rgba),
             (DynamicImage::new_rgb16(5, 3), PixelFormat::Rgb),
         ] {
+            let mut info = png::Info::default();
+            info.icc_profile = Some(vec![7; 200].into());
+            info.pixel_dims = Some(png::PixelDimensions {
+                xppu: 11_811,
+                yppu: 11_811,
+                unit: png::Unit::Meter,
+            });
             let deep = format == PixelFormat::Rgb && image.as_rgb16().is_some();
-            let mut picture = Picture::new(image, Some(vec![7; 200])).unwrap();
+            let mut picture = Picture::new(image, info.clone()).unwrap();
             assert_eq!(
                 (picture.frame.info().format, picture.reduced),
                 (format, deep)
@@ -172,7 +308,10 @@ mod tests {
                 let path = dir.path().join(name);
                 picture.write(&path, 95).unwrap();
                 let back = Picture::read(&path).unwrap();
-                assert_eq!(back.profile, picture.profile, "{format:?} {name}");
+                let (was, is) = (&picture.metadata, &back.metadata);
+                assert_eq!(is.icc_profile, was.icc_profile, "{format:?} {name}");
+                let density = |m: &png::Info| m.pixel_dims.map(|d| (d.xppu, d.yppu));
+                assert_eq!(density(is), density(was), "{format:?} {name}");
                 if name == "a.png" {
                     assert_eq!(back.frame.plane(0), picture.frame.plane(0), "{format:?}");
                 } else {
