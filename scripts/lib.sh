@@ -16,6 +16,8 @@ gstreamer_packages=(
 )
 # What text is written with: labels of pictures side by side, and drawn training pictures.
 text_packages=(gstreamer1.0-x fonts-dejavu-core)
+# A second implementation that makes the tests' video files and counts what is in them.
+test_packages=(ffmpeg)
 
 # Prints each argument on a line of its own.
 say() { printf '%s\n' "$@"; }

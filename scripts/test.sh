@@ -12,7 +12,8 @@ set -euo pipefail
 exec </dev/null
 
 case ${1-} in
-    '') install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${text_packages[@]}" ;;
+    '') install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${text_packages[@]}" \
+        "${test_packages[@]}" ;;
     --no-install) ;;
     *) fail "unknown argument '$1'; the only one is --no-install" ;;
 esac

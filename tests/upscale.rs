@@ -295,6 +295,104 @@ fn a_damaged_video_gives_what_is_there_and_says_so() {
 }
 
 #[test]
+fn a_decoder_that_crashes_is_an_error_of_that_file() {
+    let folder = Folder::new();
+    let args = "-v error -f lavfi -i testsrc2=s=64x48:r=25:d=1 -c:v ffv1 -pix_fmt gray10le a.mkv";
+    let made = std::process::Command::new("ffmpeg")
+        .current_dir(folder.0.path())
+        .args(args.split(' '))
+        .status();
+    assert!(made.expect("ffmpeg is installed").success());
+    let (success, _, err) = folder.upscale(&["a.mkv", "b.mkv", "--strength", "0"]);
+    // Later versions of GStreamer know the format.
+    if success {
+        assert_eq!(frames(&folder.path("b.mkv")).len(), 25);
+    } else {
+        assert!(err.contains("a.mkv") && err.contains("crashes"), "{err}");
+    }
+}
+
+#[test]
+fn a_picture_keeps_its_metadata_and_is_upscaled_whatever_follows_it() {
+    let folder = Folder::new();
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 8, 6);
+    encoder.set_source_gamma(png::ScaledFloat::from_scaled(100_000));
+    encoder.set_pixel_dims(Some(png::PixelDimensions {
+        xppu: 11_811,
+        yppu: 11_811,
+        unit: png::Unit::Meter,
+    }));
+    encoder
+        .add_text_chunk("Title".into(), "A scene".into())
+        .unwrap();
+    encoder
+        .write_header()
+        .unwrap()
+        .write_image_data(&[90; 48])
+        .unwrap();
+    fs::write(folder.path("a.png"), &file).unwrap();
+    folder.succeeds(&["a.png", "b.png", "--scale", "2"]);
+    let bytes = fs::read(folder.path("b.png")).unwrap();
+    let reader = png::Decoder::new(std::io::Cursor::new(bytes))
+        .read_info()
+        .unwrap();
+    let info = reader.info();
+    assert_eq!((info.width, info.height), (16, 12));
+    assert_eq!(
+        info.gama_chunk.map(png::ScaledFloat::into_scaled),
+        Some(100_000)
+    );
+    assert_eq!(info.pixel_dims.map(|d| d.xppu), Some(11_811));
+    assert_eq!(info.uncompressed_latin1_text[0].text, "A scene");
+
+    // A film after the picture has the marks of other pictures.
+    RgbImage::from_pixel(16, 8, Rgb([10, 200, 30]))
+        .save(folder.path("c.jpg"))
+        .unwrap();
+    let mut bytes = fs::read(folder.path("c.jpg")).unwrap();
+    bytes.extend([0xFF, 0xDA, 1, 2, 3, 0xFF, 0xD9, 0xFF, 0xDA, 0, 0]);
+    fs::write(folder.path("c.jpg"), &bytes).unwrap();
+    folder.succeeds(&["c.jpg", "d.jpg", "--scale", "2"]);
+    fs::write(folder.path("e.jpg"), &bytes[..bytes.len() - 60]).unwrap();
+    assert!(folder.fails(&["e.jpg", "f.jpg"]).contains("middle"));
+}
+
+#[test]
+fn animations_are_refused_at_once() {
+    let folder = Folder::new();
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 4, 4);
+    encoder.set_animated(3, 0).unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    (0..3).for_each(|_| writer.write_image_data(&[90; 16]).unwrap());
+    drop(writer);
+    fs::write(folder.path("a.png"), &file).unwrap();
+    assert!(folder.fails(&["a.png", "b.png"]).contains("3 pictures"));
+    fs::write(folder.path("a.gif"), b"GIF89a\x04\0\x04\0\0\0\0;").unwrap();
+    assert!(folder.fails(&["a.gif", "b.mp4"]).contains("GIF"));
+}
+
+#[test]
+fn colours_of_transparent_pixels_do_not_show_at_edges() {
+    let folder = Folder::new();
+    let disk = RgbaImage::from_fn(32, 32, |x, y| {
+        let inside = (x as f32 - 15.5).hypot(y as f32 - 15.5) < 10.0;
+        image::Rgba(if inside { [255; 4] } else { [0; 4] })
+    });
+    disk.save(folder.path("a.png")).unwrap();
+    folder.succeeds(&["a.png", "b.png", "--scale", "3"]);
+    let large = image::open(folder.path("b.png")).unwrap().into_rgba8();
+    for pixel in large.pixels() {
+        let [red, green, blue, alpha] = pixel.0.map(f32::from);
+        // On white nothing is to be seen.
+        let darkest = red.min(green).min(blue);
+        let on_white = 255.0 - alpha / 255.0 * (255.0 - darkest);
+        assert!(on_white >= 253.0, "{pixel:?}");
+    }
+}
+
+#[test]
 fn a_missing_decoder_is_named() {
     let folder = Folder::new();
     folder.clip("a.mp4", 5);

@@ -331,7 +331,7 @@ fn a_file_goes_through_with_all_frames_times_colours_and_its_audio() {
         ("out.mp4", "AAC copied"),
         ("out.mkv", "AAC copied"),
         ("out.mov", "AAC copied"),
-        ("out.webm", "AAC encoded anew"),
+        ("out.webm", "AAC re-encoded"),
     ] {
         let to = clips.path(name);
         let done = transcode(

@@ -1,123 +1,130 @@
-//! The audio of one file in another: copied as it is, or encoded anew where the container does not hold its kind.
+//! The audio of one file in another: copied, or re-encoded where the container does not hold its
+//! codec.
 
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
-use gst::{PadProbeReturn, prelude::*};
+use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
+use gst_app::AppSrc;
 
 use super::{
     Container,
-    bus::{Failure, append, codec_name, discard, file_source, make, on_data, on_time, refuse},
+    bus::{Bus, Failure, Heard, codec_name, discard, link, make, on_time, parse_file, refuse},
+    survey::{Kind, Survey, Track},
 };
 
-/// How long to wait for the list of a file's streams.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What codecs are encoded to where they cannot be copied, the first that is there.
+/// Encoders for what cannot be copied, the first that is installed.
 const AAC: [&str; 3] = ["avenc_aac", "fdkaacenc", "voaacenc"];
 const FREE: [&str; 2] = ["opusenc", "vorbisenc"];
-/// Bits a second of audio that is encoded anew.
+/// Bits per second of re-encoded audio.
 const BITRATE: i32 = 192_000;
+/// Limit of a trial of a muxer with the first packets of a stream.
+const TRIAL: ClockTime = ClockTime::from_seconds(10);
+
+/// Way of a stream into a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    /// Copied, through a parser that gives it the form that the container wants.
+    Copy(Option<&'static str>),
+    Encode,
+}
 
 /// The audio streams of a file on their way into a muxer.
 pub(super) struct Audio {
-    source: gst::Element,
     parse: gst::Element,
     shared: Arc<Shared>,
 }
 
-/// What GStreamer's threads and the writer share.
+/// State that GStreamer's threads and the writer share.
 #[derive(Default)]
 struct Shared {
-    /// All streams of the file are linked.
-    known: AtomicBool,
-    /// Elements between the parser and the muxer, and the pads at which each stream can be ended.
     elements: Mutex<Vec<gst::Element>>,
-    ends: Mutex<Vec<gst::Pad>>,
-    /// The first element of each stream.
+    /// First element of each stream: its queue.
     queues: Mutex<Vec<gst::Element>>,
     notes: Mutex<Vec<String>>,
+    /// Length of what is re-encoded of each stream, in nanoseconds; `None` for a copied one.
+    encoded: Mutex<Vec<Option<Arc<AtomicU64>>>>,
 }
 
 impl Audio {
-    /// Adds the audio of the file `from` to `pipeline`. Buffers later than `cut`, a running time in nanoseconds, are
-    /// left out.
+    /// Adds the audio of the file `from`, of which `survey` tells, to `pipeline`. Buffers later than
+    /// `cut`, a running time in nanoseconds, are left out.
     ///
     /// # Errors
-    /// Says what is missing.
+    /// Names what is missing, or the stream that cannot be kept.
     pub fn add(
         pipeline: &gst::Pipeline,
         mux: &gst::Element,
         from: &Path,
+        survey: &Survey,
         container: Container,
-        cut: Arc<AtomicU64>,
+        cut: &Arc<AtomicU64>,
     ) -> Result<Self, String> {
-        let source = file_source(from)?;
-        let parse = make("parsebin")?;
-        pipeline
-            .add_many([&source, &parse])
-            .and_then(|()| source.link(&parse))
-            .map_err(|e| e.to_string())?;
         let shared = Arc::new(Shared::default());
-        let (weak, mux, state) = (pipeline.downgrade(), mux.downgrade(), shared.clone());
+        for track in survey.tracks(Kind::Audio) {
+            shared.track(pipeline, mux, track, container, cut)?;
+        }
+        let mut elements = parse_file(pipeline, from, &survey.demux)?;
+        lock(&shared.elements).extend(elements.iter().cloned());
+        let parse = elements.pop().ok_or("no parser")?;
+        let (weak, state, streams) = (pipeline.downgrade(), shared.clone(), AtomicUsize::new(0));
         parse.connect_pad_added(move |_, pad| {
-            let (Some(pipeline), Some(mux)) = (weak.upgrade(), mux.upgrade()) else {
+            let Some(pipeline) = weak.upgrade() else {
                 return;
             };
-            let known = state.clone();
-            on_data(pad, move || known.known.store(true, Ordering::SeqCst));
             let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
-            let audio = |s: &gst::StructureRef| s.name().starts_with("audio/");
-            let linked = if caps.structure(0).is_some_and(audio) {
-                state.track(&pipeline, &mux, pad, &caps, container, &cut)
+            let queue = if Kind::of(&caps) == Kind::Audio {
+                let index = streams.fetch_add(1, Ordering::SeqCst);
+                lock(&state.queues).get(index).cloned()
             } else {
-                discard(&pipeline, pad)
+                None
+            };
+            let linked = match queue.and_then(|queue| queue.static_pad("sink")) {
+                Some(sink) => pad.link(&sink).map(drop).map_err(|e| e.to_string()),
+                None => discard(&pipeline, pad),
             };
             if let Err(reason) = linked {
                 refuse(&pipeline, &format!("its audio cannot be kept: {reason}"));
             }
         });
-        Ok(Self {
-            source,
-            parse,
-            shared,
-        })
+        Ok(Self { parse, shared })
     }
 
-    /// Whether all audio streams have been found.
-    pub fn is_known(&self) -> bool {
-        self.shared.known.load(Ordering::SeqCst)
-    }
-
-    /// What became of each stream.
+    /// Returns what becomes of each stream, such as `AAC copied`.
     pub fn notes(&self) -> Vec<String> {
         lock(&self.shared.notes).clone()
     }
 
-    /// Whether `failure` happened on the audio's way.
+    /// Returns how much audio of each stream has been encoded; `None` for one that is copied.
+    pub fn encoded(&self) -> Vec<Option<ClockTime>> {
+        let encoded = lock(&self.shared.encoded);
+        let time = |t: &Arc<AtomicU64>| ClockTime::from_nseconds(t.load(Ordering::SeqCst));
+        encoded.iter().map(|t| t.as_ref().map(time)).collect()
+    }
+
+    /// Returns true if `failure` is that of an element that the audio passes.
     pub fn owns(&self, failure: &Failure) -> bool {
         let Some(failed) = &failure.source else {
             return false;
         };
         let elements = lock(&self.shared.elements);
-        [&self.source, &self.parse]
-            .into_iter()
-            .chain(elements.iter())
-            .any(|e| failed == e.upcast_ref::<gst::Object>() || failed.has_as_ancestor(e))
+        let mut elements = elements.iter();
+        elements.any(|e| failed == e.upcast_ref::<gst::Object>() || failed.has_as_ancestor(e))
     }
 
     /// Ends the audio where it is, after a failure.
     pub fn give_up(&self, reason: &str) {
-        self.shared.known.store(true, Ordering::SeqCst);
-        let ends = std::mem::take(&mut *lock(&self.shared.ends));
-        // Not from this thread: the event waits for a place in the queue, and it may be for this thread's frames, or for
-        // the end of another stream, that the muxer leaves the queue full.
+        let ends: Vec<_> = lock(&self.shared.queues)
+            .iter()
+            .filter_map(|queue| queue.static_pad("sink"))
+            .collect();
+        // Not from this thread: the event waits for a place in the queue, and it may be for this
+        // thread's frames, or for the end of another stream, that the muxer leaves the queue full.
         for end in ends {
             self.parse.call_async(move |_| {
                 // One that has ended already refuses.
@@ -129,75 +136,49 @@ impl Audio {
 }
 
 impl Shared {
-    /// Leads the audio stream of `pad` into the muxer.
+    /// Leads an audio stream into the muxer.
     fn track(
         self: &Arc<Self>,
         pipeline: &gst::Pipeline,
         mux: &gst::Element,
-        pad: &gst::Pad,
-        caps: &gst::CapsRef,
+        track: &Track,
         container: Container,
         cut: &Arc<AtomicU64>,
     ) -> Result<(), String> {
-        let track = mux.request_pad_simple("audio_%u");
-        let track = track.ok_or("the container takes no audio")?;
-        let name = codec_name(caps);
+        let name = codec_name(&track.caps);
+        let route = route(container, track)
+            .map_err(|reason| format!("its {name} audio cannot be kept: {reason}"))?;
+        let pad = mux.request_pad_simple("audio_%u");
+        let pad = pad.ok_or("the container takes no audio")?;
         let queue = self.queue()?;
-        let (chain, decoder) = match copying(caps, &track.pad_template_caps()) {
-            Some(parser) => {
-                self.note(format!("{name} copied"));
-                let chain = [Some(queue), parser.map(make).transpose()?];
-                (chain.into_iter().flatten().collect::<Vec<_>>(), None)
+        let chain = Chain::add(pipeline, route, container, &queue, &pad)?;
+        lock(&self.elements).extend(chain.elements);
+        lock(&self.notes).push(match &chain.encoder {
+            Some(encoder) => format!("{name} re-encoded by {encoder}"),
+            None => format!("{name} copied"),
+        });
+        lock(&self.encoded).push(chain.encoded);
+        let set_time = Mutex::new(track.lead_times());
+        let sink = queue.static_pad("sink").ok_or("a queue without input")?;
+        sink.add_probe(PadProbeType::BUFFER, move |_, info| {
+            if let Some(PadProbeData::Buffer(buffer)) = &mut info.data {
+                lock(&set_time)(buffer);
             }
-            None => {
-                let encoder = encoder(container)?;
-                let kind = encoder.factory().map(|f| f.name().to_string());
-                self.note(format!(
-                    "{name} encoded anew by {}",
-                    kind.unwrap_or_default()
-                ));
-                let chain = [make("audioconvert")?, make("audioresample")?, encoder];
-                (chain.into(), Some([queue, make("decodebin")?]))
-            }
-        };
-        let end = chain.first().and_then(|e| e.static_pad("sink"));
-        let end = end.ok_or("an element without a sink pad")?;
-        let mut elements = lock(&self.elements);
-        elements.extend(chain.iter().chain(decoder.iter().flatten()).cloned());
-        drop(elements);
-        lock(&self.ends).push(end.clone());
-
-        let last = chain.last().and_then(|e| e.static_pad("src"));
-        let last = last.ok_or("an element without a source pad")?;
+            PadProbeReturn::Ok
+        });
+        lock(&self.queues).push(queue);
         let cut = cut.clone();
-        on_time(&track, move |time, _| {
-            match time.nseconds() > cut.load(Ordering::SeqCst) {
-                true => PadProbeReturn::Drop,
-                false => PadProbeReturn::Ok,
+        on_time(&pad, move |time, _| {
+            if time.nseconds() > cut.load(Ordering::SeqCst) {
+                PadProbeReturn::Drop
+            } else {
+                PadProbeReturn::Ok
             }
         });
-        match decoder {
-            None => append(pipeline, pad, &chain, Some((&last, &track))),
-            Some(decoder) => {
-                let failed = |e: gst::glib::BoolError| e.to_string();
-                pipeline.add_many(&chain).map_err(failed)?;
-                gst::Element::link_many(&chain).map_err(failed)?;
-                last.link(&track).map_err(|e| e.to_string())?;
-                for element in &chain {
-                    element.sync_state_with_parent().map_err(failed)?;
-                }
-                let weak = pipeline.downgrade();
-                decoder[1].connect_pad_added(move |_, pad| {
-                    if let (Some(pipeline), Err(e)) = (weak.upgrade(), pad.link(&end)) {
-                        refuse(&pipeline, &format!("its audio cannot be decoded: {e}"));
-                    }
-                });
-                append(pipeline, pad, &decoder, None)
-            }
-        }
+        Ok(())
     }
 
-    /// A queue at the begin of a stream.
+    /// Returns a queue for the begin of a stream.
     fn queue(self: &Arc<Self>) -> Result<gst::Element, String> {
         let queue = make("queue")?;
         for signal in ["overrun", "underrun"] {
@@ -207,13 +188,12 @@ impl Shared {
                 None
             });
         }
-        lock(&self.queues).push(queue.clone());
         Ok(queue)
     }
 
-    /// Lets full queues grow while another is empty: the muxer waits for that stream, and the parser may be waiting for a
-    /// place in a full queue before it comes to it. A stream that begins late or ends early makes others as much longer; what
-    /// takes too much memory is given up.
+    /// Lets full queues grow while another is empty: the muxer waits for that stream, and the parser
+    /// may wait for a place in a full queue before it comes to it. A stream that begins late or ends
+    /// early makes the others longer. Too much memory is an error.
     fn make_room(&self) {
         const ALL: u64 = 1 << 30;
         const BUFFERS: u32 = 200;
@@ -232,9 +212,9 @@ impl Shared {
         }
         for queue in queues.iter() {
             let grow = |kind: &str, more: u32| {
-                let (most, level) = (format!("max-size-{kind}"), format!("current-level-{kind}"));
-                if queue.property::<u32>(&level) >= queue.property::<u32>(&most) {
-                    queue.set_property(&most, queue.property::<u32>(&level).saturating_add(more));
+                let (max, level) = (format!("max-size-{kind}"), format!("current-level-{kind}"));
+                if queue.property::<u32>(&level) >= queue.property::<u32>(&max) {
+                    queue.set_property(&max, queue.property::<u32>(&level).saturating_add(more));
                 }
             };
             grow("buffers", BUFFERS);
@@ -245,14 +225,157 @@ impl Shared {
             }
         }
     }
+}
 
-    fn note(&self, text: String) {
-        lock(&self.notes).push(text);
+/// Elements between a queue and a muxer.
+struct Chain {
+    elements: Vec<gst::Element>,
+    /// Name of the encoder, if there is one.
+    encoder: Option<String>,
+    /// Length of what is encoded so far, in nanoseconds.
+    encoded: Option<Arc<AtomicU64>>,
+}
+
+impl Chain {
+    /// Links `queue` and what `route` needs after it to the muxer's `pad`.
+    fn add(
+        pipeline: &gst::Pipeline,
+        route: Route,
+        container: Container,
+        queue: &gst::Element,
+        pad: &gst::Pad,
+    ) -> Result<Self, String> {
+        let mut elements = vec![queue.clone()];
+        let last = |e: &gst::Element| e.static_pad("src").ok_or("an element without output");
+        if let Route::Copy(parser) = route {
+            elements.extend(parser.map(make).transpose()?);
+            link(pipeline, &elements)?;
+            let end = last(&elements[elements.len() - 1])?;
+            end.link(pad).map_err(|e| e.to_string())?;
+            return Ok(Self {
+                elements,
+                encoder: None,
+                encoded: None,
+            });
+        }
+        let encoder = encoder(container)?;
+        let name = encoder.factory().map(|f| f.name().to_string());
+        let decoder = make("decodebin")?;
+        let raw = [make("audioconvert")?, make("audioresample")?, encoder];
+        link(pipeline, &[queue.clone(), decoder.clone()])?;
+        link(pipeline, &raw)?;
+        let end = last(&raw[2])?;
+        end.link(pad).map_err(|e| e.to_string())?;
+        let sink = raw[0]
+            .static_pad("sink")
+            .ok_or("a converter without input")?;
+        let encoded = continuous(
+            &raw[2]
+                .static_pad("sink")
+                .ok_or("an encoder without input")?,
+        );
+        let weak = pipeline.downgrade();
+        decoder.connect_pad_added(move |_, pad| {
+            if let (Some(pipeline), Err(e)) = (weak.upgrade(), pad.link(&sink)) {
+                refuse(&pipeline, &format!("its audio cannot be decoded: {e}"));
+            }
+        });
+        elements.push(decoder);
+        elements.extend(raw);
+        Ok(Self {
+            elements,
+            encoder: Some(name.unwrap_or_default()),
+            encoded: Some(encoded),
+        })
     }
 }
 
-/// Whether a container that takes `taken` holds a stream with `caps` as it is, and the parser that gives it the form
-/// that the container wants, if there is one.
+/// Corrects the times of decoded audio that comes to `pad`, and measures its length. Some containers give
+/// packets less time than they have samples, and an encoder would drop the rest.
+fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
+    let encoded = Arc::new(AtomicU64::new(0));
+    let length = encoded.clone();
+    let (first, end) = (OnceLock::new(), Mutex::new(None::<ClockTime>));
+    pad.add_probe(PadProbeType::BUFFER, move |_, info| {
+        if let Some(PadProbeData::Buffer(buffer)) = &mut info.data {
+            let mut end = lock(&end);
+            if let (Some(pts), Some(duration)) = (buffer.pts(), buffer.duration()) {
+                let start = match *end {
+                    // More than jitter.
+                    Some(end) if pts + duration / 4 < end => end,
+                    _ => pts,
+                };
+                *end = Some(start + duration);
+                if start != pts {
+                    buffer.make_mut().set_pts(start);
+                }
+                let first = first.get_or_init(|| start);
+                let whole = (start + duration).saturating_sub(*first);
+                length.store(whole.nseconds(), Ordering::SeqCst);
+            }
+        }
+        PadProbeReturn::Ok
+    });
+    encoded
+}
+
+/// Finds out how `container` takes the stream, by a trial with its first packets.
+fn route(container: Container, track: &Track) -> Result<Route, String> {
+    let mux = make(container.muxer())?;
+    let pad = mux.request_pad_simple("audio_%u");
+    let pad = pad.ok_or("the container takes no audio")?;
+    let copy = copying(&track.caps, &pad.pad_template_caps()).map(Route::Copy);
+    let mut reason = String::new();
+    for route in copy.into_iter().chain([Route::Encode]) {
+        match trial(container, track, route) {
+            Ok(()) => return Ok(route),
+            Err(failed) => reason = failed,
+        }
+    }
+    Err(reason)
+}
+
+/// Sends the first packets of `track` through `route` into a muxer.
+fn trial(container: Container, track: &Track, route: Route) -> Result<(), String> {
+    let pipeline = gst::Pipeline::new();
+    let source = AppSrc::builder()
+        .caps(&track.caps)
+        .format(gst::Format::Time)
+        .build();
+    let (queue, mux, sink) = (make("queue")?, make(container.muxer())?, make("fakesink")?);
+    let pad = mux.request_pad_simple("audio_%u");
+    let pad = pad.ok_or("the container takes no audio")?;
+    link(&pipeline, &[source.clone().upcast()])?;
+    link(&pipeline, &[mux, sink])?;
+    Chain::add(&pipeline, route, container, &queue, &pad)?;
+    source.link(&queue).map_err(|e| e.to_string())?;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = taken.clone();
+    pad.add_probe(PadProbeType::BUFFER, move |_, _| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        PadProbeReturn::Ok
+    });
+    let mut bus = Bus::of(&pipeline).map_err(|e| e.to_string())?;
+    // If something fails, the bus says why.
+    let _ = pipeline.set_state(gst::State::Playing);
+    let mut set_time = track.lead_times();
+    for buffer in &track.head {
+        let mut buffer = buffer.clone();
+        set_time(&mut buffer);
+        let _ = source.push_buffer(buffer);
+    }
+    let _ = source.end_of_stream();
+    let heard = bus.wait(TRIAL);
+    let _ = pipeline.set_state(gst::State::Null);
+    match heard {
+        Some(Heard::End) if taken.load(Ordering::SeqCst) > 0 => Ok(()),
+        Some(Heard::Failure(failure)) => Err(failure.reason),
+        _ => Err("the container takes none of its packets".into()),
+    }
+}
+
+/// Returns the parser, if any, that gives a stream with `caps` the form that a container with the
+/// caps `taken` wants; `None` if it does not hold such a stream.
 fn copying(caps: &gst::CapsRef, taken: &gst::Caps) -> Option<Option<&'static str>> {
     let structure = caps.structure(0)?;
     let version = structure.get::<i32>("mpegversion").unwrap_or(0);
@@ -276,16 +399,17 @@ fn copying(caps: &gst::CapsRef, taken: &gst::Caps) -> Option<Option<&'static str
     kept.can_intersect(taken).then_some(parser)
 }
 
-/// The encoder for audio that `container` does not hold as it is.
+/// Returns an encoder for audio that `container` cannot hold as it is.
 fn encoder(container: Container) -> Result<gst::Element, String> {
-    let candidates: &[&str] = match container {
-        Container::WebM => &FREE,
-        _ => &AAC,
+    let candidates: &[&str] = if container == Container::WebM {
+        &FREE
+    } else {
+        &AAC
     };
     let found = candidates.iter().find_map(|name| make(name).ok());
     let encoder = found.ok_or_else(|| {
         format!(
-            "it has to be encoded anew, and none of the encoders {} is there",
+            "it has to be re-encoded, and none of the encoders {} is installed",
             candidates.join(", ")
         )
     })?;

@@ -1,9 +1,10 @@
 //! Building pipelines, and turning what they say on their bus into sentences.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use gst::{MessageType, MessageView, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
+use super::edits::Edits;
 use crate::{Error, Result};
 
 /// What has to be said about a pipeline's end.
@@ -84,15 +85,8 @@ impl Bus {
         }
     }
 
-    /// What is missing, and what to do about it.
     fn lament(&self) -> Option<String> {
-        let names = self.missing.join(", no ");
-        (!names.is_empty()).then(|| {
-            format!(
-                "GStreamer has no {names} here: install the plugin that provides it (on Debian and Ubuntu mostly \
-                 gstreamer1.0-libav, gstreamer1.0-plugins-good, -bad or -ugly)"
-            )
-        })
+        missing_plugins(&self.missing)
     }
 
     fn explain(&self, error: &gst::message::Error) -> Failure {
@@ -128,6 +122,17 @@ impl Bus {
     }
 }
 
+/// Returns a sentence about missing plugins, with the remedy.
+pub(super) fn missing_plugins(names: &[String]) -> Option<String> {
+    let names = names.join(", no ");
+    (!names.is_empty()).then(|| {
+        format!(
+            "GStreamer has no {names} here: install the plugin that provides it (on Debian and Ubuntu mostly \
+             gstreamer1.0-libav, gstreamer1.0-plugins-good, -bad or -ugly)"
+        )
+    })
+}
+
 /// What [`Bus::wait`] has heard.
 pub(super) enum Heard {
     Failure(Failure),
@@ -161,17 +166,142 @@ pub(super) fn make(factory: &str) -> Result<gst::Element, String> {
     })
 }
 
-/// An element that gives the bytes of the file `path`.
-pub(super) fn file_source(path: &Path) -> Result<gst::Element, String> {
-    let source = make("filesrc")?;
-    source.set_property("location", utf8(path)?);
-    Ok(source)
-}
-
 /// GStreamer's properties hold text.
 pub(super) fn utf8(path: &Path) -> Result<&str, String> {
     path.to_str()
         .ok_or_else(|| "its name is not UTF-8, which GStreamer needs: rename it".into())
+}
+
+/// Returns true if none of the pipeline's threads runs: nothing will come any more.
+pub(super) fn is_idle(pipeline: &gst::Pipeline) -> bool {
+    let running = |pad: &gst::Pad| pad.task_state() == gst::TaskState::Started;
+    let elements = pipeline.iterate_recurse().into_iter().flatten();
+    !elements.into_iter().any(|e| e.pads().iter().any(running))
+}
+
+/// Way in which a file is demuxed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Demux {
+    #[default]
+    Plain,
+    /// Without the edit lists of the file, which are followed here.
+    Edited(Arc<Edits>),
+    /// As an MPEG transport stream whose packets get times before they are demuxed: without them
+    /// GStreamer's demuxer gives none to a file that begins before its first clock reference. All
+    /// times are this much later, so that what comes before the reference has a time, too.
+    TimedTransport(gst::ClockTime),
+}
+
+/// Name of the caps field with the colours that the container states.
+pub(super) const CONTAINER_COLOURS: &str = "container-colorimetry";
+
+/// Renames the colours in the caps of H.264 and H.265 that come from a demuxer. Parsers and
+/// decoders would prefer them to those of the bit stream, and some containers do not know the range.
+fn hide_colours(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
+    let Some(PadProbeData::Event(event)) = &info.data else {
+        return PadProbeReturn::Ok;
+    };
+    let gst::EventView::Caps(caps) = event.view() else {
+        return PadProbeReturn::Ok;
+    };
+    let structure = caps.caps().structure(0);
+    let coded = structure.filter(|s| ["video/x-h264", "video/x-h265"].contains(&s.name().as_str()));
+    if let Some(colours) = coded.and_then(|s| s.get::<String>("colorimetry").ok()) {
+        let mut caps = caps.caps_owned();
+        let fields = caps.make_mut();
+        fields.set(CONTAINER_COLOURS, colours);
+        if let Some(structure) = fields.structure_mut(0) {
+            structure.remove_field("colorimetry");
+        }
+        info.data = Some(PadProbeData::Event(gst::event::Caps::new(&caps)));
+    }
+    PadProbeReturn::Ok
+}
+
+/// Lets the first segment begin at zero. Matroska's demuxer begins it with the first packet, and the
+/// next one, after a packet of another stream, at zero: the first frame would be shown early.
+fn start_at_zero(info: &mut gst::PadProbeInfo) {
+    let Some(PadProbeData::Event(event)) = &info.data else {
+        return;
+    };
+    let gst::EventView::Segment(event) = event.view() else {
+        return;
+    };
+    let Some(segment) = event.segment().downcast_ref::<gst::ClockTime>() else {
+        return;
+    };
+    let zero = Some(gst::ClockTime::ZERO);
+    if segment.time() == zero && segment.base() == zero && segment.start() > zero {
+        let mut segment = segment.clone();
+        segment.set_start(gst::ClockTime::ZERO);
+        segment.set_position(gst::ClockTime::ZERO);
+        info.data = Some(PadProbeData::Event(gst::event::Segment::new(&segment)));
+    }
+}
+
+/// Adds to `pipeline` a parsebin that reads the file `path`: its pads are the parsed streams.
+/// Returns all added elements, the parsebin last.
+///
+/// # Errors
+/// Names what is missing.
+pub(super) fn parse_file(
+    pipeline: &gst::Pipeline,
+    path: &Path,
+    demux: &Demux,
+) -> Result<Vec<gst::Element>, String> {
+    let mut elements = vec![make("filesrc")?];
+    elements[0].set_property("location", utf8(path)?);
+    let mut shift = gst::ClockTime::ZERO;
+    if let Demux::TimedTransport(by) = demux {
+        shift = *by;
+        let parser = make("tsparse")?;
+        parser.set_property("set-timestamps", true);
+        elements.push(parser);
+    }
+    let parse = make("parsebin")?;
+    let mut followed = None;
+    if let Demux::Edited(edits) = demux {
+        edits.hide(&elements[0]);
+        followed = Some(edits.clone());
+    }
+    if let Some(bin) = parse.downcast_ref::<gst::Bin>() {
+        bin.connect_deep_element_added(move |_, _, element| {
+            let Some(factory) = element.factory() else {
+                return;
+            };
+            let klass = factory.metadata(gst::ELEMENT_METADATA_KLASS);
+            if !klass.is_some_and(|klass| klass.contains("Demux")) {
+                return;
+            }
+            let is_matroska = factory.name() == "matroskademux";
+            let followed = followed.clone();
+            element.connect_pad_added(move |_, pad| {
+                pad.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+                    if is_matroska {
+                        start_at_zero(info);
+                    }
+                    hide_colours(info)
+                });
+                if let Some(edits) = &followed {
+                    edits.apply(pad);
+                }
+                if shift > gst::ClockTime::ZERO {
+                    pad.add_probe(PadProbeType::BUFFER, move |_, info| {
+                        if let Some(PadProbeData::Buffer(buffer)) = &mut info.data {
+                            let (pts, dts) = (buffer.pts(), buffer.dts());
+                            let buffer = buffer.make_mut();
+                            buffer.set_pts(pts.map(|time| time + shift));
+                            buffer.set_dts(dts.map(|time| time + shift));
+                        }
+                        PadProbeReturn::Ok
+                    });
+                }
+            });
+        });
+    }
+    elements.push(parse);
+    link(pipeline, &elements)?;
+    Ok(elements)
 }
 
 /// Leads what comes out of `pad` to nowhere.
@@ -180,6 +310,14 @@ pub(super) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<(), St
     sink.set_property("async", false);
     sink.set_property("sync", false);
     append(pipeline, pad, &[sink], None)
+}
+
+/// Adds `elements` to a pipeline and links them, one after the other.
+pub(super) fn link(pipeline: &gst::Pipeline, elements: &[gst::Element]) -> Result<(), String> {
+    pipeline
+        .add_many(elements)
+        .and_then(|()| gst::Element::link_many(elements))
+        .map_err(|e| e.to_string())
 }
 
 /// Adds `elements` to the running pipeline and links them, one after the other, to `pad`, after the pads of `onward`
@@ -203,24 +341,6 @@ pub(super) fn append(
     let first = first.ok_or("an element without a sink pad")?;
     pad.link(&first).map_err(|e| e.to_string())?;
     Ok(())
-}
-
-/// Calls `f` when the first data comes through `pad`: parsebin lets it only after all of its pads are there.
-pub(super) fn on_data(pad: &gst::Pad, f: impl Fn() + Send + Sync + 'static) {
-    let kinds = PadProbeType::BUFFER | PadProbeType::BUFFER_LIST | PadProbeType::EVENT_DOWNSTREAM;
-    pad.add_probe(kinds, move |_, info| {
-        let waiting = match &info.data {
-            Some(PadProbeData::Event(event)) => {
-                !matches!(event.type_(), gst::EventType::Eos | gst::EventType::Gap)
-            }
-            _ => false,
-        };
-        if waiting {
-            return PadProbeReturn::Ok;
-        }
-        f();
-        PadProbeReturn::Remove
-    });
 }
 
 /// Asks `f` what to do with every buffer that comes to `pad`, by the running times of its start and its end.

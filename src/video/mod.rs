@@ -1,8 +1,10 @@
 //! Video files, read and written through GStreamer.
 //!
-//! [`Reader`] decodes whatever GStreamer plays into the library's frames, [`Writer`] encodes frames and takes the
-//! audio over from another file, and [`transcode`] puts a function between both. Frames are decoded and encoded in
-//! GStreamer's threads, a few frames ahead and behind: memory does not grow with the length of a file.
+//! [`Reader`] decodes whatever GStreamer plays into the library's frames. [`Writer`] encodes frames
+//! and takes the audio over from another file. [`transcode`] puts a function between both, and
+//! compares the file that it has written with the input. Frames are decoded and encoded in
+//! GStreamer's threads, a few frames ahead and behind: memory does not grow with the length of a
+//! file.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -19,19 +21,22 @@
 
 mod audio;
 mod bus;
+mod edits;
 mod reader;
 mod stream;
+mod survey;
 mod through;
 mod transcode;
+mod verify;
 mod writer;
 
 pub use reader::Reader;
 pub use stream::StreamInfo;
 pub use through::through;
 pub use transcode::{End, Transcoded, partial_path, transcode};
-pub use writer::{Container, Options, Writer};
+pub use writer::{Container, Notice, Options, Writer};
 
-use std::time::Duration;
+use std::{path::Path, sync::OnceLock, time::Duration};
 
 use crate::{Error, Result, frame::Frame};
 
@@ -43,6 +48,19 @@ pub struct TimedFrame {
     pub pts: Duration,
     /// `None` when the file does not say.
     pub duration: Option<Duration>,
+}
+
+/// Function that decodes the start of a file where a crash does no harm, such as in another process.
+/// An error says what happened.
+pub type Probe = fn(&Path) -> Result<(), String>;
+
+static PROBE: OnceLock<Probe> = OnceLock::new();
+
+/// Sets the function that [`Reader::open`] calls before it decodes a file of an unusual pixel format.
+/// GStreamer's libav decoders crash with formats that GStreamer does not know. The first call counts.
+pub fn set_probe(probe: Probe) {
+    // A second probe is no better than the first.
+    let _ = PROBE.set(probe);
 }
 
 /// Starts GStreamer, if nobody has.

@@ -4,18 +4,22 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use gst::{ClockTime, PadProbeReturn, prelude::*};
+use gst::{ClockTime, prelude::*};
 use gst_app::AppSink;
 
 use super::{
-    StreamInfo, TimedFrame,
-    bus::{Bus, Failure, append, codec_name, discard, file_source, make, on_data, on_time, refuse},
+    PROBE, StreamInfo, TimedFrame,
+    bus::{
+        Bus, Demux, Failure, append, codec_name, discard, is_idle, make, missing_plugins,
+        parse_file, refuse,
+    },
+    survey::{Kind, Survey, Track},
 };
 use crate::{Error, Result, frame::PixelFormat};
 
@@ -27,49 +31,41 @@ const STALLED: Duration = Duration::from_secs(60);
 const POLL: ClockTime = ClockTime::from_mseconds(50);
 /// How often in a row none of GStreamer's threads has had anything to do when it is given up.
 const QUIET: u32 = 40;
-/// How long to wait at the end of the video for the end of the other streams.
-const OTHERS: Duration = Duration::from_secs(10);
+/// Time by which decoded frames may end before the packets do.
+const SHORT: Duration = Duration::from_millis(200);
 /// A video that ends this much before its file says it does is reported.
 const MISSING: Duration = Duration::from_millis(1500);
 
-/// Decodes the first video stream of a file: an iterator of frames in the order in which they are shown.
+/// Decodes the main video stream of a file: an iterator of frames in the order in which they are
+/// shown.
 ///
-/// Frames keep the bit depth, matrix, range and chroma site of the file; formats that the library does not have become
-/// the nearest one that it has. Interlaced video is deinterlaced, a frame for each frame, in 8 bits, and pictures that the
-/// file says are to be turned are turned. After an error there are no more frames.
+/// Frames keep the bit depth, matrix, range and chroma site of the file. Formats that the library
+/// lacks become the nearest one that it has. Interlaced video is deinterlaced to one frame for each
+/// frame, in 8 bits. Pictures are rotated as the file says. After an error there are no more frames.
 pub struct Reader {
     source: Source,
-    found: Arc<Found>,
+    survey: Arc<Survey>,
     stream: StreamInfo,
     /// Caps of the frames, to see when they change.
     caps: gst::Caps,
     /// The first frame, decoded to know the stream.
     first: Option<gst::Sample>,
-    /// Where the last frame ends.
+    frames: u64,
+    /// End of the last frame.
     end: Duration,
-    /// Whether the frames come from behind a jump: their running time then counts from there.
+    /// The frames come from behind a seek: their running time counts from there.
     sought: bool,
     over: bool,
     warnings: Vec<String>,
 }
 
-/// What the file holds, found out in GStreamer's threads.
-#[derive(Default)]
-struct Found {
-    video: AtomicBool,
-    codec: Mutex<String>,
-    audio: AtomicUsize,
-    subtitles: AtomicUsize,
-    /// Where the streams beside the video end, as far as they have been read, in nanoseconds.
-    others_end: AtomicU64,
-}
-
 impl Reader {
-    /// Opens `path` and decodes its first frame.
+    /// Opens `path`: reads it once to the end without decoding, so that all of its streams are known,
+    /// then decodes the first frame.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Video`] when it is no video, holds no video stream, its
-    /// decoder is missing, or its frames are of no use.
+    /// [`Error::Io`] if the file cannot be read. [`Error::Video`] if it is no video, has no video
+    /// stream, its decoder is missing, or its frames are of no use.
     pub fn open(path: &Path) -> Result<Self> {
         super::init()?;
         let file = fs::metadata(path).map_err(Error::io(path))?;
@@ -81,23 +77,38 @@ impl Reader {
         if file.len() == 0 {
             return Err(failed("an empty file".into()));
         }
-        let (mut source, found) = Source::start(path)?;
+        let survey = Survey::of(path)?;
+        let track = survey.main_video().ok_or_else(|| {
+            let names: Vec<_> = survey.tracks.iter().map(|t| codec_name(&t.caps)).collect();
+            let found = if names.is_empty() {
+                "GStreamer finds no stream in it".into()
+            } else {
+                format!("there is no video in it, only {}", names.join(", "))
+            };
+            failed(missing_plugins(&survey.missing).unwrap_or(found))
+        })?;
+        if let (Some(probe), Some(true)) = (PROBE.get(), track_of(&survey, track).map(is_unusual)) {
+            probe(path).map_err(failed)?;
+        }
+        let mut source = Source::start(path, &survey.demux, track)?;
         let none = || failed("a video without frames".into());
         let first = source.sample()?.ok_or_else(none)?;
         let caps = first.caps_owned().ok_or_else(none)?;
-        let mut stream = StreamInfo::from_caps(&caps).map_err(failed)?;
+        let container = track_of(&survey, track).and_then(Track::colours);
+        let mut stream = StreamInfo::from_caps(&caps, container.as_deref()).map_err(failed)?;
         let duration = source.pipeline.query_duration::<ClockTime>();
         stream.set_duration(duration.map(Duration::from));
-        let warnings = source.missing().iter();
-        let warnings =
-            warnings.map(|name| format!("GStreamer has no {name}: that stream is left out"));
-        let warnings = warnings.collect();
+        let missing = survey.missing.iter();
+        let warnings = missing
+            .map(|name| format!("GStreamer has no {name}: that stream is left out"))
+            .collect();
         Ok(Self {
             source,
-            found,
+            survey: Arc::new(survey),
             stream,
             caps,
             first: Some(first),
+            frames: 0,
             end: Duration::ZERO,
             sought: false,
             over: false,
@@ -115,25 +126,57 @@ impl Reader {
         &self.stream
     }
 
-    /// What people call the video's codec.
+    /// Returns the usual name of the video's codec.
     pub fn codec(&self) -> String {
-        self.found
-            .codec
-            .lock()
-            .map_or_else(|_| String::new(), |c| c.clone())
+        self.track()
+            .map_or_else(String::new, |track| codec_name(&track.caps))
     }
 
-    /// The number of audio streams.
+    /// Number of audio streams.
     pub fn audio_streams(&self) -> usize {
-        self.found.audio.load(Ordering::SeqCst)
+        self.survey.tracks(Kind::Audio).count()
     }
 
-    /// The number of subtitle streams.
+    /// Number of subtitle streams.
     pub fn subtitle_streams(&self) -> usize {
-        self.found.subtitles.load(Ordering::SeqCst)
+        self.survey.tracks(Kind::Subtitles).count()
     }
 
-    /// What is odd about the file without being an error; complete when there are no more frames.
+    /// Returns the stream that is decoded, as it lies in the file.
+    fn track(&self) -> Option<&Track> {
+        track_of(&self.survey, self.survey.main_video()?)
+    }
+
+    /// Returns what of the video stream did not become frames, as sentences with both values. It is
+    /// complete when there are no more frames.
+    pub(super) fn losses(&self) -> Vec<String> {
+        let Some(track) = self.track() else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        if self.frames < track.packets && track.is_frame_by_frame() {
+            found.push(format!(
+                "{} frames are in the input, {} could be decoded",
+                track.packets, self.frames
+            ));
+        }
+        let end = track.end.map_or(Duration::ZERO, Duration::from);
+        if self.end + SHORT < end {
+            found.push(format!(
+                "the video of the input ends at {:.3} s, what could be decoded of it at {:.3} s",
+                end.as_secs_f64(),
+                self.end.as_secs_f64()
+            ));
+        }
+        found
+    }
+
+    pub(super) fn survey(&self) -> &Arc<Survey> {
+        &self.survey
+    }
+
+    /// Returns what is odd about the file without being an error. It is complete when there are no more
+    /// frames.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -182,7 +225,9 @@ impl Reader {
         if *caps != *self.caps {
             self.caps = caps.to_owned();
             let duration = self.stream.duration();
-            self.stream = StreamInfo::from_caps(&self.caps).map_err(|e| self.failed(e))?;
+            let container = self.track().and_then(Track::colours);
+            self.stream = StreamInfo::from_caps(&self.caps, container.as_deref())
+                .map_err(|e| self.failed(e))?;
             self.stream.set_duration(duration);
         }
         let segment = sample.segment().and_then(|s| s.downcast_ref::<ClockTime>());
@@ -199,6 +244,7 @@ impl Reader {
         let duration = buffer.duration().map(Duration::from);
         let duration = duration.or(self.stream.frame_duration());
         self.end = pts + duration.unwrap_or_default();
+        self.frames += 1;
         Ok(Some(TimedFrame {
             frame: self.stream.read(buffer).map_err(|e| self.failed(e))?,
             pts,
@@ -206,21 +252,37 @@ impl Reader {
         }))
     }
 
-    /// A file that breaks off ends like any other, only early, and in all of its streams.
+    /// Warns of a file that breaks off: it ends like any other, only early, and in all streams.
     fn look_for_missing_end(&mut self) {
-        let all = self.stream.duration().unwrap_or_default();
-        if self.end + MISSING >= all {
-            return;
-        }
-        self.source.await_others();
-        let others = self.found.others_end.load(Ordering::SeqCst);
-        if self.end.max(Duration::from_nanos(others)) + MISSING < all {
+        let stated = self.stream.duration().unwrap_or_default();
+        let ends = self.survey.tracks.iter().filter_map(|track| track.end);
+        let read = ends.max().map_or(self.end, Duration::from).max(self.end);
+        if read + MISSING < stated {
             self.warnings.push(format!(
-                "the video ends at {:.1} s where the file says {:.1} s: it may be cut off",
-                self.end.as_secs_f64(),
-                all.as_secs_f64()
+                "the file ends at {:.1} s where it says {:.1} s: it may be cut off",
+                read.as_secs_f64(),
+                stated.as_secs_f64()
             ));
         }
+    }
+}
+
+fn track_of(survey: &Survey, index: usize) -> Option<&Track> {
+    survey.tracks(Kind::Video).nth(index)
+}
+
+/// Returns false if the decoder of a stream is known not to crash with its pixel format.
+fn is_unusual(track: &Track) -> bool {
+    let Some(structure) = track.caps.structure(0) else {
+        return true;
+    };
+    match structure.name().as_str() {
+        "video/x-vp8" | "video/x-vp9" | "video/x-av1" | "video/mpeg" | "video/x-raw" => false,
+        "video/x-h264" | "video/x-h265" => {
+            let chroma = structure.get::<&str>("chroma-format").unwrap_or("4:2:0");
+            chroma == "4:0:0" && structure.get::<u32>("bit-depth-luma").unwrap_or(8) > 8
+        }
+        _ => true,
     }
 }
 
@@ -248,9 +310,9 @@ struct Source {
 }
 
 impl Source {
-    fn start(path: &Path) -> Result<(Self, Arc<Found>)> {
+    fn start(path: &Path, demux: &Demux, track: usize) -> Result<Self> {
         let failed = |reason| Error::video(path, reason);
-        let (pipeline, sink, found) = build(path).map_err(failed)?;
+        let (pipeline, sink) = build(path, demux, track).map_err(failed)?;
         let source = Self {
             path: path.into(),
             bus: Bus::of(&pipeline)?,
@@ -260,7 +322,7 @@ impl Source {
         };
         // Why it fails is on the bus, where the first sample is waited for.
         let _ = source.pipeline.set_state(gst::State::Playing);
-        Ok((source, found))
+        Ok(source)
     }
 
     /// The next decoded frame; `None` at the end. Frames decoded before an error come before it.
@@ -294,22 +356,6 @@ impl Source {
             }
         }
     }
-
-    /// Names of the plugins that the streams beside the video would need.
-    fn missing(&mut self) -> &[String] {
-        self.failed = self.bus.failure(ClockTime::ZERO);
-        self.bus.missing()
-    }
-
-    /// Waits until the other streams have ended, too; they are not decoded, so that is soon.
-    fn await_others(&mut self) {
-        let since = Instant::now();
-        while since.elapsed() < OTHERS && !is_idle(&self.pipeline) {
-            if self.bus.wait(POLL).is_some() {
-                return;
-            }
-        }
-    }
 }
 
 impl Drop for Source {
@@ -319,18 +365,10 @@ impl Drop for Source {
     }
 }
 
-/// Whether none of the pipeline's threads is running: nothing will come any more.
-fn is_idle(pipeline: &gst::Pipeline) -> bool {
-    let running = |pad: &gst::Pad| pad.task_state() == gst::TaskState::Started;
-    let elements = pipeline.iterate_recurse().into_iter().flatten();
-    !elements.into_iter().any(|e| e.pads().iter().any(running))
-}
-
-/// filesrc ! parsebin, whose first video stream goes on as [`decode`] says; the others are counted and thrown away.
-fn build(path: &Path) -> Result<(gst::Pipeline, AppSink, Arc<Found>), String> {
+/// A parsebin whose video stream number `track` goes on as [`decode`] says. The others are discarded.
+fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, AppSink), String> {
     let pipeline = gst::Pipeline::new();
-    let source = file_source(path)?;
-    let parse = make("parsebin")?;
+    let elements = parse_file(&pipeline, path, demux)?;
     let formats = PixelFormat::ALL.map(PixelFormat::name);
     let caps = gst::Caps::builder("video/x-raw")
         .field("format", gst::List::new(formats))
@@ -340,62 +378,26 @@ fn build(path: &Path) -> Result<(gst::Pipeline, AppSink, Arc<Found>), String> {
         .sync(false)
         .max_buffers(AHEAD)
         .build();
-    pipeline
-        .add_many([&source, &parse, sink.upcast_ref()])
-        .and_then(|()| source.link(&parse))
-        .map_err(|e| e.to_string())?;
-    let found = Arc::new(Found::default());
-    let weak = pipeline.downgrade();
-    let (seen, target) = (found.clone(), sink.downgrade());
-    parse.connect_pad_added(move |parse, pad| {
+    pipeline.add(&sink).map_err(|e| e.to_string())?;
+    let (weak, target) = (pipeline.downgrade(), sink.downgrade());
+    let videos = AtomicUsize::new(0);
+    elements[elements.len() - 1].connect_pad_added(move |_, pad| {
         let (Some(pipeline), Some(sink)) = (weak.upgrade(), target.upgrade()) else {
             return;
         };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
-        let kind = caps.structure(0).map_or("", |s| s.name().as_str());
-        let linked = if is_video(kind) && !seen.video.swap(true, Ordering::SeqCst) {
-            if let Ok(mut codec) = seen.codec.lock() {
-                *codec = codec_name(&caps);
-            }
+        let is_main =
+            Kind::of(&caps) == Kind::Video && videos.fetch_add(1, Ordering::SeqCst) == track;
+        let linked = if is_main {
             decode(&pipeline, pad, &sink)
         } else {
-            if kind.starts_with("audio/") {
-                seen.audio.fetch_add(1, Ordering::SeqCst);
-            } else if kind.starts_with("text/") || kind.starts_with("subpicture/") {
-                seen.subtitles.fetch_add(1, Ordering::SeqCst);
-            }
-            let seen = seen.clone();
-            on_time(pad, move |_, end| {
-                seen.others_end.fetch_max(end.nseconds(), Ordering::SeqCst);
-                PadProbeReturn::Ok
-            });
             discard(&pipeline, pad)
         };
         if let Err(reason) = linked {
             refuse(&pipeline, &reason);
         }
-        let (weak, parse, seen) = (weak.clone(), parse.downgrade(), seen.clone());
-        on_data(pad, move || {
-            if let (false, Some(pipeline), Some(parse)) = (
-                seen.video.load(Ordering::SeqCst),
-                weak.upgrade(),
-                parse.upgrade(),
-            ) {
-                let caps = parse
-                    .src_pads()
-                    .into_iter()
-                    .filter_map(|p| p.current_caps());
-                let names: Vec<_> = caps.map(|c| codec_name(&c)).collect();
-                let reason = format!("there is no video in it, only {}", names.join(", "));
-                refuse(&pipeline, &reason);
-            }
-        });
     });
-    Ok((pipeline, sink, found))
-}
-
-fn is_video(kind: &str) -> bool {
-    kind.starts_with("video/") || kind.starts_with("image/")
+    Ok((pipeline, sink))
 }
 
 /// Leads the encoded stream of `pad` through a decoder to `sink`.

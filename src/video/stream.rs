@@ -51,49 +51,44 @@ impl StreamInfo {
             )
             .field("chroma-site", frame.chroma_site.name())
             .build();
-        Self::from_caps(&caps).map_err(Error::Frame)
+        Self::from_caps(&caps, None).map_err(Error::Frame)
     }
 
-    /// The stream with raw video caps `caps`.
+    /// Returns the stream with raw video caps `caps`. What they do not say of the colours is taken
+    /// from `container`, a colorimetry, then from GStreamer's defaults.
     ///
     /// # Errors
     /// Says what the library cannot do with such a stream.
-    pub(super) fn from_caps(caps: &gst::Caps) -> Result<Self, String> {
-        let video = VideoInfo::from_caps(caps)
-            .map_err(|_| format!("'{caps}' is no raw video in memory"))?;
-        if video.interlace_mode() != VideoInterlaceMode::Progressive {
-            return Err(format!(
-                "the video is interlaced ({}): deinterlace it first",
-                video.interlace_mode().to_str()
-            ));
-        }
-        let frame = frame_info(&video, caps)
-            .ok_or_else(|| format!("{} frames are not supported", video.format()))?;
-        // Absent or without a matrix, they would be guessed from the size, and the guess changes where the size grows.
+    pub(super) fn from_caps(caps: &gst::Caps, container: Option<&str>) -> Result<Self, String> {
         let text = |field| {
             let structure = caps.structure(0)?;
-            structure.get::<&str>(field).ok()
+            structure.get::<String>(field).ok()
         };
-        let taken = video.colorimetry();
-        let colours = match text("colorimetry").map(str::parse::<VideoColorimetry>) {
-            Some(Ok(stated)) if stated == taken || !video.is_yuv() => None,
-            Some(Ok(stated)) => Some(VideoColorimetry::new(
-                taken.range(),
-                taken.matrix(),
-                stated.transfer(),
-                stated.primaries(),
-            )),
-            _ => Some(taken),
-        };
+        let parse = |text: &str| text.parse::<VideoColorimetry>().ok();
+        let stated = text("colorimetry").as_deref().and_then(parse);
+        // GStreamer replaces a colorimetry without a matrix as a whole, its range included.
+        let mut caps = caps.clone();
+        if let Some(structure) = caps.make_mut().structure_mut(0) {
+            structure.remove_field("colorimetry");
+        }
+        let usual = VideoInfo::from_caps(&caps)
+            .map_err(|_| format!("'{caps}' is no raw video in memory"))?;
+        if usual.interlace_mode() != VideoInterlaceMode::Progressive {
+            return Err(format!(
+                "the video is interlaced ({}): deinterlace it first",
+                usual.interlace_mode().to_str()
+            ));
+        }
+        let colours = colours(&[stated, container.and_then(parse)], &usual);
+        caps.make_mut().set("colorimetry", colours.to_string());
+        let video = VideoInfo::from_caps(&caps)
+            .map_err(|_| format!("'{caps}' is no raw video in memory"))?;
+        let frame = frame_info(&video, &colours, &caps)
+            .ok_or_else(|| format!("{} frames are not supported", video.format()))?;
         let site = text("chroma-site").and_then(|text| text.parse::<VideoChromaSite>().ok());
         let site = site.filter(|site| !site.is_empty());
-        let mut caps = caps.clone();
-        let caps_mut = caps.make_mut();
-        if let Some(colours) = colours {
-            caps_mut.set("colorimetry", colours.to_string());
-        }
         if site.is_none() && frame.format.component(crate::frame::Component::U).is_some() {
-            caps_mut.set("chroma-site", frame.chroma_site.name());
+            caps.make_mut().set("chroma-site", frame.chroma_site.name());
         }
         Ok(Self {
             caps,
@@ -144,7 +139,7 @@ impl StreamInfo {
         let caps_mut = caps.make_mut();
         caps_mut.set("width", side(width)?);
         caps_mut.set("height", side(height)?);
-        let mut result = Self::from_caps(&caps).map_err(Error::Frame)?;
+        let mut result = Self::from_caps(&caps, None).map_err(Error::Frame)?;
         result.duration = self.duration;
         // As in the caps, nothing but the size changes: not even the matrix that RGB is given by its height.
         result.frame = self.frame.with_size(width, height);
@@ -153,6 +148,12 @@ impl StreamInfo {
 
     pub(super) fn set_duration(&mut self, duration: Option<Duration>) {
         self.duration = duration;
+    }
+
+    /// Returns the colorimetry of the frames as luma and chroma; `None` for RGB.
+    pub(super) fn coded_colours(&self) -> Option<String> {
+        let colours = self.caps.structure(0)?.get::<String>("colorimetry").ok();
+        colours.filter(|_| !self.frame.format.is_rgb())
     }
 
     pub(super) fn caps(&self) -> &gst::Caps {
@@ -229,12 +230,39 @@ impl StreamInfo {
     }
 }
 
-/// The library's description of frames with `video`, which was read from `caps`; `None` for a format that it does not
-/// know. Matrices that the library does not have become the nearest one.
-fn frame_info(video: &VideoInfo, caps: &gst::CapsRef) -> Option<FrameInfo> {
+/// Returns the first known value of each part among `stated`. Range and matrix are those of `usual`
+/// where nobody knows them, since frames cannot be converted without; so is all if nothing is stated.
+fn colours(stated: &[Option<VideoColorimetry>], usual: &VideoInfo) -> VideoColorimetry {
+    use gst_video::{VideoColorPrimaries, VideoTransferFunction};
+    let stated: Vec<_> = stated.iter().flatten().collect();
+    let default = usual.colorimetry();
+    if stated.is_empty() {
+        return default;
+    }
+    let first = |known: &dyn Fn(&VideoColorimetry) -> bool| stated.iter().find(|c| known(c));
+    let range = first(&|c| c.range() != VideoColorRange::Unknown);
+    let matrix = first(&|c| c.matrix() != VideoColorMatrix::Unknown);
+    let transfer = first(&|c| c.transfer() != VideoTransferFunction::Unknown);
+    let primaries = first(&|c| c.primaries() != VideoColorPrimaries::Unknown);
+    // A matrix of RGB makes no sense for luma and chroma, nor the other way round.
+    let fits = |c: &&&VideoColorimetry| (c.matrix() == VideoColorMatrix::Rgb) == usual.is_rgb();
+    VideoColorimetry::new(
+        range.map_or(default.range(), |c| c.range()),
+        matrix.filter(fits).map_or(default.matrix(), |c| c.matrix()),
+        transfer.map_or(VideoTransferFunction::Unknown, |c| c.transfer()),
+        primaries.map_or(VideoColorPrimaries::Unknown, |c| c.primaries()),
+    )
+}
+
+/// Returns the library's description of frames with `video` and `colorimetry`, which was read from
+/// `caps`; `None` for a format that it lacks. A matrix that it lacks becomes the nearest one.
+fn frame_info(
+    video: &VideoInfo,
+    colorimetry: &VideoColorimetry,
+    caps: &gst::CapsRef,
+) -> Option<FrameInfo> {
     let format = PixelFormat::from_name(video.format().to_str())?;
     let mut frame = FrameInfo::new(format, video.width() as usize, video.height() as usize);
-    let colorimetry = video.colorimetry();
     match colorimetry.matrix() {
         VideoColorMatrix::Bt601 | VideoColorMatrix::Fcc => {
             frame.colorimetry.matrix = Matrix::Bt601;
@@ -302,11 +330,8 @@ mod tests {
 
     fn described(fields: &str) -> Result<StreamInfo, String> {
         gst::init().unwrap();
-        StreamInfo::from_caps(
-            &format!("video/x-raw,framerate=25/1,{fields}")
-                .parse()
-                .unwrap(),
-        )
+        let caps = format!("video/x-raw,framerate=25/1,{fields}");
+        StreamInfo::from_caps(&caps.parse().unwrap(), None)
     }
 
     #[test]

@@ -7,10 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Container, Options, Reader, TimedFrame, Writer};
+use super::{
+    Container, Options, Reader, TimedFrame, Writer,
+    survey::Kind,
+    verify::{AUDIO, Expected, differences},
+};
 use crate::{Error, Result, frame::Frame};
 
-/// What [`transcode`] has done.
+/// Outcome of [`transcode`].
 #[derive(Debug)]
 pub struct Transcoded {
     /// The file that was written: the one asked for when the end is [`End::Complete`], otherwise [`partial_path`].
@@ -19,13 +23,13 @@ pub struct Transcoded {
     /// Frames written.
     pub frames: u64,
     pub end: End,
-    /// What became of each audio stream, such as `AAC copied`.
+    /// Fate of each audio stream, such as `AAC copied`.
     pub audio: Vec<String>,
-    /// What is odd about the input without being an error.
+    /// Oddities of the input that are no errors.
     pub warnings: Vec<String>,
 }
 
-/// Why there are no more frames.
+/// Reason why there are no more frames.
 #[derive(Debug)]
 pub enum End {
     /// The video is over.
@@ -34,6 +38,8 @@ pub enum End {
     Stopped,
     /// The input cannot be decoded any further, or has frames of another kind from there on.
     Damaged(Error),
+    /// The file does not hold all that the input has: each difference with both values.
+    Incomplete(Vec<String>),
 }
 
 /// The name under which `output` is written until it is complete: `film.partial.mp4` for `film.mp4`.
@@ -47,13 +53,17 @@ pub fn partial_path(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-/// Writes what `each` makes of every frame of `input` to the file `output`, with the input's audio, timestamps, pixel
-/// shape and colours. `each` is asked for one frame after the other; the first frame that it gives sets the size.
+/// Writes what `each` makes of every frame of `input` to the file `output`, with the input's audio,
+/// timestamps, pixel shape, colours, tags and chapters. `each` is asked for one frame after the other.
+/// The first frame that it gives sets the size.
 ///
-/// The file has its name only once it is complete, and then replaces what had that name before. When `each` gives
-/// `None`, [`Options::stop`] is set while the encoder is busy, or the input turns out to be damaged or changes the size or the
-/// colours of its frames, the frames until then, with as much audio, are left in a file that plays, under the name that
-/// [`partial_path`] says. A file that already has that name is replaced, but never the input.
+/// At the end the written file is demuxed, and its frames, times and audio are compared with those
+/// of the input. It has its name only if they are the same, and then replaces what had that name
+/// before. Otherwise it is left under the name that [`partial_path`] returns, as it is when `each`
+/// gives `None`, [`Options::stop`] is set while the encoder is busy, or the input turns out to be
+/// damaged or changes the size, the pixel shape or the colours of its frames: it plays, and holds the
+/// frames until then with as much audio. A file that already has that name is replaced, but never the
+/// input.
 ///
 /// # Errors
 /// Those of `each`, and as [`Writer`]; nothing is left then.
@@ -64,11 +74,14 @@ pub fn transcode(
     mut each: impl FnMut(&TimedFrame) -> Result<Option<Frame>>,
 ) -> Result<Transcoded> {
     let mut partial = Partial::new(output, input.path())?;
-    let audio = (!options.no_audio && input.audio_streams() > 0).then(|| input.path().to_owned());
+    let survey = input.survey().clone();
+    let path = input.path().to_owned();
     let stream = input.stream().clone();
     let named = |e| with_path(e, output);
     let kind = *stream.frame();
+    let shape = stream.pixel_aspect();
     let mut writer: Option<Writer> = None;
+    let mut expected = Expected::default();
     let end = loop {
         let frame = match input.next() {
             None => break End::Complete,
@@ -81,7 +94,18 @@ pub fn transcode(
                 frame.pts.as_secs_f64(),
                 frame.frame.info()
             );
-            let path = input.path().to_owned();
+            break End::Damaged(Error::Video { path, reason });
+        }
+        if input.stream().pixel_aspect() != shape {
+            let (from, to) = (shape, input.stream().pixel_aspect());
+            let reason = format!(
+                "at {:.2} s the shape of its pixels changes from {}:{} to {}:{}: cut it there and upscale the parts",
+                frame.pts.as_secs_f64(),
+                from.0,
+                from.1,
+                to.0,
+                to.1
+            );
             break End::Damaged(Error::Video { path, reason });
         }
         let Some(made) = each(&frame)? else {
@@ -91,7 +115,7 @@ pub fn transcode(
             let (width, height) = (made.info().width, made.info().height);
             let stream = stream.with_size(width, height)?;
             partial.make(output)?;
-            match Writer::create(&partial.path, &stream, options, audio.as_deref()) {
+            match Writer::with_source(&partial.path, &stream, options, Some((&path, &survey))) {
                 Ok(created) => writer = Some(created),
                 Err(Error::Cancelled) => break End::Stopped,
                 Err(e) => return Err(named(e)),
@@ -104,7 +128,7 @@ pub fn transcode(
                 duration: frame.duration,
             };
             match writer.push(&made) {
-                Ok(()) => {}
+                Ok(()) => expected.add(made.pts),
                 Err(Error::Cancelled) => break End::Stopped,
                 Err(e) => return Err(named(e)),
             }
@@ -121,7 +145,30 @@ pub fn transcode(
     if let Some(writer) = writer.filter(|w| w.frames() > 0) {
         let whole = matches!(done.end, End::Complete);
         done.frames = writer.frames();
-        done.audio = writer.finish(!whole).map_err(&named)?;
+        let closed = writer.close(!whole).map_err(&named)?;
+        done.audio = closed.audio;
+        if whole {
+            let mut lost = input.losses();
+            for (n, (track, encoded)) in survey.tracks(Kind::Audio).zip(closed.encoded).enumerate()
+            {
+                let start = track.first.unwrap_or_default().into();
+                let length = encoded.map_or(track.duration(), Into::into);
+                if length + AUDIO < track.duration() {
+                    lost.push(format!(
+                        "audio stream {} lasts {:.3} s, {:.3} s of it could be decoded",
+                        n + 1,
+                        track.duration().as_secs_f64(),
+                        length.as_secs_f64()
+                    ));
+                }
+                expected.audio.push((start, length));
+            }
+            lost.extend(differences(&partial.path, &expected).map_err(&named)?);
+            if !lost.is_empty() {
+                done.end = End::Incomplete(lost);
+            }
+        }
+        let whole = matches!(done.end, End::Complete);
         done.path = Some(partial.keep(whole.then_some(output))?);
     }
     Ok(done)

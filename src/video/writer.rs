@@ -15,8 +15,9 @@ use gst_app::AppSrc;
 
 use super::{
     StreamInfo, TimedFrame,
-    audio::{self, Audio},
-    bus::{Bus, Heard, make, utf8},
+    audio::Audio,
+    bus::{Bus, Heard, link, make, utf8},
+    survey::{Kind, Survey},
 };
 use crate::{Error, Result};
 
@@ -56,7 +57,7 @@ impl Container {
         }
     }
 
-    fn muxer(self) -> &'static str {
+    pub(super) fn muxer(self) -> &'static str {
         match self {
             Self::Mp4 => "mp4mux",
             Self::QuickTime => "qtmux",
@@ -84,11 +85,30 @@ pub struct Options {
     pub encoder: String,
     /// Leave out the audio.
     pub no_audio: bool,
-    /// Once it is set, nothing waits for an encoder or for audio any more, but for a short while to end the file.
+    /// Once it is set, nothing waits for an encoder or for audio any more, but for a short while to
+    /// end the file.
     pub stop: Option<Arc<AtomicBool>>,
+    /// Told what is changed on purpose, such as audio that is re-encoded, as early as it is known.
+    pub notice: Option<Notice>,
+}
+
+/// A function that is told of changes, one line each.
+#[derive(Clone)]
+pub struct Notice(pub Arc<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Notice")
+    }
 }
 
 impl Options {
+    pub(super) fn tell(&self, line: &str) {
+        if let Some(Notice(tell)) = &self.notice {
+            tell(line);
+        }
+    }
+
     fn is_stopped(&self) -> bool {
         let stop = self.stop.as_ref();
         stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
@@ -116,12 +136,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the file `path`, which is replaced if it exists, for frames of `stream`. The audio streams of the file
-    /// `audio` are copied into it, or encoded anew where the container does not hold their kind.
+    /// Starts the file `path`, which is replaced if it exists, for frames of `stream`. The audio
+    /// streams of the file `audio` are copied into it, or re-encoded where the container does not
+    /// hold their codec.
     ///
     /// # Errors
-    /// [`Error::Video`] when the extension of `path` is not that of a [`Container`], the encoder cannot be had or does
-    /// not fit the container; [`Error::Io`] when the file cannot be written; [`Error::Cancelled`].
+    /// [`Error::Video`] if the extension of `path` is not that of a [`Container`], or the encoder is
+    /// not installed or does not fit the container. [`Error::Io`] if the file cannot be written.
     pub fn create(
         path: &Path,
         stream: &StreamInfo,
@@ -129,32 +150,52 @@ impl Writer {
         audio: Option<&Path>,
     ) -> Result<Self> {
         super::init()?;
+        let survey = audio.map(Survey::of).transpose()?;
+        Self::with_source(path, stream, options, audio.zip(survey.as_ref()))
+    }
+
+    /// As [`Self::create`], with audio, tags and chapters of a file that has been surveyed.
+    pub(super) fn with_source(
+        path: &Path,
+        stream: &StreamInfo,
+        options: &Options,
+        source: Option<(&Path, &Survey)>,
+    ) -> Result<Self> {
         let failed = |reason| Error::video(path, reason);
         let container = Container::of(path).ok_or_else(|| {
             failed("a video is written as .mp4, .m4v, .mov, .mkv or .webm".into())
         })?;
         fs::File::create(path).map_err(Error::io(path))?;
-        let (pipeline, source, mux) =
-            build(path, container, stream, &options.encoder).map_err(failed)?;
-        let written = count(&mux);
+        let (pipeline, appsrc, mux) = build(path, container, stream, options).map_err(failed)?;
         let cut = Arc::new(AtomicU64::new(u64::MAX));
-        let audio = audio.map(|from| Audio::add(&pipeline, &mux, from, container, cut.clone()));
-        let mut writer = Self {
+        let mut audio = None;
+        if let Some((from, survey)) = source {
+            describe(&mux, survey, options);
+            if !options.no_audio && survey.tracks(Kind::Audio).next().is_some() {
+                let added = Audio::add(&pipeline, &mux, from, survey, container, &cut);
+                let added = added.map_err(failed)?;
+                let encoded = added.encoded().into_iter().zip(added.notes());
+                for (_, note) in encoded.filter(|(encoded, _)| encoded.is_some()) {
+                    options.tell(&format!("audio: {note}"));
+                }
+                audio = Some(added);
+            }
+        }
+        let writer = Self {
             path: path.into(),
             bus: Bus::of(&pipeline)?,
+            written: count(&mux),
             pipeline,
-            source,
+            source: appsrc,
             stream: stream.clone(),
-            audio: audio.transpose().map_err(failed)?,
+            audio,
             options: options.clone(),
-            written,
             cut,
             frames: 0,
             end: Duration::ZERO,
         };
         // Why it fails is on the bus.
         let _ = writer.pipeline.set_state(gst::State::Playing);
-        writer.await_audio()?;
         Ok(writer)
     }
 
@@ -195,12 +236,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Encodes what is left, ends the file and waits for that. With `cut` the audio ends with the last frame, too.
-    /// Says what became of each audio stream, such as `AAC copied`.
+    /// Encodes what is left, ends the file and waits for that. With `cut` the audio ends with the
+    /// last frame, too. Returns what became of each audio stream, such as `AAC copied`.
     ///
     /// # Errors
-    /// [`Error::Video`] when encoding or writing fails, or no frame was pushed.
-    pub fn finish(mut self, cut: bool) -> Result<Vec<String>> {
+    /// [`Error::Video`] if encoding or writing fails, or no frame was pushed.
+    pub fn finish(self, cut: bool) -> Result<Vec<String>> {
+        self.close(cut).map(|closed| closed.audio)
+    }
+
+    pub(super) fn close(mut self, cut: bool) -> Result<Closed> {
         if self.frames == 0 {
             return Err(self.failed("a video without frames".into()));
         }
@@ -216,9 +261,10 @@ impl Writer {
                 Some(Heard::End) => break,
                 Some(Heard::Failure(failure)) => self.judge(failure)?,
                 None => {
-                    let patience = match self.options.is_stopped() {
-                        true => STALLED_AT_STOP,
-                        false => STALLED,
+                    let patience = if self.options.is_stopped() {
+                        STALLED_AT_STOP
+                    } else {
+                        STALLED
                     };
                     watch.check(patience).map_err(|e| self.failed(e))?;
                 }
@@ -228,7 +274,11 @@ impl Writer {
         self.pipeline
             .set_state(gst::State::Null)
             .map_err(|_| self.failed("the file cannot be closed".into()))?;
-        Ok(self.audio.as_ref().map_or_else(Vec::new, Audio::notes))
+        let audio = self.audio.as_ref();
+        Ok(Closed {
+            audio: audio.map_or_else(Vec::new, Audio::notes),
+            encoded: audio.map_or_else(Vec::new, Audio::encoded),
+        })
     }
 
     fn failed(&self, reason: String) -> Error {
@@ -236,10 +286,10 @@ impl Writer {
     }
 
     fn check_stop(&self) -> Result<()> {
-        match self.options.is_stopped() {
-            true => Err(Error::Cancelled),
-            false => Ok(()),
+        if self.options.is_stopped() {
+            return Err(Error::Cancelled);
         }
+        Ok(())
     }
 
     fn look_for_errors(&mut self, timeout: ClockTime) -> Result<()> {
@@ -263,25 +313,49 @@ impl Writer {
             _ => Err(self.failed(failure.reason)),
         }
     }
+}
 
-    /// Waits until it is known which audio streams there are: the muxer cannot be told later.
-    fn await_audio(&mut self) -> Result<()> {
-        let since = Instant::now();
-        while self.audio.as_ref().is_some_and(|a| !a.is_known()) {
-            self.look_for_errors(POLL)?;
-            self.check_stop()?;
-            if since.elapsed() > audio::PATIENCE {
-                return Err(self.failed("its audio cannot be found out: leave it out".into()));
-            }
-        }
-        self.look_for_errors(ClockTime::ZERO)
-    }
+/// Outcome of a writer.
+pub(super) struct Closed {
+    /// What became of each audio stream.
+    pub audio: Vec<String>,
+    /// How much of it was encoded; `None` for a copied stream.
+    pub encoded: Vec<Option<ClockTime>>,
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
         // It cannot fail downwards, and there is nobody to tell.
         let _ = self.pipeline.set_state(gst::State::Null);
+    }
+}
+
+/// Gives the muxer what the source file says of itself: title, artist, chapters.
+fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
+    let technical =
+        |name: &str| name.contains("codec") || name.contains("bitrate") || name.contains("encoder");
+    let mut tags = gst::TagList::new();
+    if let Some(tags) = tags.get_mut() {
+        tags.insert(&survey.tags, gst::TagMergeMode::Append);
+        let names: Vec<_> = tags
+            .iter_generic()
+            .map(|(name, _)| name.to_string())
+            .collect();
+        for name in names {
+            if technical(&name) || ["container-format", "duration"].contains(&name.as_str()) {
+                tags.remove_generic(name.as_str());
+            }
+        }
+    }
+    if let Some(setter) = mux.dynamic_cast_ref::<gst::TagSetter>() {
+        setter.merge_tags(&tags, gst::TagMergeMode::Keep);
+    }
+    let Some(chapters) = &survey.chapters else {
+        return;
+    };
+    match mux.dynamic_cast_ref::<gst::TocSetter>() {
+        Some(setter) => setter.set_toc(Some(chapters)),
+        None => options.tell("its chapters are left out: this container takes none"),
     }
 }
 
@@ -317,41 +391,49 @@ impl Watch {
     }
 }
 
-/// appsrc ! videoconvert ! encoder ! muxer ! filesink; gives the source and the muxer.
+/// Builds appsrc ! videoconvert ! encoder ! muxer ! filesink and returns the source and the muxer.
 fn build(
     path: &Path,
     container: Container,
     stream: &StreamInfo,
-    encoder: &str,
+    options: &Options,
 ) -> Result<(gst::Pipeline, AppSrc, gst::Element), String> {
-    let failed = |e: gst::glib::BoolError| e.to_string();
     let source = AppSrc::builder()
         .caps(stream.caps())
         .format(gst::Format::Time)
         .max_bytes(0)
         .build();
     let convert = make("videoconvert")?;
-    let encoder = parse_encoder(encoder, container)?;
+    let encoder = parse_encoder(&options.encoder, container)?;
+    let input = encoder
+        .static_pad("sink")
+        .ok_or("an encoder without input")?;
+    let filter = make("capsfilter")?;
+    if options.encoder.trim().is_empty() {
+        filter.set_property("caps", coded_caps(stream, &input.query_caps(None)));
+    }
+    report_changes(&input, stream, options);
     let mux = make(container.muxer())?;
     let sink = make("filesink")?;
     sink.set_property("location", utf8(path)?);
     let pipeline = gst::Pipeline::new();
-    pipeline
-        .add_many([source.upcast_ref(), &convert, &encoder, &mux, &sink])
-        .map_err(failed)?;
-    gst::Element::link_many([source.upcast_ref(), &convert, &encoder]).map_err(|_| {
+    link(&pipeline, &[mux.clone(), sink])?;
+    let chain = [source.clone().upcast(), convert, filter, encoder.clone()];
+    link(&pipeline, &chain).map_err(|_| {
         format!(
             "the encoder does not take {} frames",
             stream.frame().format.name()
         )
     })?;
-    mux.link(&sink).map_err(failed)?;
     let track = mux
         .request_pad_simple("video_%u")
         .ok_or("the container holds no video")?;
-    if stream.framerate().is_none() && track.find_property("trak-timescale").is_some() {
-        // Without a rate that it could follow, MP4's clock would tick coarsely.
-        track.set_property("trak-timescale", 90_000_u32);
+    if track.find_property("trak-timescale").is_some() {
+        if stream.framerate().is_none() {
+            // Without a rate that it could follow, MP4's clock would tick coarsely.
+            track.set_property("trak-timescale", 90_000_u32);
+        }
+        lengthen_last(&track);
     }
     let encoded = encoder
         .static_pad("src")
@@ -360,7 +442,110 @@ fn build(
     Ok((pipeline, source, mux))
 }
 
-/// The encoder of the launch line `text`, or the container's own for an empty one.
+/// Returns the caps of a default encoder's input, out of those that it takes: the depth and the
+/// chroma of the stream where the encoder has them, and 4:2:0, which all players show, for RGB and
+/// grey.
+fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
+    let info = stream.frame();
+    let format = info.format;
+    let deep = format.depth() > 8;
+    let has_chroma = format.component(crate::frame::Component::U).is_some();
+    let chroma = match format.chroma_shift() {
+        _ if !has_chroma => 420,
+        (1, 1) => 420,
+        (1, 0) => 422,
+        _ => 444,
+    };
+    let named = |chroma, deep| match (chroma, deep) {
+        (422, false) => "Y42B",
+        (422, true) => "I422_10LE",
+        (444, false) => "Y444",
+        (444, true) => "Y444_10LE",
+        (_, true) => "I420_10LE",
+        _ => "I420",
+    };
+    let candidates = [named(chroma, deep), named(420, deep), "I420"];
+    let with = |name: &str| {
+        let mut caps = gst::Caps::builder("video/x-raw")
+            .field("format", name)
+            .build();
+        if !format.is_rgb() {
+            // The same colours: nothing but the format is converted.
+            if let Some(colours) = stream.coded_colours() {
+                caps.make_mut().set("colorimetry", colours);
+            }
+        }
+        caps
+    };
+    let found = candidates.into_iter().map(with).find(|caps| {
+        let mut format = caps.clone();
+        if let Some(structure) = format.make_mut().structure_mut(0) {
+            structure.remove_field("colorimetry");
+        }
+        format.can_intersect(taken)
+    });
+    found.unwrap_or_else(|| gst::Caps::new_empty_simple("video/x-raw"))
+}
+
+/// Tells once which of depth, chroma and alpha of the stream an encoder does not take, when its
+/// format at `input` is known.
+fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
+    let (from, options) = (stream.frame().format, options.clone());
+    input.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        let Some(gst::PadProbeData::Event(event)) = &info.data else {
+            return PadProbeReturn::Ok;
+        };
+        let gst::EventView::Caps(caps) = event.view() else {
+            return PadProbeReturn::Ok;
+        };
+        let Ok(to) = gst_video::VideoInfo::from_caps(caps.caps()) else {
+            return PadProbeReturn::Remove;
+        };
+        let to = to.format_info();
+        let depth = to.depth().iter().copied().max().unwrap_or(8);
+        if depth < from.depth() {
+            let from = from.depth();
+            options.tell(&format!(
+                "{from} bits a sample become {depth}: the encoder takes no more"
+            ));
+        }
+        if from.has_alpha() && !to.has_alpha() {
+            options.tell("alpha is left out: the encoder takes none");
+        }
+        PadProbeReturn::Remove
+    });
+}
+
+/// Gives each packet at `track` a duration that reaches the end of all frames so far. MP4's muxer
+/// uses that of the last packet only, and would otherwise end the track with the last frame in the
+/// order of decoding, which is not the last one that is shown.
+fn lengthen_last(track: &gst::Pad) {
+    let state = std::sync::Mutex::new(None::<(ClockTime, ClockTime, ClockTime)>);
+    track.add_probe(PadProbeType::BUFFER, move |_, info| {
+        let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
+            return PadProbeReturn::Ok;
+        };
+        let (Some(pts), Some(duration)) = (buffer.pts(), buffer.duration()) else {
+            return PadProbeReturn::Ok;
+        };
+        let dts = buffer.dts().unwrap_or(pts);
+        let mut state = state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (first_pts, first_dts, end) = state.unwrap_or((pts, dts, pts));
+        let end = end.max(pts + duration);
+        *state = Some((first_pts, first_dts, end));
+        let shown = end.saturating_sub(first_pts);
+        let decoded = dts.saturating_sub(first_dts);
+        let needed = shown.saturating_sub(decoded);
+        if needed > duration {
+            buffer.make_mut().set_duration(needed);
+        }
+        PadProbeReturn::Ok
+    });
+}
+
+/// Returns the encoder of the launch line `text`, or the container's own for an empty one.
 fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, String> {
     let text = if text.trim().is_empty() {
         container.default_encoder()
@@ -368,11 +553,17 @@ fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, Strin
         text
     };
     let bin = gst::parse::bin_from_description(text, true);
-    let bin = bin.map_err(|e| format!("the encoder '{text}' cannot be had: {e}"))?;
+    let bin = bin.map_err(|e| format!("the encoder '{text}' cannot be used: {e}"))?;
     if bin.static_pad("sink").is_none() || bin.static_pad("src").is_none() {
         return Err(format!(
             "'{text}' is no encoder: it needs one input and one output"
         ));
+    }
+    for element in bin.iterate_recurse().into_iter().flatten() {
+        if element.find_property("lag-in-frames").is_some() && !text.contains("lag-in-frames") {
+            // At the end GStreamer's VP9 encoder loses some of the frames that it looks ahead.
+            element.set_property("lag-in-frames", 0);
+        }
     }
     Ok(bin.upcast())
 }

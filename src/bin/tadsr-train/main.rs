@@ -9,6 +9,8 @@ mod export;
 mod fit;
 mod import;
 mod meter;
+#[cfg(feature = "video")]
+mod probe;
 mod quantize;
 mod report;
 mod run;
@@ -42,10 +44,15 @@ enum Command {
     Quantize(quantize::Args),
     Export(export::Args),
     Upscale(upscale::Args),
+    #[cfg(feature = "video")]
+    #[command(hide = true)]
+    Probe(probe::Args),
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
     Cpu::from_env()?;
+    #[cfg(feature = "video")]
+    tadsr::video::set_probe(probe::in_child);
     match command {
         Command::Run(args) => run::run(args),
         Command::Fit(args) => fit::run(args),
@@ -58,6 +65,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Quantize(args) => quantize::run(args),
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
+        #[cfg(feature = "video")]
+        Command::Probe(args) => probe::run(&args),
     }
 }
 

@@ -1,12 +1,12 @@
 //! One video.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Result, anyhow, bail};
 use tadsr::{
     Error,
     frame::FrameInfo,
-    video::{End, Options, Reader, Transcoded, partial_path, transcode},
+    video::{End, Notice, Options, Reader, Transcoded, partial_path, transcode},
 };
 
 use super::{Args, Job, Meter, Stop, Stopped};
@@ -28,6 +28,10 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         encoder: args.encoder.clone().unwrap_or_default(),
         no_audio: args.no_audio,
         stop: Some(stop.flag()),
+        notice: Some(Notice(Arc::new({
+            let (meter, input) = (meter.clone(), args.input.display().to_string());
+            move |line: &str| meter.log(&format!("'{input}': {line}"))
+        }))),
     };
     let done = transcode(reader, output, &options, |frame| {
         if stop.is_asked() {
@@ -99,6 +103,11 @@ fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Met
             let text = format!("stopped: '{path}' holds the {frames} frames until then");
             Err(Stopped(text).into())
         }
+        End::Incomplete(differences) => bail!(
+            "the video is not complete: {}\n'{}' holds what was written",
+            differences.join("; "),
+            path.display()
+        ),
         End::Damaged(e) => bail!(
             "{e}\n'{}' holds the {frames} frames before that",
             path.display()

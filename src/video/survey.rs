@@ -1,0 +1,430 @@
+//! Survey of a file: its streams from the first packet to the last, without decoding them.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
+
+use super::bus::{Bus, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse};
+use super::edits::Edits;
+use crate::{Error, Result};
+
+/// Packets of each stream that are kept to try a muxer with.
+const HEAD: usize = 16;
+/// A pause without a packet after which the file is given up.
+const STALLED: Duration = Duration::from_secs(60);
+/// Interval at which the end and errors are looked for.
+const POLL: ClockTime = ClockTime::from_mseconds(20);
+/// Number of looks in a row without a running thread after which nothing comes any more.
+const IDLE: u32 = 50;
+/// Time by which a track may end before its edit list says so.
+const EDIT_TOLERANCE: Duration = Duration::from_millis(5);
+
+/// Kind of an elementary stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Video,
+    Audio,
+    Subtitles,
+    Other,
+}
+
+impl Kind {
+    pub fn of(caps: &gst::CapsRef) -> Self {
+        let name = caps.structure(0).map_or("", |s| s.name().as_str());
+        match name.split('/').next() {
+            Some("video" | "image") => Self::Video,
+            Some("audio") => Self::Audio,
+            Some("text" | "subpicture" | "closedcaption") => Self::Subtitles,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// An elementary stream of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Track {
+    pub kind: Kind,
+    /// Number of the track in its file, where the container has such.
+    id: Option<u32>,
+    /// Caps of the first packet.
+    pub caps: gst::Caps,
+    /// Packets inside the segment, without headers.
+    pub packets: u64,
+    /// Packets that nobody sees: those before the start of an edit list, and those that are shown
+    /// before the first key frame and may refer to frames before it.
+    pub preroll: u64,
+    /// Of these packets, those without a time.
+    pub untimed: u64,
+    /// Packets without a time before the first that has one, and the time that they take together:
+    /// the start of a transport stream. Their times follow from that of the next packet.
+    pub lead: (u64, ClockTime),
+    /// Time stamp of the first packet that has one.
+    pub timed: Option<ClockTime>,
+    /// Time stamp of the first key frame.
+    key: Option<ClockTime>,
+    /// Running time of the first packet that is shown.
+    pub first: Option<ClockTime>,
+    /// Running time of the last packet that is shown.
+    pub last: Option<ClockTime>,
+    /// Running time at which the last packet ends.
+    pub end: Option<ClockTime>,
+    /// The file marks the stream as one to play by default.
+    pub selected: bool,
+    /// The first packets, headers included.
+    pub head: Vec<gst::Buffer>,
+}
+
+impl Track {
+    /// Time from the first packet to the end of the last.
+    pub fn duration(&self) -> Duration {
+        let (first, end) = (self.first.unwrap_or_default(), self.end.unwrap_or_default());
+        Duration::from(end.saturating_sub(first))
+    }
+
+    /// Time from the first packet to the last.
+    pub fn span(&self) -> Duration {
+        let (first, last) = (
+            self.first.unwrap_or_default(),
+            self.last.unwrap_or_default(),
+        );
+        Duration::from(last.saturating_sub(first))
+    }
+
+    /// Colorimetry that the container states.
+    pub fn colours(&self) -> Option<String> {
+        self.caps.structure(0)?.get(CONTAINER_COLOURS).ok()
+    }
+
+    /// Returns a function that gives packets their times which have none because they come before the
+    /// first that has one.
+    pub fn lead_times(&self) -> impl FnMut(&mut gst::Buffer) + Send + Sync + 'static {
+        let mut next = self.timed.map(|time| time.saturating_sub(self.lead.1));
+        move |buffer| {
+            if buffer.pts().or(buffer.dts()).is_some() {
+                next = None;
+            } else if let Some(time) = next {
+                next = Some(time + buffer.duration().unwrap_or_default());
+                buffer.make_mut().set_pts(time);
+            }
+        }
+    }
+
+    /// Returns true if each packet of the video becomes a frame. In other streams some are fields, or
+    /// frames that only others refer to.
+    pub fn is_frame_by_frame(&self) -> bool {
+        const CODECS: [&str; 9] = [
+            "video/x-h264",
+            "video/x-h265",
+            "video/x-vp9",
+            "video/x-av1",
+            "video/x-ffv",
+            "video/x-prores",
+            "video/x-raw",
+            "image/jpeg",
+            "image/png",
+        ];
+        let Some(structure) = self.caps.structure(0) else {
+            return false;
+        };
+        let mode = structure
+            .get::<&str>("interlace-mode")
+            .unwrap_or("progressive");
+        CODECS.contains(&structure.name().as_str()) && mode == "progressive"
+    }
+
+    fn new(caps: gst::Caps, start: Option<&gst::event::StreamStart<gst::Event>>) -> Self {
+        let flags = start.map_or(gst::StreamFlags::empty(), |event| event.stream_flags());
+        let id = start.and_then(|event| event.stream_id().rsplit('/').next()?.parse().ok());
+        Self {
+            kind: Kind::of(&caps),
+            id,
+            caps,
+            packets: 0,
+            preroll: 0,
+            untimed: 0,
+            lead: (0, ClockTime::ZERO),
+            timed: None,
+            key: None,
+            first: None,
+            last: None,
+            end: None,
+            selected: flags.contains(gst::StreamFlags::SELECT),
+            head: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, buffer: &gst::Buffer, segment: Option<&gst::FormattedSegment<ClockTime>>) {
+        if self.head.len() < HEAD {
+            self.head.push(buffer.clone());
+        }
+        let has = |flag| buffer.flags().contains(flag);
+        // Key frames of H.264 have the flag, too.
+        let is_header =
+            has(gst::BufferFlags::HEADER) && (self.kind != Kind::Video || buffer.pts().is_none());
+        if is_header || has(gst::BufferFlags::DECODE_ONLY) {
+            return;
+        }
+        let is_key = !has(gst::BufferFlags::DELTA_UNIT);
+        if self.kind == Kind::Video && self.packets + self.preroll == 0 && !is_key {
+            // No decoder can begin here.
+            return;
+        }
+        let time = buffer.pts().or(buffer.dts());
+        let Some((segment, time)) = segment.zip(time) else {
+            self.packets += 1;
+            self.untimed += 1;
+            if self.timed.is_none() {
+                self.lead.0 += 1;
+                self.lead.1 += buffer.duration().unwrap_or_default();
+            }
+            return;
+        };
+        let is_first = self.timed.is_none();
+        self.timed.get_or_insert(time);
+        if self.kind == Kind::Video && time < *self.key.get_or_insert(time) {
+            self.preroll += 1;
+            return;
+        }
+        let duration = buffer.duration().unwrap_or_default();
+        let Some(start) = segment.to_running_time(time) else {
+            let before = segment
+                .start()
+                .is_some_and(|start| time + duration <= start);
+            if before {
+                self.preroll += 1;
+            } else if segment.start().is_some_and(|start| time < start) {
+                // A part of it is shown.
+                self.show(
+                    ClockTime::ZERO,
+                    time + duration - segment.start().unwrap_or(time),
+                );
+            }
+            return;
+        };
+        let lead = if is_first {
+            self.lead.1
+        } else {
+            ClockTime::ZERO
+        };
+        self.show(start.saturating_sub(lead), start + duration);
+    }
+
+    fn show(&mut self, start: ClockTime, end: ClockTime) {
+        self.packets += 1;
+        self.first = Some(self.first.map_or(start, |first| first.min(start)));
+        self.last = Some(self.last.map_or(start, |last| last.max(start)));
+        self.end = Some(self.end.map_or(end, |last| last.max(end)));
+    }
+}
+
+/// The streams of a file and what it says of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Survey {
+    pub tracks: Vec<Track>,
+    /// Title, artist and the like of the whole file.
+    pub tags: gst::TagList,
+    pub chapters: Option<gst::Toc>,
+    /// Names of plugins that GStreamer lacks for some of the streams.
+    pub missing: Vec<String>,
+    /// Way in which the streams have times.
+    pub demux: Demux,
+    is_transport: bool,
+}
+
+impl Survey {
+    /// Demuxes `path` to its end.
+    ///
+    /// # Errors
+    /// [`Error::Video`] if GStreamer cannot demux the file.
+    pub fn of(path: &Path) -> Result<Self> {
+        super::init()?;
+        let survey = Self::demuxed(path, Demux::Plain)?;
+        let is_untimed = |track: &Track| track.untimed > track.packets / 2;
+        if survey.is_transport && survey.tracks.iter().any(is_untimed) {
+            let survey = Self::demuxed(path, Demux::TimedTransport(ClockTime::ZERO))?;
+            let early = |track: &Track| Some(track.lead.1.saturating_sub(track.timed?));
+            let shift = survey.tracks.iter().filter_map(early).max();
+            let shift = shift.filter(|shift| *shift > ClockTime::ZERO);
+            return shift.map_or(Ok(survey), |shift| {
+                Self::demuxed(path, Demux::TimedTransport(shift))
+            });
+        }
+        let edits = Edits::read(path);
+        let is_short = |track: &Track| {
+            let edit = edits.list.iter().find(|edit| Some(edit.track) == track.id);
+            let end = track.end.map_or(Duration::ZERO, Duration::from);
+            edit.is_some_and(|edit| edit.at + edit.length > end + EDIT_TOLERANCE)
+        };
+        if survey.tracks.iter().any(is_short) {
+            let edited = Self::demuxed(path, Demux::Edited(Arc::new(edits)))?;
+            // A file that is cut off ends early in any case.
+            if edited.packets() > survey.packets() {
+                return Ok(edited);
+            }
+        }
+        Ok(survey)
+    }
+
+    fn demuxed(path: &Path, demux: Demux) -> Result<Self> {
+        let failed = |reason: String| Error::video(path, reason);
+        let shared = Arc::new(Mutex::new(Self {
+            demux: demux.clone(),
+            ..Self::default()
+        }));
+        let pipeline = build(path, &demux, &shared).map_err(failed)?;
+        let running = Running(pipeline);
+        let mut bus = Bus::of(&running.0)?;
+        // If it fails, the bus says why.
+        let _ = running.0.set_state(gst::State::Playing);
+        let mut progress = (0, Instant::now());
+        let mut idle = 0;
+        loop {
+            match bus.wait(POLL) {
+                Some(Heard::End) => break,
+                Some(Heard::Failure(failure)) => {
+                    // What was read before the error counts: a damaged file is upscaled up to there.
+                    if lock(&shared).packets() == 0 {
+                        return Err(failed(failure.reason));
+                    }
+                    break;
+                }
+                None => {}
+            }
+            idle = if is_idle(&running.0) { idle + 1 } else { 0 };
+            if idle > IDLE {
+                break;
+            }
+            let packets = lock(&shared).packets();
+            if packets != progress.0 {
+                progress = (packets, Instant::now());
+            } else if progress.1.elapsed() > STALLED {
+                let seconds = STALLED.as_secs();
+                return Err(failed(format!("no packet could be read for {seconds} s")));
+            }
+        }
+        let missing = bus.missing().to_vec();
+        drop(running);
+        let mut survey = lock(&shared).clone();
+        survey.missing = missing;
+        Ok(survey)
+    }
+
+    /// Returns the tracks of `kind` in the order in which the demuxer gives them.
+    pub fn tracks(&self, kind: Kind) -> impl Iterator<Item = &Track> {
+        self.tracks.iter().filter(move |track| track.kind == kind)
+    }
+
+    /// Returns the index among the video tracks of the one to play: of those that the file marks,
+    /// the one with the largest picture. A single picture, such as a cover, is no film beside one.
+    pub fn main_video(&self) -> Option<usize> {
+        let rank = |track: &Track| {
+            let side = |field| {
+                let structure = track.caps.structure(0);
+                structure
+                    .and_then(|s| s.get::<i32>(field).ok())
+                    .unwrap_or(0)
+            };
+            let area = i64::from(side("width")) * i64::from(side("height"));
+            (track.packets > 1, track.selected, area)
+        };
+        let tracks: Vec<_> = self.tracks(Kind::Video).map(rank).enumerate().collect();
+        // `max_by_key` takes the last of equals.
+        let best = tracks.into_iter().rev().max_by_key(|(_, rank)| *rank);
+        best.map(|(index, _)| index)
+    }
+
+    /// Takes the tags and chapters of the file from an event.
+    fn note(&mut self, event: &gst::EventRef) {
+        match event.view() {
+            gst::EventView::Tag(tag) if tag.tag().scope() == gst::TagScope::Global => {
+                self.tags = self.tags.merge(tag.tag(), gst::TagMergeMode::Keep);
+            }
+            gst::EventView::Toc(toc) => {
+                let toc = toc.toc().0;
+                if toc.scope() == gst::TocScope::Global {
+                    self.chapters = Some(toc.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn packets(&self) -> u64 {
+        self.tracks
+            .iter()
+            .map(|track| track.packets + track.preroll)
+            .sum()
+    }
+}
+
+/// A pipeline that is stopped when it is no longer needed.
+struct Running(gst::Pipeline);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Stopping cannot fail.
+        let _ = self.0.set_state(gst::State::Null);
+    }
+}
+
+/// A parsebin with a sink that throws everything away on each of its pads.
+fn build(path: &Path, demux: &Demux, shared: &Arc<Mutex<Survey>>) -> Result<gst::Pipeline, String> {
+    let pipeline = gst::Pipeline::new();
+    let elements = parse_file(&pipeline, path, demux)?;
+    let seen = shared.clone();
+    pipeline.connect_deep_element_added(move |_, _, element| {
+        let factory = element.factory();
+        if factory.is_some_and(|factory| factory.name() == "tsdemux") {
+            lock(&seen).is_transport = true;
+        }
+    });
+    let (weak, shared) = (pipeline.downgrade(), shared.clone());
+    elements[elements.len() - 1].connect_pad_added(move |_, pad| {
+        let Some(pipeline) = weak.upgrade() else {
+            return;
+        };
+        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let start = pad.sticky_event::<gst::event::StreamStart>(0);
+        let index = {
+            let mut survey = lock(&shared);
+            survey.tracks.push(Track::new(caps, start.as_ref()));
+            survey.tracks.len() - 1
+        };
+        pad.sticky_events_foreach(|event| {
+            lock(&shared).note(event);
+            std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
+        });
+        let seen = shared.clone();
+        let kinds = PadProbeType::BUFFER | PadProbeType::EVENT_DOWNSTREAM;
+        pad.add_probe(kinds, move |pad, info| {
+            match &info.data {
+                Some(PadProbeData::Buffer(buffer)) => {
+                    let segment = pad.sticky_event::<gst::event::Segment>(0);
+                    let segment = segment.as_ref().and_then(|e| e.segment().downcast_ref());
+                    let track = &mut lock(&seen).tracks[index];
+                    if track.head.is_empty()
+                        && let Some(caps) = pad.current_caps()
+                    {
+                        track.caps = caps;
+                    }
+                    track.add(buffer, segment);
+                }
+                Some(PadProbeData::Event(event)) => lock(&seen).note(event),
+                _ => {}
+            }
+            PadProbeReturn::Ok
+        });
+        if let Err(reason) = discard(&pipeline, pad) {
+            refuse(&pipeline, &reason);
+        }
+    });
+    Ok(pipeline)
+}
+
+fn lock(survey: &Mutex<Survey>) -> MutexGuard<'_, Survey> {
+    survey.lock().unwrap_or_else(PoisonError::into_inner)
+}

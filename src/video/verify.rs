@@ -1,0 +1,97 @@
+//! Comparison of a written file with what went into it.
+
+use std::{path::Path, time::Duration};
+
+use super::survey::{Kind, Survey, Track};
+use crate::Result;
+
+/// Tolerance of a frame's time: containers count in milliseconds or in ticks of the frame rate.
+const TIME: Duration = Duration::from_millis(2);
+/// Tolerance of the length of audio and of its start beside the video: a packet or two.
+pub(super) const AUDIO: Duration = Duration::from_millis(60);
+
+/// What a file must hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Expected {
+    pub frames: u64,
+    /// Time of the first and of the last frame.
+    pub first: Duration,
+    pub last: Duration,
+    /// Start and length of each audio stream, on the clock of the frames.
+    pub audio: Vec<(Duration, Duration)>,
+}
+
+impl Expected {
+    /// Counts a frame that is shown at `pts`.
+    pub fn add(&mut self, pts: Duration) {
+        if self.frames == 0 {
+            (self.first, self.last) = (pts, pts);
+        }
+        self.frames += 1;
+        self.first = self.first.min(pts);
+        self.last = self.last.max(pts);
+    }
+}
+
+/// Demuxes the file `path` and returns its differences to `expected`, each with both values.
+///
+/// # Errors
+/// As [`Survey::of`].
+pub(super) fn differences(path: &Path, expected: &Expected) -> Result<Vec<String>> {
+    Ok(compare(expected, &Survey::of(path)?))
+}
+
+fn compare(expected: &Expected, written: &Survey) -> Vec<String> {
+    let mut found = Vec::new();
+    let Some(video) = written.tracks(Kind::Video).next() else {
+        return vec!["the file has no video".into()];
+    };
+    if video.packets != expected.frames {
+        found.push(format!(
+            "{} frames were to be written, {} are in the file",
+            expected.frames, video.packets
+        ));
+    }
+    let length = expected.last.saturating_sub(expected.first);
+    let span = video.span();
+    if span.abs_diff(length) > TIME {
+        found.push(format!(
+            "from the first frame to the last it is {:.3} s, in the file {:.3} s",
+            length.as_secs_f64(),
+            span.as_secs_f64()
+        ));
+    }
+    let tracks: Vec<_> = written.tracks(Kind::Audio).collect();
+    if tracks.len() != expected.audio.len() {
+        found.push(format!(
+            "{} audio streams were to be written, {} are in the file",
+            expected.audio.len(),
+            tracks.len()
+        ));
+        return found;
+    }
+    for (n, (track, (start, length))) in tracks.into_iter().zip(&expected.audio).enumerate() {
+        if track.duration().abs_diff(*length) > AUDIO {
+            found.push(format!(
+                "audio stream {} lasts {:.3} s, in the file {:.3} s",
+                n + 1,
+                length.as_secs_f64(),
+                track.duration().as_secs_f64()
+            ));
+        }
+        let offset = |audio: Duration, video: Duration| audio.as_secs_f64() - video.as_secs_f64();
+        let expected = offset(*start, expected.first);
+        let written = offset(start_of(track), start_of(video));
+        if (expected - written).abs() > AUDIO.as_secs_f64() {
+            found.push(format!(
+                "audio stream {} begins {expected:.3} s after the video, in the file {written:.3} s",
+                n + 1
+            ));
+        }
+    }
+    found
+}
+
+fn start_of(track: &Track) -> Duration {
+    track.first.map_or(Duration::ZERO, Duration::from)
+}

@@ -1,0 +1,343 @@
+//! Files of many kinds through `transcode`: every frame, time, sound and colour arrives. The inputs are
+//! made by ffmpeg, and the outputs are counted by ffprobe.
+#![cfg(feature = "video")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex},
+};
+
+use tadsr::video::{End, Notice, Options, Reader, Transcoded, transcode};
+
+struct Clips(tempfile::TempDir);
+
+impl Clips {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Makes a file by ffmpeg, with arguments separated by spaces.
+    fn make(&self, name: &str, args: &str) -> PathBuf {
+        let path = self.path(name);
+        let output = Command::new("ffmpeg")
+            .current_dir(self.0.path())
+            .args(["-v", "error", "-y"])
+            .args(args.split_whitespace())
+            .arg(&path)
+            .output()
+            .expect("ffmpeg is installed");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ffmpeg {args}: {error}");
+        path
+    }
+}
+
+/// Transcodes `from` to `to` without a change of its frames. Returns what was told as well.
+fn same(from: &Path, to: &Path, encoder: &str) -> (Transcoded, Vec<String>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let lines = told.clone();
+    let options = Options {
+        encoder: encoder.into(),
+        notice: Some(Notice(Arc::new(move |line: &str| {
+            lines.lock().unwrap().push(line.to_string());
+        }))),
+        ..Options::default()
+    };
+    let reader = Reader::open(from).unwrap();
+    let done = transcode(reader, to, &options, |frame| Ok(Some(frame.frame.clone()))).unwrap();
+    let told = told.lock().unwrap().clone();
+    (done, told)
+}
+
+/// As [`same`], and the output is complete.
+fn complete(from: &Path, to: &Path) -> Vec<String> {
+    let (done, told) = same(from, to, "");
+    assert!(matches!(done.end, End::Complete), "{from:?}: {done:?}");
+    assert_eq!(done.path.as_deref(), Some(to));
+    told
+}
+
+fn ffprobe(path: &Path, args: &[&str]) -> String {
+    let output = Command::new("ffprobe")
+        .args(["-v", "error", "-of", "csv=p=0"])
+        .args(args)
+        .arg(path)
+        .output()
+        .expect("ffprobe is installed");
+    assert!(output.status.success(), "{path:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Returns the times of the decoded frames or packets of a stream, such as `v:0`, in order.
+fn times(path: &Path, stream: &str) -> Vec<f64> {
+    let entries = "frame=best_effort_timestamp_time";
+    let text = ffprobe(path, &["-select_streams", stream, "-show_entries", entries]);
+    let number = |line: &str| line.trim_matches(',').split(',').next()?.parse().ok();
+    let mut times: Vec<f64> = text.lines().filter_map(number).collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+/// Returns the duration that the container states for a stream, in seconds.
+fn duration(path: &Path, stream: &str) -> f64 {
+    let entries = "stream=duration";
+    let text = ffprobe(path, &["-select_streams", stream, "-show_entries", entries]);
+    text.trim().trim_matches(',').parse().unwrap()
+}
+
+fn field(path: &Path, entry: &str) -> String {
+    let text = ffprobe(path, &["-select_streams", "v:0", "-show_entries", entry]);
+    text.trim().trim_matches(',').to_string()
+}
+
+/// Asserts that two lists of times are the same but for a common offset.
+fn assert_same_times(from: &[f64], to: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(from.len(), to.len(), "{what}");
+    for (a, b) in from.iter().zip(to) {
+        let (a, b) = (a - from[0], b - to[0]);
+        assert!((a - b).abs() < tolerance, "{what}: {a} s became {b} s");
+    }
+}
+
+const VIDEO: &str = "-f lavfi -i testsrc2=s=96x64:r=25:d=2";
+const TONE: &str = "-f lavfi -i sine=r=48000:d=2";
+
+#[test]
+fn every_container_holds_every_frame() {
+    let clips = Clips::new();
+    let from = clips.make("in.mp4", &format!("{VIDEO} -c:v libx264"));
+    for name in ["out.webm", "out.mp4", "out.mov", "out.mkv"] {
+        let to = clips.path(name);
+        complete(&from, &to);
+        assert_same_times(&times(&from, "v"), &times(&to, "v"), 2e-3, name);
+    }
+}
+
+#[test]
+fn frames_of_a_variable_rate_keep_their_times() {
+    let clips = Clips::new();
+    let from = clips.make(
+        "in.mp4",
+        "-f lavfi -i testsrc2=s=96x64:r=25:d=1 -vf \
+         select='lt(n,9)',setpts='if(eq(N,8),2.5,N*N*0.015)/TB' -fps_mode passthrough \
+         -enc_time_base 1/1000 -c:v libx264 -bf 3",
+    );
+    assert_eq!(times(&from, "v").len(), 9);
+    for name in ["out.mp4", "out.mov", "out.mkv"] {
+        let to = clips.path(name);
+        complete(&from, &to);
+        assert_same_times(&times(&from, "v"), &times(&to, "v"), 2e-3, name);
+        if name != "out.mkv" {
+            let shown = times(&from, "v");
+            let shown = shown[shown.len() - 1] - shown[0];
+            assert!(
+                duration(&to, "v") >= shown,
+                "{name}: {}",
+                duration(&to, "v")
+            );
+        }
+    }
+}
+
+#[test]
+fn streams_that_begin_late_are_kept_in_sync() {
+    let clips = Clips::new();
+    for (name, args) in [
+        ("audio.flv", format!("{VIDEO} -itsoffset 1.5 {TONE}")),
+        ("video.flv", format!("-itsoffset 3 {VIDEO} {TONE}")),
+        ("audio.mkv", format!("{VIDEO} -itsoffset 1.5 {TONE}")),
+        ("video.ts", format!("-itsoffset 1.3 {VIDEO} {TONE}")),
+    ] {
+        let from = clips.make(name, &format!("{args} -c:v libx264 -c:a aac -ar 44100"));
+        let to = clips.path(&format!("{name}.mp4"));
+        complete(&from, &to);
+        let (video, audio) = (times(&from, "v"), times(&from, "a"));
+        assert_same_times(&video, &times(&to, "v"), 2e-3, name);
+        let offset = |path: &Path| times(path, "a")[0] - times(path, "v")[0];
+        assert!((offset(&from) - offset(&to)).abs() < 0.03, "{name}");
+        assert!(times(&to, "a").len().abs_diff(audio.len()) <= 2, "{name}");
+    }
+}
+
+#[test]
+fn audio_that_the_container_does_not_take_is_re_encoded_and_said() {
+    let clips = Clips::new();
+    for (name, codec, to) in [
+        ("eac3.mkv", "-c:a eac3", "eac3.mp4"),
+        ("latm.ts", "-c:a aac -mpegts_flags latm", "latm.mp4"),
+        ("adpcm.avi", "-c:a adpcm_ima_wav -ar 44100", "adpcm.mp4"),
+        ("pcm.mov", "-c:a pcm_s16be", "pcm.webm"),
+    ] {
+        let from = clips.make(name, &format!("{VIDEO} {TONE} -c:v libx264 {codec}"));
+        let to = clips.path(to);
+        let told = complete(&from, &to);
+        assert!(
+            told.iter().any(|line| line.contains("re-encoded")),
+            "{name}: {told:?}"
+        );
+        assert_eq!(times(&to, "v").len(), 50, "{name}");
+        let audio = times(&to, "a");
+        let length = audio[audio.len() - 1] - audio[0];
+        // The parser needs the second configuration of LATM.
+        let shortest = if name == "latm.ts" { 1.6 } else { 1.9 };
+        assert!(
+            (shortest..2.1).contains(&length),
+            "{name}: {length} s of audio"
+        );
+    }
+}
+
+#[test]
+fn an_edit_list_that_begins_between_key_frames_shows_all_its_frames() {
+    let clips = Clips::new();
+    let whole = format!("{VIDEO} {TONE} -c:v libx264 -g 24 -c:a aac");
+    clips.make("whole.mp4", &whole);
+    let from = clips.make("in.mp4", "-ss 0.6 -i whole.mp4 -c copy");
+    let to = clips.path("out.mp4");
+    complete(&from, &to);
+    let shown = duration(&from, "v") * 25.0;
+    assert!(
+        (times(&to, "v").len() as f64 - shown).abs() < 0.5,
+        "{shown}"
+    );
+    assert!((duration(&from, "a") - duration(&to, "a")).abs() < 0.05);
+}
+
+#[test]
+fn a_change_of_the_pixels_shape_ends_the_video_with_a_word() {
+    let clips = Clips::new();
+    for (name, shape) in [("a.ts", "4/3"), ("b.ts", "16/9")] {
+        clips.make(name, &format!("{VIDEO} -vf setdar={shape} -c:v mpeg2video"));
+    }
+    let both = [clips.path("a.ts"), clips.path("b.ts")].map(|path| std::fs::read(path).unwrap());
+    let from = clips.path("both.ts");
+    std::fs::write(&from, both.concat()).unwrap();
+    let (done, _) = same(&from, &clips.path("out.mp4"), "");
+    let End::Damaged(error) = &done.end else {
+        panic!("{done:?}");
+    };
+    let text = error.to_string();
+    assert!(text.contains("8:9 to 32:27"), "{text}");
+}
+
+#[test]
+fn range_grey_and_depth_are_those_of_the_input() {
+    let clips = Clips::new();
+    let luma = |path: &Path| {
+        let output = Command::new("ffmpeg")
+            .args(["-v", "error", "-i"])
+            .arg(path)
+            .args([
+                "-frames:v",
+                "1",
+                "-vf",
+                "extractplanes=y",
+                "-f",
+                "rawvideo",
+                "-",
+            ])
+            .output()
+            .unwrap();
+        output.stdout
+    };
+    for (name, args, format) in [
+        ("full.mp4", "-c:v libx264 -pix_fmt yuvj420p", "yuvj420p"),
+        (
+            "full709.mp4",
+            "-c:v libx264 -pix_fmt yuvj420p -colorspace bt709 -color_primaries bt709 -color_trc bt709 -movflags \
+             write_colr",
+            "yuvj420p",
+        ),
+        ("grey.mp4", "-c:v libx264 -pix_fmt gray", "yuvj420p"),
+        ("rgb.mkv", "-c:v ffv1 -pix_fmt bgr0", "yuv420p"),
+        ("deep.mp4", "-c:v libx264 -pix_fmt yuv422p10", "yuv422p10le"),
+        (
+            "deep444.mp4",
+            "-c:v libx264 -pix_fmt yuv444p10",
+            "yuv444p10le",
+        ),
+    ] {
+        let from = clips.make(name, &format!("{VIDEO} {args}"));
+        let to = clips.path(&format!("{name}.out.mp4"));
+        complete(&from, &to);
+        assert_eq!(field(&to, "stream=pix_fmt"), format, "{name}");
+        if name == "full709.mp4" {
+            assert_eq!(field(&to, "stream=color_range,color_space"), "pc,bt709");
+        }
+        if format == "yuvj420p" {
+            let (from, to) = (luma(&from), luma(&to));
+            let mean =
+                |luma: &[u8]| luma.iter().map(|v| f64::from(*v)).sum::<f64>() / luma.len() as f64;
+            assert!((mean(&from) - mean(&to)).abs() < 0.5, "{name}");
+            let extent = |luma: &[u8]| luma.iter().max().unwrap() - luma.iter().min().unwrap();
+            assert!(extent(&from).abs_diff(extent(&to)) < 8, "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_the_output_cannot_hold_is_said() {
+    let clips = Clips::new();
+    let alpha = format!("{VIDEO} -vf format=yuva420p -c:v libvpx-vp9 -auto-alt-ref 0");
+    let from = clips.make("alpha.webm", &alpha);
+    let told = complete(&from, &clips.path("alpha.mp4"));
+    assert!(told.iter().any(|line| line.contains("alpha")), "{told:?}");
+    std::fs::write(
+        clips.path("chapters.txt"),
+        ";FFMETADATA1\ntitle=Film\nartist=Someone\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=900\ntitle=One\n",
+    )
+    .unwrap();
+    let args = format!("{VIDEO} -i chapters.txt -map 0:v -map_metadata 1 -c:v libx264");
+    let from = clips.make("tags.mkv", &args);
+    for name in ["tags-out.mkv", "tags-out.mp4"] {
+        let to = clips.path(name);
+        let told = complete(&from, &to);
+        let tags = ffprobe(&to, &["-show_entries", "format_tags=title,artist"]);
+        assert!(
+            tags.contains("Film") && tags.contains("Someone"),
+            "{name}: {tags}"
+        );
+        let chapters = ffprobe(&to, &["-show_chapters"]);
+        let said = told.iter().any(|line| line.contains("chapters"));
+        assert!(
+            chapters.contains("One") != said,
+            "{name}: {chapters} {told:?}"
+        );
+    }
+}
+
+#[test]
+fn of_several_videos_the_film_is_taken() {
+    let clips = Clips::new();
+    let from = clips.make(
+        "in.mkv",
+        &format!(
+            "-f lavfi -i testsrc2=s=64x48:r=25:d=1 {VIDEO} -map 0 -map 1 -c:v libx264 -disposition:v:0 0 \
+             -disposition:v:1 default"
+        ),
+    );
+    let to = clips.path("out.mkv");
+    complete(&from, &to);
+    assert_eq!(field(&to, "stream=width,height"), "96,64");
+    assert_eq!(times(&to, "v").len(), 50);
+}
+
+#[test]
+fn frames_that_an_encoder_loses_are_an_error_with_both_numbers() {
+    let clips = Clips::new();
+    let from = clips.make("in.mp4", &format!("{VIDEO} -c:v libx264"));
+    let to = clips.path("out.mp4");
+    let (done, _) = same(&from, &to, "videorate drop-only=true max-rate=5 ! x264enc");
+    let End::Incomplete(differences) = &done.end else {
+        panic!("{done:?}");
+    };
+    let text = differences.join("; ");
+    assert!(text.contains("50 frames were to be written"), "{text}");
+    assert!(!to.exists());
+    assert_eq!(done.path, Some(clips.path("out.partial.mp4")));
+}
