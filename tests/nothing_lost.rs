@@ -1,5 +1,5 @@
-//! Files of many kinds through `transcode`: every frame, time, sound and colour arrives. The inputs are
-//! made by ffmpeg, and the outputs are counted by ffprobe.
+//! Files of many kinds through `transcode`: every frame, time, sound and colour arrives. The inputs
+//! are made by ffmpeg, and the outputs are counted by ffprobe.
 #![cfg(feature = "video")]
 
 use std::{

@@ -612,7 +612,8 @@ fn a_resshift_model_gives_the_published_image_for_given_noise() {
         .unwrap();
     assert!(import.status.success(), "{import:?}");
 
-    // The input as a picture file holds it: rounded to 8 bits. What the networks make of the exact one is the fixture.
+    // The input as a picture file holds it: rounded to 8 bits. What the networks make of the exact
+    // one is the fixture.
     let tensors =
         safetensors::load(fixtures.join("io.safetensors"), &candle_core::Device::Cpu).unwrap();
     let (lq, noise) = (&tensors["lq"], &tensors["noise"]);
@@ -673,7 +674,8 @@ fn a_resshift_model_gives_the_published_image_for_given_noise() {
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(values(&used["noise"]), values(noise));
 
-    // Every option reaches the model: the noise of a seed is its own, more steps make another picture.
+    // Every option reaches the model: the noise of a seed is its own, more steps make another
+    // picture.
     let read = |name: &str| image::open(folder.path(name)).unwrap().into_rgb8();
     folder.succeeds(
         &[

@@ -39,7 +39,8 @@ impl Clips {
         self.0.path().join(name)
     }
 
-    /// A clip of `frames` frames with caps and encoder as in a launch line, to the muxer that the name asks for.
+    /// A clip of `frames` frames with caps and encoder as in a launch line, to the muxer that the
+    /// name asks for.
     fn make(&self, name: &str, frames: u32, caps: &str, encoder: &str) -> PathBuf {
         let path = self.path(name);
         let mux = muxer(&path);

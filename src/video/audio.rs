@@ -191,9 +191,9 @@ impl Shared {
         Ok(queue)
     }
 
-    /// Lets full queues grow while another is empty: the muxer waits for that stream, and the parser
-    /// may wait for a place in a full queue before it comes to it. A stream that begins late or ends
-    /// early makes the others longer. Too much memory is an error.
+    /// Lets full queues grow while another is empty: the muxer waits for that stream, and the
+    /// parser may wait for a place in a full queue before it comes to it. A stream that begins late
+    /// or ends early makes the others longer. Too much memory is an error.
     fn make_room(&self) {
         const ALL: u64 = 1 << 30;
         const BUFFERS: u32 = 200;
@@ -290,8 +290,8 @@ impl Chain {
     }
 }
 
-/// Corrects the times of decoded audio that comes to `pad`, and measures its length. Some containers give
-/// packets less time than they have samples, and an encoder would drop the rest.
+/// Corrects the times of decoded audio that comes to `pad`, and measures its length. Some
+/// containers give packets less time than they have samples, and an encoder would drop the rest.
 fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
     let encoded = Arc::new(AtomicU64::new(0));
     let length = encoded.clone();

@@ -16,13 +16,15 @@ pub(super) struct Failure {
     pub missing: bool,
 }
 
-/// Listens to a pipeline: keeps the names of missing plugins until an error tells what they were needed for.
+/// Listens to a pipeline: keeps the names of missing plugins until an error tells what they were
+/// needed for.
 pub(super) struct Bus {
     bus: gst::Bus,
     missing: Vec<String>,
 }
 
-/// What an application message of this name, posted by one of our callbacks, says why it cannot go on.
+/// What an application message of this name, posted by one of our callbacks, says why it cannot go
+/// on.
 const REFUSED: &str = "tadsr-refused";
 
 impl Bus {
@@ -103,7 +105,8 @@ impl Bus {
         }
         let text = cause.to_string();
         let debug = error.debug().unwrap_or_default();
-        // The last line of the debug text is the element's own word; the first names a place in its source.
+        // The last line of the debug text is the element's own word; the first names a place in its
+        // source.
         let detail = debug.lines().skip(1).last().map(str::trim);
         let reason = match detail.filter(|detail| !text.contains(detail)) {
             Some(detail) => format!("{} ({detail})", text.trim_end_matches('.')),
@@ -196,7 +199,8 @@ pub(super) enum Demux {
 pub(super) const CONTAINER_COLOURS: &str = "container-colorimetry";
 
 /// Renames the colours in the caps of H.264 and H.265 that come from a demuxer. Parsers and
-/// decoders would prefer them to those of the bit stream, and some containers do not know the range.
+/// decoders would prefer them to those of the bit stream, and some containers do not know the
+/// range.
 fn hide_colours(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
     let Some(PadProbeData::Event(event)) = &info.data else {
         return PadProbeReturn::Ok;
@@ -218,8 +222,8 @@ fn hide_colours(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
     PadProbeReturn::Ok
 }
 
-/// Lets the first segment begin at zero. Matroska's demuxer begins it with the first packet, and the
-/// next one, after a packet of another stream, at zero: the first frame would be shown early.
+/// Lets the first segment begin at zero. Matroska's demuxer begins it with the first packet, and
+/// the next one, after a packet of another stream, at zero: the first frame would be shown early.
 fn start_at_zero(info: &mut gst::PadProbeInfo) {
     let Some(PadProbeData::Event(event)) = &info.data else {
         return;
@@ -320,8 +324,8 @@ pub(super) fn link(pipeline: &gst::Pipeline, elements: &[gst::Element]) -> Resul
         .map_err(|e| e.to_string())
 }
 
-/// Adds `elements` to the running pipeline and links them, one after the other, to `pad`, after the pads of `onward`
-/// with each other: nothing flows before the way is whole.
+/// Adds `elements` to the running pipeline and links them, one after the other, to `pad`, after the
+/// pads of `onward` with each other: nothing flows before the way is whole.
 pub(super) fn append(
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
@@ -343,7 +347,8 @@ pub(super) fn append(
     Ok(())
 }
 
-/// Asks `f` what to do with every buffer that comes to `pad`, by the running times of its start and its end.
+/// Asks `f` what to do with every buffer that comes to `pad`, by the running times of its start and
+/// its end.
 pub(super) fn on_time(
     pad: &gst::Pad,
     f: impl Fn(gst::ClockTime, gst::ClockTime) -> PadProbeReturn + Send + Sync + 'static,

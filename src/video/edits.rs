@@ -1,7 +1,7 @@
 //! Edit lists of MP4 and QuickTime files: which part of a track is shown, and when.
 //!
-//! GStreamer's demuxer follows edit lists, but ends early if one begins between key frames. For such
-//! a file the demuxer is shown no edit lists, and the segments of its streams are set here.
+//! GStreamer's demuxer follows edit lists, but ends early if one begins between key frames. For
+//! such a file the demuxer is shown no edit lists, and the segments of its streams are set here.
 
 use std::{
     fs::File,

@@ -50,14 +50,15 @@ pub struct TimedFrame {
     pub duration: Option<Duration>,
 }
 
-/// Function that decodes the start of a file where a crash does no harm, such as in another process.
-/// An error says what happened.
+/// Function that decodes the start of a file where a crash does no harm, such as in another
+/// process. An error says what happened.
 pub type Probe = fn(&Path) -> Result<(), String>;
 
 static PROBE: OnceLock<Probe> = OnceLock::new();
 
-/// Sets the function that [`Reader::open`] calls before it decodes a file of an unusual pixel format.
-/// GStreamer's libav decoders crash with formats that GStreamer does not know. The first call counts.
+/// Sets the function that [`Reader::open`] calls before it decodes a file of an unusual pixel
+/// format. GStreamer's libav decoders crash with formats that GStreamer does not know. The first
+/// call counts.
 pub fn set_probe(probe: Probe) {
     // A second probe is no better than the first.
     let _ = PROBE.set(probe);

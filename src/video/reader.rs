@@ -25,7 +25,8 @@ use crate::{Error, Result, frame::PixelFormat};
 
 /// Decoded frames that wait for the caller.
 const AHEAD: u32 = 4;
-/// A pause in decoding after which the file is given up. Nothing that works takes so long for a frame.
+/// A pause in decoding after which the file is given up. Nothing that works takes so long for a
+/// frame.
 const STALLED: Duration = Duration::from_secs(60);
 /// How often errors are looked for while there is no frame.
 const POLL: ClockTime = ClockTime::from_mseconds(50);
@@ -41,7 +42,8 @@ const MISSING: Duration = Duration::from_millis(1500);
 ///
 /// Frames keep the bit depth, matrix, range and chroma site of the file. Formats that the library
 /// lacks become the nearest one that it has. Interlaced video is deinterlaced to one frame for each
-/// frame, in 8 bits. Pictures are rotated as the file says. After an error there are no more frames.
+/// frame, in 8 bits. Pictures are rotated as the file says. After an error there are no more
+/// frames.
 pub struct Reader {
     source: Source,
     survey: Arc<Survey>,
@@ -121,7 +123,8 @@ impl Reader {
         &self.source.path
     }
 
-    /// What the first frame is like; the frames after it are the same, but for files that change their size midway.
+    /// What the first frame is like; the frames after it are the same, but for files that change
+    /// their size midway.
     pub fn stream(&self) -> &StreamInfo {
         &self.stream
     }
@@ -175,8 +178,8 @@ impl Reader {
         &self.survey
     }
 
-    /// Returns what is odd about the file without being an error. It is complete when there are no more
-    /// frames.
+    /// Returns what is odd about the file without being an error. It is complete when there are no
+    /// more frames.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -365,7 +368,8 @@ impl Drop for Source {
     }
 }
 
-/// A parsebin whose video stream number `track` goes on as [`decode`] says. The others are discarded.
+/// A parsebin whose video stream number `track` goes on as [`decode`] says. The others are
+/// discarded.
 fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, AppSink), String> {
     let pipeline = gst::Pipeline::new();
     let elements = parse_file(&pipeline, path, demux)?;
@@ -419,8 +423,8 @@ fn decode(pipeline: &gst::Pipeline, pad: &gst::Pad, sink: &AppSink) -> Result<()
     append(pipeline, pad, &[decoder], None)
 }
 
-/// Leads the raw video of `pad` to `sink`: deinterlaced and turned where its caps and the tags of the `encoded` stream
-/// ask for it, in one of the library's formats.
+/// Leads the raw video of `pad` to `sink`: deinterlaced and turned where its caps and the tags of
+/// the `encoded` stream ask for it, in one of the library's formats.
 fn show(
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
@@ -434,7 +438,8 @@ fn show(
     match mode {
         None | Some("progressive") => {}
         Some("interleaved" | "mixed") => {
-            // It takes 8 bits only, so a converter may have to come first; unless it is strict, others pass it as they are.
+            // It takes 8 bits only, so a converter may have to come first; unless it is strict,
+            // others pass it as they are.
             chain.push(make("videoconvert")?);
             let deinterlace = make("deinterlace")?;
             deinterlace.set_property_from_str("mode", "auto-strict");

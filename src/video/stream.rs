@@ -12,8 +12,9 @@ use crate::{
     frame::{ChromaSite, Colorimetry, Frame, FrameInfo, Matrix, PixelFormat, Range},
 };
 
-/// What is known of a video stream besides its samples: the kind of its frames, their shape and rate, and, carried
-/// along unseen, what else the file says of its colours (primaries, transfer function, mastering display).
+/// What is known of a video stream besides its samples: the kind of its frames, their shape and
+/// rate, and, carried along unseen, what else the file says of its colours (primaries, transfer
+/// function, mastering display).
 #[derive(Clone, Debug)]
 pub struct StreamInfo {
     /// Fixed raw video caps, in which colorimetry and chroma site are always written out.
@@ -141,7 +142,8 @@ impl StreamInfo {
         caps_mut.set("height", side(height)?);
         let mut result = Self::from_caps(&caps, None).map_err(Error::Frame)?;
         result.duration = self.duration;
-        // As in the caps, nothing but the size changes: not even the matrix that RGB is given by its height.
+        // As in the caps, nothing but the size changes: not even the matrix that RGB is given by
+        // its height.
         result.frame = self.frame.with_size(width, height);
         Ok(result)
     }
@@ -231,7 +233,8 @@ impl StreamInfo {
 }
 
 /// Returns the first known value of each part among `stated`. Range and matrix are those of `usual`
-/// where nobody knows them, since frames cannot be converted without; so is all if nothing is stated.
+/// where nobody knows them, since frames cannot be converted without; so is all if nothing is
+/// stated.
 fn colours(stated: &[Option<VideoColorimetry>], usual: &VideoInfo) -> VideoColorimetry {
     use gst_video::{VideoColorPrimaries, VideoTransferFunction};
     let stated: Vec<_> = stated.iter().flatten().collect();
@@ -291,8 +294,8 @@ fn frame_info(
     Some(frame)
 }
 
-/// GStreamer's text for colours of which the library knows matrix and range: transfer function and primaries are left
-/// unknown, but for the combinations that have a name.
+/// GStreamer's text for colours of which the library knows matrix and range: transfer function and
+/// primaries are left unknown, but for the combinations that have a name.
 fn colorimetry_name(colorimetry: &Colorimetry, format: PixelFormat) -> String {
     use gst_video::{VideoColorPrimaries, VideoTransferFunction};
     let range = match colorimetry.range {

@@ -57,7 +57,7 @@ pub(super) struct Track {
     /// Packets that nobody sees: those before the start of an edit list, and those that are shown
     /// before the first key frame and may refer to frames before it.
     pub preroll: u64,
-    /// Of these packets, those without a time.
+    /// Number of these packets without a time.
     pub untimed: u64,
     /// Packets without a time before the first that has one, and the time that they take together:
     /// the start of a transport stream. Their times follow from that of the next packet.
@@ -99,8 +99,8 @@ impl Track {
         self.caps.structure(0)?.get(CONTAINER_COLOURS).ok()
     }
 
-    /// Returns a function that gives packets their times which have none because they come before the
-    /// first that has one.
+    /// Returns a function that gives packets their times which have none because they come before
+    /// the first that has one.
     pub fn lead_times(&self) -> impl FnMut(&mut gst::Buffer) + Send + Sync + 'static {
         let mut next = self.timed.map(|time| time.saturating_sub(self.lead.1));
         move |buffer| {
@@ -113,8 +113,8 @@ impl Track {
         }
     }
 
-    /// Returns true if each packet of the video becomes a frame. In other streams some are fields, or
-    /// frames that only others refer to.
+    /// Returns true if each packet of the video becomes a frame. In other streams some are fields,
+    /// or frames that only others refer to.
     pub fn is_frame_by_frame(&self) -> bool {
         const CODECS: [&str; 9] = [
             "video/x-h264",
@@ -286,7 +286,8 @@ impl Survey {
             match bus.wait(POLL) {
                 Some(Heard::End) => break,
                 Some(Heard::Failure(failure)) => {
-                    // What was read before the error counts: a damaged file is upscaled up to there.
+                    // What was read before the error counts: a damaged file is upscaled up to
+                    // there.
                     if lock(&shared).packets() == 0 {
                         return Err(failed(failure.reason));
                     }

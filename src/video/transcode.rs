@@ -17,8 +17,8 @@ use crate::{Error, Result, frame::Frame};
 /// Outcome of [`transcode`].
 #[derive(Debug)]
 pub struct Transcoded {
-    /// The file that was written: the one asked for when the end is [`End::Complete`], otherwise [`partial_path`].
-    /// `None` when it broke off before the first frame.
+    /// The file that was written: the one asked for when the end is [`End::Complete`], otherwise
+    /// [`partial_path`]. `None` when it broke off before the first frame.
     pub path: Option<PathBuf>,
     /// Frames written.
     pub frames: u64,
@@ -42,7 +42,8 @@ pub enum End {
     Incomplete(Vec<String>),
 }
 
-/// The name under which `output` is written until it is complete: `film.partial.mp4` for `film.mp4`.
+/// The name under which `output` is written until it is complete: `film.partial.mp4` for
+/// `film.mp4`.
 pub fn partial_path(output: &Path) -> PathBuf {
     let mut name = output.file_stem().map_or_else(OsString::new, Into::into);
     name.push(".partial");
@@ -204,7 +205,8 @@ impl Partial {
         Ok(Self { path, made: false })
     }
 
-    /// Makes the file anew: what had its name may be a link to a file that is still wanted, such as the input.
+    /// Makes the file anew: what had its name may be a link to a file that is still wanted, such as
+    /// the input.
     fn make(&mut self, output: &Path) -> Result<()> {
         if Container::of(output).is_none() {
             // The writer says so; nothing is to be touched before.

@@ -10,7 +10,7 @@ const TIME: Duration = Duration::from_millis(2);
 /// Tolerance of the length of audio and of its start beside the video: a packet or two.
 pub(super) const AUDIO: Duration = Duration::from_millis(60);
 
-/// What a file must hold.
+/// Content that a file must have.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Expected {
     pub frames: u64,

@@ -23,8 +23,8 @@ use crate::{Error, Result};
 
 /// Frames that wait for the encoder.
 const BEHIND: u64 = 4;
-/// A pause in which nothing reaches the file, after which writing is given up: slow encoders look ahead over many
-/// large frames.
+/// A pause in which nothing reaches the file, after which writing is given up: slow encoders look
+/// ahead over many large frames.
 const STALLED: Duration = Duration::from_secs(300);
 /// The same once somebody has asked to stop, and only the end of the file is waited for.
 const STALLED_AT_STOP: Duration = Duration::from_secs(20);
@@ -66,7 +66,8 @@ impl Container {
         }
     }
 
-    /// The encoder where none is asked for: visually close to lossless, at a speed that leaves time to the upscaler.
+    /// The encoder where none is asked for: visually close to lossless, at a speed that leaves time
+    /// to the upscaler.
     pub fn default_encoder(self) -> &'static str {
         match self {
             Self::WebM => {
@@ -117,7 +118,8 @@ impl Options {
 
 /// Writes frames to a video file.
 ///
-/// The file is whole only after [`Self::finish`]; a writer that is dropped before leaves a file that does not play.
+/// The file is whole only after [`Self::finish`]; a writer that is dropped before leaves a file
+/// that does not play.
 pub struct Writer {
     path: PathBuf,
     pipeline: gst::Pipeline,
@@ -317,7 +319,7 @@ impl Writer {
 
 /// Outcome of a writer.
 pub(super) struct Closed {
-    /// What became of each audio stream.
+    /// Fate of each audio stream.
     pub audio: Vec<String>,
     /// How much of it was encoded; `None` for a copied stream.
     pub encoded: Vec<Option<ClockTime>>,
@@ -568,7 +570,8 @@ fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, Strin
     Ok(bin.upcast())
 }
 
-/// Links what an encoder puts out to a muxer's pad, with a parser between where the muxer wants another form.
+/// Links what an encoder puts out to a muxer's pad, with a parser between where the muxer wants
+/// another form.
 fn link_encoded(
     pipeline: &gst::Pipeline,
     encoded: &gst::Pad,

@@ -23,8 +23,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs this program as a child that decodes the start of `path`. Only a crash is an error: any other
-/// failure is met again in this process, which says more about it.
+/// Runs this program as a child that decodes the start of `path`. Only a crash is an error: any
+/// other failure is met again in this process, which says more about it.
 pub fn in_child(path: &Path) -> Result<(), String> {
     if env::var_os(CHILD).is_some() {
         return Ok(());

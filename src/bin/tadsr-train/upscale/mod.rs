@@ -27,13 +27,15 @@ use crate::{
 
 /// Upscale a picture, a folder of pictures or a video
 ///
-/// A folder is searched to its depths (hidden files are left out), and its pictures keep their names and places; what
-/// is no picture is skipped with a warning, and pictures that cannot be upscaled are listed at the end, which then is a
-/// failure. PNG keeps alpha, both formats keep a colour profile; 16-bit PNG becomes 8-bit.
+/// A folder is searched to its depths (hidden files are left out), and its pictures keep their
+/// names and places; what is no picture is skipped with a warning, and pictures that cannot be
+/// upscaled are listed at the end, which then is a failure. PNG keeps alpha, both formats keep a
+/// colour profile; 16-bit PNG becomes 8-bit.
 ///
-/// A video keeps its frames, timestamps, pixel shape, depth and colours, and its audio, which is copied where OUT's kind
-/// of file holds it and encoded anew where not. Sizes become even. Until OUT is complete it is called
-/// NAME.partial.EXT. Ctrl-C ends that file so that it plays, and leaves it there; a second Ctrl-C removes it.
+/// A video keeps its frames, timestamps, pixel shape, depth and colours, and its audio, which is
+/// copied where OUT's kind of file holds it and encoded anew where not. Sizes become even. Until
+/// OUT is complete it is called NAME.partial.EXT. Ctrl-C ends that file so that it plays, and
+/// leaves it there; a second Ctrl-C removes it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train upscale small.png large.png --scale 2
@@ -45,7 +47,8 @@ pub struct Args {
     /// A picture (PNG, JPEG), a folder of pictures, or a video that GStreamer plays
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// Where it goes: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or a folder
+    /// Where it goes: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or
+    /// a folder
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Replace files that exist
@@ -57,7 +60,8 @@ pub struct Args {
     /// Quality of JPEG output, 1 to 100 [default: 95]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: Option<u8>,
-    /// Encoder of a video, as in a gst-launch line [default: x264enc at a quality that shows no loss; vp9enc for .webm]
+    /// Encoder of a video, as in a gst-launch line [default: x264enc at a quality that shows no
+    /// loss; vp9enc for .webm]
     #[arg(long, value_name = "ELEMENT")]
     encoder: Option<String>,
     /// Leave out the audio of a video

@@ -58,8 +58,8 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     report(&done, &from, size, &meter)
 }
 
-/// The size of `from` at `scale`, in even numbers, which most encoders want; never smaller than `from` nor a pixel more than
-/// `most` times as large, if that takes an odd number.
+/// The size of `from` at `scale`, in even numbers, which most encoders want; never smaller than
+/// `from` nor a pixel more than `most` times as large, if that takes an odd number.
 fn even_size(from: &FrameInfo, scale: f64, most: f64) -> (usize, usize) {
     let side = |len: usize| {
         let even = 2 * (len as f64 * scale / 2.0).round() as usize;
