@@ -64,14 +64,21 @@ impl Upscaler {
             Device::Auto => Device::Cpu,
             device => device,
         };
-        let engine = engine::open(model, device, context)?;
-        Ok(Self {
+        Ok(Self::with_engine(
+            engine::open(model, device, context)?,
+            device,
+        ))
+    }
+
+    /// Wraps an engine that runs on `device`, for engines outside of this library.
+    pub fn with_engine(engine: Box<dyn Engine>, device: Device) -> Self {
+        Self {
             scale: engine.capabilities().default_scale,
             engine,
             device,
             pool: None,
             observer: None,
-        })
+        }
     }
 
     /// Returns scales, precisions and settings of the model.

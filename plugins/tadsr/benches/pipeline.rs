@@ -2,15 +2,15 @@
 
 //! Benchmarks of the element in real pipelines: frames per second from an H.264 file to a fake sink
 //! and PSNR-Y, compared with videoscale and ffmpeg (if installed); overhead of the element over the
-//! bare engine; peak memory of a pipeline.
+//! engine alone; peak memory of a pipeline.
 //!
 //! ```text
 //! cargo bench -p gst-plugin-tadsr --bench pipeline [-- TRUTH.mp4 [WORK]]
 //! ```
 //! TRUTH is a clip of at least 1280x720. It is downscaled, encoded as H.264 and upscaled again;
-//! `benches/pipeline.sh` makes one. Each pipeline has two threads for the decoder and two for the
-//! scaler: on a machine with more cores, run it under `taskset -c 0,1`. The best of several runs
-//! counts, because noise only adds time.
+//! `benches/pipeline.sh` creates one. Each pipeline has two threads for the decoder and two for the
+//! scaler: on a machine with more cores, run it under `taskset -c 0,1`. The result is the best of
+//! several runs, because disturbances only add time.
 
 use std::{
     env, fs,
@@ -30,7 +30,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const RUNS: usize = 3;
 
-/// Frames per clip, and per run of the bare engine.
+/// Frames per clip, and per run of the engine alone.
 const FRAMES: usize = 150;
 
 /// Runs a pipeline to its end. Returns the seconds between the first and the last buffer at the
@@ -95,9 +95,11 @@ fn small(truth: &Path, work: &Path, width: usize, height: usize) -> Result<PathB
     if !path.exists() {
         let part = work.join("part.mp4");
         run(&format!(
-            "filesrc location={} ! decodebin ! videoconvert ! videoscale method=lanczos n-threads=2 ! \
-             video/x-raw,format=I420,width={width},height={height} ! identity name=sink eos-after={} ! \
-             x264enc pass=quant quantizer=18 ! h264parse ! mp4mux ! filesink location={}",
+            "filesrc location={} ! decodebin ! videoconvert ! \
+             videoscale method=lanczos n-threads=2 ! \
+             video/x-raw,format=I420,width={width},height={height} ! \
+             identity name=sink eos-after={} ! x264enc pass=quant quantizer=18 ! \
+             h264parse ! mp4mux ! filesink location={}",
             truth.display(),
             FRAMES + 1,
             part.display(),
@@ -158,13 +160,13 @@ fn ffmpeg(file: &Path, options: &[&str], filter: &str, truth: &[u8]) -> Result<(
             .split("rtime=")
             .nth(1)
             .and_then(|t| t.split('s').next());
-        let seconds: f64 = seconds.ok_or("ffmpeg gives no time")?.parse()?;
+        let seconds: f64 = seconds.ok_or("ffmpeg prints no time")?.parse()?;
         best = best.max(frames as f64 / seconds);
     }
     Ok((best, psnr(&luma, truth)))
 }
 
-/// Returns the PSNR of the frames that both have.
+/// Returns the PSNR of the frames that exist in both.
 fn psnr(a: &[u8], b: &[u8]) -> f64 {
     let pairs = a.iter().zip(b);
     let squares: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum();
@@ -172,8 +174,8 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
     10.0 * (255.0 * 255.0 / mean).log10()
 }
 
-/// Returns the frames per second of the bare engine, and of the element between a source and a sink
-/// that cost nothing. Runs alternate.
+/// Returns the frames per second of the engine alone, and of the element between a trivial source
+/// and sink, measured in turn.
 fn engine_and_element() -> Result<(f64, f64)> {
     let info = FrameInfo::new(PixelFormat::I420, 640, 360);
     let frame = Frame::new(info)?;
@@ -190,7 +192,8 @@ fn engine_and_element() -> Result<(f64, f64)> {
         engine = engine.max(FRAMES as f64 / start.elapsed().as_secs_f64());
         let (seconds, frames) = run(&format!(
             "videotestsrc num-buffers=1 ! video/x-raw,format=I420,width=640,height=360 ! \
-             imagefreeze num-buffers={FRAMES} ! tadsrupscale threads=2 ! fakevideosink name=sink sync=false"
+             imagefreeze num-buffers={FRAMES} ! tadsrupscale threads=2 ! \
+             fakevideosink name=sink sync=false"
         ))?;
         element = element.max((frames.max(1) - 1) as f64 / seconds);
     }
@@ -231,11 +234,12 @@ fn main() -> Result<()> {
     }
     let (engine, element) = engine_and_element()?;
     println!(
-        "640x360 to 1280x720, precision=auto, 2 threads: engine {engine:.1} fps, element {element:.1} fps, ratio {:.3}",
+        "640x360 to 1280x720, precision=auto, 2 threads: engine {engine:.1} fps, \
+         element {element:.1} fps, ratio {:.3}",
         element / engine
     );
     let Some(truth) = args.first().map(PathBuf::from) else {
-        println!("pass a clip for more measurements: see the top of this file");
+        println!("pass a clip for more measurements, see the top of this file");
         return Ok(());
     };
     let work = args.get(1).map_or_else(env::temp_dir, PathBuf::from);
@@ -310,7 +314,7 @@ fn main() -> Result<()> {
     ))?;
     let without = memory(&format!("{source} ! {sink}"))?;
     println!(
-        "\n960x540 H.264 to 1920x1080: {total:.0} MB at most, of which {without:.0} MB without tadsrupscale"
+        "\n960x540 H.264 to 1920x1080: peak of {total:.0} MB, {without:.0} MB without tadsrupscale"
     );
     Ok(())
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 //! Frames in CUDA memory: the real GstCuda on a fake driver (`libcuda.c`), and the library's
-//! emulated device.
+//! emulated device. A test binary of its own, because the process must load the fake driver before
+//! GstCuda looks for a driver.
 
 #![cfg(unix)]
 
@@ -48,11 +49,11 @@ fn load_driver() {
         // SAFETY: the library does nothing when it is loaded.
         let loaded = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
         assert!(!loaded.is_null());
-        // SAFETY: as GStreamer's own elements load it.
+        // SAFETY: GStreamer's libraries can be loaded at any time.
         let gstcuda = unsafe { libc::dlopen(c"libgstcuda-1.0.so.0".as_ptr(), libc::RTLD_NOW) };
         assert!(
             !gstcuda.is_null(),
-            "libgstcuda is not there: install gstreamer1.0-plugins-bad"
+            "libgstcuda is missing: install gstreamer1.0-plugins-bad"
         );
     });
 }
@@ -74,7 +75,7 @@ fn on_device(format: &str) -> String {
     raw(format, SIZE.0, SIZE.1).replace("video/x-raw", "video/x-raw(memory:CUDAMemory)")
 }
 
-/// Returns the `n`th frame. All differ.
+/// Returns the samples of the `n`th frame. All frames differ.
 fn sample(n: u64) -> impl Fn(usize, usize, usize) -> u16 {
     move |c, x, y| match c {
         0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
@@ -83,7 +84,7 @@ fn sample(n: u64) -> impl Fn(usize, usize, usize) -> u16 {
 }
 
 /// Returns the `n`th frame in system memory.
-fn picture(format: &str, n: u64) -> gst::Buffer {
+fn image(format: &str, n: u64) -> gst::Buffer {
     timed(frame(&info(&raw(format, SIZE.0, SIZE.1)), sample(n)), n)
 }
 
@@ -107,7 +108,7 @@ fn resident(pool: &gst::BufferPool, format: &str, n: u64) -> gst::Buffer {
     assert!(is_resident(&buffer));
     let info = info(&raw(format, SIZE.0, SIZE.1));
     let mut mapped = gst_video::VideoFrame::from_buffer_writable(buffer, &info).unwrap();
-    let source = gst_video::VideoFrame::from_buffer_readable(picture(format, n), &info).unwrap();
+    let source = gst_video::VideoFrame::from_buffer_readable(image(format, n), &info).unwrap();
     source.copy(&mut mapped).unwrap();
     timed(mapped.into_buffer(), n)
 }
@@ -120,16 +121,16 @@ fn is_resident(buffer: &gst::Buffer) -> bool {
 fn assert_frame(rig: &Rig, out: &gst::Buffer, format: &str, n: u64) {
     let properties = [("device", "cpu"), ("scale", "2")];
     let mut cpu = Rig::raw(&properties, format, SIZE.0, SIZE.1);
-    let want = cpu.harness.push_and_pull(picture(format, n)).unwrap();
+    let want = cpu.harness.push_and_pull(image(format, n)).unwrap();
     assert_eq!(out.pts(), Some(FRAME * n));
     for component in 0..rig.out_info().n_components() as usize {
         let got = samples(out, &rig.out_info(), component);
         let want = samples(&want, &cpu.out_info(), component);
         assert_eq!(got.len(), want.len());
-        let far = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
+        let error = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(
-            far.unwrap() <= 3,
-            "{format}, frame {n}: {far:?} from the CPU's"
+            error.unwrap() <= 3,
+            "{format}, frame {n}: wrong by {error:?}"
         );
     }
 }
@@ -142,14 +143,14 @@ fn out_is_resident(rig: &Rig) -> bool {
 }
 
 #[test]
-fn frames_stay_in_the_device_s_memory() {
+fn frames_stay_in_device_memory() {
     for format in ["NV12", "I420", "RGBA"] {
         let fake = plug();
         let properties = [("device", device(&fake)), ("scale", "2".into())];
         let properties = properties.each_ref().map(|(k, v)| (*k, v.as_str()));
         let mut rig = Rig::with_caps(&properties, &on_device(format));
         assert!(out_is_resident(&rig), "{}", rig.out_caps());
-        // An upstream that supports both should prefer these.
+        // An upstream that supports both memories should prefer this one.
         let wanted = rig.element.static_pad("sink").unwrap().query_caps(None);
         assert!(wanted.features(0).unwrap().contains("memory:CUDAMemory"));
         let pool = pool(&rig, format);
@@ -174,27 +175,31 @@ fn frames_stay_in_the_device_s_memory() {
 }
 
 #[test]
-fn frames_move_to_the_device_s_memory_and_back() {
+fn frames_move_to_device_memory_and_back() {
     for (from, to) in [(false, true), (true, false)] {
         let fake = plug();
         let device = device(&fake);
         let properties = [("device", device.as_str()), ("scale", "2")];
         let mut rig = Rig::new(&properties);
         rig.harness.play();
-        let sink = match to {
-            true => "video/x-raw(memory:CUDAMemory)",
-            false => "video/x-raw",
+        let sink = if to {
+            "video/x-raw(memory:CUDAMemory)"
+        } else {
+            "video/x-raw"
         };
         rig.harness.set_sink_caps_str(sink);
-        rig.harness.set_src_caps_str(&match from {
-            true => on_device("NV12"),
-            false => raw("NV12", SIZE.0, SIZE.1),
-        });
+        let source = if from {
+            on_device("NV12")
+        } else {
+            raw("NV12", SIZE.0, SIZE.1)
+        };
+        rig.harness.set_src_caps_str(&source);
         assert_eq!(out_is_resident(&rig), to);
         for n in 0..3 {
-            let buffer = match from {
-                true => resident(&pool(&rig, "NV12"), "NV12", n),
-                false => picture("NV12", n),
+            let buffer = if from {
+                resident(&pool(&rig, "NV12"), "NV12", n)
+            } else {
+                image("NV12", n)
             };
             rig.harness.push(buffer).unwrap();
         }
@@ -208,7 +213,7 @@ fn frames_move_to_the_device_s_memory_and_back() {
 }
 
 #[test]
-fn frames_of_another_context_and_after_a_failure_come_out_as_well() {
+fn frames_of_another_context_and_after_a_failure_are_upscaled() {
     let (fake, other) = (plug(), plug());
     let (device, other) = (device(&fake), device(&other));
     let properties = [
@@ -219,8 +224,8 @@ fn frames_of_another_context_and_after_a_failure_come_out_as_well() {
     let mut rig = Rig::with_caps(&properties, &on_device("NV12"));
     let own = pool(&rig, "NV12");
     let properties = [("device", other.as_str()), ("scale", "2")];
-    let stranger = Rig::with_caps(&properties, &on_device("NV12"));
-    let foreign = pool(&stranger, "NV12");
+    let owner = Rig::with_caps(&properties, &on_device("NV12"));
+    let foreign = pool(&owner, "NV12");
 
     rig.harness.push(resident(&foreign, "NV12", 0)).unwrap();
     rig.harness.push(resident(&own, "NV12", 1)).unwrap();
@@ -238,7 +243,7 @@ fn frames_of_another_context_and_after_a_failure_come_out_as_well() {
 }
 
 #[test]
-fn another_device_is_used_from_the_next_start_on() {
+fn another_device_takes_effect_at_the_next_start() {
     let (fake, other) = (plug(), plug());
     let (device, other) = (device(&fake), device(&other));
     let properties = [("device", device.as_str()), ("scale", "2")];
@@ -260,7 +265,7 @@ fn another_device_is_used_from_the_next_start_on() {
 }
 
 #[test]
-fn what_the_device_s_memory_does_not_have_stays_in_the_system_s() {
+fn formats_and_sizes_without_cuda_memory_stay_in_system_memory() {
     let fake = plug();
     let device = device(&fake);
     // An odd height, and a format that GstCuda does not support.
@@ -268,23 +273,23 @@ fn what_the_device_s_memory_does_not_have_stays_in_the_system_s() {
         let properties = [("device", device.as_str()), ("scale", scale)];
         let mut rig = Rig::raw(&properties, format, 24, 18);
         assert!(!out_is_resident(&rig), "{}", rig.out_caps());
-        rig.harness.push(picture(format, 0)).unwrap();
+        rig.harness.push(image(format, 0)).unwrap();
         rig.harness.push_event(gst::event::Eos::new());
         assert!(!is_resident(&rig.harness.pull().unwrap()));
 
-        // Nor can such frames be moved to CUDA memory.
+        // Such frames cannot be moved to CUDA memory either.
         let mut rig = Rig::new(&properties);
         rig.harness.play();
         rig.harness
             .set_sink_caps_str("video/x-raw(memory:CUDAMemory)");
         rig.harness.set_src_caps_str(&raw(format, 24, 18));
-        let pushed = rig.harness.push(picture(format, 0));
+        let pushed = rig.harness.push(image(format, 0));
         assert_eq!(pushed, Err(gst::FlowError::NotNegotiated), "{format}");
     }
 }
 
 #[test]
-fn without_a_device_only_what_is_not_upscaled_may_be_in_its_memory() {
+fn without_a_device_only_passthrough_accepts_device_memory() {
     load_driver();
     let mut rig = Rig::new(&[("device", "cpu"), ("scale", "2")]);
     rig.harness.play();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// A fake NVIDIA driver with the functions that GstCuda needs to allocate and copy frames. Device memory is
-// memory of the process. Rows are padded as on a device.
+// A fake NVIDIA driver with the functions that GstCuda needs to allocate and copy frames. Device
+// memory is memory of the process. Rows are padded as on a device.
 
 #include <stddef.h>
 #include <stdlib.h>

@@ -44,13 +44,13 @@ impl Negotiated {
         })
     }
 
-    /// Output frames as the library describes them, with the colours of the input.
+    /// Returns the output frames as the library describes them, with the colours of the input.
     pub fn out_frame(&self) -> FrameInfo {
         let (width, height) = (self.output.width(), self.output.height());
         self.in_frame.with_size(width as usize, height as usize)
     }
 
-    /// The larger of the factors for width and height.
+    /// Returns the larger of the factors for width and height.
     pub fn scale(&self) -> f64 {
         let x = f64::from(self.output.width()) / f64::from(self.input.width());
         let y = f64::from(self.output.height()) / f64::from(self.input.height());
@@ -67,7 +67,7 @@ impl Negotiated {
             && !(progressive && native_scale == Some(1.0))
     }
 
-    /// Duration of `frames` frames; 0 without a fixed frame rate.
+    /// Returns the duration of `frames` frames; 0 without a fixed frame rate.
     pub fn duration(&self, frames: usize) -> gst::ClockTime {
         let fps = self.input.fps();
         let (Ok(num @ 1..), Ok(den)) = (u64::try_from(fps.numer()), u64::try_from(fps.denom()))
@@ -173,8 +173,8 @@ impl Rules {
         }
     }
 
-    /// Returns a reason why the fixed input `caps` cannot be upscaled, if it says more than "not
-    /// negotiated".
+    /// Returns a reason why the fixed input `caps` cannot be upscaled, if there is one that
+    /// explains more than "not negotiated".
     pub fn refusal(&self, caps: &gst::CapsRef) -> Option<String> {
         let structure = caps.structure(0)?;
         let mode = structure

@@ -77,7 +77,10 @@ macro_rules! library {
                         // SAFETY: the function of this name has this signature (gst/cuda of
                         // GStreamer 1.22 to 1.26).
                         unsafe {
-                            mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $result)?>(symbol)
+                            mem::transmute::<
+                                *mut c_void,
+                                unsafe extern "C" fn($($arg),*) $(-> $result)?,
+                            >(symbol)
                         }
                     },)*
                     // SAFETY: as above.
@@ -93,8 +96,10 @@ library! {
     load = c"gst_cuda_load_library": () -> gboolean;
     init_memory = c"gst_cuda_memory_init_once": ();
     ensure = c"gst_cuda_ensure_element_context": (*mut GstElement, c_int, Storage) -> gboolean;
-    set_context = c"gst_cuda_handle_set_context": (*mut GstElement, *mut GstContext, c_int, Storage) -> gboolean;
-    answer = c"gst_cuda_handle_context_query": (*mut GstElement, *mut GstQuery, *mut GstObject) -> gboolean;
+    set_context = c"gst_cuda_handle_set_context":
+        (*mut GstElement, *mut GstContext, c_int, Storage) -> gboolean;
+    answer = c"gst_cuda_handle_context_query":
+        (*mut GstElement, *mut GstQuery, *mut GstObject) -> gboolean;
     handle = c"gst_cuda_context_get_handle": (*mut GstObject) -> *mut c_void;
     pool = c"gst_cuda_buffer_pool_new": (*mut GstObject) -> *mut GstBufferPool;
     is_memory = c"gst_is_cuda_memory": (*mut GstMemory) -> gboolean;
@@ -242,7 +247,8 @@ impl Context {
     pub fn external(&self, ordinal: usize) -> tadsr::Result<ExternalContext> {
         if ordinal != self.ordinal {
             return Err(Error::Device(format!(
-                "device 'cuda:{ordinal}' takes effect at the next start: the pipeline uses 'cuda:{}'",
+                "device 'cuda:{ordinal}' takes effect at the next start: the pipeline uses \
+                 'cuda:{}'",
                 self.ordinal
             )));
         }

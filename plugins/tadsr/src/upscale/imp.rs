@@ -26,7 +26,7 @@ use super::{
 #[derive(Default)]
 pub struct TadsrUpscale {
     /// Settings and model.
-    session: Session,
+    pub(super) session: Session,
     /// Frames in flight and the events between them.
     queue: Queue,
 }
@@ -200,6 +200,10 @@ impl BaseTransformImpl for TadsrUpscale {
             // If the frames cannot be pushed, the event cannot either.
             let _ = self.streaming().drain();
         }
+        if event.type_() == gst::EventType::Segment {
+            // The next frame may come from another position of the stream.
+            self.session.reset();
+        }
         if let gst::EventView::Caps(caps) = event.view() {
             let caps = caps.caps_owned();
             if let Some(reason) = self.session.rules().refusal(&caps) {
@@ -339,7 +343,7 @@ impl BaseTransformImpl for TadsrUpscale {
         // not do so exactly if it drops the frame below: then the mark may be on an earlier one.
         // `is_discont` is unsuitable here: it stays set until a frame is returned.
         if inbuf.flags().contains(gst::BufferFlags::DISCONT) {
-            self.streaming().drain()?;
+            self.streaming().drain_and_reset()?;
         }
         let src_flags = self.obj().src_pad().pad_flags();
         if src_flags.contains(gst::PadFlags::NEED_RECONFIGURE) && self.refuse_current_caps() {
@@ -386,7 +390,7 @@ impl VideoFilterImpl for TadsrUpscale {
         let negotiated = Negotiated::new(incaps, in_info, outcaps, out_info)
             .ok_or_else(|| gst::loggable_error!(CAT, "unsupported format {}", in_info.format()))?;
         // Downstream still has the previous caps. Frames that cannot be pushed are lost.
-        if self.streaming().drain().is_err() {
+        if self.streaming().drain_and_reset().is_err() {
             self.streaming().discard();
         }
         let element = self.obj();

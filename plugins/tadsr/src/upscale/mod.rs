@@ -9,17 +9,22 @@
  * Upscales video with a super-resolution network.
  *
  * |[
- * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! tadsrupscale ! x264enc ! mp4mux ! filesink location=out.mp4
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! tadsrupscale ! \
+ *     x264enc ! mp4mux ! filesink location=out.mp4
  * ]| Doubles the size of a video file.
  * |[
- * gst-launch-1.0 videotestsrc ! video/x-raw,width=854,height=480 ! tadsrupscale ! video/x-raw,width=1920,height=1080 ! autovideosink
+ * gst-launch-1.0 videotestsrc ! video/x-raw,width=854,height=480 ! tadsrupscale ! \
+ *     video/x-raw,width=1920,height=1080 ! autovideosink
  * ]| Upscales to the size in the caps downstream, here by a factor of 2.25.
  * |[
- * gst-launch-1.0 videotestsrc ! video/x-raw,width=320,height=240 ! tadsrupscale scale=4 strength=0.5 ! autovideosink
+ * gst-launch-1.0 videotestsrc ! video/x-raw,width=320,height=240 ! \
+ *     tadsrupscale scale=4 strength=0.5 ! autovideosink
  * ]| Upscales by a factor of 4, with half of the detail that the network adds to bicubic
  * interpolation.
  * |[
- * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! tadsrupscale model=tad-sr.safetensors noise=0.5 ! x264enc ! mp4mux ! filesink location=out.mp4
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! videoconvert ! \
+ *     tadsrupscale model=tad-sr.safetensors noise=0.5 ! x264enc ! mp4mux ! \
+ *     filesink location=out.mp4
  * ]| Upscales by a factor of 4 with a diffusion model that was converted by `tadsr-train import`,
  * and half of the initial noise. This takes seconds to minutes per frame.
  *

@@ -107,7 +107,7 @@ impl Layout {
             || meta.height() < info.height()
         {
             return Err(format!(
-                "the buffer's video meta says {} {}x{} where the caps say {} {}x{}",
+                "the video meta of the buffer is for {} {}x{}, the caps are for {} {}x{}",
                 meta.format(),
                 meta.width(),
                 meta.height(),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn stated_colours_are_taken_over() {
+    fn stated_colours_are_used() {
         for (text, matrix, range) in [
             ("bt601", Matrix::Bt601, Range::Limited),
             ("bt709", Matrix::Bt709, Range::Limited),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_that_are_not_stated_are_those_of_the_size() {
+    fn colours_that_are_not_stated_follow_the_size() {
         let small = described("format=I420,width=720,height=576");
         let large = described("format=I420,width=1920,height=1080");
         assert_eq!(small.colorimetry.matrix, Matrix::Bt601);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn chroma_sites_are_taken_over() {
+    fn chroma_sites_are_used() {
         for (site, horizontal, vertical) in [
             ("jpeg", false, false),
             ("mpeg2", true, false),
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn planes_that_a_memory_does_not_hold_are_refused() {
+    fn input_planes_that_exceed_the_memory_are_refused() {
         let info = described("format=I420,width=4,height=2");
         let within =
             |planes: &[(usize, usize)], len| Layout(planes.into()).within(&info, len).is_ok();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn planes_that_share_bytes_or_lie_outside_are_no_frame_to_write_to() {
+    fn output_planes_that_overlap_or_exceed_the_memory_are_refused() {
         let info = described("format=I420,width=4,height=2");
         let mut data = vec![0; 12];
         let write = |layout: &Layout, data: &mut Vec<u8>| layout.frame_mut(info, data).is_ok();

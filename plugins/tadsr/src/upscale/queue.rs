@@ -83,8 +83,8 @@ impl Queue {
     }
 }
 
-/// Returns true if a serialized event of this type can be queued behind the frames in flight. Before
-/// other events, the queue is drained.
+/// Returns true if a serialized event of this type can be queued behind the frames in flight.
+/// Before other events, the queue is drained.
 pub(super) fn can_wait(kind: gst::EventType) -> bool {
     matches!(
         kind,
@@ -134,10 +134,17 @@ impl Streaming<'_> {
         Ok(())
     }
 
+    /// As [`Self::drain`], before a frame that does not continue the previous ones.
+    pub fn drain_and_reset(&self) -> Result<(), gst::FlowError> {
+        let result = self.drain();
+        self.session.reset();
+        result
+    }
+
     /// Drops all frames in flight and the events between them.
     pub fn discard(&self) {
-        // The device may still read the buffers, so flush it before they are released.
-        self.session.flush();
+        // The device may still read the buffers, so reset it before they are released.
+        self.session.reset();
         self.queue.clear();
     }
 

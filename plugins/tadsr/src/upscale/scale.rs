@@ -383,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn a_structure_whose_size_is_no_size_has_no_scaled_size() {
+    fn a_structure_with_an_invalid_size_has_no_scaled_size() {
         assert_eq!(transform(2.0, Sink, "v,width=wide,height=1"), None);
         assert_eq!(transform(2.0, Sink, "v,width=-4,height=1"), None);
         assert_eq!(transform(2.0, Sink, "v,width=0,height=1"), None);
     }
 
     #[test]
-    fn scales_that_shrink_are_no_scales() {
+    fn invalid_scales_are_refused() {
         for bad in [0.5, -1.0, 0.999, 4.1, f64::NAN, f64::INFINITY] {
             assert_eq!(Scale::new(bad, 4.0, None), None, "{bad}");
         }
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_size_is_that_of_a_model_with_a_scale_of_its_own() {
+    fn an_open_size_follows_the_native_scale() {
         let input = "v,width=320,height=240";
         let open = "v,width=[320,1280],height=[240,960]";
         assert_eq!(fixate_for(Some(4.0), input, open), "1280x960 -");
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn pixels_change_shape_where_the_size_does_not_fit() {
+    fn the_pixel_aspect_ratio_changes_if_the_size_does_not_fit() {
         let input = "v,width=320,height=240,pixel-aspect-ratio=(fraction)1/1";
         assert_eq!(fixate(input, "v,width=640,height=360"), "640x360 3/4");
         // The height cannot reach 480, so the pixel aspect ratio changes.

@@ -59,7 +59,7 @@ impl LoadedModel {
         self.upscaler.active_device() == Device::Cpu
     }
 
-    /// Value of the property `active-model`.
+    /// Returns the value of the property `active-model`.
     fn name(&self, scale: f64) -> String {
         if self.bicubic {
             "bicubic".into()
@@ -158,7 +158,7 @@ impl State {
         overscale(self.negotiated.as_ref()?.scale(), self.max_scale?)
     }
 
-    /// Negotiated scale; before negotiation, a guess.
+    /// Returns the negotiated scale; before negotiation, a guess.
     fn scale(&self) -> f64 {
         self.negotiated.as_ref().map_or(2.0, Negotiated::scale)
     }
@@ -206,12 +206,12 @@ impl Session {
         lock(&self.state).negotiated.clone()
     }
 
-    /// Maximum number of frames in flight.
+    /// Returns the maximum number of frames in flight.
     pub fn depth(&self) -> u32 {
         lock(&self.state).depth as u32
     }
 
-    /// Conditions that decide which caps are possible now.
+    /// Returns the conditions that decide which caps are possible now.
     pub fn rules(&self) -> Rules {
         let settings = self.settings();
         let context = self.cuda.get().is_some();
@@ -300,7 +300,7 @@ impl Session {
         lock(&self.state).refused = None;
     }
 
-    /// Delay by the frames in flight, without the one that is returned.
+    /// Returns the delay by the frames in flight, without the frame that is returned.
     pub fn latency(&self, element: &BaseTransform) -> gst::ClockTime {
         if element.is_passthrough() {
             return gst::ClockTime::ZERO;
@@ -538,11 +538,12 @@ impl Session {
         }
     }
 
-    /// Makes the model let go of its frames in flight.
-    pub fn flush(&self) {
+    /// Makes the model drop its frames in flight and forget previous frames.
+    pub fn reset(&self) {
         let model = lock(&self.state).take();
         if let Some(mut model) = model {
             model.upscaler.flush();
+            model.upscaler.reset();
             self.put_back(model);
         }
     }
@@ -677,3 +678,6 @@ fn notify_active(element: &BaseTransform) {
     element.notify("active-device");
     element.notify("active-model");
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use super::{ColorFix, Fallback, Precision, scale::MAX_SCALE, stats::Status};
 
 /// Values of the writable properties.
 ///
-/// [`Self::new`] holds their defaults. `Default` is a blank to fill.
+/// [`Self::new`] returns their defaults. `Default` is only its starting point.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Settings {
     /// Name of a bundled model or path of a model file; empty for the default model.
@@ -37,7 +37,7 @@ pub(super) struct Settings {
     pub threads: u32,
     /// Numeric precision of inference.
     pub precision: Precision,
-    /// Reaction when the model or the device cannot be used.
+    /// Action when the model or the device cannot be used.
     pub fallback: Fallback,
     /// Maximum number of frames in flight.
     pub queue_depth: u32,
@@ -65,7 +65,7 @@ impl Settings {
         settings
     }
 
-    /// Number of the CUDA device in the property `device`; `None` for another device.
+    /// Returns the number of the CUDA device in the property `device`; `None` for another device.
     pub fn cuda_ordinal(&self) -> Option<usize> {
         match self.device.parse() {
             Ok(Device::Cuda(ordinal)) => Some(ordinal),
@@ -73,7 +73,7 @@ impl Settings {
         }
     }
 
-    /// Values of `denoise` and `detail`, which fold into the model's weights.
+    /// Returns the values of `denoise` and `detail`, which fold into the weights of the model.
     pub fn dials(&self) -> (f64, f64) {
         (self.denoise, self.detail)
     }
@@ -118,7 +118,7 @@ pub(super) struct Property {
 }
 
 impl Property {
-    /// A writable property that is stored in `field`.
+    /// Creates a writable property that is stored in `field`.
     fn new<T>(spec: glib::ParamSpec, change: Change, field: fn(&mut Settings) -> &mut T) -> Self
     where
         T: Default + ToValue + for<'v> FromValue<'v> + 'static,
@@ -135,7 +135,7 @@ impl Property {
         }
     }
 
-    /// A read-only property.
+    /// Creates a read-only property.
     fn read_only(spec: glib::ParamSpec, get: fn(&Status) -> glib::Value) -> Self {
         Self {
             spec,
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn new_settings_hold_the_default_of_every_property() {
+    fn new_settings_have_the_default_of_every_property() {
         for property in writable() {
             let value = property.get(Settings::new(), &Status::default());
             let default = property.spec.default_value();
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_property_is_mutable_while_playing_if_a_change_has_a_consequence() {
+    fn a_property_is_mutable_while_playing_if_a_change_takes_effect_there() {
         for property in writable() {
             let playing = property.spec.flags() & gst::PARAM_FLAG_MUTABLE_PLAYING;
             let deferred = matches!(property.change, Change::Deferred);

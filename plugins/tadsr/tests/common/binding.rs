@@ -5,7 +5,8 @@
 use gst::{ffi, glib, glib::translate::*, prelude::*, subclass::prelude::*};
 
 glib::wrapper! {
-    pub struct SecondsBinding(ObjectSubclass<imp::SecondsBinding>) @extends gst::ControlBinding, gst::Object;
+    pub struct SecondsBinding(ObjectSubclass<imp::SecondsBinding>)
+        @extends gst::ControlBinding, gst::Object;
 }
 
 impl SecondsBinding {

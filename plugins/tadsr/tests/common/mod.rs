@@ -108,8 +108,14 @@ fn text(message: &gst::Message) -> String {
     format!("{error} {}", debug.unwrap_or_default())
 }
 
+/// Returns raw caps at 25 frames per second.
 pub fn raw(format: &str, width: u32, height: u32) -> String {
     format!("video/x-raw,format={format},width={width},height={height},framerate=25/1")
+}
+
+/// Parses caps.
+pub fn caps(text: &str) -> gst::Caps {
+    text.parse().unwrap()
 }
 
 pub fn info(caps: &str) -> VideoInfo {

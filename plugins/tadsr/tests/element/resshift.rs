@@ -2,9 +2,7 @@
 
 //! Tests of the element with diffusion models.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use gst::prelude::*;
 use tadsr::frame::PixelFormat;
 
@@ -47,7 +45,7 @@ fn a_still_clip_gives_the_same_frame_each_time() {
 }
 
 #[test]
-fn a_size_that_nobody_asks_for_is_what_the_model_makes() {
+fn an_open_size_is_that_of_the_native_scale() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 4);
     let rig = Rig::raw(&[("model", &model)], "NV12", 8, 6);
@@ -97,18 +95,18 @@ fn ten_bits_stay_ten_bits() {
     for format in ["P010_10LE", "I420_10LE"] {
         let input = raw(format, 10, 6);
         let mut rig = Rig::with_caps(&[("model", &model)], &input);
-        let made = upscaled(&mut rig, &textured(&input));
-        let fine = made[0].iter().filter(|v| *v % 4 != 0).count();
+        let result = upscaled(&mut rig, &textured(&input));
+        let fine = result[0].iter().filter(|v| *v % 4 != 0).count();
         assert!(
-            fine > made[0].len() / 2,
+            fine > result[0].len() / 2,
             "{format}: {fine} of {}",
-            made[0].len()
+            result[0].len()
         );
     }
 }
 
 #[test]
-fn the_model_may_change_families_while_playing_without_losing_a_frame() {
+fn a_change_of_family_while_playing_loses_no_frame() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 4);
     let input = raw("I420", 8, 6);
@@ -124,7 +122,7 @@ fn the_model_may_change_families_while_playing_without_losing_a_frame() {
         while rig.element.property::<String>("active-model") != name {
             assert_eq!(rig.harness.push(buffer.copy()), Ok(gst::FlowSuccess::Ok));
             pushed += 1;
-            assert!(pushed < 100_000, "the model never took over");
+            assert!(pushed < 100_000, "the model did not take over");
         }
         assert_eq!(rig.harness.push(buffer.copy()), Ok(gst::FlowSuccess::Ok));
         pushed += 1;
@@ -142,23 +140,23 @@ fn the_model_may_change_families_while_playing_without_losing_a_frame() {
 }
 
 #[test]
-fn a_model_of_scale_1_restores_video_in_its_own_size() {
+fn a_model_of_scale_1_restores_video_without_a_change_of_size() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 1);
     for scale in ["0", "1"] {
         let input = raw("I420", 30, 14);
         let mut rig = Rig::with_caps(&[("model", &model), ("scale", scale)], &input);
         let buffer = textured(&input);
-        let made = upscaled(&mut rig, &buffer);
+        let result = upscaled(&mut rig, &buffer);
         assert_eq!((rig.out_info().width(), rig.out_info().height()), (30, 14));
-        assert_ne!(made, all_samples(&rig, &buffer));
+        assert_ne!(result, all_samples(&rig, &buffer));
         rig.element.set_property("strength", 0.0);
         assert_eq!(upscaled(&mut rig, &buffer), all_samples(&rig, &buffer));
     }
 }
 
 #[test]
-fn passing_through_begins_and_ends_with_the_model_that_needs_it() {
+fn passthrough_ends_and_begins_with_a_model_of_scale_1() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 1);
     let input = raw("GRAY8", 16, 8);
@@ -176,7 +174,7 @@ fn passing_through_begins_and_ends_with_the_model_that_needs_it() {
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        panic!("'{name}' never took over");
+        panic!("'{name}' did not take over");
     };
     let mut restored = Vec::new();
     for _ in 0..2 {
@@ -192,7 +190,7 @@ fn passing_through_begins_and_ends_with_the_model_that_needs_it() {
 }
 
 #[test]
-fn interlaced_video_passes_a_model_of_scale_1_by() {
+fn interlaced_video_passes_through_with_a_model_of_scale_1() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 1);
     let input = format!("{},interlace-mode=interleaved", raw("I420", 16, 8));
@@ -227,7 +225,7 @@ fn settings_take_effect_with_the_next_frame() {
 }
 
 #[test]
-fn more_steps_than_the_model_has_fail_the_start_and_change_nothing_later() {
+fn too_many_steps_fail_the_start_and_change_nothing_while_playing() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 4);
     let (element, bus) = element(&[("model", &model), ("steps", "1001")]);
@@ -250,12 +248,12 @@ fn more_steps_than_the_model_has_fail_the_start_and_change_nothing_later() {
     assert!(warning.contains("1001 steps"), "{warning}");
     assert!(
         rig.message(gst::MessageType::Warning).is_none(),
-        "told once"
+        "posted once"
     );
 }
 
 #[test]
-fn a_setting_that_a_model_lacks_is_warned_of_once_and_frames_go_on() {
+fn a_setting_that_the_model_lacks_leads_to_one_warning() {
     let input = raw("GRAY8", 8, 8);
     let mut rig = Rig::with_caps(&[("noise", "0.5")], &input);
     for (seed, setting) in [(0, "noise"), (1, "seed")] {
@@ -272,9 +270,9 @@ fn a_setting_that_a_model_lacks_is_warned_of_once_and_frames_go_on() {
     }
 }
 
-/// No machine has enough memory for 32768 x 32768 pixels in floating point.
+/// No machine has enough memory for 32768x32768 output pixels in floating point.
 #[test]
-fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() {
+fn too_little_memory_for_a_frame_is_an_error_and_another_size_works() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 4);
     let input = raw("GRAY8", 8192, 8192);
@@ -292,7 +290,7 @@ fn a_frame_for_which_there_is_no_memory_is_an_error_and_the_next_size_goes_on() 
 }
 
 #[test]
-fn a_frame_in_work_is_given_up_when_the_element_stops_or_flushes() {
+fn a_frame_in_progress_is_cancelled_by_a_stop_or_flush() {
     let directory = tempfile::tempdir().unwrap();
     let model = resshift_model(directory.path(), 4);
     for flush in [true, false] {

@@ -2,14 +2,12 @@
 
 //! Tests of the element in real pipelines.
 
-mod common;
-
 use std::{
     process::Command,
     sync::{Arc, Mutex},
 };
 
-use common::init;
+use crate::common::init;
 use gst::prelude::*;
 
 /// Sizes and frames that passed a pad.
@@ -81,7 +79,7 @@ fn play(pipeline: &gst::Pipeline) -> Result<(), String> {
 }
 
 #[test]
-fn upstream_makes_the_size_that_ends_in_the_wanted_one() {
+fn upstream_produces_the_output_size_divided_by_the_scale() {
     let (before, after) = run("videotestsrc num-buffers=3 ! tadsrupscale name=up scale=4 \
          ! video/x-raw,width=640,height=480 ! fakesink")
     .unwrap();
@@ -91,13 +89,13 @@ fn upstream_makes_the_size_that_ends_in_the_wanted_one() {
 }
 
 #[test]
-fn a_size_that_cannot_be_made_ends_in_an_error() {
-    // Detected when the elements are linked ...
+fn an_impossible_size_is_an_error() {
+    // Detected when the elements are linked,
     let error = run("videotestsrc num-buffers=3 ! tadsrupscale name=up scale=4 \
          ! video/x-raw,width=641,height=480 ! fakesink")
     .unwrap_err();
     assert!(error.contains("width=(int)641"), "{error}");
-    // ... or during negotiation.
+    // or during negotiation.
     init();
     let pipeline = gst::parse::launch(
         "videotestsrc num-buffers=3 ! tadsrupscale scale=4 ! capsfilter name=wanted ! fakesink",
@@ -134,7 +132,7 @@ fn the_size_comes_from_downstream_or_doubles() {
 }
 
 #[test]
-fn every_decoded_frame_comes_out_with_its_time() {
+fn every_decoded_frame_is_upscaled_with_its_timestamp() {
     let (before, after) = run(
         "videotestsrc num-buffers=30 ! video/x-raw,format=I420,width=160,height=120,framerate=25/1 \
          ! x264enc bframes=2 speed-preset=ultrafast ! h264parse ! avdec_h264 \
@@ -147,13 +145,14 @@ fn every_decoded_frame_comes_out_with_its_time() {
 }
 
 #[test]
-fn an_upscaled_film_plays_with_every_frame() {
+fn an_encoded_result_decodes_to_all_frames() {
     let directory = tempfile::tempdir().unwrap();
     let film = directory.path().join("film.mp4");
     let film = film.to_str().unwrap();
     let (before, _) = run(&format!(
-        "videotestsrc num-buffers=20 ! video/x-raw,format=NV12,width=96,height=64 ! tadsrupscale name=up \
-         ! x264enc speed-preset=ultrafast ! h264parse ! mp4mux ! filesink location={film}"
+        "videotestsrc num-buffers=20 ! video/x-raw,format=NV12,width=96,height=64 \
+         ! tadsrupscale name=up ! x264enc speed-preset=ultrafast ! h264parse ! mp4mux \
+         ! filesink location={film}"
     ))
     .unwrap();
     assert_eq!(before.times.len(), 20);
@@ -166,10 +165,11 @@ fn an_upscaled_film_plays_with_every_frame() {
 }
 
 #[test]
-fn two_sizes_in_one_stream_give_two_sizes_and_all_frames() {
+fn a_change_of_size_in_a_stream_loses_no_frame() {
     let part = |width: u32| {
         format!(
-            "videotestsrc num-buffers=5 ! video/x-raw,format=I420,width={width},height=120,framerate=25/1 ! c."
+            "videotestsrc num-buffers=5 \
+             ! video/x-raw,format=I420,width={width},height=120,framerate=25/1 ! c."
         )
     };
     let (before, after) = run(&format!(
@@ -188,7 +188,8 @@ fn two_sizes_in_one_stream_give_two_sizes_and_all_frames() {
 fn interlaced_video_is_refused_or_passed_through() {
     let interlaced = |properties: &str| {
         run(&format!(
-            "videotestsrc num-buffers=10 ! video/x-raw,format=I420,width=160,height=120,framerate=50/1 \
+            "videotestsrc num-buffers=10 \
+             ! video/x-raw,format=I420,width=160,height=120,framerate=50/1 \
              ! interlace field-pattern=2:2 ! tadsrupscale name=up {properties} ! fakesink"
         ))
     };
@@ -210,17 +211,19 @@ fn deinterlaced_video_is_upscaled() {
 }
 
 #[test]
-fn a_model_that_is_not_there_stops_the_pipeline_with_its_name() {
+fn a_missing_model_stops_the_pipeline_and_is_named() {
     let error =
         run("videotestsrc num-buffers=3 ! tadsrupscale name=up model=/no/such/model ! fakesink");
     assert!(error.unwrap_err().contains("/no/such/model"));
 }
 
-/// Runs in a process of its own, started by the next test, with the tracer on from the start.
+/// Runs in a child process of the next test, with the tracer active from the start.
 #[test]
 #[ignore = "needs GST_TRACERS=leaks"]
 fn leaks_in_this_process() {
-    run("videotestsrc num-buffers=3 ! tadsrupscale name=up scale=2 ! video/x-raw,format=I420 ! x264enc ! fakesink").unwrap();
+    run("videotestsrc num-buffers=3 ! tadsrupscale name=up scale=2 \
+         ! video/x-raw,format=I420 ! x264enc ! fakesink")
+    .unwrap();
     run("videotestsrc num-buffers=3 ! tadsrupscale name=up model=/no/such/model ! fakesink")
         .unwrap_err();
     let tracer = gst::active_tracers()
@@ -231,9 +234,9 @@ fn leaks_in_this_process() {
 }
 
 #[test]
-fn nothing_stays_alive_after_a_pipeline() {
+fn no_object_is_leaked_by_a_pipeline() {
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "leaks_in_this_process", "--ignored"])
+        .args(["--exact", "pipelines::leaks_in_this_process", "--ignored"])
         .env("GST_TRACERS", "leaks")
         .env("GST_DEBUG", "GST_TRACER:7")
         .env("GST_DEBUG_NO_COLOR", "1")
@@ -241,7 +244,7 @@ fn nothing_stays_alive_after_a_pipeline() {
         .unwrap();
     let log = String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{log}");
-    // The log works: it contains at least the declaration of the record.
+    // Without leaks, the log still contains the declaration of the record.
     assert!(log.contains("object-alive"), "{log}");
     for line in log.lines().filter(|line| line.contains("object-alive")) {
         for kind in [
@@ -251,7 +254,7 @@ fn nothing_stays_alive_after_a_pipeline() {
             "GstVideoBufferPool",
             "GstPad,",
         ] {
-            assert!(!line.contains(kind), "alive: {line}");
+            assert!(!line.contains(kind), "leaked: {line}");
         }
     }
 }

@@ -2,11 +2,9 @@
 
 //! The element on an emulated CUDA device: frames in flight, events between them, and failures.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::*;
+use crate::common::*;
 use gst::prelude::*;
 use tadsr::{
     cuda::{driver::Driver, emulator::Fake},
@@ -34,8 +32,8 @@ fn rig(fake: &Arc<Fake>, depth: &str, more: &[(&str, &str)]) -> Rig {
     Rig::raw(&properties, "I420", SIZE.0, SIZE.1)
 }
 
-/// Returns the `n`th frame. All differ.
-fn picture(n: u64) -> gst::Buffer {
+/// Returns the `n`th frame. All frames differ.
+fn image(n: u64) -> gst::Buffer {
     let info = info(&raw("I420", SIZE.0, SIZE.1));
     let buffer = frame(&info, |c, x, y| match c {
         0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
@@ -45,10 +43,10 @@ fn picture(n: u64) -> gst::Buffer {
 }
 
 /// Returns the luma of the `n`th frame upscaled on the CPU.
-fn on_the_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
+fn by_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
     let properties = [("device", "cpu"), ("model", model), ("strength", strength)];
     let mut rig = Rig::raw(&properties, "I420", SIZE.0, SIZE.1);
-    let out = rig.harness.push_and_pull(picture(n)).unwrap();
+    let out = rig.harness.push_and_pull(image(n)).unwrap();
     samples(&out, &rig.out_info(), 0)
 }
 
@@ -69,11 +67,11 @@ fn assert_frames_as(
     assert_eq!(times, expected);
     for (buffer, n) in out.iter().zip(numbers) {
         let got = samples(buffer, &rig.out_info(), 0);
-        let want = on_the_cpu(n, model, strength);
+        let want = by_cpu(n, model, strength);
         assert_eq!(got.len(), want.len());
-        let far = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
+        let error = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
         // The device computes in f16, the CPU possibly in 8-bit integers.
-        assert!(far.unwrap() <= 3, "frame {n} is {far:?} from the CPU's");
+        assert!(error.unwrap() <= 3, "frame {n} is wrong by {error:?}");
     }
 }
 
@@ -83,14 +81,14 @@ fn pulled(rig: &mut Rig) -> Vec<gst::Buffer> {
 }
 
 #[test]
-fn frames_come_out_in_order_and_the_end_of_the_stream_brings_the_last() {
+fn frames_are_pushed_in_order_and_the_last_ones_at_the_end_of_the_stream() {
     for depth in [1, 2, 3] {
         let fake = plug();
         let mut rig = rig(&fake, &depth.to_string(), &[]);
         let device = format!("cuda:{}", ordinal(&fake));
         assert_eq!(rig.element.property::<String>("active-device"), device);
         for n in 0..5 {
-            rig.harness.push(picture(n)).unwrap();
+            rig.harness.push(image(n)).unwrap();
             let out = rig.harness.buffers_in_queue() as u64;
             assert_eq!(out, (n + 2).saturating_sub(depth), "after frame {n}");
         }
@@ -117,24 +115,24 @@ fn frames_come_out_in_order_and_the_end_of_the_stream_brings_the_last() {
 }
 
 #[test]
-fn frames_in_work_are_latency() {
+fn frames_in_flight_add_latency() {
     for (depth, frames) in [("1", 0), ("3", 2)] {
         let fake = plug();
         let mut rig = rig(&fake, depth, &[]);
-        let told = rig.message(gst::MessageType::Latency).is_some();
-        assert_eq!(told, frames > 0);
+        let posted = rig.message(gst::MessageType::Latency).is_some();
+        assert_eq!(posted, frames > 0);
         rig.harness.set_upstream_latency(FRAME * 5);
         assert_eq!(rig.harness.query_latency(), Some(FRAME * (5 + frames)));
     }
     // Passthrough has no latency.
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("scale", "1")]);
-    rig.harness.push_and_pull(picture(0)).unwrap();
+    rig.harness.push_and_pull(image(0)).unwrap();
     assert_eq!(rig.harness.query_latency(), Some(gst::ClockTime::ZERO));
 }
 
 #[test]
-fn events_keep_their_place_between_the_frames() {
+fn events_keep_their_position_between_frames() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[]);
     // Output in order: timestamps of frames, names of events.
@@ -159,14 +157,14 @@ fn events_keep_their_place_between_the_frames() {
             .add::<gst::tags::Title>(&"a title", gst::TagMergeMode::Append);
         gst::event::Tag::new(tags)
     };
-    rig.harness.push(picture(0)).unwrap();
+    rig.harness.push(image(0)).unwrap();
     rig.harness.push_event(tag());
-    rig.harness.push(picture(1)).unwrap();
-    rig.harness.push(picture(2)).unwrap();
-    rig.harness.push(picture(3)).unwrap();
+    rig.harness.push(image(1)).unwrap();
+    rig.harness.push(image(2)).unwrap();
+    rig.harness.push(image(3)).unwrap();
     rig.harness
         .push_event(gst::event::Gap::builder(FRAME * 4).duration(FRAME).build());
-    rig.harness.push(picture(5)).unwrap();
+    rig.harness.push(image(5)).unwrap();
     rig.harness.push_event(tag());
     rig.harness.push_event(gst::event::Eos::new());
     let order: Vec<String> = order.lock().unwrap().clone();
@@ -174,15 +172,15 @@ fn events_keep_their_place_between_the_frames() {
 }
 
 #[test]
-fn another_size_and_another_scale_lose_no_frame() {
+fn a_change_of_size_or_scale_loses_no_frame() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("scale", "2")]);
     for n in 0..2 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     rig.element.set_property("scale", 3.0);
     for n in 2..4 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     let out = pulled(&mut rig);
     assert_eq!(out.len(), 2, "drained before the new size");
@@ -204,11 +202,11 @@ fn another_size_and_another_scale_lose_no_frame() {
 }
 
 #[test]
-fn a_flush_forgets_what_is_in_work() {
+fn a_flush_drops_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[]);
     for n in 0..2 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     rig.harness.push_event(gst::event::FlushStart::new());
     rig.harness.push_event(gst::event::FlushStop::new(true));
@@ -216,7 +214,7 @@ fn a_flush_forgets_what_is_in_work() {
     rig.harness.push_event(gst::event::Segment::new(&segment));
     assert_eq!(pulled(&mut rig).len(), 0);
     for n in 10..13 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
@@ -224,17 +222,17 @@ fn a_flush_forgets_what_is_in_work() {
 }
 
 #[test]
-fn a_device_that_is_lost_loses_no_frame_when_the_cpu_may_take_over() {
+fn the_fallback_to_the_cpu_loses_no_frame_of_a_lost_device() {
     // A device may fail when a frame is submitted, and when it is received.
     for call in ["launch_graph", "synchronize_event"] {
         let fake = plug();
         let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
         for n in 0..4 {
-            rig.harness.push(picture(n)).unwrap();
+            rig.harness.push(image(n)).unwrap();
         }
         fake.fail(call, 0, LOST);
         for n in 4..7 {
-            rig.harness.push(picture(n)).unwrap();
+            rig.harness.push(image(n)).unwrap();
         }
         let warning = rig.message(gst::MessageType::Warning).unwrap();
         assert!(
@@ -243,7 +241,7 @@ fn a_device_that_is_lost_loses_no_frame_when_the_cpu_may_take_over() {
         );
         assert!(
             rig.message(gst::MessageType::Warning).is_none(),
-            "told once"
+            "posted once"
         );
         assert_eq!(rig.element.property::<String>("active-device"), "cpu");
         let out = pulled(&mut rig);
@@ -254,27 +252,27 @@ fn a_device_that_is_lost_loses_no_frame_when_the_cpu_may_take_over() {
 }
 
 #[test]
-fn a_device_that_is_lost_ends_the_stream_or_leaves_bicubic() {
+fn a_lost_device_ends_the_stream_or_falls_back_to_bicubic() {
     let fake = plug();
     let mut rig_1 = rig(&fake, "2", &[]);
-    rig_1.harness.push(picture(0)).unwrap();
+    rig_1.harness.push(image(0)).unwrap();
     fake.fail("synchronize_event", 0, LOST);
-    assert_eq!(rig_1.harness.push(picture(1)), Err(gst::FlowError::Error));
+    assert_eq!(rig_1.harness.push(image(1)), Err(gst::FlowError::Error));
     let error = rig_1.message(gst::MessageType::Error).unwrap();
     assert!(error.contains("lost"), "{error}");
 
     let fake = plug();
     let mut rig_2 = rig(&fake, "2", &[("fallback", "bicubic")]);
-    rig_2.harness.push(picture(0)).unwrap();
+    rig_2.harness.push(image(0)).unwrap();
     fake.fail("synchronize_event", 0, LOST);
-    rig_2.harness.push(picture(1)).unwrap();
+    rig_2.harness.push(image(1)).unwrap();
     assert_eq!(rig_2.element.property::<String>("active-model"), "bicubic");
     let out = pulled(&mut rig_2);
     assert_frames_as(&rig_2, &out, 0..2, "tiny", "0");
 }
 
 #[test]
-fn a_device_that_computes_wrongly_or_is_full_is_not_started() {
+fn a_defective_full_or_old_device_fails_the_start_or_falls_back() {
     let wrong = plug();
     wrong.set_kernels(emulated::defective);
     let full = emulated::device((8, 0), 1000);
@@ -293,13 +291,13 @@ fn a_device_that_computes_wrongly_or_is_full_is_not_started() {
         let warning = rig.message(gst::MessageType::Warning).unwrap();
         assert!(warning.contains(reason), "{warning}");
         assert_eq!(rig.element.property::<String>("active-device"), "cpu");
-        let out = rig.harness.push_and_pull(picture(0)).unwrap();
+        let out = rig.harness.push_and_pull(image(0)).unwrap();
         assert_frames(&rig, &[out], 0..1);
     }
 }
 
 #[test]
-fn a_precision_that_the_device_does_not_have_is_an_error_with_the_remedy() {
+fn an_unsupported_precision_is_an_error_with_the_remedy() {
     let fake = plug();
     let device = format!("cuda:{}", ordinal(&fake));
     let (failing, bus) = element(&[("device", &device), ("precision", "int8")]);
@@ -313,21 +311,21 @@ fn a_precision_that_the_device_does_not_have_is_an_error_with_the_remedy() {
 }
 
 #[test]
-fn a_model_that_is_swapped_takes_over_behind_the_frames_in_work() {
+fn a_new_model_takes_over_after_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("model", "tiny")]);
     for n in 0..2 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     rig.element.set_property("model", "tiny-clean");
     let mut sent = 2;
     while rig.element.property::<String>("active-model") != "tiny-clean-x2" {
-        rig.harness.push(picture(sent)).unwrap();
+        rig.harness.push(image(sent)).unwrap();
         sent += 1;
-        assert!(sent < 10_000, "the model never came");
+        assert!(sent < 10_000, "the model did not take over");
     }
     for n in sent..sent + 3 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
@@ -342,13 +340,13 @@ fn a_model_that_is_swapped_takes_over_behind_the_frames_in_work() {
 }
 
 #[test]
-fn a_dial_moved_with_frames_in_flight_acts_on_the_next_frame_and_loses_none() {
+fn a_dial_takes_effect_with_the_next_frame_and_loses_none_in_flight() {
     let fake = plug();
     let frames = |before: f64, after: f64| -> Vec<Vec<u8>> {
         let mut rig = rig(&fake, "3", &[("model", "tiny-dial")]);
         for (n, denoise) in (0..6).zip([before, before, before, after, after, after]) {
             rig.element.set_property("denoise", denoise);
-            rig.harness.push(picture(n)).unwrap();
+            rig.harness.push(image(n)).unwrap();
         }
         rig.harness.push_event(gst::event::Eos::new());
         let bytes = |buffer: &gst::Buffer| buffer.map_readable().unwrap().to_vec();
@@ -362,7 +360,7 @@ fn a_dial_moved_with_frames_in_flight_acts_on_the_next_frame_and_loses_none() {
 }
 
 #[test]
-fn buffers_in_work_are_asked_for() {
+fn the_pool_has_buffers_for_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "4", &[]);
     let caps: gst::Caps = raw("I420", SIZE.0, SIZE.1).parse().unwrap();
@@ -373,9 +371,9 @@ fn buffers_in_work_are_asked_for() {
             .unwrap()
             .query(query.query_mut())
     );
-    let least = query.allocation_pools().map(|(_, _, min, _)| min).max();
-    assert_eq!(least, Some(5));
-    rig.harness.push(picture(0)).unwrap();
+    let min = query.allocation_pools().map(|(_, _, min, _)| min).max();
+    assert_eq!(min, Some(5));
+    rig.harness.push(image(0)).unwrap();
     assert!(rig.harness.try_pull().is_none());
     // A drain query returns the frames immediately.
     rig.element
@@ -387,10 +385,10 @@ fn buffers_in_work_are_asked_for() {
 }
 
 #[test]
-fn a_short_buffer_is_an_error_with_frames_in_work() {
+fn a_short_buffer_is_an_error_after_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
-    rig.harness.push(picture(0)).unwrap();
+    rig.harness.push(image(0)).unwrap();
     let mut short = gst::Buffer::from_mut_slice(vec![0u8; 100]);
     short.get_mut().unwrap().set_pts(FRAME);
     assert_eq!(rig.harness.push(short), Err(gst::FlowError::Error));
@@ -400,16 +398,16 @@ fn a_short_buffer_is_an_error_with_frames_in_work() {
     assert!(error.contains("100"), "{error}");
     assert!(
         rig.message(gst::MessageType::Warning).is_none(),
-        "the device is not to blame"
+        "the device did not fail"
     );
 }
 
 #[test]
-fn a_discontinuity_marks_its_own_frame_and_ends_no_overlap() {
+fn a_discontinuity_marks_its_own_frame_and_drains_only_before_it() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[]);
     let marked = |n: u64, mark: bool| {
-        let mut buffer = picture(n);
+        let mut buffer = image(n);
         if mark {
             let buffer = buffer.get_mut().unwrap();
             buffer.set_flags(gst::BufferFlags::DISCONT);
@@ -426,7 +424,7 @@ fn a_discontinuity_marks_its_own_frame_and_ends_no_overlap() {
     rig.harness.push(marked(5, true)).unwrap();
     assert_eq!(rig.harness.buffers_in_queue(), 5);
     for n in 6..8 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     assert_eq!(rig.harness.buffers_in_queue(), 6);
     rig.harness.push_event(gst::event::Eos::new());
@@ -439,12 +437,14 @@ fn a_discontinuity_marks_its_own_frame_and_ends_no_overlap() {
 }
 
 #[test]
-fn a_real_pipeline_keeps_frames_in_flight_and_loses_none() {
+fn a_pipeline_has_frames_in_flight_and_loses_none() {
     init();
     let fake = plug();
     let line = format!(
-        "videotestsrc num-buffers=6 pattern=ball ! video/x-raw,format=NV12,width=24,height=18,framerate=25/1 ! \
-         tadsrupscale name=up device=cuda:{} queue-depth=3 ! fakesink name=sink sync=false signal-handoffs=true",
+        "videotestsrc num-buffers=6 pattern=ball ! \
+         video/x-raw,format=NV12,width=24,height=18,framerate=25/1 ! \
+         tadsrupscale name=up device=cuda:{} queue-depth=3 ! \
+         fakesink name=sink sync=false signal-handoffs=true",
         ordinal(&fake)
     );
     let pipeline = gst::parse::launch(&line)
@@ -462,7 +462,7 @@ fn a_real_pipeline_keeps_frames_in_flight_and_loses_none() {
     assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
     let stats: gst::Structure = pipeline.by_name("up").unwrap().property("stats");
     assert_eq!(stats.get::<u64>("frames"), Ok(6));
-    // Frames overlap: of the last six, three were submitted before the first was received.
+    // Frames overlap: three of the six frames are submitted before the first one is received.
     let log = fake.log();
     let calls = log
         .iter()
@@ -475,21 +475,21 @@ fn a_real_pipeline_keeps_frames_in_flight_and_loses_none() {
 }
 
 #[test]
-fn a_precision_set_while_playing_that_the_device_does_not_have_changes_nothing() {
+fn an_unsupported_precision_set_while_playing_changes_nothing() {
     let fake = plug();
     let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
     for n in 0..2 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     rig.element.set_property_from_str("precision", "f32");
     for n in 2..4 {
-        rig.harness.push(picture(n)).unwrap();
+        rig.harness.push(image(n)).unwrap();
     }
     let warning = rig.message(gst::MessageType::Warning).unwrap();
     assert!(warning.contains("f32"), "{warning}");
     assert!(
         rig.message(gst::MessageType::Warning).is_none(),
-        "told once"
+        "posted once"
     );
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
@@ -498,21 +498,21 @@ fn a_precision_set_while_playing_that_the_device_does_not_have_changes_nothing()
 }
 
 #[test]
-fn a_model_set_after_the_device_was_lost_runs_on_the_cpu() {
+fn a_model_set_after_the_loss_of_the_device_runs_by_cpu() {
     let fake = plug();
     let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
-    rig.harness.push(picture(0)).unwrap();
+    rig.harness.push(image(0)).unwrap();
     fake.fail("synchronize_event", 0, LOST);
-    rig.harness.push(picture(1)).unwrap();
+    rig.harness.push(image(1)).unwrap();
     assert_eq!(rig.element.property::<String>("active-device"), "cpu");
     rig.element.set_property("model", "tiny-clean");
     let mut sent = 2;
     while rig.element.property::<String>("active-model") != "tiny-clean-x2" {
-        rig.harness.push(picture(sent)).unwrap();
+        rig.harness.push(image(sent)).unwrap();
         sent += 1;
-        assert!(sent < 10_000, "the model never came");
+        assert!(sent < 10_000, "the model did not take over");
     }
-    rig.harness.push(picture(sent)).unwrap();
+    rig.harness.push(image(sent)).unwrap();
     let out = pulled(&mut rig);
     let last = &out[out.len() - 1..];
     assert_frames_as(&rig, last, sent..sent + 1, "tiny-clean", "1");
