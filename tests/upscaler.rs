@@ -1,4 +1,4 @@
-//! The library's promises, through its front door.
+//! Tests of the library through `Upscaler`.
 
 use std::{
     ops::ControlFlow,
@@ -20,8 +20,8 @@ use tadsr::{
     },
 };
 
-/// A picture with edges, ramps and texture in every component, the same at every run.
-fn picture(info: FrameInfo) -> Frame {
+/// Returns an image with edges, ramps and texture in every component.
+fn image(info: FrameInfo) -> Frame {
     let mut frame = Frame::new(info).unwrap();
     for c in info.format.components() {
         let (w, h) = info
@@ -61,7 +61,7 @@ fn upscaled(frame: &Frame, scale: f64, strength: f32) -> Frame {
     upscaler.upscale(frame).unwrap()
 }
 
-/// A model of luma and chroma whose residual is far from zero, in a file.
+/// Writes a model of luma and chroma with a large residual. Returns the path.
 fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
     let mut student = StudentConfig::chroma();
     (student.channels, student.depth) = (8, 1);
@@ -95,7 +95,7 @@ fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
     path
 }
 
-/// The same with dials.
+/// As [`yuv_model`], with dials.
 fn dialled_model(dir: &tempfile::TempDir) -> PathBuf {
     let mut model = LiteModel::read(&yuv_model(dir)).unwrap();
     let student = &mut model.metadata.student;
@@ -116,11 +116,11 @@ fn dialled_model(dir: &tempfile::TempDir) -> PathBuf {
 }
 
 #[test]
-fn dials_act_with_the_next_frame_and_leave_no_trace() {
+fn dials_take_effect_with_the_next_frame_and_have_no_later_effect() {
     let dir = tempfile::tempdir().unwrap();
     let path = dialled_model(&dir);
     for format in [PixelFormat::I420, PixelFormat::Rgb] {
-        let frame = picture(FrameInfo::new(format, 20, 9));
+        let frame = image(FrameInfo::new(format, 20, 9));
         let fresh = |denoise, detail| {
             let mut upscaler = load(&path);
             upscaler.set_denoise(denoise).unwrap();
@@ -133,13 +133,13 @@ fn dials_act_with_the_next_frame_and_leave_no_trace() {
         for (denoise, detail) in [(Some(0.0), 0.0), (Some(0.9), 0.0), (Some(0.9), 1.0)] {
             upscaler.set_denoise(denoise).unwrap();
             upscaler.set_detail(detail).unwrap();
-            let turned = bytes(&upscaler.upscale(&frame).unwrap());
-            assert_eq!(turned, fresh(denoise, detail), "{denoise:?} {detail}");
+            let changed = bytes(&upscaler.upscale(&frame).unwrap());
+            assert_eq!(changed, fresh(denoise, detail), "{denoise:?} {detail}");
             assert!(
-                !seen.contains(&turned),
+                !seen.contains(&changed),
                 "{denoise:?} {detail} changes nothing"
             );
-            seen.push(turned);
+            seen.push(changed);
         }
         upscaler.set_denoise(None).unwrap();
         upscaler.set_detail(f32::NAN).unwrap();
@@ -153,8 +153,8 @@ fn dials_act_with_the_next_frame_and_leave_no_trace() {
 }
 
 #[test]
-fn a_dial_acts_in_every_precision() {
-    let frame = picture(FrameInfo::new(PixelFormat::I420, 40, 30));
+fn a_dial_takes_effect_in_every_precision() {
+    let frame = image(FrameInfo::new(PixelFormat::I420, 40, 30));
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let open = |denoise| {
             let mut upscaler = load("tiny-dial".as_ref());
@@ -173,7 +173,7 @@ fn a_dial_acts_in_every_precision() {
 }
 
 #[test]
-fn every_format_and_odd_size_keeps_its_constant_colour() {
+fn a_flat_colour_is_kept_in_every_format_and_odd_size() {
     for format in PixelFormat::ALL {
         for (matrix, range) in [
             (Matrix::Bt601, Range::Limited),
@@ -203,12 +203,13 @@ fn every_format_and_odd_size_keeps_its_constant_colour() {
                     let large = upscaled(&frame, scale, 1.0);
                     for c in format.components() {
                         let small = component(&frame, c.component)[0];
-                        // Rounding, and what the network adds to a flat area.
+                        // Rounding and the residual of a flat area.
                         let step = 1.01 / 219.0;
                         for v in component(&large, c.component) {
                             assert!(
                                 (v - small).abs() <= step,
-                                "{format:?} {matrix:?} {range:?} {w}x{h} x{scale} {:?}: {v}, not {small}",
+                                "{format:?} {matrix:?} {range:?} {w}x{h} x{scale} {:?}: {v}, \
+                                 not {small}",
                                 c.component
                             );
                         }
@@ -219,8 +220,7 @@ fn every_format_and_odd_size_keeps_its_constant_colour() {
     }
 }
 
-/// A flat area comes out at its own level: whatever the network adds there rounds away in 8-bit
-/// video. In integers the larger model does not manage that.
+/// The residual of a flat area rounds to zero in 8-bit video, except for the larger model in int8.
 #[test]
 fn flat_areas_keep_their_level() {
     for precision in [
@@ -241,11 +241,11 @@ fn flat_areas_keep_their_level() {
                 frame.as_mut().write(Component::Y, &[level; 1600]).unwrap();
                 let flat = component(&frame, Component::Y)[0];
                 let large = component(&upscaler.upscale(&frame).unwrap(), Component::Y);
-                let far = large.iter().map(|v| 219.0 * (v - flat).abs());
-                let worst = far.fold(0.0, f32::max);
+                let errors = large.iter().map(|v| 219.0 * (v - flat).abs());
+                let max = errors.fold(0.0, f32::max);
                 assert!(
-                    worst <= allowed,
-                    "{precision} x{scale} level {level}: {worst:.2} steps"
+                    max <= allowed,
+                    "{precision} x{scale} level {level}: {max:.2} steps"
                 );
             }
         }
@@ -253,9 +253,9 @@ fn flat_areas_keep_their_level() {
 }
 
 #[test]
-fn the_same_frame_gives_the_same_bytes_whatever_the_threads() {
-    let frame = picture(FrameInfo::new(PixelFormat::Nv12, 67, 45));
-    let other = picture(FrameInfo::new(PixelFormat::Nv12, 40, 30));
+fn the_result_does_not_depend_on_threads_or_previous_frames() {
+    let frame = image(FrameInfo::new(PixelFormat::Nv12, 67, 45));
+    let other = image(FrameInfo::new(PixelFormat::Nv12, 40, 30));
     let first = bytes(&upscaled(&frame, 2.0, 1.0));
     for threads in [1, 2, 3, 5] {
         let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
@@ -275,8 +275,8 @@ fn the_same_frame_gives_the_same_bytes_whatever_the_threads() {
 }
 
 #[test]
-fn precisions_are_chosen_refused_and_close_to_each_other() {
-    let frame = picture(FrameInfo::new(PixelFormat::I420, 90, 71));
+fn precisions_are_resolved_or_refused_and_differ_little() {
+    let frame = image(FrameInfo::new(PixelFormat::I420, 90, 71));
     let luma = |model: &str, precision| {
         let mut upscaler = Upscaler::load(model, Device::Cpu).unwrap();
         upscaler.set_precision(precision).unwrap();
@@ -284,7 +284,7 @@ fn precisions_are_chosen_refused_and_close_to_each_other() {
         assert!(active != Precision::Auto && [active, Precision::Auto].contains(&precision));
         component(&upscaler.upscale(&frame).unwrap(), Component::Y)
     };
-    // The ranges of integers hold the values of all positions of a dial, so their steps are wider.
+    // With a dial, the ranges of integers cover all its positions, so their steps are wider.
     let models = [
         ("tiny-x2", 0.6),
         ("tiny-clean-x2", 0.6),
@@ -306,18 +306,18 @@ fn precisions_are_chosen_refused_and_close_to_each_other() {
     assert!(matches!(error, Error::Setting(_)), "{error}");
     assert!(
         upscaler.upscale(&frame).is_ok(),
-        "the precision before stays"
+        "the previous precision stays in force"
     );
 }
 
 #[test]
 fn strength_goes_from_bicubic_to_the_full_residual() {
-    let frame = picture(FrameInfo::new(PixelFormat::Gray8, 48, 48));
+    let frame = image(FrameInfo::new(PixelFormat::Gray8, 48, 48));
     let [zero, half, full] =
         [0.0, 0.5, 1.0].map(|s| component(&upscaled(&frame, 2.0, s), Component::Y));
     assert!(
         zero.iter().zip(&full).any(|(a, b)| (a - b).abs() > 0.02),
-        "the network does something"
+        "the residual is not zero"
     );
     let inside = |v: f32| (0.02..0.98).contains(&v);
     for ((z, h), f) in zero.iter().zip(&half).zip(&full) {
@@ -328,7 +328,7 @@ fn strength_goes_from_bicubic_to_the_full_residual() {
 }
 
 #[test]
-fn rgb_and_444_video_are_treated_alike() {
+fn rgb_and_444_video_have_the_same_result() {
     let dir = tempfile::tempdir().unwrap();
     let path = yuv_model(&dir);
     let colorimetry = Colorimetry {
@@ -343,7 +343,7 @@ fn rgb_and_444_video_are_treated_alike() {
         },
         ..FrameInfo::new(format, 24, 20)
     };
-    // Muted colours: clamping must not part the two ways.
+    // Muted colours, because clamping differs between the formats.
     let soft: Vec<u8> = (0..24 * 20)
         .flat_map(|i| {
             let wave = |k: f32| (128.0 + 40.0 * (i as f32 * k).sin()) as u8;
@@ -354,22 +354,22 @@ fn rgb_and_444_video_are_treated_alike() {
     let yuv = Frame::from_rgb8_as(info(PixelFormat::Y444), &soft).unwrap();
     let mut upscaler = Upscaler::load(path.to_str().unwrap(), Device::Cpu).unwrap();
     upscaler.set_scale(2.0).unwrap();
-    // Random weights magnify the roundings of others.
+    // Random weights magnify the rounding of other precisions.
     upscaler.set_precision(Precision::F32).unwrap();
     let mut run = |frame: &Frame| upscaler.upscale(frame).unwrap().to_rgb8().unwrap();
     let (a, b) = (run(&rgb), run(&yuv));
-    let worst = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-    assert!(worst <= 3, "RGB and Y444 differ by {worst} of 255");
+    let max = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(max <= 3, "RGB and Y444 differ by {max} of 255");
     upscaler.set_strength(0.0).unwrap();
     let base = upscaler.upscale(&rgb).unwrap().to_rgb8().unwrap();
     assert!(
         a.iter().zip(&base).any(|(a, b)| a.abs_diff(*b) > 8),
-        "the network does something"
+        "the residual is not zero"
     );
 }
 
 #[test]
-fn a_yuv_model_changes_chroma_and_takes_every_format_and_size() {
+fn a_yuv_model_supports_every_format_and_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = yuv_model(&dir);
     let mut upscaler = Upscaler::load(path.to_str().unwrap(), Device::Cpu).unwrap();
@@ -377,7 +377,7 @@ fn a_yuv_model_changes_chroma_and_takes_every_format_and_size() {
         for (w, h) in [(1, 1), (5, 3), (18, 14)] {
             for scale in [1.5, 2.0, 4.0] {
                 upscaler.set_scale(scale).unwrap();
-                let frame = picture(FrameInfo::new(format, w, h));
+                let frame = image(FrameInfo::new(format, w, h));
                 let large = upscaler.upscale(&frame).unwrap();
                 let side = |n: usize| (n as f64 * scale).round() as usize;
                 assert_eq!(
@@ -389,8 +389,8 @@ fn a_yuv_model_changes_chroma_and_takes_every_format_and_size() {
     }
 }
 
-/// Columns of one brightness each stay so when only the width grows, and rows when only the height
-/// does.
+/// A horizontal ramp stays linear if only the width grows, and a vertical one if only the height
+/// grows.
 #[test]
 fn each_direction_may_have_its_own_scale() {
     let info = FrameInfo::new(PixelFormat::Gray8, 24, 24);
@@ -414,17 +414,17 @@ fn each_direction_may_have_its_own_scale() {
                 "{wide} at {i}: {v}, not {want}"
             );
         }
-        let far = upscaler.upscale_into(
-            &picture(info.with_size(1, 100)).as_ref(),
+        let too_large = upscaler.upscale_into(
+            &image(info.with_size(1, 100)).as_ref(),
             &mut Frame::new(info.with_size(1, 500)).unwrap().as_mut(),
         );
-        assert!(matches!(far, Err(Error::Scale(_))));
+        assert!(matches!(too_large, Err(Error::Scale(_))));
     }
 }
 
 #[test]
-fn scales_and_frames_that_cannot_be_are_errors() {
-    let frame = picture(FrameInfo::new(PixelFormat::I420, 16, 16));
+fn invalid_scales_and_frames_are_errors() {
+    let frame = image(FrameInfo::new(PixelFormat::I420, 16, 16));
     let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
     for scale in [0.5, 4.1, f64::NAN, f64::INFINITY, -1.0] {
         assert!(
@@ -468,8 +468,8 @@ fn the_default_model_follows_the_scale() {
     assert_eq!((small.scale(), small.max_scale()), (2.0, 4.0));
 }
 
-/// A model of the published architecture, as small as it gets, with random weights: `scale` 4, or 1
-/// as for faces.
+/// Writes a minimal ResShift model with random weights and the native scale `scale`: 4, or 1 like
+/// models for faces. Returns the path.
 fn resshift_model(dir: &tempfile::TempDir, scale: usize) -> PathBuf {
     let mut config = ResShiftConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
@@ -508,7 +508,7 @@ fn load(path: &std::path::Path) -> Upscaler {
 }
 
 #[test]
-fn a_resshift_model_makes_its_own_scale_and_smaller_ones() {
+fn a_resshift_model_supports_its_native_scale_and_smaller_ones() {
     let dir = tempfile::tempdir().unwrap();
     let mut upscaler = load(&resshift_model(&dir, 4));
     assert_eq!(upscaler.active_model(4.0), "random-x4");
@@ -516,7 +516,7 @@ fn a_resshift_model_makes_its_own_scale_and_smaller_ones() {
         (upscaler.max_scale(), upscaler.native_scale()),
         (4.0, Some(4.0))
     );
-    let frame = picture(FrameInfo::new(PixelFormat::Nv12, 13, 5));
+    let frame = image(FrameInfo::new(PixelFormat::Nv12, 13, 5));
     let large = upscaler.upscale(&frame).unwrap();
     assert_eq!((large.info().width, large.info().height), (52, 20));
     upscaler.set_scale(2.0).unwrap();
@@ -532,11 +532,11 @@ fn a_resshift_model_makes_its_own_scale_and_smaller_ones() {
 }
 
 #[test]
-fn a_still_picture_stays_still_and_another_seed_changes_it() {
+fn equal_frames_have_equal_results_until_the_seed_changes() {
     let dir = tempfile::tempdir().unwrap();
     let path = resshift_model(&dir, 4);
-    let still = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
-    let other = picture(FrameInfo::new(PixelFormat::I420, 8, 8));
+    let still = image(FrameInfo::new(PixelFormat::I420, 20, 9));
+    let other = image(FrameInfo::new(PixelFormat::I420, 8, 8));
     let mut upscaler = load(&path);
     let first = bytes(&upscaler.upscale(&still).unwrap());
     upscaler.upscale(&other).unwrap();
@@ -556,18 +556,18 @@ fn a_still_picture_stays_still_and_another_seed_changes_it() {
 }
 
 #[test]
-fn the_noise_of_a_frame_can_be_read_and_given_back() {
+fn the_noise_field_can_be_read_and_set() {
     let dir = tempfile::tempdir().unwrap();
     let mut upscaler = load(&resshift_model(&dir, 4));
-    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
+    let frame = image(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     upscaler.set_seed(5).unwrap();
-    let made = bytes(&upscaler.upscale(&frame).unwrap());
+    let expected = bytes(&upscaler.upscale(&frame).unwrap());
     let noise = upscaler.noise_field(20, 9).unwrap();
     assert_eq!(noise.shape(), [3, 16, 24]);
     upscaler.set_seed(6).unwrap();
     upscaler.set_noise_field(Some(noise)).unwrap();
-    assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), made);
-    let other = picture(FrameInfo::new(PixelFormat::Rgb, 40, 9));
+    assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), expected);
+    let other = image(FrameInfo::new(PixelFormat::Rgb, 40, 9));
     assert!(matches!(upscaler.upscale(&other), Err(Error::Setting(_))));
     assert!(
         Upscaler::load("tiny", Device::Cpu)
@@ -581,7 +581,7 @@ fn the_noise_of_a_frame_can_be_read_and_given_back() {
 fn settings_of_resshift_models_are_checked_and_take_effect() {
     let dir = tempfile::tempdir().unwrap();
     let mut upscaler = load(&resshift_model(&dir, 4));
-    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
+    let frame = image(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     let plain = bytes(&upscaler.upscale(&frame).unwrap());
     assert_eq!(upscaler.max_steps(), Some(15));
     for steps in [0, 16] {
@@ -602,7 +602,7 @@ fn settings_of_resshift_models_are_checked_and_take_effect() {
 
 #[test]
 fn a_setting_that_a_model_lacks_is_an_error_that_changes_nothing() {
-    let frame = picture(FrameInfo::new(PixelFormat::Rgb, 20, 9));
+    let frame = image(FrameInfo::new(PixelFormat::Rgb, 20, 9));
     let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
     let before = bytes(&tiny.upscale(&frame).unwrap());
     let field = NoiseField::seeded(3, 16, 24, 0);
@@ -626,7 +626,7 @@ fn a_setting_that_a_model_lacks_is_an_error_that_changes_nothing() {
 }
 
 #[test]
-fn every_model_takes_every_default() {
+fn every_model_accepts_the_default_of_every_setting() {
     let dir = tempfile::tempdir().unwrap();
     for mut upscaler in [
         Upscaler::load("tiny", Device::Cpu).unwrap(),
@@ -672,7 +672,7 @@ fn capabilities_are_those_of_the_model() {
 
 #[test]
 fn a_reset_changes_nothing_for_models_without_history() {
-    let frame = picture(FrameInfo::new(PixelFormat::I420, 20, 9));
+    let frame = image(FrameInfo::new(PixelFormat::I420, 20, 9));
     let mut tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
     let before = bytes(&tiny.upscale(&frame).unwrap());
     tiny.reset();
@@ -680,10 +680,10 @@ fn a_reset_changes_nothing_for_models_without_history() {
 }
 
 #[test]
-fn the_observer_sees_a_frame_grow_and_can_stop_it() {
+fn the_observer_gets_the_progress_and_can_stop_a_frame() {
     let dir = tempfile::tempdir().unwrap();
     let mut upscaler = load(&resshift_model(&dir, 4));
-    let frame = picture(FrameInfo::new(PixelFormat::Gray8, 8, 8));
+    let frame = image(FrameInfo::new(PixelFormat::Gray8, 8, 8));
     let done = Arc::new(AtomicUsize::new(usize::MAX));
     let seen = done.clone();
     upscaler.set_observer(Some(Box::new(move |progress| {

@@ -10,7 +10,7 @@ fn plug(fake: &Arc<Fake>) -> Device {
     Device::Cuda(fake.info().ordinal)
 }
 
-fn picture(seed: usize) -> Frame {
+fn image(seed: usize) -> Frame {
     let mut frame = Frame::new(FrameInfo::new(PixelFormat::I420, 24, 18)).unwrap();
     let samples: Vec<f32> = (0..24 * 18)
         .map(|i| 0.3 + ((i + 7 * seed) * 37 % 11) as f32 * 0.04)
@@ -27,7 +27,7 @@ fn upscaled(upscaler: &mut Upscaler, frame: &Frame, to: FrameInfo) -> Frame {
     out
 }
 
-/// The largest difference of two 8-bit frames, in codes.
+/// Returns the maximum difference of two 8-bit frames, in codes.
 fn difference(a: &Frame, b: &Frame) -> u8 {
     let planes = 0..a.info().format.planes();
     let pairs = planes.flat_map(|p| a.plane(p).iter().zip(b.plane(p)));
@@ -35,7 +35,7 @@ fn difference(a: &Frame, b: &Frame) -> u8 {
 }
 
 #[test]
-fn a_device_makes_what_the_cpu_makes() {
+fn a_device_computes_as_the_cpu() {
     let fake = emulated::device((8, 0), 1 << 30);
     let device = plug(&fake);
     let mut cpu = Upscaler::load("tiny", Device::Cpu).unwrap();
@@ -43,7 +43,7 @@ fn a_device_makes_what_the_cpu_makes() {
     let mut cuda = Upscaler::load("tiny", device).unwrap();
     assert_eq!(cuda.active_device(), device);
     assert_eq!(cuda.active_precision(2.0), Precision::F16);
-    let frame = picture(0);
+    let frame = image(0);
     for (width, height) in [(48, 36), (96, 72), (40, 30)] {
         let to = frame.info().with_size(width, height);
         let (got, want) = (
@@ -58,19 +58,19 @@ fn a_device_makes_what_the_cpu_makes() {
 }
 
 #[test]
-fn frames_in_flight_come_back_in_order_and_bar_other_sizes() {
+fn frames_in_flight_are_returned_in_order_and_exclude_other_sizes() {
     let fake = emulated::device((8, 0), 1 << 30);
     let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
     assert_eq!(cuda.queue_depth(), 2);
     cuda.set_queue_depth(3);
-    let to = picture(0).info().with_size(48, 36);
-    let frames: Vec<Frame> = (0..3).map(picture).collect();
+    let to = image(0).info().with_size(48, 36);
+    let frames: Vec<Frame> = (0..3).map(image).collect();
     for frame in &frames {
         cuda.submit(&frame.as_ref(), to).unwrap();
     }
     assert_eq!(cuda.in_flight(), 3);
-    // Neither one more, nor one of another size, nor one between them; and the precision's other
-    // name loses none.
+    // A further frame, one of another size and one outside of the queue are refused. A change of
+    // the precision to the one in force keeps the frames in flight.
     let other = to.with_size(40, 30);
     assert!(cuda.submit(&frames[0].as_ref(), to).is_err());
     assert!(cuda.submit(&frames[0].as_ref(), other).is_err());
@@ -111,7 +111,7 @@ fn a_device_that_computes_wrongly_is_not_used() {
 }
 
 #[test]
-fn precisions_and_calls_that_a_device_does_not_have_are_errors() {
+fn unsupported_precisions_and_calls_are_errors() {
     let fake = emulated::device((8, 0), 1 << 30);
     let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -126,7 +126,7 @@ fn precisions_and_calls_that_a_device_does_not_have_are_errors() {
     assert!([Precision::F32, Precision::Bf16].contains(&cpu.active_precision(2.0)));
     cpu.set_queue_depth(4);
     assert_eq!((cpu.queue_depth(), cpu.in_flight()), (1, 0));
-    let frame = picture(0);
+    let frame = image(0);
     let to = frame.info().with_size(48, 36);
     assert!(matches!(
         cpu.submit(&frame.as_ref(), to),
