@@ -1,55 +1,57 @@
-// The kernels of a student: unpack, convolve, pack. One launch a layer; every kernel takes one structure by value, which
-// mirrors one in params.rs.
+// Kernels of a student: unpack, convolve, pack. Each layer is one launch. Every kernel takes one
+// structure by value, which mirrors one in params.rs.
 //
-// The latent has a margin of as many cells as there are layers, made of the frame's repeated border, and each
-// convolution gives a map that is one cell smaller on every side ("valid"): the last one is the frame's grid exactly, no
-// output has seen anything but the border repeated, and no convolution needs a case for the border. A band of rows is a
-// latent that begins further down. Where the residual of chroma grows to the frame's size, which looks across the border
-// of a band, the residual keeps a margin of one cell.
+// The latent has a margin of as many cells as there are layers, filled with the repeated border of
+// the frame. Each convolution returns a map that is one cell smaller on every side, so the last one
+// is the grid of the frame, and no convolution has a special case for the border. A band of rows is
+// a latent that begins further down. If chroma is interpolated to the size of the frame, the
+// residual has a margin of one cell, because the interpolation reads across the border of a band.
 
 #include "../../../../ops/cuda/kernels/warp.cuh"
 
-// ---- What the host passes (params.rs) ----
+// ---- Parameters (params.rs) ----
 
 constexpr uint32_t NO_SLOT = 0xffffffffu;
 
-// Samples of the frame as it came: where they lie, how they are resampled, what their codes mean.
+// Samples of the input frame: layout, resampling and coding.
 struct Samples {
     const uint8_t *src;
-    // For each resampled sample the first source sample, and `taps` weights.
+    // First source sample and `taps` weights of each resampled sample.
     const uint32_t *x_starts;
     const float *x_weights;
     const uint32_t *y_starts;
     const float *y_weights;
-    // Bytes from row to row, from sample to sample, and to the first sample.
+    // Bytes from row to row, from sample to sample, and before the first sample.
     uint32_t stride, step, offset;
     uint32_t x_taps, y_taps;
-    // Bytes of a sample (1 or 2); value = (((word >> shift) & mask) - zero) / scale.
+    // Bytes of a sample (1 or 2). Its value is (((word >> shift) & mask) - zero) / scale.
     uint32_t bytes, shift, mask;
     float scale, zero;
 };
 
-// Samples, at the size of a plane of the latent, that are part of it, and how much of it.
+// A component in a plane of the latent, resampled to the size of the plane, and its weight.
 struct Source {
     Samples samples;
     uint32_t slot;
     float weight;
 };
 
-// A component of the frame that is made: its base, and where it goes, in the same layout but for the stride.
+// A component of the output frame: its base and its memory, which has the layout of the base except
+// for the stride.
 struct Component {
     Samples base;
     uint8_t *dst;
     uint32_t stride;
-    // Samples in a row; its rows that this band writes.
+    // Samples in a row, and the rows that this band writes.
     uint32_t width, top, rows;
-    // The plane of the latent that is added to it as it is, and how much of the chroma planes is, at the frame's size.
+    // Plane of the latent that is added without resampling, and factors of the chroma planes, which
+    // are added at the size of the frame.
     uint32_t slot;
     float gains[2];
     uint32_t unused;
 };
 
-// A plane of the latent: its first channel, its samples a side of a cell, its size in samples.
+// A plane of the latent: its first channel, the side of a cell in samples, its size in samples.
 struct Slot {
     uint32_t channel, r, width, height;
 };
@@ -58,29 +60,31 @@ struct Frame {
     Component components[4];
     Source sources[9];
     Slot slots[3];
-    // From the latent's chroma planes to the frame's size.
+    // Tables from the chroma planes of the latent to the size of the frame.
     const uint32_t *x_starts;
     const float *x_weights;
     const uint32_t *y_starts;
     const float *y_weights;
-    // Whitening and residual, per channel; the strength is read when the kernel runs, so that a graph serves them all.
+    // Whitening and scale of the residual for each channel. The strength is read when the kernel
+    // runs, so one graph works for all values.
     const float *mean, *inverse_std, *residual_std, *strength;
     __half *latent;
     const __half *residual;
-    // Cells in a row of the latent, both margins included, and the frame's row of its first one.
+    // Cells in a row of the latent with both margins, and the row of its first cell in the frame.
     uint32_t latent_width;
     int32_t latent_top;
     uint32_t margin;
-    // Cells in a row of the residual, margins included, the frame's row of its first one, and the margin's width.
+    // Cells in a row of the residual with margins, the row of its first cell in the frame, and the
+    // width of a margin.
     uint32_t residual_width;
     int32_t residual_top;
     uint32_t residual_margin;
-    // Channels of latent and residual, padding included.
+    // Channels of latent and residual with padding.
     uint32_t channels;
     uint32_t slot_count, component_count, source_count;
-    // Of the tables above.
+    // Taps of the tables above.
     uint32_t x_taps, y_taps;
-    // Whether the fourth byte of a pixel is 255.
+    // 1 if the fourth byte of a pixel is 255.
     uint32_t opaque, unused;
 };
 
@@ -88,7 +92,8 @@ struct Conv {
     const __half *input;   // [in_height][in_width][ci]
     const __half *weights; // [ci / 16][9][co][16]
     const float *bias;     // [co]
-    const __half *skip;    // rows of skip_width cells of co channels, from the output's first cell on, or null
+    // Rows of skip_width cells of co channels from the first cell of the output on, or null.
+    const __half *skip;
     __half *output;        // [in_height - 2][in_width - 2][co]
     uint32_t in_width, in_height, ci, co, skip_width;
     float slope;
@@ -96,11 +101,11 @@ struct Conv {
 
 static_assert(sizeof(Samples) == 80 && sizeof(Source) == 88 && sizeof(Component) == 120 && sizeof(Frame) == 1456 &&
                   sizeof(Conv) == 64,
-              "as in params.rs");
+              "sizes of params.rs");
 
 // ---- Planes to latent, residual to planes ----
 
-// The resampled sample at (x, y).
+// Returns the resampled sample at (x, y).
 __device__ float sample_at(const Samples &c, uint32_t x, uint32_t y) {
     const uint8_t *corner = c.src + (size_t)c.y_starts[y] * c.stride + (size_t)c.x_starts[x] * c.step + c.offset;
     const float *wx = c.x_weights + (size_t)x * c.x_taps, *wy = c.y_weights + (size_t)y * c.y_taps;
@@ -114,7 +119,7 @@ __device__ float sample_at(const Samples &c, uint32_t x, uint32_t y) {
         }
         sum += wy[j] * line;
     }
-    // The weights of an axis add up to 1, so that the codes' offset may go last.
+    // The weights of an axis add up to 1, so the offset of the codes can be subtracted last.
     return (sum - c.zero) / c.scale;
 }
 
@@ -145,7 +150,7 @@ extern "C" __global__ void tadsr_unpack(const __grid_constant__ Frame f) {
     f.latent[((size_t)y * f.latent_width + x) * f.channels + channel] = __float2half_rn(value);
 }
 
-// The residual of a plane of the latent at its sample (x, y).
+// Returns the residual of a plane of the latent at its sample (x, y).
 __device__ float residual_at(const Frame &f, const Slot &slot, uint32_t x, uint32_t y) {
     const uint32_t channel = slot.channel + y % slot.r * slot.r + x % slot.r;
     const size_t row = (size_t)((int)(y / slot.r) - f.residual_top), column = x / slot.r + f.residual_margin;
@@ -192,10 +197,11 @@ extern "C" __global__ void tadsr_pack(const __grid_constant__ Frame f) {
 
 // ---- Convolution ----
 
-// A block makes ROWS x COLUMNS cells of N channels: a warp for each row, two tiles of 16 cells, N / 8 of 8 channels.
+// A block computes ROWS x COLUMNS cells of N channels. Each warp computes a row: two tiles of 16
+// cells by N / 8 tiles of 8 channels.
 constexpr int ROWS = 8, COLUMNS = 32, WIDTH = COLUMNS + 2, CHUNK = 16;
-// Halves from one cell to the next in shared memory: with 24 (12 words) the 32 lanes of a fragment's load, 8 cells of 4
-// words, meet 32 banks.
+// Halves from one cell to the next in shared memory. With 24 (12 words), the 32 lanes that load a
+// fragment, 8 cells of 4 words, access 32 different banks.
 constexpr int STEP = 24;
 constexpr int THREADS = 32 * ROWS;
 
