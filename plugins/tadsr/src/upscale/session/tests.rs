@@ -2,6 +2,8 @@
 
 //! The session of an element with an engine that uses previous frames.
 
+use std::sync::atomic::AtomicU8;
+
 use gst::subclass::prelude::*;
 use gst_check::Harness;
 use tadsr::{
@@ -15,15 +17,15 @@ use crate::upscale::TadsrUpscale;
 
 /// An engine whose samples are the number of frames since the last reset.
 struct Counter {
-    frames: u8,
+    frames: Arc<AtomicU8>,
     capabilities: Capabilities,
     options: Options,
 }
 
 impl Counter {
-    fn new() -> Self {
+    fn new(frames: Arc<AtomicU8>) -> Self {
         Self {
-            frames: 0,
+            frames,
             capabilities: Capabilities {
                 scales: [1.0, 4.0],
                 default_scale: 2.0,
@@ -66,15 +68,15 @@ impl Engine for Counter {
     }
 
     fn run(&mut self, _: &FrameRef, dst: &mut FrameMut, _: Observer) -> Result<()> {
+        let frames = self.frames.fetch_add(1, Ordering::Relaxed);
         for plane in dst.planes_mut() {
-            plane.data.fill(self.frames);
+            plane.data.fill(frames);
         }
-        self.frames += 1;
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.frames = 0;
+        self.frames.store(0, Ordering::Relaxed);
     }
 }
 
@@ -87,8 +89,8 @@ fn caps(height: i32) -> gst::Caps {
         .build()
 }
 
-/// Creates an element in a harness that upscales with a [`Counter`].
-fn harness() -> Harness {
+/// Creates an element in a harness that upscales with a [`Counter`] of `frames`.
+fn harness_with(frames: Arc<AtomicU8>) -> Harness {
     gst::init().unwrap();
     crate::plugin_register_static().unwrap();
     let element = gst::ElementFactory::make("tadsrupscale");
@@ -96,7 +98,7 @@ fn harness() -> Harness {
     let mut harness = Harness::with_element(&element, Some("sink"), Some("src"));
     harness.play();
     harness.set_src_caps(caps(4));
-    let upscaler = Upscaler::with_engine(Box::new(Counter::new()), Device::Cpu);
+    let upscaler = Upscaler::with_engine(Box::new(Counter::new(frames)), Device::Cpu);
     let session = &element
         .downcast_ref::<TadsrUpscale>()
         .unwrap()
@@ -105,6 +107,10 @@ fn harness() -> Harness {
     let model = LoadedModel::new(upscaler, "", false);
     install(lock(&session.state), Some(model));
     harness
+}
+
+fn harness() -> Harness {
+    harness_with(Arc::default())
 }
 
 /// Upscales a frame. Returns its first sample.
@@ -152,11 +158,14 @@ fn a_segment_resets_the_model() {
 
 #[test]
 fn a_flush_resets_the_model() {
-    let mut harness = harness();
+    let frames = Arc::new(AtomicU8::new(0));
+    let mut harness = harness_with(frames.clone());
     assert_eq!(three(&mut harness), [0, 1, 2]);
-    // Without a change of time, so that the segment stays valid.
     harness.push_event(gst::event::FlushStart::new());
-    harness.push_event(gst::event::FlushStop::new(false));
+    harness.push_event(gst::event::FlushStop::new(true));
+    // Before the segment, which resets the model as well.
+    assert_eq!(frames.load(Ordering::Relaxed), 0);
+    harness.push_event(segment());
     assert_eq!(three(&mut harness), [0, 1, 2]);
 }
 
