@@ -4,16 +4,16 @@ use std::{fmt, str::FromStr};
 
 use crate::{Error, Result, cuda::driver};
 
-/// The device that inference runs on.
+/// Device for inference or training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU. It does not choose a GPU, because [`crate::engine::lite::cuda`] has not been
-    /// measured on one.
+    /// Automatic selection. It is always the CPU, because [`crate::engine::lite::cuda`] has not
+    /// been measured on a GPU.
     #[default]
     Auto,
     Cpu,
-    /// A CUDA device by its index. A lite model runs there after a test frame has come out as on
-    /// the CPU. ResShift models need the feature `cuda`.
+    /// CUDA device by index. Loading a lite model compares test frames on the device with the CPU,
+    /// and fails if they differ. ResShift models need the feature `cuda`.
     Cuda(usize),
 }
 
@@ -35,7 +35,7 @@ impl FromStr for Device {
 }
 
 impl Device {
-    /// Returns candle's device, the CPU for [`Self::Auto`].
+    /// Returns the device for candle, which is the CPU for [`Self::Auto`].
     ///
     /// # Errors
     /// [`Error::Device`] for a CUDA device that cannot be used, and for any CUDA device in a build
@@ -47,12 +47,13 @@ impl Device {
         if !cfg!(feature = "cuda") {
             return Err(Error::Device(format!(
                 "device '{self}': training and ResShift models need a build with --features cuda \
-                 (docs/cuda.md); use the CPU"
+                 (docs/cuda.md), or the CPU"
             )));
         }
-        // Its errors are clearer than those of candle.
+        // Opened only to report errors that are clearer than those of candle.
         driver::open(ordinal)?;
-        // One stream for all threads: work in the default streams of several threads has no order.
+        // One stream for all threads, because work in the default streams of several threads is not
+        // ordered.
         candle_core::Device::new_cuda_with_stream(ordinal)
             .map_err(|e| Error::Device(format!("device '{self}' cannot be used: {e}")))
     }

@@ -9,9 +9,10 @@ use crate::{data_args::two, training};
 
 /// Train a model by a recipe: teacher, then student.
 ///
-/// The model is written to model.safetensors in the folder of the run; the element loads it.
-/// Completed stages are not repeated. Ctrl-C saves a checkpoint, and the same command continues
-/// exactly from there. The folder also gets recipe.toml, from which the run can be repeated.
+/// The model is written to model.safetensors in the folder of the run. The element and the other
+/// commands load this file. Completed stages are not repeated. Ctrl-C saves a checkpoint, and the
+/// same command continues exactly from there. The folder also contains recipe.toml, from which the
+/// run can be repeated.
 /// docs/recipes.md describes the stages and all keys of a recipe.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -38,7 +39,7 @@ pub struct Args {
     /// Folder of the run: checkpoint, model and logs
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Folder of a teacher's run, which recipes with the same latent and data may share
+    /// Folder of the training run of a teacher. Recipes with the same latent and data can share it
     /// [default: teacher in the folder of the run]
     #[arg(long, value_name = "DIR")]
     teacher: Option<PathBuf>,
@@ -52,7 +53,7 @@ pub struct Args {
     /// Take some steps and print the time and memory that the run needs; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Steps from one checkpoint, with a measurement on held-out data, to the next
+    /// Steps between checkpoints; each checkpoint includes a measurement on held-out data
     #[arg(long, default_value_t = 1000, value_name = "STEPS")]
     save_every: u64,
     #[command(flatten)]
@@ -82,7 +83,7 @@ pub fn run(args: Args) -> Result<()> {
             ];
             if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
                 let path = args.recipe.display();
-                bail!("'{path}' distils a ResShift model: {option} is for other recipes");
+                bail!("'{path}' distils a ResShift model: {option} is for recipes of lite models");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks the work to stop, the second ends the process.
+//! Handling of Ctrl-C: the first requests a stop, the second ends the process at once.
 
 use std::{
     fs,
@@ -12,32 +12,33 @@ use std::{
 
 use anyhow::Result;
 
-/// Error of work that has stopped on request: how far it is, and how to continue.
+/// Error after a requested stop. Its text states the progress and how to continue.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Stopped(pub String);
 
-/// Request to stop.
+/// Request to stop, which all clones share.
 #[derive(Clone, Default)]
 pub struct Stop {
-    asked: Arc<AtomicBool>,
-    /// File that is removed when the process ends at once.
+    requested: Arc<AtomicBool>,
+    /// Incomplete output file, which the second Ctrl-C removes.
     unfinished: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Stop {
-    /// Returns a request that Ctrl-C and the signals for termination and hang-up set.
+    /// Installs a handler for SIGINT (Ctrl-C), SIGTERM and SIGHUP. Returns the request that the
+    /// handler sets.
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
-        let heard = stop.clone();
+        let in_handler = stop.clone();
         ctrlc::set_handler(move || {
-            if !heard.asked.swap(true, Ordering::SeqCst) {
+            if !in_handler.requested.swap(true, Ordering::SeqCst) {
                 eprintln!("stopping; press Ctrl-C again to end at once");
                 return;
             }
-            let file = heard.unfinished.lock();
+            let file = in_handler.unfinished.lock();
             if let Some(path) = &*file.unwrap_or_else(PoisonError::into_inner) {
-                // An error cannot be reported any more.
+                // The process ends now, so an error cannot be handled.
                 let _ = fs::remove_file(path);
             }
             process::exit(130);
@@ -45,17 +46,17 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Returns `true` once a stop is requested.
+    /// Returns `true` if a stop is requested.
     pub fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::SeqCst)
+        self.requested.load(Ordering::SeqCst)
     }
 
-    /// Flag that is set once a stop is requested.
+    /// Returns the flag that a requested stop sets.
     pub fn flag(&self) -> Arc<AtomicBool> {
-        self.asked.clone()
+        self.requested.clone()
     }
 
-    /// Sets the file to remove when the process ends at once.
+    /// Sets the incomplete output file that the second Ctrl-C removes; `None` if there is none.
     #[cfg(feature = "video")]
     pub fn set_unfinished(&self, path: Option<PathBuf>) {
         let mut file = self

@@ -1,4 +1,5 @@
-//! Conversion between the chroma planes of frames and of latents, which have half the luma's size.
+//! Resampling of chroma planes between frames and latents. Chroma of a latent has half the width
+//! and height of its luma.
 
 use crate::frame::{
     Component::U,
@@ -11,8 +12,11 @@ pub(super) fn half(dst: &FrameInfo) -> (usize, usize) {
     (dst.width.div_ceil(2), dst.height.div_ceil(2))
 }
 
-/// Returns the horizontal and vertical axis from the chroma of frames `dst` to the size [`half`],
-/// and the two axes back. Chroma of RGB has the size of the frame. `None` if the sizes are equal.
+/// Returns the horizontal and vertical axis that shrink the chroma of frames `dst` to the size
+/// [`half`], and the two axes that enlarge it again. Returns `None` if chroma already has that
+/// size.
+///
+/// RGB frames are converted to luma and chroma of the size of the frame.
 pub(super) fn axes(dst: &FrameInfo) -> Option<[[Axis; 2]; 2]> {
     let (width, height) = match dst.format.component(U) {
         Some(_) => dst.format.component_size(U, dst.width, dst.height),

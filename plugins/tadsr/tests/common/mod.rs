@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
-//! Helpers of the element's tests: an element between two harness pads, frames, samples.
+//! Helpers for tests of the element: an element in a test harness, and frames with given samples.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, reason = "each test binary uses some of the helpers")]
 
 pub mod binding;
 
@@ -25,14 +25,14 @@ pub fn init() {
     });
 }
 
-/// An element between two harness pads, and its messages.
+/// An element in a test harness, and its bus.
 pub struct Rig {
     pub harness: Harness,
     pub element: gst::Element,
     pub bus: gst::Bus,
 }
 
-/// Creates an element with properties as in a launch line.
+/// Creates an element and its bus. Property values are parsed as by `gst-launch-1.0`.
 pub fn element(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus) {
     init();
     let mut builder = gst::ElementFactory::make("tadsrupscale");
@@ -83,7 +83,8 @@ impl Rig {
         message(&self.bus, kind)
     }
 
-    /// As [`Self::message`], but waits for the message.
+    /// Waits for the next message of a kind, at most 60 seconds. Returns the same as
+    /// [`Self::message`].
     pub fn wait_for(&self, kind: gst::MessageType) -> String {
         let limit = gst::ClockTime::from_seconds(60);
         text(
@@ -133,7 +134,7 @@ pub fn blank(info: &VideoInfo) -> gst::Buffer {
 /// Duration of a frame at 25 frames per second.
 pub const FRAME: gst::ClockTime = gst::ClockTime::from_mseconds(40);
 
-/// Returns `buffer` with the timestamp of the `n`th frame at that rate.
+/// Returns `buffer` with the timestamp of frame `n`, counted from 0, at 25 frames per second.
 pub fn timed(mut buffer: gst::Buffer, n: u64) -> gst::Buffer {
     let buffer_ref = buffer.get_mut().unwrap();
     buffer_ref.set_pts(FRAME * n);
@@ -141,8 +142,8 @@ pub fn timed(mut buffer: gst::Buffer, n: u64) -> gst::Buffer {
     buffer
 }
 
-/// Returns a frame whose samples are `value(component, x, y)`, in the format's depth and
-/// GStreamer's component order.
+/// Returns a frame whose samples are `value(component, x, y)`. Values have the depth of the format.
+/// Components are in GStreamer's order.
 pub fn frame(info: &VideoInfo, value: impl Fn(usize, usize, usize) -> u16) -> gst::Buffer {
     let mut frame = gst_video::VideoFrame::from_buffer_writable(blank(info), info).unwrap();
     for_each_sample(info, |c, x, y, plane, at, bytes, shift| {
@@ -169,7 +170,9 @@ pub fn samples(buffer: &gst::Buffer, info: &VideoInfo, component: usize) -> Vec<
     result
 }
 
-/// Calls `f(component, x, y, plane, byte in the plane, bytes, shift)` for every sample.
+/// Calls `f(component, x, y, plane, offset, bytes, shift)` for every sample. `offset` is the
+/// position in the plane in bytes, `bytes` the size of a sample, and `shift` the number of unused
+/// low bits.
 fn for_each_sample(
     info: &VideoInfo,
     mut f: impl FnMut(usize, usize, usize, usize, usize, usize, u32),
@@ -180,7 +183,7 @@ fn for_each_sample(
         let step = info.comp_pstride(c as u8) as usize;
         let bytes = if info.comp_depth(c as u8) > 8 { 2 } else { 1 };
         let shift = info.format_info().shift()[c];
-        // In samples, unlike the pixel stride, which is in bytes.
+        // GStreamer counts this offset in samples, but the pixel stride in bytes.
         let offset = info.comp_poffset(c as u8) as usize * bytes;
         for y in 0..info.comp_height(c as u8) as usize {
             for x in 0..info.comp_width(c as u8) as usize {
@@ -191,8 +194,10 @@ fn for_each_sample(
     }
 }
 
-/// Writes a minimal diffusion model with random weights and the native scale `scale`: 4, or 1 like
-/// models for faces. The side of a tile is a multiple of 8 pixels, or of 32. Returns the path.
+/// Writes a minimal ResShift model with random weights and returns its path.
+///
+/// `scale` is its native scale: 4, or 1 as in models for faces. The side of a tile is a multiple of
+/// 8 pixels at scale 4, and of 32 pixels at scale 1.
 pub fn resshift_model(directory: &Path, scale: usize) -> String {
     let mut config = ResShiftConfig::realsr_x4();
     let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);

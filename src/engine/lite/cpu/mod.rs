@@ -1,8 +1,9 @@
-//! Students on the CPU: bicubic base, network on the latent of the base, residual added.
+//! Inference of students on the CPU. The network computes a residual from the latent of the bicubic
+//! base. The residual is added to the base.
 //!
 //! Y'CbCr frames are not converted to RGB. Most frames are processed row by row, so that
-//! intermediate values stay in the caches. The exception is a model with chroma on a frame whose
-//! chroma is not 4:2:0: its planes are processed as a whole.
+//! intermediate values stay in the caches. Planes are processed as a whole if the model has chroma
+//! and the chroma of the frame is not 4:2:0.
 
 mod calibrate;
 mod engine;
@@ -32,7 +33,7 @@ use crate::{
     nn::lite::latent::Grid,
 };
 
-/// A model ready for frames of one kind and size.
+/// A model that is prepared for frames of one format and size.
 pub struct Runner {
     src: FrameInfo,
     dst: FrameInfo,
@@ -40,13 +41,14 @@ pub struct Runner {
     plan: Plan,
 }
 
+/// Order of work for a frame: row by row, or plane by plane.
 enum Plan {
     Rows(Box<RowPlan>),
     Planes(Box<PlanePlan>),
 }
 
 impl Runner {
-    /// Prepares `model` for frames `src` that become frames `dst`, which differ in size only.
+    /// Prepares `model` to upscale frames `src` to frames `dst`, which differ only in size.
     ///
     /// # Errors
     /// [`crate::Error::Frame`] if a side is out of range, [`crate::Error::Memory`] if there is not
@@ -71,7 +73,7 @@ impl Runner {
         })
     }
 
-    /// Replaces the weights by those of `model`, which has the same shape.
+    /// Replaces the weights by those of `model`, which must have the same shape.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -84,12 +86,12 @@ impl Runner {
         network.set_weights(model, scale, self.precision)
     }
 
-    /// Returns `true` for frames `src` that become frames `dst`.
+    /// Returns `true` if the runner is prepared for frames `src` and `dst`.
     pub fn fits(&self, src: &FrameInfo, dst: &FrameInfo) -> bool {
         self.src == *src && self.dst == *dst
     }
 
-    /// Returns the precision, never [`Precision::Auto`].
+    /// Returns the resolved precision, which is never [`Precision::Auto`].
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -98,7 +100,7 @@ impl Runner {
     /// current rayon pool.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] if the frames are not of the kind and size prepared for.
+    /// [`crate::Error::Frame`] if the runner is not prepared for these frames.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if !self.fits(src.info(), dst.info()) {
             return Err(frame_mismatch());
@@ -110,8 +112,8 @@ impl Runner {
     }
 }
 
-/// Returns the scale that a network is conditioned on for frames that grow from `src` to `dst`: the
-/// geometric mean of both directions.
+/// Returns the scale that a network is conditioned on for frames `src` and `dst`: the geometric
+/// mean of the horizontal and the vertical scale.
 pub(super) fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
     let (x, y) = (
         dst.width as f64 / src.width as f64,
@@ -120,15 +122,16 @@ pub(super) fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
     (x * y).sqrt()
 }
 
-/// Runs the network alone, for comparisons. Returns the whitened residual, without a margin, of the
-/// whitened `latent` on `grid`, whose margin should have as many cells as there are layers.
+/// Runs the network alone and returns its residual, whitened and without a margin.
+///
+/// `latent` is whitened and lies on `grid`. The margin of `grid` should have one cell per layer.
 ///
 /// # Errors
 /// [`crate::Error::Memory`] if there is not enough memory, [`crate::Error::Setting`] if the model
 /// lacks the precision.
 ///
 /// # Panics
-/// If `latent` has another length than its grid.
+/// If the length of `latent` is not that of `grid`.
 pub fn residual_of(
     model: &LiteModel,
     scale: f64,

@@ -1,4 +1,4 @@
-//! The engine of students on a CUDA device.
+//! Inference engine of students on a CUDA device.
 
 use std::sync::Arc;
 
@@ -17,20 +17,21 @@ use crate::{
     model::LiteModel,
 };
 
-/// Students on a CUDA device.
+/// Inference engine of students on a CUDA device.
 pub struct CudaEngine {
     models: Models,
     context: Arc<Context>,
     capabilities: Capabilities,
     options: Options,
-    /// Runner in use and index of its model.
+    /// Index of the model in use, and its runner.
     runner: Option<(usize, Runner)>,
-    /// The weights of the runner are those of other options. The frames in flight keep them.
+    /// `true` if a dial has changed since the runner was created. The frames in flight still use
+    /// its weights.
     stale: bool,
 }
 
 impl CudaEngine {
-    /// Creates the engine of `models`, at least one, in the order of their scales.
+    /// Creates an engine for `models`, which are not empty and in ascending order of their scales.
     ///
     /// # Errors
     /// As [`Context::check`].
@@ -101,17 +102,18 @@ impl Engine for CudaEngine {
                     && (!self.stale || runner.in_flight() > 0) => {}
             Some((_, runner)) if runner.in_flight() > 0 => {
                 return Err(Error::InFlight(
-                    "frames of another size or kind are still in flight".into(),
+                    "frames of another size or format are still in flight".into(),
                 ));
             }
             _ => {
-                // Frees its memory before the new runner allocates.
+                // Frees the memory of the old runner before the new one allocates.
                 self.runner = None;
                 let at = condition(&self.options, cpu::scale(from, to));
                 let (model, depth) = (self.models.0[index].folded(&at), self.options.queue_depth);
                 let mut weights = model.layers.iter().flat_map(|layer| &layer.weight);
                 if weights.any(|&w| !f16::from_f32(w).is_finite()) {
-                    let reason = "its weights do not fit in f16 with these dials: use device=cpu";
+                    let reason =
+                        "with these dials, weights exceed the range of f16: use device=cpu";
                     return Err(Error::model(&model.metadata.name, reason));
                 }
                 let runner = Runner::new(&self.context, &model, *from, *to, depth)?;
