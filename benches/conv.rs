@@ -1,7 +1,9 @@
-//! Speed of the convolution operator: forward by shape, and one training step.
+//! Speed of the convolution: forward by shape, with every instruction set that the CPU has, and one
+//! training step.
 //!
-//! `cargo bench --bench conv [-- --threads N] [--json]`. `benches/peers/conv.py` runs this and PyTorch in turn.
-//! A machine's noise only ever adds time, so the best of many runs is reported.
+//! `cargo bench --bench conv [-- --threads N] [--json]`. `benches/peers/conv.py` runs this and
+//! PyTorch in turn; the JSON has the best instruction set only. The noise of a machine only adds
+//! time, so the best of many runs is reported.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,7 @@ use candle_core::{Device, Tensor, Var};
 use tadsr::{
     kernels::{
         conv::{ConvShape, PackedConv},
+        cpu::Cpu,
         simd::Isa,
     },
     ops::{Activation, conv2d, silu},
@@ -34,8 +37,8 @@ fn noise(len: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Milliseconds of one forward convolution with bias and SiLU.
-fn forward(h: usize, w: usize, channels: usize, k: usize) -> f64 {
+/// Returns the milliseconds of one forward convolution with bias and SiLU.
+fn forward([h, w, channels, k]: [usize; 4], isa: Isa) -> f64 {
     let shape = ConvShape {
         n: 1,
         h,
@@ -50,12 +53,13 @@ fn forward(h: usize, w: usize, channels: usize, k: usize) -> f64 {
     let x = noise(h * w * channels);
     let weights = noise(channels * channels * k * k);
     let bias = noise(channels);
-    let packed = PackedConv::new(&shape, &weights, Some(&bias), Isa::best());
+    let packed = PackedConv::new(&shape, &weights, Some(&bias), isa);
     let mut y = vec![0.0; x.len()];
     best(|| packed.forward(&shape, &x, Activation::Silu, &mut y)).as_secs_f64() * 1e3
 }
 
-/// Milliseconds of forward and backward through eight 3x3 convolutions of 48 channels with SiLU, batch 8, 64x64.
+/// Milliseconds of forward and backward through eight 3x3 convolutions of 48 channels with SiLU,
+/// batch 8, 64x64.
 fn training_step() -> candle_core::Result<f64> {
     let device = Device::Cpu;
     let x = Tensor::randn(0f32, 1.0, (8, 64, 64, 48), &device)?;
@@ -90,18 +94,23 @@ fn main() {
     unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let json = args.iter().any(|a| a == "--json");
     let mut rows = Vec::new();
-    for (h, w, channels, k) in [
-        (270, 480, 48, 3),
-        (180, 320, 64, 3),
-        (256, 256, 128, 3),
-        (64, 64, 256, 1),
-    ] {
+    let shapes = [
+        [270, 480, 48, 3],
+        [180, 320, 64, 3],
+        [256, 256, 128, 3],
+        [64, 64, 256, 1],
+    ];
+    for [h, w, channels, k] in shapes {
         let flop = 2.0 * (h * w * channels * channels * k * k) as f64;
-        rows.push((
-            format!("{k}x{k} {channels}->{channels} {h}x{w}"),
-            forward(h, w, channels, k),
-            flop,
-        ));
+        let name = format!("{k}x{k} {channels}->{channels} {h}x{w}");
+        let isas = Isa::all(&Cpu::get());
+        rows.push((name.clone(), forward([h, w, channels, k], isas[0]), flop));
+        if !json {
+            rows.extend(isas[1..].iter().map(|&isa| {
+                let ms = forward([h, w, channels, k], isa);
+                (format!("{name}, {isa:?}"), ms, flop)
+            }));
+        }
     }
     // Three products of the forward's size: forward, data gradient, weight gradient.
     let flop = 3.0 * 8.0 * 2.0 * (8 * 64 * 64 * 48 * 48 * 9) as f64;

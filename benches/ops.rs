@@ -1,12 +1,18 @@
-//! Speed of the operators beside the convolution: group norm, attention, upsampling, GELU; forward, and with gradients.
+//! Speed of the operators beside the convolution: group norm, attention, upsampling, GELU; forward,
+//! and with gradients. With `--kernels`: speed of every kernel in every variant that the CPU has,
+//! on small problems.
 //!
-//! `cargo bench --bench ops [-- --threads N] [--json]`. `benches/peers/ops.py` runs this and PyTorch in turn. Times include
-//! the memory of the result. A machine's noise only ever adds time, so the best of many runs is reported.
+//! `cargo bench --bench ops [-- --threads N] [--kernels] [--json]`. `benches/peers/ops.py` runs
+//! this and PyTorch in turn. Times include the memory of the result. The noise of a machine only
+//! adds time, so the best of many runs is reported.
 
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Result, Tensor, Var};
-use tadsr::ops::{self, Activation};
+use tadsr::{
+    kernels::{cpu::Cpu, registry},
+    ops::{self, Activation},
+};
 
 /// The best time of `f`, in milliseconds, over at least `TIME` and three runs.
 fn best(mut f: impl FnMut() -> Result<()>) -> Result<f64> {
@@ -90,6 +96,19 @@ fn rows() -> Result<Vec<(String, f64)>> {
     Ok(rows)
 }
 
+/// Times every kernel in every variant that the CPU has and `TADSR_CPU` allows.
+fn kernels() -> Result<Vec<(String, f64)>> {
+    let time = |entry: registry::Entry| {
+        let mut work = entry.prepare();
+        let ms = best(|| {
+            std::hint::black_box(work());
+            Ok(())
+        })?;
+        Ok((format!("{}, {}", entry.kernel, entry.variant), ms))
+    };
+    registry::all(&Cpu::get()).into_iter().map(time).collect()
+}
+
 fn with(train: bool) -> &'static str {
     if train { ", with gradients" } else { "" }
 }
@@ -100,7 +119,11 @@ fn main() -> Result<()> {
     let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
     // SAFETY: nothing else runs yet.
     unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
-    let rows = rows()?;
+    let rows = if args.iter().any(|a| a == "--kernels") {
+        kernels()?
+    } else {
+        rows()?
+    };
     if args.iter().any(|a| a == "--json") {
         let rows: Vec<_> = rows
             .iter()
@@ -110,7 +133,7 @@ fn main() -> Result<()> {
     } else {
         println!("{threads} thread(s)");
         rows.iter()
-            .for_each(|(name, ms)| println!("{name:72} {ms:9.2} ms"));
+            .for_each(|(name, ms)| println!("{name:72} {ms:9.3} ms"));
     }
     Ok(())
 }

@@ -81,6 +81,7 @@ impl AttentionShape {
 }
 
 /// One window of one sample.
+#[derive(Clone)]
 struct Window {
     /// Index of each pixel in the map, counted through the batch.
     pixels: Vec<usize>,
@@ -266,6 +267,38 @@ pub fn forward(
             });
     });
     lse
+}
+
+/// Returns the result of [`forward`] by its formula, in f64.
+pub fn reference(s: &AttentionShape, qkv: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    s.check(qkv, bias);
+    let (c, l) = (s.channels(), s.window());
+    let mut y = vec![0.0; qkv.len() / 3];
+    let windows = (0..s.windows()).map(|i| Window::new(s, i));
+    for (window, head) in windows.flat_map(|w| (0..s.heads).map(move |head| (w.clone(), head))) {
+        let vector =
+            |part: usize, i: usize| &qkv[window.pixels[i] * 3 * c + part * c + head * s.d..][..s.d];
+        for i in 0..l {
+            let score = |j: usize| {
+                let pairs = vector(0, i).iter().zip(vector(1, j));
+                let dot: f64 = pairs.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                let bias = bias.map_or(0.0, |b| f64::from(b[(head * l + i) * l + j]));
+                let hidden = window.regions.get(i) != window.regions.get(j);
+                let mask = if hidden { f64::from(FAR) } else { 0.0 };
+                dot / (s.d as f64).sqrt() + bias + mask
+            };
+            let scores: Vec<f64> = (0..l).map(score).collect();
+            let max = scores.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v));
+            let weights: Vec<f64> = scores.iter().map(|v| (v - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for k in 0..s.d {
+                let terms = weights.iter().enumerate();
+                let sum: f64 = terms.map(|(j, w)| w * f64::from(vector(2, j)[k])).sum();
+                y[window.pixels[i] * c + head * s.d + k] = (sum / total) as f32;
+            }
+        }
+    }
+    y
 }
 
 /// State of one block of queries while it goes over the keys.

@@ -54,25 +54,25 @@ type Map = fn(Isa, &[f32], &mut [MaybeUninit<f32>]);
 type Map2 = fn(Isa, &[f32], &[f32], &mut [MaybeUninit<f32>]);
 
 /// Runs `on` over chunks of `x`.
-fn map(x: &[f32], on: Map) -> Vec<f32> {
+fn map(isa: Isa, x: &[f32], on: Map) -> Vec<f32> {
     // SAFETY: the chunks cover all values and `on` writes all of a chunk.
     unsafe {
         filled(x.len(), |y| {
             let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-            chunks.for_each(|(y, x)| on(Isa::best(), x, y));
+            chunks.for_each(|(y, x)| on(isa, x, y));
         })
     }
 }
 
 /// Runs `on` over chunks of `x` and `g`, of one length.
-fn map2(x: &[f32], g: &[f32], on: Map2) -> Vec<f32> {
+fn map2(isa: Isa, x: &[f32], g: &[f32], on: Map2) -> Vec<f32> {
     assert_eq!(x.len(), g.len(), "two inputs of one length");
     // SAFETY: as in `map`.
     unsafe {
         filled(x.len(), |gx| {
             let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
             let chunks = gx.par_chunks_mut(CHUNK).zip(inputs);
-            chunks.for_each(|(gx, (x, g))| on(Isa::best(), x, g, gx));
+            chunks.for_each(|(gx, (x, g))| on(isa, x, g, gx));
         })
     }
 }
@@ -81,34 +81,34 @@ fn map2(x: &[f32], g: &[f32], on: Map2) -> Vec<f32> {
 ///
 /// # Panics
 /// If they differ in length.
-pub fn add(a: &[f32], b: &[f32]) -> Vec<f32> {
-    map2(a, b, add_on)
+pub fn add(a: &[f32], b: &[f32], isa: Isa) -> Vec<f32> {
+    map2(isa, a, b, add_on)
 }
 
 /// Returns `x / (1 + exp(-x))`.
-pub fn silu(x: &[f32]) -> Vec<f32> {
-    map(x, silu_on)
+pub fn silu(x: &[f32], isa: Isa) -> Vec<f32> {
+    map(isa, x, silu_on)
 }
 
 /// Returns the gradient of [`silu`]: `g s (1 + x (1 - s))` with `s = 1 / (1 + exp(-x))`.
 ///
 /// # Panics
 /// If `x` and `g` differ in length.
-pub fn silu_grad(x: &[f32], g: &[f32]) -> Vec<f32> {
-    map2(x, g, silu_grad_on)
+pub fn silu_grad(x: &[f32], g: &[f32], isa: Isa) -> Vec<f32> {
+    map2(isa, x, g, silu_grad_on)
 }
 
 /// Returns `x Phi(x)` with Phi of the normal distribution (Hendrycks and Gimpel, arXiv 1606.08415).
-pub fn gelu(x: &[f32]) -> Vec<f32> {
-    map(x, gelu_on)
+pub fn gelu(x: &[f32], isa: Isa) -> Vec<f32> {
+    map(isa, x, gelu_on)
 }
 
 /// Returns the gradient of [`gelu`]: `g (Phi(x) + x Phi'(x))`.
 ///
 /// # Panics
 /// If `x` and `g` differ in length.
-pub fn gelu_grad(x: &[f32], g: &[f32]) -> Vec<f32> {
-    map2(x, g, gelu_grad_on)
+pub fn gelu_grad(x: &[f32], g: &[f32], isa: Isa) -> Vec<f32> {
+    map2(isa, x, g, gelu_grad_on)
 }
 
 /// Returns the gradient of a leaky ReLU with a `slope` above 0. Its output `y` has the sign of its

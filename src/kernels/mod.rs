@@ -2,7 +2,7 @@
 //!
 //! [`cpu`] says which instruction-set extensions the CPU has. [`simd::Isa`] and the `Variant` of a
 //! kernel are values that exist only where the CPU can run their code. Every kernel has a plain
-//! reference, and `registry` lists all of them for tests and benchmarks.
+//! reference; [`registry`] lists all of them for tests and benchmarks.
 
 pub mod attention;
 pub mod conv;
@@ -13,6 +13,7 @@ mod math;
 mod matmul;
 mod memory;
 pub mod norm;
+pub mod registry;
 pub(crate) mod resample;
 pub mod shuffle;
 pub mod simd;

@@ -229,7 +229,44 @@ dispatch! {
     }
 }
 
-/// The gradients of [`forward`].
+/// Returns the result of [`moments`] and [`forward`] by their formula, in f64. `weight` and `bias`
+/// are `[channels]`.
+pub fn reference(
+    s: &NormShape,
+    x: &[f32],
+    eps: f64,
+    weight: &[f32],
+    bias: &[f32],
+    silu: bool,
+) -> Vec<f32> {
+    s.check(x);
+    let width = s.channels / s.groups;
+    let mut y = Vec::with_capacity(x.len());
+    for sample in x.chunks_exact(s.sample()) {
+        let moments = (0..s.groups).map(|group| {
+            let pixels = sample.chunks_exact(s.channels);
+            let all = pixels
+                .flat_map(|p| &p[group * width..][..width])
+                .map(|&v| f64::from(v));
+            let count = (s.pixels * width) as f64;
+            let mean = all.clone().sum::<f64>() / count;
+            let variance = all.map(|v| (v - mean).powi(2)).sum::<f64>() / count;
+            [mean, (variance + eps).sqrt().recip()]
+        });
+        let moments: Vec<_> = moments.collect();
+        y.extend(sample.iter().enumerate().map(|(i, &v)| {
+            let c = i % s.channels;
+            let [mean, rstd] = moments[c / width];
+            let u = (f64::from(v) - mean) * rstd;
+            let z = u * f64::from(weight[c]) + f64::from(bias[c]);
+            let factor = if silu { 1.0 / (1.0 + (-z).exp()) } else { 1.0 };
+            (z * factor) as f32
+        }));
+    }
+    y
+}
+
+/// Gradients of [`forward`].
 pub struct Gradients {
     pub x: Vec<f32>,
     /// As long as [`Affine::weight`] and [`Affine::bias`].

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::{conv2d::slice, has_kernel};
-use crate::kernels::elementwise;
+use crate::kernels::{elementwise, simd::Isa};
 
 /// Returns `a + b` of one shape and type. Differentiable.
 ///
@@ -37,7 +37,7 @@ impl CustomOp2 for Add {
                 b_layout.shape()
             );
         }
-        let y = elementwise::add(slice(a, a_layout)?, slice(b, b_layout)?);
+        let y = elementwise::add(slice(a, a_layout)?, slice(b, b_layout)?, Isa::best());
         Ok((CpuStorage::F32(y), a_layout.shape().clone()))
     }
 

@@ -6,7 +6,7 @@ use super::{
     conv2d::{slice, with_slice},
     has_kernel,
 };
-use crate::kernels::elementwise;
+use crate::kernels::{elementwise, simd::Isa};
 
 /// Returns `x / (1 + exp(-x))`. Any shape.
 ///
@@ -27,13 +27,15 @@ impl CustomOp1 for Silu {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = elementwise::silu(slice(x, layout)?);
+        let y = elementwise::silu(slice(x, layout)?, Isa::best());
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
-        let gx = with_slice(x, |x| with_slice(&grad, |g| elementwise::silu_grad(x, g)))??;
+        let gx = with_slice(x, |x| {
+            with_slice(&grad, |g| elementwise::silu_grad(x, g, Isa::best()))
+        })??;
         Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
     }
 }

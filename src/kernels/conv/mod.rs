@@ -31,7 +31,7 @@ mod x86;
 pub use gradients::{grad_bias, grad_input, grad_weight};
 pub use packed::PackedConv;
 pub(super) use packed::Source;
-pub use reference::reference;
+pub use reference::{reference, reference_gradients};
 pub(super) use select::tiles;
 pub(super) use shape::product;
 pub use shape::{Activation, ConvShape};

@@ -33,3 +33,35 @@ pub fn reference(
     }
     y
 }
+
+/// Returns the gradients of [`reference`] without activation with respect to `x` and `weights`,
+/// from `gy`, the gradient of the result.
+pub fn reference_gradients(
+    s: &ConvShape,
+    x: &[f32],
+    weights: &[f32],
+    gy: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let (oh, ow) = s.output();
+    let (mut gx, mut gw) = (vec![0.0; x.len()], vec![0.0; weights.len()]);
+    for (i, gy) in gy.chunks_exact(s.co).enumerate() {
+        let (n, oy, ox) = (i / (oh * ow), i / ow % oh, i % ow);
+        for (ky, kx) in (0..s.kh).flat_map(|ky| (0..s.kw).map(move |kx| (ky, kx))) {
+            let iy = (oy * s.stride + ky).wrapping_sub(s.pad);
+            let ix = (ox * s.stride + kx).wrapping_sub(s.pad);
+            if iy >= s.h || ix >= s.w {
+                continue;
+            }
+            for c in 0..s.ci {
+                let at = ((n * s.h + iy) * s.w + ix) * s.ci + c;
+                for (o, &g) in gy.iter().enumerate() {
+                    let weight = ((o * s.ci + c) * s.kh + ky) * s.kw + kx;
+                    gx[at] += f64::from(g) * f64::from(weights[weight]);
+                    gw[weight] += f64::from(g) * f64::from(x[at]);
+                }
+            }
+        }
+    }
+    let round = |sums: Vec<f64>| sums.into_iter().map(|v| v as f32).collect();
+    (round(gx), round(gw))
+}

@@ -29,7 +29,7 @@ pub struct Ends<'a> {
 #[derive(Clone, Debug)]
 pub struct Int8 {
     variant: Variant,
-    pub(super) packed: Packed,
+    packed: Packed,
     /// The output is codes, not floats.
     codes: bool,
 }
@@ -171,11 +171,52 @@ impl Int8 {
     }
 }
 
+impl Int8 {
+    /// Returns the output of a band by its formula, before codes are rounded: four rows of pixels
+    /// of `co` values. `weights` and `input` are those of [`Self::new`]; `x` are six rows of
+    /// `width` pixels of as many codes as there are input channels; `skip` are four rows of pixels
+    /// of [`Self::output_step`] codes.
+    pub fn reference(
+        &self,
+        weights: &[f32],
+        input: &Coding,
+        x: &[u8],
+        width: usize,
+        skip: Option<&[u8]>,
+    ) -> Vec<f32> {
+        let (p, columns) = (&self.packed, width - 2);
+        let ci = weights.len() / (9 * p.co);
+        let mut codes = Vec::new();
+        for kernels in weights.chunks_exact(ci * 9) {
+            quantize(kernels, input, &mut codes);
+        }
+        let mut out = Vec::new();
+        for (y, x0) in (0..TILE).flat_map(|y| (0..columns).map(move |x| (y, x))) {
+            for o in 0..p.co {
+                let mut sum = 0;
+                for (k, i) in (0..9).flat_map(|k| (0..ci).map(move |i| (k, i))) {
+                    let pixel = (y + k / 3) * width + x0 + k % 3;
+                    let weight = i32::from(codes[(o * ci + i) * 9 + k]);
+                    sum += weight * i32::from(x[pixel * ci + i]);
+                }
+                let value = (sum as f32).mul_add(p.factor[o], p.bias[o]);
+                let mut value = value.max(value * p.slope);
+                if let Some(skip) = skip {
+                    let code = skip[(y * columns + x0) * p.output_step() + o];
+                    value = f32::from(code).mul_add(p.skip[o], value);
+                }
+                out.push(value + p.offset[o]);
+            }
+        }
+        out
+    }
+}
+
 /// Appends the codes of the weights `[ci, 3, 3]` of an output channel. Rounding errors are carried
 /// on within a kernel, so that its sum, which flat areas see, is as exact as one weight. Returns
 /// the factor of the sums and the constant that makes up for the lows of the inputs and for the
 /// rounding errors at their means.
-pub(super) fn quantize(kernels: &[f32], input: &Coding, codes: &mut Vec<i8>) -> (f64, f64) {
+fn quantize(kernels: &[f32], input: &Coding, codes: &mut Vec<i8>) -> (f64, f64) {
     let folded = |(i, w): (usize, &f32)| f64::from(*w) * f64::from(input.step[i / 9]);
     let folded: Vec<f64> = kernels.iter().enumerate().map(folded).collect();
     let largest = folded.iter().fold(0.0f64, |m, w| m.max(w.abs()));

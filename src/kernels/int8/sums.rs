@@ -27,6 +27,7 @@ pub(super) struct Packed {
 
 impl Packed {
     /// Bytes of an output pixel with its padding.
+    #[inline(always)]
     pub fn output_step(&self) -> usize {
         self.factor.len()
     }

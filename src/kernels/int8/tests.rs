@@ -1,5 +1,4 @@
 use super::{
-    layer::quantize,
     sizes::{GROUP, PADDED, READ},
     *,
 };
@@ -115,33 +114,13 @@ impl Case {
         });
     }
 
-    /// The layer's output in floats: with the codes of the weights, one sum after the other.
     fn by_the_formula(&self, codes: bool) -> Vec<f32> {
         let layer = self.layer(codes, Variant::Portable);
-        let mut weights = Vec::new();
-        for kernels in self.weights.chunks_exact(self.ci * 9) {
-            quantize(kernels, &self.input, &mut weights);
-        }
-        let width = TILE * self.tiles;
-        let mut out = Vec::new();
-        for (y, x) in (0..TILE).flat_map(|y| (0..width).map(move |x| (y, x))) {
-            for o in 0..self.co {
-                let mut sum = 0;
-                for (k, i) in (0..9).flat_map(|k| (0..self.ci).map(move |i| (k, i))) {
-                    let pixel = (y + k / 3) * (width + 2) + x + k % 3;
-                    let code = self.x[pixel * layer.input_step() + i];
-                    sum += i32::from(weights[(o * self.ci + i) * 9 + k]) * i32::from(code);
-                }
-                let value = (sum as f32).mul_add(layer.packed.factor[o], layer.packed.bias[o]);
-                let mut value = value.max(value * self.slope);
-                if let (Some((_, skip)), true) = (&self.skip, codes) {
-                    let code = skip[(y * width + x) * layer.output_step() + o];
-                    value = f32::from(code).mul_add(layer.packed.skip[o], value);
-                }
-                out.push(value + layer.packed.offset[o]);
-            }
-        }
-        out
+        // The reference has no padding in its input.
+        let pixels = self.x.chunks_exact(layer.input_step());
+        let x: Vec<u8> = pixels.flat_map(|p| &p[..self.ci]).copied().collect();
+        let skip = self.skip.as_ref().map(|s| &s.1[..]);
+        layer.reference(&self.weights, &self.input, &x, TILE * self.tiles + 2, skip)
     }
 }
 

@@ -64,29 +64,35 @@ impl Packed {
         }
     }
 
-    /// Floats from one input pixel to the next.
+    /// Floats from one input pixel to the next. It is inlined, as the methods below, so that the
+    /// compiler knows the step in the loops for few channels.
+    #[inline(always)]
     pub fn input_step(&self) -> usize {
         pixel_step(self.ci, self.isa)
     }
 
     /// Floats of an output pixel with its padding.
+    #[inline(always)]
     pub fn output_step(&self) -> usize {
         pixel_step(self.co, self.isa)
     }
 
     /// Floats of the products at a point: the output channels padded to whole vectors.
+    #[inline(always)]
     pub fn product_step(&self) -> usize {
         self.bias.len()
     }
 
     /// Returns `true` if products replace the transformed inputs that they are made of: the data
     /// then fits better in the first-level cache.
+    #[inline(always)]
     pub fn in_place(&self) -> bool {
         self.blocks.len() == 1 && self.product_step() <= self.input_step()
     }
 
     /// Tiles that are transformed before they are multiplied: few for narrow layers, so that they
     /// stay in the first-level cache; many for wide ones, so that weights are read less often.
+    #[inline(always)]
     pub fn tiles_at_once(&self) -> usize {
         if self.ci <= 32 { 8 } else { 24 }
     }

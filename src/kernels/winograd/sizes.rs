@@ -29,6 +29,7 @@ pub(super) const G: [[f64; 3]; SIDE] = [
 pub(super) const PAIRS: [[usize; 2]; 3] = [[0, 5], [1, 2], [3, 4]];
 
 /// Channels in a vector.
+#[inline(always)]
 pub(super) fn lanes(isa: Isa) -> usize {
     match isa {
         Isa::Avx512(_) => 16,
@@ -38,6 +39,7 @@ pub(super) fn lanes(isa: Isa) -> usize {
 
 /// Returns the floats from one pixel to the next: the channels padded to whole vectors, or to short
 /// ones in layers at the ends of a network.
+#[inline(always)]
 pub(super) fn pixel_step(channels: usize, isa: Isa) -> usize {
     if channels <= FEW {
         FEW
