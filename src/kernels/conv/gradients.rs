@@ -94,9 +94,11 @@ pub fn grad_weight(shape: &ConvShape, x: &[f32], gy: &[f32], isa: Isa, gw: &mut 
     WeightGrad {
         shape,
         isa,
+        output: shape.output(),
         swapped,
         rows,
         cols,
+        padded,
     }
     .run(x, gy, &mut sums);
     for (k, sums) in sums.chunks_exact(rows * padded).enumerate() {
@@ -114,10 +116,14 @@ pub fn grad_weight(shape: &ConvShape, x: &[f32], gy: &[f32], isa: Isa, gw: &mut 
 struct WeightGrad<'a> {
     shape: &'a ConvShape,
     isa: Isa,
+    /// Height and width of the output.
+    output: (usize, usize),
     /// Rows are output channels and columns input channels.
     swapped: bool,
     rows: usize,
     cols: usize,
+    /// `cols`, padded to whole vectors.
+    padded: usize,
 }
 
 /// A tile of the weight gradient: a kernel position, some rows, a block of columns.
@@ -125,6 +131,9 @@ struct WeightGrad<'a> {
 struct GradPlace {
     ky: usize,
     kx: usize,
+    /// First output column whose input column exists, and number of such columns.
+    first: usize,
+    pixels: usize,
     row: usize,
     col: usize,
     tail: usize,
@@ -134,7 +143,7 @@ struct GradPlace {
 
 impl WeightGrad<'_> {
     fn run(&self, x: &[f32], gy: &[f32], sums: &mut [f32]) {
-        let (oh, _) = self.shape.output();
+        let (oh, _) = self.output;
         let tiles = self.tiles();
         let out = SendPtr(sums.as_mut_ptr());
         // A thread takes some tiles through all bands; a band of rows stays in the second-level
@@ -159,11 +168,19 @@ impl WeightGrad<'_> {
     /// Returns all tiles; they write disjoint parts of the sums.
     fn tiles(&self) -> Vec<GradPlace> {
         let Tiles { lanes, grads, .. } = tiles(self.isa);
-        let padded = self.cols.next_multiple_of(*lanes);
         let mut tiles = Vec::new();
         for (ky, kx) in (0..self.shape.kh).flat_map(|y| (0..self.shape.kw).map(move |x| (y, x))) {
+            // The input column of output column `ox` is `ox * stride + kx - pad`.
+            let s = self.shape;
+            let first = s.pad.saturating_sub(kx).div_ceil(s.stride);
+            let end = (s.w + s.pad).saturating_sub(kx).div_ceil(s.stride);
+            let end = end.min(self.output.1);
+            if first >= end {
+                continue;
+            }
+            let pixels = end - first;
             let mut col = 0;
-            for nv in blocks(padded / lanes, grads.len()) {
+            for nv in blocks(self.padded / lanes, grads.len()) {
                 let width = nv * lanes;
                 let mut row = 0;
                 while row < self.rows {
@@ -174,11 +191,13 @@ impl WeightGrad<'_> {
                     tiles.push(GradPlace {
                         ky,
                         kx,
+                        first,
+                        pixels,
                         row,
                         col,
                         tail: (self.cols - col).min(width) - (width - lanes),
                         kernel,
-                        out: ((ky * self.shape.kw + kx) * self.rows + row) * padded + col,
+                        out: ((ky * self.shape.kw + kx) * self.rows + row) * self.padded + col,
                     });
                     row += height;
                 }
@@ -191,21 +210,15 @@ impl WeightGrad<'_> {
     /// Adds output row `oy` of image `n` to a tile.
     fn tile_row(&self, t: &GradPlace, n: usize, oy: usize, x: &[f32], gy: &[f32], out: &SendPtr) {
         let s = self.shape;
-        let (oh, ow) = s.output();
+        let (oh, ow) = self.output;
         let Some(iy) = (oy * s.stride + t.ky)
             .checked_sub(s.pad)
             .filter(|&y| y < s.h)
         else {
             return;
         };
-        // Output columns whose input column `ox * stride + kx - pad` exists.
-        let lo = s.pad.saturating_sub(t.kx).div_ceil(s.stride);
-        let hi = ow.min((s.w + s.pad).saturating_sub(t.kx).div_ceil(s.stride));
-        if lo >= hi {
-            return;
-        }
-        let xs = &x[((n * s.h + iy) * s.w + lo * s.stride + t.kx - s.pad) * s.ci..];
-        let gs = &gy[((n * oh + oy) * ow + lo) * s.co..];
+        let xs = &x[((n * s.h + iy) * s.w + t.first * s.stride + t.kx - s.pad) * s.ci..];
+        let gs = &gy[((n * oh + oy) * ow + t.first) * s.co..];
         let (a, a_step, b, b_step) = if self.swapped {
             (gs, s.co, xs, s.stride * s.ci)
         } else {
@@ -216,10 +229,10 @@ impl WeightGrad<'_> {
             a_step,
             b: b[t.col..].as_ptr(),
             b_step,
-            pixels: hi - lo,
+            pixels: t.pixels,
             // SAFETY: the offset lies inside the sums.
             out: unsafe { out.0.add(t.out) },
-            out_step: self.cols.next_multiple_of(tiles(self.isa).lanes),
+            out_step: self.padded,
             tail: t.tail,
         };
         // SAFETY: for each pixel the slices hold the rows of `a` and the columns of `b` that the

@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use super::{
+    loops::{Floats, input_transform},
     sizes::{G, PAIRS, SIDE, TILE},
     tiles::{Input, Walk},
-    transforms::{Floats, input_transform},
 };
 use crate::kernels::simd::Lanes;
 

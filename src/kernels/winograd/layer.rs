@@ -3,11 +3,10 @@
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
-    loops::run,
+    loops::{Floats, Format, Rounded, run},
     pack::Packed,
     sizes::{MAX_TILES, SIDE, TILE},
     tiles::{Input, Output},
-    transforms::{Floats, Format, Rounded},
     variant::Variant,
 };
 use crate::kernels::{

@@ -23,7 +23,6 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 mod tiles;
-mod transforms;
 mod variant;
 mod weights;
 #[cfg(target_arch = "x86_64")]

@@ -2,11 +2,10 @@
 
 use super::{
     gradient_loops::{Images, Sums, gradients},
-    loops::run,
+    loops::{Format, Pairs, run},
     pack::Packed,
     sizes::SIDE,
     tiles::{Input, Output},
-    transforms::{Format, Pairs},
 };
 use crate::kernels::simd::{F32x4, F32x8, F32x16};
 
