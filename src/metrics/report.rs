@@ -22,6 +22,10 @@ pub struct Row {
     pub part: usize,
     /// Frames in the part, over which the values are averaged. 1 for a picture.
     pub frames: usize,
+    /// Frames of these that are equal to the original. Their PSNR is infinite and left out of the
+    /// mean, unless all are equal.
+    #[serde(default)]
+    pub exact: usize,
     /// In dB, higher is better. Infinite (`null` in JSON) for equal pictures.
     #[serde(deserialize_with = "infinite")]
     pub psnr_y: f64,
@@ -56,6 +60,7 @@ impl Default for Row {
             image: String::new(),
             part: 0,
             frames: 1,
+            exact: 0,
             psnr_y: 0.0,
             ssim: None,
             ms_ssim: None,
@@ -79,6 +84,8 @@ pub struct Mean {
     pub images: usize,
     /// Number of pictures and frames.
     pub frames: usize,
+    /// Number of those that are equal to the original and left out of the PSNR.
+    pub exact: usize,
     pub psnr_y: f64,
     pub ssim: Option<f64>,
     pub ms_ssim: Option<f64>,
@@ -169,7 +176,8 @@ impl Report {
             scale: key.2,
             images: distinct(rows.iter().map(|r| &r.image)).len(),
             frames: rows.iter().map(|r| r.frames).sum(),
-            psnr_y: mean(|r| Some(r.psnr_y)).unwrap_or(f64::NAN),
+            exact: rows.iter().map(|r| r.exact).sum(),
+            psnr_y: mean(|r| Some(r.psnr_y).filter(|v| v.is_finite())).unwrap_or(f64::INFINITY),
             ssim: mean(|r| r.ssim),
             ms_ssim: mean(|r| r.ms_ssim),
             lpips: mean(|r| r.lpips),
@@ -273,7 +281,11 @@ impl Report {
                 condition: m.condition.clone(),
                 scale: m.scale,
                 lpips_gain: m.lpips.zip(r.lpips).map(|(m, r)| 1.0 - m / r),
-                psnr_gain: m.psnr_y - r.psnr_y,
+                psnr_gain: if m.psnr_y == r.psnr_y {
+                    0.0
+                } else {
+                    m.psnr_y - r.psnr_y
+                },
                 flicker: m.flicker.zip(r.flicker).map(Limit::of),
                 warping_error: m.warping_error.zip(r.warping_error).map(Limit::of),
             })
@@ -360,7 +372,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tables().iter().try_for_each(|table| table.fmt(f))
+        self.tables().iter().try_for_each(|table| table.fmt(f))?;
+        let exact = |mean: &Mean| mean.exact > 0;
+        self.means().into_iter().filter(exact).try_for_each(|mean| {
+            writeln!(
+                f,
+                "x{} {}, {}: {} of {} frames equal the original and are left out of PSNR-Y",
+                mean.scale, mean.condition, mean.method, mean.exact, mean.frames
+            )
+        })
     }
 }
 
@@ -591,6 +611,29 @@ mod tests {
         }
         let mean = &report.means()[0];
         assert_eq!((mean.images, mean.frames, mean.psnr_y), (2, 41, 28.0));
+    }
+
+    #[test]
+    fn frames_equal_to_the_original_are_left_out_of_the_mean_and_counted() {
+        let mut report = Report::default();
+        for (part, frames, exact, psnr_y) in [(0, 10, 10, f64::INFINITY), (1, 10, 2, 30.0)] {
+            for method in ["bicubic", "tiny"] {
+                report.push(Row {
+                    part,
+                    frames,
+                    exact,
+                    ..row(method, "clean", 2.0, psnr_y, None)
+                });
+            }
+        }
+        let mean = &report.means()[1];
+        assert_eq!((mean.psnr_y, mean.frames, mean.exact), (30.0, 20, 12));
+        let text = report.to_string();
+        assert!(
+            text.contains("tiny: 12 of 20 frames equal the original"),
+            "{text}"
+        );
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
     }
 
     #[test]

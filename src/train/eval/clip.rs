@@ -152,6 +152,7 @@ impl<'a> Pass<'a> {
                 image: clip.path.display().to_string(),
                 part,
                 frames: scores.len(),
+                exact: scores.iter().filter(|s| s.psnr_y.is_infinite()).count(),
                 warping_error: temporal.warping_error,
                 tof: temporal.tof,
                 flicker: temporal.flicker,
@@ -167,7 +168,7 @@ fn mean(scores: &[Scores]) -> Scores {
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     };
     Scores {
-        psnr_y: mean(|s| Some(s.psnr_y)).unwrap_or(f64::NAN),
+        psnr_y: mean(|s| Some(s.psnr_y).filter(|v| v.is_finite())).unwrap_or(f64::INFINITY),
         ssim: mean(|s| s.ssim),
         ms_ssim: mean(|s| s.ms_ssim),
         lpips: mean(|s| s.lpips),

@@ -61,6 +61,7 @@ impl Evaluation {
 impl From<Scores> for Row {
     fn from(s: Scores) -> Self {
         Self {
+            exact: usize::from(s.psnr_y.is_infinite()),
             psnr_y: s.psnr_y,
             ssim: s.ssim,
             ms_ssim: s.ms_ssim,
