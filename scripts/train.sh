@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains models one after another, on one core, in runs/: each begins with its bundled file if there is
-# one, and goes on with its checkpoint when this is run again.
+# Trains models one after another, on one core, in runs/. Each begins with its file in models/ if there
+# is one, and continues from its checkpoint when this is run again.
 #
 # Usage: scripts/train.sh FOLDER..     (folders with photos and videos)
 set -euo pipefail
@@ -16,9 +16,11 @@ if [[ ! -x runs/tadsr-train ]]; then
     cargo build --release --locked --bin tadsr-train
     cp "$target/release/tadsr-train" runs/
 fi
-for name in tiny-dial-x4 small-dial-x2; do
+for name in small-dial-x2 tiny-dial-x4; do
     begin=()
-    [[ ! -e models/$name.safetensors ]] || begin=(--begin "models/$name.safetensors")
+    if [[ -e models/$name.safetensors && ! -e runs/$name/checkpoint.safetensors ]]; then
+        begin=(--begin "models/$name.safetensors")
+    fi
     taskset -c "$(($(nproc) - 1))" runs/tadsr-train run "models/recipes/$name.toml" --data "${data[@]}" \
         --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000
 done
