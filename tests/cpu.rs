@@ -9,7 +9,7 @@ use tadsr::kernels::cpu::Cpu;
 
 /// Upscales `low.png` in `folder` at a level; returns the image or the error.
 fn upscale(folder: &Path, level: &str, precision: &str) -> Result<RgbImage, String> {
-    let out = format!("{level}-{precision}.png");
+    let out = format!("out-{level}-{precision}.png");
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
     command.current_dir(folder).env("TADSR_CPU", level);
     command.args(["upscale", "low.png", &out, "--precision", precision]);
