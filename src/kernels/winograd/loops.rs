@@ -1,8 +1,8 @@
-//! The loops over tiles, generic over vectors and number formats: transforms of inputs and products,
-//! and the products between them.
+//! The loops over tiles, generic over vectors and number formats: transforms of inputs and
+//! products, and the products between them.
 //!
-//! The transforms are in this file because the compiler then allocates registers better: in a file of
-//! their own, layers of 16 channels take 8 % longer.
+//! The transforms are in this file because the compiler then allocates registers better: in a file
+//! of their own, layers of 16 channels take 8 % longer.
 
 use std::ops::Range;
 
