@@ -243,8 +243,8 @@ fn start_at_zero(info: &mut gst::PadProbeInfo) {
     }
 }
 
-/// Adds to `pipeline` a parsebin that reads the file `path`: its pads are the parsed streams.
-/// Returns all added elements, the parsebin last.
+/// Adds to `pipeline` a parsebin that reads the file `path`: its pads are the parsed streams. It
+/// reads nothing before [`start`]. Returns all added elements, the parsebin last.
 ///
 /// # Errors
 /// Names what is missing.
@@ -305,7 +305,29 @@ pub(super) fn parse_file(
     }
     elements.push(parse);
     link(pipeline, &elements)?;
+    for element in &elements {
+        element.set_locked_state(true);
+    }
     Ok(elements)
+}
+
+/// Sets a pipeline to playing, and only then the elements that [`parse_file`] has added to it.
+/// Nothing is linked to these yet, so that GStreamer knows no order: packets that came to an element
+/// which does not accept any so far would be lost, and end the demuxer without an error.
+///
+/// What fails is on the bus.
+pub(super) fn start(pipeline: &gst::Pipeline) {
+    let _ = pipeline.set_state(gst::State::Playing);
+    // The reader of the file comes before the file, and asks it how it can be read.
+    let elements: Vec<_> = pipeline.iterate_sorted().into_iter().flatten().collect();
+    let held: Vec<_> = elements.iter().filter(|e| e.is_locked_state()).collect();
+    for element in &held {
+        let _ = element.set_state(gst::State::Ready);
+    }
+    for element in held {
+        element.set_locked_state(false);
+        let _ = element.sync_state_with_parent();
+    }
 }
 
 /// Leads what comes out of `pad` to nowhere.
@@ -398,5 +420,48 @@ pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
         ("video/mpeg", version @ (1 | 2 | 4)) => format!("MPEG-{version}"),
         ("video/x-raw", _) => "uncompressed".into(),
         (name, _) => name.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the names of the elements that a pipeline has brought from READY to PAUSED, in order.
+    fn started(pipeline: &gst::Pipeline) -> Vec<String> {
+        let bus = pipeline.bus().unwrap();
+        let mut names = Vec::new();
+        while let Some(message) = bus.pop() {
+            if let MessageView::StateChanged(change) = message.view()
+                && (change.old(), change.current()) == (gst::State::Ready, gst::State::Paused)
+                && let Some(source) = message.src()
+            {
+                names.push(source.name().to_string());
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn a_file_is_read_only_when_everything_else_accepts_data() {
+        crate::video::init().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [0; 4096]).unwrap();
+        let pipeline = gst::Pipeline::new();
+        let first = make("queue").unwrap();
+        let reader = parse_file(&pipeline, file.path(), &Demux::Plain).unwrap();
+        let last = make("queue").unwrap();
+        pipeline.add_many([&first, &last]).unwrap();
+        start(&pipeline);
+        let order = started(&pipeline);
+        let place = |e: &gst::Element| order.iter().position(|name| *name == e.name());
+        for queue in [&first, &last] {
+            for element in &reader {
+                let places = (place(queue), place(element));
+                assert!(places.0.is_some() && places.1.is_some(), "{order:?}");
+                assert!(places.0 < places.1, "{order:?}");
+            }
+        }
+        pipeline.set_state(gst::State::Null).unwrap();
     }
 }

@@ -17,7 +17,7 @@ use super::{
     PROBE, StreamInfo, TimedFrame,
     bus::{
         Bus, Demux, Failure, append, codec_name, discard, is_idle, make, missing_plugins,
-        parse_file, refuse,
+        parse_file, refuse, start,
     },
     survey::{Kind, Survey, Track},
 };
@@ -323,8 +323,7 @@ impl Source {
             sink,
             failed: None,
         };
-        // Why it fails is on the bus, where the first sample is waited for.
-        let _ = source.pipeline.set_state(gst::State::Playing);
+        start(&source.pipeline);
         Ok(source)
     }
 

@@ -8,7 +8,9 @@ use std::{
 
 use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
-use super::bus::{Bus, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse};
+use super::bus::{
+    Bus, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse, start,
+};
 use super::edits::Edits;
 use crate::{Error, Result};
 
@@ -278,8 +280,7 @@ impl Survey {
         let pipeline = build(path, &demux, &shared).map_err(failed)?;
         let running = Running(pipeline);
         let mut bus = Bus::of(&running.0)?;
-        // If it fails, the bus says why.
-        let _ = running.0.set_state(gst::State::Playing);
+        start(&running.0);
         let mut progress = (0, Instant::now());
         let mut idle = 0;
         loop {

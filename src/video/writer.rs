@@ -16,7 +16,7 @@ use gst_app::AppSrc;
 use super::{
     StreamInfo, TimedFrame,
     audio::Audio,
-    bus::{Bus, Heard, link, make, utf8},
+    bus::{Bus, Heard, link, make, start, utf8},
     survey::{Kind, Survey},
 };
 use crate::{Error, Result};
@@ -196,8 +196,7 @@ impl Writer {
             frames: 0,
             end: Duration::ZERO,
         };
-        // Why it fails is on the bus.
-        let _ = writer.pipeline.set_state(gst::State::Playing);
+        start(&writer.pipeline);
         Ok(writer)
     }
 
