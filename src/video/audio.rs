@@ -1,5 +1,4 @@
-//! The audio of one file in another: copied, or re-encoded where the container does not hold its
-//! codec.
+//! Audio of one file in another: copied, or re-encoded if the container does not support the codec.
 
 use std::{
     path::Path,
@@ -18,23 +17,23 @@ use super::{
     survey::{Kind, Survey, Track},
 };
 
-/// Encoders for what cannot be copied, the first that is installed.
+/// Encoders for streams that cannot be copied. The first installed one is used.
 const AAC: [&str; 3] = ["avenc_aac", "fdkaacenc", "voaacenc"];
 const FREE: [&str; 2] = ["opusenc", "vorbisenc"];
 /// Bits per second of re-encoded audio.
 const BITRATE: i32 = 192_000;
-/// Limit of a trial of a muxer with the first packets of a stream.
+/// Time limit for testing a muxer with the first packets of a stream.
 const TRIAL: ClockTime = ClockTime::from_seconds(10);
 
-/// Way of a stream into a container.
+/// Method by which a stream enters a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
-    /// Copied, through a parser that gives it the form that the container wants.
+    /// Copied, through the parser that converts it to the form that the container needs.
     Copy(Option<&'static str>),
     Encode,
 }
 
-/// The audio streams of a file on their way into a muxer.
+/// Audio streams of a file that enter a muxer.
 pub(super) struct Audio {
     parse: gst::Element,
     shared: Arc<Shared>,
@@ -47,16 +46,16 @@ struct Shared {
     /// First element of each stream: its queue.
     queues: Mutex<Vec<gst::Element>>,
     notes: Mutex<Vec<String>>,
-    /// Length of what is re-encoded of each stream, in nanoseconds; `None` for a copied one.
+    /// Re-encoded length of each stream in nanoseconds; `None` for a copied stream.
     encoded: Mutex<Vec<Option<Arc<AtomicU64>>>>,
 }
 
 impl Audio {
-    /// Adds the audio of the file `from`, of which `survey` tells, to `pipeline`. Buffers later than
-    /// `cut`, a running time in nanoseconds, are left out.
+    /// Adds the audio of the file `from` with the survey `survey` to `pipeline`. Drops buffers
+    /// later than `cut`, a running time in nanoseconds.
     ///
     /// # Errors
-    /// Names what is missing, or the stream that cannot be kept.
+    /// Names the missing element, or the stream that cannot be kept.
     pub fn add(
         pipeline: &gst::Pipeline,
         mux: &gst::Element,
@@ -95,19 +94,19 @@ impl Audio {
         Ok(Self { parse, shared })
     }
 
-    /// Returns what becomes of each stream, such as `AAC copied`.
+    /// Returns the result for each stream, such as `AAC copied`.
     pub fn notes(&self) -> Vec<String> {
         lock(&self.shared.notes).clone()
     }
 
-    /// Returns how much audio of each stream has been encoded; `None` for one that is copied.
+    /// Returns the encoded length of each stream; `None` for a copied one.
     pub fn encoded(&self) -> Vec<Option<ClockTime>> {
         let encoded = lock(&self.shared.encoded);
         let time = |t: &Arc<AtomicU64>| ClockTime::from_nseconds(t.load(Ordering::SeqCst));
         encoded.iter().map(|t| t.as_ref().map(time)).collect()
     }
 
-    /// Returns true if `failure` is that of an element that the audio passes.
+    /// Returns true if `failure` comes from an element that the audio passes through.
     pub fn owns(&self, failure: &Failure) -> bool {
         let Some(failed) = &failure.source else {
             return false;
@@ -117,26 +116,26 @@ impl Audio {
         elements.any(|e| failed == e.upcast_ref::<gst::Object>() || failed.has_as_ancestor(e))
     }
 
-    /// Ends the audio where it is, after a failure.
+    /// Ends the audio at its current position, after a failure.
     pub fn give_up(&self, reason: &str) {
         let ends: Vec<_> = lock(&self.shared.queues)
             .iter()
             .filter_map(|queue| queue.static_pad("sink"))
             .collect();
-        // Not from this thread: the event waits for a place in the queue, and it may be for this
-        // thread's frames, or for the end of another stream, that the muxer leaves the queue full.
+        // Not from this thread, because the event waits for space in the queue. The muxer may leave
+        // the queue full until it gets this thread's frames, or the end of another stream.
         for end in ends {
             self.parse.call_async(move |_| {
-                // One that has ended already refuses.
+                // A queue that has already ended refuses the event.
                 let _ = end.send_event(gst::event::Eos::new());
             });
         }
-        lock(&self.shared.notes).push(format!("the audio breaks off: {reason}"));
+        lock(&self.shared.notes).push(format!("the audio ends early: {reason}"));
     }
 }
 
 impl Shared {
-    /// Leads an audio stream into the muxer.
+    /// Connects an audio stream to the muxer.
     fn track(
         self: &Arc<Self>,
         pipeline: &gst::Pipeline,
@@ -149,7 +148,7 @@ impl Shared {
         let route = route(container, track)
             .map_err(|reason| format!("its {name} audio cannot be kept: {reason}"))?;
         let pad = mux.request_pad_simple("audio_%u");
-        let pad = pad.ok_or("the container takes no audio")?;
+        let pad = pad.ok_or("the container does not support audio")?;
         let queue = self.queue()?;
         let chain = Chain::add(pipeline, route, container, &queue, &pad)?;
         lock(&self.elements).extend(chain.elements);
@@ -178,7 +177,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Returns a queue for the begin of a stream.
+    /// Returns a queue for the start of a stream.
     fn queue(self: &Arc<Self>) -> Result<gst::Element, String> {
         let queue = make("queue")?;
         for signal in ["overrun", "underrun"] {
@@ -191,9 +190,10 @@ impl Shared {
         Ok(queue)
     }
 
-    /// Lets full queues grow while another is empty: the muxer waits for that stream, and the
-    /// parser may wait for a place in a full queue before it comes to it. A stream that begins late
-    /// or ends early makes the others longer. Too much memory is an error.
+    /// Lets full queues grow while another is empty. The muxer waits for the stream of the empty
+    /// queue, and the parser may wait for space in a full queue before it reaches that stream. A
+    /// stream that begins late or ends early makes the other queues longer. Fails if they take too
+    /// much memory.
     fn make_room(&self) {
         const ALL: u64 = 1 << 30;
         const BUFFERS: u32 = 200;
@@ -230,14 +230,14 @@ impl Shared {
 /// Elements between a queue and a muxer.
 struct Chain {
     elements: Vec<gst::Element>,
-    /// Name of the encoder, if there is one.
+    /// Name of the encoder, if the stream is re-encoded.
     encoder: Option<String>,
-    /// Length of what is encoded so far, in nanoseconds.
+    /// Length encoded so far, in nanoseconds.
     encoded: Option<Arc<AtomicU64>>,
 }
 
 impl Chain {
-    /// Links `queue` and what `route` needs after it to the muxer's `pad`.
+    /// Links `queue`, and the elements that `route` needs after it, to the muxer's `pad`.
     fn add(
         pipeline: &gst::Pipeline,
         route: Route,
@@ -290,8 +290,8 @@ impl Chain {
     }
 }
 
-/// Corrects the times of decoded audio that comes to `pad`, and measures its length. Some
-/// containers give packets less time than they have samples, and an encoder would drop the rest.
+/// Corrects the times of decoded audio at `pad`, and measures its length. In some containers the
+/// times of packets are shorter than their samples. An encoder would drop the difference.
 fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
     let encoded = Arc::new(AtomicU64::new(0));
     let length = encoded.clone();
@@ -301,7 +301,7 @@ fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
             let mut end = lock(&end);
             if let (Some(pts), Some(duration)) = (buffer.pts(), buffer.duration()) {
                 let start = match *end {
-                    // More than jitter.
+                    // Overlap beyond jitter.
                     Some(end) if pts + duration / 4 < end => end,
                     _ => pts,
                 };
@@ -319,11 +319,11 @@ fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
     encoded
 }
 
-/// Finds out how `container` takes the stream, by a trial with its first packets.
+/// Tests with the first packets of a stream how `container` accepts it.
 fn route(container: Container, track: &Track) -> Result<Route, String> {
     let mux = make(container.muxer())?;
     let pad = mux.request_pad_simple("audio_%u");
-    let pad = pad.ok_or("the container takes no audio")?;
+    let pad = pad.ok_or("the container does not support audio")?;
     let copy = copying(&track.caps, &pad.pad_template_caps()).map(Route::Copy);
     let mut reason = String::new();
     for route in copy.into_iter().chain([Route::Encode]) {
@@ -344,7 +344,7 @@ fn trial(container: Container, track: &Track, route: Route) -> Result<(), String
         .build();
     let (queue, mux, sink) = (make("queue")?, make(container.muxer())?, make("fakesink")?);
     let pad = mux.request_pad_simple("audio_%u");
-    let pad = pad.ok_or("the container takes no audio")?;
+    let pad = pad.ok_or("the container does not support audio")?;
     link(&pipeline, &[source.clone().upcast()])?;
     link(&pipeline, &[mux, sink])?;
     Chain::add(&pipeline, route, container, &queue, &pad)?;
@@ -356,7 +356,7 @@ fn trial(container: Container, track: &Track, route: Route) -> Result<(), String
         PadProbeReturn::Ok
     });
     let mut bus = Bus::of(&pipeline).map_err(|e| e.to_string())?;
-    // If something fails, the bus says why.
+    // Failures are reported on the bus.
     let _ = pipeline.set_state(gst::State::Playing);
     let mut set_time = track.lead_times();
     for buffer in &track.head {
@@ -374,8 +374,8 @@ fn trial(container: Container, track: &Track, route: Route) -> Result<(), String
     }
 }
 
-/// Returns the parser, if any, that gives a stream with `caps` the form that a container with the
-/// caps `taken` wants; `None` if it does not hold such a stream.
+/// Returns the parser, if any, that converts a stream with `caps` to the form that a container with
+/// the caps `taken` needs; `None` if the container does not support such a stream.
 fn copying(caps: &gst::CapsRef, taken: &gst::Caps) -> Option<Option<&'static str>> {
     let structure = caps.structure(0)?;
     let version = structure.get::<i32>("mpegversion").unwrap_or(0);
@@ -390,7 +390,7 @@ fn copying(caps: &gst::CapsRef, taken: &gst::Caps) -> Option<Option<&'static str
     };
     let mut kept = structure.to_owned();
     if parser.is_some() {
-        // What the parser changes.
+        // The parser may change these fields.
         for field in ["stream-format", "framed", "parsed", "alignment", "format"] {
             kept.remove_field(field);
         }
@@ -399,7 +399,7 @@ fn copying(caps: &gst::CapsRef, taken: &gst::Caps) -> Option<Option<&'static str
     kept.can_intersect(taken).then_some(parser)
 }
 
-/// Returns an encoder for audio that `container` cannot hold as it is.
+/// Returns an encoder for audio that `container` does not support.
 fn encoder(container: Container) -> Result<gst::Element, String> {
     let candidates: &[&str] = if container == Container::WebM {
         &FREE

@@ -1,4 +1,4 @@
-//! Building pipelines, and turning what they say on their bus into sentences.
+//! Construction of pipelines, and error messages from their buses.
 
 use std::{path::Path, sync::Arc};
 
@@ -7,24 +7,23 @@ use gst::{MessageType, MessageView, PadProbeData, PadProbeReturn, PadProbeType, 
 use super::edits::Edits;
 use crate::{Error, Result};
 
-/// What has to be said about a pipeline's end.
+/// Reason why a pipeline ended.
 pub(super) struct Failure {
     pub reason: String,
     /// The element that failed.
     pub source: Option<gst::Object>,
-    /// Nothing is wrong with the file: GStreamer lacks a plugin.
+    /// True if the file is good but GStreamer lacks a plugin.
     pub missing: bool,
 }
 
-/// Listens to a pipeline: keeps the names of missing plugins until an error tells what they were
-/// needed for.
+/// Receiver of a pipeline's messages. Collects the names of missing plugins, because only a later
+/// error tells what they were needed for.
 pub(super) struct Bus {
     bus: gst::Bus,
     missing: Vec<String>,
 }
 
-/// What an application message of this name, posted by one of our callbacks, says why it cannot go
-/// on.
+/// Name of the application messages by which our callbacks report why they cannot continue.
 const REFUSED: &str = "tadsr-refused";
 
 impl Bus {
@@ -37,7 +36,7 @@ impl Bus {
         })
     }
 
-    /// The next error, waiting for it up to `timeout`.
+    /// Returns the next error, waiting up to `timeout`.
     pub fn failure(&mut self, timeout: gst::ClockTime) -> Option<Failure> {
         match self.wait(timeout)? {
             Heard::Failure(failure) => Some(failure),
@@ -45,7 +44,7 @@ impl Bus {
         }
     }
 
-    /// The next error or end of stream, waiting for it up to `timeout`.
+    /// Returns the next error or end of stream, waiting up to `timeout`.
     pub fn wait(&mut self, timeout: gst::ClockTime) -> Option<Heard> {
         let types = [
             MessageType::Error,
@@ -119,7 +118,7 @@ impl Bus {
         }
     }
 
-    /// Names of plugins that were missed so far.
+    /// Returns the names of the plugins that were missing so far.
     pub fn missing(&self) -> &[String] {
         &self.missing
     }
@@ -136,7 +135,7 @@ pub(super) fn missing_plugins(names: &[String]) -> Option<String> {
     })
 }
 
-/// What [`Bus::wait`] has heard.
+/// Result of [`Bus::wait`].
 pub(super) enum Heard {
     Failure(Failure),
     End,
@@ -147,7 +146,7 @@ fn refusal(structure: Option<&gst::StructureRef>) -> Option<String> {
     structure.get::<String>("reason").ok()
 }
 
-/// Says on the bus of `pipeline`, from any thread, why it cannot go on.
+/// Posts on the bus of `pipeline`, from any thread, the reason why it cannot continue.
 pub(super) fn refuse(pipeline: &gst::Pipeline, reason: &str) {
     let structure = gst::Structure::builder(REFUSED)
         .field("reason", reason)
@@ -156,10 +155,10 @@ pub(super) fn refuse(pipeline: &gst::Pipeline, reason: &str) {
     let _ = pipeline.post_message(gst::message::Application::new(structure));
 }
 
-/// An element of the kind `factory`.
+/// Makes an element of the kind `factory`.
 ///
 /// # Errors
-/// Says which element is missing.
+/// Names the missing element.
 pub(super) fn make(factory: &str) -> Result<gst::Element, String> {
     gst::ElementFactory::make(factory).build().map_err(|_| {
         format!(
@@ -169,38 +168,37 @@ pub(super) fn make(factory: &str) -> Result<gst::Element, String> {
     })
 }
 
-/// GStreamer's properties hold text.
+/// Returns `path` as text, which GStreamer's properties need.
 pub(super) fn utf8(path: &Path) -> Result<&str, String> {
     path.to_str()
         .ok_or_else(|| "its name is not UTF-8, which GStreamer needs: rename it".into())
 }
 
-/// Returns true if none of the pipeline's threads runs: nothing will come any more.
+/// Returns true if none of the pipeline's threads runs, so no more data will arrive.
 pub(super) fn is_idle(pipeline: &gst::Pipeline) -> bool {
     let running = |pad: &gst::Pad| pad.task_state() == gst::TaskState::Started;
     let elements = pipeline.iterate_recurse().into_iter().flatten();
     !elements.into_iter().any(|e| e.pads().iter().any(running))
 }
 
-/// Way in which a file is demuxed.
+/// Method of demuxing a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Demux {
     #[default]
     Plain,
-    /// Without the edit lists of the file, which are followed here.
+    /// Without the edit lists of the file, which this module applies.
     Edited(Arc<Edits>),
-    /// As an MPEG transport stream whose packets get times before they are demuxed: without them
-    /// GStreamer's demuxer gives none to a file that begins before its first clock reference. All
-    /// times are this much later, so that what comes before the reference has a time, too.
+    /// As an MPEG transport stream whose packets get times before they are demuxed. Without them
+    /// GStreamer's demuxer sets no times in a file that begins before its first clock reference.
+    /// All times are shifted by this value, so that packets before the reference have a time.
     TimedTransport(gst::ClockTime),
 }
 
-/// Name of the caps field with the colours that the container states.
+/// Name of the caps field with the colorimetry that the container states.
 pub(super) const CONTAINER_COLOURS: &str = "container-colorimetry";
 
-/// Renames the colours in the caps of H.264 and H.265 that come from a demuxer. Parsers and
-/// decoders would prefer them to those of the bit stream, and some containers do not know the
-/// range.
+/// Renames the colorimetry in the caps of H.264 and H.265 from a demuxer. Parsers and decoders
+/// would prefer it to that of the bit stream, and some containers do not state the range.
 fn hide_colours(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
     let Some(PadProbeData::Event(event)) = &info.data else {
         return PadProbeReturn::Ok;
@@ -222,8 +220,9 @@ fn hide_colours(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
     PadProbeReturn::Ok
 }
 
-/// Lets the first segment begin at zero. Matroska's demuxer begins it with the first packet, and
-/// the next one, after a packet of another stream, at zero: the first frame would be shown early.
+/// Sets the start of the first segment to zero. Matroska's demuxer starts it at the first packet,
+/// and starts the next one, after a packet of another stream, at zero. The first frame would be
+/// shown too early.
 fn start_at_zero(info: &mut gst::PadProbeInfo) {
     let Some(PadProbeData::Event(event)) = &info.data else {
         return;
@@ -243,7 +242,7 @@ fn start_at_zero(info: &mut gst::PadProbeInfo) {
     }
 }
 
-/// Adds to `pipeline` a parsebin that reads the file `path`: its pads are the parsed streams. It
+/// Adds to `pipeline` a parsebin that reads the file `path`. Its pads are the parsed streams. It
 /// reads nothing before [`start`]. Returns all added elements, the parsebin last.
 ///
 /// # Errors
@@ -311,11 +310,11 @@ pub(super) fn parse_file(
     Ok(elements)
 }
 
-/// Sets a pipeline to playing, and only then the elements that [`parse_file`] has added to it.
-/// Nothing is linked to these yet, so that GStreamer knows no order: packets that came to an element
-/// which does not accept any so far would be lost, and end the demuxer without an error.
+/// Sets a pipeline to playing, and after that the elements that [`parse_file`] has added to it.
+/// GStreamer knows no order of these, because nothing is linked to them yet. Packets that reach an
+/// element before it accepts any would be lost, and end the demuxer without an error.
 ///
-/// What fails is on the bus.
+/// Errors are reported on the bus.
 pub(super) fn start(pipeline: &gst::Pipeline) {
     let _ = pipeline.set_state(gst::State::Playing);
     // The reader of the file comes before the file, and asks it how it can be read.
@@ -330,7 +329,7 @@ pub(super) fn start(pipeline: &gst::Pipeline) {
     }
 }
 
-/// Leads what comes out of `pad` to nowhere.
+/// Discards the data of `pad`.
 pub(super) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<(), String> {
     let sink = make("fakesink")?;
     sink.set_property("async", false);
@@ -338,7 +337,7 @@ pub(super) fn discard(pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<(), St
     append(pipeline, pad, &[sink], None)
 }
 
-/// Adds `elements` to a pipeline and links them, one after the other.
+/// Adds `elements` to a pipeline and links them in order.
 pub(super) fn link(pipeline: &gst::Pipeline, elements: &[gst::Element]) -> Result<(), String> {
     pipeline
         .add_many(elements)
@@ -346,8 +345,8 @@ pub(super) fn link(pipeline: &gst::Pipeline, elements: &[gst::Element]) -> Resul
         .map_err(|e| e.to_string())
 }
 
-/// Adds `elements` to the running pipeline and links them, one after the other, to `pad`, after the
-/// pads of `onward` with each other: nothing flows before the way is whole.
+/// Adds `elements` to the running pipeline and links them in order to `pad`. The pads of `onward`
+/// are linked first, so nothing flows before the chain is complete.
 pub(super) fn append(
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
@@ -369,8 +368,7 @@ pub(super) fn append(
     Ok(())
 }
 
-/// Asks `f` what to do with every buffer that comes to `pad`, by the running times of its start and
-/// its end.
+/// Calls `f` for every buffer at `pad`, with the running times of its start and end.
 pub(super) fn on_time(
     pad: &gst::Pad,
     f: impl Fn(gst::ClockTime, gst::ClockTime) -> PadProbeReturn + Send + Sync + 'static,
@@ -396,7 +394,7 @@ pub(super) fn on_time(
     });
 }
 
-/// What people call a stream with `caps`.
+/// Returns the common name of the codec of a stream with `caps`.
 pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
     let Some(structure) = caps.structure(0) else {
         return "nothing".into();
@@ -427,7 +425,8 @@ pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
 mod tests {
     use super::*;
 
-    /// Returns the names of the elements that a pipeline has brought from READY to PAUSED, in order.
+    /// Returns the names of the elements that a pipeline has brought from READY to PAUSED, in
+    /// order.
     fn started(pipeline: &gst::Pipeline) -> Vec<String> {
         let bus = pipeline.bus().unwrap();
         let mut names = Vec::new();

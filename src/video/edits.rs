@@ -1,7 +1,8 @@
-//! Edit lists of MP4 and QuickTime files: which part of a track is shown, and when.
+//! Edit lists of MP4 and QuickTime files: the part of a track that is shown, and its time.
 //!
 //! GStreamer's demuxer follows edit lists, but ends early if one begins between key frames. For
-//! such a file the demuxer is shown no edit lists, and the segments of its streams are set here.
+//! such a file this module hides the edit lists from the demuxer and sets the segments of its
+//! streams.
 
 use std::{
     fs::File,
@@ -13,32 +14,32 @@ use std::{
 
 use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
-/// Largest index that is read.
+/// Maximum size of an index in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 
-/// The part of a track that is shown.
+/// Part of a track that is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edit {
     pub track: u32,
-    /// Time of the track at which it begins.
+    /// Start of the part, in the time of the track.
     pub start: Duration,
     pub length: Duration,
-    /// Time of the film at which it is shown.
+    /// Time of the film at which the part is shown.
     pub at: Duration,
 }
 
-/// The edit lists of a file, as far as each shows one part of its track.
+/// Edit lists of a file, if each shows only one part of its track.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Edits {
     pub list: Vec<Edit>,
-    /// Bytes, by their offset in the file, that make it one without edit lists, as long as the
-    /// longest of its tracks.
+    /// Replacement bytes by their offset in the file. They remove the edit lists and set the
+    /// duration to that of the longest track.
     patches: Vec<(u64, Vec<u8>)>,
 }
 
 impl Edits {
-    /// Reads the edit lists of the file `path`; none of a file that is no MP4, is damaged, or has a
-    /// list of several parts.
+    /// Reads the edit lists of the file `path`. Returns none if the file is not an MP4 file, is
+    /// damaged, or has a list of several parts.
     pub fn read(path: &Path) -> Self {
         Self::try_read(path).unwrap_or_default()
     }
@@ -71,7 +72,7 @@ impl Edits {
         None
     }
 
-    /// Parses the content of a `moov` box that lies at `offset` in its file.
+    /// Parses the content of a `moov` box at `offset` in its file.
     fn parse(index: &[u8], offset: u64) -> Option<Self> {
         let place =
             |part: &[u8]| offset + (part.as_ptr() as usize - index.as_ptr() as usize) as u64;
@@ -101,7 +102,7 @@ impl Edits {
                 .list
                 .push(part(find(edts, b"elst")?, track, film, ticks)?);
         }
-        // An unknown length of a track is all ones.
+        // All ones mean that the length of a track is unknown.
         let length = (length * f64::from(film)).ceil() as u64;
         for field in durations {
             let bytes = length.min(u64::from(u32::MAX - 1)).to_be_bytes();
@@ -112,7 +113,7 @@ impl Edits {
         Some(edits)
     }
 
-    /// Hides the edit lists from what reads `source`, a file source.
+    /// Hides the edit lists from the elements that read from the file source `source`.
     pub fn hide(self: &Arc<Self>, source: &gst::Element) {
         let Some(pad) = source.static_pad("src") else {
             return;
@@ -144,7 +145,7 @@ impl Edits {
         });
     }
 
-    /// Sets the segment of the stream that comes out of `pad`, a pad of the demuxer.
+    /// Sets the segment of the stream at `pad`, a source pad of the demuxer.
     pub fn apply(self: &Arc<Self>, pad: &gst::Pad) {
         let edits = self.clone();
         pad.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
@@ -175,7 +176,7 @@ impl Edits {
     }
 }
 
-/// Reads an edit list of one part, which may be shown later than the film begins.
+/// Reads an edit list of one part. The part may start later than the film.
 fn part(elst: &[u8], track: u32, film: u32, ticks: u32) -> Option<Edit> {
     let wide = is_wide(elst)?;
     let count = u32::from_be_bytes(elst.get(4..8)?.try_into().ok()?);
@@ -210,7 +211,7 @@ fn part(elst: &[u8], track: u32, film: u32, ticks: u32) -> Option<Edit> {
     })
 }
 
-/// Returns the boxes in `data` with their content, up to the first that does not fit.
+/// Returns the boxes in `data` with their content, up to the first incomplete one.
 fn boxes(data: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     let mut rest = data;
     std::iter::from_fn(move || {
@@ -227,7 +228,7 @@ fn find<'a>(data: &'a [u8], name: &[u8; 4]) -> Option<&'a [u8]> {
     Some(found.1)
 }
 
-/// Reads a number of a box at a place that depends on the box's version, 0 or 1.
+/// Reads a number of a box whose offset depends on the box's version, 0 or 1.
 fn number(content: &[u8], narrow: usize, wide: usize) -> Option<u32> {
     let at = if is_wide(content)? { wide } else { narrow };
     Some(u32::from_be_bytes(

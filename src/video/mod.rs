@@ -1,10 +1,10 @@
 //! Video files, read and written through GStreamer.
 //!
-//! [`Reader`] decodes whatever GStreamer plays into the library's frames. [`Writer`] encodes frames
-//! and takes the audio over from another file. [`transcode`] puts a function between both, and
-//! compares the file that it has written with the input. Frames are decoded and encoded in
-//! GStreamer's threads, a few frames ahead and behind: memory does not grow with the length of a
-//! file.
+//! [`Reader`] decodes every file that GStreamer can play into the library's frames. [`Writer`]
+//! encodes frames and copies the audio of another file. [`transcode`] passes the frames of a reader
+//! through a function to a writer, and compares the written file with the input. GStreamer's
+//! threads decode and encode a few frames ahead and behind, so memory does not grow with the length
+//! of a file.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -40,31 +40,30 @@ use std::{path::Path, sync::OnceLock, time::Duration};
 
 use crate::{Error, Result, frame::Frame};
 
-/// A frame and when it is shown.
+/// A frame with its presentation time.
 #[derive(Clone, Debug)]
 pub struct TimedFrame {
     pub frame: Frame,
-    /// Since the start of the file.
+    /// Time since the start of the file.
     pub pts: Duration,
-    /// `None` when the file does not say.
+    /// Display time; `None` if the file does not state it.
     pub duration: Option<Duration>,
 }
 
-/// Function that decodes the start of a file where a crash does no harm, such as in another
-/// process. An error says what happened.
+/// Function that decodes the start of a file where a crash does no harm, for example in another
+/// process. Its error is a description of what happened.
 pub type Probe = fn(&Path) -> Result<(), String>;
 
 static PROBE: OnceLock<Probe> = OnceLock::new();
 
 /// Sets the function that [`Reader::open`] calls before it decodes a file of an unusual pixel
-/// format. GStreamer's libav decoders crash with formats that GStreamer does not know. The first
-/// call counts.
+/// format. GStreamer's libav decoders crash with formats that GStreamer does not know. Only the
+/// first call has an effect.
 pub fn set_probe(probe: Probe) {
-    // A second probe is no better than the first.
     let _ = PROBE.set(probe);
 }
 
-/// Starts GStreamer, if nobody has.
+/// Initializes GStreamer, if necessary.
 fn init() -> Result<()> {
     gst::init().map_err(|e| Error::GStreamer(format!("cannot be started: {e}")))
 }

@@ -1,4 +1,4 @@
-//! Decoding: a file becomes frames.
+//! Decoding of files to frames.
 
 use std::{
     fs,
@@ -23,51 +23,49 @@ use super::{
 };
 use crate::{Error, Result, frame::PixelFormat};
 
-/// Decoded frames that wait for the caller.
+/// Maximum number of decoded frames that wait for the caller.
 const AHEAD: u32 = 4;
-/// A pause in decoding after which the file is given up. Nothing that works takes so long for a
-/// frame.
+/// Pause in decoding after which the reader gives up. No working decoder takes as long for a frame.
 const STALLED: Duration = Duration::from_secs(60);
-/// How often errors are looked for while there is no frame.
+/// Interval of checks for errors while no frame arrives.
 const POLL: ClockTime = ClockTime::from_mseconds(50);
-/// How often in a row none of GStreamer's threads has had anything to do when it is given up.
+/// Consecutive checks without a running GStreamer thread after which the reader gives up.
 const QUIET: u32 = 40;
-/// Time by which decoded frames may end before the packets do.
+/// Maximum time by which decoded frames may end before the packets do.
 const SHORT: Duration = Duration::from_millis(200);
-/// A video that ends this much before its file says it does is reported.
+/// Time between the end of the video and the stated end of the file from which a warning is given.
 const MISSING: Duration = Duration::from_millis(1500);
 
-/// Decodes the main video stream of a file: an iterator of frames in the order in which they are
-/// shown.
+/// Iterator over the frames of a file's main video stream, in the order of display.
 ///
 /// Frames keep the bit depth, matrix, range and chroma site of the file. Formats that the library
-/// lacks become the nearest one that it has. Interlaced video is deinterlaced to one frame for each
-/// frame, in 8 bits. Pictures are rotated as the file says. After an error there are no more
-/// frames.
+/// lacks are converted to the nearest one that it has. Interlaced video is deinterlaced to one
+/// frame for each frame, in 8 bits. Frames are rotated as the file states. No frames follow an
+/// error.
 pub struct Reader {
     source: Source,
     survey: Arc<Survey>,
     stream: StreamInfo,
-    /// Caps of the frames, to see when they change.
+    /// Caps of the frames, to detect changes.
     caps: gst::Caps,
-    /// The first frame, decoded to know the stream.
+    /// First frame, decoded to determine the kind of the stream.
     first: Option<gst::Sample>,
     frames: u64,
     /// End of the last frame.
     end: Duration,
-    /// The frames come from behind a seek: their running time counts from there.
+    /// True if the frames follow a seek: their running time then counts from its target.
     sought: bool,
     over: bool,
     warnings: Vec<String>,
 }
 
 impl Reader {
-    /// Opens `path`: reads it once to the end without decoding, so that all of its streams are known,
-    /// then decodes the first frame.
+    /// Opens `path`. Reads it once to the end without decoding, to find all of its streams, then
+    /// decodes the first frame.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read. [`Error::Video`] if it is no video, has no video
-    /// stream, its decoder is missing, or its frames are of no use.
+    /// [`Error::Io`] if the file cannot be read. [`Error::Video`] if it is not a video, has no
+    /// video stream, its decoder is missing, or its frames cannot be used.
     pub fn open(path: &Path) -> Result<Self> {
         super::init()?;
         let file = fs::metadata(path).map_err(Error::io(path))?;
@@ -93,7 +91,7 @@ impl Reader {
             probe(path).map_err(failed)?;
         }
         let mut source = Source::start(path, &survey.demux, track)?;
-        let none = || failed("a video without frames".into());
+        let none = || failed("the video has no frames".into());
         let first = source.sample()?.ok_or_else(none)?;
         let caps = first.caps_owned().ok_or_else(none)?;
         let container = track_of(&survey, track).and_then(Track::colours);
@@ -102,7 +100,7 @@ impl Reader {
         stream.set_duration(duration.map(Duration::from));
         let missing = survey.missing.iter();
         let warnings = missing
-            .map(|name| format!("GStreamer has no {name}: that stream is left out"))
+            .map(|name| format!("GStreamer has no {name}: the stream is left out"))
             .collect();
         Ok(Self {
             source,
@@ -118,40 +116,40 @@ impl Reader {
         })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.source.path
     }
 
-    /// What the first frame is like; the frames after it are the same, but for files that change
-    /// their size midway.
+    /// Returns the properties of the first frame. Later frames have the same, except in files that
+    /// change their size midway.
     pub fn stream(&self) -> &StreamInfo {
         &self.stream
     }
 
-    /// Returns the usual name of the video's codec.
+    /// Returns the common name of the video's codec.
     pub fn codec(&self) -> String {
         self.track()
             .map_or_else(String::new, |track| codec_name(&track.caps))
     }
 
-    /// Number of audio streams.
+    /// Returns the number of audio streams.
     pub fn audio_streams(&self) -> usize {
         self.survey.tracks(Kind::Audio).count()
     }
 
-    /// Number of subtitle streams.
+    /// Returns the number of subtitle streams.
     pub fn subtitle_streams(&self) -> usize {
         self.survey.tracks(Kind::Subtitles).count()
     }
 
-    /// Returns the stream that is decoded, as it lies in the file.
+    /// Returns the decoded stream as the file contains it.
     fn track(&self) -> Option<&Track> {
         track_of(&self.survey, self.survey.main_video()?)
     }
 
-    /// Returns what of the video stream did not become frames, as sentences with both values. It is
-    /// complete when there are no more frames.
+    /// Returns the parts of the video stream that did not become frames, as sentences with both
+    /// values. The list is complete after the last frame.
     pub(super) fn losses(&self) -> Vec<String> {
         let Some(track) = self.track() else {
             return Vec::new();
@@ -166,7 +164,7 @@ impl Reader {
         let end = track.end.map_or(Duration::ZERO, Duration::from);
         if self.end + SHORT < end {
             found.push(format!(
-                "the video of the input ends at {:.3} s, what could be decoded of it at {:.3} s",
+                "the video of the input ends at {:.3} s, its decoded frames end at {:.3} s",
                 end.as_secs_f64(),
                 self.end.as_secs_f64()
             ));
@@ -178,16 +176,15 @@ impl Reader {
         &self.survey
     }
 
-    /// Returns what is odd about the file without being an error. It is complete when there are no
-    /// more frames.
+    /// Returns oddities of the file that are not errors. The list is complete after the last frame.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Goes on with the last key frame at or before `to`.
+    /// Continues with the last key frame at or before `to`.
     ///
     /// # Errors
-    /// [`Error::Video`] when the file does not allow it.
+    /// [`Error::Video`] if the file does not allow it.
     pub fn seek(&mut self, to: Duration) -> Result<()> {
         let to = ClockTime::from_nseconds(u64::try_from(to.as_nanos()).unwrap_or(u64::MAX - 1));
         let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
@@ -203,7 +200,7 @@ impl Reader {
         Error::video(self.path(), reason)
     }
 
-    /// The next frame that is to be shown; `None` at the end.
+    /// Returns the next frame that is shown; `None` at the end.
     fn pull(&mut self) -> Result<Option<TimedFrame>> {
         loop {
             let sample = match self.first.take() {
@@ -220,7 +217,7 @@ impl Reader {
         }
     }
 
-    /// The frame in `sample`; `None` for one that is decoded only for the sake of others.
+    /// Returns the frame in `sample`; `None` if it is only decoded as a reference for others.
     fn frame(&mut self, sample: &gst::Sample) -> Result<Option<TimedFrame>> {
         let (Some(buffer), Some(caps)) = (sample.buffer(), sample.caps()) else {
             return Ok(None);
@@ -255,14 +252,15 @@ impl Reader {
         }))
     }
 
-    /// Warns of a file that breaks off: it ends like any other, only early, and in all streams.
+    /// Warns of a file that was cut off. Such a file ends without an error, but early and in all
+    /// streams.
     fn look_for_missing_end(&mut self) {
         let stated = self.stream.duration().unwrap_or_default();
         let ends = self.survey.tracks.iter().filter_map(|track| track.end);
         let read = ends.max().map_or(self.end, Duration::from).max(self.end);
         if read + MISSING < stated {
             self.warnings.push(format!(
-                "the file ends at {:.1} s where it says {:.1} s: it may be cut off",
+                "the file ends at {:.1} s instead of {:.1} s: it may be cut off",
                 read.as_secs_f64(),
                 stated.as_secs_f64()
             ));
@@ -274,7 +272,7 @@ fn track_of(survey: &Survey, index: usize) -> Option<&Track> {
     survey.tracks(Kind::Video).nth(index)
 }
 
-/// Returns false if the decoder of a stream is known not to crash with its pixel format.
+/// Returns true unless the decoder of a stream is known not to crash with its pixel format.
 fn is_unusual(track: &Track) -> bool {
     let Some(structure) = track.caps.structure(0) else {
         return true;
@@ -302,13 +300,13 @@ impl Iterator for Reader {
     }
 }
 
-/// A running pipeline that decodes a file.
+/// Running pipeline that decodes a file.
 struct Source {
     path: PathBuf,
     pipeline: gst::Pipeline,
     sink: AppSink,
     bus: Bus,
-    /// Heard while listening for something else.
+    /// Failure received while waiting for another message.
     failed: Option<Failure>,
 }
 
@@ -327,7 +325,8 @@ impl Source {
         Ok(source)
     }
 
-    /// The next decoded frame; `None` at the end. Frames decoded before an error come before it.
+    /// Returns the next decoded frame; `None` at the end. Frames decoded before an error come
+    /// before it.
     fn sample(&mut self) -> Result<Option<gst::Sample>> {
         let since = Instant::now();
         let mut quiet = 0;
@@ -342,18 +341,19 @@ impl Source {
             if self.sink.is_eos() {
                 return Ok(None);
             }
-            // Of some errors GStreamer's autopluggers tell nobody when they come early (1.22).
+            // GStreamer 1.22's autopluggers do not report some early errors.
             quiet = if is_idle(&self.pipeline) {
                 quiet + 1
             } else {
                 0
             };
             if quiet > QUIET {
-                let reason = "GStreamer finds nothing to decode in it: is it damaged, or was it never finished?";
+                let reason =
+                    "GStreamer finds nothing to decode: the file may be damaged or incomplete";
                 return Err(Error::video(&self.path, reason));
             }
             if since.elapsed() > STALLED {
-                let reason = format!("decoding has stood still for {} s", STALLED.as_secs());
+                let reason = format!("no frame was decoded for {} s", STALLED.as_secs());
                 return Err(Error::video(&self.path, reason));
             }
         }
@@ -362,12 +362,12 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        // It cannot fail downwards, and there is nobody to tell.
+        // Going down to NULL cannot fail.
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
 
-/// A parsebin whose video stream number `track` goes on as [`decode`] says. The others are
+/// Builds a parsebin whose video stream number `track` continues as in [`decode`]. The others are
 /// discarded.
 fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, AppSink), String> {
     let pipeline = gst::Pipeline::new();
@@ -403,7 +403,7 @@ fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, App
     Ok((pipeline, sink))
 }
 
-/// Leads the encoded stream of `pad` through a decoder to `sink`.
+/// Connects the encoded stream of `pad` through a decoder to `sink`.
 fn decode(pipeline: &gst::Pipeline, pad: &gst::Pad, sink: &AppSink) -> Result<(), String> {
     let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
     if caps.structure(0).is_some_and(|s| s.name() == "video/x-raw") {
@@ -422,8 +422,8 @@ fn decode(pipeline: &gst::Pipeline, pad: &gst::Pad, sink: &AppSink) -> Result<()
     append(pipeline, pad, &[decoder], None)
 }
 
-/// Leads the raw video of `pad` to `sink`: deinterlaced and turned where its caps and the tags of
-/// the `encoded` stream ask for it, in one of the library's formats.
+/// Connects the raw video of `pad` to `sink`, in one of the library's formats. Deinterlaces and
+/// rotates it if its caps and the tags of the `encoded` stream require this.
 fn show(
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
@@ -437,8 +437,8 @@ fn show(
     match mode {
         None | Some("progressive") => {}
         Some("interleaved" | "mixed") => {
-            // It takes 8 bits only, so a converter may have to come first; unless it is strict,
-            // others pass it as they are.
+            // The deinterlacer takes only 8 bits, so a converter may have to come first. Unless it
+            // is strict, it passes other formats unchanged.
             chain.push(make("videoconvert")?);
             let deinterlace = make("deinterlace")?;
             deinterlace.set_property_from_str("mode", "auto-strict");
@@ -464,7 +464,7 @@ fn show(
     append(pipeline, pad, &chain, Some((&last, &end)))
 }
 
-/// Whether the tags that have come through `pad` say that the pictures are to be turned.
+/// Returns true if the tags that have passed `pad` require a rotation of the frames.
 fn is_turned(pad: &gst::Pad) -> bool {
     let mut turned = false;
     pad.sticky_events_foreach(|event| {

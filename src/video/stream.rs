@@ -1,4 +1,4 @@
-//! Between GStreamer's caps and buffers and the library's frames.
+//! Conversion between GStreamer's caps and buffers and the library's frames.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::{
     frame::{ChromaSite, Colorimetry, Frame, FrameInfo, Matrix, PixelFormat, Range},
 };
 
-/// What is known of a video stream besides its samples: the kind of its frames, their shape and
-/// rate, and, carried along unseen, what else the file says of its colours (primaries, transfer
-/// function, mastering display).
+/// Properties of a video stream besides its samples: the kind, shape and rate of its frames.
+/// Further colour properties of the file (primaries, transfer function, mastering display) are
+/// passed on unchanged.
 #[derive(Clone, Debug)]
 pub struct StreamInfo {
-    /// Fixed raw video caps, in which colorimetry and chroma site are always written out.
+    /// Fixed raw video caps with explicit colorimetry and chroma site.
     caps: gst::Caps,
     video: VideoInfo,
     frame: FrameInfo,
@@ -25,15 +25,16 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
-    /// A stream of frames like `frame` with square pixels. `framerate` is frames per second as a fraction; `None` is a
-    /// variable rate.
+    /// Returns the stream of frames like `frame` with square pixels. `framerate` is frames per
+    /// second as a fraction; `None` is a variable rate.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side or the rate is out of GStreamer's range.
+    /// [`Error::Frame`] if a side or the rate is out of GStreamer's range.
     pub fn new(frame: FrameInfo, framerate: Option<(u32, u32)>) -> Result<Self> {
         super::init()?;
         let (num, den) = framerate.unwrap_or((0, 1));
-        let wrong = |what: &str| Error::Frame(format!("{what}: no video stream has that"));
+        let wrong =
+            |what: &str| Error::Frame(format!("{what} is out of the range of video streams"));
         let int = |v: usize| i32::try_from(v).map_err(|_| wrong("a side"));
         let rate = match (i32::try_from(num), i32::try_from(den)) {
             (Ok(num), Ok(den)) if den > 0 => gst::Fraction::new(num, den),
@@ -55,11 +56,11 @@ impl StreamInfo {
         Self::from_caps(&caps, None).map_err(Error::Frame)
     }
 
-    /// Returns the stream with raw video caps `caps`. What they do not say of the colours is taken
-    /// from `container`, a colorimetry, then from GStreamer's defaults.
+    /// Returns the stream with raw video caps `caps`. Colour properties that they lack are taken
+    /// from the colorimetry `container`, then from GStreamer's defaults.
     ///
     /// # Errors
-    /// Says what the library cannot do with such a stream.
+    /// Names the property that the library does not support.
     pub(super) fn from_caps(caps: &gst::Caps, container: Option<&str>) -> Result<Self, String> {
         let text = |field| {
             let structure = caps.structure(0)?;
@@ -73,7 +74,7 @@ impl StreamInfo {
             structure.remove_field("colorimetry");
         }
         let usual = VideoInfo::from_caps(&caps)
-            .map_err(|_| format!("'{caps}' is no raw video in memory"))?;
+            .map_err(|_| format!("'{caps}' is not raw video in memory"))?;
         if usual.interlace_mode() != VideoInterlaceMode::Progressive {
             return Err(format!(
                 "the video is interlaced ({}): deinterlace it first",
@@ -83,7 +84,7 @@ impl StreamInfo {
         let colours = colours(&[stated, container.and_then(parse)], &usual);
         caps.make_mut().set("colorimetry", colours.to_string());
         let video = VideoInfo::from_caps(&caps)
-            .map_err(|_| format!("'{caps}' is no raw video in memory"))?;
+            .map_err(|_| format!("'{caps}' is not raw video in memory"))?;
         let frame = frame_info(&video, &colours, &caps)
             .ok_or_else(|| format!("{} frames are not supported", video.format()))?;
         let site = text("chroma-site").and_then(|text| text.parse::<VideoChromaSite>().ok());
@@ -99,39 +100,39 @@ impl StreamInfo {
         })
     }
 
-    /// The kind of the frames.
+    /// Returns the kind of the frames.
     pub fn frame(&self) -> &FrameInfo {
         &self.frame
     }
 
-    /// Width over height of a pixel.
+    /// Returns the width of a pixel over its height.
     pub fn pixel_aspect(&self) -> (i32, i32) {
         let par = self.video.par();
         (par.numer(), par.denom())
     }
 
-    /// Frames a second; `None` where the rate varies or is not known.
+    /// Returns the frames per second; `None` if the rate is variable or unknown.
     pub fn framerate(&self) -> Option<(i32, i32)> {
         let fps = self.video.fps();
         (fps.numer() > 0).then(|| (fps.numer(), fps.denom()))
     }
 
-    /// How long a file says it plays; the longest of its streams.
+    /// Returns the duration that the file states, that of its longest stream.
     pub fn duration(&self) -> Option<Duration> {
         self.duration
     }
 
-    /// The number of frames that rate and duration lead to.
+    /// Returns the number of frames that follows from rate and duration.
     pub fn expected_frames(&self) -> Option<u64> {
         let (num, den) = self.framerate()?;
         let frames = self.duration?.as_secs_f64() * f64::from(num) / f64::from(den);
         Some(frames.round() as u64)
     }
 
-    /// The same stream with frames of another size.
+    /// Returns the same stream with frames of another size.
     ///
     /// # Errors
-    /// [`Error::Frame`] when a side is out of range.
+    /// [`Error::Frame`] if a side is out of range.
     pub fn with_size(&self, width: usize, height: usize) -> Result<Self> {
         let side = |v: usize| {
             i32::try_from(v).map_err(|_| Error::Frame(format!("a video {width}x{height}")))
@@ -142,8 +143,8 @@ impl StreamInfo {
         caps_mut.set("height", side(height)?);
         let mut result = Self::from_caps(&caps, None).map_err(Error::Frame)?;
         result.duration = self.duration;
-        // As in the caps, nothing but the size changes: not even the matrix that RGB is given by
-        // its height.
+        // Only the size changes, as in the caps. The matrix stays, although that of RGB input
+        // otherwise depends on the height.
         result.frame = self.frame.with_size(width, height);
         Ok(result)
     }
@@ -162,16 +163,16 @@ impl StreamInfo {
         &self.caps
     }
 
-    /// How long a frame is shown at the stream's rate.
+    /// Returns the display time of a frame at the stream's rate.
     pub(super) fn frame_duration(&self) -> Option<Duration> {
         let (num, den) = self.framerate()?;
         Some(Duration::from_secs_f64(f64::from(den) / f64::from(num)))
     }
 
-    /// Copies a frame out of `buffer`.
+    /// Copies a frame from `buffer`.
     ///
     /// # Errors
-    /// Says in what way the buffer does not hold a frame of the stream.
+    /// States why the buffer does not contain a frame of the stream.
     pub(super) fn read(&self, buffer: &gst::BufferRef) -> Result<Frame, String> {
         let short = || "a decoded frame is not what its caps promise".to_string();
         let mapped =
@@ -197,15 +198,15 @@ impl StreamInfo {
         Ok(frame)
     }
 
-    /// A buffer that holds `frame`.
+    /// Returns a buffer with the content of `frame`.
     ///
     /// # Errors
-    /// When the frame is not one of the stream, or there is no memory.
+    /// If the frame does not match the stream, or memory cannot be allocated.
     pub(super) fn write(&self, frame: &Frame) -> Result<gst::Buffer, String> {
         let (is, must) = (frame.info(), &self.frame);
         if is != must {
             return Err(format!(
-                "a frame of {is} in a stream of {must}: a file holds frames of one kind"
+                "a frame of {is} in a stream of {must}: all frames of a file must be of one kind"
             ));
         }
         let mut buffer = gst::Buffer::with_size(self.video.size())
@@ -232,9 +233,8 @@ impl StreamInfo {
     }
 }
 
-/// Returns the first known value of each part among `stated`. Range and matrix are those of `usual`
-/// where nobody knows them, since frames cannot be converted without; so is all if nothing is
-/// stated.
+/// Returns the first known value of each part among `stated`. Unknown range and matrix are those of
+/// `usual`, because frames cannot be converted without. Returns `usual` if nothing is stated.
 fn colours(stated: &[Option<VideoColorimetry>], usual: &VideoInfo) -> VideoColorimetry {
     use gst_video::{VideoColorPrimaries, VideoTransferFunction};
     let stated: Vec<_> = stated.iter().flatten().collect();
@@ -247,7 +247,7 @@ fn colours(stated: &[Option<VideoColorimetry>], usual: &VideoInfo) -> VideoColor
     let matrix = first(&|c| c.matrix() != VideoColorMatrix::Unknown);
     let transfer = first(&|c| c.transfer() != VideoTransferFunction::Unknown);
     let primaries = first(&|c| c.primaries() != VideoColorPrimaries::Unknown);
-    // A matrix of RGB makes no sense for luma and chroma, nor the other way round.
+    // A matrix of RGB makes no sense for luma and chroma, and vice versa.
     let fits = |c: &&&VideoColorimetry| (c.matrix() == VideoColorMatrix::Rgb) == usual.is_rgb();
     VideoColorimetry::new(
         range.map_or(default.range(), |c| c.range()),
@@ -258,7 +258,8 @@ fn colours(stated: &[Option<VideoColorimetry>], usual: &VideoInfo) -> VideoColor
 }
 
 /// Returns the library's description of frames with `video` and `colorimetry`, which was read from
-/// `caps`; `None` for a format that it lacks. A matrix that it lacks becomes the nearest one.
+/// `caps`; `None` for a format that the library lacks. An unsupported matrix becomes the nearest
+/// one.
 fn frame_info(
     video: &VideoInfo,
     colorimetry: &VideoColorimetry,
@@ -281,7 +282,7 @@ fn frame_info(
         VideoColorRange::Range16_235 => frame.colorimetry.range = Range::Limited,
         _ => {}
     }
-    // Where the caps state a chroma site and no colorimetry, `video` has the default for both.
+    // If the caps state a chroma site and no colorimetry, `video` has the default for both.
     let stated = caps.structure(0)?.get::<&str>("chroma-site").ok();
     let stated = stated.and_then(|text| text.parse().ok());
     let site: VideoChromaSite = stated.unwrap_or(video.chroma_site());
@@ -294,8 +295,8 @@ fn frame_info(
     Some(frame)
 }
 
-/// GStreamer's text for colours of which the library knows matrix and range: transfer function and
-/// primaries are left unknown, but for the combinations that have a name.
+/// Returns GStreamer's text for colours of which the library knows matrix and range. Transfer
+/// function and primaries stay unknown, except for the combinations that have a name.
 fn colorimetry_name(colorimetry: &Colorimetry, format: PixelFormat) -> String {
     use gst_video::{VideoColorPrimaries, VideoTransferFunction};
     let range = match colorimetry.range {

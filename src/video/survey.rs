@@ -14,15 +14,15 @@ use super::bus::{
 use super::edits::Edits;
 use crate::{Error, Result};
 
-/// Packets of each stream that are kept to try a muxer with.
+/// Packets of each stream that are stored to test a muxer.
 const HEAD: usize = 16;
-/// A pause without a packet after which the file is given up.
+/// Pause without a packet after which the survey gives up.
 const STALLED: Duration = Duration::from_secs(60);
-/// Interval at which the end and errors are looked for.
+/// Interval of checks for the end and for errors.
 const POLL: ClockTime = ClockTime::from_mseconds(20);
-/// Number of looks in a row without a running thread after which nothing comes any more.
+/// Consecutive checks without a running thread after which no more data is expected.
 const IDLE: u32 = 50;
-/// Time by which a track may end before its edit list says so.
+/// Maximum time by which a track may end before its edit list states.
 const EDIT_TOLERANCE: Duration = Duration::from_millis(5);
 
 /// Kind of an elementary stream.
@@ -50,23 +50,23 @@ impl Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Track {
     pub kind: Kind,
-    /// Number of the track in its file, where the container has such.
+    /// Number of the track in its file, if the container has numbers.
     id: Option<u32>,
     /// Caps of the first packet.
     pub caps: gst::Caps,
-    /// Packets inside the segment, without headers.
+    /// Number of packets inside the segment, without headers.
     pub packets: u64,
-    /// Packets that nobody sees: those before the start of an edit list, and those that are shown
-    /// before the first key frame and may refer to frames before it.
+    /// Number of packets that are not shown: those before the start of an edit list, and those that
+    /// are shown before the first key frame and may refer to frames before it.
     pub preroll: u64,
     /// Number of these packets without a time.
     pub untimed: u64,
-    /// Packets without a time before the first that has one, and the time that they take together:
-    /// the start of a transport stream. Their times follow from that of the next packet.
+    /// Number of packets before the first that has a time, and their total duration: the start of a
+    /// transport stream. Their times follow from that of the next packet.
     pub lead: (u64, ClockTime),
-    /// Time stamp of the first packet that has one.
+    /// Timestamp of the first packet that has one.
     pub timed: Option<ClockTime>,
-    /// Time stamp of the first key frame.
+    /// Timestamp of the first key frame.
     key: Option<ClockTime>,
     /// Running time of the first packet that is shown.
     pub first: Option<ClockTime>,
@@ -74,20 +74,20 @@ pub(super) struct Track {
     pub last: Option<ClockTime>,
     /// Running time at which the last packet ends.
     pub end: Option<ClockTime>,
-    /// The file marks the stream as one to play by default.
+    /// True if the file marks the stream as one to play by default.
     pub selected: bool,
     /// The first packets, headers included.
     pub head: Vec<gst::Buffer>,
 }
 
 impl Track {
-    /// Time from the first packet to the end of the last.
+    /// Returns the time from the first packet to the end of the last.
     pub fn duration(&self) -> Duration {
         let (first, end) = (self.first.unwrap_or_default(), self.end.unwrap_or_default());
         Duration::from(end.saturating_sub(first))
     }
 
-    /// Time from the first packet to the last.
+    /// Returns the time from the start of the first packet to that of the last.
     pub fn span(&self) -> Duration {
         let (first, last) = (
             self.first.unwrap_or_default(),
@@ -96,13 +96,12 @@ impl Track {
         Duration::from(last.saturating_sub(first))
     }
 
-    /// Colorimetry that the container states.
+    /// Returns the colorimetry that the container states.
     pub fn colours(&self) -> Option<String> {
         self.caps.structure(0)?.get(CONTAINER_COLOURS).ok()
     }
 
-    /// Returns a function that gives packets their times which have none because they come before
-    /// the first that has one.
+    /// Returns a function that sets the times of the packets in `lead`.
     pub fn lead_times(&self) -> impl FnMut(&mut gst::Buffer) + Send + Sync + 'static {
         let mut next = self.timed.map(|time| time.saturating_sub(self.lead.1));
         move |buffer| {
@@ -115,8 +114,8 @@ impl Track {
         }
     }
 
-    /// Returns true if each packet of the video becomes a frame. In other streams some are fields,
-    /// or frames that only others refer to.
+    /// Returns true if each packet of the video becomes a frame. In other streams some packets are
+    /// fields, or frames that are only references.
     pub fn is_frame_by_frame(&self) -> bool {
         const CODECS: [&str; 9] = [
             "video/x-h264",
@@ -172,7 +171,7 @@ impl Track {
         }
         let is_key = !has(gst::BufferFlags::DELTA_UNIT);
         if self.kind == Kind::Video && self.packets + self.preroll == 0 && !is_key {
-            // No decoder can begin here.
+            // Decoding cannot start here.
             return;
         }
         let time = buffer.pts().or(buffer.dts());
@@ -199,7 +198,7 @@ impl Track {
             if before {
                 self.preroll += 1;
             } else if segment.start().is_some_and(|start| time < start) {
-                // A part of it is shown.
+                // The packet is partly shown.
                 self.show(
                     ClockTime::ZERO,
                     time + duration - segment.start().unwrap_or(time),
@@ -223,16 +222,16 @@ impl Track {
     }
 }
 
-/// The streams of a file and what it says of itself.
+/// Streams and metadata of a file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Survey {
     pub tracks: Vec<Track>,
-    /// Title, artist and the like of the whole file.
+    /// Title, artist and other tags of the whole file.
     pub tags: gst::TagList,
     pub chapters: Option<gst::Toc>,
     /// Names of plugins that GStreamer lacks for some of the streams.
     pub missing: Vec<String>,
-    /// Way in which the streams have times.
+    /// Demuxing method with which all streams have times.
     pub demux: Demux,
     is_transport: bool,
 }
@@ -287,8 +286,7 @@ impl Survey {
             match bus.wait(POLL) {
                 Some(Heard::End) => break,
                 Some(Heard::Failure(failure)) => {
-                    // What was read before the error counts: a damaged file is upscaled up to
-                    // there.
+                    // Packets before the error count: a damaged file is upscaled up to there.
                     if lock(&shared).packets() == 0 {
                         return Err(failed(failure.reason));
                     }
@@ -315,13 +313,13 @@ impl Survey {
         Ok(survey)
     }
 
-    /// Returns the tracks of `kind` in the order in which the demuxer gives them.
+    /// Returns the tracks of `kind` in the order of the demuxer.
     pub fn tracks(&self, kind: Kind) -> impl Iterator<Item = &Track> {
         self.tracks.iter().filter(move |track| track.kind == kind)
     }
 
-    /// Returns the index among the video tracks of the one to play: of those that the file marks,
-    /// the one with the largest picture. A single picture, such as a cover, is no film beside one.
+    /// Returns the index among the video tracks of the one to play: the largest picture among the
+    /// tracks that the file marks. A single picture, such as a cover, ranks below films.
     pub fn main_video(&self) -> Option<usize> {
         let rank = |track: &Track| {
             let side = |field| {
@@ -334,12 +332,12 @@ impl Survey {
             (track.packets > 1, track.selected, area)
         };
         let tracks: Vec<_> = self.tracks(Kind::Video).map(rank).enumerate().collect();
-        // `max_by_key` takes the last of equals.
+        // `max_by_key` returns the last of equals.
         let best = tracks.into_iter().rev().max_by_key(|(_, rank)| *rank);
         best.map(|(index, _)| index)
     }
 
-    /// Takes the tags and chapters of the file from an event.
+    /// Reads the tags and chapters of the file from an event.
     fn note(&mut self, event: &gst::EventRef) {
         match event.view() {
             gst::EventView::Tag(tag) if tag.tag().scope() == gst::TagScope::Global => {
@@ -363,7 +361,7 @@ impl Survey {
     }
 }
 
-/// A pipeline that is stopped when it is no longer needed.
+/// Pipeline that stops when dropped.
 struct Running(gst::Pipeline);
 
 impl Drop for Running {
@@ -373,7 +371,7 @@ impl Drop for Running {
     }
 }
 
-/// A parsebin with a sink that throws everything away on each of its pads.
+/// Builds a parsebin with a sink on each of its pads that discards all data.
 fn build(path: &Path, demux: &Demux, shared: &Arc<Mutex<Survey>>) -> Result<gst::Pipeline, String> {
     let pipeline = gst::Pipeline::new();
     let elements = parse_file(&pipeline, path, demux)?;

@@ -1,4 +1,4 @@
-//! Frames through a piece of a pipeline, in memory.
+//! Processing of frames by part of a pipeline, in memory.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +11,26 @@ use super::{
 };
 use crate::{Error, Result, frame::Frame};
 
-/// How often errors are looked for while there is no frame.
+/// Interval of checks for errors while no frame arrives.
 const POLL: ClockTime = ClockTime::from_mseconds(20);
-/// After this time without a frame it is given up.
+/// Time without a frame after which processing fails.
 const STALLED: Duration = Duration::from_secs(120);
 
-/// Sends `frames`, which are of `stream`, through `elements`, written as in a launch line such as
-/// `x264enc ! avdec_h264`, and gives what comes out: frames of the same kind, labelled as those that went in.
+/// Passes `frames` of `stream` through `elements`, written as in a launch line such as `x264enc !
+/// avdec_h264`. Returns the resulting frames, with the description of the input.
 ///
-/// All frames are in memory at once: it is for short clips.
+/// All frames are in memory at once, so this is for short clips.
 ///
 /// # Errors
-/// [`Error::Setting`] when the elements cannot be had, fail, or give frames of another kind or number.
+/// [`Error::Setting`] if the elements are missing, fail, or return frames of another kind or
+/// number.
 pub fn through(stream: &StreamInfo, frames: &[Frame], elements: &str) -> Result<Vec<Frame>> {
     super::init()?;
     let failed = |reason: String| Error::Setting(format!("'{elements}': {reason}"));
     let (pipeline, source, sink) = build(stream, elements).map_err(failed)?;
     let stopped = Stopped(pipeline);
     let mut bus = Bus::of(&stopped.0)?;
-    // Why it fails is on the bus.
+    // Failures are reported on the bus.
     let _ = stopped.0.set_state(gst::State::Playing);
     let step = stream.frame_duration().unwrap_or(Duration::from_millis(40));
     for (frame, i) in frames.iter().zip(0u32..) {
@@ -38,7 +39,7 @@ pub fn through(stream: &StreamInfo, frames: &[Frame], elements: &str) -> Result<
             buffer.set_pts(ClockTime::try_from(step * i).ok());
             buffer.set_duration(ClockTime::try_from(step).ok());
         }
-        // If it is refused, the bus says why.
+        // If the buffer is refused, the reason is on the bus.
         let _ = source.push_buffer(buffer);
     }
     let _ = source.end_of_stream();
@@ -52,7 +53,7 @@ pub fn through(stream: &StreamInfo, frames: &[Frame], elements: &str) -> Result<
         } else if let Some(failure) = bus.failure(ClockTime::ZERO) {
             return Err(failed(failure.reason));
         } else if since.elapsed() > STALLED {
-            return Err(failed(format!("nothing for {} s", STALLED.as_secs())));
+            return Err(failed(format!("no frame for {} s", STALLED.as_secs())));
         }
     }
     if made.len() != frames.len() {
@@ -65,17 +66,17 @@ pub fn through(stream: &StreamInfo, frames: &[Frame], elements: &str) -> Result<
     Ok(made)
 }
 
-/// A pipeline that is stopped when it is no longer needed.
+/// Pipeline that stops when dropped.
 struct Stopped(gst::Pipeline);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // It cannot fail downwards, and there is nobody to tell.
+        // Going down to NULL cannot fail.
         let _ = self.0.set_state(gst::State::Null);
     }
 }
 
-/// appsrc ! videoconvert ! elements ! videoconvert ! appsink.
+/// Builds appsrc ! videoconvert ! elements ! videoconvert ! appsink.
 fn build(stream: &StreamInfo, elements: &str) -> Result<(gst::Pipeline, AppSrc, AppSink), String> {
     let source = AppSrc::builder()
         .caps(stream.caps())
@@ -83,7 +84,7 @@ fn build(stream: &StreamInfo, elements: &str) -> Result<(gst::Pipeline, AppSrc, 
         .max_bytes(0)
         .build();
     let middle = gst::parse::bin_from_description(elements, true).map_err(|e| e.to_string())?;
-    // Nothing is asked of the colours: what a codec forgets of them is no reason to convert.
+    // The caps do not state colours. A codec that loses them must not cause a conversion.
     let info = stream.frame();
     let caps = gst::Caps::builder("video/x-raw")
         .field("format", info.format.name())

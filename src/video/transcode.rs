@@ -1,4 +1,4 @@
-//! From a file to a file, with a function between.
+//! Transcoding: a function applied to the frames of a file.
 
 use std::{
     ffi::OsString,
@@ -17,33 +17,32 @@ use crate::{Error, Result, frame::Frame};
 /// Outcome of [`transcode`].
 #[derive(Debug)]
 pub struct Transcoded {
-    /// The file that was written: the one asked for when the end is [`End::Complete`], otherwise
-    /// [`partial_path`]. `None` when it broke off before the first frame.
+    /// Path of the written file: the output name if the end is [`End::Complete`], otherwise
+    /// [`partial_path`]. `None` if there was no frame.
     pub path: Option<PathBuf>,
     /// Frames written.
     pub frames: u64,
     pub end: End,
-    /// Fate of each audio stream, such as `AAC copied`.
+    /// Result for each audio stream, such as `AAC copied`.
     pub audio: Vec<String>,
-    /// Oddities of the input that are no errors.
+    /// Oddities of the input that are not errors.
     pub warnings: Vec<String>,
 }
 
 /// Reason why there are no more frames.
 #[derive(Debug)]
 pub enum End {
-    /// The video is over.
+    /// The video has ended.
     Complete,
-    /// The function has given no more frames, or there was a request to stop.
+    /// The function returned no more frames, or a stop was requested.
     Stopped,
-    /// The input cannot be decoded any further, or has frames of another kind from there on.
+    /// The rest of the input cannot be decoded, or has frames of another kind.
     Damaged(Error),
-    /// The file does not hold all that the input has: each difference with both values.
+    /// The file lacks a part of the input: each difference with both values.
     Incomplete(Vec<String>),
 }
 
-/// The name under which `output` is written until it is complete: `film.partial.mp4` for
-/// `film.mp4`.
+/// Returns the name of `output` until it is complete: `film.partial.mp4` for `film.mp4`.
 pub fn partial_path(output: &Path) -> PathBuf {
     let mut name = output.file_stem().map_or_else(OsString::new, Into::into);
     name.push(".partial");
@@ -54,20 +53,22 @@ pub fn partial_path(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-/// Writes what `each` makes of every frame of `input` to the file `output`, with the input's audio,
-/// timestamps, pixel shape, colours, tags and chapters. `each` is asked for one frame after the other.
-/// The first frame that it gives sets the size.
+/// Calls `each` for every frame of `input`, one after the other, and writes its results to the file
+/// `output` with the input's audio, timestamps, pixel shape, colours, tags and chapters. The first
+/// result sets the size.
 ///
-/// At the end the written file is demuxed, and its frames, times and audio are compared with those
-/// of the input. It has its name only if they are the same, and then replaces what had that name
-/// before. Otherwise it is left under the name that [`partial_path`] returns, as it is when `each`
-/// gives `None`, [`Options::stop`] is set while the encoder is busy, or the input turns out to be
-/// damaged or changes the size, the pixel shape or the colours of its frames: it plays, and holds the
-/// frames until then with as much audio. A file that already has that name is replaced, but never the
-/// input.
+/// The output is written under the name that [`partial_path`] returns. A file with that name is
+/// replaced, unless it is the input. At the end the written file is demuxed, and its frames, times
+/// and audio are compared with those of the input. If they are equal, the file is renamed to
+/// `output` and replaces an existing file.
+///
+/// The file keeps the partial name if the comparison fails, if `each` returns `None`, if
+/// [`Options::stop`] is set while the encoder is busy, or if the input is damaged or changes the
+/// size, the pixel shape or the colours of its frames. It then plays, and contains the frames up to
+/// that point with as much audio.
 ///
 /// # Errors
-/// Those of `each`, and as [`Writer`]; nothing is left then.
+/// Those of `each` and of [`Writer`]. No file is left in that case.
 pub fn transcode(
     mut input: Reader,
     output: &Path,
@@ -142,7 +143,7 @@ pub fn transcode(
         audio: Vec::new(),
         warnings: input.warnings().to_vec(),
     };
-    // What broke off before a frame was encoded is no video.
+    // Without an encoded frame the file is not a video.
     if let Some(writer) = writer.filter(|w| w.frames() > 0) {
         let whole = matches!(done.end, End::Complete);
         done.frames = writer.frames();
@@ -175,7 +176,7 @@ pub fn transcode(
     Ok(done)
 }
 
-/// An error about the unfinished file, with the name that the caller knows.
+/// Returns an error about the unfinished file under the name that the caller knows.
 fn with_path(error: Error, output: &Path) -> Error {
     let path = output.to_owned();
     match error {
@@ -185,7 +186,7 @@ fn with_path(error: Error, output: &Path) -> Error {
     }
 }
 
-/// A file that, once made, is removed unless it is kept.
+/// File that is removed when dropped, once it is made and unless it is kept.
 struct Partial {
     path: PathBuf,
     made: bool,
@@ -197,7 +198,7 @@ impl Partial {
         let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
         if same(&path, input) {
             let reason = format!(
-                "until it is complete it would be called '{}', as the input is",
+                "until it is complete its name would be '{}', that of the input",
                 path.display()
             );
             return Err(Error::video(output, reason));
@@ -205,11 +206,11 @@ impl Partial {
         Ok(Self { path, made: false })
     }
 
-    /// Makes the file anew: what had its name may be a link to a file that is still wanted, such as
-    /// the input.
+    /// Makes a new file. An existing one may be a link to a file that is still needed, such as the
+    /// input.
     fn make(&mut self, output: &Path) -> Result<()> {
         if Container::of(output).is_none() {
-            // The writer says so; nothing is to be touched before.
+            // The writer reports this. No file may be touched before.
             return Ok(());
         }
         match fs::remove_file(&self.path) {
@@ -221,7 +222,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Keeps the file, as `name` if there is one.
+    /// Keeps the file, and renames it to `name` if given.
     fn keep(mut self, name: Option<&Path>) -> Result<PathBuf> {
         if let Some(name) = name {
             fs::rename(&self.path, name).map_err(Error::io(name))?;
@@ -234,7 +235,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if self.made {
-            // There is nobody left to tell.
+            // Errors cannot be reported here.
             let _ = fs::remove_file(&self.path);
         }
     }

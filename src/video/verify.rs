@@ -1,16 +1,16 @@
-//! Comparison of a written file with what went into it.
+//! Comparison of a written file with its source.
 
 use std::{path::Path, time::Duration};
 
 use super::survey::{Kind, Survey, Track};
 use crate::Result;
 
-/// Tolerance of a frame's time: containers count in milliseconds or in ticks of the frame rate.
+/// Tolerance of a frame's time. Containers count in milliseconds or in ticks of the frame rate.
 const TIME: Duration = Duration::from_millis(2);
-/// Tolerance of the length of audio and of its start beside the video: a packet or two.
+/// Tolerance of the length of audio and of its start relative to the video: one or two packets.
 pub(super) const AUDIO: Duration = Duration::from_millis(60);
 
-/// Content that a file must have.
+/// Expected content of a file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Expected {
     pub frames: u64,
@@ -33,7 +33,7 @@ impl Expected {
     }
 }
 
-/// Demuxes the file `path` and returns its differences to `expected`, each with both values.
+/// Demuxes the file `path` and returns its differences from `expected`, each with both values.
 ///
 /// # Errors
 /// As [`Survey::of`].
@@ -56,7 +56,7 @@ fn compare(expected: &Expected, written: &Survey) -> Vec<String> {
     let span = video.span();
     if span.abs_diff(length) > TIME {
         found.push(format!(
-            "from the first frame to the last it is {:.3} s, in the file {:.3} s",
+            "the time from the first frame to the last is {:.3} s, in the file {:.3} s",
             length.as_secs_f64(),
             span.as_secs_f64()
         ));

@@ -1,4 +1,4 @@
-//! Encoding: frames become a file, with the audio of another.
+//! Encoding of frames to a file, with the audio of another file.
 
 use std::{
     fs,
@@ -21,17 +21,16 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Frames that wait for the encoder.
+/// Maximum number of frames that wait for the encoder.
 const BEHIND: u64 = 4;
-/// A pause in which nothing reaches the file, after which writing is given up: slow encoders look
-/// ahead over many large frames.
+/// Pause without output after which writing fails. Slow encoders look ahead over many large frames.
 const STALLED: Duration = Duration::from_secs(300);
-/// The same once somebody has asked to stop, and only the end of the file is waited for.
+/// The same after a request to stop, when only the end of the file is missing.
 const STALLED_AT_STOP: Duration = Duration::from_secs(20);
-/// How often room in the queue and errors are looked for.
+/// Interval of checks for space in the queue and for errors.
 const POLL: ClockTime = ClockTime::from_mseconds(10);
 
-/// A kind of video file.
+/// Kind of video file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Container {
     /// `.mp4`, `.m4v`
@@ -45,7 +44,7 @@ pub enum Container {
 }
 
 impl Container {
-    /// The kind of file that the extension of `path` stands for.
+    /// Returns the kind of file for the extension of `path`.
     pub fn of(path: &Path) -> Option<Self> {
         let extension = path.extension()?.to_str()?.to_ascii_lowercase();
         match extension.as_str() {
@@ -66,8 +65,8 @@ impl Container {
         }
     }
 
-    /// The encoder where none is asked for: visually close to lossless, at a speed that leaves time
-    /// to the upscaler.
+    /// Returns the default encoder: visually almost lossless, and fast enough to leave time for the
+    /// upscaler.
     pub fn default_encoder(self) -> &'static str {
         match self {
             Self::WebM => {
@@ -78,22 +77,23 @@ impl Container {
     }
 }
 
-/// How a file is written.
+/// Options of a written file.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The encoder as in a launch line, such as `x265enc speed-preset=fast`; empty is
+    /// Encoder as in a launch line, such as `x265enc speed-preset=fast`; if empty,
     /// [`Container::default_encoder`].
     pub encoder: String,
-    /// Leave out the audio.
+    /// Omit the audio.
     pub no_audio: bool,
-    /// Once it is set, nothing waits for an encoder or for audio any more, but for a short while to
-    /// end the file.
+    /// Request to stop. Once set, nothing waits for the encoder or for audio, except for a short
+    /// time to complete the file.
     pub stop: Option<Arc<AtomicBool>>,
-    /// Told what is changed on purpose, such as audio that is re-encoded, as early as it is known.
+    /// Function called with each deliberate change, such as audio that is re-encoded, as early as
+    /// the change is known.
     pub notice: Option<Notice>,
 }
 
-/// A function that is told of changes, one line each.
+/// Function that receives changes, one line each.
 #[derive(Clone)]
 pub struct Notice(pub Arc<dyn Fn(&str) + Send + Sync>);
 
@@ -116,10 +116,10 @@ impl Options {
     }
 }
 
-/// Writes frames to a video file.
+/// Writer of frames to a video file.
 ///
-/// The file is whole only after [`Self::finish`]; a writer that is dropped before leaves a file
-/// that does not play.
+/// The file is complete only after [`Self::finish`]. If the writer is dropped before, the file does
+/// not play.
 pub struct Writer {
     path: PathBuf,
     pipeline: gst::Pipeline,
@@ -128,23 +128,22 @@ pub struct Writer {
     stream: StreamInfo,
     audio: Option<Audio>,
     options: Options,
-    /// Buffers that have reached the file.
+    /// Number of buffers that the file contains.
     written: Arc<AtomicU64>,
-    /// The running time in nanoseconds at which the audio ends at the latest.
+    /// Running time in nanoseconds at which the audio ends at the latest.
     cut: Arc<AtomicU64>,
     frames: u64,
-    /// Where the last frame ends.
+    /// End of the last frame.
     end: Duration,
 }
 
 impl Writer {
-    /// Starts the file `path`, which is replaced if it exists, for frames of `stream`. The audio
-    /// streams of the file `audio` are copied into it, or re-encoded where the container does not
-    /// hold their codec.
+    /// Creates or replaces the file `path` for frames of `stream`. The audio streams of the file
+    /// `audio` are copied into it, or re-encoded if the container does not support their codec.
     ///
     /// # Errors
-    /// [`Error::Video`] if the extension of `path` is not that of a [`Container`], or the encoder is
-    /// not installed or does not fit the container. [`Error::Io`] if the file cannot be written.
+    /// [`Error::Video`] if the extension of `path` is not that of a [`Container`], or the encoder
+    /// is not installed or does not fit the container. [`Error::Io`] if the file cannot be written.
     pub fn create(
         path: &Path,
         stream: &StreamInfo,
@@ -156,7 +155,7 @@ impl Writer {
         Self::with_source(path, stream, options, audio.zip(survey.as_ref()))
     }
 
-    /// As [`Self::create`], with audio, tags and chapters of a file that has been surveyed.
+    /// As [`Self::create`], with audio, tags and chapters of a surveyed file.
     pub(super) fn with_source(
         path: &Path,
         stream: &StreamInfo,
@@ -200,16 +199,17 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Frames pushed so far.
+    /// Returns the number of frames pushed so far.
     pub fn frames(&self) -> u64 {
         self.frames
     }
 
-    /// Writes `frame`, waiting while the encoder is busy with those before it.
+    /// Writes `frame`. Waits while the encoder is busy with earlier frames.
     ///
     /// # Errors
-    /// [`Error::Video`] when the frame is not one of the stream, or encoding or writing fails; [`Error::Cancelled`] when
-    /// it is to stop while the encoder is busy. The file can still be finished.
+    /// [`Error::Video`] if the frame does not match the stream, or encoding or writing fails.
+    /// [`Error::Cancelled`] if a stop is requested while the encoder is busy. The file can still be
+    /// finished.
     pub fn push(&mut self, frame: &TimedFrame) -> Result<()> {
         let mut buffer = self
             .stream
@@ -220,7 +220,7 @@ impl Writer {
             buffer.set_pts(clock(frame.pts));
             buffer.set_duration(frame.duration.and_then(clock));
         }
-        // A push that blocks would never return when the encoder has failed.
+        // A blocking push would never return after a failure of the encoder.
         let mut watch = Watch::new(&self.written);
         while self.source.current_level_buffers() >= BEHIND {
             self.look_for_errors(POLL)?;
@@ -230,15 +230,15 @@ impl Writer {
         self.look_for_errors(ClockTime::ZERO)?;
         if self.source.push_buffer(buffer).is_err() {
             self.look_for_errors(ClockTime::from_seconds(1))?;
-            return Err(self.failed("the encoder takes no more frames".into()));
+            return Err(self.failed("the encoder accepts no more frames".into()));
         }
         self.frames += 1;
         self.end = frame.pts + frame.duration.unwrap_or_default();
         Ok(())
     }
 
-    /// Encodes what is left, ends the file and waits for that. With `cut` the audio ends with the
-    /// last frame, too. Returns what became of each audio stream, such as `AAC copied`.
+    /// Encodes the remaining frames and completes the file. If `cut` is set, the audio ends with
+    /// the last frame. Returns the result for each audio stream, such as `AAC copied`.
     ///
     /// # Errors
     /// [`Error::Video`] if encoding or writing fails, or no frame was pushed.
@@ -248,13 +248,13 @@ impl Writer {
 
     pub(super) fn close(mut self, cut: bool) -> Result<Closed> {
         if self.frames == 0 {
-            return Err(self.failed("a video without frames".into()));
+            return Err(self.failed("the video has no frames".into()));
         }
         if cut {
             let end = u64::try_from(self.end.as_nanos()).unwrap_or(u64::MAX);
             self.cut.store(end, Ordering::SeqCst);
         }
-        // If it fails, the bus says why.
+        // Failures are reported on the bus.
         let _ = self.source.end_of_stream();
         let mut watch = Watch::new(&self.written);
         loop {
@@ -271,7 +271,7 @@ impl Writer {
                 }
             }
         }
-        // Only now the file is closed and its last bytes are where they belong.
+        // The file is closed and complete only in the state NULL.
         self.pipeline
             .set_state(gst::State::Null)
             .map_err(|_| self.failed("the file cannot be closed".into()))?;
@@ -300,7 +300,7 @@ impl Writer {
         }
     }
 
-    /// An error in the file that the audio comes from ends the audio; any other ends the writing.
+    /// An error in the source file of the audio ends the audio; any other error ends the writing.
     fn judge(&mut self, failure: super::bus::Failure) -> Result<()> {
         match &self.audio {
             Some(audio) if audio.owns(&failure) && !failure.missing => {
@@ -316,22 +316,22 @@ impl Writer {
     }
 }
 
-/// Outcome of a writer.
+/// Result of a writer.
 pub(super) struct Closed {
-    /// Fate of each audio stream.
+    /// Result for each audio stream.
     pub audio: Vec<String>,
-    /// How much of it was encoded; `None` for a copied stream.
+    /// Encoded length of each audio stream; `None` for a copied stream.
     pub encoded: Vec<Option<ClockTime>>,
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // It cannot fail downwards, and there is nobody to tell.
+        // Going down to NULL cannot fail.
         let _ = self.pipeline.set_state(gst::State::Null);
     }
 }
 
-/// Gives the muxer what the source file says of itself: title, artist, chapters.
+/// Passes the metadata of the source file to the muxer: title, artist, chapters.
 fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
     let technical =
         |name: &str| name.contains("codec") || name.contains("bitrate") || name.contains("encoder");
@@ -356,11 +356,11 @@ fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
     };
     match mux.dynamic_cast_ref::<gst::TocSetter>() {
         Some(setter) => setter.set_toc(Some(chapters)),
-        None => options.tell("its chapters are left out: this container takes none"),
+        None => options.tell("its chapters are left out: this container does not support them"),
     }
 }
 
-/// Sees when nothing reaches the file any more.
+/// Detects that nothing reaches the file any more.
 struct Watch {
     counter: Arc<AtomicU64>,
     last: u64,
@@ -376,17 +376,14 @@ impl Watch {
         }
     }
 
-    /// Fails when nothing has come for the time of `patience`.
+    /// Fails if nothing has arrived for the time `patience`.
     fn check(&mut self, patience: Duration) -> Result<(), String> {
         let now = self.counter.load(Ordering::Relaxed);
         if now != self.last {
             (self.last, self.since) = (now, Instant::now());
         }
         if self.since.elapsed() > patience {
-            return Err(format!(
-                "encoding has stood still for {} s",
-                patience.as_secs()
-            ));
+            return Err(format!("nothing was encoded for {} s", patience.as_secs()));
         }
         Ok(())
     }
@@ -422,16 +419,16 @@ fn build(
     let chain = [source.clone().upcast(), convert, filter, encoder.clone()];
     link(&pipeline, &chain).map_err(|_| {
         format!(
-            "the encoder does not take {} frames",
+            "the encoder does not support {} frames",
             stream.frame().format.name()
         )
     })?;
     let track = mux
         .request_pad_simple("video_%u")
-        .ok_or("the container holds no video")?;
+        .ok_or("the container does not support video")?;
     if track.find_property("trak-timescale").is_some() {
         if stream.framerate().is_none() {
-            // Without a rate that it could follow, MP4's clock would tick coarsely.
+            // Without a rate to follow, MP4's clock would tick coarsely.
             track.set_property("trak-timescale", 90_000_u32);
         }
         lengthen_last(&track);
@@ -443,9 +440,9 @@ fn build(
     Ok((pipeline, source, mux))
 }
 
-/// Returns the caps of a default encoder's input, out of those that it takes: the depth and the
-/// chroma of the stream where the encoder has them, and 4:2:0, which all players show, for RGB and
-/// grey.
+/// Returns the caps of a default encoder's input, out of the caps `taken` that it accepts. They
+/// have the depth and chroma of the stream if the encoder supports these. RGB and grey become
+/// 4:2:0, which all players show.
 fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
     let info = stream.frame();
     let format = info.format;
@@ -471,7 +468,7 @@ fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
             .field("format", name)
             .build();
         if !format.is_rgb() {
-            // The same colours: nothing but the format is converted.
+            // Only the format is converted, not the colours.
             if let Some(colours) = stream.coded_colours() {
                 caps.make_mut().set("colorimetry", colours);
             }
@@ -488,8 +485,8 @@ fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
     found.unwrap_or_else(|| gst::Caps::new_empty_simple("video/x-raw"))
 }
 
-/// Tells once which of depth, chroma and alpha of the stream an encoder does not take, when its
-/// format at `input` is known.
+/// Reports once, when the format at `input` is known, which of depth, chroma and alpha of the
+/// stream the encoder does not support.
 fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
     let (from, options) = (stream.frame().format, options.clone());
     input.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
@@ -507,19 +504,19 @@ fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
         if depth < from.depth() {
             let from = from.depth();
             options.tell(&format!(
-                "{from} bits a sample become {depth}: the encoder takes no more"
+                "{from} bits a sample become {depth}, the maximum of the encoder"
             ));
         }
         if from.has_alpha() && !to.has_alpha() {
-            options.tell("alpha is left out: the encoder takes none");
+            options.tell("alpha is left out: the encoder does not support it");
         }
         PadProbeReturn::Remove
     });
 }
 
-/// Gives each packet at `track` a duration that reaches the end of all frames so far. MP4's muxer
-/// uses that of the last packet only, and would otherwise end the track with the last frame in the
-/// order of decoding, which is not the last one that is shown.
+/// Sets the duration of each packet at `track` so that it reaches the end of all frames so far.
+/// MP4's muxer uses only that of the last packet. It would otherwise end the track with the last
+/// frame in decoding order, which is not the last one that is shown.
 fn lengthen_last(track: &gst::Pad) {
     let state = std::sync::Mutex::new(None::<(ClockTime, ClockTime, ClockTime)>);
     track.add_probe(PadProbeType::BUFFER, move |_, info| {
@@ -546,7 +543,7 @@ fn lengthen_last(track: &gst::Pad) {
     });
 }
 
-/// Returns the encoder of the launch line `text`, or the container's own for an empty one.
+/// Returns the encoder of the launch line `text`, or the container's default if it is empty.
 fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, String> {
     let text = if text.trim().is_empty() {
         container.default_encoder()
@@ -557,19 +554,19 @@ fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, Strin
     let bin = bin.map_err(|e| format!("the encoder '{text}' cannot be used: {e}"))?;
     if bin.static_pad("sink").is_none() || bin.static_pad("src").is_none() {
         return Err(format!(
-            "'{text}' is no encoder: it needs one input and one output"
+            "'{text}' is not an encoder: it needs one input and one output"
         ));
     }
     for element in bin.iterate_recurse().into_iter().flatten() {
         if element.find_property("lag-in-frames").is_some() && !text.contains("lag-in-frames") {
-            // At the end GStreamer's VP9 encoder loses some of the frames that it looks ahead.
+            // At the end GStreamer's VP9 encoder loses some of the frames in its look-ahead.
             element.set_property("lag-in-frames", 0);
         }
     }
     Ok(bin.upcast())
 }
 
-/// Links what an encoder puts out to a muxer's pad, with a parser between where the muxer wants
+/// Links the output of an encoder to a muxer's pad, with a parser between if the muxer needs
 /// another form.
 fn link_encoded(
     pipeline: &gst::Pipeline,
@@ -586,7 +583,7 @@ fn link_encoded(
         _ => None,
     };
     let refused =
-        |_| format!("this container holds no {kind}: choose another encoder or extension");
+        |_| format!("this container does not support {kind}: choose another encoder or extension");
     let Some(parser) = parser else {
         return encoded.link(track).map(drop).map_err(refused);
     };
@@ -600,7 +597,7 @@ fn link_encoded(
     src.link(track).map(drop).map_err(refused)
 }
 
-/// Counts what leaves the muxer.
+/// Counts the buffers that leave the muxer.
 fn count(mux: &gst::Element) -> Arc<AtomicU64> {
     let written = Arc::new(AtomicU64::new(0));
     let counter = written.clone();
