@@ -206,7 +206,7 @@ impl Shared {
         }
         let bytes = |queue: &gst::Element| u64::from(queue.property::<u32>("current-level-bytes"));
         if queues.iter().map(bytes).sum::<u64>() > ALL {
-            let text = "its streams lie further apart than 1 GiB of them holds";
+            let text = "more than 1 GiB of its streams must be buffered to interleave them";
             gst::element_error!(queues[0], gst::ResourceError::NoSpaceLeft, ("{}", text));
             return queues.clear();
         }
@@ -370,7 +370,7 @@ fn trial(container: Container, track: &Track, route: Route) -> Result<(), String
     match heard {
         Some(Heard::End) if taken.load(Ordering::SeqCst) > 0 => Ok(()),
         Some(Heard::Failure(failure)) => Err(failure.reason),
-        _ => Err("the container takes none of its packets".into()),
+        _ => Err("the container accepts none of its packets".into()),
     }
 }
 

@@ -101,7 +101,8 @@ pub fn transcode(
         if input.stream().pixel_aspect() != shape {
             let (from, to) = (shape, input.stream().pixel_aspect());
             let reason = format!(
-                "at {:.2} s the shape of its pixels changes from {}:{} to {}:{}: cut it there and upscale the parts",
+                "at {:.2} s the shape of its pixels changes from {}:{} to {}:{}: \
+                 cut it there and upscale the parts",
                 frame.pts.as_secs_f64(),
                 from.0,
                 from.1,

@@ -138,7 +138,7 @@ enum Weighting {
 }
 
 impl Args {
-    /// Returns the recipe that the arguments stand for.
+    /// Returns the recipe for the arguments.
     fn recipe(&self) -> Recipe {
         Recipe {
             teacher: self.teacher.clone(),

@@ -334,7 +334,7 @@ mod tests {
         assert!(interpolation("lanczos3").is_ok() && interpolation("nearest").is_err());
     }
 
-    /// A picture with edges and texture that no resampler restores.
+    /// Picture with edges and texture that no resampler restores.
     fn scene(width: u32, height: u32) -> image::RgbImage {
         image::RgbImage::from_fn(width, height, |x, y| {
             let bars = if (x / 5 + y / 7) % 2 == 0 { 60 } else { 180 };
@@ -353,7 +353,7 @@ mod tests {
         <Cli as clap::Parser>::parse_from(line.chain(extra.iter().copied())).args
     }
 
-    /// What `eval` writes as JSON.
+    /// Returns the JSON output of `eval`.
     fn measured(data: &[&Path], extra: &[&str]) -> serde_json::Value {
         let dir = tempfile::tempdir().unwrap();
         let json = dir.path().join("out.json");

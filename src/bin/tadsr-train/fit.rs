@@ -106,7 +106,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Returns the recipe that the arguments stand for.
+    /// Returns the recipe for the arguments.
     fn recipe(&self) -> Result<lite::Recipe> {
         if self.patch == Some(0) {
             bail!("--patch 0: at least 16, or leave it out");

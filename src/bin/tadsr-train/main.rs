@@ -1,4 +1,4 @@
-//! The command line of the training tool: one file for each subcommand.
+//! Command line of the training tool: one file for each subcommand.
 
 mod blend;
 mod data;

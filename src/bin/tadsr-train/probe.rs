@@ -23,8 +23,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs this program as a child that decodes the start of `path`. Only a crash is an error: any
-/// other failure is met again in this process, which says more about it.
+/// Runs this program as a child that decodes the start of `path`. Only a crash is an error. Other
+/// failures occur again in this process, with a better message.
 pub fn in_child(path: &Path) -> Result<(), String> {
     if env::var_os(CHILD).is_some() {
         return Ok(());
@@ -40,7 +40,7 @@ pub fn in_child(path: &Path) -> Result<(), String> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    // Without an exit code it was ended by a signal.
+    // A process without an exit code was ended by a signal.
     if child.is_ok_and(|status| status.code().is_none()) {
         return Err(
             "its decoder crashes: GStreamer does not know its pixel format; convert it first"

@@ -108,7 +108,7 @@ pub fn estimate(recipe: &Recipe, options: &RunOptions) -> Result<()> {
     Ok(())
 }
 
-/// Peak memory of this process in bytes, if the system reports it.
+/// Returns the peak memory of this process in bytes, if the system reports it.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
@@ -277,7 +277,7 @@ impl Observer for Console {
     }
 }
 
-/// The mean losses since the last checkpoint in one line.
+/// Returns the mean losses since the last checkpoint in one line.
 fn losses(progress: &Progress) -> String {
     let loss = |(name, mean): &(&str, f64)| match mean.abs() {
         m if m == 0.0 || (1e-3..1e4).contains(&m) => format!("{name} {mean:.4}"),

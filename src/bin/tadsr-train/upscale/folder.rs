@@ -1,4 +1,4 @@
-//! Every picture of a folder.
+//! Upscaling of all pictures in a folder.
 
 use std::{
     collections::HashSet,
@@ -12,17 +12,17 @@ use super::{
     Args, Job, Meter, Stop, Stopped, is_cancelled, picture::has_picture_name, upscale_picture,
 };
 
-/// The files below a folder, as paths from there, in order.
+/// Files below a folder, as sorted relative paths.
 #[derive(Default)]
 struct Files {
     pictures: Vec<PathBuf>,
     others: Vec<PathBuf>,
-    /// What is wrong with folders that cannot be read.
+    /// Errors of folders that cannot be read.
     unread: Vec<String>,
 }
 
 impl Files {
-    /// Lists what is below `root`, but for `except`, hidden files, and folders that are met a second time.
+    /// Lists the files below `root`. Skips `except`, hidden files, and folders found a second time.
     fn below(root: &Path, except: &Path) -> Self {
         let mut files = Self::default();
         let mut seen: HashSet<_> = except.canonicalize().ok().into_iter().collect();
@@ -73,7 +73,10 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let mut files = Files::below(&args.input, output);
     for other in &files.others {
         let path = args.input.join(other);
-        eprintln!("skipped '{}': no PNG or JPEG by its name", path.display());
+        eprintln!(
+            "skipped '{}': its name is not that of a PNG or JPEG file",
+            path.display()
+        );
     }
     if files.pictures.is_empty() && files.unread.is_empty() {
         bail!(
@@ -129,12 +132,12 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
 
 fn make_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).with_context(|| format!("'{}' cannot be made", folder.display()))
+    fs::create_dir_all(folder).with_context(|| format!("'{}' cannot be created", folder.display()))
 }
 
 fn report(failed: &[String], unread: &[String], stop: &Stop) -> Result<()> {
     for line in unread {
-        eprintln!("{line}: its pictures are left out");
+        eprintln!("{line}: its pictures are skipped");
     }
     if !failed.is_empty() {
         bail!(
@@ -147,10 +150,10 @@ fn report(failed: &[String], unread: &[String], stop: &Stop) -> Result<()> {
         );
     }
     if !unread.is_empty() {
-        bail!("not every folder could be read");
+        bail!("some folders could not be read");
     }
     if stop.is_asked() {
-        let text = "stopped; go on with the same command and --skip-existing";
+        let text = "stopped; continue with the same command and --skip-existing";
         return Err(Stopped(text.into()).into());
     }
     Ok(())

@@ -27,15 +27,15 @@ use crate::{
 
 /// Upscale a picture, a folder of pictures or a video
 ///
-/// A folder is searched to its depths (hidden files are left out), and its pictures keep their
-/// names and places; what is no picture is skipped with a warning, and pictures that cannot be
-/// upscaled are listed at the end, which then is a failure. PNG keeps alpha, both formats keep a
-/// colour profile; 16-bit PNG becomes 8-bit.
+/// Folders are searched recursively, without hidden files. Pictures keep their names and relative
+/// paths. Other files are skipped with a warning. Pictures that cannot be upscaled are listed at
+/// the end, and the exit status is then a failure. PNG keeps alpha, and both formats keep a colour
+/// profile. 16-bit PNG becomes 8-bit.
 ///
-/// A video keeps its frames, timestamps, pixel shape, depth and colours, and its audio, which is
-/// copied where OUT's kind of file holds it and encoded anew where not. Sizes become even. Until
-/// OUT is complete it is called NAME.partial.EXT. Ctrl-C ends that file so that it plays, and
-/// leaves it there; a second Ctrl-C removes it.
+/// A video keeps its frames, timestamps, pixel shape, depth and colours. Audio is copied if the
+/// container of OUT supports its codec, otherwise re-encoded. Sizes become even. Output is written
+/// to NAME.partial.EXT and renamed to OUT when complete. Ctrl-C completes that file so that it
+/// plays, and keeps its name. A second Ctrl-C removes it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train upscale small.png large.png --scale 2
@@ -47,36 +47,36 @@ pub struct Args {
     /// A picture (PNG, JPEG), a folder of pictures, or a video that GStreamer plays
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// Where it goes: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or
-    /// a folder
+    /// Output: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or a
+    /// folder
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Replace files that exist
+    /// Replace existing files
     #[arg(long)]
     overwrite: bool,
-    /// Leave out the pictures of a folder whose output exists
+    /// Skip pictures of a folder whose output exists
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
     /// Quality of JPEG output, 1 to 100 [default: 95]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: Option<u8>,
-    /// Encoder of a video, as in a gst-launch line [default: x264enc at a quality that shows no
-    /// loss; vp9enc for .webm]
+    /// Encoder of a video, as in a gst-launch line [default: x264enc with visually lossless
+    /// quality; vp9enc for .webm]
     #[arg(long, value_name = "ELEMENT")]
     encoder: Option<String>,
-    /// Leave out the audio of a video
+    /// Omit the audio of a video
     #[arg(long)]
     no_audio: bool,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// What the input is.
+/// Kind of the input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Folder,
     Picture,
-    /// Anything else: GStreamer will tell.
+    /// Any other file. GStreamer decides whether it is a video.
     Video,
 }
 
@@ -87,7 +87,7 @@ impl Kind {
         if is.is_dir() {
             return Ok(Self::Folder);
         }
-        // A pipe would be waited for.
+        // Reading a pipe would block.
         ensure!(
             is.is_file(),
             "'{}' is neither a regular file nor a folder",
@@ -98,7 +98,8 @@ impl Kind {
         file.take(16).read_to_end(&mut start).with_context(cannot)?;
         ensure!(
             !start.starts_with(b"GIF8"),
-            "'{}' is a GIF: make a video or a PNG of it first, such as with 'ffmpeg -i in.gif out.mkv'",
+            "'{}' is a GIF: convert it to a video or a PNG first, for example with \
+             'ffmpeg -i in.gif out.mkv'",
             path.display()
         );
         Ok(if picture::is_picture(&start) {
@@ -109,16 +110,16 @@ impl Kind {
     }
 }
 
-/// A loaded model, and what is done with its first frame.
+/// Loaded model, with the settings and files of the command.
 struct Job<'a> {
     upscaler: Upscaler,
     settings: &'a Settings,
-    /// The noise is still to be saved.
+    /// True until the noise is saved.
     save_noise: bool,
 }
 
 impl Job<'_> {
-    /// Upscales `frame` to the scale set or, when given, to a size of its own.
+    /// Upscales `frame` to the scale that is set, or to `size` if given.
     fn upscale(&mut self, frame: &Frame, size: Option<(usize, usize)>) -> tadsr::Result<Frame> {
         if self.save_noise {
             self.settings.save_noise(&self.upscaler, frame.info())?;
@@ -152,14 +153,14 @@ pub fn run(args: Args) -> Result<()> {
         Kind::Video => video::run(&args, &mut job, &output, &stop),
         #[cfg(not(feature = "video"))]
         Kind::Video => bail!(
-            "'{}' is no PNG or JPEG picture, and this build reads no videos (its feature 'video' is off)",
+            "'{}' is no PNG or JPEG picture, and this build has no support for videos",
             args.input.display()
         ),
     }
 }
 
 impl Args {
-    /// Refuses options that mean nothing for `kind`.
+    /// Refuses options that do not apply to `kind`.
     fn check(&self, kind: Kind) -> Result<()> {
         let only = |given: bool, option: &str, what: &str| {
             ensure!(
@@ -184,7 +185,7 @@ impl Args {
         self.settings.check_noise_target(self.overwrite)
     }
 
-    /// The output: in a folder, a file gets the input's name.
+    /// Returns the output path. In a folder, a file gets the input's name.
     fn target(&self, kind: Kind) -> Result<PathBuf> {
         let mut output = self.output.clone();
         if kind == Kind::Folder {
@@ -239,7 +240,7 @@ impl Args {
         Ok(output)
     }
 
-    /// Refuses a video that could not be written, or whose unfinished file would replace another.
+    /// Refuses a video that cannot be written, or whose unfinished file would replace another.
     #[cfg(feature = "video")]
     fn check_video_target(&self, output: &Path) -> Result<()> {
         ensure!(
@@ -250,13 +251,14 @@ impl Args {
         let partial = partial_path(output);
         ensure!(
             !same_file(&self.input, &partial),
-            "'{}' is what '{}' is called until it is complete: choose another name for the output",
+            "'{}' is the name of '{}' until it is complete: choose another name for the output",
             self.input.display(),
             output.display()
         );
         if partial.symlink_metadata().is_ok() && !self.overwrite {
             bail!(
-                "'{}' exists, as '{}' is called until it is complete; move it away, or replace it with --overwrite",
+                "'{}' exists, the name of '{}' until it is complete; \
+                 move it away, or replace it with --overwrite",
                 partial.display(),
                 output.display()
             );
@@ -269,7 +271,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Upscales one picture into another file; says its new size.
+/// Upscales one picture into another file. Returns its new size.
 fn upscale_picture(
     args: &Args,
     job: &mut Job,
@@ -280,7 +282,7 @@ fn upscale_picture(
     let small = Picture::read(input)?;
     if small.reduced {
         meter.log(&format!(
-            "'{}' has 16 bits a sample, of which 8 are used",
+            "'{}' has 16 bits a sample: only 8 are used",
             input.display()
         ));
     }
@@ -288,13 +290,14 @@ fn upscale_picture(
     let large = small.with_frame(job.upscale(&small.frame, None)?);
     if large.loses_alpha(output) {
         meter.log(&format!(
-            "'{}' loses its alpha, which JPEG does not have",
+            "'{}' loses its alpha: JPEG does not support it",
             input.display()
         ));
     }
     if large.loses_colours(output) {
         meter.log(&format!(
-            "'{}' states its colours by gamma, primaries or code points, which JPEG does not have: they are left out",
+            "'{}' states its colours by gamma, primaries or code points: \
+             JPEG does not support these, they are left out",
             input.display()
         ));
     }
@@ -303,14 +306,14 @@ fn upscale_picture(
     Ok((info.width, info.height))
 }
 
-/// Refuses what JPEG does not hold before the work.
+/// Refuses sizes that JPEG does not support before upscaling.
 fn check_jpeg_sides(small: &Frame, scale: f64, output: &Path) -> Result<()> {
     let most = u16::MAX;
     let longest = small.info().width.max(small.info().height);
     let side = (longest as f64 * scale).round();
     ensure!(
         !picture::is_jpeg_name(output) || side <= f64::from(most),
-        "'{}' would be {side} pixels long, and JPEG holds {most}: write a PNG",
+        "'{}' would be {side} pixels long, and the maximum of JPEG is {most}: write a PNG",
         output.display()
     );
     Ok(())

@@ -20,9 +20,9 @@ use tadsr::{
 pub struct Picture {
     /// GRAY8, RGB or RGBA.
     pub frame: Frame,
-    /// Colour profile, gamma, EXIF, density and the like, as chunks of a PNG file.
+    /// Colour profile, gamma, EXIF, density and other metadata, as chunks of a PNG file.
     metadata: png::Info<'static>,
-    /// It had more than 8 bits a sample.
+    /// True if the file had more than 8 bits a sample.
     pub reduced: bool,
 }
 
@@ -32,12 +32,12 @@ pub fn is_picture(bytes: &[u8]) -> bool {
     matches!(format, Ok(ImageFormat::Png | ImageFormat::Jpeg))
 }
 
-/// Returns true if the name of `path` ends as that of a PNG or JPEG picture.
+/// Returns true if `path` has the extension of a PNG or JPEG picture.
 pub fn has_picture_name(path: &Path) -> bool {
     format_of(path).is_some()
 }
 
-/// Returns true if a file of the name `path` is written as JPEG.
+/// Returns true if a file named `path` is written as JPEG.
 pub fn is_jpeg_name(path: &Path) -> bool {
     format_of(path) == Some(ImageFormat::Jpeg)
 }
@@ -48,11 +48,11 @@ fn format_of(path: &Path) -> Option<ImageFormat> {
 }
 
 impl Picture {
-    /// Reads the picture `path`, upright.
+    /// Reads the picture `path` and rotates it upright.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = read_picture(path).map_err(Error::msg)?;
         if !is_picture(&bytes) {
-            bail!("no PNG or JPEG picture, whatever its name says");
+            bail!("no PNG or JPEG picture, although its name is that of one");
         }
         let is_jpeg = image::guess_format(&bytes)? == ImageFormat::Jpeg;
         if is_jpeg && !jpeg_is_whole(&bytes) {
@@ -71,12 +71,12 @@ impl Picture {
         metadata.icc_profile = decoder.icc_profile().unwrap_or_default().map(Cow::Owned);
         let orientation = decoder.orientation()?;
         metadata.exif_metadata = decoder.exif_metadata().unwrap_or_default().map(|mut exif| {
-            // It is applied below.
+            // The orientation is applied below.
             let _ = Orientation::remove_from_exif_chunk(&mut exif);
             Cow::Owned(exif)
         });
         if decoder.original_color_type() == ExtendedColorType::Cmyk8 {
-            // Decoded is RGB, and the profile is about inks.
+            // The decoded picture is RGB, but the profile describes CMYK.
             metadata.icc_profile = None;
         }
         let mut image = DynamicImage::from_decoder(decoder)?;
@@ -114,12 +114,12 @@ impl Picture {
         }
     }
 
-    /// Returns true if a file of the name `path` has no alpha and the picture has.
+    /// Returns true if the picture has alpha that a file named `path` cannot contain.
     pub fn loses_alpha(&self, path: &Path) -> bool {
         is_jpeg_name(path) && self.frame.info().format.has_alpha()
     }
 
-    /// Returns true if a file of the name `path` cannot say what the picture's colours are.
+    /// Returns true if a file named `path` cannot describe the picture's colours.
     pub fn loses_colours(&self, path: &Path) -> bool {
         let metadata = &self.metadata;
         is_jpeg_name(path)
@@ -129,7 +129,7 @@ impl Picture {
                 || metadata.coding_independent_code_points.is_some())
     }
 
-    /// Writes the picture, all or nothing, in the format that the name asks for.
+    /// Writes the picture, all or nothing, in the format for the extension of `path`.
     pub fn write(&self, path: &Path, quality: u8) -> Result<()> {
         let info = self.frame.info();
         let (width, height) = (u32::try_from(info.width)?, u32::try_from(info.height)?);
@@ -153,7 +153,7 @@ impl Picture {
         } else {
             self.png(&samples, (width, height), color)
         };
-        let file = file.with_context(|| format!("'{}' cannot be made", path.display()))?;
+        let file = file.with_context(|| format!("'{}' cannot be created", path.display()))?;
         Ok(write_atomically(path, &file)?)
     }
 
@@ -203,17 +203,17 @@ impl Picture {
     }
 }
 
-/// Returns what a PNG file says beside its samples.
+/// Returns the metadata of a PNG file.
 ///
 /// # Errors
-/// If it is animated: only the first of its pictures would be kept.
+/// If the file is animated: only its first picture would be kept.
 fn png_metadata(bytes: &[u8]) -> Result<png::Info<'static>> {
     let reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
     let info = reader.info();
     if let Some(animation) = info.animation_control {
         ensure!(
             animation.num_frames < 2,
-            "an animation of {} pictures: make a video of it first, such as with \
+            "an animation of {} pictures: convert it to a video first, for example with \
              'ffmpeg -i in.png out.mkv'",
             animation.num_frames
         );

@@ -1,4 +1,4 @@
-//! The options that concern the model.
+//! Options of the model.
 
 use std::{fs, path::PathBuf, str::FromStr};
 
@@ -12,7 +12,7 @@ use tadsr::{
     train::checkpoint::write_atomically,
 };
 
-/// The name of the noise in a file.
+/// Name of the noise tensor in a file.
 const NOISE: &str = "noise";
 
 const RESSHIFT: &str = "ResShift, SinSR and TAD-SR models";
@@ -28,53 +28,56 @@ pub struct Settings {
         value_name = "NAME_OR_PATH"
     )]
     model: String,
-    /// Factor for width and height, 1 to what the model serves [default: 2, or what the model serves best]
+    /// Factor for width and height, 1 to the maximum of the model [default: 2, or the default of
+    /// the model]
     #[arg(long)]
     scale: Option<f64>,
-    /// auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = Device::from_str)]
     device: Device,
-    /// Threads that a frame is spread over; 0 is one for each core
+    /// Threads for a frame; 0 is one per core
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
-    /// How much of the network's detail is added, 0 to 1; 0 is bicubic interpolation
+    /// Share of the network's detail that is added, 0 to 1; 0 is bicubic interpolation
     #[arg(long, default_value_t = 1.0, value_parser = fraction)]
     strength: f32,
-    /// How degraded the input is, 0 (clean) to 1 (heavily compressed), for models with this dial
+    /// Degradation of the input, 0 (clean) to 1 (heavily compressed), for models with this dial
     /// [default: automatic]
     #[arg(long, value_parser = fraction)]
     denoise: Option<f32>,
-    /// How much detail the network may invent, 0 (faithful) to 1 (generative), for models with this
-    /// dial [default: 0]
+    /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0]
     #[arg(long, value_parser = fraction)]
     detail: Option<f32>,
-    /// Numeric precision: auto (the fastest that the processor has instructions for), f32, bf16 or,
-    /// of a calibrated model, int8; on a CUDA device f16. ResShift models: f32 on the CPU; on CUDA
-    /// f16, bf16 or f32
+    /// Numeric precision: auto (the fastest that the processor supports), f32 or bf16; int8 for
+    /// calibrated models; f16 on a CUDA device. ResShift models: f32 on the CPU; f16, bf16 or f32
+    /// on CUDA
     #[arg(long, default_value = "auto", value_parser = Precision::from_str)]
     precision: Precision,
-    /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with [default: 1]
+    /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with
+    /// [default: 1]
     #[arg(long, help_heading = RESSHIFT)]
     steps: Option<usize>,
-    /// What the noise is drawn from; the same seed and tiles give the same picture [default: 0]
+    /// Seed of the noise; the same seed and tiles give the same picture [default: 0]
     #[arg(long, help_heading = RESSHIFT)]
     seed: Option<u64>,
-    /// How much noise the network starts from, 0 to 1; less invents less detail [default: 1]
+    /// Share of the initial noise, 0 to 1; less noise invents less detail [default: 1]
     #[arg(long, value_parser = fraction, help_heading = RESSHIFT)]
     noise: Option<f32>,
-    /// Side of the tiles that a frame is cut into, in pixels of the input; auto takes what the free memory allows, whole one tile
+    /// Side of the tiles of a frame, in pixels of the input; auto depends on the free memory, whole
+    /// is one tile
     #[arg(long, value_parser = tile, value_name = "auto|whole|SIDE", help_heading = RESSHIFT)]
     tile: Option<Tile>,
-    /// Pixels of the input that neighbouring tiles share [default: 16]
+    /// Overlap of neighbouring tiles in pixels of the input [default: 16]
     #[arg(long, value_name = "PIXELS", help_heading = RESSHIFT)]
     tile_overlap: Option<usize>,
-    /// How the colours are brought back to those of the input [default: wavelet]
+    /// Method that restores the colours of the input [default: wavelet]
     #[arg(long, value_enum, help_heading = RESSHIFT)]
     color_fix: Option<Fix>,
-    /// Take the noise from this safetensors file: tensor `noise`, [1, channels, height, width], f32
+    /// Read the noise from this safetensors file: tensor `noise`, [1, channels, height, width], f32
     #[arg(long, value_name = "FILE", conflicts_with = "seed", help_heading = RESSHIFT)]
     noise_file: Option<PathBuf>,
-    /// Write the noise that is used (of a video: for every frame the same) to this file, to compare with others
+    /// Write the noise to this file, to compare with others. All frames of a video have the same
+    /// noise
     #[arg(long, value_name = "FILE", help_heading = RESSHIFT)]
     pub save_noise: Option<PathBuf>,
 }
@@ -83,9 +86,9 @@ pub struct Settings {
 enum Fix {
     /// Coarse colours from the input, fine detail from the network
     Wavelet,
-    /// Mean and spread of each colour from the input
+    /// Mean and standard deviation of each colour from the input
     Adain,
-    /// As the network makes them
+    /// Colours of the network
     None,
 }
 
@@ -106,7 +109,7 @@ fn tile(s: &str) -> Result<Tile, String> {
 }
 
 impl Settings {
-    /// Loads the model and sets everything.
+    /// Loads the model and applies the settings.
     pub fn load(&self) -> Result<Upscaler> {
         let mut upscaler = Upscaler::load(&self.model, self.device)?;
         upscaler.set_threads(self.threads.into())?;
@@ -160,7 +163,7 @@ impl Settings {
     }
 
     /// # Errors
-    /// When the file that the noise is to be saved in exists and may not be replaced.
+    /// If the file for the noise exists and may not be replaced.
     pub fn check_noise_target(&self, overwrite: bool) -> Result<()> {
         match &self.save_noise {
             Some(path) if path.exists() && !overwrite => {
@@ -170,14 +173,14 @@ impl Settings {
         }
     }
 
-    /// Writes the noise that frames like `info` get.
+    /// Writes the noise of frames like `info`.
     pub fn save_noise(&self, upscaler: &Upscaler, info: &FrameInfo) -> tadsr::Result<()> {
         let Some(path) = &self.save_noise else {
             return Ok(());
         };
         let wrong = |e: &str| Error::Setting(format!("'{}': {e}", path.display()));
         let field = upscaler.noise_field(info.width, info.height);
-        let field = field.ok_or_else(|| wrong("the model starts from no noise"))?;
+        let field = field.ok_or_else(|| wrong("the model does not start from noise"))?;
         let bytes: Vec<u8> = field
             .values()
             .iter()
@@ -195,7 +198,7 @@ fn parse_noise(bytes: &[u8]) -> Result<NoiseField> {
         .map_err(|e| anyhow!("not a safetensors file or a truncated one ({e})"))?;
     let tensor = file.tensor(NOISE).map_err(|_| {
         anyhow!(
-            "there is no tensor '{NOISE}' in it, only {}",
+            "it has no tensor '{NOISE}', only {}",
             file.names().join(", ")
         )
     })?;

@@ -1,4 +1,4 @@
-//! One video.
+//! Upscaling of a video.
 
 use std::{path::Path, sync::Arc};
 
@@ -39,7 +39,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         }
         match job.upscale(&frame.frame, Some(size)) {
             Ok(large) => {
-                // From now on the file is ours.
+                // From here on the incomplete file is ours.
                 stop.set_unfinished(Some(partial_path(output)));
                 meter.advance();
                 Ok(Some(large))
@@ -58,8 +58,9 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     report(&done, &from, size, &meter)
 }
 
-/// The size of `from` at `scale`, in even numbers, which most encoders want; never smaller than
-/// `from` nor a pixel more than `most` times as large, if that takes an odd number.
+/// Returns the size of `from` at `scale` in even numbers, which most encoders need. It is not
+/// smaller than `from`, and exceeds the scale `most` only by less than a pixel, if that limit is
+/// odd.
 fn even_size(from: &FrameInfo, scale: f64, most: f64) -> (usize, usize) {
     let side = |len: usize| {
         let even = 2 * (len as f64 * scale / 2.0).round() as usize;
@@ -76,7 +77,7 @@ fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Met
     let frames = done.frames;
     let Some(path) = &done.path else {
         return match &done.end {
-            End::Damaged(e) => Err(anyhow!("{e}; there was no frame before that")),
+            End::Damaged(e) => Err(anyhow!("{e}; no frame was decoded before")),
             _ => {
                 let text = "stopped before the first frame; nothing was written";
                 Err(Stopped(text.into()).into())
@@ -100,16 +101,16 @@ fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Met
         End::Complete => Ok(()),
         End::Stopped => {
             let path = path.display();
-            let text = format!("stopped: '{path}' holds the {frames} frames until then");
+            let text = format!("stopped: '{path}' contains {frames} frames");
             Err(Stopped(text).into())
         }
         End::Incomplete(differences) => bail!(
-            "the video is not complete: {}\n'{}' holds what was written",
+            "the video is not complete: {}\n'{}' contains the written part",
             differences.join("; "),
             path.display()
         ),
         End::Damaged(e) => bail!(
-            "{e}\n'{}' holds the {frames} frames before that",
+            "{e}\n'{}' contains the {frames} frames before",
             path.display()
         ),
     }
@@ -130,7 +131,7 @@ mod tests {
         assert_eq!(size(33, 17, 1.0), (34, 18));
         assert_eq!(size(1, 1, 4.0), (4, 4));
         assert_eq!(size(854, 480, 2.25), (1922, 1080));
-        // A model that serves no more than that.
+        // At the maximum scale of the model.
         assert_eq!(even_size(&frame(33, 17), 3.0, 3.0), (98, 50));
         assert_eq!(even_size(&frame(33, 18), 1.0, 1.0), (33, 18));
     }
