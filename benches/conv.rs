@@ -17,7 +17,7 @@ use tadsr::{
     ops::{Activation, conv2d, silu},
 };
 
-/// The best time of `f` over at least `TIME` and three runs.
+/// Returns the best time of `f` over at least `TIME` and three runs.
 fn best(mut f: impl FnMut()) -> Duration {
     const TIME: Duration = Duration::from_millis(1500);
     f();
@@ -58,8 +58,8 @@ fn forward([h, w, channels, k]: [usize; 4], isa: Isa) -> f64 {
     best(|| packed.forward(&shape, &x, Activation::Silu, &mut y)).as_secs_f64() * 1e3
 }
 
-/// Milliseconds of forward and backward through eight 3x3 convolutions of 48 channels with SiLU,
-/// batch 8, 64x64.
+/// Returns the milliseconds of forward and backward through eight 3x3 convolutions of 48 channels
+/// with SiLU, batch 8, 64x64.
 fn training_step() -> candle_core::Result<f64> {
     let device = Device::Cpu;
     let x = Tensor::randn(0f32, 1.0, (8, 64, 64, 48), &device)?;
@@ -90,7 +90,7 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
     let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
-    // SAFETY: nothing else runs yet.
+    // SAFETY: no other thread runs yet.
     unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let json = args.iter().any(|a| a == "--json");
     let mut rows = Vec::new();
@@ -112,7 +112,7 @@ fn main() {
             }));
         }
     }
-    // Three products of the forward's size: forward, data gradient, weight gradient.
+    // Forward, data gradient and weight gradient are products of the same size.
     let flop = 3.0 * 8.0 * 2.0 * (8 * 64 * 64 * 48 * 48 * 9) as f64;
     let step = training_step().expect("shapes fit");
     rows.push((

@@ -1,15 +1,17 @@
-//! Speed of the whole engine, frame in to frame out, beside what the machine can do.
+//! Speed of the whole engine, from frame to frame, compared with the limits of the machine.
 //!
-//! `cargo bench --bench engine [-- --threads N] [--time SECONDS] [--case NAME] [--json]`. `benches/peers/engine.py` runs this, ONNX
-//! Runtime and OpenVINO in turn. A machine's noise only ever adds time, so the best of many runs is reported. With
-//! `--models DIR` the networks that are measured are written there and listed, and nothing else is done.
+//! `cargo bench --bench engine [-- --threads N] [--time SECONDS] [--case NAME] [--json]`.
+//! `benches/peers/engine.py` runs this, ONNX Runtime and OpenVINO in turn. The noise of a machine
+//! only adds time, so the best of many runs is reported. `--models DIR` only writes the measured
+//! networks to DIR and lists them.
 //!
-//! The rates are given twice, and both against the machine's measured f32 peak on as many threads:
-//! - direct: two operations for each weight and cell of the direct convolutions, whatever the engine really calculates.
-//!   Winograd's algorithm does with a quarter of the multiplications, so this may exceed the peak; it is what compares with
-//!   others.
-//! - done (f32 alone): the products and both transforms of Winograd's algorithm for the cells of the frame. What is
-//!   calculated beyond the frame's border, the interpolation and the rest of the way count as time only.
+//! Two rates are printed, each also as a share of the machine's measured f32 peak on as many
+//! threads:
+//! - direct: two operations for each weight and cell of the direct convolutions, whichever
+//!   algorithm the engine uses. Winograd's algorithm needs a quarter of the multiplications, so
+//!   this rate may exceed the peak. It is comparable with other engines.
+//! - done (f32 only): the products and both transforms of Winograd's algorithm for the cells of the
+//!   frame. Cells beyond the frame's border, the interpolation and other work count only as time.
 
 #[path = "support/students.rs"]
 mod students;
@@ -36,7 +38,7 @@ use tadsr::{
 
 use students::noise;
 
-/// The best time of `f` over at least `time` and three runs, in seconds.
+/// Returns the best time of `f` over at least `time` and three runs, in seconds.
 fn best(time: Duration, mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
@@ -49,7 +51,7 @@ fn best(time: Duration, mut f: impl FnMut()) -> f64 {
     best.as_secs_f64()
 }
 
-/// A student that is calibrated on noise.
+/// Returns a student that is calibrated on noise.
 fn model(student: StudentConfig) -> LiteModel {
     let mut model = students::model(student);
     let side = 32;
@@ -69,7 +71,7 @@ fn model(student: StudentConfig) -> LiteModel {
     model
 }
 
-/// A case: a model and the frames that it upscales.
+/// A model and the frames that it upscales.
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
@@ -99,7 +101,7 @@ impl Case {
         (src, src.with_size(self.to.0, self.to.1))
     }
 
-    /// Operations of the network's direct convolutions for a frame.
+    /// Returns the operations of the network's direct convolutions for a frame.
     fn flop(&self) -> f64 {
         let r = self.student.r;
         let cells = self.to.0.div_ceil(r) * self.to.1.div_ceil(r);
@@ -107,7 +109,7 @@ impl Case {
         2.0 * (weights * cells) as f64
     }
 
-    /// Operations of Winograd's algorithm for a frame.
+    /// Returns the operations of Winograd's algorithm for a frame.
     fn done(&self) -> f64 {
         let r = self.student.r;
         let cells = self.to.0.div_ceil(r) * self.to.1.div_ceil(r);
@@ -115,7 +117,7 @@ impl Case {
         layers.iter().map(|l| winograd(l.ci, l.co, cells)).sum()
     }
 
-    /// Bytes that a frame cannot do without: its planes read and written once.
+    /// Returns the minimum memory traffic of a frame in bytes: its planes read and written once.
     fn bytes(&self) -> f64 {
         let (src, dst) = self.infos();
         let bytes = |info: FrameInfo| -> usize {
@@ -127,7 +129,7 @@ impl Case {
         (bytes(src) + bytes(dst)) as f64
     }
 
-    /// Seconds for a frame, with the network and without (bicubic interpolation only).
+    /// Returns the seconds for a frame, with the network and without (bicubic interpolation only).
     fn run(&self, precision: Precision, time: Duration) -> tadsr::Result<(f64, f64)> {
         let (src, dst) = self.infos();
         let mut frame = Frame::new(src)?;
@@ -151,15 +153,16 @@ impl Case {
     }
 }
 
-/// Operations of Winograd's algorithm F(4x4, 3x3) for `cells` outputs: of a tile of 16 the products at 36 points; of the
-/// inputs' transform 10 vectors (two columns are taken over from the neighbour) of 20 operations a channel; of the
-/// outputs' 10 of 13, and for each output bias and leaky ReLU.
+/// Returns the operations of Winograd's algorithm F(4x4, 3x3) for `cells` outputs. Each tile of 16
+/// has products at 36 points. The input transform has 10 vectors (two columns are shared with the
+/// neighbour) of 20 operations a channel. The output transform has 10 of 13, and bias and leaky
+/// ReLU for each output.
 fn winograd(ci: usize, co: usize, cells: usize) -> f64 {
     let tile = 2 * 36 * ci * co + 10 * 20 * ci + (10 * 13 + 16 * 3) * co;
     (tile * cells) as f64 / 16.0
 }
 
-/// Seconds that each thread takes for a layer of 3x3 on a band of [`BAND`] cells, alone in the caches.
+/// Returns the seconds of each thread for a 3x3 layer on a band of [`BAND`] cells in the caches.
 fn layer(channels: usize, threads: usize, time: Duration) -> f64 {
     let tiles = BAND / 16;
     let weights: Vec<f32> = noise(channels * channels * 9, 1).collect();
@@ -188,12 +191,12 @@ fn layer(channels: usize, threads: usize, time: Duration) -> f64 {
     }) / BANDS as f64
 }
 
-/// Cells of a band, and bands in a measurement.
+/// Cells of a band.
 const BAND: usize = 4 * 240;
 const BANDS: usize = 50;
 
-/// GFLOP/s of fused multiply-adds on all threads, and GB/s of a sum of two arrays far larger than the caches (the
-/// bytes read and written).
+/// Returns GFLOP/s of fused multiply-adds on all threads, and GB/s (read and written) of a sum of
+/// two arrays far larger than the caches.
 fn machine(threads: usize, time: Duration) -> (f64, f64) {
     const RUNS: usize = 1 << 18;
     let chains = || (0..threads).into_par_iter().map(|_| peak::chain(RUNS));
@@ -217,9 +220,9 @@ fn machine(threads: usize, time: Duration) -> (f64, f64) {
     (operations / flop / 1e9, (12 * len) as f64 / bytes / 1e9)
 }
 
-/// Independent chains of fused multiply-adds.
+/// Peak rate of independent chains of fused multiply-adds.
 mod peak {
-    /// Chains of vectors: more than the latency times the units.
+    /// Number of vector chains: more than the latency times the number of units.
     const CHAINS: usize = 12;
 
     #[cfg(target_arch = "x86_64")]
@@ -231,10 +234,10 @@ mod peak {
 
         use tadsr::kernels::simd::Isa;
 
-        /// Operations of a run of either kind: the wider one does them in half as many instructions.
+        /// Operations of a run, with either width. The wider one needs half as many instructions.
         pub const OPERATIONS: usize = super::CHAINS * 16 * 2;
 
-        /// `runs` runs; the sum of the results.
+        /// Performs `runs` runs. Returns the sum of the results.
         pub fn chain(runs: usize) -> f32 {
             match Isa::best() {
                 // SAFETY: the value proves that the CPU has the features, here and below.
@@ -296,7 +299,7 @@ impl Case {
         format!("{} {w}x{h} to {dw}x{dh}", self.name)
     }
 
-    /// Writes the case's model to `folder`; what a peer has to know of it.
+    /// Writes the case's model to `folder`. Returns its description for a peer.
     fn write(&self, folder: &Path) -> tadsr::Result<serde_json::Value> {
         let (model, r) = (model(self.student), self.student.r);
         let path = folder
@@ -316,7 +319,7 @@ impl Case {
     }
 }
 
-/// Rates in GFLOP/s and of the peak.
+/// Formats rates in GFLOP/s and as a share of the peak.
 fn rates(direct: f64, done: Option<f64>, peak: f64) -> String {
     let rate = |v: f64| format!("{v:6.1} {:4.0} %", 100.0 * v / peak);
     format!(
@@ -349,7 +352,8 @@ fn main() -> tadsr::Result<()> {
     let mut rows = Vec::new();
     if !json {
         println!(
-            "{threads} thread(s): {flops:.0} GFLOP/s of multiply-adds, {bandwidth:.1} GB/s of memory"
+            "{threads} thread(s): {flops:.0} GFLOP/s of multiply-adds, \
+             {bandwidth:.1} GB/s of memory"
         );
         println!("\nLayers of 3x3 in f32, alone{:48}direct          done", "");
         for channels in [16, 32, 64] {

@@ -1,8 +1,9 @@
-//! Students on a CUDA device: every format and size beside the CPU engine's result, and how long a frame takes.
+//! Students on a CUDA device: difference from the CPU engine in every format and size, and speed.
 //!
-//! `benches/gpu.sh` builds a folder with this in it, for a machine that has the driver and nothing else. Ends with an error when
-//! a result differs by more than f16 explains, or there is no device. With `--compare` nothing is timed; with `--short` only
-//! a few small frames are compared, for tools that make everything slow; with `--ptx` the driver compiles the kernels.
+//! `benches/gpu.sh` builds a folder with this program for a machine that has only the driver. Fails
+//! if a result differs by more than the rounding of f16, or if there is no device. `--compare`
+//! measures no times. `--short` compares only a few small frames, for slow tools such as
+//! sanitizers. `--ptx` lets the driver compile the kernels.
 
 #[path = "support/students.rs"]
 mod students;
@@ -31,13 +32,13 @@ use students::{model, noise};
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Codes by which a sample may differ, at 8 bits and at more.
+/// Maximum difference of a sample in codes, at 8 bits and at more.
 const MOST: [u32; 2] = [1, 3];
 
-/// How long speed is measured for.
+/// Duration of a speed measurement.
 const TIME: Duration = Duration::from_secs(3);
 
-/// The `seed`th frame.
+/// Returns the frame for `seed`.
 fn frame(info: FrameInfo, seed: u32) -> Result<Frame> {
     let mut frame = Frame::new(info)?;
     let depth = info.format.depth();
@@ -61,7 +62,7 @@ fn frame(info: FrameInfo, seed: u32) -> Result<Frame> {
     Ok(frame)
 }
 
-/// The largest difference of the samples of two frames, in codes.
+/// Returns the largest difference between the samples of two frames, in codes.
 fn difference(a: &Frame, b: &Frame) -> u32 {
     let format = a.info().format;
     let most = |plane: usize| {
@@ -84,11 +85,11 @@ fn difference(a: &Frame, b: &Frame) -> u32 {
     (0..format.planes()).filter_map(most).max().unwrap_or(0)
 }
 
-/// A frame's planes in the device's memory, with rows that are longer than the frame's.
+/// Planes of a frame in device memory. Rows are longer than those of the frame.
 struct OnDevice {
     context: Arc<Context>,
     planes: Vec<Rows>,
-    /// Bytes of a row and rows of each plane.
+    /// Bytes per row and number of rows of each plane.
     sizes: Vec<(usize, usize)>,
 }
 
@@ -109,7 +110,7 @@ impl OnDevice {
         })
     }
 
-    /// Calls `each` with every row's number of plane, address, place in the plane and length.
+    /// Calls `each` for every row with number of plane, address, offset in the plane and length.
     fn rows(&self, mut each: impl FnMut(usize, Address, usize, usize) -> Result<()>) -> Result<()> {
         for (plane, (rows, &(row, count))) in self.planes.iter().zip(&self.sizes).enumerate() {
             for y in 0..count {
@@ -124,7 +125,7 @@ impl OnDevice {
         let driver = self.context.driver();
         self.rows(|plane, address, at, len| {
             let line = &frame.plane(plane)[at..at + len];
-            // SAFETY: both are `len` bytes long, and live until the stream has been waited for.
+            // SAFETY: both are `len` bytes long and live until the stream is synchronised.
             unsafe { driver.upload(address, line.as_ptr(), len, Stream::DEFAULT)? };
             Ok(())
         })?;
@@ -152,14 +153,14 @@ impl Drop for OnDevice {
     }
 }
 
-/// Where frames come from and go to.
+/// Memory of the frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Host,
     Device,
 }
 
-/// What `engine` makes of frames that follow each other as fast as they can: from one place to another.
+/// Returns the results of `engine` for consecutive frames, submitted as fast as possible.
 fn run(
     engine: &mut Runner,
     context: &Arc<Context>,
@@ -183,7 +184,7 @@ fn run(
         match to {
             Place::Host => drop(engine.receive(&mut out.as_mut())?),
             Place::Device => {
-                // SAFETY: the planes were allocated for such a frame, and nobody else uses them.
+                // SAFETY: the planes were allocated for such a frame and are not used elsewhere.
                 unsafe { engine.receive_device(&dst, &output.planes)? };
                 out = output.read(dst)?;
             }
@@ -207,7 +208,7 @@ fn run(
     Ok(results)
 }
 
-/// Compares results; whether all agree.
+/// Compares results. Returns true if all agree.
 fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
     println!("| student | format | from | to | places | difference |\n|---|---|---|---|---|---|");
     let students = [
@@ -231,7 +232,7 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
             for &(from, to) in sizes {
                 let src = FrameInfo::new(format, from.0, from.1);
                 let dst = src.with_size(to.0, to.1);
-                // More frames than may be in flight, each different: none may be mixed up or come late.
+                // More different frames than may be in flight, to detect mixed up or late ones.
                 let frames = (1..=if short { 2 } else { 5 }).map(|seed| frame(src, seed));
                 let frames: Vec<Frame> = frames.collect::<Result<_>>()?;
                 let mut reference = cpu::Runner::new(&model, src, dst, Precision::F32)?;
@@ -267,7 +268,7 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
     Ok(good)
 }
 
-/// Whether a frame comes out the same when the device's memory is nearly full: in bands, bit for bit.
+/// Returns true if a frame is computed in bands, bit by bit the same, when device memory is low.
 fn compare_bands(context: &Arc<Context>) -> Result<bool> {
     let model = model(StudentConfig::chroma());
     let (src, dst) = uhd();
@@ -283,7 +284,7 @@ fn compare_bands(context: &Arc<Context>) -> Result<bool> {
     drop(whole);
     let driver = context.driver();
     let mut taken = Vec::new();
-    // In blocks, as one piece of so much may not be there.
+    // In blocks, because a contiguous block of that size may not exist.
     while driver.free_memory()? > needed + needed / 2 {
         let block = (driver.free_memory()? - needed).min(4 << 30);
         match driver.alloc(block) {
@@ -303,14 +304,15 @@ fn compare_bands(context: &Arc<Context>) -> Result<bool> {
     result
 }
 
-/// Frames a second, the medians of what a frame's steps took, and that of the time from its submission to its end.
+/// Frames per second, median times of a frame's steps, and median time from submission to
+/// completion.
 struct Speed {
     rate: f64,
     times: Times,
     latency: Duration,
 }
 
-/// NV12 from 1920x1080 to 3840x2160.
+/// Returns NV12 from 1920x1080 to 3840x2160.
 fn uhd() -> (FrameInfo, FrameInfo) {
     let src = FrameInfo::new(PixelFormat::Nv12, 1920, 1080);
     (src, src.with_size(3840, 2160))
@@ -345,7 +347,7 @@ fn speed(
                 download,
             } = match place {
                 Place::Host => engine.receive(&mut out.as_mut())?,
-                // SAFETY: the planes were allocated for such a frame, and nobody else uses them.
+                // SAFETY: the planes were allocated for such a frame and are not used elsewhere.
                 Place::Device => unsafe { engine.receive_device(&to, &output.planes)? },
             };
             for (all, time) in times.iter_mut().zip([upload, compute, download]) {
@@ -383,21 +385,22 @@ fn speed(
     })
 }
 
-/// Operations of a student's convolutions on a frame that becomes `to`.
+/// Returns the operations of a student's convolutions for a frame of the size `to`.
 fn operations(student: &StudentConfig, to: &FrameInfo) -> f64 {
     let cells = to.width.div_ceil(student.r) * to.height.div_ceil(student.r);
     let layers = student.layers().into_iter().map(|l| 2 * 9 * l.ci * l.co);
     (layers.sum::<usize>() * cells) as f64
 }
 
-/// The least frames a second of `streams` streams at once, each 960x540 to 1920x1080 with a thread of its own.
+/// Returns the lowest frame rate of `streams` simultaneous streams, each 960x540 to 1920x1080 on
+/// its own thread.
 fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Result<f64> {
     let src = FrameInfo::new(PixelFormat::Nv12, 960, 540);
     let dst = src.with_size(1920, 1080);
     let ready = Barrier::new(streams);
     let stream = || -> Result<f64, tadsr::Error> {
         let engine = Runner::new(context, &model(student), src, dst, 2);
-        // All begin together, and nobody waits for one that cannot.
+        // All start together. A stream that cannot start does not block the others.
         ready.wait();
         let mut engine = engine?;
         let (frame, mut out) = (frame(src, 1).expect("a frame"), Frame::new(dst)?);
@@ -417,7 +420,7 @@ fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Re
     });
     let mut least = f64::INFINITY;
     for rate in rates {
-        least = least.min(rate.map_err(|_| "a stream has panicked")??);
+        least = least.min(rate.map_err(|_| "a stream panicked")??);
     }
     Ok(least)
 }
@@ -430,7 +433,7 @@ fn main() -> Result<()> {
     };
     let context = match context {
         Ok(context) => context,
-        // `cargo bench` runs all benchmarks, here as well.
+        // `cargo bench` runs all benchmarks, also on machines without a device.
         Err(reason) if asked("--bench") => {
             println!("{reason}");
             return Ok(());
@@ -441,19 +444,21 @@ fn main() -> Result<()> {
     let good = compare(&context, asked("--short"))?;
     let good = good && (asked("--short") || compare_bands(&context)?);
     if !good {
-        return Err("a result differs by more than f16 explains".into());
+        return Err("a result differs by more than the rounding of f16".into());
     }
     if asked("--compare") || asked("--short") {
         return Ok(());
     }
     println!(
-        "\nNV12 1920x1080 to 3840x2160; frames in memory of the host or of the device. Milliseconds are medians, by the \
-         device's clock; latency: the median from submission to end; TFLOP/s: of the convolutions in the computation's \
-         time. Frames in the host's memory are copied by the thread that submits and receives them, which no column but \
-         frames/s and latency has\n"
+        "\nNV12 1920x1080 to 3840x2160; frames in memory of the host or of the device. Milliseconds \
+         are medians by the device's clock. Latency is the median from submission to completion. \
+         TFLOP/s are those of the convolutions during the computation. Frames in host memory are \
+         copied by the thread that submits and receives them; only frames/s and latency include \
+         this.\n"
     );
     println!(
-        "| student | frames in | in flight | frames/s | latency | upload | computation | download | TFLOP/s |\n\
+        "| student | frames in | in flight | frames/s | latency | upload | computation | download \
+         | TFLOP/s |\n\
          |---|---|---|---|---|---|---|---|---|"
     );
     for (name, student) in [
@@ -479,7 +484,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    println!("\nNV12 960x540 to 1920x1080, frames/s of the slowest of streams at once\n");
+    println!("\nNV12 960x540 to 1920x1080, frames/s of the slowest of simultaneous streams\n");
     println!("| student | streams | frames/s |\n|---|---|---|");
     for (name, student) in [
         ("tiny r 4", StudentConfig::tiny(4)),

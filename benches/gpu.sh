@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# Builds a folder that proves and times everything on a GPU, for a machine without Rust and CUDA's toolkit.
+# Builds a folder that tests and times everything on a GPU, for a machine without Rust and the CUDA
+# toolkit.
 #
-# Usage: benches/gpu.sh [FOLDER]      here; FOLDER is target/gpu by default
-#        FOLDER/run.sh                there
+# Usage: benches/gpu.sh [FOLDER]      on the build machine; FOLDER is target/gpu by default
+#        FOLDER/run.sh                on the machine with the GPU
 #
-# run.sh prints tables and ends with an error when a result differs from the CPU's by more than 16 bits explain. For the
-# students it needs no more than the driver, and Python 3 to compare whole models. With PyTorch there it times the same networks in
-# it, and with compute-sanitizer on the PATH it looks for accesses out of bounds and races.
+# run.sh prints tables. It fails if a result differs from the CPU's by more than the rounding of
+# 16-bit floats. Students need only the driver, and Python 3 to compare whole models. If PyTorch is
+# installed, run.sh also times the same networks in it. If compute-sanitizer is on the PATH, run.sh
+# detects accesses out of bounds and races with it.
 #
-# Published models and training take part where nvcc is here (docs/cuda.md), and there cuBLAS, cuRAND and NVRTC of the same major
-# version of CUDA, which PyTorch's packages have; whole models are measured on the pictures of the folder that DATA names here.
+# ResShift models and training are included if nvcc is installed here (docs/cuda.md). They need
+# cuBLAS, cuRAND and NVRTC of the same major version of CUDA on the machine with the GPU; PyTorch's
+# packages have them. Whole models are measured on the pictures of the folder in DATA.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
 cd "$root"
 folder=$(realpath -m "${1:-$target/gpu}")
-# Only a folder that is new or of this script's own is emptied.
-[[ ! -e $folder || -x $folder/run.sh ]] || fail "'$folder' is there already and is not of this script's making: name another"
+# Only a new folder or one of this script is emptied.
+[[ ! -e $folder || -x $folder/run.sh ]] ||
+    fail "'$folder' exists and was not made by this script: name another folder"
 rm -rf "$folder"
 mkdir -p "$folder"
 
@@ -24,7 +28,7 @@ stage() {
     local binary
     binary=$(cargo "${@:3}" --locked -p tadsr --no-default-features --message-format=json |
         sed -n 's/.*"name":"'"$2"'".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
-    [[ -n $binary ]] || fail "cargo did not say where $1 is"
+    [[ -n $binary ]] || fail "cargo does not report the path of $1"
     install -m 755 "$binary" "$folder/$1"
     strip "$folder/$1"
 }
@@ -35,14 +39,14 @@ if [[ -n ${CUDA_HOME-} ]] || command -v nvcc >/dev/null; then
     stage unit tadsr test --release --lib --no-run "${features[@]}"
     for bench in resshift train; do stage "$bench" "$bench" bench --bench "$bench" --no-run "${features[@]}"; done
 else
-    say "no nvcc here: published models and training are left out"
+    say "no nvcc here: ResShift models and training are left out"
 fi
 cp -r benches/peers "$folder"
 [[ -z ${DATA-} ]] || cp -rL "$DATA" "$folder/data"
 
 cat >"$folder/run.sh" <<'RUN'
 #!/usr/bin/env bash
-# Arguments choose parts, in this order when there are none: check eval speed kernels published training sanitize
+# Arguments select parts. The default is all of them in the order below.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 (($#)) || set -- check eval speed kernels published training sanitize
@@ -52,7 +56,7 @@ part() {
     "${@:2}" || failed+=("$1")
 }
 python() { python3 -c "import $1" 2>/dev/null; }
-# Whether an executable is there, and the libraries that it wants.
+# Returns true if the executable exists and its libraries are found.
 runs() {
     [[ -x $1 ]] || return 1
     if ldd "$1" | grep 'not found'; then
@@ -62,7 +66,7 @@ runs() {
 }
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv 2>/dev/null
 if python torch; then
-    # PyTorch's own libraries serve us as well.
+    # PyTorch's libraries are used here as well.
     libraries=$(python3 -c 'import glob, os, nvidia; print(":".join(p for r in nvidia.__path__ for p in glob.glob(r + "/*/lib") if os.path.isdir(p)))' 2>/dev/null)
     export LD_LIBRARY_PATH=${libraries:+$libraries:}${LD_LIBRARY_PATH-}
 fi
@@ -71,11 +75,11 @@ for what; do
     case $what in
     check)
         part check ./gpu --compare
-        # The kernels as they come to a chip that is newer than they are.
+        # Kernels as the driver compiles them for a GPU newer than the prebuilt ones.
         part check-ptx ./gpu --short --ptx
         ;;
     eval)
-        # Whole models, whose PSNR-Y may differ from the CPU's by 0.02 dB.
+        # Whole models, whose PSNR-Y may differ from the CPU's by up to 0.02 dB.
         [[ -d data ]] || { echo "no pictures: whole models are not measured"; continue; }
         for device in cpu cuda; do
             part "eval-$device" ./tadsr-train eval --data data --model tiny --model small --scale 2,4 --condition clean \

@@ -1,10 +1,10 @@
-//! Speed of the operators beside the convolution: group norm, attention, upsampling, GELU; forward,
-//! and with gradients. With `--kernels`: speed of every kernel in every variant that the CPU has,
-//! on small problems.
+//! Speed of the operators other than convolution: group norm, attention, upsampling, GELU; forward
+//! and with gradients. With `--kernels`: speed of every kernel in every variant that the CPU
+//! supports, on small problems.
 //!
 //! `cargo bench --bench ops [-- --threads N] [--kernels] [--json]`. `benches/peers/ops.py` runs
-//! this and PyTorch in turn. Times include the memory of the result. The noise of a machine only
-//! adds time, so the best of many runs is reported.
+//! this and PyTorch in turn. Times include the allocation of the result. The noise of a machine
+//! only adds time, so the best of many runs is reported.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use tadsr::{
     ops::{self, Activation},
 };
 
-/// The best time of `f`, in milliseconds, over at least `TIME` and three runs.
+/// Returns the best time of `f`, in milliseconds, over at least `TIME` and three runs.
 fn best(mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     const TIME: Duration = Duration::from_millis(1000);
     f()?;
@@ -96,7 +96,7 @@ fn rows() -> Result<Vec<(String, f64)>> {
     Ok(rows)
 }
 
-/// Times every kernel in every variant that the CPU has and `TADSR_CPU` allows.
+/// Times every kernel in every variant that the CPU supports and `TADSR_CPU` allows.
 fn kernels() -> Result<Vec<(String, f64)>> {
     let time = |entry: registry::Entry| {
         let mut work = entry.prepare();
@@ -117,7 +117,7 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let threads = args.iter().skip_while(|a| *a != "--threads").nth(1);
     let threads = threads.and_then(|n| n.parse().ok()).unwrap_or(1);
-    // SAFETY: nothing else runs yet.
+    // SAFETY: no other thread runs yet.
     unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let rows = if args.iter().any(|a| a == "--kernels") {
         kernels()?

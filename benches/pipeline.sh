@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Speed, quality and memory of tadsrupscale in real pipelines on two cores, beside other upscalers.
+# Speed, quality and memory of tadsrupscale in real pipelines on two cores, compared with other
+# upscalers.
 #
 # Usage: benches/pipeline.sh [CLIP]
 #
-# CLIP is a video of 1280x720 or more; without it the project's rendered scene is taken. It is encoded at 640x360 (H.264)
-# and upscaled to 1280x720 again. Everything runs on cores 0 and 1. What is made lies in target/pipeline.
+# CLIP is a video of 1280x720 or more, by default a rendered scene. It is encoded at 640x360 (H.264)
+# and upscaled to 1280x720 again. Everything runs on cores 0 and 1. Intermediate files are in
+# target/pipeline.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$PWD/target/pipeline
@@ -22,7 +24,7 @@ if [[ -z $clip ]]; then
     fi
 fi
 clip=$(realpath "$clip")
-# What was encoded of another clip is of no use.
+# Files encoded from another clip must not be reused.
 work=$work/$(basename "$clip" | tr -c 'A-Za-z0-9\n' _)
 mkdir -p "$work"
 taskset -c 0,1 cargo bench --quiet -p gst-plugin-tadsr --bench pipeline -- "$clip" "$work"

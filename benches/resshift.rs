@@ -1,10 +1,10 @@
-//! One step of the published real-world model, 64x64 to 256x256 pixels, with random weights: time by stage, and memory.
+//! One step of the real-world ResShift model, 64x64 to 256x256 pixels: time by stage, and memory.
 //!
 //! `cargo bench --bench resshift [-- --threads N] [--json] [--weights FILE] [--steps N] [--side N]
-//! [--device cuda] [--cpu]`. On a CUDA device feature maps are f16. `--cpu` counts the time of all
-//! threads on the processor (Linux), which others on the machine hardly disturb.
-//! `benches/peers/resshift.py` runs this and PyTorch in turn on the weights and inputs of one file,
-//! and compares the results.
+//! [--device cuda] [--cpu]`. The weights are random, or those of FILE. On a CUDA device feature
+//! maps are f16. `--cpu` measures the processor time of all threads (Linux), which depends little
+//! on other processes. `benches/peers/resshift.py` runs this and PyTorch in turn on the weights and
+//! inputs of one file, and compares the results.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use tadsr::{
     nn::resshift::{Autoencoder, ResShiftConfig, Unet, upsample_bicubic},
 };
 
-/// Tensors that are read from a safetensors file when they are asked for, so that the file is never in memory as a whole.
+/// Reader of single tensors of a safetensors file, to avoid having the whole file in memory.
 struct Weights {
     file: Mutex<File>,
     header: HashMap<String, Value>,
@@ -77,7 +77,7 @@ impl SimpleBackend for &'static Weights {
     }
 }
 
-/// Random weights that keep the signal's size.
+/// Random weights that preserve the size of the signal.
 struct Random;
 
 impl SimpleBackend for Random {
@@ -131,7 +131,7 @@ impl Networks {
         })
     }
 
-    /// Every stage's name, milliseconds by `clock` and result.
+    /// Returns the name, the milliseconds by `clock` and the result of every stage.
     fn step(
         &self,
         lq: &Tensor,
@@ -160,7 +160,7 @@ impl Networks {
     }
 }
 
-/// Milliseconds that the process has had the processor, to ten.
+/// Returns the processor time of the process in milliseconds, in units of 10 ms.
 fn processor_time() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default();
@@ -168,14 +168,14 @@ fn processor_time() -> f64 {
     10.0 * times.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>()
 }
 
-/// A number of kB in `/proc/self/status`, in MiB.
+/// Returns the value of `key` in `/proc/self/status`, converted from kB to MiB.
 fn status(key: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with(key))?;
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// Norm of the difference over the norm.
+/// Returns the norm of the difference over the norm.
 fn distance(got: &Tensor, wanted: &Tensor) -> Result<f64> {
     let norm = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
     Ok((norm(&(got - wanted)?)? / norm(wanted)?).sqrt())
@@ -189,7 +189,7 @@ fn main() -> Result<()> {
         n.unwrap_or(default)
     };
     let threads = number("--threads", 1);
-    // SAFETY: nothing else runs yet.
+    // SAFETY: no other thread runs yet.
     unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let weights = value("--weights").map(|p| Weights::open(p)).transpose()?;
     let weights: Option<&'static Weights> = weights.map(|w| &*Box::leak(Box::new(w)));

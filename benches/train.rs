@@ -1,9 +1,9 @@
 //! Speed of training steps with optimisers and averages: of a student, with plain and with expanded
 //! kernels, of the teacher, and of distillation with a discriminator.
 //!
-//! `cargo bench --bench train [-- --threads N] [--device cuda] [--json]`; on CUDA with feature maps
-//! in bf16. `benches/peers/train.py` runs this and PyTorch in turn. Batches are random and ready,
-//! because other threads make them in a training. The result is the best of many steps.
+//! `cargo bench --bench train [-- --threads N] [--device cuda] [--json]`. On CUDA feature maps are
+//! bf16. `benches/peers/train.py` runs this and PyTorch in turn. Batches are random and prepared,
+//! because other threads make them during training. The result is the best of many steps.
 
 use std::{
     str::FromStr,
@@ -94,7 +94,7 @@ fn charbonnier(z: &Tensor, truth: &Tensor) -> Result<Tensor> {
     ((z - truth)?.sqr()? + 4e-4)?.sqrt()?.mean_all()
 }
 
-/// Supervision with a Charbonnier loss.
+/// Times supervision with a Charbonnier loss.
 fn student(place: &Place, config: StudentConfig, expand: Option<usize>) -> Result<f64> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
@@ -114,7 +114,7 @@ fn student(place: &Place, config: StudentConfig, expand: Option<usize>) -> Resul
     })
 }
 
-/// Denoising with a squared loss.
+/// Times denoising with a squared loss.
 fn teacher(place: &Place, config: TeacherConfig) -> Result<f64> {
     let channels = config.latent;
     let vars = VarMap::new();
@@ -134,7 +134,7 @@ fn teacher(place: &Place, config: TeacherConfig) -> Result<f64> {
     })
 }
 
-/// Distillation: an update of the discriminator on features of the frozen teacher for noisy
+/// Times distillation: an update of the discriminator on features of the frozen teacher for noisy
 /// residuals, then of the student with a Charbonnier and an adversarial loss, whose gradients at
 /// its result are balanced.
 fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
@@ -204,7 +204,7 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let value = |name: &str| args.iter().skip_while(|a| *a != name).nth(1);
     let threads = value("--threads").and_then(|n| n.parse().ok()).unwrap_or(1);
-    // SAFETY: nothing else runs yet.
+    // SAFETY: no other thread runs yet.
     unsafe { tadsr::ops::use_threads(threads) }.expect("the first pool of the process");
     let device = value("--device").map_or("cpu", String::as_str);
     let device = tadsr::Device::from_str(device).and_then(tadsr::train::device);

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Our convolution beside PyTorch's, in one run on the same cores.
+"""Compares our convolution with PyTorch's, in one run on the same cores.
 
     benches/peers/conv.py [--threads N] [--rounds N] [--json OUT]
 
-Makes a virtual environment under target/peers and installs PyTorch into it (once; the PyPI wheel for Linux brings
-CUDA libraries along and takes about 5 GB of disk). The two sides take turns for some rounds; each side's best time
-counts, since a machine's noise only adds.
+Makes a virtual environment under target/peers and installs PyTorch into it once. The PyPI wheel for
+Linux includes CUDA libraries and takes about 5 GB of disk. Both sides run in turn for some rounds.
+Each side's best time counts, because the noise of a machine only adds time.
 """
 
 import json
@@ -47,7 +47,7 @@ def main():
         flop = {row["name"]: row["flop"] for row in mine["rows"]}
         peers.least(theirs, peer["rows"])
         version = peer["version"]
-    print(f"{args.threads} thread(s), PyTorch {version}; ratio: PyTorch's time over ours, above 1 we are faster")
+    print(f"{args.threads} thread(s), PyTorch {version}; ratio: PyTorch's time over ours")
     print(f"{'':56} {'ours':>9} {'PyTorch':>9} {'ratio':>6} {'GFLOP/s a thread':>17}")
     for name, ms in ours.items():
         rate = flop[name] / ms / 1e6 / args.threads

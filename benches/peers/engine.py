@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Our engine beside ONNX Runtime and OpenVINO, with identical networks, in one run on the same cores.
+"""Compares our engine with ONNX Runtime and OpenVINO on identical networks and the same cores.
 
     benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--json OUT]
 
-Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs the two into it, once. Every network is
-written by `tadsr-train export --onnx`; first each runtime has to agree with our engine's example to 1e-4 of the largest
-value. Then all take turns for some rounds, and each side's best time counts, since a machine's noise only adds.
+Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs both runtimes into it
+once. `tadsr-train export --onnx` writes every network. First each runtime must agree with our
+engine's example to 1e-4 of the largest value. Then all run in turn for some rounds. Each side's best
+time counts, because the noise of a machine only adds time.
 
-Ours is the whole frame, planes in to planes out. The peers' is the bare network between tensors in memory, without
-the interpolation before it, whitening and what turns the result into pixels. ONNX Runtime runs with its defaults, of
-OpenVINO's latency and throughput hints the faster one counts.
+Our time is that of a whole frame, from planes to planes. The time of the peers is that of the bare
+network between tensors in memory, without interpolation, whitening and conversion to pixels. ONNX
+Runtime runs with its defaults. For OpenVINO the faster of the latency and throughput hints counts.
 """
 
 import argparse
@@ -118,7 +119,7 @@ print(json.dumps({"version": openvino.__version__, "rows": rows}))
 
 
 def python():
-    """The environment's Python, made and filled if it is not there."""
+    """Returns the Python of the virtual environment, and creates it if necessary."""
     exe = ENVIRONMENT / "bin" / "python"
     if not exe.exists():
         venv.create(ENVIRONMENT, with_pip=True)
@@ -129,7 +130,7 @@ def python():
 
 
 def output(command, **more):
-    """The last line of a command's output, read as JSON."""
+    """Returns the last line of a command's output as JSON."""
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **more).stdout
     return json.loads(out.strip().splitlines()[-1])
 
@@ -139,7 +140,7 @@ def bench(*args, **more):
 
 
 def export(cases, exe):
-    """Writes every case's network and checks it, and the bundled models with their whole way from plane to plane."""
+    """Writes and checks the network of every case, and the bundled models from plane to plane."""
     tool = ROOT / "target" / "release" / "tadsr-train"
     jobs = [(c["model"], c["scale"], "latent") for c in cases] + [("tiny", 2, "planes"), ("tiny", 4, "planes")]
     for model, scale, ends in jobs:

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""The networks of benches/gpu.rs in PyTorch on a CUDA device: f16, channels last; as they are, in a CUDA graph, by torch.compile
-with max-autotune, and by TensorRT where torch_tensorrt is there.
+"""Times the networks of benches/gpu.rs in PyTorch on a CUDA device, in f16 with channels last.
+
+They run plainly, in a CUDA graph, with torch.compile (max-autotune), and with TensorRT if
+torch_tensorrt is installed.
 
     benches/peers/gpu.py [--device cuda] [--size 3840x2160]
 
-The bare network on a tensor in the device's memory, without interpolation, whitening, and what turns the result into pixels;
-compare the least with the column "computation" of benches/gpu.rs, which has all of those. Also the speed of a large matrix
-product, the peak that the convolutions' TFLOP/s are to be seen beside. Weights are random. Needs PyTorch alone; benches/gpu.sh puts
-it beside the benchmark. With --device cpu it runs in f32 without compilation, to try it.
+Times are those of the bare network on a tensor in device memory, without interpolation, whitening
+and conversion to pixels. Compare the lowest with the column "computation" of benches/gpu.rs, which
+includes all of these. The speed of a large matrix product is the peak for the TFLOP/s of the
+convolutions. Weights are random. Needs only PyTorch; benches/gpu.sh copies it beside the benchmark.
+With --device cpu it runs in f32 without compilation, as a test.
 """
 
 import argparse
@@ -49,7 +52,7 @@ STUDENTS = [
 
 
 def milliseconds(run, device, calls=20):
-    """The median time of a call, over many that follow each other without a wait."""
+    """Returns the median time of a call, over many consecutive calls without synchronisation."""
     times = []
     start = time.perf_counter()
     warm = False
@@ -72,7 +75,7 @@ def milliseconds(run, device, calls=20):
 
 
 def graph(layers, frame):
-    """A CUDA graph of the network, on one frame."""
+    """Returns a CUDA graph of the network for one frame."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -128,9 +131,9 @@ def main():
                     for _ in range(3):
                         run()
                     print(f"| {name} | {way} | {milliseconds(run, device):.3f} |", flush=True)
-                except Exception as error:  # torch.compile needs a C compiler there, TensorRT its package
+                except Exception as error:  # no C compiler, or no TensorRT
                     reason = str(error).strip() or repr(error)
-                    print(f"| {name} | {way} | not there: {reason.splitlines()[0][:80]} |", flush=True)
+                    print(f"| {name} | {way} | not available: {reason.splitlines()[0][:80]} |", flush=True)
         if device.type == "cuda":
             a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
             ms = milliseconds(lambda: a @ b, device)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Our group norm, attention, upsampling and GELU beside PyTorch's, in one run on the same cores.
+"""Compares our group norm, attention, upsampling and GELU with PyTorch's, on the same cores.
 
     benches/peers/ops.py [--threads N] [--rounds N] [--json OUT]
 
-As conv.py. PyTorch gets the better of its two memory layouts, and of its fused attention and a plain one.
+As conv.py. PyTorch uses the faster of its two memory layouts, and of fused and plain attention.
 """
 
 import json
@@ -15,7 +15,7 @@ def timed(shapes, train, variants):
     times = []
     for f in variants:
         inputs = [torch.randn(s, requires_grad=train) for s in shapes]
-        # Maps come as [n, h, w, c]; each variant sees them as PyTorch likes them.
+        # Maps are [n, h, w, c]; each variant converts them to a layout of PyTorch.
         def step():
             for i in inputs:
                 i.grad = None
@@ -100,7 +100,7 @@ def main():
         peers.least(ours, {row["name"]: row["ms"] for row in mine["rows"]})
         peers.least(theirs, peer["rows"])
         version = peer["version"]
-    print(f"{args.threads} thread(s), PyTorch {version}; ratio: PyTorch's time over ours, above 1 we are faster")
+    print(f"{args.threads} thread(s), PyTorch {version}; ratio: PyTorch's time over ours")
     print(f"{'':72} {'ours':>9} {'PyTorch':>9} {'ratio':>6}")
     for name, ms in ours.items():
         print(f"{name:72} {ms:6.2f} ms {theirs[name]:6.2f} ms {theirs[name] / ms:6.2f}")

@@ -1,7 +1,7 @@
-"""What the comparisons share: the environment with PyTorch, and the turns that the two sides take.
+"""Shared parts of the comparisons: the environment with PyTorch, and the alternation of both sides.
 
-With TADSR_BENCHES in the environment our benchmarks are the executables in that folder, and PyTorch that of the running
-Python: for machines without Rust.
+For machines without Rust, TADSR_BENCHES is a folder with executables of our benchmarks. PyTorch is
+then that of the running Python.
 """
 
 import argparse
@@ -17,7 +17,8 @@ ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
 
 BENCHES = os.environ.get("TADSR_BENCHES")
 
-# The head of every PyTorch side: threads, the device (on which all tensors are made), the best time of a function in milliseconds.
+# Start of every PyTorch program: threads, device of all tensors, and a function that returns the best
+# time of another function in milliseconds.
 TORCH = r"""
 import contextlib, json, math, os, sys, time
 import torch
@@ -29,7 +30,7 @@ if CUDA:
     torch.set_default_device(os.environ["TADSR_DEVICE"])
     torch.backends.cudnn.benchmark = True
 
-# Waits until what was asked for is done.
+# Waits for submitted work.
 finish = torch.cuda.synchronize if CUDA else lambda: None
 
 def best(f, seconds=1.0):
@@ -54,7 +55,7 @@ def parser(doc, threads=1, rounds=3, devices=False):
 
 
 def python():
-    """The environment's Python, made and filled if it is not there."""
+    """Returns the Python of the virtual environment, and creates it if necessary."""
     if BENCHES:
         return Path(sys.executable)
     exe = ENVIRONMENT / "bin" / "python"
@@ -67,7 +68,7 @@ def python():
 
 
 def bench(name, device="cpu"):
-    """The command that runs our benchmark, built."""
+    """Builds our benchmark and returns its command."""
     if BENCHES:
         return [Path(BENCHES) / name] + (["--device", device] if device != "cpu" else [])
     command = ["cargo", "bench", "--quiet", "--bench", name]
@@ -83,7 +84,7 @@ def environment(args):
 
 
 def turns(name, torch, args):
-    """Runs our bench and the PyTorch program in turn, each printing one JSON object, and yields both objects."""
+    """Runs our benchmark and the PyTorch program in turn. Yields the JSON objects of both."""
     exe, threads = python(), str(args.threads)
     sides = [[*bench(name, args.device), "--json", "--threads", threads], [exe, "-c", torch, threads]]
     for turn in range(args.rounds):
@@ -93,6 +94,6 @@ def turns(name, torch, args):
 
 
 def least(into, rows):
-    """Keeps the least time of every row."""
+    """Updates the lowest time of every row."""
     for name, ms in rows.items():
         into[name] = min(into.get(name, float("inf")), ms)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""One step of the published real-world model, 64x64 to 256x256 pixels, beside PyTorch, in one run on the same cores.
+"""Compares one step of the real-world ResShift model, 64x64 to 256x256 pixels, with PyTorch.
 
     benches/peers/resshift.py [--threads N] [--rounds N] [--side 64] [--device cuda] [--json OUT]
 
-PyTorch runs the networks as plain modules, without compilation, in f32, on a CUDA device in f16, in the better of its two
-memory layouts. Weights are random, the same on both sides, and go from PyTorch to us in a file under target/peers; so do
-inputs and PyTorch's results in f32, to which ours are compared. The two sides take turns; each side's best time counts.
-Memory is the process's peak (VmHWM), on the CPU alone.
+PyTorch runs the networks as plain modules, without compilation, in f32, or in f16 on a CUDA device,
+in the faster of its two memory layouts. Weights are random and the same on both sides. PyTorch
+writes them to a file under target/peers, with the inputs and its results in f32, with which ours are
+compared. Both sides run in turn on the same cores, and each side's best time counts. Memory is the
+peak of the process (VmHWM), measured only on the CPU.
 """
 
 import json
@@ -53,7 +54,7 @@ class WindowAttention(nn.Module):
         self.index = (y[:, None] - y[None] + window - 1) * (2 * window - 1) + x[:, None] - x[None] + window - 1
         mask = None
         if shift:
-            # As the published code has it: in the lowest windows only, and there by columns.
+            # As in the authors' code: only in the lowest windows, and there by columns.
             region = torch.arange(window**2) % window + shift >= window
             mask = torch.zeros((side // window) ** 2, window**2, window**2)
             mask[-(side // window) :] = (region[:, None] != region[None]).float() * -100
@@ -89,7 +90,7 @@ class SwinBlock(nn.Module):
         if side <= window:
             window, shift = side, 0
         self.norm1, self.norm2 = nn.GroupNorm(32, c), nn.GroupNorm(32, c)
-        # Windows are those of a latent of 64 x 64, the mask is for this one.
+        # Windows are those of a latent of 64 x 64, the mask is that of this latent.
         self.attn, self.mlp = WindowAttention(c, c // 32, window, shift, side * SIDE // 64), Mlp(c, 4 * c)
     def forward(self, x):
         x = x + self.attn(self.norm1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -282,7 +283,7 @@ torch.manual_seed(1)
 unet, ae = Unet().eval(), Autoencoder().eval()
 lq, noise = torch.rand(1, 3, SIDE, SIDE) * 2 - 1, torch.randn(1, 3, SIDE, SIDE)
 weights = sum(p.numel() for m in (unet, ae) for p in m.parameters()) * 4 / 2**20
-# What results are compared with is in f32 throughout.
+# The reference results are in f32 throughout.
 torch.backends.cudnn.allow_tf32 = False
 if CUDA and mode == "run":
     unet, ae, lq, noise = (m.half() for m in (unet, ae, lq, noise))

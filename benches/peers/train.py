@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Our training steps of students, of the teacher and of distillation beside PyTorch's, in one run on the same cores.
+"""Compares our training steps of students, teacher and distillation with PyTorch's.
 
     benches/peers/train.py [--threads N] [--rounds N] [--device cuda] [--json OUT]
 
-A step is forward, backward, AdamW and the moving average of the weights, at batch 16 on a grid of 48x48, f32; on a CUDA
-device bf16, on PyTorch's side by its automatic mixed precision. PyTorch gets the better of its two memory layouts, its
-fused AdamW and its batched average; its spectral norms take three power iterations in a step of distillation, ours two.
-The two sides take turns for some rounds; each side's best time counts, since a machine's noise only adds.
+A step is forward, backward, AdamW and the moving average of the weights, with batch 16 on a grid of
+48x48 in f32. On a CUDA device it is in bf16, in PyTorch by its automatic mixed precision. PyTorch
+uses the faster of its two memory layouts, fused AdamW and a batched average. Its spectral norms need
+three power iterations in a step of distillation, ours two. Both sides run in turn for some rounds on
+the same cores. Each side's best time counts, because the noise of a machine only adds time.
 """
 
 import json
@@ -28,7 +29,7 @@ def frequencies(half):
     return torch.exp(-math.log(10000.0) * torch.arange(half) / half)
 
 class Conv(nn.Module):
-    # A 3x3 convolution, its kernel perhaps a product, its bias a function of the scale.
+    # 3x3 convolution. The kernel may be a product, the bias a function of the scale.
     def __init__(self, ci, co, expand=None):
         super().__init__()
         self.expand = expand
@@ -86,7 +87,7 @@ class Teacher(nn.Module):
         self.norm, self.tail = nn.GroupNorm(first // 16, first), nn.Conv2d(first, z, 3, padding=1)
         self.first = first
     def encode(self, noisy, base, t):
-        # The embedding, the middle, all blocks' outputs on the way down, and those at the end of each level.
+        # Embedding, middle, outputs of all blocks of the encoder, and of the end of each level.
         half = self.first // 2
         angles = t[:, None] * frequencies(half)
         e = self.embedding(torch.cat([angles.cos(), angles.sin(), FEATURES.T.expand(len(t), 2)], 1))

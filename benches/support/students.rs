@@ -1,11 +1,11 @@
-//! Students to measure, without training.
+//! Untrained students for measurements.
 
 use tadsr::{
     model::{Layer, LiteModel, Metadata},
     nn::lite::{LatentStats, StudentConfig},
 };
 
-/// Values without pattern from -1 to 1.
+/// Returns pseudo-random values from -1 to 1.
 pub fn noise(len: usize, seed: u32) -> impl Iterator<Item = f32> {
     let mut state = seed;
     (0..len).map(move |_| {
@@ -14,7 +14,7 @@ pub fn noise(len: usize, seed: u32) -> impl Iterator<Item = f32> {
     })
 }
 
-/// A model with weights that keep the signal's size.
+/// Returns a model with weights that preserve the size of the signal.
 pub fn model(student: StudentConfig) -> LiteModel {
     let layers = student.layers().into_iter().zip(0..);
     LiteModel {
