@@ -97,7 +97,7 @@ fn misfit(truth: &Patch, low: &Patch, (dx, dy): (isize, isize)) -> f32 {
     sum / count
 }
 
-/// Makes a folder with photos, a video, and files that are neither or broken.
+/// Makes a folder with photos, a video, broken files and other files.
 fn mixed(dir: &Path) -> CorpusSpec {
     let data = dir.join("data");
     fs::create_dir_all(data.join("deep")).unwrap();
@@ -210,7 +210,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     // The pool's photos are sampled, too.
     let pool = |corpus: &Corpus| corpus.pool().map(Pool::key);
     assert!(pool(&other) != pool(&corpus));
-    // A video alone serves, too: a frame of it is what is measured on.
+    // A video alone is sufficient: measurements use one of its frames.
     let alone = CorpusSpec {
         dirs: vec![dir.path().join("data/a.mp4")],
         hold_out: 20,
@@ -220,7 +220,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
     assert_eq!(alone.held_out().len(), 1);
     assert!(alone.notes()[0].contains("too few"), "{:?}", alone.notes());
     assert!(corpus.notes().is_empty(), "{:?}", corpus.notes());
-    // As of few photos one is.
+    // Photos alone: one of the few is held out.
     let photos = CorpusSpec {
         dirs: vec![dir.path().join("data/deep")],
         hold_out: 4,
@@ -233,7 +233,7 @@ fn photos_and_videos_of_a_mixed_folder_become_pairs_that_the_seed_decides() {
         "{:?}",
         photos.notes()
     );
-    // Drawn pictures join the photos; none is held out.
+    // Synthetic pictures are added to the photos. None is held out.
     let synthetic = Synthetic {
         dead_leaves: 3,
         ..Synthetic::default()
@@ -350,7 +350,7 @@ fn a_pool_is_reproducible_and_used_again() {
             .contains("made again")
     );
     assert_eq!(pair(&a, &make, 3).unwrap(), want);
-    // Other pictures are another pool.
+    // Other pictures make another pool.
     let other = open(dirs[0].path(), 2);
     assert!(other.key() != a.key() && other.folder() != a.folder());
 }

@@ -1,4 +1,4 @@
-//! The environment variable `TADSR_CPU`, as users of the tool set it.
+//! The environment variable `TADSR_CPU` as users of the tool set it.
 #![cfg(all(feature = "train", feature = "video"))]
 
 use std::path::Path;
@@ -7,7 +7,7 @@ use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use tadsr::kernels::cpu::Cpu;
 
-/// Upscales `low.png` in `folder` at a level; returns the image or the error.
+/// Upscales `low.png` in `folder` at a level. Returns the image or the error.
 fn upscale(folder: &Path, level: &str, precision: &str) -> Result<RgbImage, String> {
     let out = format!("out-{level}-{precision}.png");
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
@@ -41,7 +41,7 @@ fn difference(a: &RgbImage, b: &RgbImage) -> (u8, f64) {
 #[test]
 fn every_level_gives_the_image_that_the_precision_promises() {
     let folder = folder();
-    // An empty value is no level: all features of the machine.
+    // An empty value is not a level: all features of the machine are used.
     let best = |precision| upscale(folder.path(), "", precision).unwrap();
     let [f32, bf16, int8] = ["f32", "bf16", "int8"].map(best);
     for level in ["avx512", "avx2", "neon", "portable"] {

@@ -292,7 +292,7 @@ fn gradients_of_all_the_students_parameters_are_the_references() {
     let step = Step::load();
     let (z, vars) = step.student();
     check_gradients(&step, &vars, &total(&step.losses(&z)).backward().unwrap());
-    // As the training does it: the losses' gradient first, then the student's.
+    // As in training: first the gradient of the losses, then that of the student.
     let all = Term::at(&z, |z| Ok(total(&step.losses(z)))).unwrap();
     let loss = stand_in(&z, &all.gradient).unwrap();
     check_gradients(&step, &vars, &loss.backward().unwrap());
@@ -310,7 +310,7 @@ fn check_gradients(step: &Step, vars: &HashMap<String, Var>, grads: &GradStore) 
             .get(var)
             .unwrap_or_else(|| panic!("{name} has no gradient"));
         let got = scalar(&g.sqr().unwrap().sum_all().unwrap()).sqrt();
-        // Where a norm follows, a bias has a gradient of nothing but rounding errors.
+        // The gradient of a bias before a norm consists only of rounding errors.
         if want < 1e-6 {
             assert!(got < 1e-6, "{name}: norm {got}, not {want}");
             continue;

@@ -59,7 +59,7 @@ fn config(channels: usize, steps: usize) -> ResShiftConfig {
     }
 }
 
-/// Last layers of the branches beside skip connections.
+/// Last layers of the branches parallel to skip connections.
 const BRANCHES: [&str; 4] = ["out_layers.3", "attn.proj", "mlp.fc2", "unembed.proj"];
 
 /// Writes a model with random weights.
@@ -75,13 +75,14 @@ fn teacher(path: &Path, config: ResShiftConfig) {
         });
         let mut values: Vec<f32> = values.collect();
         match name.as_str() {
-            // [co, latent and picture, 3, 3]
+            // [co, latent and picture, 3, 3].
             "unet.input_blocks.0.0.weight" => {
                 for co in values.chunks_exact_mut(2 * 27) {
                     co[..27].iter_mut().for_each(|v| *v *= 0.005);
                 }
             }
-            // Neither the time nor the branches beside the skip connections say much: then a step's result and that of
+            // Time and branches have little effect. The result of one step then resembles that of
+            // all steps, and few training steps have a visible effect.
             // all steps are alike, and few training steps show.
             n if n.ends_with("emb_layers.1.weight") => values.iter_mut().for_each(|v| *v *= 0.02),
             n if BRANCHES.iter().any(|b| n.contains(b)) => {
@@ -198,7 +199,7 @@ fn a_recipe_with_a_published_teacher_is_the_same_run() {
     run(command(&[]));
     let model = |run: &str| std::fs::read(folder.at(run).join("model.safetensors")).unwrap();
     assert!(model("line") == model("recipe"));
-    // Done already; folders given are those that count.
+    // The run is complete. Folders in the options replace those of the recipe.
     assert!(run(command(&[])).contains("done"));
     assert!(fails(command(&["--data", "/nowhere"])).contains("nowhere"));
     assert!(run(command(&["--dry-run"])).contains("one step of 2 images"));
@@ -212,7 +213,7 @@ fn a_recipe_with_a_published_teacher_is_the_same_run() {
 #[test]
 fn the_student_comes_closer_to_the_teachers_result() {
     let folder = Folder::new();
-    // The teacher's copy, with a fifth of its output's contrast.
+    // A copy of the teacher with a fifth of its output's contrast.
     let mut lost = ResShiftModel::read(&folder.at("teacher.safetensors")).unwrap();
     let output = lost.tensors.get_mut("unet.out.2.weight").unwrap();
     *output = (&*output * 0.2).unwrap();
@@ -252,16 +253,16 @@ fn the_student_comes_closer_to_the_teachers_result() {
         d[0],
         d[1]
     );
-    // What it is made of is written down.
+    // The sources of the model are recorded.
     let made = ResShiftModel::read(&folder.at("run/model.safetensors")).unwrap();
     assert_eq!(made.metadata.licence, "MIT AND NTU S-Lab 1.0");
     assert_eq!(made.metadata.source["teacher"]["name"], "teacher");
     assert_eq!(made.metadata.source["begun_with"]["name"], "lost");
-    // The discriminator began blind.
+    // At the start the discriminator cannot distinguish anything.
     assert!((losses["discriminator"][0] - 2.0).abs() < 0.1);
 }
 
-/// As on CUDA: feature maps in bf16, weights in f32. On the CPU the operators of candle compute
+/// Feature maps in bf16 and weights in f32, as on CUDA. On the CPU the operators of candle compute
 /// them.
 #[test]
 fn losses_in_bf16_are_those_in_f32_except_for_rounding() {
@@ -280,7 +281,7 @@ fn losses_in_bf16_are_those_in_f32_except_for_rounding() {
     let [full, short] = ["f32", "bf16"].map(|out| folder.losses(out));
     for name in ["regression", "discriminator"] {
         for (a, b) in full[name].iter().zip(&short[name]) {
-            // The discriminator begins blind, with the same loss in any numbers.
+            // The initial loss of the discriminator is the same in every precision.
             assert!(a != b || name == "discriminator", "{name}: as in f32");
             assert!((a - b).abs() < 0.1 * a.abs().max(0.1), "{name}: {a}, {b}");
         }
@@ -380,7 +381,7 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
     let text = run(folder.distill("run", &options));
     assert!(text.contains("3 photos are too few"), "{text}");
     let mut names = files(&folder.at("run"));
-    // TensorBoard's file is named after time and process.
+    // The name of TensorBoard's file contains time and process.
     names.retain(|name| !name.starts_with("events.out.tfevents."));
     let expected = [
         "checkpoint.safetensors",
@@ -393,7 +394,7 @@ fn a_narrower_student_is_a_model_of_the_family_and_a_dry_run_writes_nothing() {
     assert_eq!(student.metadata.name, "narrow");
     assert_eq!(student.metadata.config.unet.model_channels, 32);
     assert_eq!(student.metadata.source["steps_done"], 3);
-    // It takes a latent of the teacher's autoencoder to another one.
+    // The file converts a latent of the teacher's autoencoder to another one.
     let z = Tensor::zeros((1, 8, 8, 3), DType::F32, &Device::Cpu).unwrap();
     let unet = student.unet(&Device::Cpu).unwrap();
     let z = unet.forward(&z, &[2], Some(&z)).unwrap();

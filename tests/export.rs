@@ -1,4 +1,4 @@
-//! `tadsr-train export`: it writes the file and an example of the engine, and refuses other models.
+//! `tadsr-train export` writes the file and an example of the engine, and refuses other models.
 #![cfg(feature = "train")]
 
 use std::fs;

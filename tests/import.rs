@@ -246,7 +246,7 @@ fn settings_that_shapes_do_not_determine_are_options() {
     let mut bare = unet_weights();
     bare.retain(|(name, ..)| !name.ends_with("attn_mask"));
     let import = Import::of(&bare);
-    // Without a mask and an option, the side is that of the published models.
+    // Without a mask and an option, the side is that of the ResShift models of the authors.
     assert_eq!(import.imported(&[]).metadata.config.unet.image_size, 64);
     let model = import.imported(&[
         "--image-size",

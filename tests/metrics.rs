@@ -293,7 +293,7 @@ fn unusable_weights_and_pictures_are_explained() {
     assert!(matches!(sizes_differ, Err(Error::Frame(_))));
 }
 
-/// A smooth picture with edges and a little noise.
+/// Picture with smooth areas, edges and a little noise.
 fn scene(width: usize, height: usize) -> Gray {
     let mut noise = Noise(7);
     let mut data = Vec::with_capacity(width * height);

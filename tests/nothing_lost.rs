@@ -1,5 +1,5 @@
-//! Files of many kinds through `transcode`: every frame, time, sound and colour arrives. The inputs
-//! are made by ffmpeg, and the outputs are counted by ffprobe.
+//! `transcode` on many kinds of files: every frame, time, sound and colour is preserved. ffmpeg
+//! makes the inputs, and ffprobe measures the outputs.
 #![cfg(feature = "video")]
 
 use std::{
@@ -37,7 +37,7 @@ impl Clips {
     }
 }
 
-/// Transcodes `from` to `to` without a change of its frames. Returns what was told as well.
+/// Transcodes `from` to `to` without changing the frames. Returns the notices as well.
 fn same(from: &Path, to: &Path, encoder: &str) -> (Transcoded, Vec<String>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let lines = told.clone();
@@ -54,7 +54,7 @@ fn same(from: &Path, to: &Path, encoder: &str) -> (Transcoded, Vec<String>) {
     (done, told)
 }
 
-/// As [`same`], and the output is complete.
+/// Like [`same`], but asserts that the output is complete.
 fn complete(from: &Path, to: &Path) -> Vec<String> {
     let (done, told) = same(from, to, "");
     assert!(matches!(done.end, End::Complete), "{from:?}: {done:?}");
@@ -95,7 +95,7 @@ fn field(path: &Path, entry: &str) -> String {
     text.trim().trim_matches(',').to_string()
 }
 
-/// Asserts that two lists of times are the same but for a common offset.
+/// Asserts that two lists of times are equal except for a common offset.
 fn assert_same_times(from: &[f64], to: &[f64], tolerance: f64, what: &str) {
     assert_eq!(from.len(), to.len(), "{what}");
     for (a, b) in from.iter().zip(to) {

@@ -1,5 +1,5 @@
-//! PyTorch checkpoints are read as data: the weights are those that were saved, and all else in a
-//! file is refused with a reason, in bounded memory and without running code.
+//! PyTorch checkpoints are read as data. The weights are the saved ones. All other content is
+//! refused with a reason, in bounded memory and without running code.
 #![cfg(feature = "train")]
 
 #[path = "support/checkpoint.rs"]
@@ -529,7 +529,7 @@ proptest! {
         exhaust(&of_pickle(&object));
     }
 
-    /// Programs of supported instructions run further than noise.
+    /// Programs of supported instructions run further than random bytes.
     #[test]
     fn no_program_panics(codes in prop::collection::vec(prop::sample::select(vec![
         &b"("[..], b")", b"}", b"]", b"N", b"\x85", b"\x86", b"\x87", b"t", b"u", b"s", b"a", b"e", b"b", b"R", b"Q",

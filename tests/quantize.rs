@@ -1,4 +1,4 @@
-//! `tadsr-train quantize`: the model gets what int8 needs and loses nothing.
+//! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else.
 #![cfg(feature = "train")]
 
 use std::path::Path;
@@ -7,7 +7,7 @@ use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use tadsr::model::LiteModel;
 
-/// Photos of a kind: ramps, edges, noise.
+/// Makes photos of one kind: ramps, edges, noise.
 fn photos(folder: &Path) {
     for i in 0..24u32 {
         let pixel = |x: u32, y: u32| {
@@ -50,7 +50,7 @@ fn a_model_is_calibrated_and_otherwise_stays() {
         ranges.iter().map(Vec::len).collect::<Vec<_>>(),
         [4, 16, 16, 16, 16, 16]
     );
-    // What it says of f32, bf16 and int8.
+    // PSNR that it prints for f32, bf16 and int8.
     let said = String::from_utf8(output.stdout).unwrap();
     let decibels = |name: &str| -> f64 {
         let line = said.lines().find(|l| l.starts_with(name)).unwrap();

@@ -92,7 +92,7 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
         assert!(column(5, term) > 0.0, "{term}");
     }
     assert!(column(12, "grad_adversarial") > 0.0);
-    // Gradients have their shares: those of regression and score are the same.
+    // Gradients have their shares: those of regression and score are equal.
     let share = column(8, "grad_regression") / column(8, "grad_score");
     assert!((0.5..2.0).contains(&share), "{share}");
     // Another student of the same teacher.
@@ -100,7 +100,7 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let (done, text) = run(&recipe, &other, &["--teacher", teacher.to_str().unwrap()]);
     assert!(done && other.join("model.safetensors").exists(), "{text}");
     assert!(!other.join("teacher").exists());
-    // It serves without its checkpoint, too, and stays what it is.
+    // The teacher is used without its checkpoint, too, and does not change.
     let bare = dir.path().join("bare");
     fs::create_dir(&bare).unwrap();
     for file in ["teacher.safetensors", "latent.json"] {
@@ -109,7 +109,7 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let served = dir.path().join("served");
     let (done, text) = run(&recipe, &served, &["--teacher", bare.to_str().unwrap()]);
     assert!(done && !bare.join("losses.csv").exists(), "{text}");
-    // With everything done, the command has nothing left to do.
+    // A complete run is not repeated.
     let written = || {
         fs::metadata(out.join("model.safetensors"))
             .unwrap()
@@ -120,7 +120,7 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let (done, text) = run(&recipe, &out, &["--threads", "1"]);
     assert!(done && lines(&out.join("losses.csv")) == losses, "{text}");
     assert_eq!(written(), before);
-    // A student continues with the teacher that it began with and with its own recipe.
+    // A student continues only with the teacher and the recipe with which it began.
     let other_seed = TEACHER.replace("steps = 8", "steps = 8\nseed = 2");
     fs::write(dir.path().join("teacher.toml"), other_seed).unwrap();
     let third = dir.path().join("third");
@@ -135,15 +135,15 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     let (done, text) = run(&recipe, &out, &["--teacher", teacher.to_str().unwrap()]);
     assert!(!done && text.contains("steps 12, now 11"), "{text}");
     assert!(fs::read(out.join("recipe.toml")).unwrap() == recorded);
-    // What is kept is a recipe, with the folders where they are.
+    // The recorded recipe can be used again and contains the paths of the folders.
     let (again, recorded) = (dir.path().join("again"), out.join("recipe.toml"));
     let (done, text) = run(&recorded, &again, &["--teacher", teacher.to_str().unwrap()]);
     assert!(done, "{text}");
     assert_eq!(lines(&again.join("losses.csv")).len(), losses.len());
 }
 
-/// Feature maps in bf16, as on CUDA: the losses of all networks and terms are those of f32 within a
-/// few percent.
+/// With feature maps in bf16, as on CUDA, the losses of all networks and terms are those of f32
+/// within a few percent.
 #[test]
 fn in_bf16_the_losses_are_nearly_those_in_f32() {
     let (dir, recipe) = folder();
@@ -170,7 +170,8 @@ fn in_bf16_the_losses_are_nearly_those_in_f32() {
     }
 }
 
-/// Ctrl-C in the training of teacher and student: the model is that of a run that was not stopped.
+/// After Ctrl-C in the training of teacher and student, the model is that of a run that was not
+/// stopped.
 #[test]
 #[cfg(unix)]
 fn a_stopped_recipe_continues_to_the_same_model() {
@@ -195,7 +196,7 @@ fn a_stopped_recipe_continues_to_the_same_model() {
         let _ = Command::new("kill").args(["-INT", &pid]).status();
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        // It may have been done before it heard.
+        // The run may be complete before it receives the signal.
         assert!(matches!(output.status.code(), Some(0 | 130)), "{text}");
     }
     let (done, text) = run(&recipe, &stopped, &options);
@@ -210,7 +211,8 @@ fn a_stopped_recipe_continues_to_the_same_model() {
     assert!(model(&whole) == model(&stopped));
 }
 
-/// A checkpoint at the last step implies that teacher and model exist: they are written before it.
+/// A checkpoint at the last step implies that teacher and model exist, because they are written
+/// before it.
 #[test]
 fn an_incomplete_save_is_made_again() {
     let (dir, recipe) = folder();
@@ -219,7 +221,7 @@ fn an_incomplete_save_is_made_again() {
         (out.join("teacher"), "teacher.safetensors"),
         (out.clone(), "model.safetensors"),
     ] {
-        // Nothing can be written where a folder stands.
+        // A file cannot be written where a folder with its name exists.
         let way = folder.join("checkpoint.safetensors.part");
         fs::create_dir_all(&way).unwrap();
         let (done, text) = run(&recipe, &out, &[]);
@@ -246,7 +248,7 @@ fn a_run_that_diverges_for_good_ends_with_an_error_after_some_restarts() {
 fn a_dry_run_prints_time_and_memory_and_writes_nothing() {
     let (dir, recipe) = folder();
     let out = dir.path().join("run");
-    // Nobody asked for the folder that the command is called in.
+    // The working directory was not given as a folder of the run.
     fs::write(dir.path().join("checkpoint.safetensors"), "another's").unwrap();
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
     command.arg("run").arg(&recipe).arg("--out").arg(&out);
@@ -308,7 +310,7 @@ fn mistakes_are_explained() {
     );
     let (done, text) = run(&recipe, &out, &["--teacher", out.to_str().unwrap()]);
     assert!(!done && text.contains("same folder"), "{text}");
-    // Whether it was built with CUDA or not: there is no such device.
+    // Builds with and without CUDA lack such a device.
     for device in ["cuda:99", "gpu"] {
         let (done, text) = run(&recipe, &out, &["--device", device]);
         assert!(!done && text.contains(device), "{device}: {text}");

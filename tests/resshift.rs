@@ -1,4 +1,4 @@
-//! The ResShift networks against values from the authors' network code on small random weights.
+//! The ResShift networks, compared with the authors' network code on small random weights.
 
 use std::{collections::HashMap, path::PathBuf};
 
@@ -12,7 +12,7 @@ use tadsr::{
     },
 };
 
-/// One fixture: every stage of the inference of a small model.
+/// Fixture with every stage of the inference of a small model.
 struct Fixture {
     tensors: HashMap<String, Tensor>,
     unet: Unet,
@@ -20,14 +20,14 @@ struct Fixture {
     schedule: Schedule,
 }
 
-/// The path of a file of reference values.
+/// Returns the path of a file with reference values.
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../shared/fixtures")
         .join(name)
 }
 
-/// The JSON text under `key` in the metadata of a safetensors file.
+/// Returns the JSON text under `key` in the metadata of a safetensors file.
 fn metadata(name: &str, key: &str) -> Value {
     let bytes = std::fs::read(path(name)).unwrap();
     let (_, header) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -107,7 +107,7 @@ fn builder(weights: HashMap<String, Tensor>) -> VarBuilder<'static> {
     VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu)
 }
 
-/// Each fixture with networks as they are trained and as they are packed for inference.
+/// Returns each fixture with networks for training and with networks packed for inference.
 fn fixtures() -> Vec<Fixture> {
     let load = |(folder, packed): (&str, bool)| {
         let file = path(&format!("{folder}/io.safetensors"));
@@ -137,7 +137,7 @@ impl Fixture {
         nhwc(&self.tensors[name])
     }
 
-    /// The network as a sampler wants it.
+    /// Returns the network as a function for samplers.
     fn denoise(&self) -> impl Fn(&Tensor, usize) -> Result<Tensor> {
         let lq = self.get("lq");
         move |z, t| self.unet.forward(z, &vec![t; z.dim(0)?], Some(&lq))
@@ -155,7 +155,7 @@ fn nhwc(t: &Tensor) -> Tensor {
     }
 }
 
-/// Norm of the difference over the norm.
+/// Returns the norm of the difference over the norm.
 fn distance(got: &Tensor, wanted: &Tensor) -> f64 {
     assert_eq!(got.dims(), wanted.dims());
     let norm = |t: &Tensor| {
@@ -178,7 +178,7 @@ fn assert_near(got: &Tensor, wanted: &Tensor, most: f64, what: &str) {
     assert!(distance <= most, "{what} is {distance:.1e} off");
 }
 
-/// Names and shapes of weights without what is computed.
+/// Returns names and shapes of the weights, without computed tensors.
 fn shapes(weights: &HashMap<String, Tensor>) -> Vec<(String, Vec<usize>)> {
     let computed =
         |name: &str| name.ends_with("relative_position_index") || name.ends_with("attn_mask");
@@ -200,7 +200,8 @@ fn the_schedule_is_the_published_one() {
         for (t, (&sqrt_eta, &variance)) in sqrt_etas.iter().zip(&variances).enumerate() {
             assert!((f.schedule.sqrt_eta()[t] - sqrt_eta).abs() < 1e-12);
             let posterior = f.schedule.posterior(t, t.checked_sub(1));
-            // The fixture has the variance of time 1 in the place of time 0's, which is 0 and has no logarithm.
+            // Instead of the variance at time 0, which is 0 and has no logarithm, the fixture has
+            // that at time 1.
             let wanted = if t == 0 { 0.0 } else { variance };
             assert!((posterior.variance - wanted).abs() < 1e-12);
         }

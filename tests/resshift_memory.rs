@@ -1,4 +1,4 @@
-//! The memory that a ResShift model is said to take is what it takes.
+//! The memory estimate of a ResShift model is close to its real memory.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -13,13 +13,14 @@ use tadsr::{
     nn::resshift::{Autoencoder, ResShiftConfig, Unet},
 };
 
-/// The system's allocator, counting.
+/// System allocator that counts allocated bytes.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came; the counters are only counted.
+// SAFETY: every call is forwarded unchanged to the system's allocator. The counters do not affect
+// memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
@@ -45,7 +46,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The same small value everywhere: what a network takes does not depend on it.
+/// Returns the same small value for all weights, because the memory of a network does not depend on
+/// them.
 fn weights(tensors: Vec<(String, Vec<usize>)>) -> VarBuilder<'static> {
     let tensors = tensors.into_iter().map(|(name, shape)| {
         let tensor = Tensor::full(0.01f32, shape, &Device::Cpu).unwrap();
@@ -62,7 +64,7 @@ fn engine(config: &ResShiftConfig) -> Runner {
     Runner::new(config, unet, autoencoder).unwrap()
 }
 
-/// The most that is taken beyond what is there before, in bytes, by a frame in one tile; and what was said.
+/// Upscales a frame in one tile. Returns the peak of additional memory in bytes, and the estimate.
 fn peak(engine: &mut Runner, width: usize, height: usize) -> (f64, f64) {
     let options = Options {
         tile: Tile::Whole,
@@ -76,7 +78,7 @@ fn peak(engine: &mut Runner, width: usize, height: usize) -> (f64, f64) {
     ((PEAK.load(Relaxed) - before) as f64, said as f64)
 }
 
-/// Less width than is published, but enough for feature maps to outweigh everything else.
+/// The network is narrower than published ones, but feature maps outweigh everything else.
 #[test]
 fn what_a_frame_is_said_to_take_is_little_more_than_it_takes() {
     for mut config in [ResShiftConfig::realsr_x4(), ResShiftConfig::faceir()] {

@@ -51,12 +51,13 @@ fn a_seed_makes_the_same_model_with_any_number_of_threads() {
     let out = |name: &str| dir.path().join(name);
     let steps = |seed, threads| ["--steps", "12", "--seed", seed, "--threads", threads];
     run(fit(&data, &out("a"), &steps("7", "1")));
-    // A run that was stopped before its first checkpoint leaves a latent that this one has nothing to do with.
+    // A run that was stopped before its first checkpoint leaves a latent, which this run must
+    // ignore.
     std::fs::create_dir(out("b")).unwrap();
     std::fs::write(out("b").join("latent.json"), "another's").unwrap();
     run(fit(&data, &out("b"), &steps("7", "3")));
     assert!(model(&out("a")) == model(&out("b")), "the same seed");
-    // So does the recipe that it leaves.
+    // The recipe that it leaves makes the same model.
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
     let recipe = out("a").join("recipe.toml");
     command
@@ -146,7 +147,7 @@ fn a_run_begins_with_any_model_of_its_kind() {
     let data = photos::photos(dir.path(), (160, 120));
     let out = |name: &str| dir.path().join(name);
     let read = |name: &str| LiteModel::read(&out(name).join("model.safetensors")).unwrap();
-    // A bundled model, and dials that it lacks.
+    // A bundled model, with dials that it lacks.
     let options = [
         "--begin",
         "tiny-x2",
@@ -162,10 +163,10 @@ fn a_run_begins_with_any_model_of_its_kind() {
     assert_eq!(read("a").stats, bundled.stats);
     assert_eq!(read("a").metadata.scales, bundled.metadata.scales);
     assert!(read("a").metadata.student.conditioning.denoise);
-    // The preset degrades, so the dial has learnt.
+    // The preset degrades, so training changes the dial.
     let dial = read("a").layers[1].conditions[1].clone();
     assert!(dial.shift.iter().any(|v| *v != 0.0) && dial.gain.iter().any(|v| *v != 0.0));
-    // A file, whose dial stays, and a checkpoint.
+    // A model file, whose dial is preserved, and a checkpoint.
     let a = out("a");
     for (name, file) in [("b", "model.safetensors"), ("c", "checkpoint.safetensors")] {
         let begin = a.join(file);
@@ -235,7 +236,7 @@ fn a_recipe_for_another_student_than_it_begins_with_is_refused_before_the_teache
     }
 }
 
-/// Matched pairs that another program has made.
+/// Trains on matched pairs of another program.
 #[test]
 fn matched_pairs_train_a_model_and_files_that_do_not_match_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -275,7 +276,7 @@ fn matched_pairs_train_a_model_and_files_that_do_not_match_are_named() {
             .scales,
         [1.0, 2.0]
     );
-    // The same again from the recipe that it leaves.
+    // The recipe that it leaves makes the same model.
     let mut again = Command::cargo_bin("tadsr-train").unwrap();
     again.arg("run").arg(out.join("recipe.toml"));
     again.arg("--out").arg(dir.path().join("again"));

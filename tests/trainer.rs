@@ -1,4 +1,4 @@
-//! Training through the library.
+//! Training with the library.
 
 #![cfg(feature = "train")]
 
@@ -27,7 +27,7 @@ use tadsr::{
     },
 };
 
-/// A recipe of a few small steps.
+/// Returns a recipe of a few small steps.
 fn small(photos: &Path) -> lite::Recipe {
     let mut recipe = lite::Recipe::new("small", Size::Tiny, 2.0);
     recipe.data.dirs = vec![photos.into()];
@@ -47,7 +47,7 @@ fn options(folder: PathBuf) -> RunOptions {
     }
 }
 
-/// Stops at a step and counts measurements.
+/// Observer that stops at a step and counts measurements.
 struct StopAt {
     step: u64,
     done: AtomicU64,
@@ -128,7 +128,7 @@ fn the_folder_of_a_run_records_what_it_began_with() {
         .unwrap();
     let recorded = || lite::Recipe::read(&second.folder.join("recipe.toml")).unwrap();
     assert_eq!(recorded(), recipe);
-    // It stays when the run continues without it.
+    // The model is preserved when the run continues without `begin`.
     recipe.begin = None;
     let _ = Recipe::from(recipe).run(&second, &()).unwrap();
     assert_eq!(recorded().begin.as_deref(), model.to_str());
@@ -169,7 +169,7 @@ fn every_recipe_in_the_repository_can_be_read() {
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        // Sections that recipes share.
+        // Files with sections that recipes share.
         let name = path.file_stem().unwrap().to_str().unwrap().to_string();
         if name == "data" || name.starts_with("teacher") {
             continue;

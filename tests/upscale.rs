@@ -1,4 +1,4 @@
-//! `tadsr-train upscale` as a user runs it.
+//! `tadsr-train upscale` from the command line.
 #![cfg(all(feature = "train", feature = "video"))]
 
 use std::{
@@ -29,7 +29,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Runs the command in the folder; gives success, standard output and standard error.
+    /// Runs the command in the folder. Returns success, standard output and standard error.
     fn upscale(&self, args: &[&str]) -> (bool, String, String) {
         self.upscale_with(args, &[])
     }
@@ -59,7 +59,7 @@ impl Folder {
         err
     }
 
-    /// A clip of 64x48 at 25 frames a second with a tone of the same length.
+    /// Makes a clip of 64x48 at 25 frames per second with a tone of the same length.
     fn clip(&self, name: &str, frames: u32) -> PathBuf {
         self.clip_like(name, frames, "format=I420,width=64,height=48", "x264enc")
     }
@@ -212,7 +212,7 @@ fn a_folder_keeps_names_and_places_and_goes_on_after_a_bad_file() {
         "{said}"
     );
     folder.succeeds(&["in", "out", "--overwrite"]);
-    // The output inside the input is no input.
+    // An output folder inside the input is not part of the input.
     folder.succeeds(&["in", "in/large"]);
     folder.succeeds(&["in", "in/large", "--overwrite"]);
     assert_eq!(folder.files("in/large"), made);
@@ -346,7 +346,7 @@ fn a_picture_keeps_its_metadata_and_is_upscaled_whatever_follows_it() {
     assert_eq!(info.pixel_dims.map(|d| d.xppu), Some(11_811));
     assert_eq!(info.uncompressed_latin1_text[0].text, "A scene");
 
-    // A film after the picture has the marks of other pictures.
+    // A film after the picture contains the markers of further pictures.
     RgbImage::from_pixel(16, 8, Rgb([10, 200, 30]))
         .save(folder.path("c.jpg"))
         .unwrap();
@@ -385,7 +385,7 @@ fn colours_of_transparent_pixels_do_not_show_at_edges() {
     let large = image::open(folder.path("b.png")).unwrap().into_rgba8();
     for pixel in large.pixels() {
         let [red, green, blue, alpha] = pixel.0.map(f32::from);
-        // On white nothing is to be seen.
+        // The white disk is invisible on white.
         let darkest = red.min(green).min(blue);
         let on_white = 255.0 - alpha / 255.0 * (255.0 - darkest);
         assert!(on_white >= 253.0, "{pixel:?}");
@@ -484,7 +484,7 @@ fn the_unfinished_file_replaces_neither_the_input_nor_another_unasked() {
     }
     folder.succeeds(&["a.mp4", "film.mp4", "--overwrite"]);
     assert_eq!(folder.files("."), ["a.mp4", "film.mp4"]);
-    // Under another name it is still the input.
+    // The partial file is a hard link to the input.
     fs::hard_link(folder.path("a.mp4"), folder.path("b.partial.mp4")).unwrap();
     folder.succeeds(&["a.mp4", "b.mp4", "--overwrite"]);
     assert_eq!(fs::read(folder.path("a.mp4")).unwrap(), before);
@@ -530,7 +530,7 @@ fn a_pipe_is_refused_instead_of_waited_for() {
     }
 }
 
-/// Ctrl-C in the middle: what is there is ended so that it plays, under another name.
+/// Ctrl-C during the work completes the partial file so that it plays.
 #[cfg(unix)]
 #[test]
 fn a_video_that_is_stopped_is_left_playable_under_another_name() {
@@ -561,13 +561,13 @@ fn a_video_that_is_stopped_is_left_playable_under_another_name() {
     assert!(!said.contains("CRITICAL"), "{said}");
 }
 
-/// Reference values of the ResShift networks.
+/// Returns the folder with reference values of the ResShift networks.
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/mini")
 }
 
-/// The ResShift networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G, B in 0
-/// to 1.
+/// Returns the ResShift networks' image for `lq` and `noise`, both [1, 3, 16, 16], as rows of R, G,
+/// B from 0 to 1.
 fn reference(model: &Path, lq: &Tensor, noise: &Tensor) -> Vec<f32> {
     let model = ResShiftModel::read(model).unwrap();
     let (unet, autoencoder) = (
@@ -612,8 +612,8 @@ fn a_resshift_model_gives_the_published_image_for_given_noise() {
         .unwrap();
     assert!(import.status.success(), "{import:?}");
 
-    // The input as a picture file holds it: rounded to 8 bits. What the networks make of the exact
-    // one is the fixture.
+    // The input as in a picture file, rounded to 8 bits. The fixture has the networks' result for
+    // the exact input.
     let tensors =
         safetensors::load(fixtures.join("io.safetensors"), &candle_core::Device::Cpu).unwrap();
     let (lq, noise) = (&tensors["lq"], &tensors["noise"]);
@@ -674,7 +674,7 @@ fn a_resshift_model_gives_the_published_image_for_given_noise() {
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(values(&used["noise"]), values(noise));
 
-    // Every option reaches the model: the noise of a seed is its own, more steps make another
+    // Every option reaches the model: another seed makes other noise, and more steps make another
     // picture.
     let read = |name: &str| image::open(folder.path(name)).unwrap().into_rgb8();
     folder.succeeds(

@@ -284,7 +284,7 @@ fn precisions_are_resolved_or_refused_and_differ_little() {
         assert!(active != Precision::Auto && [active, Precision::Auto].contains(&precision));
         component(&upscaler.upscale(&frame).unwrap(), Component::Y)
     };
-    // With a dial, the ranges of integers cover all its positions, so their steps are wider.
+    // Calibration for int8 covers all positions of a dial, so its steps are wider.
     let models = [
         ("tiny-x2", 0.6),
         ("tiny-clean-x2", 0.6),

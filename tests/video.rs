@@ -1,4 +1,4 @@
-//! Video files through the public API, on clips that GStreamer makes here.
+//! Video files through the public API, with clips that GStreamer makes during the test.
 #![cfg(feature = "video")]
 
 use std::{
@@ -39,8 +39,8 @@ impl Clips {
         self.0.path().join(name)
     }
 
-    /// A clip of `frames` frames with caps and encoder as in a launch line, to the muxer that the
-    /// name asks for.
+    /// Makes a clip of `frames` frames with caps and encoder as in a launch line. The extension of
+    /// the name selects the muxer.
     fn make(&self, name: &str, frames: u32, caps: &str, encoder: &str) -> PathBuf {
         let path = self.path(name);
         let mux = muxer(&path);
@@ -52,7 +52,7 @@ impl Clips {
         path
     }
 
-    /// As [`Self::make`], with `seconds` of a tone.
+    /// Like [`Self::make`], with `seconds` of a tone.
     fn make_with_tone(
         &self,
         name: &str,
@@ -102,7 +102,7 @@ fn message(path: &Path) -> String {
     }
 }
 
-/// Whether decoding `path` gives audio, and how much of it, in seconds.
+/// Decodes the audio of `path`. Returns its length in seconds, 0 if there is none.
 fn audio_seconds(path: &Path) -> f64 {
     gst::init().unwrap();
     let line = format!(
@@ -130,7 +130,7 @@ fn audio_seconds(path: &Path) -> f64 {
     seconds
 }
 
-/// Each pixel twice as wide and high.
+/// Returns the frame with each pixel doubled in width and height.
 fn doubled(frame: &Frame) -> Frame {
     let info = frame.info();
     assert_eq!(info.format.planes(), 3, "planar frames");
@@ -221,7 +221,7 @@ fn pictures_that_the_file_says_are_turned_come_upright() {
     let path = clips.make("t.mp4", 3, CAPS, "x264enc");
     let mut bytes = fs::read(&path).unwrap();
     let track = bytes.windows(4).position(|w| w == b"tkhd").unwrap();
-    // The matrix of a track header (ISO/IEC 14496-12 section 8.3.2): a quarter turn.
+    // Matrix of a track header (ISO/IEC 14496-12 section 8.3.2): a quarter turn.
     let matrix = [0, 0x0001_0000, 0, -0x0001_0000, 0, 0, 0, 0, 0x4000_0000_i32];
     let matrix: Vec<u8> = matrix.iter().flat_map(|v| v.to_be_bytes()).collect();
     bytes[track + 44..][..36].copy_from_slice(&matrix);
@@ -239,7 +239,7 @@ fn reading_can_start_anywhere() {
     reader.seek(Duration::from_millis(2050)).unwrap();
     let rest: Vec<_> = reader.map(|f| f.unwrap()).collect();
     assert_eq!(rest.len(), 50);
-    // Times are those of the file: it is at 25 frames a second.
+    // Times are those of the file, which has 25 frames per second.
     assert_eq!(rest[0].pts, Duration::from_secs(2));
 }
 
@@ -301,7 +301,7 @@ fn a_file_that_breaks_off_gives_what_is_there_and_says_so() {
         }
         assert!((50..110).contains(&good), "{name}: {good} frames");
         let said = error.is_some() || !reader.warnings().is_empty();
-        // A transport stream does not know its length.
+        // A transport stream does not state its length.
         assert!(said || name == "cut.ts", "{name}");
         eprintln!("{name}: {good} frames, {error:?}, {:?}", reader.warnings());
     }
@@ -518,7 +518,7 @@ fn what_cannot_be_written_is_refused_with_a_reason() {
         let text = result.unwrap_err().to_string();
         assert!(text.contains(reason), "{name} {encoder}: {text}");
     }
-    // An encoder that fails in the middle must not block.
+    // An encoder that fails during the work must not block.
     let options = Options {
         encoder: "identity error-after=3 ! x264enc".into(),
         ..Options::default()
@@ -605,7 +605,7 @@ fn a_request_to_stop_does_not_wait_for_a_slow_encoder() {
     });
     let done = done.unwrap();
     assert!(matches!(done.end, End::Stopped));
-    // Those that the encoder's queue held: they are in a file that plays.
+    // Frames in the encoder's queue are in the file, and it plays.
     assert!((1..20).contains(&done.frames), "{}", done.frames);
     let kept = frames(&clips.path("out.partial.mp4"));
     assert_eq!(kept.len() as u64, done.frames);

@@ -17,8 +17,8 @@ ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
 
 BENCHES = os.environ.get("TADSR_BENCHES")
 
-# Start of every PyTorch program: threads, device of all tensors, and a function that returns the best
-# time of another function in milliseconds.
+# Start of every PyTorch program: threads, device of all tensors, and a function that returns the
+# best time of another function in milliseconds.
 TORCH = r"""
 import contextlib, json, math, os, sys, time
 import torch

@@ -51,7 +51,7 @@ fn numbers(values: &[i64]) -> Vec<u8> {
     [b"(", &values[..], b"t"].concat()
 }
 
-/// The description of a tensor in a pickle.
+/// Description of a tensor in a pickle.
 pub struct Described<'a> {
     pub storage: (&'a str, &'a str, i64),
     pub offset: i64,
