@@ -7,12 +7,14 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/demo.sh [INPUT [OUTPUT]] [--scale N]
 
-Installs what is missing (Debian and Ubuntu packages; Rust is only checked), builds the plugin and upscales
-INPUT, any video that GStreamer can decode, to the MP4 file OUTPUT. Beside it, OUTPUT with the ending .png shows
-the centre of a frame in the middle: bicubic interpolation on the left, tadsrupscale on the right.
+Installs missing packages (Debian and Ubuntu; Rust is only checked), builds the plugin and upscales
+INPUT, any video that GStreamer can decode, to the MP4 file OUTPUT. Writes also a picture with the
+extension .png beside OUTPUT. It shows the centre of the middle frame: bicubic interpolation on the
+left, tadsrupscale on the right.
 
-  INPUT      without it, a clip of a scene that is rendered for the purpose
-  OUTPUT     default: NAME-xN.mp4 in the current folder (for the rendered clip, in target/demo)
+  INPUT      video file (default: a rendered clip)
+  OUTPUT     MP4 file (default: NAME-xN.mp4 in the current folder; for the rendered clip, in
+             target/demo)
   --scale N  factor for width and height, above 1 up to 4 (default 2)
   --help     this text
 TEXT
@@ -39,7 +41,7 @@ parse_arguments() {
     fi
 }
 
-# Everything about the files that can be said before anything is installed or built.
+# Checks the files before anything is installed or built.
 check_files() {
     if [[ -z $input ]]; then
         input=$target/demo/scene.mp4
@@ -53,7 +55,7 @@ check_files() {
         : "${output:=${name%.*}-x$scale.mp4}"
         rendered=
     fi
-    [[ $output == *.mp4 ]] || fail "'$output' does not end in .mp4, and MP4 is what is written"
+    [[ $output == *.mp4 ]] || fail "'$output' does not end in .mp4, the only output format"
     [[ ! $input -ef $output ]] || fail "'$input' is the input and cannot be the output"
     [[ ! -d $output ]] || fail "'$output' is a folder"
     picture=${output%.mp4}.png
@@ -64,7 +66,7 @@ check_files() {
     trap 'exit 130' INT TERM
 }
 
-# Four seconds of the scene in examples/render_scene.rs, small, as a web video would have it.
+# Renders four seconds of the scene in examples/render_scene.rs, as a small web video.
 render_clip() {
     local width=480 height=270
     say "Rendering a clip of 4 seconds, ${width}x$height"
@@ -74,26 +76,27 @@ render_clip() {
             filesink location="$input" || fail "the clip could not be made"
 }
 
-# has KIND FILE: whether the file has a stream of the kind, audio or video, that can be decoded. With a short file that
-# has none, GStreamer waits for ever.
+# has KIND FILE: returns true if the file has a stream of the kind, audio or video, that can be
+# decoded. GStreamer does not end with a short file that has none.
 has() {
     timeout 20 gst-launch-1.0 filesrc location="$2" ! decodebin ! "$1/x-raw(ANY)" ! fakesink num-buffers=1 \
         >"$scratch/has.log" 2>&1 </dev/null
 }
 
-# probe FILE: decodes all of the first video and sets frames, width, height, par, interlaced and rotated, and half_ms,
-# half its length in milliseconds.
+# probe FILE: decodes the first video to its end. Sets frames, width, height, par, interlaced,
+# rotated, and half_ms, half the duration in milliseconds.
 probe() {
     local log=$scratch/probe.log caps
     if ! has video "$1"; then
-        grep -q 'Delayed linking failed' "$scratch/has.log" && fail "'$1' holds no video that can be decoded"
+        grep -q 'Delayed linking failed' "$scratch/has.log" &&
+            fail "'$1' has no video that can be decoded"
         fail "'$1' cannot be decoded: $(first_error "$scratch/has.log")"
     fi
     gst-launch-1.0 -v -t filesrc location="$1" ! decodebin ! 'video/x-raw(ANY)' ! \
         fakesink name=frames silent=false >"$log" 2>&1 </dev/null ||
         fail "'$1' cannot be decoded to its end: $(first_error "$log")"
     frames=$(grep -c 'GstFakeSink:frames: last-message = chain' "$log") || fail "'$1' has no frames"
-    # Where the size changes on the way, the first one counts.
+    # If the size changes, the first one counts.
     caps=$(grep -m 1 'GstFakeSink:frames.GstPad:sink: caps = video/x-raw' "$log")
     field() { sed -n "s|.*[, ]$1=([a-z]*)\([^,;]*\).*|\1|p" <<<"$caps"; }
     width=$(field width) height=$(field height) par=$(field pixel-aspect-ratio)
@@ -104,13 +107,13 @@ probe() {
     rotated=$(sed -n 's/^ *image orientation: \(.*\)/\1/p' "$log" | grep -v rotate-0 | head -n 1) || true
 }
 
-# The first error in what gst-launch-1.0 said.
+# Returns the first error in a log of gst-launch-1.0.
 first_error() {
     sed -n 's/^ERROR: from element [^ ]*: //p' "$1" | head -n 1
 }
 
-# Sets `prepare`, what has to happen to the frames before they are upscaled, and `upscale`: by the scale, or to
-# the nearest even size where the scale does not lead to one, because 4:2:0 video has no other.
+# Sets `prepare`, the elements before the upscaler, and `upscale`, which sets the scale. If the
+# scale does not give an even size, as 4:2:0 video needs, it sets the nearest even size.
 plan() {
     local even
     # shellcheck disable=SC2054 # The comma belongs to the caps.
@@ -153,7 +156,7 @@ run_pipeline() {
     speed="$frames frames in $seconds s: $fps frames a second, decoding and encoding included"
 }
 
-# The pipeline as it would be typed, with the place where the output ends up.
+# Prints the pipeline as a command line with the final name of the output.
 shell_line() {
     local word
     for word in "GST_PLUGIN_PATH=$target/release" gst-launch-1.0 "$@"; do
@@ -172,10 +175,10 @@ check_output() {
     mv -- "$partial" "$output"
 }
 
-# The centre of the frame in the middle, as much of it as fits a screen twice.
+# Makes a picture from the centre of the middle frame, small enough to fit a screen twice.
 make_picture() {
     local frame crop
-    # At a rate of one frame for half the clip's length, the second frame is the one in the middle.
+    # At a rate of one frame for half the clip's length, the second frame is the middle one.
     gst-launch-1.0 -q filesrc location="$input" ! decodebin ! video/x-raw ! queue ! \
         videorate drop-only=true skip-to-first=true ! "video/x-raw,framerate=1000/$half_ms" ! \
         "${prepare[@]}" videoconvert ! video/x-raw,format=RGB ! pngenc ! multifilesink location="$scratch/frame-%d.png" </dev/null

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Compiles the CUDA kernels into prebuilt/cuda, which the library embeds. Needed after a kernel's
-# source has changed.
+# Compiles the CUDA kernels into prebuilt/cuda, which the library embeds. Run it after a change of a
+# kernel's source.
 #
 # Usage: scripts/kernels.sh
 #
-# The compiler is NVRTC 12.8 with CUDA's headers, from PyPI (90 MB, once, into ~/.cache/tadsr-nvrtc; needs python3 with pip).
-# No newer one: what CUDA 12 compiles runs with every driver since 525. No GPU is needed.
+# The compiler is NVRTC 12.8 with CUDA's headers. They are installed once from PyPI (90 MB) into
+# ~/.cache/tadsr-nvrtc; this needs python3 with pip. Kernels compiled by CUDA 12 run with every
+# driver since 525, so a newer compiler is not used. No GPU is needed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -83,7 +84,7 @@ def fnv(*contents):
     return f"{value:016x}"
 
 
-# Machine code for each generation, where it is embedded, and PTX for what is newer.
+# Machine code for each generation, if embedded, and PTX for newer GPUs.
 rows = []
 for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
                                 ("src/ops/cuda/kernels/layers", [80, 86, 89, 90, 100, 120], False)]:
@@ -97,8 +98,9 @@ for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80
             target.with_suffix(f".sm_{chip}.cubin").write_bytes(image)
             images.append(image)
     image, _ = compiled(source, 80, ptx=True)
-    # Nothing in it needs the version of PTX that the compiler writes, which drivers older than the compiler refuse: 8.0 is
-    # that of CUDA 12.0. The pragmas are newer hints. As text it ends in a zero, which candle adds by itself.
+    # Drivers older than the compiler refuse its version of PTX. The code does not need that
+    # version, so it is set to 8.0, the version of CUDA 12.0. The pragmas are newer hints. The text
+    # ends with a zero byte, which candle adds itself.
     image = re.sub(rb"\.version \d+\.\d+", b".version 8.0", image, count=1)
     image = re.sub(rb"[ \t]*\.pragma \"used_bytes_mask[^\n]*\n", b"", image)
     if not embedded:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034
-# Shared by the scripts in this folder: what they need of the machine, and what they say. Sourced, not run.
+# Functions and package lists that the scripts in this folder share. This file is sourced, not run.
 
-# Numbers and messages in one form everywhere.
+# Makes the format of numbers and messages independent of the user's locale.
 export LC_ALL=C.UTF-8
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,12 +14,12 @@ gstreamer_packages=(
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
 )
-# What text is written with: labels of pictures side by side, and drawn training pictures.
+# Text in pictures: labels of side-by-side pictures, and synthetic training pictures.
 text_packages=(gstreamer1.0-x fonts-dejavu-core)
-# A second implementation that makes the tests' video files and counts what is in them.
+# Independent implementation that makes and measures the video files of tests.
 test_packages=(ffmpeg)
 
-# Prints each argument on a line of its own.
+# Prints each argument on its own line.
 say() { printf '%s\n' "$@"; }
 
 fail() {
@@ -27,10 +27,10 @@ fail() {
     exit 1
 }
 
-# Installs the packages among the arguments that are missing, as root or with sudo.
+# Installs missing packages among the arguments, as root or with sudo.
 install_packages() {
     if ! command -v apt-get dpkg-query >/dev/null; then
-        say "No apt-get here: going on as if the equivalents of these were installed: $*"
+        say "No apt-get here: assuming that the equivalents of these are installed: $*"
         return
     fi
     local package missing=() as_root=()
@@ -43,23 +43,23 @@ install_packages() {
     [[ ${#missing[@]} -gt 0 ]] || return 0
     if [[ $(id -u) -ne 0 ]]; then
         command -v sudo >/dev/null ||
-            fail "packages are missing and there is no sudo; as root: apt-get install ${missing[*]}"
+            fail "packages and sudo are missing; as root: apt-get install ${missing[*]}"
         as_root=(sudo)
     fi
     say "Installing ${missing[*]}"
     local log apt
     log=$(mktemp)
     apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300)
-    # A source that cannot be reached need not be the one that has the packages.
+    # An unreachable source may not be the one with the packages.
     "${apt[@]}" update >"$log" 2>&1 </dev/null || true
     if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
-        fail "apt-get could not install ${missing[*]}; all that it said is in $log"
+        fail "apt-get could not install ${missing[*]}; its output is in $log"
     fi
     rm -f "$log"
 }
 
-# Checks that cargo is there and new enough; Rust itself is left to its user to install.
+# Checks that cargo exists and is new enough. The user installs Rust.
 require_rust() {
     local need have
     need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
@@ -73,7 +73,7 @@ and run this again (https://rustup.rs)"
         fail "Rust $need or newer is needed, this is $have; 'rustup update stable' brings it up to date"
 }
 
-# Builds the plugin in release and lets GStreamer find it.
+# Builds the plugin in release mode and adds it to GStreamer's path.
 build_plugin() {
     say "Building the plugin (the first time takes some minutes)"
     (cd "$root" && cargo build --release --locked -p gst-plugin-tadsr) || fail "the plugin does not build"
@@ -82,16 +82,16 @@ build_plugin() {
     GST_PLUGIN_PATH=$target/release gst-inspect-1.0 tadsrupscale"
 }
 
-# render_scene WIDTH HEIGHT FRAMES: the scene in examples/render_scene.rs as raw RGB on the standard output. It
-# needs nothing but the standard library.
+# render_scene WIDTH HEIGHT FRAMES: writes the scene of examples/render_scene.rs as raw RGB to
+# standard output. Needs only Rust's standard library.
 render_scene() {
     mkdir -p "$target/demo"
     rustc -O --edition 2024 -o "$target/demo/render_scene" "$root/examples/render_scene.rs" &&
         "$target/demo/render_scene" "$@"
 }
 
-# side_by_side FRAME.png OUT.png SCALE LEFT TOP WIDTH HEIGHT: a part of the frame upscaled, by plain bicubic
-# interpolation on the left and by the network on the right.
+# side_by_side FRAME.png OUT.png SCALE LEFT TOP WIDTH HEIGHT: upscales a part of the frame, by
+# bicubic interpolation on the left and by the network on the right.
 side_by_side() {
     local frame=$1 out=$2 scale=$3 left=$4 top=$5 width=$6 height=$7 full_width full_height large
     read -r full_width full_height < <(od -An --endian=big -tu4 -j16 -N8 "$frame")

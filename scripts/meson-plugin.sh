@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Called by meson: builds the plugin in release, copies it to OUTPUT and writes what it depends on to DEPFILE.
+# Called by meson: builds the plugin in release mode, copies it to OUTPUT and writes its
+# dependencies to DEPFILE.
 #
 # Usage: meson-plugin.sh CARGO OUTPUT DEPFILE
 set -euo pipefail
@@ -9,5 +10,5 @@ cargo=$1 output=$(realpath -m "$2") depfile=$3 name=$2
 require_rust
 (cd "$root" && "$cargo" build --release --locked -p gst-plugin-tadsr)
 cp -- "$target/release/libgsttadsr.so" "$output"
-# Cargo's list has the library's path in front; ninja wants its own name for it.
+# Cargo's list starts with the library's path. Ninja expects its own name for it.
 sed "s|^.*libgsttadsr\.[a-z]*:|$name:|" "$target/release/libgsttadsr.d" >"$depfile"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the pictures in docs/images anew: a frame of the rendered scene, upscaled by the bundled model.
+# Makes the pictures in docs/images: a frame of the rendered scene, upscaled by the bundled model.
 #
 # Usage: scripts/readme_images.sh
 set -euo pipefail
@@ -15,6 +15,6 @@ render_scene 480 270 1 | gst-launch-1.0 -q fdsrc ! \
     rawvideoparse format=rgb width=480 height=270 framerate=24/1 ! videoconvert ! pngenc ! \
     filesink location="$scratch/frame.png"
 mkdir -p "$root/docs/images"
-# The part with small letters, blinds, whiskers and grooves; two of it beside each other are as wide as a page.
+# The part with small letters, blinds, whiskers and grooves. Twice its width is that of a page.
 side_by_side "$scratch/frame.png" "$root/docs/images/before_after.png" 2 150 0 220 160
 say "$root/docs/images/before_after.png"

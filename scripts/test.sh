@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs every check of the project: format, lints, the plugin in gst-inspect-1.0, documentation examples, tests.
+# Runs all checks: format, lints, the plugin in gst-inspect-1.0, documentation examples, tests.
 #
 # Usage: scripts/test.sh [--no-install]
 #
-# Installs what is missing first (Debian and Ubuntu packages; Rust is only checked), unless
-# --no-install is given. Everything is built in the dev profile, once. All checks run even when one
-# fails; the tests come last. Those that need the reference values in ../shared run where they are;
-# with TADSR_REQUIRE_REFERENCE set it is an error that they are not.
+# Installs missing packages first (Debian and Ubuntu; Rust is only checked), unless --no-install is
+# given. Builds everything once, in the dev profile. A failed check does not stop the others. The
+# tests run last. Tests that need the reference values in ../shared run if these exist. If
+# TADSR_REQUIRE_REFERENCE is set, missing values are an error.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec </dev/null
@@ -21,7 +21,7 @@ require_rust
 cd "$root"
 failed=()
 
-# check NAME COMMAND...: runs a check and goes on when it fails.
+# check NAME COMMAND...: runs a check, and records a failure.
 check() {
     local name=$1
     shift
@@ -29,7 +29,7 @@ check() {
     "$@" || failed+=("$name")
 }
 
-# The element as a user's GStreamer sees it: no warning on the way, no plugin that cannot be loaded.
+# Loads the element as a user's GStreamer does. Fails on warnings and blacklisted plugins.
 inspect() {
     local log registry with
     log=$(mktemp)
@@ -46,7 +46,7 @@ inspect() {
     rm -f "$log" "$registry"
 }
 
-# A component that rustup did not install is no failure of the code, but the check is missing.
+# Without the component the check cannot run, which is not a failure of the code.
 for component in fmt clippy; do
     cargo $component --version >/dev/null 2>&1 ||
         fail "'cargo $component' is missing; install it with 'rustup component add rustfmt clippy'"
@@ -54,7 +54,7 @@ done
 check format cargo fmt --all --check
 check lints cargo clippy --locked --workspace --all-targets -- -D warnings
 check lints-without-training cargo clippy --locked -p tadsr --no-default-features --all-targets -- -D warnings
-# All targets, because without tests and examples cargo would choose other features and build everything twice.
+# All targets, because otherwise cargo would select other features and build everything twice.
 check build cargo build --locked --workspace --all-targets
 check inspect inspect
 if cargo nextest --version >/dev/null 2>&1; then
@@ -75,7 +75,7 @@ if [[ -d ../shared/fixtures && -d ../shared/metrics ]]; then
     "${reference[@]}" 2>&1 || failed+=(reference-tests)
     say "" "The tests with reference values were run."
 else
-    say "" "The tests with reference values were NOT run: there is no ../shared/fixtures and ../shared/metrics."
+    say "" "The tests with reference values were NOT run: ../shared/fixtures or ../shared/metrics is missing."
     [[ -z ${TADSR_REQUIRE_REFERENCE-} ]] || failed+=(reference-tests)
 fi
 [[ ${#failed[@]} -eq 0 ]] || say "These checks failed (see above): ${failed[*]}"

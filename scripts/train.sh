@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains models one after another, on one core, in runs/. Each begins with its file in models/ if there
-# is one, and continues from its checkpoint when this is run again.
+# Trains models one after another, on one core, in runs/. Each begins with its file in models/, if
+# there is one. A second run of this script continues from the checkpoints.
 #
 # Usage: scripts/train.sh FOLDER..     (folders with photos and videos)
 set -euo pipefail

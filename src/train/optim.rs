@@ -85,7 +85,7 @@ impl AdamW {
     /// Restores the [`Self::state`] after `step` steps.
     ///
     /// # Errors
-    /// When `get` does.
+    /// When `get` fails.
     pub fn restore(&mut self, step: u64, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
         for (i, (name, _)) in self.parameters.iter().enumerate() {
             self.first[i] = get(&format!("adam.first.{name}"))?;
@@ -151,7 +151,7 @@ impl Muon {
     /// Restores the [`Self::state`].
     ///
     /// # Errors
-    /// When `get` does.
+    /// When `get` fails.
     pub fn restore(&mut self, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
         for ((name, _), momentum) in self.parameters.iter().zip(&mut self.momenta) {
             *momentum = get(&format!("muon.{name}"))?;
@@ -229,7 +229,7 @@ impl Ema {
     /// Restores the [`Self::state`].
     ///
     /// # Errors
-    /// When `get` does.
+    /// When `get` fails.
     pub fn restore(&mut self, get: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
         for (average, (name, _)) in self.averages.iter_mut().zip(&self.parameters) {
             *average = get(name)?;
@@ -259,7 +259,7 @@ impl Trained {
     /// scaled down to that; infinity scales none.
     ///
     /// # Errors
-    /// When memory cannot be had.
+    /// When memory cannot be allocated.
     pub fn new(parameters: Vec<Parameter>, beta2: f64, decay: f64, clip: f64) -> Result<Self> {
         let mut adam = AdamW::new(parameters.clone())?;
         adam.beta2 = beta2;
@@ -277,7 +277,7 @@ impl Trained {
     /// first step.
     ///
     /// # Errors
-    /// When memory cannot be had.
+    /// When memory cannot be allocated.
     pub fn with_muon(mut self, is: impl Fn(&Parameter) -> bool) -> Result<Self> {
         let (inner, others): (Vec<_>, Vec<_>) = self.parameters.iter().cloned().partition(is);
         let beta2 = self.adam.beta2;
@@ -334,7 +334,7 @@ impl Trained {
     /// Returns weights, averages and moments by name, for a checkpoint.
     ///
     /// # Errors
-    /// When memory cannot be had.
+    /// When memory cannot be allocated.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let weights = self.parameters.iter();
         let weights = weights.map(|(name, v)| (format!("weights.{name}"), v.as_tensor().clone()));

@@ -71,7 +71,7 @@ int cuEventDestroy(void *event) { return cuEventDestroy_v2(event); }
 int cuEventRecord(void *event, void *stream) { return SUCCESS; }
 int cuEventSynchronize(void *event) { return SUCCESS; }
 
-// Functions that GstCuda looks up, and that are not needed for frames.
+// Functions that GstCuda looks up but does not need for frames.
 #define NONE(name) int name(void) { return NOT_SUPPORTED; }
 NONE(cuCtxEnablePeerAccess)
 NONE(cuCtxDisablePeerAccess)
