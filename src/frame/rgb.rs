@@ -87,9 +87,9 @@ impl FrameInfo {
 
 #[derive(PartialEq)]
 enum Direction {
-    /// From the luma grid to the chroma grid.
+    /// Luma grid to chroma grid.
     Down,
-    /// From the chroma grid to the luma grid.
+    /// Chroma grid to luma grid.
     Up,
 }
 

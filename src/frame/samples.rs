@@ -116,7 +116,7 @@ impl<'a> Source<'a> {
     /// Reads the samples `x` of row `y`.
     ///
     /// # Panics
-    /// If they lie outside of the component, or `dst` has the wrong length.
+    /// If the samples are outside of the component, or `dst` has the wrong length.
     pub(crate) fn read(&self, y: usize, x: Span<usize>, dst: &mut [f32]) {
         let step = self.access.field.step;
         assert!(
@@ -169,7 +169,7 @@ impl<'a> Sink<'a> {
     /// components of the same plane.
     ///
     /// # Panics
-    /// If they lie outside of the component.
+    /// If the samples are outside of the component.
     pub(crate) unsafe fn write(&self, y: usize, x: usize, src: &[f32]) {
         let (step, width) = (self.access.field.step, self.access.width);
         assert!(

@@ -246,7 +246,7 @@ fn start_at_zero(info: &mut gst::PadProbeInfo) {
 /// reads nothing before [`start`]. Returns all added elements, the parsebin last.
 ///
 /// # Errors
-/// Names what is missing.
+/// Names the missing element.
 pub(super) fn parse_file(
     pipeline: &gst::Pipeline,
     path: &Path,

@@ -81,7 +81,7 @@ impl Reader {
         let track = survey.main_video().ok_or_else(|| {
             let names: Vec<_> = survey.tracks.iter().map(|t| codec_name(&t.caps)).collect();
             let found = if names.is_empty() {
-                "GStreamer finds no stream in it".into()
+                "GStreamer finds no stream".into()
             } else {
                 format!("there is no video in it, only {}", names.join(", "))
             };
@@ -189,7 +189,7 @@ impl Reader {
         let to = ClockTime::from_nseconds(u64::try_from(to.as_nanos()).unwrap_or(u64::MAX - 1));
         let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
         let sought = self.source.pipeline.seek_simple(flags, to);
-        sought.map_err(|_| self.failed("GStreamer cannot seek in it".into()))?;
+        sought.map_err(|_| self.failed("GStreamer cannot seek in the file".into()))?;
         self.first = None;
         self.over = false;
         self.sought = true;

@@ -150,7 +150,7 @@ fn latent_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
     ]))
 }
 
-/// Returns planes and the planes that the model makes of them.
+/// Returns planes and the model's result for them.
 fn planes_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
     let (student, stats) = (&model.metadata.student, &model.stats);
     let r = student.r;

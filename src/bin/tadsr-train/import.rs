@@ -185,7 +185,12 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Adds the name of the checkpoint to a failed check of its configuration.
 fn runnable(checkpoint: &Path, check: Result<(), String>) -> Result<()> {
-    let context = || format!("'{}' is no network that can be run", checkpoint.display());
+    let context = || {
+        format!(
+            "'{}' is not a network that can be run",
+            checkpoint.display()
+        )
+    };
     check.map_err(anyhow::Error::msg).with_context(context)
 }
 
@@ -211,7 +216,7 @@ fn configuration(args: &Args, unet: &Part, autoencoder: &Part) -> Result<(ResShi
         let shown = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("'{shown}'"))?;
         let config = serde_json::from_str(&text);
-        let config = config.with_context(|| format!("'{shown}' is no configuration"))?;
+        let config = config.with_context(|| format!("'{shown}' is not a configuration"))?;
         return Ok((config, format!("all from '{shown}'")));
     }
     if let Some(config) = args.preset.config() {

@@ -116,7 +116,7 @@ impl Device {
         self.table.check("cuCtxPushCurrent", pushed)?;
         let code = call(self.table);
         let mut popped = ptr::null_mut();
-        // SAFETY: what was pushed above.
+        // SAFETY: pops the context that was pushed above.
         unsafe { (self.table.pop)(&mut popped) };
         self.table.check(name, code)
     }

@@ -12,8 +12,9 @@ pub(crate) struct Stream {
     vertical: Axis,
     /// Columns of the source that the columns of the output weigh.
     columns: Rows<usize>,
-    /// As many source rows as the horizontal loop handles best at once, and its scratch memory.
+    /// Source rows of one call of the horizontal loop.
     source: Vec<f32>,
+    /// Scratch memory of the horizontal loop.
     scratch: Vec<f32>,
     /// Latest source rows, horizontally resampled: row i at i modulo `capacity`. The first of them
     /// are repeated after the last, so that the rows of an output are always neighbours.

@@ -47,9 +47,9 @@ pub(in crate::kernels) type GradFn = unsafe fn(&GradTile);
 pub(in crate::kernels) struct Tiles {
     /// f32 values in a vector.
     pub lanes: usize,
-    /// By (vectors in a block - 1): tiles from wide to narrow as (pixels, without SiLU, with SiLU).
+    /// Tiles from wide to narrow as (pixels, without SiLU, with SiLU), by (vectors in a block - 1).
     pub forward: &'static [&'static [(usize, TileFn, TileFn)]],
-    /// By (vectors in a block - 1): tiles from tall to low as (rows of `out`, kernel). The last has
+    /// Tiles from tall to low as (rows of `out`, kernel), by (vectors in a block - 1). The last has
     /// one row.
     pub grads: &'static [&'static [(usize, GradFn)]],
 }

@@ -377,7 +377,7 @@ impl Extraction<'_> {
             }
         };
         if index.clips == 0 {
-            return Err("no moment without a cut and with texture in it".into());
+            return Err("no moment with texture and without a cut".into());
         }
         let paths = (0..index.clips).map(|i| clip_path(&folder, i)).collect();
         Ok((paths, index.hash))
@@ -617,7 +617,7 @@ mod tests {
     fn noise(x: usize, y: usize, scene: usize) -> [u8; 3] {
         let mut v = (x / 3 * 73_856_093) ^ (y / 3 * 19_349_663) ^ (scene * 83_492_791);
         v ^= v >> 13;
-        // Soft, so that motion is no cut. The next scene has another brightness.
+        // Soft, so that motion is not detected as a cut. The next scene has another brightness.
         [v, v / 3, v / 7].map(|v| (60 + 80 * (scene % 2) + v % 60) as u8)
     }
 

@@ -214,7 +214,7 @@ impl CorpusSpec {
             return Err(Error::Setting(text));
         }
         if self.pairs.is_some() && !self.dirs.is_empty() {
-            let text = "dirs and pairs exclude each other: what is paired is degraded already";
+            let text = "dirs and pairs exclude each other: pairs are already degraded";
             return Err(Error::Setting(text.into()));
         }
         if self.hold_out < 2 {

@@ -17,8 +17,8 @@ impl Evaluation {
     /// `path`. `step` is called after each scale.
     ///
     /// # Errors
-    /// [`Error::Data`] when the file is no image or too small, [`Error::Cancelled`], and those of
-    /// the methods.
+    /// [`Error::Data`] when the file is not an image or too small, [`Error::Cancelled`], and those
+    /// of the methods.
     pub fn picture(&mut self, path: &Path, mut step: impl FnMut()) -> Result<Vec<Row>> {
         let image = decode(path).map_err(Error::Data)?;
         let (w, h) = (image.width() as usize, image.height() as usize);

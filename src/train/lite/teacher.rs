@@ -181,7 +181,7 @@ impl FrozenTeacher {
     /// Reads the file of a teacher, for use on `device` with feature maps of `dtype`.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Model`] when it is no file of a teacher.
+    /// [`Error::Io`], or [`Error::Model`] when it is not the file of a teacher.
     pub fn read(path: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let mut hash = Fnv::default();
         fs::read(path).map_err(Error::io(path))?.hash(&mut hash);

@@ -91,7 +91,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     } else if let (false, Some(first)) = (args.overwrite, files.pictures.iter().find(|p| exists(p)))
     {
         bail!(
-            "'{}' exists; --overwrite replaces what exists, --skip-existing leaves it as it is",
+            "'{}' exists; --overwrite replaces existing files, --skip-existing keeps them",
             output.join(first).display()
         );
     }

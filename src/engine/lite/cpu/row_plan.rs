@@ -69,7 +69,7 @@ struct ComponentPlan {
     cell: usize,
     /// Horizontal and vertical subsampling.
     subsampling: (usize, usize),
-    /// Is part of the latent.
+    /// True if the component is part of the latent.
     in_latent: bool,
 }
 
