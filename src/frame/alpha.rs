@@ -44,9 +44,9 @@ impl Level {
     }
 }
 
-/// Returns `frame` with the colours of nearby visible pixels in those that are fully transparent.
-/// Without this their colours, mostly black, would show at the edges of an enlarged frame. `None` if
-/// nothing is fully transparent, or nothing is visible.
+/// Returns `frame` with the colours of nearby visible pixels in those that are fully transparent;
+/// `None` if nothing is fully transparent, or nothing is visible. Without this their colours,
+/// mostly black, would show at the edges of an enlarged frame.
 ///
 /// # Errors
 /// As [`Frame::new`].
