@@ -16,7 +16,7 @@ if [[ ! -x runs/tadsr-train ]]; then
     cargo build --release --locked --bin tadsr-train
     cp "$target/release/tadsr-train" runs/
 fi
-for name in small-dial-x2 tiny-dial-x4; do
+for name in small-dial-x4 small-x2; do
     begin=()
     if [[ -e models/$name.safetensors && ! -e runs/$name/checkpoint.safetensors ]]; then
         begin=(--begin "models/$name.safetensors")

@@ -39,6 +39,9 @@ pub struct Args {
     /// Model file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Name of the new model [default: that of the model]
+    #[arg(long)]
+    name: Option<String>,
     /// Batches of 16 patches for the calibration, 4 to 4096; a quarter as many for the measurement
     #[arg(long, default_value_t = 32, value_name = "N")]
     batches: u64,
@@ -66,6 +69,9 @@ pub fn run(args: Args) -> Result<()> {
         );
     }
     let mut model = models.remove(0);
+    if let Some(name) = args.name {
+        model.metadata.name = name;
+    }
     let spec = spec(&model);
     let console = Console::new(Stop::default());
     let [photos, held_out] = load_photos(&args.data, spec.patch, &console)?;
