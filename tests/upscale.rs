@@ -726,3 +726,141 @@ fn a_resshift_model_gives_the_published_image_for_given_noise() {
     );
     assert_eq!(read("tiles.png").dimensions(), (320, 64));
 }
+
+/// Runs ffprobe and returns its text.
+fn ffprobe(path: &Path, args: &[&str]) -> String {
+    let output = std::process::Command::new("ffprobe")
+        .args(["-v", "error", "-of", "csv=p=0"])
+        .args(args)
+        .arg(path)
+        .output()
+        .expect("ffprobe is installed");
+    assert!(output.status.success(), "{path:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Returns width, height and sample aspect ratio of a video.
+fn probed_shape(path: &Path) -> String {
+    let entries = "stream=width,height,sample_aspect_ratio";
+    let text = ffprobe(path, &["-select_streams", "v:0", "-show_entries", entries]);
+    text.trim().trim_matches(',').into()
+}
+
+#[test]
+fn a_width_or_height_gives_exactly_that_size_and_keeps_the_shape() {
+    let folder = Folder::new();
+    scene(33, 21).save(folder.path("a.png")).unwrap();
+    for (args, expected) in [
+        (&["--width", "70"][..], (70, 45)),
+        (&["--height", "63"], (99, 63)),
+        (&["--width", "33"], (33, 21)),
+        (&["--width", "132"], (132, 84)),
+    ] {
+        folder.succeeds(&[&["a.png", "b.png", "--overwrite"], args].concat());
+        assert_eq!(size(&folder.path("b.png")), expected, "{args:?}");
+        let bytes = fs::read(folder.path("b.png")).unwrap();
+        let reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info();
+        assert!(reader.unwrap().info().pixel_dims.is_none(), "{args:?}");
+    }
+
+    // Another shape stretches the pixels, and the file says so.
+    let both = ["--width", "66", "--height", "63"];
+    for name in ["c.png", "c.jpg"] {
+        folder.succeeds(&[&["a.png", name], &both[..]].concat());
+        assert_eq!(size(&folder.path(name)), (66, 63));
+    }
+    let bytes = fs::read(folder.path("c.png")).unwrap();
+    let reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info();
+    let density = reader.unwrap().info().pixel_dims.unwrap();
+    // A pixel is half as wide again as it is high.
+    assert_eq!((density.xppu, density.yppu), (2, 3));
+    assert_eq!(density.unit, png::Unit::Unspecified);
+    let bytes = fs::read(folder.path("c.jpg")).unwrap();
+    assert_eq!(bytes[13..18], [0, 0, 2, 0, 3]);
+
+    for name in ["in/a.png", "in/b/c.png"] {
+        fs::create_dir_all(folder.path(name).parent().unwrap()).unwrap();
+    }
+    scene(40, 20).save(folder.path("in/a.png")).unwrap();
+    scene(30, 30).save(folder.path("in/b/c.png")).unwrap();
+    folder.succeeds(&["in", "out", "--height", "60"]);
+    assert_eq!(size(&folder.path("out/a.png")), (120, 60));
+    assert_eq!(size(&folder.path("out/b/c.png")), (60, 60));
+    scene(100, 20).save(folder.path("in/b/wide.png")).unwrap();
+    let said = folder.fails(&["in", "out", "--height", "100", "--overwrite"]);
+    assert!(
+        said.contains("2 pictures could not be upscaled") && said.contains("heights of 20 to 80"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_video_gets_the_size_asked_for_and_a_true_pixel_shape() {
+    let folder = Folder::new();
+    folder.clip("a.mp4", 5);
+    let wide = "format=I420,width=72,height=48,pixel-aspect-ratio=(fraction)8/9";
+    folder.clip_like("w.mp4", 5, wide, "x264enc");
+    for (input, args, expected) in [
+        ("a.mp4", &["--width", "150"][..], "150,112,1:1"),
+        ("a.mp4", &["--height", "192"], "256,192,1:1"),
+        ("a.mp4", &["--width", "128", "--height", "96"], "128,96,1:1"),
+        (
+            "a.mp4",
+            &["--width", "128", "--height", "144"],
+            "128,144,3:2",
+        ),
+        ("w.mp4", &["--width", "144"], "144,96,8:9"),
+        ("w.mp4", &["--width", "128", "--height", "96"], "128,96,1:1"),
+    ] {
+        for name in ["b.mp4", "b.mkv"] {
+            let said = folder.succeeds(&[&[input, name, "--overwrite"], args].concat());
+            assert!(said.contains("5 frames"), "{said}");
+            assert_eq!(
+                probed_shape(&folder.path(name)),
+                expected,
+                "{input} {args:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn sizes_out_of_reach_are_refused_with_those_in_reach() {
+    let folder = Folder::new();
+    scene(33, 21).save(folder.path("a.png")).unwrap();
+    folder.clip_like("v.mp4", 5, "format=Y444,width=33,height=21", "x264enc");
+    for (args, reason) in [
+        (
+            &["a.png", "b.png", "--width", "32"][..],
+            "widths of 33 to 132",
+        ),
+        (
+            &["a.png", "b.png", "--width", "133"],
+            "'tiny-x4' (scale 1 to 4)",
+        ),
+        (&["a.png", "b.png", "--height", "85"], "heights of 21 to 84"),
+        (
+            &["a.png", "b.png", "--width", "66", "--height", "20"],
+            "--height 20 is out of range: from 33x21",
+        ),
+        (
+            &["a.png", "b.png", "--width", "60", "--scale", "2"],
+            "--scale",
+        ),
+        (
+            &["a.png", "b.png", "--height", "60", "--scale", "2"],
+            "--scale",
+        ),
+        (&["a.png", "b.png", "--width", "0"], "--width"),
+        (
+            &["a.png", "b.png", "--model", "tiny-x2", "--width", "67"],
+            "'tiny-x2' (scale 1 to 2)",
+        ),
+        (&["v.mp4", "b.mp4", "--width", "133"], "widths of 34 to 132"),
+        (&["v.mp4", "b.mp4", "--width", "65"], "such as 64 or 66"),
+    ] {
+        let said = folder.fails(args);
+        assert!(said.contains(reason), "{args:?}: {said}");
+    }
+    assert_eq!(folder.files("."), ["a.png", "v.mp4"]);
+}

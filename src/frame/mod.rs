@@ -4,6 +4,7 @@
 //! 0.5. Values beyond the nominal range (super-white in limited-range video) are not clamped.
 
 mod alpha;
+pub mod aspect;
 mod color;
 mod format;
 pub mod resample;

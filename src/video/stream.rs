@@ -9,7 +9,10 @@ use gst_video::{
 
 use crate::{
     Error, Result,
-    frame::{ChromaSite, Colorimetry, Frame, FrameInfo, Matrix, PixelFormat, Range},
+    frame::{
+        ChromaSite, Colorimetry, Frame, FrameInfo, Matrix, PixelFormat, Range,
+        aspect::{pixel_stretch, reduced},
+    },
 };
 
 /// Properties of a video stream besides its samples: the kind, shape and rate of its frames.
@@ -129,7 +132,8 @@ impl StreamInfo {
         Some(frames.round() as u64)
     }
 
-    /// Returns the same stream with frames of another size.
+    /// Returns the same stream with frames of another size. Pixels get another shape if the sizes
+    /// have different ones: see [`pixel_stretch`].
     ///
     /// # Errors
     /// [`Error::Frame`] if a side is out of range.
@@ -141,6 +145,15 @@ impl StreamInfo {
         let caps_mut = caps.make_mut();
         caps_mut.set("width", side(width)?);
         caps_mut.set("height", side(height)?);
+        if let Some((num, den)) =
+            pixel_stretch((self.frame.width, self.frame.height), (width, height))
+        {
+            let (old_num, old_den) = self.pixel_aspect();
+            let part = |v: i32| u64::try_from(v).unwrap_or(1).max(1);
+            let (num, den) = reduced(num * part(old_num), den * part(old_den));
+            let shape = gst::Fraction::new(num as i32, den as i32);
+            caps_mut.set("pixel-aspect-ratio", shape);
+        }
         let mut result = Self::from_caps(&caps, None).map_err(Error::Frame)?;
         result.duration = self.duration;
         // Only the size changes, as in the caps. The matrix stays, although that of RGB input

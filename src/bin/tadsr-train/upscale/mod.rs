@@ -3,6 +3,7 @@
 mod folder;
 mod picture;
 mod settings;
+mod size;
 #[cfg(feature = "video")]
 mod video;
 
@@ -19,6 +20,7 @@ use tadsr::{Error, Upscaler, frame::Frame};
 
 use picture::Picture;
 use settings::Settings;
+use size::Size;
 
 use crate::{
     meter::Meter,
@@ -40,6 +42,8 @@ use crate::{
 #[command(after_help = "Examples:
   tadsr-train upscale small.png large.png --scale 2
   tadsr-train upscale holidays holidays-large --scale 4 --model runs/my-x4/model.safetensors
+  tadsr-train upscale holidays holidays-wide --width 1920
+  tadsr-train upscale clip.mp4 clip-hd.mp4 --width 1920 --height 1080
   tadsr-train upscale clip.mp4 clip-large.mkv --scale 1.5 --encoder 'x265enc speed-preset=fast'
   tadsr-train upscale face.png out.png --model tad-sr.safetensors --seed 7 --noise 0.5
   tadsr-train upscale face.png out.png --model resshift.safetensors --steps 15 --noise-file noise.safetensors")]
@@ -67,6 +71,8 @@ pub struct Args {
     /// Omit the audio of a video
     #[arg(long)]
     no_audio: bool,
+    #[command(flatten)]
+    size: Size,
     #[command(flatten)]
     settings: Settings,
 }
@@ -286,8 +292,15 @@ fn upscale_picture(
             input.display()
         ));
     }
-    check_jpeg_sides(&small.frame, job.upscaler.scale(), output)?;
-    let large = small.with_frame(job.upscale(&small.frame, None)?);
+    let info = small.frame.info();
+    let size = args.size.of((info.width, info.height), &job.upscaler, 1)?;
+    let scale = job.upscaler.scale();
+    let side = |len: usize| (len as f64 * scale).round() as usize;
+    check_jpeg_sides(
+        size.unwrap_or_else(|| (side(info.width), side(info.height))),
+        output,
+    )?;
+    let large = small.with_frame(job.upscale(&small.frame, size)?);
     if large.loses_alpha(output) {
         meter.log(&format!(
             "'{}' loses its alpha: JPEG does not support it",
@@ -307,12 +320,11 @@ fn upscale_picture(
 }
 
 /// Refuses sizes that JPEG does not support before upscaling.
-fn check_jpeg_sides(small: &Frame, scale: f64, output: &Path) -> Result<()> {
+fn check_jpeg_sides((width, height): (usize, usize), output: &Path) -> Result<()> {
     let most = u16::MAX;
-    let longest = small.info().width.max(small.info().height);
-    let side = (longest as f64 * scale).round();
+    let side = width.max(height);
     ensure!(
-        !picture::is_jpeg_name(output) || side <= f64::from(most),
+        !picture::is_jpeg_name(output) || side <= usize::from(most),
         "'{}' would be {side} pixels long, and the maximum of JPEG is {most}: write a PNG",
         output.display()
     );

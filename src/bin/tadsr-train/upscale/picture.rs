@@ -9,7 +9,10 @@ use image::{
     metadata::Orientation,
 };
 use tadsr::{
-    frame::{Frame, FrameInfo, PixelFormat},
+    frame::{
+        Frame, FrameInfo, PixelFormat,
+        aspect::{pixel_stretch, reduced},
+    },
     train::{
         checkpoint::write_atomically,
         data::{check_size, jpeg_is_whole, read_picture},
@@ -105,11 +108,17 @@ impl Picture {
         })
     }
 
-    /// Returns the same picture with other samples.
+    /// Returns the same picture with other samples. The density states the shape of the pixels if
+    /// the size has another shape.
     pub fn with_frame(&self, frame: Frame) -> Self {
+        let size = |frame: &Frame| (frame.info().width, frame.info().height);
+        let mut metadata = self.metadata.clone();
+        if let Some(stretch) = pixel_stretch(size(&self.frame), size(&frame)) {
+            metadata.pixel_dims = Some(stretched(metadata.pixel_dims, stretch));
+        }
         Self {
             frame,
-            metadata: self.metadata.clone(),
+            metadata,
             reduced: self.reduced,
         }
     }
@@ -230,6 +239,22 @@ fn png_metadata(bytes: &[u8]) -> Result<png::Info<'static>> {
     metadata.compressed_latin1_text = info.compressed_latin1_text.clone();
     metadata.utf8_text = info.utf8_text.clone();
     Ok(metadata)
+}
+
+/// Returns the density of pixels that are wider by a factor.
+fn stretched(
+    density: Option<png::PixelDimensions>,
+    (num, den): (u64, u64),
+) -> png::PixelDimensions {
+    let unit = density.map_or(png::Unit::Unspecified, |density| density.unit);
+    let (x, y) = density.map_or((1, 1), |d| (u64::from(d.xppu), u64::from(d.yppu)));
+    let (x, y) = match unit {
+        png::Unit::Meter => (x, (y as f64 * num as f64 / den as f64).round() as u64),
+        png::Unit::Unspecified => reduced(x.max(1) * den, y.max(1) * num),
+    };
+    let ppu = |v: u64| u32::try_from(v).unwrap_or(u32::MAX).max(1);
+    let (xppu, yppu) = (ppu(x), ppu(y));
+    png::PixelDimensions { xppu, yppu, unit }
 }
 
 /// Returns the density in the JFIF header of a JPEG file.

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tadsr::{
     Error,
     frame::FrameInfo,
@@ -21,7 +21,10 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let warned = reader.warnings().len();
     reader.warnings().iter().for_each(|line| warn(line));
     let from = *reader.stream().frame();
-    let size = even_size(&from, job.upscaler.scale(), job.upscaler.max_scale());
+    let size = args.size.of((from.width, from.height), &job.upscaler, 2);
+    let size = size.with_context(|| format!("'{}'", args.input.display()))?;
+    let (scale, max) = (job.upscaler.scale(), job.upscaler.max_scale());
+    let size = size.unwrap_or_else(|| even_size(&from, scale, max));
     let meter = Meter::new("frames", "fps", reader.stream().expected_frames())?;
     job.upscaler.set_observer(Some(meter.observer(stop)));
     let options = Options {
