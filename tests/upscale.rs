@@ -864,3 +864,187 @@ fn sizes_out_of_reach_are_refused_with_those_in_reach() {
     }
     assert_eq!(folder.files("."), ["a.png", "v.mp4"]);
 }
+
+/// Returns the times of the frames or packets of a stream, in order.
+fn probed_times(path: &Path, stream: &str) -> Vec<f64> {
+    let entries = [
+        "-select_streams",
+        stream,
+        "-show_entries",
+        "packet=pts_time",
+    ];
+    let text = ffprobe(path, &entries);
+    let number = |line: &str| line.trim_matches(',').parse().ok();
+    let mut times: Vec<f64> = text.lines().filter_map(number).collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+#[test]
+fn a_part_of_a_video_has_its_frames_and_its_sound_in_sync() {
+    let folder = Folder::new();
+    // Clicks at each whole second show that sound and picture are in sync.
+    let ffmpeg = |args: &str, name: &str| {
+        let made = std::process::Command::new("ffmpeg")
+            .current_dir(folder.0.path())
+            .args(["-v", "error", "-y", "-f", "lavfi"])
+            .args(["-i", "testsrc2=s=64x48:r=25:d=6", "-f", "lavfi"])
+            .args([
+                "-i",
+                "aevalsrc=exprs='if(lt(mod(t,1),0.1),sin(2000*t),0)':s=48000:d=6",
+            ])
+            .args(args.split(' '))
+            .arg(name)
+            .status();
+        assert!(made.expect("ffmpeg is installed").success(), "{args}");
+    };
+    ffmpeg("-c:v libx264 -g 30 -bf 3 -c:a aac", "a.mp4");
+    ffmpeg("-c:v libx264 -g 250 -bf 3 -c:a libopus", "a.mkv");
+    ffmpeg("-c:v mpeg2video -g 12 -c:a mp2", "a.ts");
+    for (input, output) in [("a.mp4", "b.mkv"), ("a.mkv", "b.mp4"), ("a.ts", "b.mp4")] {
+        for (start, length, frames, first) in [
+            ("2", "1.5", 38, 0.0),
+            ("00:00:01.990", "0.1", 3, 0.01),
+            ("0", "2", 50, 0.0),
+            ("4.5", "10", 37, 0.02),
+        ] {
+            let what = format!("{input} {start} {length}");
+            let range = ["--start", start, "--duration", length];
+            let args = [
+                &[input, output, "--overwrite", "--strength", "0"],
+                &range[..],
+            ];
+            let said = folder.succeeds(&args.concat());
+            assert!(said.contains(&format!("{frames} frames")), "{what}: {said}");
+            let path = folder.path(output);
+            let video = probed_times(&path, "v:0");
+            assert_eq!(video.len(), frames, "{what}");
+            assert!((video[0] - first).abs() < 0.015, "{what}: {video:?}");
+            let sound = probed_times(&path, "a:0");
+            let length: f64 = length.parse::<f64>().unwrap().min(6.0 - start_of(start));
+            let (begin, end) = (sound[0], sound[sound.len() - 1]);
+            assert!((-0.06..0.06).contains(&begin), "{what}: {begin}");
+            assert!((end - length).abs() < 0.08, "{what}: {end}");
+        }
+    }
+    // The click at 3 s is 1 s after the start, in the sound and in the clock of the frames.
+    folder.succeeds(&[
+        "a.mp4",
+        "c.mkv",
+        "--start",
+        "2",
+        "--duration",
+        "2.5",
+        "--strength",
+        "0",
+    ]);
+    let heard = clicks(&folder.path("c.mkv"));
+    assert!(heard.iter().any(|t| (t - 1.0).abs() < 0.03), "{heard:?}");
+    assert!(heard.iter().any(|t| (t - 2.0).abs() < 0.03), "{heard:?}");
+
+    // Without a duration and without loss, the frames are those of the input.
+    let same = ["--strength", "0", "--scale", "1", "--start", "5"];
+    let lossless = ["--encoder", "x264enc pass=quant quantizer=0"];
+    folder.succeeds(&[&["a.mp4", "d.mp4"], &same[..], &lossless].concat());
+    let (all, part) = (frames(&folder.path("a.mp4")), frames(&folder.path("d.mp4")));
+    assert_eq!(part.len(), 25);
+    let distance = |a: &Frame, b: &Frame| {
+        let pairs = a.plane(0).iter().zip(b.plane(0));
+        pairs.map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / a.plane(0).len() as f64
+    };
+    let near = distance(&part[0].frame, &all[125].frame);
+    let next = distance(&part[0].frame, &all[126].frame);
+    assert!(near < next / 4.0, "{near} {next}");
+}
+
+/// Returns the seconds in a time of a command line.
+fn start_of(text: &str) -> f64 {
+    text.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+/// Returns the times at which the sound of a file becomes loud after silence.
+fn clicks(path: &Path) -> Vec<f64> {
+    let output = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(path)
+        .args([
+            "-af",
+            "aresample=async=1:first_pts=0",
+            "-ac",
+            "1",
+            "-ar",
+            "8000",
+        ])
+        .args(["-f", "s16le", "-"])
+        .output()
+        .expect("ffmpeg is installed");
+    let samples = output.stdout.chunks_exact(2);
+    let samples = samples.map(|b| i16::from_le_bytes([b[0], b[1]]));
+    let (mut found, mut loud) = (Vec::new(), -1.0);
+    for (n, sample) in samples.enumerate() {
+        let time = n as f64 / 8000.0;
+        if sample.unsigned_abs() > 3000 {
+            if time - loud > 0.3 {
+                found.push(time);
+            }
+            loud = time;
+        }
+    }
+    found
+}
+
+#[test]
+fn parts_of_a_video_follow_each_other_without_gap_or_overlap() {
+    let folder = Folder::new();
+    folder.clip_like(
+        "a.mp4",
+        60,
+        "format=I420,width=64,height=48",
+        "x264enc key-int-max=25",
+    );
+    let mut all = Vec::new();
+    for (start, name) in [("0", "0.mp4"), ("0.84", "1.mp4"), ("1.68", "2.mp4")] {
+        let part = ["--start", start, "--duration", "0.84", "--strength", "0"];
+        folder.succeeds(&[&["a.mp4", name], &part[..]].concat());
+        let times = probed_times(&folder.path(name), "v:0");
+        all.extend(times.iter().map(|t| t + start.parse::<f64>().unwrap()));
+    }
+    assert_eq!(all.len(), 60);
+    for (n, time) in all.iter().enumerate() {
+        assert!((time - n as f64 / 25.0).abs() < 1e-3, "{n}: {time}");
+    }
+}
+
+#[test]
+fn parts_that_do_not_exist_are_refused() {
+    let folder = Folder::new();
+    folder.clip("a.mp4", 50);
+    scene(16, 16).save(folder.path("a.png")).unwrap();
+    for (args, reason) in [
+        (&["a.mp4", "b.mp4", "--start", "2.5"][..], "ends at 2.000 s"),
+        (
+            &["a.mp4", "b.mp4", "--start", "1:00"],
+            "the start at 60.000 s",
+        ),
+        (
+            &["a.mp4", "b.mp4", "--start", "1.01", "--duration", "0.02"],
+            "no frame is shown",
+        ),
+        (&["a.mp4", "b.mp4", "--start", "soon"], "HH:MM:SS"),
+        (&["a.mp4", "b.mp4", "--duration", "0"], "more than 0"),
+        (&["a.png", "b.png", "--start", "1"], "--start is for videos"),
+        (
+            &["a.png", "b.png", "--duration", "1"],
+            "--duration is for videos",
+        ),
+    ] {
+        let said = folder.fails(args);
+        assert!(said.contains(reason), "{args:?}: {said}");
+    }
+    assert_eq!(folder.files("."), ["a.mp4", "a.png"]);
+    let said = folder.succeeds(&["a.mp4", "b.mp4", "--start", "1.8", "--duration", "9"]);
+    assert!(
+        said.contains("5 frames") && said.contains("before the end of the part"),
+        "{said}"
+    );
+}

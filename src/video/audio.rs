@@ -12,7 +12,7 @@ use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 use gst_app::AppSrc;
 
 use super::{
-    Container,
+    Container, Part,
     bus::{Bus, Failure, Heard, codec_name, discard, link, make, on_time, parse_file, refuse},
     survey::{Kind, Survey, Track},
 };
@@ -65,8 +65,17 @@ impl Audio {
         cut: &Arc<AtomicU64>,
     ) -> Result<Self, String> {
         let shared = Arc::new(Shared::default());
+        // Index of the queue of each audio stream in the file.
+        let mut places = Vec::new();
         for track in survey.tracks(Kind::Audio) {
-            shared.track(pipeline, mux, track, container, cut)?;
+            let is_used = survey.is_used(track);
+            places.push(is_used.then(|| lock(&shared.queues).len()));
+            if is_used {
+                shared.track(pipeline, mux, track, container, cut)?;
+                if let (Some(part), Some(queue)) = (survey.part, lock(&shared.queues).last()) {
+                    keep_part(queue, part)?;
+                }
+            }
         }
         let mut elements = parse_file(pipeline, from, &survey.demux)?;
         lock(&shared.elements).extend(elements.iter().cloned());
@@ -79,7 +88,8 @@ impl Audio {
             let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
             let queue = if Kind::of(&caps) == Kind::Audio {
                 let index = streams.fetch_add(1, Ordering::SeqCst);
-                lock(&state.queues).get(index).cloned()
+                let place = places.get(index).copied().flatten();
+                place.and_then(|place| lock(&state.queues).get(place).cloned())
             } else {
                 None
             };
@@ -225,6 +235,38 @@ impl Shared {
             }
         }
     }
+}
+
+/// Drops the packets of `queue` that are outside of `part`. The times of all others count from its
+/// start.
+fn keep_part(queue: &gst::Element, part: Part) -> Result<(), String> {
+    let (Some(input), Some(output)) = (queue.static_pad("sink"), queue.static_pad("src")) else {
+        return Err("a queue without pads".into());
+    };
+    input.add_probe(PadProbeType::BUFFER, move |pad, info| {
+        let Some(PadProbeData::Buffer(buffer)) = &info.data else {
+            return PadProbeReturn::Ok;
+        };
+        let time = buffer.pts().or(buffer.dts());
+        let Some(time) = time.filter(|_| !buffer.flags().contains(gst::BufferFlags::HEADER)) else {
+            return PadProbeReturn::Ok;
+        };
+        let segment = pad.sticky_event::<gst::event::Segment>(0);
+        let time = segment.and_then(|event| {
+            let segment = event.segment().downcast_ref::<ClockTime>()?;
+            segment.to_running_time(time)
+        });
+        // A packet before the segment may be partly shown.
+        if part.has(time.unwrap_or_default().into()) {
+            return PadProbeReturn::Ok;
+        }
+        // A buffer that is left in the probe would be given back twice.
+        info.data = None;
+        PadProbeReturn::Handled
+    });
+    let start = i64::try_from(part.start.as_nanos()).map_err(|_| "a part that begins too late")?;
+    output.set_offset(-start);
+    Ok(())
 }
 
 /// Elements between a queue and a muxer.

@@ -4,7 +4,7 @@
 //! encodes frames and copies the audio of another file. [`transcode`] passes the frames of a reader
 //! through a function to a writer, and compares the written file with the input. GStreamer's
 //! threads decode and encode a few frames ahead and behind, so memory does not grow with the length
-//! of a file.
+//! of a file, except by 16 bytes a packet.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -22,6 +22,7 @@
 mod audio;
 mod bus;
 mod edits;
+mod part;
 mod reader;
 mod stream;
 mod survey;
@@ -30,6 +31,7 @@ mod transcode;
 mod verify;
 mod writer;
 
+pub use part::Part;
 pub use reader::Reader;
 pub use stream::StreamInfo;
 pub use through::through;

@@ -1,11 +1,12 @@
 //! Decoding of files to frames.
 
 use std::{
+    cmp::Ordering,
     fs,
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{self, AtomicUsize},
     },
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use gst::{ClockTime, prelude::*};
 use gst_app::AppSink;
 
 use super::{
-    PROBE, StreamInfo, TimedFrame,
+    PROBE, Part, StreamInfo, TimedFrame,
     bus::{
         Bus, Demux, Failure, append, codec_name, discard, is_idle, make, missing_plugins,
         parse_file, refuse, start,
@@ -35,6 +36,8 @@ const QUIET: u32 = 40;
 const SHORT: Duration = Duration::from_millis(200);
 /// Time between the end of the video and the stated end of the file from which a warning is given.
 const MISSING: Duration = Duration::from_millis(1500);
+/// Maximum difference between the times of a packet and its decoded frame.
+const SAME: Duration = Duration::from_millis(1);
 
 /// Iterator over the frames of a file's main video stream, in the order of display.
 ///
@@ -45,14 +48,23 @@ const MISSING: Duration = Duration::from_millis(1500);
 pub struct Reader {
     source: Source,
     survey: Arc<Survey>,
+    /// Index of the decoded stream among the video streams.
+    track: usize,
     stream: StreamInfo,
     /// Caps of the frames, to detect changes.
     caps: gst::Caps,
     /// First frame, decoded to determine the kind of the stream.
     first: Option<gst::Sample>,
+    /// Frames of other times are skipped.
+    part: Part,
+    /// Duration that the file states.
+    stated: Duration,
+    /// Number of frames returned.
     frames: u64,
-    /// End of the last frame.
+    /// End of the last frame returned.
     end: Duration,
+    /// End of the last frame decoded.
+    decoded: Duration,
     /// True if the frames follow a seek: their running time then counts from its target.
     sought: bool,
     over: bool,
@@ -105,11 +117,15 @@ impl Reader {
         Ok(Self {
             source,
             survey: Arc::new(survey),
+            track,
             stream,
             caps,
             first: Some(first),
+            part: Part::WHOLE,
+            stated: duration.map_or(Duration::ZERO, Duration::from),
             frames: 0,
             end: Duration::ZERO,
+            decoded: Duration::ZERO,
             sought: false,
             over: false,
             warnings,
@@ -145,7 +161,7 @@ impl Reader {
 
     /// Returns the decoded stream as the file contains it.
     fn track(&self) -> Option<&Track> {
-        track_of(&self.survey, self.survey.main_video()?)
+        track_of(&self.survey, self.track)
     }
 
     /// Returns the parts of the video stream that did not become frames, as sentences with both
@@ -200,8 +216,95 @@ impl Reader {
         Error::video(self.path(), reason)
     }
 
-    /// Returns the next frame that is shown; `None` at the end.
+    /// Restricts the reader to the frames in `part`: decodes up to the first of them, after a seek
+    /// if the file allows it. [`Self::stream`] then has the properties of that frame.
+    ///
+    /// # Errors
+    /// [`Error::Video`] if no frame is in the part, or decoding fails.
+    pub fn set_part(&mut self, part: Part) -> Result<()> {
+        let track = self.track();
+        let times = track.map_or_else(Vec::new, |track| track.times.clone());
+        let end = track.and_then(|track| track.end);
+        let end = end.map_or(Duration::ZERO, Duration::from);
+        let start = part.start.as_secs_f64();
+        if part.start >= end {
+            let end = end.as_secs_f64();
+            let reason = format!("it ends at {end:.3} s, before the start at {start:.3} s");
+            return Err(self.failed(reason));
+        }
+        if part.end < Duration::MAX && end + MISSING < part.end {
+            self.warnings.push(format!(
+                "it ends at {:.3} s, before the end of the part at {:.3} s",
+                end.as_secs_f64(),
+                part.end.as_secs_f64()
+            ));
+        }
+        self.part = part;
+        self.survey = Arc::new(self.survey.within(part));
+        if part.start > Duration::ZERO && !self.seek_to_part(&times)? {
+            self.source = Source::start(&self.source.path, &self.survey.demux, self.track)?;
+            self.first = None;
+            self.sought = false;
+        }
+        let Some(first) = self.sample()? else {
+            let reason = format!("no frame is shown between {start:.3} s and the end of the part");
+            return Err(self.failed(reason));
+        };
+        self.set_caps(&first)?;
+        self.first = Some(first);
+        let length = part.end.min(self.stated.max(end)) - part.start;
+        self.stream.set_duration(Some(length));
+        Ok(())
+    }
+
+    /// Seeks to the last key frame before the part. Returns false if the file does not allow it, or
+    /// frames would be missing. `times` are those of all packets.
+    fn seek_to_part(&mut self, times: &[(ClockTime, ClockTime)]) -> Result<bool> {
+        let is_all_timed = self.track().is_some_and(|track| track.untimed == 0);
+        if !self.survey.can_seek() || !is_all_timed || self.seek(self.part.start).is_err() {
+            return Ok(false);
+        }
+        let first = loop {
+            match self.source.sample() {
+                Ok(Some(sample)) => match self.time(&sample) {
+                    Some(time) => break (sample, time),
+                    None => continue,
+                },
+                _ => return Ok(false),
+            }
+        };
+        let (sample, time) = first;
+        self.first = Some(sample);
+        let starts = || times.iter().map(|(start, _)| Duration::from(*start));
+        let is_known = starts().any(|start| start.abs_diff(time) < SAME);
+        let is_skipped = |start: Duration| self.part.has(start) && start + SAME < time;
+        Ok(is_known && !starts().any(is_skipped))
+    }
+
+    /// Returns the next frame in the part; `None` at the end.
     fn pull(&mut self) -> Result<Option<TimedFrame>> {
+        let Some(sample) = self.sample()? else {
+            return Ok(None);
+        };
+        self.set_caps(&sample)?;
+        let (Some(buffer), Some(pts)) = (sample.buffer(), self.time(&sample)) else {
+            return Ok(None);
+        };
+        let duration = buffer.duration().map(Duration::from);
+        let duration = duration.or(self.stream.frame_duration());
+        self.end = pts + duration.unwrap_or_default();
+        self.decoded = self.end;
+        self.frames += 1;
+        Ok(Some(TimedFrame {
+            frame: self.stream.read(buffer).map_err(|e| self.failed(e))?,
+            pts,
+            duration,
+        }))
+    }
+
+    /// Returns the next decoded frame in the part; `None` at the end. Skips frames that are only
+    /// decoded as a reference for others.
+    fn sample(&mut self) -> Result<Option<gst::Sample>> {
         loop {
             let sample = match self.first.take() {
                 Some(first) => Some(first),
@@ -211,51 +314,50 @@ impl Reader {
                 self.look_for_missing_end();
                 return Ok(None);
             };
-            if let Some(frame) = self.frame(&sample)? {
-                return Ok(Some(frame));
+            let Some(time) = self.time(&sample) else {
+                continue;
+            };
+            match self.part.place(time) {
+                Ordering::Equal => return Ok(Some(sample)),
+                Ordering::Greater => return Ok(None),
+                Ordering::Less => {}
             }
+            let duration = sample.buffer().and_then(|buffer| buffer.duration());
+            let duration = duration.map(Duration::from);
+            let duration = duration.or(self.stream.frame_duration());
+            self.decoded = time + duration.unwrap_or_default();
         }
     }
 
-    /// Returns the frame in `sample`; `None` if it is only decoded as a reference for others.
-    fn frame(&mut self, sample: &gst::Sample) -> Result<Option<TimedFrame>> {
-        let (Some(buffer), Some(caps)) = (sample.buffer(), sample.caps()) else {
-            return Ok(None);
-        };
-        if *caps != *self.caps {
-            self.caps = caps.to_owned();
-            let duration = self.stream.duration();
-            let container = self.track().and_then(Track::colours);
-            self.stream = StreamInfo::from_caps(&self.caps, container.as_deref())
-                .map_err(|e| self.failed(e))?;
-            self.stream.set_duration(duration);
-        }
+    /// Returns the time of a decoded frame; `None` if it is not shown.
+    fn time(&self, sample: &gst::Sample) -> Option<Duration> {
         let segment = sample.segment().and_then(|s| s.downcast_ref::<ClockTime>());
-        let pts = match (segment, buffer.pts()) {
-            (Some(segment), Some(pts)) => match segment.to_running_time(pts) {
-                Some(time) => {
-                    let from = segment.time().filter(|_| self.sought);
-                    Duration::from(time) + from.map(Duration::from).unwrap_or_default()
-                }
-                None => return Ok(None),
-            },
-            _ => self.end,
+        let (Some(segment), Some(pts)) = (segment, sample.buffer()?.pts()) else {
+            return Some(self.decoded);
         };
-        let duration = buffer.duration().map(Duration::from);
-        let duration = duration.or(self.stream.frame_duration());
-        self.end = pts + duration.unwrap_or_default();
-        self.frames += 1;
-        Ok(Some(TimedFrame {
-            frame: self.stream.read(buffer).map_err(|e| self.failed(e))?,
-            pts,
-            duration,
-        }))
+        let time = segment.to_running_time(pts)?;
+        let from = segment.time().filter(|_| self.sought);
+        Some(Duration::from(time) + from.map(Duration::from).unwrap_or_default())
+    }
+
+    /// Updates the properties of the stream if `sample` has others.
+    fn set_caps(&mut self, sample: &gst::Sample) -> Result<()> {
+        let Some(caps) = sample.caps().filter(|caps| **caps != *self.caps) else {
+            return Ok(());
+        };
+        self.caps = caps.to_owned();
+        let duration = self.stream.duration();
+        let container = self.track().and_then(Track::colours);
+        self.stream =
+            StreamInfo::from_caps(&self.caps, container.as_deref()).map_err(|e| self.failed(e))?;
+        self.stream.set_duration(duration);
+        Ok(())
     }
 
     /// Warns of a file that was cut off. Such a file ends without an error, but early and in all
     /// streams.
     fn look_for_missing_end(&mut self) {
-        let stated = self.stream.duration().unwrap_or_default();
+        let stated = self.stated.min(self.part.end);
         let ends = self.survey.tracks.iter().filter_map(|track| track.end);
         let read = ends.max().map_or(self.end, Duration::from).max(self.end);
         if read + MISSING < stated {
@@ -389,8 +491,8 @@ fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, App
             return;
         };
         let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
-        let is_main =
-            Kind::of(&caps) == Kind::Video && videos.fetch_add(1, Ordering::SeqCst) == track;
+        let is_main = Kind::of(&caps) == Kind::Video
+            && videos.fetch_add(1, atomic::Ordering::SeqCst) == track;
         let linked = if is_main {
             decode(&pipeline, pad, &sink)
         } else {

@@ -11,7 +11,7 @@ use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 use super::bus::{
     Bus, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse, start,
 };
-use super::edits::Edits;
+use super::{edits::Edits, part::Part};
 use crate::{Error, Result};
 
 /// Packets of each stream that are stored to test a muxer.
@@ -74,6 +74,9 @@ pub(super) struct Track {
     pub last: Option<ClockTime>,
     /// Running time at which the last packet ends.
     pub end: Option<ClockTime>,
+    /// Running times of start and end of each packet that is shown. Video packets without a
+    /// presentation time are left out.
+    pub times: Vec<(ClockTime, ClockTime)>,
     /// True if the file marks the stream as one to play by default.
     pub selected: bool,
     /// The first packets, headers included.
@@ -153,6 +156,7 @@ impl Track {
             first: None,
             last: None,
             end: None,
+            times: Vec::new(),
             selected: flags.contains(gst::StreamFlags::SELECT),
             head: Vec::new(),
         }
@@ -199,19 +203,52 @@ impl Track {
                 self.preroll += 1;
             } else if segment.start().is_some_and(|start| time < start) {
                 // The packet is partly shown.
-                self.show(
-                    ClockTime::ZERO,
-                    time + duration - segment.start().unwrap_or(time),
-                );
+                let end = time + duration - segment.start().unwrap_or(time);
+                self.note_time(buffer, ClockTime::ZERO, end);
+                self.show(ClockTime::ZERO, end);
             }
             return;
         };
+        if is_first && self.lead.0 > 0 {
+            let (packets, length) = self.lead;
+            let begin = start.saturating_sub(length);
+            let nth = |n| begin + length.mul_div_floor(n, packets).unwrap_or_default();
+            self.times
+                .extend((0..packets).map(|n| (nth(n), nth(n + 1))));
+        }
         let lead = if is_first {
             self.lead.1
         } else {
             ClockTime::ZERO
         };
+        self.note_time(buffer, start, start + duration);
         self.show(start.saturating_sub(lead), start + duration);
+    }
+
+    fn note_time(&mut self, buffer: &gst::Buffer, start: ClockTime, end: ClockTime) {
+        // Frames are shown in another order than they are decoded.
+        if self.kind != Kind::Video || buffer.pts().is_some() {
+            self.times.push((start, end));
+        }
+    }
+
+    /// Returns the track with only the packets in `part`.
+    fn within(&self, part: Part) -> Self {
+        let mut track = Self {
+            packets: 0,
+            first: None,
+            last: None,
+            end: None,
+            times: Vec::new(),
+            ..self.clone()
+        };
+        for &(start, end) in &self.times {
+            if part.has(start.into()) {
+                track.times.push((start, end));
+                track.show(start, end);
+            }
+        }
+        track
     }
 
     fn show(&mut self, start: ClockTime, end: ClockTime) {
@@ -233,6 +270,8 @@ pub(super) struct Survey {
     pub missing: Vec<String>,
     /// Demuxing method with which all streams have times.
     pub demux: Demux,
+    /// Part of the file that the packets of the tracks belong to; `None` for the whole file.
+    pub part: Option<Part>,
     is_transport: bool,
 }
 
@@ -311,6 +350,30 @@ impl Survey {
         let mut survey = lock(&shared).clone();
         survey.missing = missing;
         Ok(survey)
+    }
+
+    /// Returns the survey of a part of the file.
+    pub fn within(&self, part: Part) -> Self {
+        Self {
+            tracks: self.tracks.iter().map(|t| t.within(part)).collect(),
+            part: Some(part),
+            ..self.clone()
+        }
+    }
+
+    /// Returns true if the times of frames after a seek can be expected to be those of the survey.
+    pub fn can_seek(&self) -> bool {
+        self.demux == Demux::Plain && !self.is_transport
+    }
+
+    /// Returns true if the track has packets to copy. Every track of a whole file counts.
+    pub fn is_used(&self, track: &Track) -> bool {
+        self.part.is_none() || track.packets > 0
+    }
+
+    /// Returns the audio tracks that have packets to copy.
+    pub fn audio(&self) -> impl Iterator<Item = &Track> {
+        self.tracks(Kind::Audio).filter(|track| self.is_used(track))
     }
 
     /// Returns the tracks of `kind` in the order of the demuxer.

@@ -5,11 +5,11 @@ use std::{
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
     Container, Options, Reader, TimedFrame, Writer,
-    survey::Kind,
     verify::{AUDIO, Expected, differences},
 };
 use crate::{Error, Result, frame::Frame};
@@ -57,6 +57,9 @@ pub fn partial_path(output: &Path) -> PathBuf {
 /// `output` with the input's audio, timestamps, pixel shape, colours, tags and chapters. The first
 /// result sets the size.
 ///
+/// Of an input with a [part](Reader::set_part), only the part is written. Its times then count from
+/// the start of the part, and chapters are left out.
+///
 /// The output is written under the name that [`partial_path`] returns. A file with that name is
 /// replaced, unless it is the input. At the end the written file is demuxed, and its frames, times
 /// and audio are compared with those of the input. If they are equal, the file is renamed to
@@ -77,6 +80,7 @@ pub fn transcode(
 ) -> Result<Transcoded> {
     let mut partial = Partial::new(output, input.path())?;
     let survey = input.survey().clone();
+    let origin = survey.part.map_or(Duration::ZERO, |part| part.start);
     let path = input.path().to_owned();
     let stream = input.stream().clone();
     let named = |e| with_path(e, output);
@@ -127,7 +131,7 @@ pub fn transcode(
         if let Some(writer) = &mut writer {
             let made = TimedFrame {
                 frame: made,
-                pts: frame.pts,
+                pts: frame.pts.saturating_sub(origin),
                 duration: frame.duration,
             };
             match writer.push(&made) {
@@ -152,9 +156,9 @@ pub fn transcode(
         done.audio = closed.audio;
         if whole {
             let mut lost = input.losses();
-            for (n, (track, encoded)) in survey.tracks(Kind::Audio).zip(closed.encoded).enumerate()
-            {
-                let start = track.first.unwrap_or_default().into();
+            for (n, (track, encoded)) in survey.audio().zip(closed.encoded).enumerate() {
+                let start = Duration::from(track.first.unwrap_or_default());
+                let start = start.saturating_sub(origin);
                 let length = encoded.map_or(track.duration(), Into::into);
                 if length + AUDIO < track.duration() {
                     lost.push(format!(

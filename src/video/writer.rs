@@ -172,7 +172,15 @@ impl Writer {
         let mut audio = None;
         if let Some((from, survey)) = source {
             describe(&mux, survey, options);
-            if !options.no_audio && survey.tracks(Kind::Audio).next().is_some() {
+            if !options.no_audio {
+                for (n, track) in survey.tracks(Kind::Audio).enumerate() {
+                    if !survey.is_used(track) {
+                        let n = n + 1;
+                        options.tell(&format!("audio stream {n} has no sound in this part"));
+                    }
+                }
+            }
+            if !options.no_audio && survey.audio().next().is_some() {
                 let added = Audio::add(&pipeline, &mux, from, survey, container, &cut);
                 let added = added.map_err(failed)?;
                 let encoded = added.encoded().into_iter().zip(added.notes());
@@ -354,6 +362,9 @@ fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
     let Some(chapters) = &survey.chapters else {
         return;
     };
+    if survey.part.is_some() {
+        return options.tell("its chapters are left out: they are those of the whole file");
+    }
     match mux.dynamic_cast_ref::<gst::TocSetter>() {
         Some(setter) => setter.set_toc(Some(chapters)),
         None => options.tell("its chapters are left out: this container does not support them"),

@@ -1,6 +1,7 @@
 //! `tadsr-train upscale`: pictures, folders of pictures and videos, with any model.
 
 mod folder;
+mod part;
 mod picture;
 mod settings;
 mod size;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tadsr::video::{Container, partial_path};
 use tadsr::{Error, Upscaler, frame::Frame};
 
+use part::Range;
 use picture::Picture;
 use settings::Settings;
 use size::Size;
@@ -37,7 +39,8 @@ use crate::{
 /// A video keeps its frames, timestamps, pixel shape, depth and colours. Audio is copied if the
 /// container of OUT supports its codec, otherwise re-encoded. Sizes become even. Output is written
 /// to NAME.partial.EXT and renamed to OUT when complete. Ctrl-C completes that file so that it
-/// plays, and keeps its name. A second Ctrl-C removes it.
+/// plays, and keeps its name. A second Ctrl-C removes it. --start and --duration select a part: its
+/// frames, and its audio to the precision of a packet.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train upscale small.png large.png --scale 2
@@ -45,6 +48,7 @@ use crate::{
   tadsr-train upscale holidays holidays-wide --width 1920
   tadsr-train upscale clip.mp4 clip-hd.mp4 --width 1920 --height 1080
   tadsr-train upscale clip.mp4 clip-large.mkv --scale 1.5 --encoder 'x265enc speed-preset=fast'
+  tadsr-train upscale film.mkv scene.mp4 --start 1:02:30 --duration 12.5
   tadsr-train upscale face.png out.png --model tad-sr.safetensors --seed 7 --noise 0.5
   tadsr-train upscale face.png out.png --model resshift.safetensors --steps 15 --noise-file noise.safetensors")]
 pub struct Args {
@@ -71,6 +75,8 @@ pub struct Args {
     /// Omit the audio of a video
     #[arg(long)]
     no_audio: bool,
+    #[command(flatten)]
+    range: Range,
     #[command(flatten)]
     size: Size,
     #[command(flatten)]
@@ -179,6 +185,8 @@ impl Args {
         if kind != Kind::Video {
             only(self.encoder.is_some(), "--encoder", "videos")?;
             only(self.no_audio, "--no-audio", "videos")?;
+            only(self.range.start.is_some(), "--start", "videos")?;
+            only(self.range.duration.is_some(), "--duration", "videos")?;
         } else {
             only(self.quality.is_some(), "--quality", "pictures")?;
         }

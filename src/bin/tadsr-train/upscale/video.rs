@@ -13,7 +13,10 @@ use super::{Args, Job, Meter, Stop, Stopped};
 
 /// Upscales the input video into the file `output`.
 pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
-    let reader = Reader::open(&args.input)?;
+    let mut reader = Reader::open(&args.input)?;
+    if let Some(part) = args.range.part() {
+        reader.set_part(part)?;
+    }
     let warn = |line: &str| eprintln!("'{}': {line}", args.input.display());
     if reader.subtitle_streams() > 0 {
         warn("its subtitles are left out");
