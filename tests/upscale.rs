@@ -1048,3 +1048,122 @@ fn parts_that_do_not_exist_are_refused() {
         "{said}"
     );
 }
+
+/// Returns the events on the standard output of a command, which has nothing else.
+fn events(text: &str) -> Vec<serde_json::Value> {
+    let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+    text.lines().map(parse).collect()
+}
+
+#[test]
+fn json_output_has_progress_notices_and_one_result() {
+    let folder = Folder::new();
+    folder.clip("a.mp4", 30);
+    let (success, out, err) = folder.upscale(&["a.mp4", "b.webm", "--json"]);
+    assert!(success, "{err}");
+    assert_eq!(err, "");
+    let events = events(&out);
+    let of = |kind: &str| {
+        events
+            .iter()
+            .filter(|e| e["event"] == kind)
+            .collect::<Vec<_>>()
+    };
+    let progress = of("progress");
+    assert!(!progress.is_empty() && progress.len() < 100, "{out}");
+    let last = progress[progress.len() - 1];
+    assert_eq!((&last["frames"], &last["of"]), (&30.into(), &30.into()));
+    assert!(
+        last["fps"].as_f64().unwrap() > 0.0 && last["eta_s"] == 0.0,
+        "{last}"
+    );
+    let notice = of("notice")[0]["message"].as_str().unwrap();
+    assert!(notice.contains("re-encoded"), "{notice}");
+    let done = events.last().unwrap();
+    assert_eq!(
+        (&done["event"], &done["path"]),
+        (&"done".into(), &"b.webm".into())
+    );
+    assert_eq!(done["frames"], 30);
+    assert_eq!((&done["width"], &done["height"]), (&128.into(), &96.into()));
+    assert!(done["audio"][0].as_str().unwrap().contains("AAC"), "{done}");
+    assert_eq!(of("done").len(), 1);
+}
+
+#[test]
+fn json_output_of_pictures_folders_and_errors_ends_with_the_result() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("in")).unwrap();
+    scene(16, 12).save(folder.path("in/a.png")).unwrap();
+    scene(16, 12).save(folder.path("in/b.jpg")).unwrap();
+    fs::write(folder.path("in/notes.txt"), "no picture").unwrap();
+
+    let (success, out, err) = folder.upscale(&["in/a.png", "a.png", "--json"]);
+    assert!(success, "{err}");
+    let done = serde_json::json!({"event": "done", "path": "a.png", "width": 32, "height": 24});
+    assert_eq!(events(&out), [done]);
+
+    let (success, out, err) = folder.upscale(&["in", "out", "--json"]);
+    assert!(success, "{err}");
+    let lines = events(&out);
+    assert_eq!(lines[0]["event"], "notice");
+    assert!(lines[0]["message"].as_str().unwrap().contains("notes.txt"));
+    let progress = &lines[lines.len() - 2];
+    assert_eq!(
+        (&progress["pictures"], &progress["of"]),
+        (&2.into(), &2.into())
+    );
+    assert!(progress["per_second"].as_f64().unwrap() > 0.0, "{progress}");
+    let done = &lines[lines.len() - 1];
+    assert_eq!(
+        (&done["event"], &done["pictures"]),
+        (&"done".into(), &2.into())
+    );
+
+    fs::write(folder.path("in/c.png"), "no picture").unwrap();
+    for args in [
+        &["in", "out", "--json", "--overwrite"][..],
+        &["in/a.png", "a.png", "--json"],
+        &["nowhere.mp4", "a.mp4", "--json"],
+    ] {
+        let (success, out, err) = folder.upscale(args);
+        let lines = events(&out);
+        let last = lines.last().unwrap();
+        assert!(!success && last["event"] == "error", "{args:?}: {out}");
+        assert_eq!(last["stopped"], false);
+        let message = last["message"].as_str().unwrap();
+        assert!(err.contains(message), "{args:?}: {out} {err}");
+        assert!(lines.iter().all(|e| e["event"] != "done"), "{out}");
+    }
+}
+
+#[test]
+fn json_output_of_a_broken_video_names_the_partial_file() {
+    let folder = Folder::new();
+    // The size changes after the first half.
+    for (name, size) in [("1.ts", "64x48"), ("2.ts", "96x64")] {
+        let source = format!("testsrc2=s={size}:r=25:d=1");
+        let made = std::process::Command::new("ffmpeg")
+            .current_dir(folder.0.path())
+            .args([
+                "-v", "error", "-f", "lavfi", "-i", &source, "-c:v", "libx264", name,
+            ])
+            .status();
+        assert!(made.expect("ffmpeg is installed").success());
+    }
+    let mut bytes = fs::read(folder.path("1.ts")).unwrap();
+    bytes.extend(fs::read(folder.path("2.ts")).unwrap());
+    fs::write(folder.path("a.ts"), bytes).unwrap();
+    let (success, out, _) = folder.upscale(&["a.ts", "b.mkv", "--json", "--strength", "0"]);
+    let lines = events(&out);
+    assert!(!success && lines.len() >= 2, "{out}");
+    let partial = &lines[lines.len() - 2];
+    assert_eq!(
+        (&partial["event"], &partial["path"]),
+        (&"partial".into(), &"b.partial.mkv".into()),
+        "{out}"
+    );
+    assert_eq!(lines[lines.len() - 1]["event"], "error");
+    let count = partial["frames"].as_u64().unwrap();
+    assert_eq!(frames(&folder.path("b.partial.mkv")).len() as u64, count);
+}

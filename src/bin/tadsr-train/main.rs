@@ -5,6 +5,7 @@ mod data;
 mod data_args;
 mod distill;
 mod eval;
+mod events;
 mod export;
 mod fit;
 mod import;

@@ -1,6 +1,7 @@
-//! Progress display: a bar on a terminal, otherwise a line every 30 seconds.
+//! Progress display: a bar on a terminal, otherwise a line every 30 seconds, or JSON lines.
 
 use std::{
+    collections::BTreeMap,
     ops::ControlFlow,
     sync::{
         Arc, Mutex, PoisonError,
@@ -10,13 +11,18 @@ use std::{
 };
 
 use anyhow::Result;
-use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tadsr::Observer;
 
-use crate::stop::Stop;
+use crate::{
+    events::{Event, rounded},
+    stop::Stop,
+};
 
 /// Interval between two lines if there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval between two JSON lines.
+const JSON_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Progress display of a command. Clones share it.
 #[derive(Clone)]
@@ -29,6 +35,8 @@ pub struct Meter {
     printed: Arc<Mutex<Instant>>,
     /// Set by [`Self::finish`].
     done: Arc<AtomicBool>,
+    /// Name of the unit of the rate in JSON lines; `None` without JSON lines.
+    json: Option<&'static str>,
 }
 
 impl Meter {
@@ -68,7 +76,21 @@ impl Meter {
             started: now,
             printed: Arc::new(Mutex::new(now)),
             done: Arc::default(),
+            json: None,
         }
+    }
+
+    /// Prints [events](Event) on standard output instead, if `json` is set.
+    pub fn with_json(mut self, json: bool) -> Self {
+        if json {
+            self.bar.set_draw_target(ProgressDrawTarget::hidden());
+            self.json = Some(if self.items == Some("frames") {
+                "fps"
+            } else {
+                "per_second"
+            });
+        }
+        self
     }
 
     /// Returns an observer that shows the progress within a frame, and cancels the frame if a stop
@@ -105,16 +127,27 @@ impl Meter {
 
     /// Prints a line on standard error, above the bar if there is one.
     pub fn log(&self, line: &str) {
-        if self.bar.is_hidden() || self.done.load(Ordering::Relaxed) {
+        if self.json.is_some() {
+            Event::Notice { message: line }.print();
+        } else if self.bar.is_hidden() || self.done.load(Ordering::Relaxed) {
             eprintln!("{line}");
         } else {
             self.bar.println(line);
         }
     }
 
+    /// Corrects the number of all items, which may have been an estimate.
+    #[cfg(feature = "video")]
+    pub fn set_total(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
     /// Removes the bar.
     pub fn finish(&self) {
-        self.done.store(true, Ordering::Relaxed);
+        let was_done = self.done.swap(true, Ordering::Relaxed);
+        if let (Some(unit), false, 1..) = (self.json, was_done, self.bar.position()) {
+            self.print_event(unit);
+        }
         self.bar.finish_and_clear();
     }
 
@@ -123,13 +156,36 @@ impl Meter {
         self.started.elapsed().as_secs_f64()
     }
 
-    /// Prints a line if there is no terminal and [`LINE_INTERVAL`] has passed since the last one.
+    /// Prints the progress as an event.
+    fn print_event(&self, unit: &'static str) {
+        let (done, of) = (self.bar.position(), self.bar.length());
+        let rate = done as f64 / self.seconds().max(1e-9);
+        let left = of.map(|of| of.saturating_sub(done) as f64 / rate);
+        let event = Event::Progress {
+            items: BTreeMap::from([(self.items.unwrap_or("passes"), done)]),
+            of,
+            rate: BTreeMap::from([(unit, rounded(rate))]),
+            eta_s: left.filter(|left| left.is_finite()).map(rounded),
+        };
+        event.print();
+    }
+
+    /// Prints a line if there is no terminal and [`LINE_INTERVAL`] has passed since the last one,
+    /// or an event if [`JSON_INTERVAL`] has passed.
     fn print_line_if_due(&self) {
         let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.bar.is_hidden() || printed.elapsed() < LINE_INTERVAL {
+        let interval = if self.json.is_some() {
+            JSON_INTERVAL
+        } else {
+            LINE_INTERVAL
+        };
+        if !self.bar.is_hidden() || printed.elapsed() < interval {
             return;
         }
         *printed = Instant::now();
+        if let Some(unit) = self.json {
+            return self.print_event(unit);
+        }
         let (done, items) = (self.bar.position(), self.items.unwrap_or("passes"));
         let rate = done as f64 / self.seconds();
         let Some(total) = self.bar.length() else {

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Args, Job, Meter, Stop, Stopped, is_cancelled, picture::has_picture_name, upscale_picture,
+    Args, Event, Job, Meter, Stop, Stopped, is_cancelled, picture::has_picture_name,
+    upscale_picture,
 };
 
 /// Files below a folder, as sorted relative paths.
@@ -73,10 +74,10 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let mut files = Files::below(&args.input, output);
     for other in &files.others {
         let path = args.input.join(other);
-        eprintln!(
+        args.notice(&format!(
             "skipped '{}': its name is not that of a PNG or JPEG file",
             path.display()
-        );
+        ));
     }
     if files.pictures.is_empty() && files.unread.is_empty() {
         bail!(
@@ -97,6 +98,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     }
     let kept = all - files.pictures.len();
     let meter = Meter::new("pictures", "images/s", Some(files.pictures.len() as u64))?;
+    let meter = meter.with_json(args.json);
     job.upscaler.set_observer(Some(meter.observer(stop)));
     let (mut done, mut failed) = (0, Vec::new());
     for path in &files.pictures {
@@ -123,11 +125,27 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         0 => String::new(),
         _ => format!(", {kept} were there already"),
     };
-    println!(
-        "{}: {done} of {all} pictures, {rate:.2} images/s{already}",
-        output.display()
-    );
-    report(&failed, &files.unread, stop)
+    for line in &files.unread {
+        args.notice(&format!("{line}: its pictures are skipped"));
+    }
+    if !args.json {
+        println!(
+            "{}: {done} of {all} pictures, {rate:.2} images/s{already}",
+            output.display()
+        );
+    }
+    report(&failed, &files.unread, stop)?;
+    if args.json {
+        let (pictures, of, existing) = (done as usize, all, kept);
+        Event::Folder {
+            path: output.display().to_string(),
+            pictures,
+            of,
+            existing,
+        }
+        .print();
+    }
+    Ok(())
 }
 
 fn make_folder_of(path: &Path) -> Result<()> {
@@ -136,9 +154,6 @@ fn make_folder_of(path: &Path) -> Result<()> {
 }
 
 fn report(failed: &[String], unread: &[String], stop: &Stop) -> Result<()> {
-    for line in unread {
-        eprintln!("{line}: its pictures are skipped");
-    }
     if !failed.is_empty() {
         bail!(
             "{} could not be upscaled:\n  {}",

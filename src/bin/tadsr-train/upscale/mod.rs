@@ -25,6 +25,7 @@ use settings::Settings;
 use size::Size;
 
 use crate::{
+    events::Event,
     meter::Meter,
     stop::{Stop, Stopped},
 };
@@ -49,6 +50,7 @@ use crate::{
   tadsr-train upscale clip.mp4 clip-hd.mp4 --width 1920 --height 1080
   tadsr-train upscale clip.mp4 clip-large.mkv --scale 1.5 --encoder 'x265enc speed-preset=fast'
   tadsr-train upscale film.mkv scene.mp4 --start 1:02:30 --duration 12.5
+  tadsr-train upscale clip.mp4 large.mp4 --json | jq -r 'select(.event == \"progress\").eta_s'
   tadsr-train upscale face.png out.png --model tad-sr.safetensors --seed 7 --noise 0.5
   tadsr-train upscale face.png out.png --model resshift.safetensors --steps 15 --noise-file noise.safetensors")]
 pub struct Args {
@@ -72,6 +74,9 @@ pub struct Args {
     /// quality; vp9enc for .webm]
     #[arg(long, value_name = "ELEMENT")]
     encoder: Option<String>,
+    /// Print progress and result as JSON objects on standard output, one per line
+    #[arg(long)]
+    json: bool,
     /// Omit the audio of a video
     #[arg(long)]
     no_audio: bool,
@@ -148,6 +153,17 @@ impl Job<'_> {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    let json = args.json;
+    let result = upscale(args);
+    if let (true, Err(error)) = (json, &result) {
+        let (message, stopped) = (format!("{error:#}"), error.is::<Stopped>());
+        let message = &message;
+        Event::Error { message, stopped }.print();
+    }
+    result
+}
+
+fn upscale(args: Args) -> Result<()> {
     let kind = Kind::of(&args.input)?;
     args.check(kind)?;
     let output = args.target(kind)?;
@@ -172,6 +188,15 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 impl Args {
+    /// Prints a warning or change.
+    fn notice(&self, line: &str) {
+        if self.json {
+            Event::Notice { message: line }.print();
+        } else {
+            eprintln!("{line}");
+        }
+    }
+
     /// Refuses options that do not apply to `kind`.
     fn check(&self, kind: Kind) -> Result<()> {
         let only = |given: bool, option: &str, what: &str| {
@@ -340,7 +365,7 @@ fn check_jpeg_sides((width, height): (usize, usize), output: &Path) -> Result<()
 }
 
 fn one_picture(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
-    let meter = Meter::passes()?;
+    let meter = Meter::passes()?.with_json(args.json);
     job.upscaler.set_observer(Some(meter.observer(stop)));
     let made = upscale_picture(args, job, &args.input, output, &meter);
     meter.finish();
@@ -348,7 +373,16 @@ fn one_picture(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result
         true => Stopped("stopped; nothing was written".into()).into(),
         false => e.context(format!("'{}'", args.input.display())),
     })?;
-    println!("{}: {width}x{height}", output.display());
+    if args.json {
+        Event::Picture {
+            path: output.display().to_string(),
+            width,
+            height,
+        }
+        .print();
+    } else {
+        println!("{}: {width}x{height}", output.display());
+    }
     Ok(())
 }
 

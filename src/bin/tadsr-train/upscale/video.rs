@@ -9,7 +9,8 @@ use tadsr::{
     video::{End, Notice, Options, Reader, Transcoded, partial_path, transcode},
 };
 
-use super::{Args, Job, Meter, Stop, Stopped};
+use super::{Args, Event, Job, Meter, Stop, Stopped};
+use crate::events::{Video, rounded};
 
 /// Upscales the input video into the file `output`.
 pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
@@ -17,7 +18,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     if let Some(part) = args.range.part() {
         reader.set_part(part)?;
     }
-    let warn = |line: &str| eprintln!("'{}': {line}", args.input.display());
+    let warn = |line: &str| args.notice(&format!("'{}': {line}", args.input.display()));
     if reader.subtitle_streams() > 0 {
         warn("its subtitles are left out");
     }
@@ -29,6 +30,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let (scale, max) = (job.upscaler.scale(), job.upscaler.max_scale());
     let size = size.unwrap_or_else(|| even_size(&from, scale, max));
     let meter = Meter::new("frames", "fps", reader.stream().expected_frames())?;
+    let meter = meter.with_json(args.json);
     job.upscaler.set_observer(Some(meter.observer(stop)));
     let options = Options {
         encoder: args.encoder.clone().unwrap_or_default(),
@@ -54,6 +56,14 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
             Err(e) => Err(e),
         }
     });
+    if let Ok(Transcoded {
+        end: End::Complete,
+        frames,
+        ..
+    }) = &done
+    {
+        meter.set_total(*frames);
+    }
     meter.finish();
     stop.set_unfinished(None);
     let done = done.map_err(|e| anyhow!(e).context(format!("'{}'", args.input.display())))?;
@@ -61,7 +71,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         .iter()
         .skip(warned)
         .for_each(|line| warn(line));
-    report(&done, &from, size, &meter)
+    report(args, &done, &from, size, &meter)
 }
 
 /// Returns the size of `from` at `scale` in even numbers, which most encoders need. It is not
@@ -79,7 +89,13 @@ fn even_size(from: &FrameInfo, scale: f64, most: f64) -> (usize, usize) {
     (side(from.width), side(from.height))
 }
 
-fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Meter) -> Result<()> {
+fn report(
+    args: &Args,
+    done: &Transcoded,
+    from: &FrameInfo,
+    size: (usize, usize),
+    meter: &Meter,
+) -> Result<()> {
     let frames = done.frames;
     let Some(path) = &done.path else {
         return match &done.end {
@@ -90,19 +106,34 @@ fn report(done: &Transcoded, from: &FrameInfo, size: (usize, usize), meter: &Met
             }
         };
     };
-    let audio = match done.audio.join(", ") {
-        text if text.is_empty() => "none".into(),
-        text => text,
-    };
-    println!(
-        "{}: {frames} frames, {}x{} to {}x{}, {:.2} fps, audio: {audio}",
-        path.display(),
-        from.width,
-        from.height,
-        size.0,
-        size.1,
-        frames as f64 / meter.seconds()
-    );
+    let fps = frames as f64 / meter.seconds();
+    if args.json {
+        let video = Video {
+            path: path.display().to_string(),
+            frames,
+            width: size.0,
+            height: size.1,
+            fps: rounded(fps),
+            audio: &done.audio,
+        };
+        match &done.end {
+            End::Complete => Event::Video(video).print(),
+            _ => Event::Partial(video).print(),
+        }
+    } else {
+        let audio = match done.audio.join(", ") {
+            text if text.is_empty() => "none".into(),
+            text => text,
+        };
+        println!(
+            "{}: {frames} frames, {}x{} to {}x{}, {fps:.2} fps, audio: {audio}",
+            path.display(),
+            from.width,
+            from.height,
+            size.0,
+            size.1,
+        );
+    }
     match &done.end {
         End::Complete => Ok(()),
         End::Stopped => {
