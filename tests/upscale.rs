@@ -195,7 +195,7 @@ fn a_folder_keeps_names_and_places_and_goes_on_after_a_bad_file() {
     let said = folder.fails(&["in", "out"]);
     assert!(said.contains("skipped 'in/notes.txt'"), "{said}");
     assert!(said.contains("2 pictures could not be upscaled"), "{said}");
-    assert!(said.contains("in/broken.png': no PNG or JPEG"), "{said}");
+    assert!(said.contains("in/broken.png': no PNG, JPEG"), "{said}");
     assert!(said.contains("in/cut.jpg': the file ends"), "{said}");
     let made = ["a.png", "deep/b.jpg", "deep/er/c.PNG"];
     assert_eq!(folder.files("out"), made);
@@ -428,7 +428,7 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
         ),
         (&["in", "out"], "no picture"),
         (&["in", "b.png"], "exists and is none"),
-        (&["v.mp4", "c.png"], "no PNG or JPEG"),
+        (&["v.mp4", "c.png"], "is no picture"),
         (&["v.mp4", "c.avi"], ".mkv or .webm"),
         (&["v.mp4", "no/c.mp4"], "there is no folder 'no'"),
         (
@@ -1166,4 +1166,143 @@ fn json_output_of_a_broken_video_names_the_partial_file() {
     assert_eq!(lines[lines.len() - 1]["event"], "error");
     let count = partial["frames"].as_u64().unwrap();
     assert_eq!(frames(&folder.path("b.partial.mkv")).len() as u64, count);
+}
+
+/// Makes a file by ffmpeg, with arguments separated by spaces.
+fn ffmpeg(folder: &Folder, args: &str) {
+    let made = std::process::Command::new("ffmpeg")
+        .current_dir(folder.0.path())
+        .args(["-v", "error", "-y"])
+        .args(args.split(' '))
+        .status();
+    assert!(made.expect("ffmpeg is installed").success(), "{args}");
+}
+
+#[test]
+fn webp_and_tiff_pictures_are_upscaled_as_their_png() {
+    let folder = Folder::new();
+    let alpha = RgbaImage::from_fn(20, 16, |x, y| {
+        image::Rgba([200, (y * 9) as u8, 30, (x * 12) as u8])
+    });
+    for (name, image) in [
+        ("rgb", DynamicImage::ImageRgb8(scene(33, 21))),
+        ("alpha", DynamicImage::ImageRgba8(alpha)),
+        (
+            "deep",
+            DynamicImage::ImageRgb8(scene(20, 16)).into_rgb16().into(),
+        ),
+    ] {
+        image.save(folder.path(&format!("{name}.png"))).unwrap();
+        folder.succeeds(&[&format!("{name}.png"), "expected.png", "--overwrite"]);
+        let expected = image::open(folder.path("expected.png")).unwrap();
+        for extension in ["webp", "tif", "TIFF"] {
+            if name == "deep" && extension == "webp" {
+                continue;
+            }
+            let input = format!("{name}.{extension}");
+            image.save(folder.path(&input)).unwrap();
+            let said = folder.succeeds(&[&input, "made.png", "--overwrite"]);
+            assert_eq!(said.contains("16 bits"), name == "deep", "{said}");
+            let made = image::open(folder.path("made.png")).unwrap();
+            assert_eq!(made, expected, "{input}");
+        }
+    }
+    // Lossy compression.
+    ffmpeg(&folder, "-i rgb.png -c:v libwebp -quality 90 lossy.webp");
+    folder.succeeds(&["lossy.webp", "lossy.jpg", "--width", "66"]);
+    assert_eq!(size(&folder.path("lossy.jpg")), (66, 42));
+    let whole = fs::read(folder.path("lossy.webp")).unwrap();
+    fs::write(folder.path("cut.webp"), &whole[..whole.len() / 2]).unwrap();
+    assert!(folder.fails(&["cut.webp", "cut.png"]).contains("cut.webp"));
+    let whole = fs::read(folder.path("rgb.tif")).unwrap();
+    fs::write(folder.path("cut.tif"), &whole[..whole.len() / 2]).unwrap();
+    assert!(folder.fails(&["cut.tif", "cut.png"]).contains("cut.tif"));
+    assert!(!folder.path("cut.png").exists());
+}
+
+#[test]
+fn webp_and_tiff_pictures_of_a_folder_become_png() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path("in/deep")).unwrap();
+    scene(24, 16).save(folder.path("in/a.webp")).unwrap();
+    scene(24, 16).save(folder.path("in/deep/b.tiff")).unwrap();
+    scene(24, 16).save(folder.path("in/c.jpg")).unwrap();
+    folder.succeeds(&["in", "out"]);
+    assert_eq!(folder.files("out"), ["a.png", "c.jpg", "deep/b.png"]);
+    assert_eq!(size(&folder.path("out/deep/b.png")), (48, 32));
+    let said = folder.succeeds(&["in", "out", "--skip-existing"]);
+    assert!(said.contains("3 were there"), "{said}");
+    folder.succeeds(&["in/a.webp", "out", "--overwrite"]);
+    assert_eq!(folder.files("out"), ["a.png", "c.jpg", "deep/b.png"]);
+    scene(24, 16).save(folder.path("in/a.png")).unwrap();
+    let said = folder.fails(&["in", "out", "--overwrite"]);
+    assert!(
+        said.contains("'a.png' and 'a.webp' would both become 'a.png'"),
+        "{said}"
+    );
+    assert!(folder.fails(&["in/c.jpg", "c.webp"]).contains(".png, .jpg"));
+}
+
+#[test]
+fn files_of_several_pictures_and_other_formats_are_refused_by_name() {
+    let folder = Folder::new();
+    ffmpeg(
+        &folder,
+        "-f lavfi -i testsrc2=s=32x24:r=5:d=0.6 -c:v libwebp_anim a.webp",
+    );
+    let bytes = fs::read(folder.path("a.webp")).unwrap();
+    let pictures = bytes.windows(4).filter(|chunk| chunk == b"ANMF").count();
+    let said = folder.fails(&["a.webp", "b.png"]);
+    let reason = format!("an animation of {pictures} pictures");
+    assert!(pictures > 1 && said.contains(&reason), "{said}");
+    // Two pages: the directory of the second one follows the first file.
+    scene(16, 12).save(folder.path("one.tif")).unwrap();
+    let mut bytes = fs::read(folder.path("one.tif")).unwrap();
+    assert_eq!(&bytes[..2], b"II");
+    let field = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let directory = field(&bytes, 4) as usize;
+    let entries = usize::from(u16::from_le_bytes([bytes[directory], bytes[directory + 1]]));
+    let end = directory + 2 + 12 * entries;
+    let copy = bytes[directory..end + 4].to_vec();
+    let next = bytes.len() as u32;
+    bytes[end..end + 4].copy_from_slice(&next.to_le_bytes());
+    bytes.extend(copy);
+    fs::write(folder.path("two.tif"), &bytes).unwrap();
+    assert!(folder.fails(&["two.tif", "b.png"]).contains("2 pictures"));
+    // A list of pages without an end.
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&(directory as u32).to_le_bytes());
+    fs::write(folder.path("endless.tif"), &bytes).unwrap();
+    assert!(
+        folder
+            .fails(&["endless.tif", "b.png"])
+            .contains("10000 pictures")
+    );
+
+    fs::write(
+        folder.path("a.avif"),
+        b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miafMA1B",
+    )
+    .unwrap();
+    assert!(folder.fails(&["a.avif", "b.png"]).contains("AVIF"));
+    assert!(!folder.path("b.png").exists());
+}
+
+#[test]
+fn training_data_may_be_webp_and_tiff() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("in")).unwrap();
+    scene(300, 260).save(folder.path("in/a.webp")).unwrap();
+    scene(300, 260).save(folder.path("in/b.tif")).unwrap();
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    let output = command
+        .current_dir(folder.0.path())
+        .args(["data", "check", "in"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success() && said.contains("photos: 2 "),
+        "{said}"
+    );
 }

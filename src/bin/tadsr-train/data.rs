@@ -51,7 +51,7 @@ Examples:
   # With degradation recipes of your own:
   tadsr-train data check photos --degradation degradation.toml")]
 struct Check {
-    /// Folders or files with photos (JPEG, PNG) and videos
+    /// Folders or files with photos (JPEG, PNG, WebP, TIFF) and videos
     #[arg(required = true, value_name = "PATH")]
     dirs: Vec<PathBuf>,
     #[command(flatten)]

@@ -9,7 +9,7 @@ use tadsr::train::{data::spec::CorpusSpec, degradation::Degradation, lite};
 /// Training data.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Data {
-    /// Folders or files with photos (JPEG, PNG) and videos
+    /// Folders or files with photos (JPEG, PNG, WebP, TIFF) and videos
     #[arg(long, required_unless_present = "pairs", num_args = 1.., value_name = "PATH")]
     pub data: Vec<PathBuf>,
     /// Two folders with the same images and videos in low and in high resolution, instead of --data

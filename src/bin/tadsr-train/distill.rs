@@ -35,7 +35,7 @@ pub struct Args {
     /// Model file of the teacher, as `tadsr-train import` writes it
     #[arg(long, value_name = "MODEL")]
     teacher: PathBuf,
-    /// Folders or files with photos (JPEG, PNG)
+    /// Folders or files with photos (JPEG, PNG, WebP, TIFF)
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Folder of the run: checkpoint, model and logs

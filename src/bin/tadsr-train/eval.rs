@@ -46,8 +46,8 @@ The last table holds the targets of ResShift models. docs/evaluation.md describe
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folders (searched recursively), images (JPEG, PNG) and videos that GStreamer plays; may be
-    /// repeated
+    /// Folders (searched recursively), images (JPEG, PNG, WebP, TIFF) and videos that GStreamer
+    /// plays; may be repeated
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Name of a bundled model or path of a model file, optionally with settings, as in
@@ -250,7 +250,7 @@ impl Files {
             let dirs = args.data.iter();
             let dirs: Vec<_> = dirs.map(|d| format!("'{}'", d.display())).collect();
             bail!(
-                "no image (.jpg, .jpeg, .png) and no video in {}",
+                "no image (.jpg, .jpeg, .png, .webp, .tif, .tiff) and no video in {}",
                 dirs.join(", ")
             );
         }

@@ -21,7 +21,7 @@ pub enum DataError {
     #[error("'{path}' cannot be read")]
     Read { path: PathBuf, source: io::Error },
     /// No usable file.
-    #[error("no usable photo (.jpg, .jpeg, .png) in {}{}", names(.dirs), reasons(.skipped))]
+    #[error("no usable photo (JPEG, PNG, WebP, TIFF) in {}{}", names(.dirs), reasons(.skipped))]
     Empty {
         dirs: Vec<PathBuf>,
         skipped: Vec<Skipped>,
@@ -53,8 +53,8 @@ impl From<DataError> for Error {
     }
 }
 
-/// Returns the JPEG and PNG files below `dirs`, sorted, each once. Links to a parent folder are not
-/// followed.
+/// Returns the JPEG, PNG, WebP and TIFF files below `dirs`, sorted, each once. Links to a parent
+/// folder are not followed.
 ///
 /// # Errors
 /// [`DataError::Read`] for a directory that cannot be read.
@@ -107,7 +107,8 @@ pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>
     Ok(files)
 }
 
-/// Decodes a JPEG or PNG file, recognised by its content, to 8-bit R'G'B'.
+/// Decodes a JPEG, PNG, WebP or TIFF file, recognised by its content, to 8-bit R'G'B'. Of several
+/// pictures in a file it takes the first.
 ///
 /// # Errors
 /// The reason as text: missing, damaged, not an image.
@@ -187,10 +188,11 @@ fn end_of_jpeg(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Returns `true` if `path` has the name of a JPEG or PNG file.
+/// Returns `true` if `path` has the name of a JPEG, PNG, WebP or TIFF file.
 pub fn is_image(path: &Path) -> bool {
+    const NAMES: [&str; 6] = ["jpg", "jpeg", "png", "webp", "tif", "tiff"];
     let extension = path.extension().map(|e| e.to_ascii_lowercase());
-    extension.is_some_and(|e| e == "jpg" || e == "jpeg" || e == "png")
+    extension.is_some_and(|e| NAMES.iter().any(|name| e == *name))
 }
 
 /// Returns `true` if `path` has the name of a video file.

@@ -25,7 +25,7 @@ pub struct PhotoSet {
 }
 
 impl PhotoSet {
-    /// Loads every JPEG and PNG file in `dirs`, folders or files, in sorted order, on all cores.
+    /// Loads every JPEG, PNG, WebP and TIFF file in `dirs`, folders or files, in sorted order, on all cores.
     ///
     /// Files that are damaged or whose shorter side is below `min_side` pixels are skipped, see
     /// [`Self::skipped`]. `progress` is called from several threads with (files done, files in

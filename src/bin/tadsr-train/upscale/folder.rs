@@ -1,7 +1,7 @@
 //! Upscaling of all pictures in a folder.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Args, Event, Job, Meter, Stop, Stopped, is_cancelled, picture::has_picture_name,
+    Args, Event, Job, Meter, Stop, Stopped, is_cancelled,
+    picture::{has_readable_name, output_name},
     upscale_picture,
 };
 
@@ -53,7 +54,7 @@ impl Files {
             }
             if root.join(&path).is_dir() {
                 self.visit(root, &path, seen);
-            } else if has_picture_name(&path) {
+            } else if has_readable_name(&path) {
                 self.pictures.push(path);
             } else {
                 self.others.push(path);
@@ -75,25 +76,27 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     for other in &files.others {
         let path = args.input.join(other);
         args.notice(&format!(
-            "skipped '{}': its name is not that of a PNG or JPEG file",
+            "skipped '{}': its name is not that of a PNG, JPEG, WebP or TIFF file",
             path.display()
         ));
     }
     if files.pictures.is_empty() && files.unread.is_empty() {
         bail!(
-            "no picture (.png, .jpg, .jpeg) in '{}'",
+            "no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff) in '{}'",
             args.input.display()
         );
     }
     let all = files.pictures.len();
-    let exists = |path: &PathBuf| output.join(path).exists();
+    check_names(&files.pictures)?;
+    let target = |path: &PathBuf| output.join(output_name(path));
+    let exists = |path: &PathBuf| target(path).exists();
     if args.skip_existing {
         files.pictures.retain(|path| !exists(path));
     } else if let (false, Some(first)) = (args.overwrite, files.pictures.iter().find(|p| exists(p)))
     {
         bail!(
             "'{}' exists; --overwrite replaces existing files, --skip-existing keeps them",
-            output.join(first).display()
+            target(first).display()
         );
     }
     let kept = all - files.pictures.len();
@@ -102,7 +105,7 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     job.upscaler.set_observer(Some(meter.observer(stop)));
     let (mut done, mut failed) = (0, Vec::new());
     for path in &files.pictures {
-        let (from, to) = (args.input.join(path), output.join(path));
+        let (from, to) = (args.input.join(path), target(path));
         let made =
             make_folder_of(&to).and_then(|()| upscale_picture(args, job, &from, &to, &meter));
         match made {
@@ -144,6 +147,23 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
             existing,
         }
         .print();
+    }
+    Ok(())
+}
+
+/// Refuses pictures whose outputs would have the same name.
+fn check_names(pictures: &[PathBuf]) -> Result<()> {
+    let mut names = HashMap::new();
+    for path in pictures {
+        let name = output_name(path);
+        if let Some(other) = names.insert(name.clone(), path) {
+            bail!(
+                "'{}' and '{}' would both become '{}': rename one of them",
+                other.display(),
+                path.display(),
+                name.display()
+            );
+        }
     }
     Ok(())
 }

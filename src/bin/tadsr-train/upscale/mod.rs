@@ -34,8 +34,8 @@ use crate::{
 ///
 /// Folders are searched recursively, without hidden files. Pictures keep their names and relative
 /// paths. Other files are skipped with a warning. Pictures that cannot be upscaled are listed at
-/// the end, and the exit status is then a failure. PNG keeps alpha, and both formats keep a colour
-/// profile. 16-bit PNG becomes 8-bit.
+/// the end, and the exit status is then a failure. PNG keeps alpha, and all formats keep a colour
+/// profile. WebP and TIFF become PNG. More than 8 bits a sample become 8.
 ///
 /// A video keeps its frames, timestamps, pixel shape, depth and colours. Audio is copied if the
 /// container of OUT supports its codec, otherwise re-encoded. Sizes become even. Output is written
@@ -45,6 +45,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train upscale small.png large.png --scale 2
+  tadsr-train upscale scan.tif scan-large.png --scale 4
   tadsr-train upscale holidays holidays-large --scale 4 --model runs/my-x4/model.safetensors
   tadsr-train upscale holidays holidays-wide --width 1920
   tadsr-train upscale clip.mp4 clip-hd.mp4 --width 1920 --height 1080
@@ -54,7 +55,7 @@ use crate::{
   tadsr-train upscale face.png out.png --model tad-sr.safetensors --seed 7 --noise 0.5
   tadsr-train upscale face.png out.png --model resshift.safetensors --steps 15 --noise-file noise.safetensors")]
 pub struct Args {
-    /// A picture (PNG, JPEG), a folder of pictures, or a video that GStreamer plays
+    /// A picture (PNG, JPEG, WebP, TIFF), a folder of pictures, or a video that GStreamer plays
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// Output: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or a
@@ -119,6 +120,12 @@ impl Kind {
              'ffmpeg -i in.gif out.mkv'",
             path.display()
         );
+        ensure!(
+            !picture::is_avif(&start),
+            "'{}' is an AVIF or HEIC picture, which is not supported: convert it to a PNG first, \
+             for example with 'ffmpeg -i in.avif out.png'",
+            path.display()
+        );
         Ok(if picture::is_picture(&start) {
             Self::Picture
         } else {
@@ -181,7 +188,7 @@ fn upscale(args: Args) -> Result<()> {
         Kind::Video => video::run(&args, &mut job, &output, &stop),
         #[cfg(not(feature = "video"))]
         Kind::Video => bail!(
-            "'{}' is no PNG or JPEG picture, and this build has no support for videos",
+            "'{}' is no picture, and this build has no support for videos",
             args.input.display()
         ),
     }
@@ -238,6 +245,9 @@ impl Args {
         }
         if let (true, Some(name)) = (output.is_dir(), self.input.file_name()) {
             output.push(name);
+            if kind == Kind::Picture {
+                output = picture::output_name(&output);
+            }
         }
         match kind {
             Kind::Picture => ensure!(
@@ -246,7 +256,7 @@ impl Args {
                 output.display()
             ),
             _ if picture::has_picture_name(&output) => {
-                bail!("'{}' is no PNG or JPEG picture", self.input.display())
+                bail!("'{}' is no picture", self.input.display())
             }
             _ => {}
         }
@@ -319,10 +329,11 @@ fn upscale_picture(
     meter: &Meter,
 ) -> Result<(usize, usize)> {
     let small = Picture::read(input)?;
-    if small.reduced {
+    if small.bits > 8 {
         meter.log(&format!(
-            "'{}' has 16 bits a sample: only 8 are used",
-            input.display()
+            "'{}' has {} bits a sample: only 8 are used",
+            input.display(),
+            small.bits
         ));
     }
     let info = small.frame.info();

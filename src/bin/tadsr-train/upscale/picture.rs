@@ -1,6 +1,10 @@
-//! Picture files: PNG and JPEG with their metadata.
+//! Picture files with their metadata: PNG and JPEG, read and written; WebP and TIFF, only read.
 
-use std::{borrow::Cow, io::Cursor, path::Path};
+use std::{
+    borrow::Cow,
+    io::Cursor,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use image::{
@@ -26,18 +30,47 @@ pub struct Picture {
     /// Colour profile, gamma, EXIF, density and other metadata, as chunks of a PNG file.
     metadata: png::Info<'static>,
     /// True if the file had more than 8 bits a sample.
-    pub reduced: bool,
+    /// Bits per sample of the file. The frame has 8.
+    pub bits: u16,
 }
 
-/// Returns true if a file that begins with `bytes` is a PNG or JPEG picture.
+/// Formats that are read.
+const READ: [ImageFormat; 4] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Tiff,
+];
+
+/// Returns true if a file that begins with `bytes` is a picture that can be read.
 pub fn is_picture(bytes: &[u8]) -> bool {
-    let format = image::guess_format(bytes);
-    matches!(format, Ok(ImageFormat::Png | ImageFormat::Jpeg))
+    image::guess_format(bytes).is_ok_and(|format| READ.contains(&format))
 }
 
-/// Returns true if `path` has the extension of a PNG or JPEG picture.
+/// Returns true if a file that begins with `bytes` is an AVIF or HEIC picture.
+pub fn is_avif(bytes: &[u8]) -> bool {
+    const BRANDS: [&[u8]; 4] = [b"avif", b"heic", b"heix", b"mif1"];
+    bytes.get(4..8) == Some(b"ftyp") && bytes.get(8..12).is_some_and(|b| BRANDS.contains(&b))
+}
+
+/// Returns true if `path` has the extension of a picture that can be read.
+pub fn has_readable_name(path: &Path) -> bool {
+    ImageFormat::from_path(path).is_ok_and(|format| READ.contains(&format))
+}
+
+/// Returns true if `path` has the extension of a picture that can be written: PNG or JPEG.
 pub fn has_picture_name(path: &Path) -> bool {
     format_of(path).is_some()
+}
+
+/// Returns the name of the output for an input named `path`: the same, or that of a PNG if the
+/// format is only read.
+pub fn output_name(path: &Path) -> PathBuf {
+    if has_picture_name(path) {
+        path.into()
+    } else {
+        path.with_extension("png")
+    }
 }
 
 /// Returns true if a file named `path` is written as JPEG.
@@ -54,23 +87,29 @@ impl Picture {
     /// Reads the picture `path` and rotates it upright.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = read_picture(path).map_err(Error::msg)?;
-        if !is_picture(&bytes) {
-            bail!("no PNG or JPEG picture, although its name is that of one");
+        let format = image::guess_format(&bytes).ok();
+        let Some(format) = format.filter(|format| READ.contains(format)) else {
+            bail!("no PNG, JPEG, WebP or TIFF picture, although its name is that of one");
+        };
+        match format {
+            ImageFormat::Jpeg => ensure!(
+                jpeg_is_whole(&bytes),
+                "the file ends in the middle of the picture"
+            ),
+            ImageFormat::WebP => check_webp(&bytes)?,
+            ImageFormat::Tiff => check_tiff(&bytes)?,
+            _ => {}
         }
-        let is_jpeg = image::guess_format(&bytes)? == ImageFormat::Jpeg;
-        if is_jpeg && !jpeg_is_whole(&bytes) {
-            bail!("the file ends in the middle of the picture");
-        }
-        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+        let reader = ImageReader::with_format(Cursor::new(&bytes), format);
         let mut decoder = reader.into_decoder()?;
         check_size(&decoder).map_err(Error::msg)?;
-        let mut metadata = if is_jpeg {
-            let mut metadata = png::Info::default();
-            metadata.pixel_dims = jpeg_density(&bytes);
-            metadata
-        } else {
-            png_metadata(&bytes)?
+        let mut metadata = match format {
+            ImageFormat::Png => png_metadata(&bytes)?,
+            _ => png::Info::default(),
         };
+        if format == ImageFormat::Jpeg {
+            metadata.pixel_dims = jpeg_density(&bytes);
+        }
         metadata.icc_profile = decoder.icc_profile().unwrap_or_default().map(Cow::Owned);
         let orientation = decoder.orientation()?;
         metadata.exif_metadata = decoder.exif_metadata().unwrap_or_default().map(|mut exif| {
@@ -78,7 +117,8 @@ impl Picture {
             let _ = Orientation::remove_from_exif_chunk(&mut exif);
             Cow::Owned(exif)
         });
-        if decoder.original_color_type() == ExtendedColorType::Cmyk8 {
+        if let ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16 = decoder.original_color_type()
+        {
             // The decoded picture is RGB, but the profile describes CMYK.
             metadata.icc_profile = None;
         }
@@ -104,7 +144,7 @@ impl Picture {
         Ok(Self {
             frame,
             metadata,
-            reduced: colors.bits_per_pixel() / u16::from(colors.channel_count()) > 8,
+            bits: colors.bits_per_pixel() / u16::from(colors.channel_count()),
         })
     }
 
@@ -119,7 +159,7 @@ impl Picture {
         Self {
             frame,
             metadata,
-            reduced: self.reduced,
+            bits: self.bits,
         }
     }
 
@@ -241,6 +281,75 @@ fn png_metadata(bytes: &[u8]) -> Result<png::Info<'static>> {
     Ok(metadata)
 }
 
+/// Refuses an animated WebP file, of which only the first picture would be kept.
+fn check_webp(bytes: &[u8]) -> Result<()> {
+    // Chunks of a RIFF file: name, length, content, filler to an even length.
+    let (mut at, mut pictures) = (12_usize, 0);
+    while let Some(&[a, b, c, d, ref length @ ..]) = bytes.get(at..at.saturating_add(8)) {
+        pictures += usize::from([a, b, c, d] == *b"ANMF");
+        let length = length
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        at = at
+            .saturating_add(8)
+            .saturating_add(length.next_multiple_of(2));
+    }
+    ensure!(
+        pictures < 2,
+        "an animation of {pictures} pictures: convert it to a video or to PNG files first, for \
+         example with 'magick in.webp -coalesce out-%04d.png'"
+    );
+    Ok(())
+}
+
+/// Refuses a TIFF file of several pictures, of which only the first would be kept, and one that
+/// begins with a preview.
+fn check_tiff(bytes: &[u8]) -> Result<()> {
+    let previews = tiff_previews(bytes);
+    let pictures = previews.iter().filter(|is_preview| !**is_preview).count();
+    ensure!(
+        previews.first() != Some(&true),
+        "the first picture of the file is a preview, as in raw photos: convert it to a PNG first"
+    );
+    ensure!(
+        pictures < 2,
+        "a file of {pictures} pictures: split it first, for example with \
+         'magick in.tif out-%04d.png'"
+    );
+    Ok(())
+}
+
+/// Returns for each picture of a TIFF file whether it is a preview of another.
+fn tiff_previews(bytes: &[u8]) -> Vec<bool> {
+    const MAX_PICTURES: usize = 10_000;
+    const NEW_SUBFILE_TYPE: usize = 254;
+    let is_big_endian = bytes.starts_with(b"MM");
+    let number = |at: usize, size: usize| {
+        let field = bytes.get(at..at.checked_add(size)?)?;
+        let join = |sum, byte: &u8| sum << 8 | usize::from(*byte);
+        Some(if is_big_endian {
+            field.iter().fold(0, join)
+        } else {
+            field.iter().rev().fold(0, join)
+        })
+    };
+    let mut previews = Vec::new();
+    let mut at = number(4, 4).unwrap_or(0);
+    while let (1.., Some(entries)) = (at, number(at, 2)) {
+        let entry = |i| at + 2 + 12 * i;
+        let kind = (0..entries).find(|i| number(entry(*i), 2) == Some(NEW_SUBFILE_TYPE));
+        let kind = kind.and_then(|i| number(entry(i) + 8, 4)).unwrap_or(0);
+        previews.push(kind & 1 == 1);
+        at = number(entry(entries), 4).unwrap_or(0);
+        if previews.len() == MAX_PICTURES {
+            // The list may be a circle.
+            break;
+        }
+    }
+    previews
+}
+
 /// Returns the density of pixels that are wider by a factor.
 fn stretched(
     density: Option<png::PixelDimensions>,
@@ -324,7 +433,7 @@ mod tests {
             let deep = format == PixelFormat::Rgb && image.as_rgb16().is_some();
             let mut picture = Picture::new(image, info.clone()).unwrap();
             assert_eq!(
-                (picture.frame.info().format, picture.reduced),
+                (picture.frame.info().format, picture.bits > 8),
                 (format, deep)
             );
             let samples = picture.frame.plane_mut(0).iter_mut().enumerate();
