@@ -505,7 +505,7 @@ fn what_cannot_be_written_is_refused_with_a_reason() {
         ("nowhere/out.mp4", "", "No such file"),
         ("out.mp4", "nosuchenc", "nosuchenc"),
         ("out.webm", "x264enc", "another encoder or extension"),
-        ("out.mp4", "fakesink", "no encoder"),
+        ("out.mp4", "fakesink", "not an encoder"),
     ] {
         let options = Options {
             encoder: encoder.into(),
