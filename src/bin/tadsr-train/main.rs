@@ -10,6 +10,7 @@ mod export;
 mod fit;
 mod import;
 mod meter;
+mod models;
 #[cfg(feature = "video")]
 mod probe;
 mod quantize;
@@ -45,6 +46,7 @@ enum Command {
     Quantize(quantize::Args),
     Export(export::Args),
     Upscale(upscale::Args),
+    Models(models::Args),
     #[cfg(feature = "video")]
     #[command(hide = true)]
     Probe(probe::Args),
@@ -66,6 +68,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Quantize(args) => quantize::run(args),
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
+        Command::Models(args) => models::run(&args),
         #[cfg(feature = "video")]
         Command::Probe(args) => probe::run(&args),
     }

@@ -1,4 +1,5 @@
-//! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else.
+//! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else, and `models`
+//! lists models.
 #![cfg(feature = "train")]
 
 use std::path::Path;
@@ -72,4 +73,45 @@ fn a_group_of_models_is_refused() {
         !output.status.success() && said.contains("tiny-x2"),
         "{said}"
     );
+}
+
+#[test]
+fn the_bundled_models_are_listed_with_cost_quality_and_speed() {
+    let list = |args: &[&str]| {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.arg("models").args(args).output().unwrap()
+    };
+    let output = list(&["--size", "32x24", "--threads", "1", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let names: Vec<_> = rows
+        .iter()
+        .map(|row| row["name"].as_str().unwrap())
+        .collect();
+    let bundled: Vec<_> = tadsr::model::BUNDLED.iter().map(|b| b.name).collect();
+    assert_eq!(names, bundled);
+    for row in &rows {
+        assert!(row["fps"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["psnr_y"][0].as_f64().unwrap() > 20.0, "{row}");
+    }
+    let small = rows.iter().find(|row| row["name"] == "small-x2").unwrap();
+    assert_eq!(small["dials"][0], "denoise");
+    assert_eq!(small["parameters"], 79_244);
+    // Two of its ten layers join 4 and 32 channels, the others 32 and 32. A cell is an input pixel.
+    let products = 9 * (2 * 4 * 32 + 8 * 32 * 32);
+    assert_eq!(
+        small["cost"].as_f64().unwrap(),
+        f64::from(products) / 1000.0
+    );
+    for wrong in [&["nosuchmodel"][..], &["--size", "640"], &["--size", "1x1"]] {
+        let output = list(wrong);
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{output:?}"
+        );
+    }
 }

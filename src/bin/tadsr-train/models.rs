@@ -1,0 +1,197 @@
+//! `tadsr-train models`: bundled models with their cost, quality and speed on this machine.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use serde::Serialize;
+use tadsr::{
+    Device, Upscaler,
+    frame::{Frame, FrameInfo, PixelFormat},
+    model::{BUNDLED, LiteModel},
+    nn::lite::LatentKind,
+};
+
+/// PSNR-Y in dB on Set5 and 20 images of BSD100 at the largest scale: clean, JPEG quality 60. From
+/// the cards in models/, with the automatic `denoise`.
+const QUALITY: [(&str, [f64; 2]); 7] = [
+    ("tiny-x2", [32.61, 29.32]),
+    ("tiny-x4", [27.69, 26.01]),
+    ("tiny-clean-x2", [32.80, 29.03]),
+    ("tiny-dial-x2", [32.45, 29.37]),
+    ("tiny-dial-x4", [27.94, 26.12]),
+    ("small-x2", [32.60, 29.43]),
+    ("small-x4", [27.82, 26.05]),
+];
+
+/// Minimum time of a measurement.
+const TIME: Duration = Duration::from_millis(400);
+
+/// List the bundled models with their cost, quality and speed on this machine.
+///
+/// The cost is in thousands of multiplications per input pixel at the largest scale of the model.
+/// The quality is PSNR-Y in dB at that scale, on clean images and JPEG of quality 60; the cards of
+/// the models have more. The speed is measured on frames of noise.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  tadsr-train models
+  # Speed of one model for 960x540 on one core:
+  tadsr-train models small-x2 --size 960x540 --threads 1
+  tadsr-train models --json")]
+pub struct Args {
+    /// Names of models or groups, or model files [default: all bundled models]
+    #[arg(value_name = "NAME_OR_PATH")]
+    models: Vec<String>,
+    /// Size of the frames that are upscaled
+    #[arg(long, value_name = "WxH", default_value = "640x360", value_parser = size)]
+    size: (usize, usize),
+    /// Threads [default: one per core]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    threads: usize,
+    /// Print a JSON object for each model, one per line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Properties of a model.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    /// The model is for scales above the first, up to the second.
+    scales: [f64; 2],
+    planes: &'static str,
+    dials: Vec<&'static str>,
+    parameters: usize,
+    /// Thousands of multiplications per input pixel at the largest scale.
+    cost: f64,
+    /// PSNR-Y in dB on clean images and JPEG of quality 60; `None` for a model file.
+    psnr_y: Option<[f64; 2]>,
+    precision: String,
+    fps: f64,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let all: Vec<String> = BUNDLED.iter().map(|b| b.name.into()).collect();
+    let names = if args.models.is_empty() {
+        &all
+    } else {
+        &args.models
+    };
+    let mut models = Vec::new();
+    for name in names {
+        models.extend(LiteModel::find(name)?.into_iter().map(|m| (name, m)));
+    }
+    if !args.json {
+        let (width, height) = args.size;
+        println!(
+            "{:14} {:>9}  {:12} {:>10} {:>7}  {:13}  frames per second from {width}x{height}",
+            "model", "scales", "planes", "parameters", "cost", "PSNR-Y",
+        );
+    }
+    for (name, model) in models {
+        let row = row(name, &model, args)?;
+        if args.json {
+            println!("{}", serde_json::to_string(&row)?);
+        } else {
+            print(&row);
+        }
+    }
+    Ok(())
+}
+
+fn row(requested: &str, model: &LiteModel, args: &Args) -> Result<Row> {
+    let (metadata, student) = (&model.metadata, &model.metadata.student);
+    let name = metadata.name.clone();
+    let scale = metadata.scales[1];
+    let weights: usize = model.layers.iter().map(|layer| layer.weight.len()).sum();
+    let dials = [
+        ("denoise", student.conditioning.denoise),
+        ("detail", student.conditioning.detail),
+    ];
+    let mut upscaler = Upscaler::load(requested, Device::Cpu)?;
+    upscaler.set_threads(args.threads)?;
+    upscaler.set_scale(scale)?;
+    Ok(Row {
+        scales: metadata.scales,
+        planes: match student.latent {
+            LatentKind::Luma => "luma",
+            LatentKind::Yuv => "luma, chroma",
+        },
+        dials: dials.into_iter().filter(|d| d.1).map(|d| d.0).collect(),
+        parameters: student.parameters(),
+        cost: weights as f64 * (scale / student.r as f64).powi(2) / 1000.0,
+        psnr_y: QUALITY.iter().find(|q| q.0 == name).map(|q| q.1),
+        precision: upscaler.active_precision(scale).to_string(),
+        fps: fps(&mut upscaler, args.size)?,
+        name,
+    })
+}
+
+/// Returns the frames per second of the fastest of several frames, at least three.
+fn fps(upscaler: &mut Upscaler, (width, height): (usize, usize)) -> Result<f64> {
+    let mut frame = Frame::new(FrameInfo::new(PixelFormat::I420, width, height))?;
+    let mut state = 1u32;
+    for plane in 0..3 {
+        for sample in frame.plane_mut(plane) {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *sample = (state >> 24) as u8;
+        }
+    }
+    let mut large = upscaler.upscale(&frame)?;
+    let (start, mut best, mut frames) = (Instant::now(), Duration::MAX, 0);
+    while start.elapsed() < TIME || frames < 3 {
+        let begin = Instant::now();
+        upscaler.upscale_into(&frame.as_ref(), &mut large.as_mut())?;
+        best = best.min(begin.elapsed());
+        frames += 1;
+    }
+    Ok(1.0 / best.as_secs_f64().max(1e-9))
+}
+
+fn print(row: &Row) {
+    let [low, high] = row.scales;
+    let quality = row.psnr_y.map_or("not measured".into(), |[clean, jpeg]| {
+        format!("{clean:.2} / {jpeg:.2}")
+    });
+    let dials = match row.dials.join(", ") {
+        dials if dials.is_empty() => dials,
+        dials => format!(", dial {dials}"),
+    };
+    println!(
+        "{:14} {:>9}  {:12} {:>10} {:>5.0} k  {quality:13}  {:.1} (x{high}, {}{dials})",
+        row.name,
+        format!("{low} to {high}"),
+        row.planes,
+        row.parameters,
+        row.cost,
+        row.fps,
+        row.precision,
+    );
+}
+
+/// Parses a size such as `640x360`.
+fn size(text: &str) -> Result<(usize, usize)> {
+    let sides = text
+        .split_once('x')
+        .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    let Some((width, height)) = sides else {
+        bail!("width and height, as in 640x360");
+    };
+    let range = 16..=8192;
+    ensure!(
+        range.contains(&width) && range.contains(&height),
+        "sides of 16 to 8192 pixels"
+    );
+    Ok((width, height))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bundled_model_has_a_measured_quality() {
+        let names = BUNDLED.iter().map(|b| b.name);
+        assert!(names.eq(QUALITY.iter().map(|q| q.0)));
+    }
+}
