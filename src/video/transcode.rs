@@ -57,7 +57,7 @@ pub fn partial_path(output: &Path) -> PathBuf {
 /// `output` with the input's audio, timestamps, pixel shape, colours, tags and chapters. The first
 /// result sets the size.
 ///
-/// Of an input with a [part](Reader::set_part), only the part is written. Its times then count from
+/// If the input has a [part](Reader::set_part), only the part is written. Its times then count from
 /// the start of the part, and chapters are left out.
 ///
 /// The output is written under the name that [`partial_path`] returns. A file with that name is
