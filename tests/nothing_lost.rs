@@ -50,7 +50,8 @@ fn same(from: &Path, to: &Path, encoder: &str) -> (Transcoded, Vec<String>) {
     };
     let reader = Reader::open(from).unwrap();
     let done = transcode(reader, to, &options, |frame| Ok(Some(frame.frame.clone()))).unwrap();
-    let told = told.lock().unwrap().clone();
+    let mut told = told.lock().unwrap().clone();
+    told.extend(done.warnings.iter().cloned());
     (done, told)
 }
 
@@ -122,9 +123,10 @@ fn every_container_holds_every_frame() {
 fn frames_of_a_variable_rate_keep_their_times() {
     let clips = Clips::new();
     let from = clips.make(
-        "in.mp4",
+        // Some versions of ffmpeg give the last frame of an MP4 file no time to be shown.
+        "in.mkv",
         "-f lavfi -i testsrc2=s=96x64:r=25:d=1 -vf \
-         select='lt(n,9)',setpts='if(eq(N,8),2.5,N*N*0.015)/TB' -fps_mode passthrough \
+         select='lt(n,9)',settb=1/1000,setpts='if(eq(N,8),2.5,N*N*0.015)/TB' -fps_mode passthrough \
          -enc_time_base 1/1000 -c:v libx264 -bf 3",
     );
     assert_eq!(times(&from, "v").len(), 9);

@@ -197,26 +197,48 @@ pub(super) enum Demux {
 /// Name of the caps field with the colorimetry that the container states.
 pub(super) const CONTAINER_COLOURS: &str = "container-colorimetry";
 
-/// Renames the colorimetry in the caps of H.264 and H.265 from a demuxer. Parsers and decoders
-/// would prefer it to that of the bit stream, and some containers do not state the range.
-fn hide_colours(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
+/// Name of the caps field that is true for VP8 and VP9 with alpha that is not decoded.
+pub(super) const CONTAINER_ALPHA: &str = "container-alpha";
+
+/// First version of GStreamer whose decoders of VP8 and VP9 with alpha are not used. Those of
+/// 1.26.2 lose the last frame, those of 1.22 do not.
+const LOSES_ALPHA: (u32, u32) = (1, 24);
+
+/// Renames fields in the caps from a demuxer: the colorimetry of H.264 and H.265, because parsers
+/// and decoders would prefer it to that of the bit stream, and some containers do not state the
+/// range; and the alpha of VP8 and VP9 if its decoders lose frames.
+fn hide_fields(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
     let Some(PadProbeData::Event(event)) = &info.data else {
         return PadProbeReturn::Ok;
     };
     let gst::EventView::Caps(caps) = event.view() else {
         return PadProbeReturn::Ok;
     };
-    let structure = caps.caps().structure(0);
-    let coded = structure.filter(|s| ["video/x-h264", "video/x-h265"].contains(&s.name().as_str()));
-    if let Some(colours) = coded.and_then(|s| s.get::<String>("colorimetry").ok()) {
-        let mut caps = caps.caps_owned();
-        let fields = caps.make_mut();
-        fields.set(CONTAINER_COLOURS, colours);
-        if let Some(structure) = fields.structure_mut(0) {
+    let Some(structure) = caps.caps().structure(0) else {
+        return PadProbeReturn::Ok;
+    };
+    let (major, minor, ..) = gst::version();
+    let mut structure = structure.to_owned();
+    match structure.name().as_str() {
+        "video/x-h264" | "video/x-h265" => {
+            let Ok(colours) = structure.get::<String>("colorimetry") else {
+                return PadProbeReturn::Ok;
+            };
+            structure.set(CONTAINER_COLOURS, colours);
             structure.remove_field("colorimetry");
         }
-        info.data = Some(PadProbeData::Event(gst::event::Caps::new(&caps)));
+        "video/x-vp8" | "video/x-vp9" if (major, minor) >= LOSES_ALPHA => {
+            if structure.get("codec-alpha") != Ok(true) {
+                return PadProbeReturn::Ok;
+            }
+            structure.set(CONTAINER_ALPHA, true);
+            // Without the field the decoders with alpha would match.
+            structure.set("codec-alpha", false);
+        }
+        _ => return PadProbeReturn::Ok,
     }
+    let caps = gst::Caps::builder_full().structure(structure).build();
+    info.data = Some(PadProbeData::Event(gst::event::Caps::new(&caps)));
     PadProbeReturn::Ok
 }
 
@@ -283,7 +305,7 @@ pub(super) fn parse_file(
                     if is_matroska {
                         start_at_zero(info);
                     }
-                    hide_colours(info)
+                    hide_fields(info)
                 });
                 if let Some(edits) = &followed {
                     edits.apply(pad);

@@ -111,9 +111,15 @@ impl Reader {
         let duration = source.pipeline.query_duration::<ClockTime>();
         stream.set_duration(duration.map(Duration::from));
         let missing = survey.missing.iter();
-        let warnings = missing
+        let mut warnings: Vec<_> = missing
             .map(|name| format!("GStreamer has no {name}: the stream is left out"))
             .collect();
+        if track_of(&survey, track).is_some_and(Track::hides_alpha) {
+            warnings.push(format!(
+                "its alpha is left out: with it, {} loses frames",
+                gst::version_string()
+            ));
+        }
         Ok(Self {
             source,
             survey: Arc::new(survey),

@@ -9,7 +9,8 @@ use std::{
 use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
 use super::bus::{
-    Bus, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse, start,
+    Bus, CONTAINER_ALPHA, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse,
+    start,
 };
 use super::{edits::Edits, part::Part};
 use crate::{Error, Result};
@@ -102,6 +103,12 @@ impl Track {
     /// Returns the colorimetry that the container states.
     pub fn colours(&self) -> Option<String> {
         self.caps.structure(0)?.get(CONTAINER_COLOURS).ok()
+    }
+
+    /// Returns true if the stream has alpha that is not decoded.
+    pub fn hides_alpha(&self) -> bool {
+        let structure = self.caps.structure(0);
+        structure.is_some_and(|s| s.get(CONTAINER_ALPHA) == Ok(true))
     }
 
     /// Returns a function that sets the times of the packets in `lead`.

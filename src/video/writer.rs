@@ -29,6 +29,8 @@ const STALLED: Duration = Duration::from_secs(300);
 const STALLED_AT_STOP: Duration = Duration::from_secs(20);
 /// Interval of checks for space in the queue and for errors.
 const POLL: ClockTime = ClockTime::from_mseconds(10);
+/// Minimum duration of the last frame in an MP4 file.
+const SHORTEST: ClockTime = ClockTime::from_mseconds(1);
 
 /// Kind of video file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -534,9 +536,12 @@ fn lengthen_last(track: &gst::Pad) {
         let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
             return PadProbeReturn::Ok;
         };
-        let (Some(pts), Some(duration)) = (buffer.pts(), buffer.duration()) else {
+        let Some(pts) = buffer.pts() else {
             return PadProbeReturn::Ok;
         };
+        let stated = buffer.duration().unwrap_or_default();
+        // A frame at the end of its track is not shown. Not every input states durations.
+        let duration = stated.max(SHORTEST);
         let dts = buffer.dts().unwrap_or(pts);
         let mut state = state
             .lock()
@@ -547,7 +552,7 @@ fn lengthen_last(track: &gst::Pad) {
         let shown = end.saturating_sub(first_pts);
         let decoded = dts.saturating_sub(first_dts);
         let needed = shown.saturating_sub(decoded);
-        if needed > duration {
+        if needed > stated {
             buffer.make_mut().set_duration(needed);
         }
         PadProbeReturn::Ok
