@@ -444,7 +444,8 @@ fn build(
             // Without a rate to follow, MP4's clock would tick coarsely.
             track.set_property("trak-timescale", 90_000_u32);
         }
-        lengthen_last(&track);
+        let usual = stream.frame_duration().map(ClockTime::try_from);
+        lengthen_last(&track, usual.and_then(Result::ok).unwrap_or_default());
     }
     let encoded = encoder
         .static_pad("src")
@@ -529,8 +530,9 @@ fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
 
 /// Sets the duration of each packet at `track` so that it reaches the end of all frames so far.
 /// MP4's muxer uses only that of the last packet. It would otherwise end the track with the last
-/// frame in decoding order, which is not the last one that is shown.
-fn lengthen_last(track: &gst::Pad) {
+/// frame in decoding order, which is not the last one that is shown. A packet without a duration
+/// has the `usual` one.
+fn lengthen_last(track: &gst::Pad, usual: ClockTime) {
     let state = std::sync::Mutex::new(None::<(ClockTime, ClockTime, ClockTime)>);
     track.add_probe(PadProbeType::BUFFER, move |_, info| {
         let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else {
@@ -541,7 +543,7 @@ fn lengthen_last(track: &gst::Pad) {
         };
         let stated = buffer.duration().unwrap_or_default();
         // A frame at the end of its track is not shown. Not every input states durations.
-        let duration = stated.max(SHORTEST);
+        let duration = buffer.duration().unwrap_or(usual).max(SHORTEST);
         let dts = buffer.dts().unwrap_or(pts);
         let mut state = state
             .lock()
