@@ -2,6 +2,9 @@
 //! makes the inputs, and ffprobe measures the outputs.
 #![cfg(feature = "video")]
 
+#[path = "support/ffprobe.rs"]
+mod ffprobe;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -9,6 +12,8 @@ use std::{
 };
 
 use tadsr::video::{End, Notice, Options, Reader, Transcoded, transcode};
+
+use ffprobe::ffprobe;
 
 struct Clips(tempfile::TempDir);
 
@@ -61,17 +66,6 @@ fn complete(from: &Path, to: &Path) -> Vec<String> {
     assert!(matches!(done.end, End::Complete), "{from:?}: {done:?}");
     assert_eq!(done.path.as_deref(), Some(to));
     told
-}
-
-fn ffprobe(path: &Path, args: &[&str]) -> String {
-    let output = Command::new("ffprobe")
-        .args(["-v", "error", "-of", "csv=p=0"])
-        .args(args)
-        .arg(path)
-        .output()
-        .expect("ffprobe is installed");
-    assert!(output.status.success(), "{path:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Returns the times of the decoded frames or packets of a stream, such as `v:0`, in order.

@@ -1,6 +1,9 @@
 //! `tadsr-train upscale` from the command line.
 #![cfg(all(feature = "train", feature = "video"))]
 
+#[path = "support/ffprobe.rs"]
+mod ffprobe;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,6 +20,8 @@ use tadsr::{
     nn::resshift::upsample_bicubic,
     video::{Reader, TimedFrame},
 };
+
+use ffprobe::ffprobe;
 
 struct Folder(tempfile::TempDir);
 
@@ -725,18 +730,6 @@ fn a_resshift_model_gives_the_published_image_for_given_noise() {
         .concat(),
     );
     assert_eq!(read("tiles.png").dimensions(), (320, 64));
-}
-
-/// Runs ffprobe and returns its text.
-fn ffprobe(path: &Path, args: &[&str]) -> String {
-    let output = std::process::Command::new("ffprobe")
-        .args(["-v", "error", "-of", "csv=p=0"])
-        .args(args)
-        .arg(path)
-        .output()
-        .expect("ffprobe is installed");
-    assert!(output.status.success(), "{path:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Returns width, height and sample aspect ratio of a video.
