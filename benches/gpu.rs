@@ -32,8 +32,13 @@ use students::{model, noise};
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Maximum difference of a sample in codes, at 8 bits and at more.
-const MOST: [u32; 2] = [1, 3];
+/// Returns the maximum difference of a sample in codes.
+fn most(format: PixelFormat) -> u32 {
+    match format.depth() {
+        8 => 1,
+        depth => 3 << depth.saturating_sub(12),
+    }
+}
 
 /// Duration of a speed measurement.
 const TIME: Duration = Duration::from_secs(3);
@@ -237,7 +242,7 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
                 let frames: Vec<Frame> = frames.collect::<Result<_>>()?;
                 let mut reference = cpu::Runner::new(&model, src, dst, Precision::F32)?;
                 let mut engine = Runner::new(context, &model, src, dst, 3)?;
-                let most = MOST[usize::from(format.depth() > 8)];
+                let most = most(format);
                 for strength in [1.0, 0.0] {
                     let mut wanted = Vec::new();
                     for frame in &frames {

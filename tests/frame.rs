@@ -56,18 +56,33 @@ impl Planes {
                     if info.format.depth() == 8 {
                         data[i] = next() as u8;
                     } else {
-                        let stored = (next() & 0x3ff) << info.format.shift();
+                        let codes = u32::from(next()) & ((1 << info.format.depth()) - 1);
+                        let stored = (codes << info.format.shift()) as u16;
                         data[i..i + 2].copy_from_slice(&stored.to_le_bytes());
                     }
                 }
             }
         }
-        if matches!(info.format, PixelFormat::Rgbx | PixelFormat::Bgrx) {
-            let (data, stride) = &mut self.0[0];
-            for row in data.chunks_mut(*stride) {
+        let filler = match info.format.name() {
+            "RGBx" | "BGRx" => Some(3),
+            "xRGB" | "xBGR" => Some(0),
+            _ => None,
+        };
+        let luma = match info.format.name() {
+            "YUY2" | "YVYU" => Some(0),
+            "UYVY" | "VYUY" => Some(1),
+            _ => None,
+        };
+        let (data, stride) = &mut self.0[0];
+        for row in data.chunks_mut(*stride) {
+            if let Some(byte) = filler {
                 row[..4 * info.width]
                     .chunks_mut(4)
-                    .for_each(|pixel| pixel[3] = 255);
+                    .for_each(|pixel| pixel[byte] = 255);
+            }
+            // A row of odd width ends with half a group, whose second luma repeats the first.
+            if let (Some(byte), 1) = (luma, info.width % 2) {
+                row[2 * info.width + byte] = row[2 * info.width - 2 + byte];
             }
         }
     }
@@ -179,13 +194,14 @@ proptest! {
 fn every_code_of_every_format_and_range_survives() {
     for format in PixelFormat::ALL {
         for range in [Range::Limited, Range::Full] {
-            let mut info = FrameInfo::new(format, 64, 64);
+            // All codes of 16 bits in an odd width.
+            let mut info = FrameInfo::new(format, 257, 256);
             info.colorimetry.range = range;
             let mut planes = Planes::new(&info, 0);
             let mut code = 0;
             planes.fill(&info, || {
-                code += 1;
-                code - 1
+                code = code.wrapping_add(1);
+                code
             });
             let mut copy = Planes::new(&info, 0);
             for at in format.components() {
@@ -197,13 +213,144 @@ fn every_code_of_every_format_and_range_survives() {
     }
 }
 
+/// Returns a frame with the samples of `frame` in another format of the same components.
+fn repacked(frame: &Frame, format: PixelFormat) -> Frame {
+    let info = FrameInfo {
+        format,
+        ..*frame.info()
+    };
+    let mut out = Frame::new(info).unwrap();
+    for at in format.components() {
+        let samples = read(&frame.as_ref(), at.component);
+        out.as_mut().write(at.component, &samples).unwrap();
+    }
+    out
+}
+
+#[test]
+fn packed_pixels_hold_the_samples_of_planes() {
+    use PixelFormat::*;
+    let cases: [(PixelFormat, PixelFormat, &[usize]); 8] = [
+        // For each sample of a group of two pixels: its component and its index in the row.
+        (Yuy2, Y42b, &[0, 1, 0, 2]),
+        (Yvyu, Y42b, &[0, 2, 0, 1]),
+        (Uyvy, Y42b, &[1, 0, 2, 0]),
+        (Vyuy, Y42b, &[2, 0, 1, 0]),
+        (Argb, Gbr, &[3, 2, 0, 1]),
+        (Abgr, Gbr, &[3, 1, 0, 2]),
+        (Xrgb, Gbr, &[3, 2, 0, 1]),
+        (Xbgr, Gbr, &[3, 1, 0, 2]),
+    ];
+    for (packed, planar, order) in cases {
+        for width in [1, 2, 5, 8] {
+            let mut frame = Frame::new(FrameInfo::new(planar, width, 3)).unwrap();
+            for plane in 0..3 {
+                let bytes = frame.plane_mut(plane).iter_mut().enumerate();
+                bytes.for_each(|(i, byte)| *byte = (80 * plane + 3 * i + 1) as u8);
+            }
+            let with_alpha = packed.component(Component::A).is_some();
+            let mut made = Frame::new(FrameInfo {
+                format: packed,
+                ..*frame.info()
+            })
+            .unwrap();
+            for at in planar.components() {
+                let samples = read(&frame.as_ref(), at.component);
+                made.as_mut().write(at.component, &samples).unwrap();
+            }
+            let groups = if planar == Y42b {
+                width.div_ceil(2)
+            } else {
+                width
+            };
+            let row = |plane: usize, y: usize| {
+                let (len, _) = planar.plane_size(plane, width, 3);
+                &frame.plane(plane)[y * len..][..len]
+            };
+            let mut want = Vec::new();
+            for (y, group) in (0..3).flat_map(|y| (0..groups).map(move |g| (y, g))) {
+                let mut luma = 2 * group;
+                for &plane in order {
+                    want.push(match plane {
+                        0 if planar == Y42b => {
+                            luma += 1;
+                            row(0, y)[(luma - 1).min(width - 1)]
+                        }
+                        // Alpha that is not written, and filler.
+                        3 => {
+                            if with_alpha {
+                                0
+                            } else {
+                                255
+                            }
+                        }
+                        _ => row(plane, y)[group],
+                    });
+                }
+            }
+            assert_eq!(made.plane(0), want, "{packed:?} {width}");
+            let back = repacked(&made, planar);
+            for plane in 0..3 {
+                assert_eq!(back.plane(plane), frame.plane(plane), "{packed:?} {width}");
+            }
+        }
+    }
+}
+
+#[test]
+fn formats_of_one_depth_hold_the_same_samples() {
+    use PixelFormat::*;
+    let pairs = [
+        (Gbr, Rgb),
+        (Argb, Rgba),
+        (Abgr, Bgra),
+        (Argb64Le, Rgba64Le),
+        (P012Le, I420_12Le),
+        (Yuy2, Y42b),
+        (Vyuy, Nv16),
+        (A420, A420),
+    ];
+    for (one, other) in pairs {
+        let info = FrameInfo::new(one, 7, 5);
+        let mut planes = Planes::new(&info, 0);
+        let mut code = 1;
+        planes.fill(&info, || {
+            code = (code * 3) % 4093;
+            code
+        });
+        let mut frame = Frame::new(info).unwrap();
+        for (plane, (bytes, _)) in planes.0.iter().enumerate() {
+            frame.plane_mut(plane).copy_from_slice(bytes);
+        }
+        let there = repacked(&frame, other);
+        let back = repacked(&there, one);
+        for at in one.components() {
+            let c = at.component;
+            assert_eq!(
+                read(&there.as_ref(), c),
+                read(&frame.as_ref(), c),
+                "{one:?} {c:?}"
+            );
+        }
+        for plane in 0..one.planes() {
+            assert_eq!(back.plane(plane), frame.plane(plane), "{one:?}");
+        }
+    }
+}
+
 #[test]
 fn large_planes_are_read_and_written_by_several_threads_alike() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(4)
         .build()
         .unwrap();
-    for format in [PixelFormat::Nv12, PixelFormat::Bgrx, PixelFormat::I420_10Le] {
+    for format in [
+        PixelFormat::Nv12,
+        PixelFormat::Bgrx,
+        PixelFormat::I420_10Le,
+        PixelFormat::Yuy2,
+        PixelFormat::Rgba64Le,
+    ] {
         let info = FrameInfo::new(format, 501, 601);
         let mut planes = Planes::new(&info, 9);
         let mut code = 0;

@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -12,7 +12,9 @@ use gst::prelude::*;
 use tadsr::{
     Error,
     frame::{ChromaSite, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    video::{End, Options, Reader, TimedFrame, partial_path, transcode},
+    video::{
+        End, Notice, Options, Reader, StreamInfo, TimedFrame, Writer, partial_path, transcode,
+    },
 };
 
 /// Runs a launch line to its end.
@@ -445,6 +447,72 @@ fn ten_bits_stay_ten_bits() {
             Matrix::Bt2020,
             "{name}"
         );
+    }
+}
+
+#[test]
+fn alpha_and_depth_are_kept_by_encoders_that_support_them() {
+    use PixelFormat::*;
+    let clips = Clips::new();
+    let lossless = "avenc_ffv1";
+    for (name, format, encoder) in [
+        ("a.mkv", A420, lossless),
+        ("b.mkv", Gbra10Le, lossless),
+        ("c.mkv", Gray16Le, lossless),
+        ("d.mkv", Gbr12Le, lossless),
+        ("e.mov", Rgba, "pngenc"),
+        ("f.mov", A444_10Le, "avenc_prores_ks"),
+        ("g.webm", I420_12Le, ""),
+        ("h.webm", P012Le, ""),
+        ("i.webm", Gray16Le, ""),
+    ] {
+        let info = FrameInfo::new(format, 64, 48);
+        let mut frame = Frame::new(info).unwrap();
+        for (c, at) in format.components().iter().enumerate() {
+            let (w, h) = format.component_size(at.component, 64, 48);
+            let level = |i: usize| 0.2 + 0.1 * c as f32 + 0.3 * (i % w) as f32 / w as f32;
+            let samples: Vec<f32> = (0..w * h).map(level).collect();
+            frame.as_mut().write(at.component, &samples).unwrap();
+        }
+        let to = clips.path(name);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let lines = told.clone();
+        let options = Options {
+            encoder: encoder.into(),
+            notice: Some(Notice(Arc::new(move |line| {
+                lines.lock().unwrap().push(line.to_owned());
+            }))),
+            ..Options::default()
+        };
+        let stream = StreamInfo::new(info, Some((25, 1))).unwrap();
+        let mut writer = Writer::create(&to, &stream, &options, None).unwrap();
+        for i in 0..3 {
+            let timed = TimedFrame {
+                frame: frame.clone(),
+                pts: Duration::from_millis(40 * i),
+                duration: Some(Duration::from_millis(40)),
+            };
+            writer.push(&timed).unwrap();
+        }
+        writer.finish(false).unwrap();
+        let all = frames(&to);
+        let got = &all[2].frame;
+        match encoder {
+            // The default encoder of WebM has 12 bits in 4:2:0.
+            "" => assert_eq!(got.info().format, I420_12Le, "{name}"),
+            _ => assert_eq!(got.info().format, format, "{name}"),
+        }
+        if [lossless, "pngenc"].contains(&encoder) {
+            for plane in 0..format.planes() {
+                assert!(got.plane(plane) == frame.plane(plane), "{name} {plane}");
+            }
+        }
+        let told = told.lock().unwrap();
+        let reduced = told
+            .iter()
+            .any(|line| line.contains("16 bits a sample become 12"));
+        assert_eq!(reduced, name == "i.webm", "{name}: {told:?}");
+        assert!(told.len() <= usize::from(reduced), "{name}: {told:?}");
     }
 }
 

@@ -97,6 +97,32 @@ formats! {
     Rgbx: "RGBx", 8, 0, FULL, packed([0, 1, 2], 4);
     Bgrx: "BGRx", 8, 0, FULL, packed([2, 1, 0], 4);
     Gray8: "GRAY8", 8, 0, FULL, [at(Y, 0, 0, 1)];
+    Argb: "ARGB", 8, 0, FULL, packed([1, 2, 3, 0], 4);
+    Abgr: "ABGR", 8, 0, FULL, packed([3, 2, 1, 0], 4);
+    Xrgb: "xRGB", 8, 0, FULL, packed([1, 2, 3], 4);
+    Xbgr: "xBGR", 8, 0, FULL, packed([3, 2, 1], 4);
+    Gbr: "GBR", 8, 0, FULL, planar_rgb(1);
+    Gbr10Le: "GBR_10LE", 10, 0, FULL, planar_rgb(2);
+    P012Le: "P012_LE", 12, 4, HALF_BOTH, [at(Y, 0, 0, 2), at(U, 1, 0, 4), at(V, 1, 2, 4)];
+    P016Le: "P016_LE", 16, 0, HALF_BOTH, [at(Y, 0, 0, 2), at(U, 1, 0, 4), at(V, 1, 2, 4)];
+    Gray16Le: "GRAY16_LE", 16, 0, FULL, [at(Y, 0, 0, 2)];
+    Gbr12Le: "GBR_12LE", 12, 0, FULL, planar_rgb(2);
+    Y444_16Le: "Y444_16LE", 16, 0, FULL, planar([0, 1, 2], 2);
+    A420: "A420", 8, 0, HALF_BOTH, with_alpha(planar([0, 1, 2], 1));
+    A420_10Le: "A420_10LE", 10, 0, HALF_BOTH, with_alpha(planar([0, 1, 2], 2));
+    A422_10Le: "A422_10LE", 10, 0, HALF_WIDTH, with_alpha(planar([0, 1, 2], 2));
+    A444_10Le: "A444_10LE", 10, 0, FULL, with_alpha(planar([0, 1, 2], 2));
+    Gbra: "GBRA", 8, 0, FULL, with_alpha(planar_rgb(1));
+    Gbra10Le: "GBRA_10LE", 10, 0, FULL, with_alpha(planar_rgb(2));
+    Gbra12Le: "GBRA_12LE", 12, 0, FULL, with_alpha(planar_rgb(2));
+    Ayuv: "AYUV", 8, 0, FULL, [at(Y, 0, 1, 4), at(U, 0, 2, 4), at(V, 0, 3, 4), at(A, 0, 0, 4)];
+    Vuya: "VUYA", 8, 0, FULL, [at(Y, 0, 2, 4), at(U, 0, 1, 4), at(V, 0, 0, 4), at(A, 0, 3, 4)];
+    Rgba64Le: "RGBA64_LE", 16, 0, FULL, packed([0, 2, 4, 6], 8);
+    Argb64Le: "ARGB64_LE", 16, 0, FULL, packed([2, 4, 6, 0], 8);
+    Yuy2: "YUY2", 8, 0, HALF_WIDTH, packed_422([0, 1, 3]);
+    Uyvy: "UYVY", 8, 0, HALF_WIDTH, packed_422([1, 0, 2]);
+    Yvyu: "YVYU", 8, 0, HALF_WIDTH, packed_422([0, 3, 1]);
+    Vyuy: "VYUY", 8, 0, HALF_WIDTH, packed_422([1, 2, 0]);
 }
 
 const fn at(component: Component, plane: usize, offset: usize, step: usize) -> ComponentLayout {
@@ -112,6 +138,21 @@ const fn at(component: Component, plane: usize, offset: usize, step: usize) -> C
 const fn planar(planes: [usize; 3], step: usize) -> [ComponentLayout; 3] {
     let [y, u, v] = planes;
     [at(Y, y, 0, step), at(U, u, 0, step), at(V, v, 0, step)]
+}
+
+/// Adds A in a fourth plane to three components in a plane each.
+const fn with_alpha([a, b, c]: [ComponentLayout; 3]) -> [ComponentLayout; 4] {
+    [a, b, c, at(A, 3, 0, a.step)]
+}
+
+/// Returns the layout of Y, U and V at these bytes of groups of two pixels.
+const fn packed_422([y, u, v]: [usize; 3]) -> [ComponentLayout; 3] {
+    [at(Y, 0, y, 2), at(U, 0, u, 4), at(V, 0, v, 4)]
+}
+
+/// Returns the layout of R, G and B in the planes G, B, R, in samples of `step` bytes.
+const fn planar_rgb(step: usize) -> [ComponentLayout; 3] {
+    [at(R, 2, 0, step), at(G, 0, 0, step), at(B, 1, 0, step)]
 }
 
 /// Returns the layout of R, G, B and perhaps A at these bytes of pixels of `step` bytes.
@@ -141,14 +182,19 @@ impl PixelFormat {
         Self::ALL.into_iter().find(|f| f.name() == name)
     }
 
-    /// Returns the number of significant bits of a sample, 8 to 12.
+    /// Returns the number of significant bits of a sample, 8 to 16.
     pub fn depth(self) -> u32 {
         self.format().depth
     }
 
-    /// Returns the number of unused low bits of a sample, 6 for P010.
+    /// Returns the number of unused low bits of a sample: 6 for P010, 4 for P012.
     pub fn shift(self) -> u32 {
         self.format().shift
+    }
+
+    /// Returns the bytes of a sample, 1 or 2.
+    pub(crate) fn sample_bytes(self) -> usize {
+        if self.depth() > 8 { 2 } else { 1 }
     }
 
     pub fn is_rgb(self) -> bool {
@@ -158,6 +204,15 @@ impl PixelFormat {
     /// Returns `true` for formats of luma alone.
     pub fn is_gray(self) -> bool {
         self.components().len() == 1
+    }
+
+    /// Returns `true` if luma and subsampled chroma share a plane, as in YUY2.
+    pub(crate) fn is_packed_subsampled(self) -> bool {
+        let steps = |c| self.component(c).map(|at| (at.plane, at.step));
+        match (steps(Component::Y), steps(Component::U)) {
+            (Some(y), Some(u)) => y.0 == u.0 && y.1 != u.1,
+            _ => false,
+        }
     }
 
     pub fn has_alpha(self) -> bool {
@@ -176,16 +231,18 @@ impl PixelFormat {
     }
 
     /// Returns the bits of a pixel of a plane that belong to no component, as a little-endian
-    /// number: the x of RGBx and BGRx.
-    pub fn filler(self, plane: usize) -> u32 {
-        let sample = if self.depth() > 8 { 0xffff } else { 0xff_u64 };
+    /// number: the x of RGBx, BGRx, xRGB and xBGR.
+    pub fn filler(self, plane: usize) -> u64 {
+        let sample = (1_u64 << (8 * self.sample_bytes())) - 1;
         let of_plane = || self.components().iter().filter(|c| c.plane == plane);
-        let bits = 8 * of_plane().map(|c| c.step).max().unwrap_or(0);
-        let used = of_plane().fold(0, |used, c| used | sample << (8 * c.offset));
-        (((1_u64 << bits) - 1) & !used) as u32
+        let bytes = of_plane().map(|c| c.step).max().unwrap_or(0);
+        let used = of_plane()
+            .flat_map(|c| (c.offset..bytes).step_by(c.step))
+            .fold(0, |used, byte| used | sample << (8 * byte));
+        (0..bytes).fold(0, |all, byte| all | 0xff << (8 * byte)) & !used
     }
 
-    /// Returns the number of planes, 1 to 3.
+    /// Returns the number of planes, 1 to 4.
     pub fn planes(self) -> usize {
         self.components().iter().map(|c| c.plane).max().unwrap_or(0) + 1
     }
@@ -214,20 +271,17 @@ impl PixelFormat {
     }
 
     /// Returns the bytes of a row and the rows of plane `plane` in a frame of `width` x `height`,
-    /// without padding.
+    /// without padding. In YUY2 and the like, a row has whole groups of two pixels. In rows of odd
+    /// width, the last luma sample is not shown; it repeats the one before.
     pub fn plane_size(self, plane: usize, width: usize, height: usize) -> (usize, usize) {
-        let first = self
-            .components()
-            .iter()
-            .filter(|c| c.plane == plane)
-            .min_by_key(|c| c.offset);
-        match first {
-            Some(c) => {
+        let sizes = self.components().iter().filter(|c| c.plane == plane);
+        sizes
+            .map(|c| {
                 let (w, h) = self.component_size(c.component, width, height);
                 (w * c.step, h)
-            }
-            None => (0, 0),
-        }
+            })
+            .max()
+            .unwrap_or((0, 0))
     }
 }
 
@@ -239,32 +293,43 @@ mod tests {
     fn every_format_has_consistent_planes_and_samples() {
         for format in PixelFormat::ALL {
             assert_eq!(PixelFormat::from_name(format.name()), Some(format));
-            assert!((8..=12).contains(&format.depth()), "{format:?}");
+            assert!((8..=16).contains(&format.depth()), "{format:?}");
             let wide = format.depth() > 8;
             assert!(wide || format.shift() == 0, "{format:?}");
+            assert!(format.depth() + format.shift() <= 16, "{format:?}");
             let bytes = 1 + usize::from(wide);
-            assert!((1..=3).contains(&format.planes()), "{format:?}");
+            assert!((1..=4).contains(&format.planes()), "{format:?}");
             for plane in 0..format.planes() {
                 let of_plane = || format.components().iter().filter(|c| c.plane == plane);
-                // Samples of one pixel lie next to each other and do not overlap.
-                let mut offsets: Vec<_> = of_plane().map(|c| c.offset).collect();
-                offsets.sort_unstable();
-                let (first, step) = (offsets[0], of_plane().next().unwrap().step);
-                assert!(
-                    first == 0 && of_plane().all(|c| c.step == step),
-                    "{format:?}"
-                );
-                assert!(
-                    offsets.windows(2).all(|o| o[1] - o[0] == bytes),
-                    "{format:?}"
-                );
-                assert!(offsets.last().unwrap() + bytes <= step, "{format:?}");
+                let group = of_plane().map(|c| c.step).max().unwrap();
+                // Samples and filler cover each byte of a group of pixels once.
+                let mut covers: Vec<_> = (0..group)
+                    .map(|byte| format.filler(plane) >> (8 * byte) & 0xff == 0xff)
+                    .map(u32::from)
+                    .collect();
+                for c in of_plane() {
+                    assert!(group.is_multiple_of(c.step), "{format:?}");
+                    assert!(c.offset + bytes <= c.step.max(group), "{format:?}");
+                    assert!(c.offset.is_multiple_of(bytes), "{format:?}");
+                    for first in (c.offset..group).step_by(c.step) {
+                        covers[first..first + bytes]
+                            .iter_mut()
+                            .for_each(|n| *n += 1);
+                    }
+                }
+                assert!(covers.iter().all(|&n| n == 1), "{format:?}: {covers:?}");
                 let (row, rows) = format.plane_size(plane, 5, 3);
-                assert!(row.is_multiple_of(step) && rows > 0, "{format:?}");
+                assert!(row.is_multiple_of(group) && rows > 0, "{format:?}");
             }
             let names = format.components().iter().map(|c| c.component);
             let names: Vec<_> = names.collect();
-            let known = [&[Y][..], &[Y, U, V], &[R, G, B], &[R, G, B, A]];
+            let known = [
+                &[Y][..],
+                &[Y, U, V],
+                &[Y, U, V, A],
+                &[R, G, B],
+                &[R, G, B, A],
+            ];
             assert!(known.contains(&&names[..]), "{format:?}: {names:?}");
         }
     }
@@ -272,8 +337,11 @@ mod tests {
     #[test]
     fn only_pixels_with_an_unused_byte_have_a_filler() {
         for format in PixelFormat::ALL {
-            let last = matches!(format, PixelFormat::Rgbx | PixelFormat::Bgrx);
-            let want = if last { 0xff00_0000 } else { 0 };
+            let want = match format {
+                PixelFormat::Rgbx | PixelFormat::Bgrx => 0xff00_0000,
+                PixelFormat::Xrgb | PixelFormat::Xbgr => 0xff,
+                _ => 0,
+            };
             for plane in 0..format.planes() {
                 assert_eq!(format.filler(plane), want, "{format:?}");
             }

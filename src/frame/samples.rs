@@ -60,7 +60,7 @@ impl<'a> FrameMut<'a> {
     /// [`PixelFormat::component_size`]. Values are rounded to the nearest code and clamped to the
     /// range of codes (0 to 255 at 8 bits), so values beyond the nominal limited range survive. NaN
     /// becomes code 0. Other components and the padding do not change, except that the x of RGBx
-    /// and BGRx becomes 255. Runs on the current rayon pool.
+    /// and the like becomes 255. Runs on the current rayon pool.
     ///
     /// # Errors
     /// [`Error::Frame`] if the format lacks the component or `src` has the wrong length.
@@ -75,8 +75,7 @@ impl<'a> FrameMut<'a> {
         let write_band = |(bytes, src): (&mut [u8], &[f32])| {
             let rows = bytes.chunks_mut(stride);
             for (row, src) in rows.zip(src.chunks_exact(access.width)) {
-                let row = &mut row[..access.row_bytes()];
-                put(isa, row, src, access.field, access.quant);
+                access.put(isa, &mut row[..access.row_bytes()], 0, src);
             }
         };
         let rows = access.rows_per_task();
@@ -87,6 +86,22 @@ impl<'a> FrameMut<'a> {
                 .zip(src.par_chunks(rows * access.width))
                 .for_each(write_band);
         }
+        Ok(())
+    }
+
+    /// Writes row `y` of `component`, as [`Self::write`] does, on this thread.
+    ///
+    /// # Errors
+    /// [`Error::Frame`] if the format lacks the component.
+    ///
+    /// # Panics
+    /// If there is no such row, or `src` has another length.
+    pub(crate) fn write_row(&mut self, component: Component, y: usize, src: &[f32]) -> Result<()> {
+        let access = Access::new(&self.info, component)?;
+        assert!(y < access.height && src.len() == access.width, "row {y}");
+        let PlaneMut { data, stride } = &mut self.planes[access.plane];
+        let row = &mut data[y * *stride..][..access.row_bytes()];
+        access.put(Isa::best(), row, 0, src);
         Ok(())
     }
 }
@@ -176,11 +191,11 @@ impl<'a> Sink<'a> {
             x <= width && src.len() <= width - x && y < self.access.height,
             "row {y} from {x}"
         );
-        let (start, len) = (y * self.stride + x * step, src.len() * step);
+        let (start, len) = (y * self.stride + x * step, self.access.bytes(x, src.len()));
         assert!(start + len <= self.len, "row {y} from {x}");
         // SAFETY: the bytes lie in the plane, as checked above, and only this caller writes them.
         let row = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) };
-        put(self.isa, row, src, self.access.field, self.access.quant);
+        self.access.put(self.isa, row, x, src);
     }
 }
 
@@ -192,6 +207,9 @@ struct Access {
     plane: usize,
     width: usize,
     height: usize,
+    /// The sample after the last of a row repeats that: luma of YUY2 in rows of odd width, which
+    /// end with half a group.
+    repeats: bool,
     field: Field,
     quant: Quant,
 }
@@ -203,12 +221,14 @@ impl Access {
             Error::Frame(format!("{} has no component {component:?}", format.name()))
         })?;
         let (width, height) = format.component_size(component, info.width, info.height);
+        let (row, _) = format.plane_size(layout.plane, info.width, info.height);
         Ok(Self {
             format,
             component,
             plane: layout.plane,
             width,
             height,
+            repeats: row > width * layout.step,
             field: Field::new(format, layout),
             quant: Quant::new(info, component),
         })
@@ -228,7 +248,23 @@ impl Access {
     }
 
     fn row_bytes(&self) -> usize {
-        self.width * self.field.step
+        self.bytes(0, self.width)
+    }
+
+    /// Returns the number of bytes that [`Self::put`] writes for `len` samples from column `x` on.
+    fn bytes(&self, x: usize, len: usize) -> usize {
+        let repeated = self.repeats && len > 0 && x + len == self.width;
+        (len + usize::from(repeated)) * self.field.step
+    }
+
+    /// Writes samples of a row from column `x` on, which is at the first byte of `row`.
+    fn put(&self, isa: Isa, row: &mut [u8], x: usize, src: &[f32]) {
+        put(isa, row, src, self.field, self.quant);
+        if self.repeats && x + src.len() == self.width && !src.is_empty() {
+            let Field { step, byte, .. } = self.field;
+            let last = (src.len() - 1) * step + byte;
+            row.copy_within(last..last + self.format.sample_bytes(), last + step);
+        }
     }
 
     fn rows_per_task(&self) -> usize {
@@ -251,21 +287,22 @@ struct Field {
     /// Bits of the code before the shift.
     mask: u32,
     /// Bits of the other components.
-    others: u32,
+    others: u64,
     /// Bits of the word that are always set, the x of RGBx.
     set: u32,
 }
 
 impl Field {
     fn new(format: PixelFormat, at: ComponentLayout) -> Self {
-        let stored = if format.depth() > 8 { 0xffff } else { 0xff };
+        let stored = (1_u64 << (8 * format.sample_bytes())) - 1;
         Self {
             step: at.step,
             byte: at.offset,
             shift: 8 * at.offset as u32 + format.shift(),
             mask: (1 << format.depth()) - 1,
             others: !(stored << (8 * at.offset)),
-            set: format.filler(at.plane),
+            // Only words of 4 bytes have such bits.
+            set: format.filler(at.plane) as u32,
         }
     }
 }
@@ -314,7 +351,8 @@ fn get(isa: Isa, dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
         1 => get1(isa, dst, src, quant),
         2 => get2(isa, dst, src, field, quant),
         3 => get3(isa, dst, src, field, quant),
-        _ => get4(isa, dst, src, field, quant),
+        4 => get4(isa, dst, src, field, quant),
+        _ => get8(isa, dst, src, field, quant),
     }
 }
 
@@ -324,7 +362,8 @@ fn put(isa: Isa, dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
         1 => put1(isa, dst, src, quant),
         2 => put2(isa, dst, src, field, quant),
         3 => put3(isa, dst, src, field, quant),
-        _ => put4(isa, dst, src, field, quant),
+        4 => put4(isa, dst, src, field, quant),
+        _ => put8(isa, dst, src, field, quant),
     }
 }
 
@@ -373,6 +412,13 @@ dispatch! {
         }
     }
 
+    fn get8(dst: &mut [f32], src: &[u8], field: Field, quant: Quant) {
+        for (d, &s) in dst.iter_mut().zip(src.as_chunks::<8>().0) {
+            let code = (u64::from_le_bytes(s) >> field.shift) as u32 & field.mask;
+            *d = quant.value(code as i32 as f32);
+        }
+    }
+
     fn put1(dst: &mut [u8], src: &[f32], quant: Quant) {
         for (d, &s) in dst.iter_mut().zip(src) {
             *d = quant.code(s) as u8;
@@ -399,7 +445,15 @@ dispatch! {
     fn put4(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
         for (d, &s) in dst.as_chunks_mut::<4>().0.iter_mut().zip(src) {
             let code = quant.code(s) << field.shift;
-            *d = ((u32::from_le_bytes(*d) & field.others) | code | field.set).to_le_bytes();
+            let others = u32::from_le_bytes(*d) & field.others as u32;
+            *d = (others | code | field.set).to_le_bytes();
+        }
+    }
+
+    fn put8(dst: &mut [u8], src: &[f32], field: Field, quant: Quant) {
+        for (d, &s) in dst.as_chunks_mut::<8>().0.iter_mut().zip(src) {
+            let code = u64::from(quant.code(s)) << field.shift;
+            *d = ((u64::from_le_bytes(*d) & field.others) | code).to_le_bytes();
         }
     }
 }
@@ -430,6 +484,9 @@ mod tests {
             (P010Le, Range::Full, U, 512, 1023, 0.0, 511.0 / 1023.0),
             (Rgb, Range::Limited, G, 16, 235, 0.0, 1.0),
             (Rgba, Range::Limited, A, 0, 255, 0.0, 1.0),
+            (P016Le, Range::Limited, Y, 4096, 60160, 0.0, 1.0),
+            (P016Le, Range::Limited, U, 4096, 61440, -0.5, 0.5),
+            (Gray16Le, Range::Full, Y, 0, 65535, 0.0, 1.0),
         ];
         for (format, range, component, low, high, at_low, at_high) in cases {
             let quant = Quant::new(&info(format, range), component);

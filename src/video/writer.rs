@@ -455,12 +455,16 @@ fn build(
 }
 
 /// Returns the caps of a default encoder's input, out of the caps `taken` that it accepts. They
-/// have the depth and chroma of the stream if the encoder supports these. RGB and grey become
-/// 4:2:0, which all players show.
+/// have the depth (of up to 12 bits) and chroma of the stream if the encoder supports these. RGB
+/// and grey become 4:2:0, which all players show.
 fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
     let info = stream.frame();
     let format = info.format;
-    let deep = format.depth() > 8;
+    let depths: &[u32] = match format.depth() {
+        8 => &[8],
+        9..=10 => &[10],
+        _ => &[12, 10],
+    };
     let has_chroma = format.component(crate::frame::Component::U).is_some();
     let chroma = match format.chroma_shift() {
         _ if !has_chroma => 420,
@@ -468,15 +472,20 @@ fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
         (1, 0) => 422,
         _ => 444,
     };
-    let named = |chroma, deep| match (chroma, deep) {
-        (422, false) => "Y42B",
-        (422, true) => "I422_10LE",
-        (444, false) => "Y444",
-        (444, true) => "Y444_10LE",
-        (_, true) => "I420_10LE",
+    let named = |chroma, depth| match (chroma, depth) {
+        (422, 12) => "I422_12LE",
+        (422, 10) => "I422_10LE",
+        (422, _) => "Y42B",
+        (444, 12) => "Y444_12LE",
+        (444, 10) => "Y444_10LE",
+        (444, _) => "Y444",
+        (_, 12) => "I420_12LE",
+        (_, 10) => "I420_10LE",
         _ => "I420",
     };
-    let candidates = [named(chroma, deep), named(420, deep), "I420"];
+    let with_chroma = depths.iter().map(|&depth| named(chroma, depth));
+    let without = depths.iter().map(|&depth| named(420, depth));
+    let candidates = with_chroma.chain(without).chain(["I420"]);
     let with = |name: &str| {
         let mut caps = gst::Caps::builder("video/x-raw")
             .field("format", name)
@@ -489,7 +498,7 @@ fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
         }
         caps
     };
-    let found = candidates.into_iter().map(with).find(|caps| {
+    let found = candidates.map(with).find(|caps| {
         let mut format = caps.clone();
         if let Some(structure) = format.make_mut().structure_mut(0) {
             structure.remove_field("colorimetry");

@@ -141,15 +141,15 @@ impl Layout {
         planes.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Moves the top left corner by `x` and `y` pixels, rounded down to whole samples in subsampled
-    /// planes.
+    /// Moves the top left corner by `x` and `y` pixels, rounded down to whole samples in planes with
+    /// subsampled chroma, and so to an even pixel in YUY2.
     fn crop(&mut self, format: gst_video::VideoFormat, x: usize, y: usize) {
         let Some(format) = PixelFormat::from_name(format.to_str()) else {
             return;
         };
         for (plane, (offset, stride)) in self.0.iter_mut().enumerate() {
-            let first = format.components().iter().find(|c| c.plane == plane);
-            if let Some(first) = first {
+            let of_plane = format.components().iter().filter(|c| c.plane == plane);
+            if let Some(first) = of_plane.max_by_key(|c| c.step) {
                 // Sizes round up: the size up to and including the corner, minus one, is the
                 // position of the corner.
                 let (w, h) = format.component_size(first.component, x + 1, y + 1);
@@ -287,6 +287,26 @@ mod tests {
             };
             assert_eq!(info.chroma_site, expected, "{site}");
         }
+    }
+
+    #[test]
+    fn a_crop_begins_at_a_whole_sample_of_every_plane() {
+        use gst_video::VideoFormat;
+        let cropped = |format, planes: usize| {
+            let mut layout = Layout(vec![(100, 64); planes]);
+            layout.crop(format, 5, 3);
+            layout.0.iter().map(|p| p.0 - 100).collect::<Vec<_>>()
+        };
+        assert_eq!(cropped(VideoFormat::I420, 3), [3 * 64 + 5, 64 + 2, 64 + 2]);
+        assert_eq!(cropped(VideoFormat::Nv12, 2), [3 * 64 + 5, 64 + 4]);
+        assert_eq!(cropped(VideoFormat::Yuy2, 1), [3 * 64 + 8]);
+        assert_eq!(cropped(VideoFormat::Uyvy, 1), [3 * 64 + 8]);
+        assert_eq!(cropped(VideoFormat::Argb, 1), [3 * 64 + 20]);
+        let whole = 3 * 64 + 5;
+        assert_eq!(
+            cropped(VideoFormat::A420, 4),
+            [whole, 64 + 2, 64 + 2, whole]
+        );
     }
 
     #[test]

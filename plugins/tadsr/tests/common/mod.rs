@@ -183,8 +183,10 @@ fn for_each_sample(
         let step = info.comp_pstride(c as u8) as usize;
         let bytes = if info.comp_depth(c as u8) > 8 { 2 } else { 1 };
         let shift = info.format_info().shift()[c];
-        // GStreamer counts this offset in samples, but the pixel stride in bytes.
-        let offset = info.comp_poffset(c as u8) as usize * bytes;
+        // GStreamer counts this offset in samples, but the pixel stride in bytes. In packed pixels
+        // of 16 bits a sample, it counts both in bytes.
+        let offset = info.comp_poffset(c as u8) as usize;
+        let offset = if step == 8 { offset } else { offset * bytes };
         for y in 0..info.comp_height(c as u8) as usize {
             for x in 0..info.comp_width(c as u8) as usize {
                 let at = offset + y * stride + x * step;

@@ -86,7 +86,19 @@ fn tiny_and_odd_sizes_work_in_every_format() {
 
 #[test]
 fn padding_between_rows_and_planes_is_ignored() {
-    for format in ["I420", "YV12", "NV12", "P010_10LE", "RGB", "GRAY8"] {
+    for format in [
+        "I420",
+        "YV12",
+        "NV12",
+        "P010_10LE",
+        "RGB",
+        "GRAY8",
+        "YUY2",
+        "A420",
+        "GBR",
+        "xRGB",
+        "ARGB64_LE",
+    ] {
         let tight = info(&raw(format, 10, 6));
         let strides: Vec<i32> = tight.stride().iter().map(|s| s + 22).collect();
         let mut offsets = vec![];
@@ -156,7 +168,15 @@ fn planes_may_have_separate_memories() {
 
 #[test]
 fn output_rows_have_the_stride_of_the_downstream_pool() {
-    for format in ["I420", "YV12", "P010_10LE", "BGRA"] {
+    for format in [
+        "I420",
+        "YV12",
+        "P010_10LE",
+        "BGRA",
+        "UYVY",
+        "A420",
+        "RGBA64_LE",
+    ] {
         let input = frame(&info(&raw(format, 10, 6)), |c, x, y| {
             (30 + 20 * c + 5 * x + 7 * y) as u16
         });
@@ -221,4 +241,75 @@ fn the_order_of_chroma_planes_does_not_change_the_result() {
     assert_eq!(upscaled[0], upscaled[1]);
     assert_eq!(upscaled[0], upscaled[2]);
     assert_ne!(upscaled[0][1], upscaled[0][2]);
+}
+
+#[test]
+fn packed_pixels_become_the_samples_of_planes() {
+    let image = |c: usize, x: usize, y: usize| (40 + 50 * c + 3 * x + 2 * y) as u16;
+    for formats in [
+        &["Y42B", "NV16", "YUY2", "UYVY", "YVYU", "VYUY"][..],
+        &["RGBA", "BGRA", "ARGB", "ABGR"],
+        &["RGB", "BGR", "RGBx", "BGRx", "xRGB", "xBGR", "GBR"],
+    ] {
+        for (width, height) in [(1, 3), (16, 12), (17, 5)] {
+            let upscaled = |format: &str| {
+                let mut rig = Rig::raw(&[("scale", "1.5")], format, 2 * width, 2 * height);
+                let input = frame(&info(&raw(format, 2 * width, 2 * height)), image);
+                let even = rig.harness.push_and_pull(input).unwrap();
+                let even = all_samples(&even, &rig.out_info());
+                let mut rig = Rig::raw(&[("scale", "3")], format, width, height);
+                let input = frame(&info(&raw(format, width, height)), image);
+                let odd = rig.harness.push_and_pull(input).unwrap();
+                [even, all_samples(&odd, &rig.out_info())]
+            };
+            let first = upscaled(formats[0]);
+            for format in &formats[1..] {
+                assert!(upscaled(format) == first, "{format} {width}x{height}");
+            }
+        }
+    }
+}
+
+fn all_samples(buffer: &gst::Buffer, info: &VideoInfo) -> Vec<Vec<u16>> {
+    (0..info.n_components() as usize)
+        .map(|c| samples(buffer, info, c))
+        .collect()
+}
+
+fn as_rgba(buffer: &gst::Buffer, from: &VideoInfo) -> Vec<Vec<u16>> {
+    let to = info(&raw("RGBA", from.width(), from.height()));
+    let source = gst_video::VideoFrame::from_buffer_readable(buffer.clone(), from).unwrap();
+    let mut target = gst_video::VideoFrame::from_buffer_writable(blank(&to), &to).unwrap();
+    gst_video::VideoConverter::new(from, &to, None)
+        .unwrap()
+        .frame(&source, &mut target);
+    all_samples(&target.into_buffer(), &to)
+}
+
+/// GStreamer converts the frame before and after the element.
+#[test]
+fn gstreamer_shows_the_same_picture_after_the_element_in_every_format() {
+    for format in PixelFormat::ALL {
+        let unit = 1 << (format.depth() - 8);
+        let (width, height) = (23, 13);
+        let input = info(&raw(format.name(), width, height));
+        let soft = frame(&input, |c, x, y| {
+            let chroma = if c > 0 && !format.is_rgb() { 2 } else { 1 };
+            (90 + 20 * c + (2 * x + 3 * y) * chroma) as u16 * unit
+        });
+        let properties = &[("scale", "2"), ("strength", "0")];
+        let mut rig = Rig::raw(properties, format.name(), width, height);
+        let out = rig.harness.push_and_pull(soft.clone()).unwrap();
+        let got = as_rgba(&out, &rig.out_info());
+
+        let mut rig = Rig::raw(properties, "RGBA", width, height);
+        let rgba = info(&raw("RGBA", width, height));
+        let before = as_rgba(&soft, &input);
+        let converted = frame(&rgba, |c, x, y| before[c][y * width as usize + x]);
+        let out = rig.harness.push_and_pull(converted).unwrap();
+        for (c, want) in all_samples(&out, &rig.out_info()).iter().enumerate() {
+            let worst = got[c].iter().zip(want).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(worst.unwrap() <= 6, "{format:?} component {c}: {worst:?}");
+        }
+    }
 }

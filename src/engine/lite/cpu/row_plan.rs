@@ -162,10 +162,14 @@ impl Strip {
 
 impl RowPlan {
     /// Returns `true` if the planes in the latent of `model` have the sizes of those in frames of
-    /// `format`.
+    /// `format`, and blocks of columns have no byte in common.
     pub fn serves(model: &LiteModel, format: PixelFormat) -> bool {
-        let luma = model.metadata.student.latent == LatentKind::Luma;
-        luma || format.chroma_shift() == (1, 1) || format.is_gray()
+        let student = &model.metadata.student;
+        let sizes = student.latent == LatentKind::Luma
+            || format.chroma_shift() == (1, 1)
+            || format.is_gray();
+        // Cells of odd width divide groups of two pixels.
+        sizes && !(format.is_packed_subsampled() && student.r % 2 == 1)
     }
 
     pub fn new(

@@ -272,7 +272,7 @@ prop_compose! {
         strength in 0.2f32..1.0, threads in 2usize..4, seed: u32,
     ) -> Case {
         // The plan for whole planes resamples chroma in a way that the formulas do not.
-        let subsampled = format.chroma_shift() == (1, 1) || format == PixelFormat::Gray8;
+        let subsampled = format.chroma_shift() == (1, 1) || format.is_gray();
         let latent = if subsampled { student.latent } else { LatentKind::Luma };
         let mut src = FrameInfo::new(format, from.0, from.1);
         src.colorimetry.range = if full { Range::Full } else { Range::Limited };

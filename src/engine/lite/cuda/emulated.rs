@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::{
-    params::{Conv, Frame, NO_SLOT, Samples, Slot},
+    params::{Conv, Frame, NO_FILLER, NO_SLOT, Samples, Slot},
     program::{COLUMNS, ROWS},
 };
 use crate::{
@@ -198,13 +198,14 @@ fn residual_at(ram: &Ram, f: &Frame, slot: &Slot, x: usize, y: usize) -> f32 {
 fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
     threads(shape, |block, thread| {
         let c = &f.components[block[2]];
-        let (x, y) = (
+        let (column, y) = (
             block[0] * shape.block[0] as usize + thread[0],
             c.top as usize + block[1],
         );
-        if x >= c.width as usize || block[1] >= c.rows as usize {
+        if column >= c.width as usize || block[1] >= c.rows as usize {
             return;
         }
+        let x = column.min(c.last as usize);
         let mut value = sample_at(ram, &c.base, x, y);
         let strength = ram.get::<f32>(f.strength, 0);
         if c.slot != NO_SLOT && strength > 0.0 {
@@ -235,13 +236,13 @@ fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
             .max(0.0)
             .min(base.mask as f32);
         let word = (code.round_ties_even() as u32) << base.shift;
-        let pixel = c.dst + (y * c.stride as usize + x * base.step as usize) as u64;
+        let pixel = c.dst + (y * c.stride as usize + column * base.step as usize) as u64;
         match base.bytes {
             2 => ram.set(pixel + u64::from(base.offset), 0, word as u16),
             _ => ram.set(pixel + u64::from(base.offset), 0, word as u8),
         }
-        if f.opaque != 0 && block[2] == 0 {
-            ram.set(pixel, 3, 255u8);
+        if f.filler != NO_FILLER && block[2] == 0 {
+            ram.set(pixel, f.filler as usize, 255u8);
         }
     });
 }

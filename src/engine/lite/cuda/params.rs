@@ -5,6 +5,9 @@ use crate::ops::cuda::Params;
 /// Value of [`Component::slot`] if no plane of the latent is added without resampling.
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// Value of [`Frame::filler`] if all bytes of a pixel belong to a component.
+pub const NO_FILLER: u32 = u32::MAX;
+
 /// Maximum number of sources of a latent: R, G and B for each of its planes.
 pub const SOURCES: usize = 9;
 
@@ -47,7 +50,7 @@ pub struct Component {
     pub rows: u32,
     pub slot: u32,
     pub gains: [f32; 2],
-    pub unused: u32,
+    pub last: u32,
 }
 
 #[repr(C)]
@@ -87,7 +90,7 @@ pub struct Frame {
     pub source_count: u32,
     pub x_taps: u32,
     pub y_taps: u32,
-    pub opaque: u32,
+    pub filler: u32,
     pub unused: u32,
 }
 

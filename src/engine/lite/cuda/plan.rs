@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::params::{Component, NO_SLOT, Samples, Slot, Source};
+use super::params::{Component, NO_FILLER, NO_SLOT, Samples, Slot, Source};
 use crate::{
     Result,
     cuda::driver::{Address, Rows},
@@ -136,8 +136,8 @@ pub(super) struct Plan {
     /// Strength as an f32, followed by the planes.
     pub input: FrameLayout,
     pub output: FrameLayout,
-    /// The fourth byte of a pixel is 255.
-    pub opaque: bool,
+    /// Byte of a pixel that is 255, or [`NO_FILLER`].
+    pub filler: u32,
     /// Rows of cells in a band.
     rows: usize,
 }
@@ -174,7 +174,8 @@ impl Plan {
                 base,
                 dst: to.offset as u64,
                 stride: to.stride as u32,
-                width: horizontal.dst_len() as u32,
+                width: (to.row / layout.step) as u32,
+                last: horizontal.dst_len() as u32 - 1,
                 slot: NO_SLOT,
                 ..Component::default()
             };
@@ -240,7 +241,10 @@ impl Plan {
             constants: constants.0,
             input,
             output,
-            opaque: dst.format.filler(0) != 0,
+            filler: match dst.format.filler(0) {
+                0 => NO_FILLER,
+                bits => bits.trailing_zeros() / 8,
+            },
             rows: dst.height.div_ceil(r),
         })
     }
@@ -346,7 +350,7 @@ fn samples(
         offset: layout.offset as u32,
         x_taps: x.taps as u32,
         y_taps: y.taps as u32,
-        bytes: if dst.format.depth() > 8 { 2 } else { 1 },
+        bytes: dst.format.sample_bytes() as u32,
         shift: dst.format.shift(),
         mask: quant.max as u32,
         scale: quant.scale,

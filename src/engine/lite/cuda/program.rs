@@ -114,7 +114,7 @@ fn frame(
         slot_count: plan.slots.len() as u32,
         component_count: plan.components.len() as u32,
         source_count: plan.sources.len() as u32,
-        opaque: plan.opaque.into(),
+        filler: plan.filler,
         ..Frame::default()
     };
     for (to, slot) in frame.slots.iter_mut().zip(&plan.slots) {

@@ -11,7 +11,7 @@
 
 // ---- Parameters (params.rs) ----
 
-constexpr uint32_t NO_SLOT = 0xffffffffu;
+constexpr uint32_t NO_SLOT = 0xffffffffu, NO_FILLER = 0xffffffffu;
 
 // Samples of the input frame: layout, resampling and coding.
 struct Samples {
@@ -48,7 +48,8 @@ struct Component {
     // are added at the size of the frame.
     uint32_t slot;
     float gains[2];
-    uint32_t unused;
+    // Last sample of a row that is shown. Those after it repeat it: luma of YUY2 in odd widths.
+    uint32_t last;
 };
 
 // A plane of the latent: its first channel, the side of a cell in samples, its size in samples.
@@ -84,8 +85,8 @@ struct Frame {
     uint32_t slot_count, component_count, source_count;
     // Taps of the tables above.
     uint32_t x_taps, y_taps;
-    // 1 if the fourth byte of a pixel is 255.
-    uint32_t opaque, unused;
+    // Byte of a pixel that is 255, or NO_FILLER.
+    uint32_t filler, unused;
 };
 
 struct Conv {
@@ -160,10 +161,11 @@ __device__ float residual_at(const Frame &f, const Slot &slot, uint32_t x, uint3
 // Block: samples of a row; grid: (blocks of a row, rows, components).
 extern "C" __global__ void tadsr_pack(const __grid_constant__ Frame f) {
     const Component &c = f.components[blockIdx.z];
-    const uint32_t x = blockIdx.x * blockDim.x + threadIdx.x, y = c.top + blockIdx.y;
-    if (x >= c.width || blockIdx.y >= c.rows) {
+    const uint32_t column = blockIdx.x * blockDim.x + threadIdx.x, y = c.top + blockIdx.y;
+    if (column >= c.width || blockIdx.y >= c.rows) {
         return;
     }
+    const uint32_t x = min(column, c.last);
     float value = sample_at(c.base, x, y);
     const float strength = *f.strength;
     if (c.slot != NO_SLOT && strength > 0.0f) {
@@ -184,14 +186,14 @@ extern "C" __global__ void tadsr_pack(const __grid_constant__ Frame f) {
     }
     const float code = fminf(fmaxf(value * c.base.scale + c.base.zero, 0.0f), (float)c.base.mask);
     const uint32_t word = __float2uint_rn(code) << c.base.shift;
-    uint8_t *pixel = c.dst + (size_t)y * c.stride + (size_t)x * c.base.step;
+    uint8_t *pixel = c.dst + (size_t)y * c.stride + (size_t)column * c.base.step;
     if (c.base.bytes == 2) {
         *reinterpret_cast<uint16_t *>(pixel + c.base.offset) = (uint16_t)word;
     } else {
         pixel[c.base.offset] = (uint8_t)word;
     }
-    if (f.opaque && blockIdx.z == 0) {
-        pixel[3] = 255;
+    if (f.filler != NO_FILLER && blockIdx.z == 0) {
+        pixel[f.filler] = 255;
     }
 }
 
