@@ -294,8 +294,11 @@ fn gstreamer_shows_the_same_picture_after_the_element_in_every_format() {
         let (width, height) = (23, 13);
         let input = info(&raw(format.name(), width, height));
         let soft = frame(&input, |c, x, y| {
-            let chroma = if c > 0 && !format.is_rgb() { 2 } else { 1 };
-            (90 + 20 * c + (2 * x + 3 * y) * chroma) as u16 * unit
+            let value = match c {
+                1 | 2 if !format.is_rgb() => 100 + 10 * c + x + 2 * y,
+                _ => 90 + 20 * c + 2 * x + 3 * y,
+            };
+            value as u16 * unit
         });
         let properties = &[("scale", "2"), ("strength", "0")];
         let mut rig = Rig::raw(properties, format.name(), width, height);

@@ -126,8 +126,8 @@ fn every_format_is_upscaled_as_by_the_cpu() {
     let yuv = small();
     for format in PixelFormat::ALL {
         for model in [&luma, &yuv] {
-            let src = frame(format, 15, 9, 7);
-            let dst = src.info().with_size(31, 18);
+            let src = frame(format, 11, 7, 7);
+            let dst = src.info().with_size(23, 14);
             let mut runner = Runner::new(&context, model, *src.info(), dst, 1).unwrap();
             for strength in [1.0, 0.3, 0.0] {
                 let want = by_cpu(model, &src, dst, strength);
