@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains models one after another, on one core, in runs/. Each begins with its file in models/, if
-# there is one. A second run of this script continues from the checkpoints.
+# Trains models one after another, on one core, in runs/. Each begins with its file in models/. A
+# second run of this script continues from the checkpoints.
 #
 # Usage: scripts/train.sh FOLDER..     (folders with photos and videos)
 set -euo pipefail
@@ -16,10 +16,10 @@ if [[ ! -x runs/tadsr-train ]]; then
     cargo build --release --locked --bin tadsr-train
     cp "$target/release/tadsr-train" runs/
 fi
-for name in small-dial-x4 small-x2; do
+for name in small-x2 small-x4-plain tiny-x2 tiny-x4-plain; do
     begin=()
-    if [[ -e models/$name.safetensors && ! -e runs/$name/checkpoint.safetensors ]]; then
-        begin=(--begin "models/$name.safetensors")
+    if [[ ! -e runs/$name/checkpoint.safetensors ]]; then
+        begin=(--begin "models/${name%-plain}.safetensors")
     fi
     taskset -c "$(($(nproc) - 1))" runs/tadsr-train run "models/recipes/$name.toml" --data "${data[@]}" \
         --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000

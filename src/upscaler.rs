@@ -6,11 +6,12 @@ use crate::{
     Device, Error, Precision, Result,
     cuda::{DevicePlanes, ExternalContext},
     engine::{
-        self, Capabilities, ColorFix, Engine, NoiseField, Options, Progress, Setting, Tile, Times,
-        larger_scale,
+        self, AUTOMATIC_DENOISE, AutomaticDenoise, Capabilities, ColorFix, Engine, NoiseField,
+        Options, Progress, Setting, Tile, Times, larger_scale,
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef, spread_colours},
     model::Model,
+    nn::lite::Estimator,
 };
 
 /// A loaded model that upscales frames.
@@ -18,14 +19,17 @@ use crate::{
 /// It reuses its plan and working memory until a frame has another size or kind. On a CUDA device,
 /// several frames may be in flight, see [`Self::submit`] and [`Self::receive`].
 ///
-/// The result for a frame does not depend on previous frames or on the number of threads. For a
-/// ResShift model it depends on the size of the tiles, which [`Tile::Auto`] chooses by the free
-/// memory.
+/// The result for a frame does not depend on the number of threads, nor on previous frames, except
+/// that an automatic [`Self::set_denoise`] is an estimate from all frames since [`Self::reset`].
+/// For a ResShift model it depends on the size of the tiles, which [`Tile::Auto`] chooses by the
+/// free memory.
 ///
 /// Models differ in their settings, see [`Self::capabilities`]. A setter of a setting that the
 /// model lacks returns [`Error::Setting`] unless the value is the default.
 pub struct Upscaler {
     engine: Box<dyn Engine>,
+    /// Estimate for an automatic `denoise`, if the model has the setting.
+    automatic: Option<AutomaticDenoise>,
     device: Device,
     scale: f64,
     pool: Option<Arc<rayon::ThreadPool>>,
@@ -72,9 +76,12 @@ impl Upscaler {
 
     /// Wraps an engine that runs on `device`, for engines outside of this library.
     pub fn with_engine(engine: Box<dyn Engine>, device: Device) -> Self {
+        let has_dial = engine.capabilities().has(Setting::Denoise);
+        let estimator = has_dial.then(|| Estimator::bundled().ok()).flatten();
         Self {
             scale: engine.capabilities().default_scale,
             engine,
+            automatic: estimator.map(AutomaticDenoise::new),
             device,
             pool: None,
             observer: None,
@@ -100,9 +107,11 @@ impl Upscaler {
         )))
     }
 
-    /// Forgets previous frames, after a cut, a seek or a change of streams. Does nothing for a
-    /// model without [`Capabilities::history`].
+    /// Forgets previous frames, before another image, after a seek or a change of streams.
     pub fn reset(&mut self) {
+        if let Some(automatic) = &mut self.automatic {
+            automatic.reset();
+        }
         self.engine.reset();
     }
 
@@ -148,15 +157,24 @@ impl Upscaler {
     }
 
     /// Sets the degradation of the input, 0 (clean) to 1 (heavily compressed or noisy). `None`, the
-    /// default, is automatic. Values outside of the range are clamped. The value takes effect with
-    /// the next frame; on a CUDA device, with the next frame that is submitted while none is in
-    /// flight.
+    /// default, estimates it from the frames, see [`Self::active_denoise`]. Values outside of the
+    /// range are clamped. The value takes effect with the next frame; on a CUDA device, with the
+    /// next frame that is submitted while none is in flight.
     ///
     /// # Errors
     /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_denoise(&mut self, denoise: Option<f32>) -> Result<()> {
         let denoise = denoise.filter(|d| !d.is_nan()).map(|d| d.clamp(0.0, 1.0));
         self.set(|options| options.denoise = denoise)
+    }
+
+    /// Returns the degradation that the model assumes, 0 to 1; `None` if it lacks the setting. An
+    /// automatic value is 0.4 until a frame has been upscaled that is neither flat nor smaller than
+    /// 40 pixels. The first such frame decides, and later ones change it slowly. Frames in device
+    /// memory do not.
+    pub fn active_denoise(&self) -> Option<f32> {
+        let has = self.capabilities().has(Setting::Denoise);
+        has.then(|| self.engine.options().denoise())
     }
 
     /// Sets the amount of detail that the network may invent, 0 (the default, faithful to the
@@ -333,12 +351,13 @@ impl Upscaler {
         let spread = spread_colours(src)?;
         let spread = spread.as_ref().map(Frame::as_ref);
         let src = spread.as_ref().unwrap_or(src);
-        let engine = &mut self.engine;
+        let (engine, automatic) = (&mut self.engine, &mut self.automatic);
         let observer: engine::Observer = match &mut self.observer {
             Some(observer) => Some(&mut **observer),
             None => None,
         };
         let run = || {
+            observe(automatic, &mut **engine, src)?;
             engine.prepare(&from, &to)?;
             engine.run(src, dst, observer)
         };
@@ -398,6 +417,7 @@ impl Upscaler {
     /// [`Error::Device`] no frame is in flight any more.
     pub fn submit(&mut self, src: &FrameRef, to: FrameInfo) -> Result<()> {
         self.check_frames(src.info(), &to)?;
+        observe(&mut self.automatic, &mut *self.engine, src)?;
         self.engine.prepare(src.info(), &to)?;
         let spread = spread_colours(src)?;
         self.engine
@@ -485,6 +505,32 @@ impl Upscaler {
             self.active_model(max)
         ))
     }
+}
+
+/// Estimates an automatic `denoise` from `src`. Frames in flight keep the weights of an engine, so
+/// that nothing is estimated meanwhile.
+fn observe(
+    automatic: &mut Option<AutomaticDenoise>,
+    engine: &mut dyn Engine,
+    src: &FrameRef,
+) -> Result<()> {
+    let options = engine.options();
+    let Some(automatic) = automatic else {
+        return Ok(());
+    };
+    if options.denoise.is_some() || options.strength == 0.0 || engine.in_flight() > 0 {
+        return Ok(());
+    }
+    automatic.observe(src)?;
+    let position = automatic.position().unwrap_or(AUTOMATIC_DENOISE);
+    if position != options.automatic_denoise {
+        let automatic_denoise = position;
+        engine.set_options(Options {
+            automatic_denoise,
+            ..options.clone()
+        })?;
+    }
+    Ok(())
 }
 
 /// Clamps `value` to 0 to 1. NaN becomes 1.

@@ -8,7 +8,7 @@ mod photos;
 use std::{path::Path, process::Command};
 
 use assert_cmd::cargo::CommandCargoExt;
-use tadsr::{Device, Upscaler, model::LiteModel};
+use tadsr::{Device, Upscaler, model::LiteModel, nn::lite::Condition};
 
 fn fit(data: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = Command::cargo_bin("tadsr-train").unwrap();
@@ -147,21 +147,18 @@ fn a_run_begins_with_any_model_of_its_kind() {
     let data = photos::photos(dir.path(), (160, 120));
     let out = |name: &str| dir.path().join(name);
     let read = |name: &str| LiteModel::read(&out(name).join("model.safetensors")).unwrap();
-    // A bundled model, with dials that it lacks.
-    let options = [
-        "--begin",
-        "tiny-x2",
-        "--denoise",
-        "--steps",
-        "2",
-        "--save-every",
-        "1",
-    ];
+    run(fit(&data, &out("bundled"), &["--begin", "tiny-x2", "--steps", "1"]));
+    let bundled = LiteModel::find("tiny-x2").unwrap().remove(0);
+    assert_eq!(read("bundled").stats, bundled.stats);
+    assert_eq!(read("bundled").metadata.scales, bundled.metadata.scales);
+    // A model file, with a dial that it lacks.
+    run(fit(&data, &out("plain"), &["--steps", "1"]));
+    let plain = out("plain").join("model.safetensors");
+    let mut options = vec!["--begin", plain.to_str().unwrap(), "--denoise"];
+    options.extend(["--steps", "2", "--save-every", "1"]);
     let text = run(fit(&data, &out("a"), &options));
     assert!(!text.contains("measuring the latent"), "{text}");
-    let bundled = LiteModel::find("tiny-x2").unwrap().remove(0);
-    assert_eq!(read("a").stats, bundled.stats);
-    assert_eq!(read("a").metadata.scales, bundled.metadata.scales);
+    assert_eq!(read("a").stats, read("plain").stats);
     assert!(read("a").metadata.student.conditioning.denoise);
     // The preset degrades, so training changes the dial.
     let dial = read("a").layers[1].conditions[1].clone();
@@ -212,13 +209,60 @@ fn a_model_that_a_run_cannot_begin_with_is_named() {
 }
 
 #[test]
+fn the_dial_detail_is_trained_at_1_and_keeps_the_model_at_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (160, 120));
+    let recipe = dir.path().join("recipe.toml");
+    std::fs::write(
+        &recipe,
+        "name = 'a'\nsize = 'tiny'\nscale = 2.0\n\
+         conditioning = { denoise = true, detail = true }\n\
+         [data]\npreset = 'stills'\n[student]\nsteps = 3\nema = 0.0\n",
+    )
+    .unwrap();
+    let command = |out: &str, more: &[&str]| {
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.arg("run").arg(&recipe).arg("--data").arg(&data);
+        command.arg("--out").arg(dir.path().join(out)).args(more);
+        command
+    };
+    let text = fails(command("none", &[]));
+    assert!(text.contains("needs a model to begin with"), "{text}");
+    run(command("detail", &["--begin", "tiny-x2"]));
+    let begin = LiteModel::find("tiny-x2").unwrap().remove(0);
+    let path = dir.path().join("detail/model.safetensors");
+    let trained = LiteModel::read(&path).unwrap();
+    let weights = |model: &LiteModel, detail: f64| -> Vec<f32> {
+        let at = Condition {
+            denoise: 0.3,
+            detail,
+            ..Condition::at(2.0)
+        };
+        let layers = model.folded(&at).layers;
+        layers.into_iter().flat_map(|layer| layer.weight).collect()
+    };
+    let (start, faithful) = (weights(&begin, 0.0), weights(&trained, 0.0));
+    // The file is in f16.
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-3 * a.abs().max(0.05);
+    assert!(start.iter().zip(&faithful).all(near));
+    assert!(!start.iter().zip(&weights(&trained, 1.0)).all(near));
+    // Training continues without the dial from its faithful end.
+    let begin = path.to_str().unwrap();
+    run(fit(&data, &dir.path().join("on"), &["--begin", begin, "--steps", "1"]));
+    let on = LiteModel::read(&dir.path().join("on/model.safetensors")).unwrap();
+    assert!(on.metadata.student.conditioning.denoise);
+    assert!(!on.metadata.student.conditioning.detail);
+}
+
+#[test]
 fn a_recipe_for_another_student_than_it_begins_with_is_refused_before_the_teacher_is_trained() {
     let dir = tempfile::tempdir().unwrap();
     let data = photos::photos(dir.path(), (160, 120));
     let (recipe, out) = (dir.path().join("recipe.toml"), dir.path().join("run"));
     for scale in ["2.0", "4.0"] {
         let text = format!(
-            "name = 'a'\nsize = 'tiny'\nscale = {scale}\nteacher = {{ widths = [16], blocks = 1 }}\n\
+            "name = 'a'\nsize = 'tiny'\nscale = {scale}\n\
+             conditioning = {{ denoise = true }}\nteacher = {{ widths = [16], blocks = 1 }}\n\
              [data]\npreset = 'stills'\n[student]\nexpand = 8\n"
         );
         std::fs::write(&recipe, text).unwrap();

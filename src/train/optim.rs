@@ -287,6 +287,13 @@ impl Trained {
         Ok(self)
     }
 
+    /// Removes the gradients of the parameters for whose names `is_frozen` holds.
+    pub fn freeze(&self, grads: &mut GradStore, is_frozen: impl Fn(&str) -> bool) {
+        for (_, var) in self.parameters.iter().filter(|(name, _)| is_frozen(name)) {
+            grads.remove(var);
+        }
+    }
+
     /// Takes a step of learning rate `lr` and updates the averages. Returns the norm of the
     /// gradients before they are scaled down.
     ///

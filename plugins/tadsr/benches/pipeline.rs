@@ -272,7 +272,7 @@ fn main() -> Result<()> {
         "precision=bf16",
         "precision=int8",
         "precision=auto",
-        "model=tiny-clean",
+        "denoise=0",
     ];
     let ours = ours.map(|p| format!("tadsrupscale threads=2 {p} ! {size}"));
     for scaler in scalers.iter().chain(&ours) {

@@ -31,7 +31,7 @@ Examples:
   tadsr-train fit --data photos --out runs/tiny-x2
   tadsr-train fit --data photos videos --out runs/tiny-x4 --scale 4 --steps 100000
   # Clean input only:
-  tadsr-train fit --data photos --preset clean --out runs/tiny-clean-x2
+  tadsr-train fit --data photos --preset clean --out runs/clean-x2
   # Continue after Ctrl-C, or with more --steps:
   tadsr-train fit --data photos --out runs/tiny-x2 --resume
   # Adapt a bundled model to your images:
@@ -121,7 +121,7 @@ impl Args {
             recipe.scale = model.scales[1];
             recipe.lowest = Some(model.scales[0]);
             recipe.shape = Some(model.student.into());
-            recipe.conditioning = model.student.conditioning;
+            recipe.conditioning.denoise = model.student.conditioning.denoise;
         }
         recipe.conditioning.denoise |= self.denoise;
         recipe.data = self.data.spec()?;

@@ -4,6 +4,7 @@ mod blend;
 mod data;
 mod data_args;
 mod distill;
+mod estimator;
 mod eval;
 mod events;
 mod export;
@@ -38,6 +39,7 @@ enum Command {
     Run(run::Args),
     Fit(fit::Args),
     Distill(distill::Args),
+    Estimator(estimator::Args),
     Data(data::Args),
     Eval(eval::Args),
     Import(import::Args),
@@ -60,6 +62,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Run(args) => run::run(args),
         Command::Fit(args) => fit::run(args),
         Command::Distill(args) => distill::run(args),
+        Command::Estimator(args) => estimator::run(args),
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Import(args) => import::run(args),

@@ -7,22 +7,18 @@ pub mod cuda;
 use super::{Capabilities, Options, Precision, Setting};
 use crate::{Error, Result, model::LiteModel, nn::lite::Condition};
 
-/// Condition for an automatic [`Options::denoise`]. On held-out photos, clean and JPEG of quality
-/// 60, `tiny-dial` loses at most 0.31 dB to the best position of the dial.
-const AUTO_DENOISE: f32 = 0.4;
-
 /// Returns the condition of a network for `options` and `scale`.
 fn condition(options: &Options, scale: f64) -> Condition {
     Condition {
         scale,
-        denoise: options.denoise.unwrap_or(AUTO_DENOISE).into(),
+        denoise: options.denoise().into(),
         detail: options.detail.into(),
     }
 }
 
 /// Returns `true` if a dial, which folds into the weights, differs between two sets of options.
 fn dials_differ(a: &Options, b: &Options) -> bool {
-    (a.denoise, a.detail) != (b.denoise, b.detail)
+    (a.denoise(), a.detail) != (b.denoise(), b.detail)
 }
 
 /// Models in the order of their scales, each for a range of scales. Not empty.

@@ -3,12 +3,14 @@
 
 mod condition;
 mod discriminator;
+mod estimator;
 pub mod latent;
 mod student;
 mod teacher;
 
 pub use condition::{Condition, Conditioning, Input, denoise_of, scale_features};
 pub use discriminator::{Discriminator, DiscriminatorConfig};
+pub use estimator::{Estimator, EstimatorConfig};
 pub use latent::{LatentKind, LatentStats};
 pub use student::{
     Activated, Architecture, ConditionSpec, LEAKY_SLOPE, LayerSpec, Role, Student, StudentConfig,

@@ -255,8 +255,8 @@ impl Pool {
     }
 
     /// Returns an image of `side` x `side` pixels and its degraded version of `small` x `small`
-    /// pixels, at a random position in a frame of a random clip, both mirrored and turned. Makes a
-    /// missing clip.
+    /// pixels, at a random position on the grid of the codec's blocks in a frame of a random clip,
+    /// both mirrored and turned. Makes a missing clip.
     ///
     /// # Errors
     /// [`Error::Data`] when the pool does not serve such sizes; those of `make`, the codec and the
@@ -281,12 +281,12 @@ impl Pool {
                 self.read(clip, frame).ok_or_else(gone)?
             }
         };
-        let free = low.width() as usize - small;
+        let free = (low.width() as usize - small) / GRID;
         let size = scale * small;
         let large = |(x, y): (usize, usize)| (scale * x, scale * y);
         let position = sampling.choose(
             rng,
-            |rng| (rng.random_range(0..=free), rng.random_range(0..=free)),
+            |rng| [0, 1].map(|_| GRID * rng.random_range(0..=free)).into(),
             |position| texture(&truth, large(position), (size, size)),
         );
         let low = cut(&low, position, (small, small));
@@ -381,8 +381,13 @@ impl Pool {
     }
 }
 
+/// Distance between positions in a frame of low resolution, in pixels: the blocks of a codec lie in
+/// a patch as in a whole frame.
+const GRID: usize = 8;
+
 /// Version of the clips, part of the name of the folder.
 const VERSION: u32 = 4;
+
 /// Separates the random numbers of the pool from those of the training.
 const POOL: u64 = 0x504f_4f4c;
 

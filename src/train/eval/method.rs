@@ -98,12 +98,14 @@ impl Method {
         }
     }
 
-    /// Upscales `small` to `width` x `height`, in its format.
+    /// Upscales `small` to `width` x `height`, in its format, without regard to other frames.
     pub(super) fn upscale(&mut self, small: &Frame, width: usize, height: usize) -> Result<Frame> {
         match &mut self.kind {
             Kind::Interpolation(kernel) => resized(small, width, height, *kernel),
             Kind::Model(upscaler) => {
                 let mut large = Frame::new(small.info().with_size(width, height))?;
+                // The frames of several conditions alternate.
+                upscaler.reset();
                 upscaler.upscale_into(&small.as_ref(), &mut large.as_mut())?;
                 Ok(large)
             }

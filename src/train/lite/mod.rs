@@ -4,6 +4,7 @@
 //! the base as origin, residual-shifting diffusion has `zy = 0`: `r_t = (1 - eta_t) r_0 + kappa
 //! sqrt(eta_t) eps`, so [`super::losses`] apply unchanged.
 
+pub mod estimator;
 pub mod init;
 mod initial;
 pub mod recipe;

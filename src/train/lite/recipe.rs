@@ -250,10 +250,6 @@ impl Recipe {
             let checked = student.check();
             checked.map_err(|e| Error::Setting(format!("shape: {e}")))?;
         }
-        if self.conditioning.detail {
-            let text = "conditioning: detail is not trained yet, only denoise";
-            return Err(Error::Setting(text.into()));
-        }
         student.conditioning = self.conditioning;
         let lowest = self.lowest.unwrap_or(lowest);
         if !(1.0 <= lowest && lowest < self.scale) {

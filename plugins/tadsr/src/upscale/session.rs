@@ -534,6 +534,7 @@ impl Session {
         let mut state = lock(&self.state);
         if matches!(state.current, Current::Busy) {
             state.status.stats.device_memory = model.upscaler.device_memory() as u64;
+            state.status.stats.denoise = model.upscaler.active_denoise();
             state.current = Current::Ready(model);
         }
     }

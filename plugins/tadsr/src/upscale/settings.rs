@@ -228,8 +228,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
             glib::ParamSpecDouble::builder("denoise")
                 .nick("Denoise")
                 .blurb(
-                    "Degradation of the input: 0 (clean) to 1 (heavily compressed or noisy); -1 is \
-                     automatic. For models that have this dial",
+                    "Degradation of the input: 0 (clean) to 1 (heavily compressed or noisy); -1 \
+                     estimates it from the frames. For models that have this dial",
                 )
                 .minimum(-1.0)
                 .maximum(1.0)

@@ -35,6 +35,8 @@ pub(super) struct Stats {
     device_times: Times,
     /// CUDA device memory in bytes.
     pub device_memory: u64,
+    /// Position of the dial `denoise`, if the model has it.
+    pub denoise: Option<f32>,
 }
 
 impl Stats {
@@ -72,6 +74,9 @@ impl Stats {
             .field("fps", ratio(self.frames.saturating_sub(1) as f64, seconds))
             .field("mean-ms", ratio(self.total, self.frames as f64))
             .field("p99-ms", self.percentile_99());
+        if let Some(denoise) = self.denoise {
+            stats = stats.field("denoise", f64::from(denoise));
+        }
         if self.device_frames > 0 {
             let mean = |sum: f32| f64::from(sum) / self.device_frames as f64;
             stats = stats

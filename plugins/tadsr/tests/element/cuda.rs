@@ -317,9 +317,9 @@ fn a_new_model_takes_over_after_the_frames_in_flight() {
     for n in 0..2 {
         rig.harness.push(image(n)).unwrap();
     }
-    rig.element.set_property("model", "tiny-clean");
+    rig.element.set_property("model", "small");
     let mut sent = 2;
-    while rig.element.property::<String>("active-model") != "tiny-clean-x2" {
+    while rig.element.property::<String>("active-model") != "small-x2" {
         rig.harness.push(image(sent)).unwrap();
         sent += 1;
         assert!(sent < 10_000, "the model did not take over");
@@ -330,7 +330,7 @@ fn a_new_model_takes_over_after_the_frames_in_flight() {
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
     let last = &out[out.len() - 2..];
-    assert_frames_as(&rig, last, sent + 1..sent + 3, "tiny-clean", "1");
+    assert_frames_as(&rig, last, sent + 1..sent + 3, "small", "1");
     let times: Vec<_> = out.iter().map(|b| b.pts().unwrap()).collect();
     assert_eq!(times, (0..sent + 3).map(|n| FRAME * n).collect::<Vec<_>>());
     assert_frames(&rig, &out[..2], 0..2);
@@ -343,7 +343,7 @@ fn a_new_model_takes_over_after_the_frames_in_flight() {
 fn a_dial_takes_effect_with_the_next_frame_and_loses_none_in_flight() {
     let fake = plug();
     let frames = |before: f64, after: f64| -> Vec<Vec<u8>> {
-        let mut rig = rig(&fake, "3", &[("model", "tiny-dial")]);
+        let mut rig = rig(&fake, "3", &[("model", "tiny")]);
         for (n, denoise) in (0..6).zip([before, before, before, after, after, after]) {
             rig.element.set_property("denoise", denoise);
             rig.harness.push(image(n)).unwrap();
@@ -505,9 +505,9 @@ fn a_model_set_after_the_loss_of_the_device_runs_by_cpu() {
     fake.fail("synchronize_event", 0, LOST);
     rig.harness.push(image(1)).unwrap();
     assert_eq!(rig.element.property::<String>("active-device"), "cpu");
-    rig.element.set_property("model", "tiny-clean");
+    rig.element.set_property("model", "small");
     let mut sent = 2;
-    while rig.element.property::<String>("active-model") != "tiny-clean-x2" {
+    while rig.element.property::<String>("active-model") != "small-x2" {
         rig.harness.push(image(sent)).unwrap();
         sent += 1;
         assert!(sent < 10_000, "the model did not take over");
@@ -515,5 +515,5 @@ fn a_model_set_after_the_loss_of_the_device_runs_by_cpu() {
     rig.harness.push(image(sent)).unwrap();
     let out = pulled(&mut rig);
     let last = &out[out.len() - 1..];
-    assert_frames_as(&rig, last, sent..sent + 1, "tiny-clean", "1");
+    assert_frames_as(&rig, last, sent..sent + 1, "small", "1");
 }

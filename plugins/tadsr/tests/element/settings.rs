@@ -34,7 +34,7 @@ fn strength_takes_effect_with_the_next_frame() {
 
 #[test]
 fn denoise_takes_effect_with_the_next_frame() {
-    let mut rig = Rig::raw(&[("scale", "2"), ("model", "tiny-dial")], "GRAY8", 32, 24);
+    let mut rig = Rig::raw(&[("scale", "2")], "GRAY8", 32, 24);
     let input = frame(&info(&raw("GRAY8", 32, 24)), |_, x, y| {
         if (x / 3 + y / 5) % 2 == 0 { 200 } else { 50 }
     });

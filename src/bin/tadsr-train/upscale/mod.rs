@@ -344,6 +344,7 @@ fn upscale_picture(
         size.unwrap_or_else(|| (side(info.width), side(info.height))),
         output,
     )?;
+    job.upscaler.reset();
     let large = small.with_frame(job.upscale(&small.frame, size)?);
     if large.loses_alpha(output) {
         meter.log(&format!(

@@ -39,7 +39,7 @@ impl StudentRun {
         let student = self.model()?.student()?;
         let measure = |(name, batch): &HeldOut| {
             let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
-            let result = student.forward(&base, &batch.condition())?;
+            let result = student.forward(&base, &self.condition(batch))?;
             let left = (&result - &residual)?;
             let lpips = self.lpips.as_ref().map(|lpips| {
                 let truth = self.pictures(&base, &residual)?;
@@ -70,7 +70,7 @@ impl StudentRun {
             let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);
             let mut columns = vec![
                 ("bicubic", base.zeros_like()?),
-                ("student", student.forward(&base, &batch.condition())?),
+                ("student", student.forward(&base, &self.condition(batch))?),
             ];
             if let Some(teacher) = &self.teacher {
                 let base = base.to_device(&self.device)?;

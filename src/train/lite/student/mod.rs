@@ -6,6 +6,9 @@
 //! features for the discriminator. Regression uses the low frequencies of the teacher's sample
 //! only: a network without noise learns the mean of samples with different noise, which has no
 //! texture.
+//!
+//! A student with the dial `detail` is trained at 1, its generative end. Only the tensors of this
+//! dial learn, so that 0 remains the faithful model that the run begins with.
 
 mod held_out;
 mod options;
@@ -191,6 +194,10 @@ impl StudentRun {
             target,
             latent,
         };
+        if run.is_detail() && saved.is_none() && begin.is_none() {
+            let text = "the dial detail needs a model to begin with, which it is at 0";
+            return Err(Error::Setting(text.into()));
+        }
         match (saved, begin) {
             (Some((tensors, state)), _) => run.restore(&path, &tensors, state)?,
             (None, Some(begin)) => {
@@ -270,11 +277,23 @@ impl StudentRun {
         shares
     }
 
+    fn is_detail(&self) -> bool {
+        self.target.student.conditioning.detail
+    }
+
+    /// Returns the condition of the network for `batch`.
+    fn condition(&self, batch: &Batch) -> Condition {
+        Condition {
+            detail: f64::from(u8::from(self.is_detail())),
+            ..batch.condition()
+        }
+    }
+
     fn prepare(&self, batch: &Batch, index: u64) -> Result<Prepared> {
         let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
         let d = &self.options.distillation;
         let mut rng = StdRng::seed_from_u64(step_seed(self.options.seed ^ NOISE, index));
-        let mut at = batch.condition();
+        let mut at = self.condition(batch);
         if self.target.student.conditioning.denoise && rng.random_bool(0.5) {
             at.denoise = (at.denoise + BLUR * f64::from(normal(&mut rng))).clamp(0.0, 1.0);
         }
@@ -368,6 +387,9 @@ impl StudentRun {
                 total = (total + gradient)?;
             }
             grads.extend((stand_in(&result, &total)? * part)?.backward()?)?;
+        }
+        if self.is_detail() {
+            self.trained.freeze(&mut grads, |name| !name.contains(".detail."));
         }
         let o = &self.options;
         let warm_up = (o.steps / 20).clamp(1, 500);
