@@ -44,6 +44,43 @@ fn a_model_and_its_example_are_written() {
 }
 
 #[test]
+fn a_network_from_picture_to_picture_has_sizes_of_the_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (onnx, example) = (path("a.onnx"), path("a.safetensors"));
+    for (scale, size, sizes) in [
+        ("2", "45x31", [(45, 31), (90, 62), (23, 16), (45, 31)]),
+        ("3", "9x7", [(9, 7), (27, 21), (5, 4), (14, 11)]),
+    ] {
+        let files = [
+            "--onnx",
+            &onnx,
+            "--example",
+            &example,
+            "--example-size",
+            size,
+        ];
+        // A model with chroma.
+        let args = ["--model", "small-x4", "--ends", "picture", "--scale", scale];
+        let output = export(&[&args[..], &files].concat());
+        assert!(output.status.success(), "{output:?}");
+        let tensors = safetensors::load(&example, &Device::Cpu).unwrap();
+        for (name, (w, h)) in ["y", "y_out", "u", "u_out"].into_iter().zip(sizes) {
+            assert_eq!(tensors[name].dims4().unwrap(), (1, 1, h, w), "{name}");
+        }
+    }
+    let args = [
+        "--model", "tiny", "--ends", "picture", "--scale", "1.5", "--onnx", &onnx,
+    ];
+    let output = export(&args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("whole scale"),
+        "{said}"
+    );
+}
+
+#[test]
 fn unknown_scales_and_models_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let onnx = dir.path().join("x.onnx");

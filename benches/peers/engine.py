@@ -142,12 +142,15 @@ def bench(*args, **more):
 def export(cases, exe):
     """Writes and checks the network of every case, and the bundled models from plane to plane."""
     tool = ROOT / "target" / "release" / "tadsr-train"
-    jobs = [(c["model"], c["scale"], "latent") for c in cases] + [("tiny", 2, "planes"), ("tiny", 4, "planes")]
-    for model, scale, ends in jobs:
-        stem = f"{Path(model).stem}-{scale:g}-{ends}"
+    jobs = [(c["model"], c["scale"], "latent", "45x31") for c in cases]
+    jobs += [("tiny", scale, "planes", "45x31") for scale in (2, 4)]
+    pictures = [("tiny", scale) for scale in (2, 3, 4)] + [("small-x4", scale) for scale in (2, 4)]
+    jobs += [(*picture, "picture", size) for picture in pictures for size in ("45x31", "64x22")]
+    for model, scale, ends, size in jobs:
+        stem = f"{Path(model).stem}-{scale:g}-{ends}-{size}"
         onnx, example = WORK / f"{stem}.onnx", WORK / f"{stem}.safetensors"
         subprocess.run([tool, "export", "--model", model, "--scale", str(scale), "--ends", ends, "--onnx", onnx,
-                        "--example", example], check=True, stdout=subprocess.DEVNULL)
+                        "--example", example, "--example-size", size], check=True, stdout=subprocess.DEVNULL)
         worst = output([exe, "-c", CHECK, onnx, example])
         print(f"{stem}: " + ", ".join(f"{k} differs by {v:.1e}" for k, v in worst.items()))
         for case in cases:

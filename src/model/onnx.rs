@@ -22,6 +22,11 @@ pub enum OnnxEnds {
     /// with chroma, `u` to `u_out` and `v` to `v_out` at half the size. Sides are multiples of r.
     /// Borders are repeated as in the engine. Values are not clamped.
     Planes,
+    /// From the planes of a picture of any size to the upscaled planes: `y` to `y_out` and, for a
+    /// model with chroma, `u` to `u_out` and `v` to `v_out` at half the size, rounded up. Chroma is
+    /// sited in the centre of its luma samples. The network contains the bicubic interpolation. The
+    /// scale is a whole number. Otherwise as [`Self::Planes`].
+    Picture,
 }
 
 impl LiteModel {
@@ -36,7 +41,8 @@ impl LiteModel {
                 graph.node("Identity", &[&residual], &["residual"], &[]);
                 graph.output("residual", channels);
             }
-            OnnxEnds::Planes => graph.planes(self, scale),
+            OnnxEnds::Planes => graph.planes(self, scale, false),
+            OnnxEnds::Picture => graph.planes(self, scale, true),
         }
         let mut opset = Message::default();
         opset.text(1, "").number(2, OPSET);
@@ -222,8 +228,76 @@ impl Graph {
         x
     }
 
-    /// Adds the network from planes to planes.
-    fn planes(&mut self, model: &LiteModel, scale: f64) {
+    /// Adds the interpolation of a plane of a picture to `{plane}.base`, and its size, `{plane}.size`.
+    /// Luma comes before chroma, of which a cell has `r` x `r` samples. Returns the name of the
+    /// widths of the border at all sides, which fills up the last grid cells.
+    fn interpolation(
+        &mut self,
+        plane: &str,
+        scale: f64,
+        (cell, r): (usize, usize),
+        margin: i64,
+    ) -> String {
+        let of = |part: &str| format!("{plane}.{part}");
+        let attributes = [
+            ("mode", Attribute::Text("cubic")),
+            (
+                "coordinate_transformation_mode",
+                Attribute::Text("half_pixel"),
+            ),
+            ("cubic_coeff_a", Attribute::Float(-0.75)),
+        ];
+        self.floats(&of("scales"), &[4], &[1.0, 1.0, scale as f32, scale as f32]);
+        let is_luma = plane == "y";
+        let resized = of(if is_luma { "base" } else { "resized" });
+        self.node(
+            "Resize",
+            &[plane, "", &of("scales")],
+            &[&resized],
+            &attributes,
+        );
+        if is_luma {
+            self.ints("sides.from", &[2]);
+            self.ints("sides.to", &[4]);
+            self.ints("corner", &[0, 0]);
+            self.ints("cell", &[cell as i64]);
+            self.ints("cell.rest", &[cell as i64 - 1]);
+            self.node("Shape", &["y.base"], &["y.shape"], &[]);
+            self.node(
+                "Slice",
+                &["y.shape", "sides.from", "sides.to"],
+                &["y.size"],
+                &[],
+            );
+            self.node("Add", &["y.size", "cell.rest"], &["y.more"], &[]);
+            self.node("Div", &["y.more", "cell"], &["cells.count"], &[]);
+        } else {
+            self.ints(&of("one"), &[1]);
+            self.ints(&of("two"), &[2]);
+            self.node("Add", &["y.size", &of("one")], &[&of("more")], &[]);
+            self.node("Div", &[&of("more"), &of("two")], &[&of("size")], &[]);
+            let part = [resized.as_str(), "corner", &of("size"), "axes"];
+            self.node("Slice", &part, &[&of("base")], &[]);
+        }
+        self.ints(&of("r"), &[r as i64]);
+        self.node("Mul", &["cells.count", &of("r")], &[&of("whole")], &[]);
+        self.node("Sub", &[&of("whole"), &of("size")], &[&of("rest")], &[]);
+        let pad = margin * r as i64;
+        self.ints(&of("before"), &[0, 0, pad, pad, 0, 0]);
+        self.ints(&of("least"), &[pad, pad]);
+        self.node("Add", &[&of("rest"), &of("least")], &[&of("after")], &[]);
+        let axis = [("axis", Attribute::Int(0))];
+        self.node(
+            "Concat",
+            &[&of("before"), &of("after")],
+            &[&of("margin")],
+            &axis,
+        );
+        of("margin")
+    }
+
+    /// Adds the network from planes to planes: from those of a picture or of its base.
+    fn planes(&mut self, model: &LiteModel, scale: f64, is_picture: bool) {
         let (student, stats) = (&model.metadata.student, &model.stats);
         let (r, channels) = (student.r, stats.input_mean.len());
         // Name, factor, first channel.
@@ -239,18 +313,28 @@ impl Graph {
         }
         let margin = model.layers.len() as i64;
         let of = |plane: &str, part: &str| format!("{plane}.{part}");
-        for &(plane, r, _) in &planes {
+        let base = |plane: &str| match is_picture {
+            true => of(plane, "base"),
+            false => plane.to_string(),
+        };
+        self.ints("axes", &[2, 3]);
+        for &(plane, factor, _) in &planes {
             self.input(plane, 1);
-            let pad = margin * r as i64;
-            self.ints(&of(plane, "margin"), &[0, 0, pad, pad, 0, 0, pad, pad]);
+            let widths = if is_picture {
+                self.interpolation(plane, scale, (r, factor), margin)
+            } else {
+                let pad = margin * factor as i64;
+                self.ints(&of(plane, "margin"), &[0, 0, pad, pad, 0, 0, pad, pad]);
+                of(plane, "margin")
+            };
             let edge = [("mode", Attribute::Text("edge"))];
             self.node(
                 "Pad",
-                &[plane, &of(plane, "margin")],
+                &[&base(plane), &widths],
                 &[&of(plane, "padded")],
                 &edge,
             );
-            let blocks = [("blocksize", Attribute::Int(r as i64))];
+            let blocks = [("blocksize", Attribute::Int(factor as i64))];
             self.node(
                 "SpaceToDepth",
                 &[&of(plane, "padded")],
@@ -270,7 +354,6 @@ impl Graph {
         let residual = self.network(model, scale, "latent");
         self.ints("first", &[margin, margin]);
         self.ints("end", &[-margin, -margin]);
-        self.ints("axes", &[2, 3]);
         self.node(
             "Slice",
             &[&residual, "first", "end", "axes"],
@@ -290,17 +373,32 @@ impl Graph {
             ];
             self.node("Slice", &part, &[&of(plane, "channels")], &[]);
             let blocks = [("blocksize", Attribute::Int(r as i64))];
-            let out = of(plane, "residual");
+            let mut out = of(plane, "residual");
             self.node("DepthToSpace", &[&of(plane, "channels")], &[&out], &blocks);
+            if is_picture {
+                let part = [&out, "corner", &of(plane, "size"), "axes"];
+                self.node("Slice", &part, &[&of(plane, "shown")], &[]);
+                out = of(plane, "shown");
+            }
             let sum = format!("{plane}_out");
-            self.node("Add", &[plane, &out], &[&sum], &[]);
-            self.output(&sum, 1);
+            self.node("Add", &[&base(plane), &out], &[&sum], &[]);
+            if is_picture {
+                self.fields.message(12, &named_value(&sum, 1, &sum));
+            } else {
+                self.output(&sum, 1);
+            }
         }
     }
 }
 
-/// Returns name and shape of an input or output: any number of images of any size.
+/// Returns name and shape of an input or output: any number of images of any size. Planes of equal
+/// size share the names of their sides.
 fn value(name: &str, channels: usize) -> Message {
+    named_value(name, channels, name.trim_end_matches("_out"))
+}
+
+/// Returns name and shape of an input or output whose sides are called after `size`.
+fn named_value(name: &str, channels: usize, size: &str) -> Message {
     let mut shape = Message::default();
     for (letter, fixed) in [
         ("n", None),
@@ -311,9 +409,8 @@ fn value(name: &str, channels: usize) -> Message {
         let mut dim = Message::default();
         match fixed {
             Some(size) => dim.number(1, size as u64),
-            // Planes of equal size share the names of their sides.
             None if letter == "n" => dim.text(2, "n"),
-            None => dim.text(2, &format!("{letter}_{}", name.trim_end_matches("_out"))),
+            None => dim.text(2, &format!("{letter}_{size}")),
         };
         shape.message(1, &dim);
     }
@@ -379,9 +476,9 @@ mod tests {
     fn the_file_has_all_layers_and_every_name_is_defined() {
         for model in ["tiny-x2", "tiny-x4", "small-x4"] {
             let model = LiteModel::find(model).unwrap().remove(0);
-            let model = model.folded(&Condition::at(1.5));
-            for ends in [OnnxEnds::Latent, OnnxEnds::Planes] {
-                let bytes = model.to_onnx(1.5, ends);
+            let model = model.folded(&Condition::at(2.0));
+            for ends in [OnnxEnds::Latent, OnnxEnds::Planes, OnnxEnds::Picture] {
+                let bytes = model.to_onnx(2.0, ends);
                 assert_eq!(fields(&bytes)[0], (1, IR_VERSION, &[][..]));
                 let graph = sub(&bytes, 7)[0];
                 let nodes = sub(graph, 1);
@@ -393,7 +490,8 @@ mod tests {
                 for node in nodes {
                     for input in sub(node, 1) {
                         let input = String::from_utf8(input.to_vec()).unwrap();
-                        assert!(known.contains(&input), "{input}");
+                        // Optional inputs may have no name.
+                        assert!(input.is_empty() || known.contains(&input), "{input}");
                     }
                     known.push(text(node, 2));
                 }

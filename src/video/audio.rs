@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -46,8 +46,16 @@ struct Shared {
     /// First element of each stream: its queue.
     queues: Mutex<Vec<gst::Element>>,
     notes: Mutex<Vec<String>>,
-    /// Re-encoded length of each stream in nanoseconds; `None` for a copied stream.
-    encoded: Mutex<Vec<Option<Arc<AtomicU64>>>>,
+    /// `None` for a copied stream.
+    encoded: Mutex<Vec<Option<Arc<Encoded>>>>,
+}
+
+/// What an encoder has received, in nanoseconds.
+#[derive(Default)]
+struct Encoded {
+    length: AtomicU64,
+    /// Time of the encoder's own samples before the first one that it received.
+    delay: AtomicU64,
 }
 
 impl Audio {
@@ -111,9 +119,19 @@ impl Audio {
 
     /// Returns the encoded length of each stream; `None` for a copied one.
     pub fn encoded(&self) -> Vec<Option<ClockTime>> {
+        self.times(|encoded| &encoded.length)
+    }
+
+    /// Returns the delay of each stream by its encoder, of which the container does not know;
+    /// `None` for a copied one.
+    pub fn delays(&self) -> Vec<Option<ClockTime>> {
+        self.times(|encoded| &encoded.delay)
+    }
+
+    fn times(&self, of: impl Fn(&Encoded) -> &AtomicU64) -> Vec<Option<ClockTime>> {
         let encoded = lock(&self.shared.encoded);
-        let time = |t: &Arc<AtomicU64>| ClockTime::from_nseconds(t.load(Ordering::SeqCst));
-        encoded.iter().map(|t| t.as_ref().map(time)).collect()
+        let time = |e: &Arc<Encoded>| ClockTime::from_nseconds(of(e).load(Ordering::SeqCst));
+        encoded.iter().map(|e| e.as_ref().map(time)).collect()
     }
 
     /// Returns true if `failure` comes from an element that the audio passes through.
@@ -274,8 +292,7 @@ struct Chain {
     elements: Vec<gst::Element>,
     /// Name of the encoder, if the stream is re-encoded.
     encoder: Option<String>,
-    /// Length encoded so far, in nanoseconds.
-    encoded: Option<Arc<AtomicU64>>,
+    encoded: Option<Arc<Encoded>>,
 }
 
 impl Chain {
@@ -300,7 +317,18 @@ impl Chain {
                 encoded: None,
             });
         }
-        let encoder = encoder(container)?;
+        Self::encode(pipeline, encoder(container)?, queue, pad)
+    }
+
+    /// Links `queue` through a decoder and `encoder` to the muxer's `pad`.
+    fn encode(
+        pipeline: &gst::Pipeline,
+        encoder: gst::Element,
+        queue: &gst::Element,
+        pad: &gst::Pad,
+    ) -> Result<Self, String> {
+        let last = |e: &gst::Element| e.static_pad("src").ok_or("an element without output");
+        let mut elements = vec![queue.clone()];
         let name = encoder.factory().map(|f| f.name().to_string());
         let decoder = make("decodebin")?;
         let raw = [make("audioconvert")?, make("audioresample")?, encoder];
@@ -315,6 +343,7 @@ impl Chain {
             &raw[2]
                 .static_pad("sink")
                 .ok_or("an encoder without input")?,
+            name.as_deref().unwrap_or_default(),
         );
         let weak = pipeline.downgrade();
         decoder.connect_pad_added(move |_, pad| {
@@ -332,13 +361,41 @@ impl Chain {
     }
 }
 
-/// Corrects the times of decoded audio at `pad`, and measures its length. In some containers the
-/// times of packets are shorter than their samples. An encoder would drop the difference.
-fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
-    let encoded = Arc::new(AtomicU64::new(0));
-    let length = encoded.clone();
+/// Returns the samples that the encoder `name` puts before the first one of its input and that its
+/// packets do not state, and the number of samples that it keeps back at the end.
+fn delay(name: &str) -> (u64, u64) {
+    match name {
+        "avenc_aac" => (1024, 0),
+        "fdkaacenc" => (2048, 0),
+        "voaacenc" => (1600, 1600 + 1024),
+        _ => (0, 0),
+    }
+}
+
+/// Corrects the times of decoded audio at `pad`, the input of the encoder `name`, and measures its
+/// length. In some containers the times of packets are shorter than their samples. An encoder would
+/// drop the difference.
+fn continuous(pad: &gst::Pad, name: &str) -> Arc<Encoded> {
+    let encoded = Arc::new(Encoded::default());
+    let shared = encoded.clone();
+    let (delay, behind) = delay(name);
     let (first, end) = (OnceLock::new(), Mutex::new(None::<ClockTime>));
-    pad.add_probe(PadProbeType::BUFFER, move |_, info| {
+    let is_over = AtomicBool::new(false);
+    let kinds = PadProbeType::BUFFER | PadProbeType::EVENT_DOWNSTREAM;
+    pad.add_probe(kinds, move |pad, info| {
+        if is_over.load(Ordering::SeqCst) {
+            return PadProbeReturn::Ok;
+        }
+        if let Some(PadProbeData::Event(event)) = &info.data {
+            let is_end = event.type_() == gst::EventType::Eos;
+            let last = *lock(&end);
+            if let (true, 1.., Some(last)) = (is_end, behind, last) {
+                is_over.store(true, Ordering::SeqCst);
+                // The end is in force even if the silence is refused.
+                let _ = silence(pad, behind, last).map(|silence| pad.chain(silence));
+            }
+            return PadProbeReturn::Ok;
+        }
         if let Some(PadProbeData::Buffer(buffer)) = &mut info.data {
             let mut end = lock(&end);
             if let (Some(pts), Some(duration)) = (buffer.pts(), buffer.duration()) {
@@ -351,14 +408,45 @@ fn continuous(pad: &gst::Pad) -> Arc<AtomicU64> {
                 if start != pts {
                     buffer.make_mut().set_pts(start);
                 }
-                let first = first.get_or_init(|| start);
+                let first = first.get_or_init(|| {
+                    let rate = raw_format(pad).map_or(0, |(rate, _)| rate);
+                    let time = delay.mul_div_round(1_000_000_000, rate).unwrap_or(0);
+                    shared.delay.store(time, Ordering::SeqCst);
+                    start
+                });
                 let whole = (start + duration).saturating_sub(*first);
-                length.store(whole.nseconds(), Ordering::SeqCst);
+                shared.length.store(whole.nseconds(), Ordering::SeqCst);
             }
         }
         PadProbeReturn::Ok
     });
     encoded
+}
+
+/// Returns the rate of the raw audio at `pad`, and the bytes of a sample of all channels.
+fn raw_format(pad: &gst::Pad) -> Option<(u64, u64)> {
+    let caps = pad.current_caps()?;
+    let structure = caps.structure(0)?;
+    let rate = u64::try_from(structure.get::<i32>("rate").ok()?).ok()?;
+    let channels = u64::try_from(structure.get::<i32>("channels").ok()?).ok()?;
+    let format = structure.get::<&str>("format").ok()?;
+    // Such as S16LE or F32LE.
+    let bits = format.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+    let bits: u64 = bits.get(..2)?.parse().ok()?;
+    Some((rate, channels * bits / 8)).filter(|(rate, _)| *rate > 0)
+}
+
+/// Returns silence of `samples` samples that begins at `time`, for the input `pad` of an encoder of
+/// signed samples.
+fn silence(pad: &gst::Pad, samples: u64, time: ClockTime) -> Option<gst::Buffer> {
+    let (rate, size) = raw_format(pad)?;
+    let bytes = usize::try_from(samples * size).ok()?;
+    let mut buffer = gst::Buffer::from_slice(vec![0; bytes]);
+    let buffer_mut = buffer.get_mut()?;
+    buffer_mut.set_pts(time);
+    let duration = samples.mul_div_round(1_000_000_000, rate)?;
+    buffer_mut.set_duration(ClockTime::from_nseconds(duration));
+    Some(buffer)
 }
 
 /// Tests with the first packets of a stream how `container` accepts it.
@@ -464,4 +552,112 @@ fn encoder(container: Container) -> Result<gst::Element, String> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::video::{
+        bus::start,
+        matroska,
+        mp4::{Delayed, hide_delays},
+    };
+
+    /// Encodes a click at 1 s of 2 s. Returns the time of the click in the file, and the length.
+    fn click(encoder: &str, container: Container, rate: usize) -> (f64, f64) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let pipeline = gst::Pipeline::new();
+        let caps = gst::Caps::builder("audio/x-raw")
+            .field("format", "S16LE")
+            .field("layout", "interleaved")
+            .field("rate", rate as i32)
+            .field("channels", 1)
+            .build();
+        let source = AppSrc::builder()
+            .caps(&caps)
+            .format(gst::Format::Time)
+            .max_bytes(0)
+            .build();
+        let (queue, mux) = (make("queue").unwrap(), make(container.muxer()).unwrap());
+        let sink = make("filesink").unwrap();
+        sink.set_property("location", path.to_str().unwrap());
+        link(&pipeline, &[source.clone().upcast()]).unwrap();
+        link(&pipeline, &[mux.clone(), sink]).unwrap();
+        let pad = mux.request_pad_simple("audio_%u").unwrap();
+        let chain = Chain::encode(&pipeline, make(encoder).unwrap(), &queue, &pad).unwrap();
+        source.link(&queue).unwrap();
+        start(&pipeline);
+        for i in 0..20 {
+            let mut samples = vec![0_i16; rate / 10];
+            if i == 10 {
+                samples[..24].iter_mut().for_each(|v| *v = 20_000);
+            }
+            let bytes: Vec<u8> = samples.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let mut buffer = gst::Buffer::from_slice(bytes);
+            let buffer_mut = buffer.get_mut().unwrap();
+            buffer_mut.set_pts(ClockTime::from_mseconds(100 * i));
+            buffer_mut.set_duration(ClockTime::from_mseconds(100));
+            source.push_buffer(buffer).unwrap();
+        }
+        source.end_of_stream().unwrap();
+        let mut bus = Bus::of(&pipeline).unwrap();
+        assert!(matches!(bus.wait(TRIAL), Some(Heard::End)), "{encoder}");
+        pipeline.set_state(gst::State::Null).unwrap();
+        let encoded = chain.encoded.unwrap();
+        let time = |value: &AtomicU64| ClockTime::from_nseconds(value.load(Ordering::SeqCst));
+        let (delay, length) = (time(&encoded.delay), time(&encoded.length));
+        let seconds = length.nseconds() as f64 / 1e9;
+        assert!((seconds - 2.0).abs() < 1e-3, "{encoder}: {seconds} s");
+        if container == Container::Matroska {
+            matroska::complete(&path, &[], &[Some(delay)]).unwrap();
+        } else {
+            let delayed = (!delay.is_zero()).then_some(Delayed { delay, length });
+            hide_delays(&path, &[delayed]).unwrap();
+        }
+        let output = Command::new("ffmpeg")
+            .args(["-v", "error", "-copyts", "-i"])
+            .arg(&path)
+            .args([
+                "-af",
+                "aresample=48000:async=1:first_pts=0",
+                "-f",
+                "s16le",
+                "-",
+            ])
+            .output()
+            .unwrap();
+        let samples = output.stdout.as_chunks::<2>().0.iter();
+        let samples: Vec<i16> = samples.map(|v| i16::from_le_bytes(*v)).collect();
+        let peak = samples.iter().map(|v| v.unsigned_abs()).max().unwrap();
+        let first = samples.iter().position(|v| v.unsigned_abs() > peak / 2);
+        let time = |samples: usize| samples as f64 / 48_000.0;
+        (time(first.unwrap()), time(samples.len()))
+    }
+
+    #[test]
+    fn every_encoder_keeps_sync_and_the_end() {
+        crate::video::init().unwrap();
+        let mut tested = 0;
+        for encoder in AAC.into_iter().chain(FREE) {
+            if make(encoder).is_err() {
+                continue;
+            }
+            tested += 1;
+            for container in [Container::Mp4, Container::Matroska] {
+                if container == Container::Mp4 && FREE.contains(&encoder) {
+                    continue;
+                }
+                for rate in [48_000, 44_100] {
+                    let (click, length) = click(encoder, container, rate);
+                    let what = format!("{encoder} {container:?} {rate}: {click} s, {length} s");
+                    assert!((click - 1.0).abs() < 0.005, "{what}");
+                    assert!((1.995..2.06).contains(&length), "{what}");
+                }
+            }
+        }
+        assert!(tested > 1);
+    }
 }

@@ -289,6 +289,17 @@ pub(super) fn parse_file(
         edits.hide(&elements[0]);
         followed = Some(edits.clone());
     }
+    // Its parsers of subtitles would drop their style.
+    parse.connect("autoplug-continue", false, |values| {
+        let caps = values
+            .get(2)
+            .and_then(|value| value.get::<gst::Caps>().ok());
+        let structure = caps.as_ref().and_then(|caps| caps.structure(0));
+        // A text file is an error of parsebin.
+        let is_file = |name: &str| name.starts_with("text/") && name != "text/x-raw";
+        let continues = structure.is_none_or(|s| !is_subtitles(s.name()) || is_file(s.name()));
+        Some(continues.to_value())
+    });
     if let Some(bin) = parse.downcast_ref::<gst::Bin>() {
         bin.connect_deep_element_added(move |_, _, element| {
             let Some(factory) = element.factory() else {
@@ -416,6 +427,22 @@ pub(super) fn on_time(
     });
 }
 
+/// Returns true if streams with caps of this name are subtitles.
+pub(super) fn is_subtitles(name: &str) -> bool {
+    const NAMES: [&str; 4] = [
+        "application/x-ass",
+        "application/x-ssa",
+        "application/x-usf",
+        "application/x-teletext",
+    ];
+    let kind = name.split('/').next();
+    matches!(
+        kind,
+        Some("text" | "subtitle" | "subpicture" | "closedcaption")
+    ) || NAMES.contains(&name)
+        || name.starts_with("application/x-subtitle")
+}
+
 /// Returns the common name of the codec of a stream with `caps`.
 pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
     let Some(structure) = caps.structure(0) else {
@@ -439,6 +466,14 @@ pub(super) fn codec_name(caps: &gst::CapsRef) -> String {
         ("video/x-theora", _) => "Theora".into(),
         ("video/mpeg", version @ (1 | 2 | 4)) => format!("MPEG-{version}"),
         ("video/x-raw", _) => "uncompressed".into(),
+        ("text/x-raw", _) => "text".into(),
+        ("application/x-ass", _) => "ASS".into(),
+        ("application/x-ssa", _) => "SSA".into(),
+        ("application/x-teletext", _) => "teletext".into(),
+        ("application/x-subtitle-unknown", _) => "WebVTT or unknown".into(),
+        ("subpicture/x-dvd", _) => "VobSub".into(),
+        ("subpicture/x-pgs", _) => "PGS".into(),
+        ("subpicture/x-dvb", _) => "DVB".into(),
         (name, _) => name.into(),
     }
 }

@@ -212,7 +212,7 @@ fn part(elst: &[u8], track: u32, film: u32, ticks: u32) -> Option<Edit> {
 }
 
 /// Returns the boxes in `data` with their content, up to the first incomplete one.
-fn boxes(data: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
+pub(super) fn boxes(data: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     let mut rest = data;
     std::iter::from_fn(move || {
         let size = u32::from_be_bytes(rest.get(..4)?.try_into().ok()?) as usize;
@@ -223,13 +223,13 @@ fn boxes(data: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     })
 }
 
-fn find<'a>(data: &'a [u8], name: &[u8; 4]) -> Option<&'a [u8]> {
+pub(super) fn find<'a>(data: &'a [u8], name: &[u8; 4]) -> Option<&'a [u8]> {
     let found = boxes(data).find(|(found, _)| found == name)?;
     Some(found.1)
 }
 
 /// Reads a number of a box whose offset depends on the box's version, 0 or 1.
-fn number(content: &[u8], narrow: usize, wide: usize) -> Option<u32> {
+pub(super) fn number(content: &[u8], narrow: usize, wide: usize) -> Option<u32> {
     let at = if is_wide(content)? { wide } else { narrow };
     Some(u32::from_be_bytes(
         content.get(at..at + 4)?.try_into().ok()?,
@@ -237,7 +237,7 @@ fn number(content: &[u8], narrow: usize, wide: usize) -> Option<u32> {
 }
 
 /// Returns the bytes of a duration: 4 in version 0 of a box, 8 in version 1.
-fn duration_field(content: &[u8], narrow: usize, wide: usize) -> Option<&[u8]> {
+pub(super) fn duration_field(content: &[u8], narrow: usize, wide: usize) -> Option<&[u8]> {
     if is_wide(content)? {
         content.get(wide..wide + 8)
     } else {
@@ -245,6 +245,6 @@ fn duration_field(content: &[u8], narrow: usize, wide: usize) -> Option<&[u8]> {
     }
 }
 
-fn is_wide(content: &[u8]) -> Option<bool> {
+pub(super) fn is_wide(content: &[u8]) -> Option<bool> {
     content.first().map(|version| *version == 1)
 }

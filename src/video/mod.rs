@@ -22,9 +22,13 @@
 mod audio;
 mod bus;
 mod edits;
+mod matroska;
+mod mp4;
+mod orientation;
 mod part;
 mod reader;
 mod stream;
+mod subtitles;
 mod survey;
 mod through;
 mod transcode;

@@ -20,6 +20,7 @@ use super::{
         Bus, Demux, Failure, append, codec_name, discard, is_idle, make, missing_plugins,
         parse_file, refuse, start,
     },
+    orientation::Turn,
     survey::{Kind, Survey, Track},
 };
 use crate::{Error, Result, frame::PixelFormat};
@@ -102,7 +103,8 @@ impl Reader {
         if let (Some(probe), Some(true)) = (PROBE.get(), track_of(&survey, track).map(is_unusual)) {
             probe(path).map_err(failed)?;
         }
-        let mut source = Source::start(path, &survey.demux, track)?;
+        let turn = track_of(&survey, track).map_or(Turn::default(), |t| t.turn_at(Duration::ZERO));
+        let mut source = Source::start(path, &survey.demux, track, turn)?;
         let none = || failed("the video has no frames".into());
         let first = source.sample()?.ok_or_else(none)?;
         let caps = first.caps_owned().ok_or_else(none)?;
@@ -247,10 +249,14 @@ impl Reader {
         }
         self.part = part;
         self.survey = Arc::new(self.survey.within(part));
+        let turn = self
+            .track()
+            .map_or(Turn::default(), |t| t.turn_at(part.start));
+        if turn != self.source.turn {
+            self.restart(turn)?;
+        }
         if part.start > Duration::ZERO && !self.seek_to_part(&times)? {
-            self.source = Source::start(&self.source.path, &self.survey.demux, self.track)?;
-            self.first = None;
-            self.sought = false;
+            self.restart(self.source.turn)?;
         }
         let Some(first) = self.sample()? else {
             let reason = format!("no frame is shown between {start:.3} s and the end of the part");
@@ -260,6 +266,14 @@ impl Reader {
         self.first = Some(first);
         let length = part.end.min(self.stated.max(end)) - part.start;
         self.stream.set_duration(Some(length));
+        Ok(())
+    }
+
+    /// Decodes from the start of the file again, and turns the frames by `turn`.
+    fn restart(&mut self, turn: Turn) -> Result<()> {
+        self.source = Source::start(&self.source.path, &self.survey.demux, self.track, turn)?;
+        self.first = None;
+        self.sought = false;
         Ok(())
     }
 
@@ -296,6 +310,16 @@ impl Reader {
         let (Some(buffer), Some(pts)) = (sample.buffer(), self.time(&sample)) else {
             return Ok(None);
         };
+        let turn = self
+            .track()
+            .map_or(Turn::default(), |track| track.turn_at(pts));
+        if turn != self.source.turn {
+            let (time, from) = (pts.as_secs_f64(), self.source.turn);
+            return Err(self.failed(format!(
+                "at {time:.2} s the rotation changes from {from} to {turn}: cut it there and \
+                 upscale the parts"
+            )));
+        }
         let duration = buffer.duration().map(Duration::from);
         let duration = duration.or(self.stream.frame_duration());
         self.end = pts + duration.unwrap_or_default();
@@ -414,19 +438,22 @@ struct Source {
     pipeline: gst::Pipeline,
     sink: AppSink,
     bus: Bus,
+    /// Turn of the frames that the packets state.
+    turn: Turn,
     /// Failure received while waiting for another message.
     failed: Option<Failure>,
 }
 
 impl Source {
-    fn start(path: &Path, demux: &Demux, track: usize) -> Result<Self> {
+    fn start(path: &Path, demux: &Demux, track: usize, turn: Turn) -> Result<Self> {
         let failed = |reason| Error::video(path, reason);
-        let (pipeline, sink) = build(path, demux, track).map_err(failed)?;
+        let (pipeline, sink) = build(path, demux, track, turn).map_err(failed)?;
         let source = Self {
             path: path.into(),
             bus: Bus::of(&pipeline)?,
             pipeline,
             sink,
+            turn,
             failed: None,
         };
         start(&source.pipeline);
@@ -477,7 +504,12 @@ impl Drop for Source {
 
 /// Builds a parsebin whose video stream number `track` continues as in [`decode`]. The others are
 /// discarded.
-fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, AppSink), String> {
+fn build(
+    path: &Path,
+    demux: &Demux,
+    track: usize,
+    turn: Turn,
+) -> Result<(gst::Pipeline, AppSink), String> {
     let pipeline = gst::Pipeline::new();
     let elements = parse_file(&pipeline, path, demux)?;
     let formats = PixelFormat::ALL.map(PixelFormat::name);
@@ -500,7 +532,7 @@ fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, App
         let is_main = Kind::of(&caps) == Kind::Video
             && videos.fetch_add(1, atomic::Ordering::SeqCst) == track;
         let linked = if is_main {
-            decode(&pipeline, pad, &sink)
+            decode(&pipeline, pad, &sink, turn)
         } else {
             discard(&pipeline, pad)
         };
@@ -512,17 +544,22 @@ fn build(path: &Path, demux: &Demux, track: usize) -> Result<(gst::Pipeline, App
 }
 
 /// Connects the encoded stream of `pad` through a decoder to `sink`.
-fn decode(pipeline: &gst::Pipeline, pad: &gst::Pad, sink: &AppSink) -> Result<(), String> {
+fn decode(
+    pipeline: &gst::Pipeline,
+    pad: &gst::Pad,
+    sink: &AppSink,
+    turn: Turn,
+) -> Result<(), String> {
     let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
     if caps.structure(0).is_some_and(|s| s.name() == "video/x-raw") {
-        return show(pipeline, pad, pad, sink);
+        return show(pipeline, pad, pad, sink, turn);
     }
     let decoder = make("decodebin")?;
     let (weak, target, encoded) = (pipeline.downgrade(), sink.downgrade(), pad.downgrade());
     decoder.connect_pad_added(move |_, pad| {
         if let (Some(pipeline), Some(sink), Some(encoded)) =
             (weak.upgrade(), target.upgrade(), encoded.upgrade())
-            && let Err(reason) = show(&pipeline, pad, &encoded, &sink)
+            && let Err(reason) = show(&pipeline, pad, &encoded, &sink, turn)
         {
             refuse(&pipeline, &reason);
         }
@@ -531,12 +568,13 @@ fn decode(pipeline: &gst::Pipeline, pad: &gst::Pad, sink: &AppSink) -> Result<()
 }
 
 /// Connects the raw video of `pad` to `sink`, in one of the library's formats. Deinterlaces and
-/// rotates it if its caps and the tags of the `encoded` stream require this.
+/// rotates it if its caps, and the tags or the packets of the `encoded` stream require this.
 fn show(
     pipeline: &gst::Pipeline,
     pad: &gst::Pad,
     encoded: &gst::Pad,
     sink: &AppSink,
+    turn: Turn,
 ) -> Result<(), String> {
     let mut chain = Vec::new();
     let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
@@ -559,10 +597,12 @@ fn show(
             ));
         }
     }
-    if is_turned(encoded) {
+    let is_turned = is_turned(encoded);
+    if is_turned || !turn.is_none() {
         chain.push(make("videoconvert")?);
         let flip = make("videoflip")?;
-        flip.set_property_from_str("video-direction", "auto");
+        let direction = if is_turned { "auto" } else { turn.direction() };
+        flip.set_property_from_str("video-direction", direction);
         chain.push(flip);
     }
     chain.push(make("videoconvert")?);

@@ -166,6 +166,11 @@ impl StreamInfo {
         self.duration = duration;
     }
 
+    /// Returns matrix, range, transfer function and primaries as GStreamer's text.
+    pub(super) fn colours(&self) -> String {
+        self.video.colorimetry().to_string()
+    }
+
     /// Returns the colorimetry of the frames as luma and chroma; `None` for RGB.
     pub(super) fn coded_colours(&self) -> Option<String> {
         let colours = self.caps.structure(0)?.get::<String>("colorimetry").ok();

@@ -9,10 +9,14 @@ use std::{
 use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
 use super::bus::{
-    Bus, CONTAINER_ALPHA, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, parse_file, refuse,
-    start,
+    Bus, CONTAINER_ALPHA, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, is_subtitles,
+    parse_file, refuse, start,
 };
-use super::{edits::Edits, part::Part};
+use super::{
+    edits::Edits,
+    orientation::{Syntax, Turn},
+    part::Part,
+};
 use crate::{Error, Result};
 
 /// Packets of each stream that are stored to test a muxer.
@@ -23,6 +27,8 @@ const STALLED: Duration = Duration::from_secs(60);
 const POLL: ClockTime = ClockTime::from_mseconds(20);
 /// Consecutive checks without a running thread after which no more data is expected.
 const IDLE: u32 = 50;
+/// Maximum difference between the times of a packet and of its frame.
+const TURN_TOLERANCE: Duration = Duration::from_millis(1);
 /// Maximum time by which a track may end before its edit list states.
 const EDIT_TOLERANCE: Duration = Duration::from_millis(5);
 
@@ -38,12 +44,34 @@ pub(super) enum Kind {
 impl Kind {
     pub fn of(caps: &gst::CapsRef) -> Self {
         let name = caps.structure(0).map_or("", |s| s.name().as_str());
+        if is_subtitles(name) {
+            return Self::Subtitles;
+        }
         match name.split('/').next() {
             Some("video" | "image") => Self::Video,
             Some("audio") => Self::Audio,
-            Some("text" | "subpicture" | "closedcaption") => Self::Subtitles,
             _ => Self::Other,
         }
+    }
+}
+
+/// A subtitle with the time for which it is shown.
+#[derive(Clone, Debug)]
+pub(super) struct Cue {
+    /// Running time.
+    pub start: ClockTime,
+    /// `None` until the next cue.
+    pub duration: Option<ClockTime>,
+    pub data: gst::Buffer,
+}
+
+impl Cue {
+    pub fn text(&self) -> String {
+        let map = self.data.map_readable();
+        map.map_or_else(
+            |_| String::new(),
+            |map| String::from_utf8_lossy(&map).into(),
+        )
     }
 }
 
@@ -82,6 +110,15 @@ pub(super) struct Track {
     pub selected: bool,
     /// The first packets, headers included.
     pub head: Vec<gst::Buffer>,
+    /// All packets of subtitles that are shown.
+    pub cues: Vec<Cue>,
+    /// Events that subtitles need, such as a palette.
+    pub events: Vec<gst::Event>,
+    /// Turns that the packets of the video state, with the presentation time from which each is in
+    /// force.
+    pub turns: Vec<(ClockTime, Turn)>,
+    /// Title, language and other tags of the stream.
+    pub tags: gst::TagList,
 }
 
 impl Track {
@@ -166,12 +203,86 @@ impl Track {
             times: Vec::new(),
             selected: flags.contains(gst::StreamFlags::SELECT),
             head: Vec::new(),
+            cues: Vec::new(),
+            events: Vec::new(),
+            turns: Vec::new(),
+            tags: gst::TagList::new(),
         }
+    }
+
+    /// Reads the turn that a packet states. One without a message continues the turn of the last,
+    /// except at a key frame.
+    fn note_turn(
+        &mut self,
+        buffer: &gst::Buffer,
+        segment: Option<&gst::FormattedSegment<ClockTime>>,
+        is_key: bool,
+    ) {
+        let Some(syntax) = Syntax::of(&self.caps) else {
+            return;
+        };
+        let Ok(packet) = buffer.map_readable() else {
+            return;
+        };
+        let stated = syntax.turn(&packet);
+        let Some(turn) = stated.or(is_key.then_some(Turn::default())) else {
+            return;
+        };
+        let last = self.turns.last().map_or(Turn::default(), |(_, turn)| *turn);
+        if turn != last {
+            let time = segment
+                .zip(buffer.pts())
+                .and_then(|(s, pts)| s.to_running_time(pts));
+            self.turns.push((time.unwrap_or_default(), turn));
+        }
+    }
+
+    /// Returns the turn of the frame that is shown at `time`.
+    pub fn turn_at(&self, time: Duration) -> Turn {
+        let before = self.turns.iter().rev();
+        let mut before =
+            before.filter(|(start, _)| Duration::from(*start) <= time + TURN_TOLERANCE);
+        before.next().map_or(Turn::default(), |(_, turn)| *turn)
+    }
+
+    /// Stores a packet of subtitles, from the start of the segment if it begins before.
+    fn add_cue(
+        &mut self,
+        buffer: &gst::Buffer,
+        segment: Option<&gst::FormattedSegment<ClockTime>>,
+    ) {
+        let is_blank = buffer.map_readable().is_ok_and(|map| {
+            let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0;
+            map.iter().all(is_blank)
+        });
+        let time = buffer.pts().or(buffer.dts());
+        let Some((segment, time)) = segment.zip(time).filter(|_| !is_blank) else {
+            return;
+        };
+        let begin = segment.start().map_or(time, |start| start.max(time));
+        let late = begin - time;
+        let duration = buffer.duration();
+        if late > ClockTime::ZERO && duration.is_none_or(|duration| duration <= late) {
+            return;
+        }
+        let Some(start) = segment.to_running_time(begin) else {
+            return;
+        };
+        let duration = duration.map(|duration| duration - late);
+        self.show(start, start + duration.unwrap_or_default());
+        self.cues.push(Cue {
+            start,
+            duration,
+            data: buffer.clone(),
+        });
     }
 
     fn add(&mut self, buffer: &gst::Buffer, segment: Option<&gst::FormattedSegment<ClockTime>>) {
         if self.head.len() < HEAD {
             self.head.push(buffer.clone());
+        }
+        if self.kind == Kind::Subtitles {
+            return self.add_cue(buffer, segment);
         }
         let has = |flag| buffer.flags().contains(flag);
         // Key frames of H.264 have the flag, too.
@@ -185,6 +296,7 @@ impl Track {
             // Decoding cannot start here.
             return;
         }
+        self.note_turn(buffer, segment, is_key);
         let time = buffer.pts().or(buffer.dts());
         let Some((segment, time)) = segment.zip(time) else {
             self.packets += 1;
@@ -247,8 +359,26 @@ impl Track {
             last: None,
             end: None,
             times: Vec::new(),
+            cues: Vec::new(),
             ..self.clone()
         };
+        for cue in &self.cues {
+            let (start, duration) = (Duration::from(cue.start), cue.duration.map(Duration::from));
+            let late = part.start.saturating_sub(start);
+            let begin = start + late;
+            let is_over = late > Duration::ZERO && duration.is_none_or(|d| d <= late);
+            if is_over || !part.has(begin) {
+                continue;
+            }
+            let time = |d: Duration| ClockTime::try_from(d).unwrap_or_default();
+            let cue = Cue {
+                start: time(begin),
+                duration: duration.map(|d| time(d - late)),
+                data: cue.data.clone(),
+            };
+            track.show(cue.start, cue.start + cue.duration.unwrap_or_default());
+            track.cues.push(cue);
+        }
         for &(start, end) in &self.times {
             if part.has(start.into()) {
                 track.times.push((start, end));
@@ -407,9 +537,18 @@ impl Survey {
         best.map(|(index, _)| index)
     }
 
-    /// Reads the tags and chapters of the file from an event.
-    fn note(&mut self, event: &gst::EventRef) {
+    /// Reads tags and chapters from an event of the track `index`.
+    fn note(&mut self, event: &gst::EventRef, index: usize) {
         match event.view() {
+            gst::EventView::Tag(tag) if tag.tag().scope() == gst::TagScope::Stream => {
+                let track = &mut self.tracks[index];
+                track.tags = track.tags.merge(tag.tag(), gst::TagMergeMode::Replace);
+            }
+            gst::EventView::CustomDownstream(_) | gst::EventView::CustomDownstreamSticky(_)
+                if event.has_name("application/x-gst-dvd") =>
+            {
+                self.tracks[index].events.push(event.to_owned());
+            }
             gst::EventView::Tag(tag) if tag.tag().scope() == gst::TagScope::Global => {
                 self.tags = self.tags.merge(tag.tag(), gst::TagMergeMode::Keep);
             }
@@ -465,7 +604,7 @@ fn build(path: &Path, demux: &Demux, shared: &Arc<Mutex<Survey>>) -> Result<gst:
             survey.tracks.len() - 1
         };
         pad.sticky_events_foreach(|event| {
-            lock(&shared).note(event);
+            lock(&shared).note(event, index);
             std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
         });
         let seen = shared.clone();
@@ -483,7 +622,7 @@ fn build(path: &Path, demux: &Demux, shared: &Arc<Mutex<Survey>>) -> Result<gst:
                     }
                     track.add(buffer, segment);
                 }
-                Some(PadProbeData::Event(event)) => lock(&seen).note(event),
+                Some(PadProbeData::Event(event)) => lock(&seen).note(event, index),
                 _ => {}
             }
             PadProbeReturn::Ok

@@ -115,6 +115,15 @@ pub fn transcode(
             );
             break End::Damaged(Error::Video { path, reason });
         }
+        if input.stream().colours() != stream.colours() {
+            let reason = format!(
+                "at {:.2} s the colours change from {} to {}: cut it there and upscale the parts",
+                frame.pts.as_secs_f64(),
+                stream.colours(),
+                input.stream().colours()
+            );
+            break End::Damaged(Error::Video { path, reason });
+        }
         let Some(made) = each(&frame)? else {
             break End::Stopped;
         };
@@ -170,6 +179,10 @@ pub fn transcode(
                 }
                 expected.audio.push((start, length));
             }
+            let subtitles = closed.subtitles.into_iter();
+            expected.subtitles = subtitles
+                .map(|(cues, first, last)| (cues, first.into(), last.into()))
+                .collect();
             lost.extend(differences(&partial.path, &expected).map_err(&named)?);
             if !lost.is_empty() {
                 done.end = End::Incomplete(lost);

@@ -10,6 +10,9 @@ const TIME: Duration = Duration::from_millis(2);
 /// Tolerance of the length of audio and of its start relative to the video: one or two packets.
 pub(super) const AUDIO: Duration = Duration::from_millis(60);
 
+/// Tolerance of the time between the first subtitle and the last.
+const SUBTITLES: Duration = Duration::from_millis(10);
+
 /// Expected content of a file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Expected {
@@ -19,6 +22,8 @@ pub(super) struct Expected {
     pub last: Duration,
     /// Start and length of each audio stream, on the clock of the frames.
     pub audio: Vec<(Duration, Duration)>,
+    /// Number of cues of each stream of subtitles, and the start of the first and of the last.
+    pub subtitles: Vec<(usize, Duration, Duration)>,
 }
 
 impl Expected {
@@ -61,6 +66,7 @@ fn compare(expected: &Expected, written: &Survey) -> Vec<String> {
             span.as_secs_f64()
         ));
     }
+    compare_subtitles(expected, written, &mut found);
     let tracks: Vec<_> = written.tracks(Kind::Audio).collect();
     if tracks.len() != expected.audio.len() {
         found.push(format!(
@@ -90,6 +96,36 @@ fn compare(expected: &Expected, written: &Survey) -> Vec<String> {
         }
     }
     found
+}
+
+fn compare_subtitles(expected: &Expected, written: &Survey, found: &mut Vec<String>) {
+    let tracks: Vec<_> = written.tracks(Kind::Subtitles).collect();
+    if tracks.len() != expected.subtitles.len() {
+        found.push(format!(
+            "{} streams of subtitles were to be written, {} are in the file",
+            expected.subtitles.len(),
+            tracks.len()
+        ));
+        return;
+    }
+    let streams = tracks.into_iter().zip(&expected.subtitles);
+    for (n, (track, (cues, first, last))) in (1..).zip(streams) {
+        if track.cues.len() != *cues {
+            found.push(format!(
+                "{cues} subtitles of stream {n} were to be written, {} are in the file",
+                track.cues.len()
+            ));
+        }
+        let length = last.saturating_sub(*first);
+        if track.span().abs_diff(length) > SUBTITLES {
+            found.push(format!(
+                "the time from the first subtitle of stream {n} to the last is {:.3} s, in the \
+                 file {:.3} s",
+                length.as_secs_f64(),
+                track.span().as_secs_f64()
+            ));
+        }
+    }
 }
 
 fn start_of(track: &Track) -> Duration {

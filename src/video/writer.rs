@@ -16,7 +16,10 @@ use gst_app::AppSrc;
 use super::{
     StreamInfo, TimedFrame,
     audio::Audio,
-    bus::{Bus, Heard, link, make, start, utf8},
+    bus::{Bus, Heard, codec_name, link, make, start, utf8},
+    matroska::{self, Attachment},
+    mp4::{Delayed, hide_delays},
+    subtitles::Subtitles,
     survey::{Kind, Survey},
 };
 use crate::{Error, Result};
@@ -129,6 +132,9 @@ pub struct Writer {
     bus: Bus,
     stream: StreamInfo,
     audio: Option<Audio>,
+    subtitles: Option<Subtitles>,
+    container: Container,
+    attachments: Vec<Attachment>,
     options: Options,
     /// Number of buffers that the file contains.
     written: Arc<AtomicU64>,
@@ -171,9 +177,13 @@ impl Writer {
         fs::File::create(path).map_err(Error::io(path))?;
         let (pipeline, appsrc, mux) = build(path, container, stream, options).map_err(failed)?;
         let cut = Arc::new(AtomicU64::new(u64::MAX));
-        let mut audio = None;
+        let (mut audio, mut subtitles, mut attachments) = (None, None, Vec::new());
         if let Some((from, survey)) = source {
-            describe(&mux, survey, options);
+            attachments = describe(&mux, container, survey, options);
+            report_other_streams(survey, options);
+            let added = Subtitles::add(&pipeline, &mux, survey, container, &cut).map_err(failed)?;
+            added.notes.iter().for_each(|line| options.tell(line));
+            subtitles = Some(added);
             if !options.no_audio {
                 for (n, track) in survey.tracks(Kind::Audio).enumerate() {
                     if !survey.is_used(track) {
@@ -200,12 +210,18 @@ impl Writer {
             source: appsrc,
             stream: stream.clone(),
             audio,
+            subtitles,
+            container,
+            attachments,
             options: options.clone(),
             cut,
             frames: 0,
             end: Duration::ZERO,
         };
         start(&writer.pipeline);
+        if let Some(subtitles) = &writer.subtitles {
+            subtitles.push();
+        }
         Ok(writer)
     }
 
@@ -286,9 +302,26 @@ impl Writer {
             .set_state(gst::State::Null)
             .map_err(|_| self.failed("the file cannot be closed".into()))?;
         let audio = self.audio.as_ref();
+        let delays = audio.map_or_else(Vec::new, Audio::delays);
+        let encoded = audio.map_or_else(Vec::new, Audio::encoded);
+        let completed = match self.container {
+            Container::Matroska | Container::WebM => {
+                matroska::complete(&self.path, &self.attachments, &delays)
+            }
+            Container::Mp4 | Container::QuickTime => {
+                let delays = delays.iter().zip(&encoded).map(|(delay, length)| {
+                    let (delay, length) = ((*delay)?, (*length)?);
+                    (!delay.is_zero()).then_some(Delayed { delay, length })
+                });
+                hide_delays(&self.path, &delays.collect::<Vec<_>>())
+            }
+        };
+        completed.map_err(|e| self.failed(format!("it cannot be completed: {e}")))?;
+        let subtitles = self.subtitles.as_ref();
         Ok(Closed {
             audio: audio.map_or_else(Vec::new, Audio::notes),
-            encoded: audio.map_or_else(Vec::new, Audio::encoded),
+            encoded,
+            subtitles: subtitles.map_or_else(Vec::new, Subtitles::expected),
         })
     }
 
@@ -332,6 +365,8 @@ pub(super) struct Closed {
     pub audio: Vec<String>,
     /// Encoded length of each audio stream; `None` for a copied stream.
     pub encoded: Vec<Option<ClockTime>>,
+    /// Number of cues of each stream of subtitles, and the start of the first and of the last.
+    pub subtitles: Vec<(usize, ClockTime, ClockTime)>,
 }
 
 impl Drop for Writer {
@@ -341,8 +376,46 @@ impl Drop for Writer {
     }
 }
 
-/// Passes the metadata of the source file to the muxer: title, artist, chapters.
-fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
+/// Reports the streams that are neither the video nor audio or subtitles.
+fn report_other_streams(survey: &Survey, options: &Options) {
+    let main = survey.main_video();
+    let videos = survey.tracks(Kind::Video).enumerate();
+    let others = videos.filter(|(index, _)| Some(*index) != main);
+    let videos = others.map(|(index, track)| (format!("video stream {}", index + 1), track));
+    let others = survey
+        .tracks(Kind::Other)
+        .map(|track| ("a stream".into(), track));
+    for (name, track) in videos.chain(others) {
+        options.tell(&format!("{name} ({}) is left out", codec_name(&track.caps)));
+    }
+}
+
+/// Passes the metadata of the source file to the muxer: title, artist, chapters. Returns the
+/// attachments, which the muxer does not write.
+fn describe(
+    mux: &gst::Element,
+    container: Container,
+    survey: &Survey,
+    options: &Options,
+) -> Vec<Attachment> {
+    let mut attachments = Vec::new();
+    let is_matroska = matches!(container, Container::Matroska | Container::WebM);
+    for sample in survey.tags.iter_tag::<gst::tags::Attachment>() {
+        attachments.extend(Attachment::of(&sample.get()));
+    }
+    if is_matroska {
+        for sample in survey.tags.iter_tag::<gst::tags::Image>() {
+            attachments.extend(Attachment::of(&sample.get()));
+        }
+    }
+    if !attachments.is_empty() && container != Container::Matroska {
+        let names: Vec<_> = attachments.iter().map(|file| file.name.as_str()).collect();
+        options.tell(&format!(
+            "its attachments are left out: this container does not support them ({})",
+            names.join(", ")
+        ));
+        attachments.clear();
+    }
     let technical =
         |name: &str| name.contains("codec") || name.contains("bitrate") || name.contains("encoder");
     let mut tags = gst::TagList::new();
@@ -353,7 +426,11 @@ fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
             .map(|(name, _)| name.to_string())
             .collect();
         for name in names {
-            if technical(&name) || ["container-format", "duration"].contains(&name.as_str()) {
+            let handled = ["container-format", "duration", "attachment"];
+            if technical(&name)
+                || handled.contains(&name.as_str())
+                || is_matroska && name == "image"
+            {
                 tags.remove_generic(name.as_str());
             }
         }
@@ -361,16 +438,17 @@ fn describe(mux: &gst::Element, survey: &Survey, options: &Options) {
     if let Some(setter) = mux.dynamic_cast_ref::<gst::TagSetter>() {
         setter.merge_tags(&tags, gst::TagMergeMode::Keep);
     }
-    let Some(chapters) = &survey.chapters else {
-        return;
-    };
-    if survey.part.is_some() {
-        return options.tell("its chapters are left out: they are those of the whole file");
+    match (&survey.chapters, mux.dynamic_cast_ref::<gst::TocSetter>()) {
+        (None, _) => {}
+        (Some(_), _) if survey.part.is_some() => {
+            options.tell("its chapters are left out: they are those of the whole file");
+        }
+        (Some(chapters), Some(setter)) => setter.set_toc(Some(chapters)),
+        (Some(_), None) => {
+            options.tell("its chapters are left out: this container does not support them");
+        }
     }
-    match mux.dynamic_cast_ref::<gst::TocSetter>() {
-        Some(setter) => setter.set_toc(Some(chapters)),
-        None => options.tell("its chapters are left out: this container does not support them"),
-    }
+    attachments
 }
 
 /// Detects that nothing reaches the file any more.
@@ -422,6 +500,8 @@ fn build(
     let filter = make("capsfilter")?;
     if options.encoder.trim().is_empty() {
         filter.set_property("caps", coded_caps(stream, &input.query_caps(None)));
+    } else if let Some(caps) = alpha_caps(stream, &input.query_caps(None)) {
+        filter.set_property("caps", caps);
     }
     report_changes(&input, stream, options);
     let mux = make(container.muxer())?;
@@ -450,8 +530,42 @@ fn build(
     let encoded = encoder
         .static_pad("src")
         .ok_or("an encoder without output")?;
+    check_size(stream, &input, &encoded, &track)?;
     link_encoded(&pipeline, &encoded, &track)?;
     Ok((pipeline, source, mux))
+}
+
+/// Refuses frames that are too small for the encoder between `input` and `encoded`, or for the
+/// muxer's pad `track`.
+fn check_size(
+    stream: &StreamInfo,
+    input: &gst::Pad,
+    encoded: &gst::Pad,
+    track: &gst::Pad,
+) -> Result<(), String> {
+    // Returns the minimum of a side in caps of the kind `name`.
+    let least = |caps: &gst::CapsRef, name: &str, side: &str| {
+        let kinds = caps.iter().filter(|structure| structure.name() == name);
+        let sides = kinds.map(|structure| {
+            let range = structure.get::<gst::IntRange<i32>>(side);
+            range.map_or(1, |range| range.min())
+        });
+        usize::try_from(sides.min().unwrap_or(1)).unwrap_or(1)
+    };
+    let (taken, made) = (input.query_caps(None), encoded.query_caps(None));
+    let kind = made.structure(0).map_or("", |s| s.name().as_str());
+    let muxed = track.pad_template_caps();
+    let least = |side| least(&taken, "video/x-raw", side).max(least(&muxed, kind, side));
+    let (width, height) = (least("width"), least("height"));
+    let frame = stream.frame();
+    if frame.width < width || frame.height < height {
+        return Err(format!(
+            "its frames have {}x{} pixels, and the minimum of encoder and container is \
+             {width}x{height}: choose a larger size, or Matroska (.mkv)",
+            frame.width, frame.height
+        ));
+    }
+    Ok(())
 }
 
 /// Returns the caps of a default encoder's input, out of the caps `taken` that it accepts. They
@@ -508,6 +622,25 @@ fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
     found.unwrap_or_else(|| gst::Caps::new_empty_simple("video/x-raw"))
 }
 
+/// Returns the part with alpha of the caps `taken` that an encoder accepts; `None` if the stream has
+/// no alpha or the encoder does not support it. A converter would prefer other formats.
+fn alpha_caps(stream: &StreamInfo, taken: &gst::Caps) -> Option<gst::Caps> {
+    if !stream.frame().format.has_alpha() {
+        return None;
+    }
+    let has_alpha = |format: &gst_video::VideoFormat| {
+        gst_video::VideoFormatInfo::from_format(*format).has_alpha()
+    };
+    let formats = gst_video::VideoFormat::iter_raw().filter(has_alpha);
+    let caps = gst::Caps::builder("video/x-raw")
+        .field(
+            "format",
+            gst::List::new(formats.map(|format| format.to_str())),
+        )
+        .build();
+    caps.can_intersect(taken).then_some(caps)
+}
+
 /// Reports once, when the format at `input` is known, which of depth, chroma and alpha of the
 /// stream the encoder does not support.
 fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
@@ -531,7 +664,10 @@ fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
             ));
         }
         if from.has_alpha() && !to.has_alpha() {
-            options.tell("alpha is left out: the encoder does not support it");
+            options.tell(
+                "alpha is left out: the encoder does not support it (avenc_ffv1 in .mkv and \
+                 avenc_prores_ks in .mov do)",
+            );
         }
         PadProbeReturn::Remove
     });

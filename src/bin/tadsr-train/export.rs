@@ -8,6 +8,10 @@ use clap::ValueEnum;
 use tadsr::{
     Precision,
     engine::lite::cpu::residual_of,
+    frame::{
+        ChromaSite, Component, FrameInfo, PixelFormat,
+        resample::{Kernel, Resampler},
+    },
     model::{LiteModel, OnnxEnds},
     nn::lite::{
         Condition, LatentKind,
@@ -18,12 +22,15 @@ use tadsr::{
 
 /// Write a real-time model as an ONNX file for other runtimes.
 ///
-/// The file holds the network for one scale and takes images of any size. The caller enlarges the
-/// image by bicubic interpolation, and the network improves it.
+/// The file holds the network for one scale and takes images of any size. With --ends picture it
+/// takes the original image. Otherwise the caller enlarges it by bicubic interpolation, and the
+/// network improves it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   tadsr-train export --model tiny --onnx tiny-x2.onnx
+  # From a picture of any size to the upscaled one:
+  tadsr-train export --model tiny --onnx tiny-x2.onnx --ends picture
   # With an example of input and output, to test another runtime:
   tadsr-train export --model runs/my-x4/model.safetensors --scale 4 --onnx my-x4.onnx \\
       --example my-x4.safetensors")]
@@ -49,6 +56,17 @@ pub struct Args {
     /// Write an input and its output, too: tensors with the names of the ONNX file (safetensors)
     #[arg(long, value_name = "FILE")]
     example: Option<PathBuf>,
+    /// Sides of the example of a picture
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "45x31", value_parser = sides)]
+    example_size: (usize, usize),
+}
+
+fn sides(s: &str) -> Result<(usize, usize), String> {
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=4096).contains(side));
+    let sides = s
+        .split_once('x')
+        .and_then(|(w, h)| Some((side(w)?, side(h)?)));
+    sides.ok_or_else(|| "two numbers from 1 to 4096, such as 45x31".into())
 }
 
 fn dial(s: &str) -> Result<f64, String> {
@@ -63,6 +81,10 @@ enum Ends {
     /// Enlarged planes to improved planes: y (and u, v at half the size) to y_out (u_out, v_out);
     /// luma 0 to 1, chroma -0.5 to 0.5, sides in multiples of the grid cell r
     Planes,
+    /// A picture of any size to the upscaled picture, with the bicubic interpolation inside: planes
+    /// as above, but of the original size, and at a whole scale; chroma sited in the centre, its
+    /// sides rounded up
+    Picture,
     /// Whitened latent to whitened residual, the bare network
     Latent,
 }
@@ -97,8 +119,14 @@ pub fn run(args: Args) -> Result<()> {
         denoise: args.denoise,
         detail: args.detail,
     });
+    ensure!(
+        !matches!(args.ends, Ends::Picture) || args.scale.fract() == 0.0,
+        "--scale {}: a network from picture to picture has a whole scale",
+        args.scale
+    );
     let ends = match args.ends {
         Ends::Planes => OnnxEnds::Planes,
+        Ends::Picture => OnnxEnds::Picture,
         Ends::Latent => OnnxEnds::Latent,
     };
     let bytes = model.to_onnx(args.scale, ends);
@@ -106,6 +134,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.example {
         let tensors = match args.ends {
             Ends::Planes => planes_example(model, args.scale)?,
+            Ends::Picture => picture_example(model, args.scale, args.example_size)?,
             Ends::Latent => latent_example(model, args.scale)?,
         };
         candle_core::safetensors::save(&tensors, path)
@@ -187,6 +216,58 @@ fn planes_example(model: &LiteModel, scale: f64) -> Result<Tensors> {
         let tensor = |values| Tensor::from_vec(values, (1, 1, height, width), &Device::Cpu);
         tensors.insert(name.into(), tensor(base)?);
         tensors.insert(format!("{name}_out"), tensor(sum)?);
+    }
+    Ok(tensors)
+}
+
+/// Returns the planes of a picture and the upscaled planes.
+fn picture_example(model: &LiteModel, scale: f64, (w, h): (usize, usize)) -> Result<Tensors> {
+    let (student, stats) = (&model.metadata.student, &model.stats);
+    let r = student.r;
+    let mut info = FrameInfo::new(PixelFormat::I420, w, h);
+    info.chroma_site = ChromaSite {
+        horizontal_cosited: false,
+        vertical_cosited: false,
+    };
+    let (width, height) = (w * scale as usize, h * scale as usize);
+    let mut planes = vec![("y", luma_slot(r), Component::Y)];
+    if student.latent == LatentKind::Yuv {
+        let (u, v) = (chroma_slot(r, 0), chroma_slot(r, 1));
+        planes.extend([("u", u, Component::U), ("v", v, Component::V)]);
+    }
+    let count = (width.div_ceil(r), height.div_ceil(r));
+    let cells = Grid::new(student.latent, r, count.0 * r, count.1 * r);
+    let grid = cells.with_margin(model.layers.len());
+    let mut latent = vec![0.0; grid.len()];
+    let mut tensors = Tensors::new();
+    let mut bases = Vec::new();
+    let tensor = |values, (w, h)| Tensor::from_vec(values, (1, 1, h, w), &Device::Cpu);
+    for &(name, slot, component) in &planes {
+        let small = info.format.component_size(component, w, h);
+        let large = info.format.component_size(component, width, height);
+        let samples: Vec<f32> = (0..small.0 * small.1)
+            .map(|i| 0.5 + 0.4 * wave(i))
+            .collect();
+        let resampler =
+            Resampler::for_component(&info, component, width, height, Kernel::Bicubic, false)?;
+        let mut base = vec![0.0; large.0 * large.1];
+        resampler.run(&samples, &mut base);
+        tensors.insert(name.into(), tensor(samples, small)?);
+        // The last cells are filled by repetition.
+        let whole = (count.0 * slot.r, count.1 * slot.r);
+        let at =
+            |i: usize| (i / whole.0).min(large.1 - 1) * large.0 + (i % whole.0).min(large.0 - 1);
+        let base: Vec<f32> = (0..whole.0 * whole.1).map(|i| base[at(i)]).collect();
+        let (mean, std) = (&stats.input_mean, &stats.input_std);
+        unshuffle(&base, whole.0, slot, grid, mean, std, &mut latent);
+        bases.push((base, whole.0, large));
+    }
+    let residual = residual_of(model, scale, &latent, grid, Precision::F32)?;
+    for (&(name, slot, _), (mut sum, row, large)) in planes.iter().zip(bases) {
+        shuffle_add(&residual, slot, cells, &stats.residual_std, &mut sum, row);
+        let rows = sum.chunks(row).take(large.1);
+        let shown: Vec<f32> = rows.flat_map(|row| &row[..large.0]).copied().collect();
+        tensors.insert(format!("{name}_out"), tensor(shown, large)?);
     }
     Ok(tensors)
 }

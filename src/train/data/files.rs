@@ -114,7 +114,7 @@ pub fn files(dirs: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>
 /// The reason as text: missing, damaged, not an image.
 pub fn decode(path: &Path) -> Result<RgbImage, String> {
     let bytes = read_picture(path)?;
-    let format = image::guess_format(&bytes).map_err(|e| e.to_string())?;
+    let format = picture_format(&bytes).ok_or("The image format could not be determined")?;
     if format == ImageFormat::Jpeg && !jpeg_is_whole(&bytes) {
         return Err("the file ends in the middle of the picture".into());
     }
@@ -123,6 +123,16 @@ pub fn decode(path: &Path) -> Result<RgbImage, String> {
     check_size(&decoder)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
     Ok(image.into_rgb8())
+}
+
+/// Returns the format of a picture that begins with `bytes`. Knows also TIFF files with 64-bit
+/// offsets.
+pub fn picture_format(bytes: &[u8]) -> Option<ImageFormat> {
+    const BIG_TIFF: [&[u8]; 2] = [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"];
+    if BIG_TIFF.iter().any(|start| bytes.starts_with(start)) {
+        return Some(ImageFormat::Tiff);
+    }
+    image::guess_format(bytes).ok()
 }
 
 /// Reads the file at `path`. Refuses a pipe or device, which might never end.

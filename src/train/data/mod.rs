@@ -17,7 +17,7 @@ pub mod synthetic;
 
 pub use files::{
     DataError, Skipped, check_size, decode, files, image_files, is_image, is_video, jpeg_is_whole,
-    read_picture,
+    picture_format, read_picture,
 };
 pub use photos::PhotoSet;
 pub use sampling::Sampling;

@@ -173,6 +173,28 @@ impl Rules {
         }
     }
 
+    /// Returns a reason why the fixed input `caps` cannot be upscaled to a size that the caps
+    /// `downstream` allow, if only the size is in the way.
+    pub fn size_refusal(&self, caps: &gst::Caps, downstream: &gst::Caps) -> Option<String> {
+        let possible = self.transform(gst::PadDirection::Sink, caps);
+        if possible.is_empty() || possible.can_intersect(downstream) {
+            return None;
+        }
+        let wanted = without_size(&possible);
+        let mut fits = gst::Caps::new_empty();
+        for (structure, features) in downstream.iter_with_features() {
+            let one = with_features(structure.to_owned(), features);
+            if one.can_intersect(&wanted) {
+                fits.merge(one);
+            }
+        }
+        let (from, to, needed) = (size_text(caps)?, size_text(&possible)?, size_text(&fits)?);
+        Some(format!(
+            "Video of {from} pixels can become {to}, and downstream needs {needed}: choose another \
+             size there or another model, or put 'videoscale' after this element"
+        ))
+    }
+
     /// Returns a reason why the fixed input `caps` cannot be upscaled, if there is one that
     /// explains more than "not negotiated".
     pub fn refusal(&self, caps: &gst::CapsRef) -> Option<String> {
@@ -215,6 +237,22 @@ impl Rules {
             )
         })
     }
+}
+
+/// Returns `caps` for any size.
+fn without_size(caps: &gst::Caps) -> gst::Caps {
+    let mut caps = caps.copy();
+    for structure in caps.make_mut().iter_mut() {
+        structure.remove_fields(["width", "height"]);
+    }
+    caps
+}
+
+/// Returns width and height of the first structure of `caps`, such as `640 x [ 240, 480 ]`.
+fn size_text(caps: &gst::CapsRef) -> Option<String> {
+    let structure = caps.structure(0)?;
+    let side = |name| structure.value(name).ok()?.serialize().ok();
+    Some(format!("{} x {}", side("width")?, side("height")?))
 }
 
 /// Returns the caps of both pad templates.

@@ -177,8 +177,7 @@ impl BaseTransformImpl for TadsrUpscale {
 
     fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
         // `sink_event` refuses caps with a reason, which this function cannot give.
-        let refused_later =
-            direction == gst::PadDirection::Sink && self.session.rules().refusal(caps).is_some();
+        let refused_later = direction == gst::PadDirection::Sink && self.refusal(caps).is_some();
         refused_later || self.parent_accept_caps(direction, caps)
     }
 
@@ -206,7 +205,7 @@ impl BaseTransformImpl for TadsrUpscale {
         }
         if let gst::EventView::Caps(caps) = event.view() {
             let caps = caps.caps_owned();
-            if let Some(reason) = self.session.rules().refusal(&caps) {
+            if let Some(reason) = self.refusal(&caps) {
                 self.session.refuse(self.obj().upcast_ref(), &caps, &reason);
                 return false;
             }
@@ -437,12 +436,22 @@ impl TadsrUpscale {
         });
     }
 
+    /// Returns a reason why the fixed input `caps` cannot be upscaled here and to the caps
+    /// downstream.
+    fn refusal(&self, caps: &gst::Caps) -> Option<String> {
+        let rules = self.session.rules();
+        rules.refusal(caps).or_else(|| {
+            let src_pad = self.obj().src_pad().clone();
+            rules.size_refusal(caps, &src_pad.peer()?.query_caps(None))
+        })
+    }
+
     /// Posts an error if the current input cannot be upscaled any more. Returns true in that case.
     fn refuse_current_caps(&self) -> bool {
         let Some(caps) = self.obj().sink_pad().current_caps() else {
             return false;
         };
-        let refusal = self.session.rules().refusal(&caps);
+        let refusal = self.refusal(&caps);
         if let Some(reason) = &refusal {
             self.session.refuse(self.obj().upcast_ref(), &caps, reason);
         }

@@ -219,8 +219,11 @@ impl Session {
         let scale = if matches!(state.current, Current::Passthrough) {
             Scale::new(1.0, 1.0, None)
         } else {
-            let max = state.max_scale.unwrap_or(MAX_SCALE);
-            Scale::new(settings.scale, max, state.native_scale)
+            // Bicubic interpolation replaces a model that does not support the scale.
+            let max = state
+                .max_scale
+                .filter(|_| settings.fallback != Fallback::Bicubic);
+            Scale::new(settings.scale, max.unwrap_or(MAX_SCALE), state.native_scale)
         };
         let stopped = matches!(state.current, Current::Stopped);
         Rules {

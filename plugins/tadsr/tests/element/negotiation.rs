@@ -308,3 +308,59 @@ fn a_scale_beyond_the_model_with_new_caps_falls_back() {
     assert!(rig.message(gst::MessageType::Warning).is_some());
     assert!(rig.message(gst::MessageType::Error).is_none());
 }
+
+/// Returns a started element whose downstream takes only 64x48 pixels.
+fn fixed_output(fallback: &str) -> Rig {
+    let mut rig = Rig::new(&[("model", "tiny-x2"), ("fallback", fallback)]);
+    rig.harness
+        .set_sink_caps_str("video/x-raw,width=64,height=48");
+    rig.harness.play();
+    rig
+}
+
+#[test]
+fn a_size_that_no_scale_reaches_is_refused_with_the_sizes() {
+    for fallback in ["error", "bicubic", "passthrough", "cpu"] {
+        // The new input is too large, then too small.
+        for (width, height) in [(80, 60), (12, 9)] {
+            let mut rig = fixed_output(fallback);
+            let push = |rig: &mut Rig, width, height| {
+                let caps = raw("GRAY8", width, height);
+                rig.harness.set_src_caps_str(&caps);
+                rig.harness.push(blank(&info(&caps)))
+            };
+            assert!(push(&mut rig, 32, 24).is_ok());
+            assert!(rig.message(gst::MessageType::Error).is_none());
+            assert!(push(&mut rig, width, height).is_err(), "{fallback}");
+            let error = rig.message(gst::MessageType::Error).unwrap();
+            let from = format!("{width} x {height}");
+            assert!(
+                error.contains(&from) && error.contains("64 x 48"),
+                "{error}"
+            );
+            // The previous size works again.
+            assert!(push(&mut rig, 32, 24).is_ok(), "{fallback}");
+            assert!(rig.message(gst::MessageType::Error).is_none());
+        }
+    }
+}
+
+#[test]
+fn a_size_that_the_model_does_not_reach_is_made_by_the_fallback() {
+    let caps = raw("GRAY8", 20, 15);
+    let mut rig = fixed_output("error");
+    rig.harness.set_src_caps_str(&caps);
+    let error = rig.message(gst::MessageType::Error).unwrap();
+    assert!(error.contains("[ 20, 40 ]"), "{error}");
+    let mut rig = fixed_output("bicubic");
+    rig.harness.set_src_caps_str(&raw("GRAY8", 32, 24));
+    rig.harness
+        .push_and_pull(blank(&info(&raw("GRAY8", 32, 24))))
+        .unwrap();
+    rig.harness.set_src_caps_str(&caps);
+    rig.harness.push_and_pull(blank(&info(&caps))).unwrap();
+    assert_eq!((rig.out_info().width(), rig.out_info().height()), (64, 48));
+    assert_eq!(rig.element.property::<String>("active-model"), "bicubic");
+    assert!(rig.message(gst::MessageType::Warning).is_some());
+    assert!(rig.message(gst::MessageType::Error).is_none());
+}

@@ -35,7 +35,8 @@ use crate::{
 /// Folders are searched recursively, without hidden files. Pictures keep their names and relative
 /// paths. Other files are skipped with a warning. Pictures that cannot be upscaled are listed at
 /// the end, and the exit status is then a failure. PNG keeps alpha, and all formats keep a colour
-/// profile. WebP and TIFF become PNG. More than 8 bits a sample become 8.
+/// profile. WebP and TIFF become PNG. Up to 16 bits a sample are kept in
+/// PNG.
 ///
 /// A video keeps its frames, timestamps, pixel shape, depth and colours. Audio is copied if the
 /// container of OUT supports its codec, otherwise re-encoded. Sizes become even. Output is written
@@ -328,10 +329,11 @@ fn upscale_picture(
     output: &Path,
     meter: &Meter,
 ) -> Result<(usize, usize)> {
-    let small = Picture::read(input)?;
-    if small.bits > 8 {
+    let small = Picture::read(input, !picture::is_jpeg_name(output))?;
+    let used = small.frame.info().format.depth();
+    if u32::from(small.bits) > used {
         meter.log(&format!(
-            "'{}' has {} bits a sample: only 8 are used",
+            "'{}' has {} bits a sample: only {used} are used",
             input.display(),
             small.bits
         ));

@@ -19,19 +19,19 @@ use tadsr::{
     },
     train::{
         checkpoint::write_atomically,
-        data::{check_size, jpeg_is_whole, read_picture},
+        data::{check_size, jpeg_is_whole, picture_format, read_picture},
     },
 };
 
 /// A picture in memory.
 pub struct Picture {
-    /// GRAY8, RGB or RGBA.
+    /// GRAY8, RGB or RGBA; GRAY16 or RGBA64 with 16 bits a sample.
     pub frame: Frame,
     /// Colour profile, gamma, EXIF, density and other metadata, as chunks of a PNG file.
     metadata: png::Info<'static>,
-    /// True if the file had more than 8 bits a sample.
-    /// Bits per sample of the file. The frame has 8.
+    /// Bits per sample of the file. The frame may have fewer.
     pub bits: u16,
+    has_alpha: bool,
 }
 
 /// Formats that are read.
@@ -44,7 +44,7 @@ const READ: [ImageFormat; 4] = [
 
 /// Returns true if a file that begins with `bytes` is a picture that can be read.
 pub fn is_picture(bytes: &[u8]) -> bool {
-    image::guess_format(bytes).is_ok_and(|format| READ.contains(&format))
+    picture_format(bytes).is_some_and(|format| READ.contains(&format))
 }
 
 /// Returns true if a file that begins with `bytes` is an AVIF or HEIC picture.
@@ -84,11 +84,12 @@ fn format_of(path: &Path) -> Option<ImageFormat> {
 }
 
 impl Picture {
-    /// Reads the picture `path` and rotates it upright.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// Reads the picture `path` and rotates it upright. The frame has more than 8 bits a sample only
+    /// if the file has, and `deep` is set.
+    pub fn read(path: &Path, deep: bool) -> Result<Self> {
         let bytes = read_picture(path).map_err(Error::msg)?;
-        let format = image::guess_format(&bytes).ok();
-        let Some(format) = format.filter(|format| READ.contains(format)) else {
+        let format = picture_format(&bytes).filter(|format| READ.contains(format));
+        let Some(format) = format else {
             bail!("no PNG, JPEG, WebP or TIFF picture, although its name is that of one");
         };
         match format {
@@ -124,16 +125,28 @@ impl Picture {
         }
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
-        Self::new(image, metadata)
+        Self::new(image, metadata, deep)
     }
 
-    fn new(image: DynamicImage, metadata: png::Info<'static>) -> Result<Self> {
+    fn new(image: DynamicImage, metadata: png::Info<'static>, deep: bool) -> Result<Self> {
         let colors = image.color();
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let (format, bytes) = match (colors.has_color(), colors.has_alpha()) {
-            (_, true) => (PixelFormat::Rgba, image.into_rgba8().into_raw()),
-            (true, false) => (PixelFormat::Rgb, image.into_rgb8().into_raw()),
-            (false, false) => (PixelFormat::Gray8, image.into_luma8().into_raw()),
+        let bits = colors.bits_per_pixel() / u16::from(colors.channel_count());
+        let (has_color, has_alpha) = (colors.has_color(), colors.has_alpha());
+        let little_endian = |samples: Vec<u16>| -> Vec<u8> {
+            samples.iter().flat_map(|v| v.to_le_bytes()).collect()
+        };
+        let name = match (has_color, has_alpha) {
+            (false, false) => "GRAY16_LE",
+            _ => "RGBA64_LE",
+        };
+        let deep_format = PixelFormat::from_name(name).filter(|_| deep && bits > 8);
+        let (format, bytes) = match (has_color, has_alpha, deep_format) {
+            (false, false, Some(format)) => (format, little_endian(image.into_luma16().into_raw())),
+            (.., Some(format)) => (format, little_endian(image.into_rgba16().into_raw())),
+            (_, true, None) => (PixelFormat::Rgba, image.into_rgba8().into_raw()),
+            (true, false, None) => (PixelFormat::Rgb, image.into_rgb8().into_raw()),
+            (false, false, None) => (PixelFormat::Gray8, image.into_luma8().into_raw()),
         };
         let mut frame = Frame::new(FrameInfo::new(format, width, height))?;
         let plane = frame.plane_mut(0);
@@ -144,7 +157,8 @@ impl Picture {
         Ok(Self {
             frame,
             metadata,
-            bits: colors.bits_per_pixel() / u16::from(colors.channel_count()),
+            bits,
+            has_alpha,
         })
     }
 
@@ -160,12 +174,13 @@ impl Picture {
             frame,
             metadata,
             bits: self.bits,
+            has_alpha: self.has_alpha,
         }
     }
 
     /// Returns true if the picture has alpha that a file named `path` cannot contain.
     pub fn loses_alpha(&self, path: &Path) -> bool {
-        is_jpeg_name(path) && self.frame.info().format.has_alpha()
+        is_jpeg_name(path) && self.has_alpha
     }
 
     /// Returns true if a file named `path` cannot describe the picture's colours.
@@ -182,21 +197,32 @@ impl Picture {
     pub fn write(&self, path: &Path, quality: u8) -> Result<()> {
         let info = self.frame.info();
         let (width, height) = (u32::try_from(info.width)?, u32::try_from(info.height)?);
-        let (mut samples, mut color) = (
-            self.frame.plane(0).to_vec(),
-            match info.format {
-                PixelFormat::Gray8 => ExtendedColorType::L8,
-                PixelFormat::Rgba => ExtendedColorType::Rgba8,
-                _ => ExtendedColorType::Rgb8,
-            },
-        );
-        if self.loses_alpha(path) {
-            samples = samples
-                .chunks_exact(4)
-                .flat_map(|p| [p[0], p[1], p[2]])
-                .collect();
-            color = ExtendedColorType::Rgb8;
+        let mut samples = self.frame.plane(0).to_vec();
+        let is_deep = info.format.depth() > 8;
+        let mut channels = info.format.components().len();
+        if channels == 4 && (is_jpeg_name(path) || !self.has_alpha) {
+            let pixel = if is_deep { 8 } else { 4 };
+            let pixels = samples.chunks_exact(pixel);
+            samples = pixels.flat_map(|p| &p[..pixel / 4 * 3]).copied().collect();
+            channels = 3;
         }
+        if is_deep {
+            ensure!(!is_jpeg_name(path), "JPEG has 8 bits a sample");
+            // PNG stores the high byte first.
+            samples
+                .as_chunks_mut::<2>()
+                .0
+                .iter_mut()
+                .for_each(|v| v.reverse());
+        }
+        let color = match (channels, is_deep) {
+            (1, false) => ExtendedColorType::L8,
+            (1, true) => ExtendedColorType::L16,
+            (4, false) => ExtendedColorType::Rgba8,
+            (4, true) => ExtendedColorType::Rgba16,
+            (_, true) => ExtendedColorType::Rgb16,
+            (_, false) => ExtendedColorType::Rgb8,
+        };
         let file = if is_jpeg_name(path) {
             self.jpeg(&samples, (width, height), color, quality)
         } else {
@@ -236,10 +262,15 @@ impl Picture {
     ) -> Result<Vec<u8>> {
         let mut info = self.metadata.clone();
         (info.width, info.height) = (width, height);
-        info.bit_depth = png::BitDepth::Eight;
+        info.bit_depth = match color {
+            ExtendedColorType::L16 | ExtendedColorType::Rgb16 | ExtendedColorType::Rgba16 => {
+                png::BitDepth::Sixteen
+            }
+            _ => png::BitDepth::Eight,
+        };
         info.color_type = match color {
-            ExtendedColorType::L8 => png::ColorType::Grayscale,
-            ExtendedColorType::Rgba8 => png::ColorType::Rgba,
+            ExtendedColorType::L8 | ExtendedColorType::L16 => png::ColorType::Grayscale,
+            ExtendedColorType::Rgba8 | ExtendedColorType::Rgba16 => png::ColorType::Rgba,
             _ => png::ColorType::Rgb,
         };
         let mut file = Vec::new();
@@ -334,14 +365,21 @@ fn tiff_previews(bytes: &[u8]) -> Vec<bool> {
             field.iter().rev().fold(0, join)
         })
     };
+    // Bytes of an offset, of the number of entries, and of an entry; the latter ends with its value.
+    let is_big = number(2, 2) == Some(43);
+    let (offset, count, size) = if is_big { (8, 8, 20) } else { (4, 2, 12) };
+    let entry = |at: usize, i: usize| {
+        at.saturating_add(count)
+            .saturating_add(i.saturating_mul(size))
+    };
     let mut previews = Vec::new();
-    let mut at = number(4, 4).unwrap_or(0);
-    while let (1.., Some(entries)) = (at, number(at, 2)) {
-        let entry = |i| at + 2 + 12 * i;
-        let kind = (0..entries).find(|i| number(entry(*i), 2) == Some(NEW_SUBFILE_TYPE));
-        let kind = kind.and_then(|i| number(entry(i) + 8, 4)).unwrap_or(0);
-        previews.push(kind & 1 == 1);
-        at = number(entry(entries), 4).unwrap_or(0);
+    let mut at = number(if is_big { 8 } else { 4 }, offset).unwrap_or(0);
+    while let (1.., Some(entries)) = (at, number(at, count)) {
+        let entries = entries.min(bytes.len() / size);
+        let kind = (0..entries).find(|i| number(entry(at, *i), 2) == Some(NEW_SUBFILE_TYPE));
+        let kind = kind.and_then(|i| number(entry(at, i) + size - offset, 4));
+        previews.push(kind.unwrap_or(0) & 1 == 1);
+        at = number(entry(at, entries), offset).unwrap_or(0);
         if previews.len() == MAX_PICTURES {
             // The list may be a circle.
             break;
@@ -431,7 +469,7 @@ mod tests {
                 unit: png::Unit::Meter,
             });
             let deep = format == PixelFormat::Rgb && image.as_rgb16().is_some();
-            let mut picture = Picture::new(image, info.clone()).unwrap();
+            let mut picture = Picture::new(image, info.clone(), false).unwrap();
             assert_eq!(
                 (picture.frame.info().format, picture.bits > 8),
                 (format, deep)
@@ -441,7 +479,7 @@ mod tests {
             for name in ["a.png", "a.jpg"] {
                 let path = dir.path().join(name);
                 picture.write(&path, 95).unwrap();
-                let back = Picture::read(&path).unwrap();
+                let back = Picture::read(&path, false).unwrap();
                 let (was, is) = (&picture.metadata, &back.metadata);
                 assert_eq!(is.icc_profile, was.icc_profile, "{format:?} {name}");
                 let density = |m: &png::Info| m.pixel_dims.map(|d| (d.xppu, d.yppu));
@@ -452,6 +490,123 @@ mod tests {
                     assert!(!back.frame.info().format.has_alpha());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn samples_of_16_bits_survive_a_png() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        for image in [
+            DynamicImage::new_luma16(5, 3),
+            DynamicImage::new_luma_a16(5, 3),
+            DynamicImage::new_rgb16(5, 3),
+            DynamicImage::new_rgba16(5, 3),
+        ] {
+            let color = image.color();
+            let mut picture = Picture::new(image, png::Info::default(), true).unwrap();
+            assert_eq!(picture.frame.info().format.depth(), 16);
+            let samples = picture.frame.plane_mut(0).iter_mut().enumerate();
+            samples.for_each(|(i, s)| *s = (37 * i + i / 7) as u8);
+            picture.write(&path, 95).unwrap();
+            let back = Picture::read(&path, true).unwrap();
+            let format = back.frame.info().format;
+            let (is, was) = (back.frame.plane(0), picture.frame.plane(0));
+            if color.has_alpha() || !color.has_color() {
+                assert_eq!(is, was, "{color:?}");
+            } else {
+                let colors = |plane: &[u8]| -> Vec<u8> {
+                    plane.chunks(8).flat_map(|p| &p[..6]).copied().collect()
+                };
+                assert_eq!(colors(is), colors(was), "{color:?}");
+                assert!(!back.has_alpha);
+            }
+            assert_eq!(format, picture.frame.info().format);
+            assert!(picture.write(&dir.path().join("a.jpg"), 95).is_err());
+            assert_eq!(
+                Picture::read(&path, false)
+                    .unwrap()
+                    .frame
+                    .info()
+                    .format
+                    .depth(),
+                8
+            );
+        }
+    }
+
+    /// Returns a TIFF file with 64-bit offsets. Each picture has 2x1 grey pixels, and is a preview
+    /// if its value is true.
+    fn big_tiff(is_big_endian: bool, previews: &[bool]) -> Vec<u8> {
+        let mut file = if is_big_endian {
+            b"MM".to_vec()
+        } else {
+            b"II".to_vec()
+        };
+        let put = |file: &mut Vec<u8>, value: u64, size: usize| {
+            let bytes = value.to_be_bytes();
+            let bytes = bytes[8 - size..].iter();
+            if is_big_endian {
+                file.extend(bytes);
+            } else {
+                file.extend(bytes.rev());
+            }
+        };
+        let header = [(43, 2), (8, 2), (0, 2), (16, 8)];
+        header
+            .into_iter()
+            .for_each(|(value, size)| put(&mut file, value, size));
+        for (i, is_preview) in previews.iter().enumerate() {
+            let at = file.len() as u64;
+            // Tag, type (16 or 64 bits), value.
+            let entries = [
+                (254, 4, u64::from(*is_preview)),
+                (256, 3, 2),
+                (257, 3, 1),
+                (258, 3, 8),
+                (259, 3, 1),
+                (262, 3, 1),
+                (273, 16, at + 8 + 20 * 9 + 8),
+                (278, 3, 1),
+                (279, 16, 2),
+            ];
+            put(&mut file, entries.len() as u64, 8);
+            for (tag, kind, value) in entries {
+                put(&mut file, tag, 2);
+                put(&mut file, kind, 2);
+                put(&mut file, 1, 8);
+                let size = match kind {
+                    3 => 2,
+                    4 => 4,
+                    _ => 8,
+                };
+                put(&mut file, value, size);
+                file.extend(vec![0; 8 - size]);
+            }
+            let next = at + 8 + 20 * 9 + 8 + 2;
+            put(&mut file, if i + 1 < previews.len() { next } else { 0 }, 8);
+            file.extend([50, 200]);
+        }
+        file
+    }
+
+    #[test]
+    fn tiff_files_with_64_bit_offsets_are_read_and_their_pictures_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tif");
+        for is_big_endian in [false, true] {
+            let read = |previews: &[bool]| {
+                std::fs::write(&path, big_tiff(is_big_endian, previews)).unwrap();
+                Picture::read(&path, false)
+            };
+            for previews in [&[false][..], &[false, true]] {
+                let picture = read(previews).unwrap();
+                assert_eq!(picture.frame.plane(0), [50, 200]);
+            }
+            let refused = |previews| read(previews).map(drop).unwrap_err().to_string();
+            assert!(refused(&[false, false]).contains("2 pictures"));
+            assert!(refused(&[true, false]).contains("preview"));
+            assert!(is_picture(&big_tiff(is_big_endian, &[false])[..16]));
         }
     }
 }

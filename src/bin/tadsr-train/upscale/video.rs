@@ -19,9 +19,6 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
         reader.set_part(part)?;
     }
     let warn = |line: &str| args.notice(&format!("'{}': {line}", args.input.display()));
-    if reader.subtitle_streams() > 0 {
-        warn("its subtitles are left out");
-    }
     let warned = reader.warnings().len();
     reader.warnings().iter().for_each(|line| warn(line));
     let from = *reader.stream().frame();
