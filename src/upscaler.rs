@@ -177,15 +177,15 @@ impl Upscaler {
         has.then(|| self.engine.options().denoise())
     }
 
-    /// Sets the amount of detail that the network may invent, 0 (the default, faithful to the
-    /// input) to 1 (generative). Values outside of the range are clamped. The value takes effect as
-    /// that of [`Self::set_denoise`].
+    /// Sets the amount of detail that the network may invent, 0 (faithful to the input) to 1
+    /// (generative), by default 0.5. Values outside of the range are clamped. The value takes effect
+    /// as that of [`Self::set_denoise`].
     ///
     /// # Errors
     /// [`Error::Setting`] if the model lacks the setting.
     pub fn set_detail(&mut self, detail: f32) -> Result<()> {
         let detail = if detail.is_nan() {
-            0.0
+            Options::default().detail
         } else {
             detail.clamp(0.0, 1.0)
         };

@@ -147,7 +147,11 @@ fn a_run_begins_with_any_model_of_its_kind() {
     let data = photos::photos(dir.path(), (160, 120));
     let out = |name: &str| dir.path().join(name);
     let read = |name: &str| LiteModel::read(&out(name).join("model.safetensors")).unwrap();
-    run(fit(&data, &out("bundled"), &["--begin", "tiny-x2", "--steps", "1"]));
+    run(fit(
+        &data,
+        &out("bundled"),
+        &["--begin", "tiny-x2", "--steps", "1"],
+    ));
     let bundled = LiteModel::find("tiny-x2").unwrap().remove(0);
     assert_eq!(read("bundled").stats, bundled.stats);
     assert_eq!(read("bundled").metadata.scales, bundled.metadata.scales);
@@ -248,7 +252,11 @@ fn the_dial_detail_is_trained_at_1_and_keeps_the_model_at_0() {
     assert!(!start.iter().zip(&weights(&trained, 1.0)).all(near));
     // Training continues without the dial from its faithful end.
     let begin = path.to_str().unwrap();
-    run(fit(&data, &dir.path().join("on"), &["--begin", begin, "--steps", "1"]));
+    run(fit(
+        &data,
+        &dir.path().join("on"),
+        &["--begin", begin, "--steps", "1"],
+    ));
     let on = LiteModel::read(&dir.path().join("on/model.safetensors")).unwrap();
     assert!(on.metadata.student.conditioning.denoise);
     assert!(!on.metadata.student.conditioning.detail);

@@ -665,7 +665,9 @@ fn capabilities_are_those_of_the_model() {
     let lite = tiny.capabilities();
     assert_eq!(lite.scales, [1.0, 4.0]);
     let dials = [Setting::Denoise, Setting::Detail];
-    let settings = [Setting::Strength, Setting::Precision].into_iter().chain(dials);
+    let settings = [Setting::Strength, Setting::Precision]
+        .into_iter()
+        .chain(dials);
     assert_eq!(lite.settings, settings.collect::<Vec<_>>());
     let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
     assert_eq!(lite.precisions, precisions);

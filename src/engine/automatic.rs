@@ -72,13 +72,17 @@ impl AutomaticDenoise {
         };
         let n = squares.len();
         let luma = Tensor::from_vec(squares.concat(), (n, side, side), &Device::Cpu)?;
-        let mean = self.estimator.scores(&luma)?.mean_all()?.to_scalar::<f32>()?;
+        let mean = self
+            .estimator
+            .scores(&luma)?
+            .mean_all()?
+            .to_scalar::<f32>()?;
         let score = match self.score {
             None => mean,
             Some(score) => score + SHARE * (mean - score),
         };
         self.score = Some(score);
-        let estimate = 1.0 / (1.0 + (-score).exp());
+        let estimate = self.estimator.position(score);
         if self.position.is_none_or(|p| (p - estimate).abs() >= STEP) {
             self.position = Some(estimate);
         }

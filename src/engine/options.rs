@@ -46,13 +46,17 @@ pub struct Options {
 /// JPEG of quality 60, `tiny-dial` loses at most 0.31 dB to the best position of the dial.
 pub(crate) const AUTOMATIC_DENOISE: f32 = 0.4;
 
+/// Default of `detail`. On images, clean and JPEG of quality 60, `small-x4` at 0.5 has more than half
+/// of the gain in LPIPS that it has at 1, for 0.14 and 0.22 dB of PSNR-Y.
+const DETAIL: f32 = 0.5;
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             strength: 1.0,
             denoise: None,
             automatic_denoise: AUTOMATIC_DENOISE,
-            detail: 0.0,
+            detail: DETAIL,
             precision: Precision::Auto,
             queue_depth: 2,
             resident: false,

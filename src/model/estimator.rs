@@ -30,6 +30,9 @@ pub struct EstimatorMetadata {
     pub family: String,
     pub name: String,
     pub estimator: EstimatorConfig,
+    /// Mean estimate for clean input, 0 to 0.9.
+    #[serde(default)]
+    pub floor: f32,
     pub licence: String,
     /// Data and steps of its training, in free form.
     pub training: serde_json::Value,
@@ -37,12 +40,13 @@ pub struct EstimatorMetadata {
 
 impl EstimatorMetadata {
     /// Makes the metadata of a new estimator.
-    pub fn new(estimator: EstimatorConfig, training: serde_json::Value) -> Self {
+    pub fn new(estimator: EstimatorConfig, floor: f32, training: serde_json::Value) -> Self {
         Self {
             format_version: FORMAT_VERSION,
             family: FAMILY.into(),
             name: "estimator".into(),
             estimator,
+            floor,
             licence: "MIT OR Apache-2.0".into(),
             training,
         }
@@ -71,6 +75,10 @@ impl Estimator {
             let mut reader = Reader::new(source)?;
             let metadata: EstimatorMetadata = reader.metadata(FAMILY)?;
             metadata.estimator.check()?;
+            let floor = metadata.floor;
+            if !(0.0..=0.9).contains(&floor) {
+                return Err(format!("floor = {floor}: 0 to 0.9"));
+            }
             let mut tensors = HashMap::new();
             for (name, shape) in metadata.estimator.tensors() {
                 let values = reader.take(&name, &shape)?;
@@ -79,7 +87,8 @@ impl Estimator {
             }
             reader.finish()?;
             let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-            Self::new(metadata.estimator, vb).map_err(|e| e.to_string())
+            let estimator = Self::new(metadata.estimator, vb).map_err(|e| e.to_string())?;
+            Ok(estimator.with_floor(floor))
         };
         load().map_err(|reason| Error::model(path, reason))
     }

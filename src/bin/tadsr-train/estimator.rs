@@ -90,18 +90,20 @@ pub fn run(args: Args) -> Result<()> {
         console.message(&text);
     }
     let data = TrainingData::corpus(corpus);
-    let trained =
-        estimator::train(&data, &options, threads, &console).map_err(as_option)?;
+    let trained = estimator::train(&data, &options, threads, &console).map_err(as_option)?;
     let done = Options {
         steps: trained.steps,
         ..options.clone()
     };
     let training = serde_json::json!({ "options": done, "preset": spec.preset });
-    let metadata = EstimatorMetadata::new(trained.config, training);
+    let metadata = EstimatorMetadata::new(trained.config, trained.floor, training);
     write_estimator(&args.out, &metadata, &trained.tensors)?;
     let (file, steps) = (args.out.display(), trained.steps);
     if steps < options.steps {
-        let text = format!("stopped at step {steps} of {}: '{file}' is of that step", options.steps);
+        let text = format!(
+            "stopped at step {steps} of {}: '{file}' is of that step",
+            options.steps
+        );
         return Err(Stopped(text).into());
     }
     println!("'{file}'");

@@ -38,7 +38,11 @@ impl EstimatorConfig {
     /// A text with the invalid field.
     pub fn check(&self) -> std::result::Result<(), String> {
         let Self { r, channels, depth } = *self;
-        for (name, value, max) in [("r", r, 8), ("channels", channels, 256), ("depth", depth, 16)] {
+        for (name, value, max) in [
+            ("r", r, 8),
+            ("channels", channels, 256),
+            ("depth", depth, 16),
+        ] {
             if !(1..=max).contains(&value) {
                 return Err(format!("{name} = {value}: 1 to {max}"));
             }
@@ -54,7 +58,11 @@ impl EstimatorConfig {
     /// Returns names and shapes of the tensors.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let kernel = |i: usize| {
-            let ci = if i == 0 { self.r * self.r } else { self.channels };
+            let ci = if i == 0 {
+                self.r * self.r
+            } else {
+                self.channels
+            };
             (format!("body.{i}.weight"), vec![self.channels, ci, 3, 3])
         };
         let bias = |i: usize| (format!("body.{i}.bias"), vec![self.channels]);
@@ -70,6 +78,8 @@ impl EstimatorConfig {
 /// Convolutions of squares of luma, without padding, whose mean is mapped to one number.
 pub struct Estimator {
     config: EstimatorConfig,
+    /// Mean estimate for clean input.
+    floor: f32,
     /// Kernel `[co, ci, 3, 3]` and bias `[co]` of each layer.
     body: Vec<(Tensor, Tensor)>,
     /// Weight `[1, channels]` and bias `[1]`.
@@ -91,8 +101,11 @@ impl Estimator {
             .map(|pair| (pair[0].clone(), pair[1].clone()));
         Ok(Self {
             config,
+            floor: 0.0,
             body: pairs.by_ref().take(config.depth).collect(),
-            tail: pairs.next().ok_or(candle_core::Error::Msg("no tail".into()))?,
+            tail: pairs
+                .next()
+                .ok_or(candle_core::Error::Msg("no tail".into()))?,
         })
     }
 
@@ -100,9 +113,21 @@ impl Estimator {
         &self.config
     }
 
+    /// Sets the mean estimate for clean input, 0 (at first) to below 1. It is above 0 because an
+    /// estimate cannot err below 0.
+    pub fn with_floor(self, floor: f32) -> Self {
+        Self { floor, ..self }
+    }
+
+    /// Returns the position of the dial, 0 to 1, for the mean score of the squares of a frame.
+    pub fn position(&self, score: f32) -> f32 {
+        let estimate = 1.0 / (1.0 + (-score).exp());
+        ((estimate - self.floor) / (1.0 - self.floor)).max(0.0)
+    }
+
     /// Returns the score of each square of luma `[n, side, side]`, 0 (black) to 1 (white), as
-    /// `[n]`. The sides are at least [`EstimatorConfig::min_side`]. The sigmoid of the mean score
-    /// of the squares of a frame is the position of the dial.
+    /// `[n]`. The sides are at least [`EstimatorConfig::min_side`]. The sigmoid of a mean of scores
+    /// is the estimate of the degradation, see [`super::denoise_of`].
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -152,6 +177,16 @@ mod tests {
         let brighter: Vec<f32> = brighter.to_vec1().unwrap();
         for (a, b) in scores.iter().zip(&brighter) {
             assert!((a - b).abs() < 1e-4, "{scores:?} {brighter:?}");
+        }
+    }
+
+    #[test]
+    fn positions_go_from_0_for_the_estimate_of_clean_input_to_1() {
+        let estimator = estimator(EstimatorConfig::default()).with_floor(0.2);
+        let score = |estimate: f32| (estimate / (1.0 - estimate)).ln();
+        for (estimate, position) in [(0.1, 0.0), (0.2, 0.0), (0.6, 0.5), (0.9999, 1.0)] {
+            let found = estimator.position(score(estimate));
+            assert!((found - position).abs() < 1e-3, "{estimate}: {found}");
         }
     }
 

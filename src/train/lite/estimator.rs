@@ -99,6 +99,8 @@ pub struct TrainedEstimator {
     pub config: EstimatorConfig,
     /// Averaged weights by name.
     pub tensors: HashMap<String, Tensor>,
+    /// Mean estimate for the held-out data of the name `clean`, or 0 without such data.
+    pub floor: f32,
     /// Steps taken, fewer than asked for if the observer stopped the training.
     pub steps: u64,
 }
@@ -157,9 +159,13 @@ pub fn train(
         }
     }
     observer.ended();
+    let tensors = trained.averages();
+    let clean = measure(data, config, tensors.clone())?.values;
+    let clean = clean.into_iter().find(|(name, _)| name == "clean");
     Ok(TrainedEstimator {
         config,
-        tensors: trained.averages(),
+        tensors,
+        floor: clean.map_or(0.0, |(_, mean)| mean.min(0.9) as f32),
         steps: progress.done,
     })
 }
@@ -178,11 +184,16 @@ fn measure(
         let (mut mean, mut error) = (0.0, 0.0);
         for i in 0..HELD_OUT {
             let frames = Frames::draw(source, step_seed(MEASURED, i), 1, 8)?;
-            let estimate = frames.estimates(&estimator)?.0.mean_all()?.to_scalar::<f32>()?;
+            let estimate = frames
+                .estimates(&estimator)?
+                .0
+                .mean_all()?
+                .to_scalar::<f32>()?;
             mean += f64::from(estimate) / HELD_OUT as f64;
             error += f64::from((estimate - frames.targets[0]).abs()) / HELD_OUT as f64;
         }
         texts.push(format!("{name} {mean:.3}, error {error:.3}"));
+        measurement.values.push((name.to_string(), mean));
         measurement.values.push((format!("{name}_error"), error));
     }
     measurement.text = format!("estimates: {}", texts.join("; "));
@@ -190,12 +201,7 @@ fn measure(
 }
 
 impl Frames {
-    fn draw(
-        source: &Arc<dyn PairSource>,
-        seed: u64,
-        count: usize,
-        squares: usize,
-    ) -> Result<Self> {
+    fn draw(source: &Arc<dyn PairSource>, seed: u64, count: usize, squares: usize) -> Result<Self> {
         let mut random = Random::new(seed, 0);
         let mut frames = Self {
             luma: Vec::with_capacity(count * squares * SIDE * SIDE),
@@ -206,7 +212,11 @@ impl Frames {
             for _ in 0..squares {
                 random.degradation = StdRng::seed_from_u64(kind);
                 let pair = source.pair(&mut random, PATCH, SIDE)?;
-                let rounded = pair.low.luma().into_iter().map(|v| (255.0 * v).round() / 255.0);
+                let rounded = pair
+                    .low
+                    .luma()
+                    .into_iter()
+                    .map(|v| (255.0 * v).round() / 255.0);
                 frames.luma.extend(rounded);
                 noise += pair.noise / squares as f64;
             }
@@ -282,18 +292,33 @@ mod tests {
         assert_eq!(trained.steps, 150);
         let measured = measure(&data, trained.config, trained.tensors).unwrap();
         // A constant has an error of 0.2.
-        assert!(measured.values[0].1 < 0.1, "{}", measured.text);
+        assert!(measured.values[1].1 < 0.1, "{}", measured.text);
     }
 
     #[test]
     fn options_out_of_range_are_refused() {
         for options in [
-            Options { steps: 0, ..Options::default() },
-            Options { frames: 0, ..Options::default() },
-            Options { squares: 1000, ..Options::default() },
-            Options { learning_rate: f64::NAN, ..Options::default() },
+            Options {
+                steps: 0,
+                ..Options::default()
+            },
+            Options {
+                frames: 0,
+                ..Options::default()
+            },
+            Options {
+                squares: 1000,
+                ..Options::default()
+            },
+            Options {
+                learning_rate: f64::NAN,
+                ..Options::default()
+            },
         ] {
-            assert!(matches!(options.check(), Err(Error::Setting(_))), "{options:?}");
+            assert!(
+                matches!(options.check(), Err(Error::Setting(_))),
+                "{options:?}"
+            );
         }
     }
 }

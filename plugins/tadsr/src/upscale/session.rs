@@ -50,7 +50,7 @@ impl LoadedModel {
             upscaler: Box::new(upscaler),
             requested: requested.into(),
             bicubic,
-            dials: (-1.0, 0.0),
+            dials: Settings::new().dials(),
             warned: HashSet::new(),
         }
     }

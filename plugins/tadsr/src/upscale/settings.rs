@@ -252,7 +252,7 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 )
                 .minimum(0.0)
                 .maximum(1.0)
-                .default_value(0.0)
+                .default_value(0.5)
                 .mutable_playing()
                 .controllable()
                 .build(),

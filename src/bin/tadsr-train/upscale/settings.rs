@@ -45,7 +45,7 @@ pub struct Settings {
     /// [default: automatic]
     #[arg(long, value_parser = fraction)]
     denoise: Option<f32>,
-    /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0]
+    /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0.5]
     #[arg(long, value_parser = fraction)]
     detail: Option<f32>,
     /// Numeric precision: auto (the fastest that the processor supports), f32 or bf16; int8 for

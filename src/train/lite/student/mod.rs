@@ -389,7 +389,8 @@ impl StudentRun {
             grads.extend((stand_in(&result, &total)? * part)?.backward()?)?;
         }
         if self.is_detail() {
-            self.trained.freeze(&mut grads, |name| !name.contains(".detail."));
+            self.trained
+                .freeze(&mut grads, |name| !name.contains(".detail."));
         }
         let o = &self.options;
         let warm_up = (o.steps / 20).clamp(1, 500);
