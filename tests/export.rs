@@ -1,6 +1,9 @@
 //! `tadsr-train export` writes the file and an example of the engine, and refuses other models.
 #![cfg(feature = "train")]
 
+#[path = "support/yuv_model.rs"]
+mod yuv_model;
+
 use std::fs;
 
 use assert_cmd::Command;
@@ -48,6 +51,7 @@ fn a_network_from_picture_to_picture_has_sizes_of_the_picture() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (onnx, example) = (path("a.onnx"), path("a.safetensors"));
+    let model = yuv_model::yuv_model(&dir).to_str().unwrap().to_string();
     for (scale, size, sizes) in [
         ("2", "45x31", [(45, 31), (90, 62), (23, 16), (45, 31)]),
         ("3", "9x7", [(9, 7), (27, 21), (5, 4), (14, 11)]),
@@ -60,8 +64,7 @@ fn a_network_from_picture_to_picture_has_sizes_of_the_picture() {
             "--example-size",
             size,
         ];
-        // A model with chroma.
-        let args = ["--model", "small-x4", "--ends", "picture", "--scale", scale];
+        let args = ["--model", &model, "--ends", "picture", "--scale", scale];
         let output = export(&[&args[..], &files].concat());
         assert!(output.status.success(), "{output:?}");
         let tensors = safetensors::load(&example, &Device::Cpu).unwrap();

@@ -1,5 +1,8 @@
 //! Tests of the library through `Upscaler`.
 
+#[path = "support/yuv_model.rs"]
+mod yuv_model;
+
 use std::{
     ops::ControlFlow,
     path::PathBuf,
@@ -13,12 +16,10 @@ use tadsr::{
     Device, Error, Precision, Upscaler,
     engine::{ColorFix, NoiseField, Setting, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
-    model::{self, Layer, LayerCondition, LiteModel, Metadata, ResShiftMetadata},
-    nn::{
-        lite::{LatentStats, StudentConfig},
-        resshift::ResShiftConfig,
-    },
+    model::{self, LayerCondition, LiteModel, Metadata, ResShiftMetadata},
+    nn::resshift::ResShiftConfig,
 };
+use yuv_model::yuv_model;
 
 /// Returns an image with edges, ramps and texture in every component.
 fn image(info: FrameInfo) -> Frame {
@@ -85,40 +86,6 @@ fn photo(width: usize, height: usize, quality: u8) -> Frame {
     Frame::from_rgb8(width, height, &rgb).unwrap()
 }
 
-/// Writes a model of luma and chroma with a large residual. Returns the path.
-fn yuv_model(dir: &tempfile::TempDir) -> PathBuf {
-    let mut student = StudentConfig::chroma();
-    (student.channels, student.depth) = (8, 1);
-    let mut state = 1u32;
-    let mut values = |n: usize, size: f32| -> Vec<f32> {
-        let mut next = || {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
-        };
-        (0..n).map(|_| next()).collect()
-    };
-    let model = LiteModel {
-        metadata: Metadata::lite("made-up", student, [1.0, 4.0]),
-        stats: LatentStats::nominal(student.latent, student.r),
-        layers: student
-            .layers()
-            .into_iter()
-            .map(|spec| {
-                Layer::new(
-                    values(spec.co * spec.ci * 9, 0.25),
-                    values(spec.co, 0.1),
-                    values(spec.co * 2, 0.1),
-                    spec,
-                )
-            })
-            .collect(),
-        calibration: None,
-    };
-    let path = dir.path().join("made-up.safetensors");
-    std::fs::write(&path, model.to_bytes(false).unwrap()).unwrap();
-    path
-}
-
 /// As [`yuv_model`], with dials.
 fn dialled_model(dir: &tempfile::TempDir) -> PathBuf {
     let mut model = LiteModel::read(&yuv_model(dir)).unwrap();
@@ -153,6 +120,7 @@ fn dials_take_effect_with_the_next_frame_and_have_no_later_effect() {
         };
         let mut upscaler = load(&path);
         let automatic = bytes(&upscaler.upscale(&frame).unwrap());
+        assert_eq!(automatic, fresh(Some(0.4), 0.5));
         let mut seen = vec![automatic.clone()];
         for (denoise, detail) in [(Some(0.0), 0.0), (Some(0.9), 0.0), (Some(0.9), 1.0)] {
             upscaler.set_denoise(denoise).unwrap();
@@ -171,7 +139,7 @@ fn dials_take_effect_with_the_next_frame_and_have_no_later_effect() {
         upscaler.set_denoise(Some(7.0)).unwrap();
         assert_eq!(
             bytes(&upscaler.upscale(&frame).unwrap()),
-            fresh(Some(1.0), 0.0)
+            fresh(Some(1.0), 0.5)
         );
     }
 }
@@ -315,7 +283,7 @@ fn precisions_are_resolved_or_refused_and_differ_little() {
             let pairs = luma(model, precision).into_iter().zip(exact.iter());
             let squares: f32 = pairs.map(|(a, b)| (a - b) * (a - b)).sum();
             let error = 255.0 * (squares / exact.len() as f32).sqrt();
-            assert!(error < 0.8, "{model} {precision}: {error} codes");
+            assert!(error < 1.2, "{model} {precision}: {error} codes");
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -622,7 +590,6 @@ fn a_setting_that_a_model_lacks_is_an_error_that_changes_nothing() {
     let before = bytes(&tiny.upscale(&frame).unwrap());
     let field = NoiseField::seeded(3, 16, 24, 0);
     for (setting, result) in [
-        (Setting::Detail, tiny.set_detail(0.5)),
         (Setting::Noise, tiny.set_noise(0.5)),
         (Setting::Seed, tiny.set_seed(1)),
         (Setting::NoiseField, tiny.set_noise_field(Some(field))),

@@ -18,12 +18,13 @@ const FIRST: usize = 4;
 /// Squares of each frame after the first.
 const LATER: usize = 2;
 
-/// Share of a frame after the first in the running mean of the scores: about a second at 25 frames
-/// per second.
+/// Share of a frame after the first in the running mean of the estimates: about a second at 25
+/// frames per second.
 const SHARE: f32 = 0.04;
 
-/// Smallest change of the position. A change folds new weights.
-const STEP: f32 = 0.03;
+/// Positions are multiples of this. A change folds new weights, and the estimates of processors with
+/// other instruction sets differ in their last bits.
+const STEP: f32 = 1.0 / 32.0;
 
 /// Mean difference between neighbouring samples, in 8-bit steps, below which a square is flat and
 /// tells nothing.
@@ -34,8 +35,8 @@ pub struct AutomaticDenoise {
     estimator: Estimator,
     /// Frames since the last reset.
     frames: usize,
-    /// Running mean of the scores.
-    score: Option<f32>,
+    /// Running mean of the estimates.
+    estimate: Option<f32>,
     position: Option<f32>,
 }
 
@@ -45,7 +46,7 @@ impl AutomaticDenoise {
         Self {
             estimator,
             frames: 0,
-            score: None,
+            estimate: None,
             position: None,
         }
     }
@@ -57,7 +58,7 @@ impl AutomaticDenoise {
 
     /// Forgets previous frames.
     pub fn reset(&mut self) {
-        (self.frames, self.score, self.position) = (0, None, None);
+        (self.frames, self.estimate, self.position) = (0, None, None);
     }
 
     /// Takes the next frame into account.
@@ -77,14 +78,14 @@ impl AutomaticDenoise {
             .scores(&luma)?
             .mean_all()?
             .to_scalar::<f32>()?;
-        let score = match self.score {
-            None => mean,
-            Some(score) => score + SHARE * (mean - score),
+        let new = self.estimator.position(mean);
+        let estimate = match self.estimate {
+            None => new,
+            Some(estimate) => estimate + SHARE * (new - estimate),
         };
-        self.score = Some(score);
-        let estimate = self.estimator.position(score);
+        self.estimate = Some(estimate);
         if self.position.is_none_or(|p| (p - estimate).abs() >= STEP) {
-            self.position = Some(estimate);
+            self.position = Some((estimate / STEP).round() * STEP);
         }
         Ok(())
     }
@@ -97,7 +98,7 @@ impl AutomaticDenoise {
             return Ok(Vec::new());
         }
         let (columns, rows) = ((info.width - side) / 8 + 1, (info.height - side) / 8 + 1);
-        let positions: Vec<(usize, usize)> = if self.score.is_none() {
+        let positions: Vec<(usize, usize)> = if self.estimate.is_none() {
             let at = |i: usize, count: usize| 8 * ((2 * i + 1) * count / (2 * FIRST));
             let all = (0..FIRST).flat_map(|y| (0..FIRST).map(move |x| (x, y)));
             let mut all: Vec<_> = all.map(|(x, y)| (at(x, columns), at(y, rows))).collect();
