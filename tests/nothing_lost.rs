@@ -590,7 +590,7 @@ fn joined(clips: &Clips, name: &str, parts: [&str; 2]) -> PathBuf {
         stream.extend(std::fs::read(clips.make(&part, &video)).unwrap());
     }
     std::fs::write(clips.path("all.h264"), stream).unwrap();
-    let args = "-r 25 -i all.h264 -c copy -bsf:v setts=pts=N*3600:dts=N*3600";
+    let args = "-fflags +genpts -r 25 -i all.h264 -c copy";
     clips.make(name, args)
 }
 
@@ -641,7 +641,7 @@ fn rotation_in_the_stream_is_applied_and_a_change_of_it_ends_the_video_with_a_wo
 fn a_change_of_colours_ends_the_video_with_a_word() {
     let clips = Clips::new();
     let colours = |transfer: &str| {
-        format!("-color_primaries bt2020 -colorspace bt2020nc -color_trc {transfer}")
+        format!("-x264-params colorprim=bt2020:colormatrix=bt2020nc:transfer={transfer}")
     };
     let (sdr, hdr) = (colours("bt2020-10"), colours("smpte2084"));
     let from = joined(&clips, "in.ts", [&sdr, &hdr]);
