@@ -90,6 +90,16 @@ fn field(path: &Path, entry: &str) -> String {
     text.trim().trim_matches(',').to_string()
 }
 
+fn audio_codec(path: &Path) -> String {
+    let args = [
+        "-select_streams",
+        "a:0",
+        "-show_entries",
+        "stream=codec_name",
+    ];
+    ffprobe(path, &args).trim().trim_matches(',').to_string()
+}
+
 /// Asserts that two lists of times are equal except for a common offset.
 fn assert_same_times(from: &[f64], to: &[f64], tolerance: f64, what: &str) {
     assert_eq!(from.len(), to.len(), "{what}");
@@ -172,9 +182,13 @@ fn audio_that_the_container_does_not_take_is_re_encoded_and_said() {
         let from = clips.make(name, &format!("{VIDEO} {TONE} -c:v libx264 {codec}"));
         let to = clips.path(to);
         let told = complete(&from, &to);
+        // GStreamer 1.28 takes E-AC-3 in MP4.
+        let is_copied = audio_codec(&to) == audio_codec(&from) && name != "latm.ts";
+        let is_said = told.iter().any(|line| line.contains("re-encoded"));
         assert!(
-            told.iter().any(|line| line.contains("re-encoded")),
-            "{name}: {told:?}"
+            is_said != is_copied,
+            "{name}: {told:?}, {}",
+            audio_codec(&to)
         );
         assert_eq!(times(&to, "v").len(), 50, "{name}");
         let audio = times(&to, "a");
