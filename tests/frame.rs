@@ -198,7 +198,7 @@ fn every_code_of_every_format_and_range_survives() {
             let mut info = FrameInfo::new(format, 257, 256);
             info.colorimetry.range = range;
             let mut planes = Planes::new(&info, 0);
-            let mut code = 0;
+            let mut code = 0_u16;
             planes.fill(&info, || {
                 code = code.wrapping_add(1);
                 code

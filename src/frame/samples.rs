@@ -509,7 +509,7 @@ mod tests {
 
     #[test]
     fn every_instruction_set_reads_and_writes_the_same_bits() {
-        let bytes: Vec<u8> = (0..4 * 67).map(|i| (i * 37 + i / 7) as u8).collect();
+        let bytes: Vec<u8> = (0..8 * 67).map(|i| (i * 37 + i / 7) as u8).collect();
         let values: Vec<f32> = (0..67).map(|i| i as f32 / 50.0 - 0.2).collect();
         for format in PixelFormat::ALL {
             for at in format.components() {

@@ -141,8 +141,8 @@ impl Layout {
         planes.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Moves the top left corner by `x` and `y` pixels, rounded down to whole samples in planes with
-    /// subsampled chroma, and so to an even pixel in YUY2.
+    /// Moves the top left corner by `x` and `y` pixels, rounded down to whole samples in planes
+    /// with subsampled chroma, and so to an even pixel in YUY2.
     fn crop(&mut self, format: gst_video::VideoFormat, x: usize, y: usize) {
         let Some(format) = PixelFormat::from_name(format.to_str()) else {
             return;

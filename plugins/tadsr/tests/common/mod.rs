@@ -185,7 +185,12 @@ fn for_each_sample(
         let shift = info.format_info().shift()[c];
         // GStreamer counts this offset in samples, but the pixel stride in bytes. In packed pixels
         // of 16 bits a sample, it counts both in bytes.
-        let offset = info.comp_poffset(c as u8) as usize;
+        let offset = match (info.format(), c) {
+            // GStreamer describes VYUY like UYVY, but converts it by its name.
+            (gst_video::VideoFormat::Vyuy, 1) => 2,
+            (gst_video::VideoFormat::Vyuy, 2) => 0,
+            _ => info.comp_poffset(c as u8) as usize,
+        };
         let offset = if step == 8 { offset } else { offset * bytes };
         for y in 0..info.comp_height(c as u8) as usize {
             for x in 0..info.comp_width(c as u8) as usize {

@@ -291,11 +291,15 @@ fn as_rgba(buffer: &gst::Buffer, from: &VideoInfo) -> Vec<Vec<u16>> {
 fn gstreamer_shows_the_same_picture_after_the_element_in_every_format() {
     for format in PixelFormat::ALL {
         let unit = 1 << (format.depth() - 8);
-        let (width, height) = (23, 13);
+        // GStreamer converts the last column of VYUY of odd width to another colour.
+        let (width, height) = (24, 13);
         let input = info(&raw(format.name(), width, height));
         let soft = frame(&input, |c, x, y| {
-            let chroma = if c > 0 && !format.is_rgb() { 2 } else { 1 };
-            (90 + 20 * c + (2 * x + 3 * y) * chroma) as u16 * unit
+            let value = match c {
+                1 | 2 if !format.is_rgb() => 100 + 10 * c + x + 2 * y,
+                _ => 90 + 20 * c + 2 * x + 3 * y,
+            };
+            value as u16 * unit
         });
         let properties = &[("scale", "2"), ("strength", "0")];
         let mut rig = Rig::raw(properties, format.name(), width, height);
@@ -307,7 +311,10 @@ fn gstreamer_shows_the_same_picture_after_the_element_in_every_format() {
         let before = as_rgba(&soft, &input);
         let converted = frame(&rgba, |c, x, y| before[c][y * width as usize + x]);
         let out = rig.harness.push_and_pull(converted).unwrap();
-        for (c, want) in all_samples(&out, &rig.out_info()).iter().enumerate() {
+        // GStreamer takes the x of RGBx for alpha.
+        let components = if format.has_alpha() { 4 } else { 3 };
+        let want = all_samples(&out, &rig.out_info());
+        for (c, want) in want.iter().enumerate().take(components) {
             let worst = got[c].iter().zip(want).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(worst.unwrap() <= 6, "{format:?} component {c}: {worst:?}");
         }
