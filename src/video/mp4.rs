@@ -1,5 +1,5 @@
-//! Completion of MP4 and QuickTime files that GStreamer has written: the edit lists of its muxer show
-//! the samples that an audio encoder puts before the first one.
+//! Completion of MP4 and QuickTime files that GStreamer has written: the edit lists of its muxer
+//! show the samples that an audio encoder puts before the first one.
 
 use std::{
     fs::OpenOptions,

@@ -36,8 +36,8 @@ pub(super) struct Subtitles {
 struct Stream {
     source: AppSrc,
     events: Vec<gst::Event>,
-    /// Empty subtitle before the first one. Some players end the last one of an MP4 file too early if
-    /// the first begins late.
+    /// Empty subtitle before the first one. Some players end the last one of an MP4 file too early
+    /// if the first begins late.
     filler: Option<gst::Buffer>,
     cues: Vec<gst::Buffer>,
     /// Start of the first cue and of the last.

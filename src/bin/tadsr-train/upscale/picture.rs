@@ -84,8 +84,8 @@ fn format_of(path: &Path) -> Option<ImageFormat> {
 }
 
 impl Picture {
-    /// Reads the picture `path` and rotates it upright. The frame has more than 8 bits a sample only
-    /// if the file has, and `deep` is set.
+    /// Reads the picture `path` and rotates it upright. The frame has more than 8 bits a sample
+    /// only if the file has, and `deep` is set.
     pub fn read(path: &Path, deep: bool) -> Result<Self> {
         let bytes = read_picture(path).map_err(Error::msg)?;
         let format = picture_format(&bytes).filter(|format| READ.contains(format));
@@ -365,7 +365,7 @@ fn tiff_previews(bytes: &[u8]) -> Vec<bool> {
             field.iter().rev().fold(0, join)
         })
     };
-    // Bytes of an offset, of the number of entries, and of an entry; the latter ends with its value.
+    // Bytes of an offset, of the number of entries, and of an entry, which ends with its value.
     let is_big = number(2, 2) == Some(43);
     let (offset, count, size) = if is_big { (8, 8, 20) } else { (4, 2, 12) };
     let entry = |at: usize, i: usize| {
