@@ -50,7 +50,7 @@ struct Shared {
     encoded: Mutex<Vec<Option<Arc<Encoded>>>>,
 }
 
-/// What an encoder has received, in nanoseconds.
+/// Times of the audio that an encoder has received, in nanoseconds.
 #[derive(Default)]
 struct Encoded {
     length: AtomicU64,

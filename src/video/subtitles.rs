@@ -22,7 +22,7 @@ struct Route {
     caps: gst::Caps,
     /// `None` copies the bytes.
     convert: Option<Convert>,
-    /// What the stream becomes, if it changes.
+    /// Name of the format that the stream becomes, if it changes.
     becomes: Option<&'static str>,
 }
 
