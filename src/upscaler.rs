@@ -178,8 +178,8 @@ impl Upscaler {
     }
 
     /// Sets the amount of detail that the network may invent, 0 (faithful to the input) to 1
-    /// (generative), by default 0.5. Values outside of the range are clamped. The value takes effect
-    /// as that of [`Self::set_denoise`].
+    /// (generative), by default 0.5. Values outside of the range are clamped. The value takes
+    /// effect as that of [`Self::set_denoise`].
     ///
     /// # Errors
     /// [`Error::Setting`] if the model lacks the setting.

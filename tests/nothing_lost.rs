@@ -431,34 +431,18 @@ fn styled_subtitles_keep_their_style_and_fonts_in_matroska() {
              -metadata:s:t mimetype=font/ttf"
         ),
     );
-    let packets = |path: &Path| {
-        let entries = "packet=pts_time,duration_time,data_hash";
-        let args = [
-            "-show_data_hash",
-            "md5",
-            "-select_streams",
-            "s",
-            "-show_entries",
-            entries,
-        ];
-        ffprobe(path, &args)
+    let hashes = |path: &Path, entries: &str| {
+        let args = ["-show_data_hash", "md5", "-select_streams", "s"];
+        ffprobe(path, &[&args[..], &["-show_entries", entries]].concat())
     };
     let to = clips.path("out.mkv");
     complete(&from, &to);
-    assert_eq!(packets(&from), packets(&to));
-    let extra = |path: &Path| {
-        let entries = "stream=codec_name,extradata_hash";
-        let args = [
-            "-show_data_hash",
-            "md5",
-            "-select_streams",
-            "s",
-            "-show_entries",
-            entries,
-        ];
-        ffprobe(path, &args)
-    };
-    assert_eq!(extra(&from), extra(&to));
+    for entries in [
+        "packet=pts_time,duration_time,data_hash",
+        "stream=codec_name,extradata_hash",
+    ] {
+        assert_eq!(hashes(&from, entries), hashes(&to, entries));
+    }
     let fonts = |path: &Path| {
         let entries = "stream=extradata_hash:stream_tags=filename,mimetype";
         let args = [

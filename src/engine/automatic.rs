@@ -22,8 +22,8 @@ const LATER: usize = 2;
 /// frames per second.
 const SHARE: f32 = 0.04;
 
-/// Positions are multiples of this. A change folds new weights, and the estimates of processors with
-/// other instruction sets differ in their last bits.
+/// Positions are multiples of this. A change folds new weights, and estimates differ in their last
+/// bits among instruction sets.
 const STEP: f32 = 1.0 / 32.0;
 
 /// Mean difference between neighbouring samples, in 8-bit steps, below which a square is flat and

@@ -54,14 +54,6 @@ impl EstimatorMetadata {
 }
 
 impl Estimator {
-    /// Reads the file of an estimator.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Model`] if it is not a valid estimator.
-    pub fn read(path: &Path) -> Result<Self> {
-        Self::load(container::open(path)?, path)
-    }
-
     /// Returns the bundled estimator.
     ///
     /// # Errors

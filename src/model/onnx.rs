@@ -228,7 +228,8 @@ impl Graph {
         x
     }
 
-    /// Adds the interpolation of a plane of a picture, `{plane}.base`, and its size, `{plane}.size`.
+    /// Adds the interpolation of a plane of a picture, `{plane}.base`, and its size,
+    /// `{plane}.size`.
     /// Luma comes before chroma, of which a cell has `r` x `r` samples. Returns the name of the
     /// widths of the border at all sides, which fills up the last grid cells.
     fn interpolation(

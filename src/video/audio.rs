@@ -13,7 +13,7 @@ use gst_app::AppSrc;
 
 use super::{
     Container, Part,
-    bus::{Bus, Failure, Heard, codec_name, discard, link, make, on_time, parse_file, refuse},
+    bus::{Bus, Failure, Heard, codec_name, discard, drop_after, link, make, parse_file, refuse},
     survey::{Kind, Survey, Track},
 };
 
@@ -194,14 +194,7 @@ impl Shared {
             PadProbeReturn::Ok
         });
         lock(&self.queues).push(queue);
-        let cut = cut.clone();
-        on_time(&pad, move |time, _| {
-            if time.nseconds() > cut.load(Ordering::SeqCst) {
-                PadProbeReturn::Drop
-            } else {
-                PadProbeReturn::Ok
-            }
-        });
+        drop_after(&pad, cut);
         Ok(())
     }
 

@@ -1,6 +1,12 @@
 //! Construction of pipelines, and error messages from their buses.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use gst::{MessageType, MessageView, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
@@ -399,6 +405,18 @@ pub(super) fn append(
     let first = first.ok_or("an element without a sink pad")?;
     pad.link(&first).map_err(|e| e.to_string())?;
     Ok(())
+}
+
+/// Drops the buffers at `pad` that begin after `cut`, a running time in nanoseconds.
+pub(super) fn drop_after(pad: &gst::Pad, cut: &Arc<AtomicU64>) {
+    let cut = cut.clone();
+    on_time(pad, move |start, _| {
+        if start.nseconds() > cut.load(Ordering::SeqCst) {
+            PadProbeReturn::Drop
+        } else {
+            PadProbeReturn::Ok
+        }
+    });
 }
 
 /// Calls `f` for every buffer at `pad`, with the running times of its start and end.

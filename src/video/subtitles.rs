@@ -1,16 +1,13 @@
 //! Subtitles of one file in another: copied, or converted to text that the container supports.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, atomic::AtomicU64};
 
-use gst::{ClockTime, PadProbeReturn, prelude::*};
+use gst::{ClockTime, prelude::*};
 use gst_app::AppSrc;
 
 use super::{
     Container,
-    bus::{codec_name, link, on_time},
+    bus::{codec_name, drop_after, link},
     survey::{Cue, Kind, Survey, Track},
 };
 
@@ -99,14 +96,7 @@ impl Subtitles {
             let pad = pad.ok_or("the container does not support subtitles")?;
             let from = source.static_pad("src").ok_or("a source without output")?;
             from.link(&pad).map_err(|e| e.to_string())?;
-            let cut = cut.clone();
-            on_time(&pad, move |time, _| {
-                if time.nseconds() > cut.load(Ordering::SeqCst) {
-                    PadProbeReturn::Drop
-                } else {
-                    PadProbeReturn::Ok
-                }
-            });
+            drop_after(&pad, cut);
             let mut events = track.events.clone();
             if track.tags.n_tags() > 0 {
                 events.push(gst::event::Tag::new(track.tags.clone()));

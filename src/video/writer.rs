@@ -622,8 +622,8 @@ fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
     found.unwrap_or_else(|| gst::Caps::new_empty_simple("video/x-raw"))
 }
 
-/// Returns the part with alpha of the caps `taken` that an encoder accepts; `None` if the stream has
-/// no alpha or the encoder does not support it. A converter would prefer other formats.
+/// Returns the part with alpha of the caps `taken` that an encoder accepts; `None` if the stream
+/// has no alpha or the encoder does not support it. A converter would prefer other formats.
 fn alpha_caps(stream: &StreamInfo, taken: &gst::Caps) -> Option<gst::Caps> {
     if !stream.frame().format.has_alpha() {
         return None;
