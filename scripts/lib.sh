@@ -104,7 +104,7 @@ side_by_side() {
         video/x-raw,format=RGB ! videocrop left="$left" top="$top" \
         right=$((full_width - left - width)) bottom=$((full_height - top - height)) ! tee name=part \
         part. ! queue ! tadsrupscale strength=0 ! "$caps" ! textoverlay text=bicubic "${label[@]}" ! both.sink_0 \
-        part. ! queue ! tadsrupscale ! "$caps" ! textoverlay text=tadsrupscale "${label[@]}" ! both.sink_1 \
+        part. ! queue ! tadsrupscale model=tiny ! "$caps" ! textoverlay text=tadsrupscale "${label[@]}" ! both.sink_1 \
         compositor name=both sink_1::xpos="$(awk -v w="$width" -v s="$scale" 'BEGIN { printf "%d", w * s + 0.5 }')" ! \
         videoconvert ! pngenc snapshot=true ! filesink location="$out"
 }

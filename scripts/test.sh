@@ -68,9 +68,9 @@ say "" "== tests: ${tests[*]}"
 
 # Tests that compare with reference values, which are too large for the repository.
 if [[ -d ../shared/fixtures && -d ../shared/metrics ]]; then
-    reference=(cargo nextest run --locked --workspace --no-fail-fast --run-ignored only -E 'not test(leaks_in_this_process)')
+    reference=(cargo nextest run --locked --workspace --no-fail-fast --run-ignored only -E 'not test(in_this_process)')
     cargo nextest --version >/dev/null 2>&1 ||
-        reference=(cargo test --locked --workspace --no-fail-fast -- --ignored --skip leaks_in_this_process)
+        reference=(cargo test --locked --workspace --no-fail-fast -- --ignored --skip in_this_process)
     say "" "== tests with reference values: ${reference[*]}"
     "${reference[@]}" 2>&1 || failed+=(reference-tests)
     say "" "The tests with reference values were run."

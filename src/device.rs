@@ -7,8 +7,7 @@ use crate::{Error, Result, cuda::driver};
 /// Device for inference or training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// Automatic selection. It is always the CPU, because [`crate::engine::lite::cuda`] has not
-    /// been measured on a GPU.
+    /// The CPU, until a [`crate::trial`] finds a CUDA device that is faster.
     #[default]
     Auto,
     Cpu,

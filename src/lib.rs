@@ -13,10 +13,11 @@
 //!
 //! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (the NVIDIA driver), [`frame`]
 //! (video frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise
-//! schedule and samplers), [`model`] (model files), [`engine`] (inference on frames), [`metrics`].
-//! The feature `train` adds training (data, losses, loops), the feature `video` adds video files
+//! schedule and samplers), [`model`] (model files), [`engine`] (inference on frames), [`ladder`]
+//! (choice of a bundled model by speed), [`metrics`]. The feature `train` adds training (data, losses, loops), the feature `video` adds video files
 //! through GStreamer.
 
+mod cache;
 pub mod cuda;
 mod device;
 pub mod diffusion;
@@ -24,12 +25,14 @@ pub mod engine;
 mod error;
 pub mod frame;
 pub mod kernels;
+pub mod ladder;
 pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod trial;
 mod upscaler;
 #[cfg(feature = "video")]
 pub mod video;

@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use half::f16;
@@ -108,6 +109,9 @@ struct State {
     names: Vec<String>,
     log: Vec<String>,
     fail: Option<(&'static str, usize, i32)>,
+    /// Work does not end.
+    hangs: bool,
+    abandoned: bool,
     guests: bool,
 }
 
@@ -190,16 +194,26 @@ pub(crate) fn plugged(ordinal: usize) -> Option<Arc<Fake>> {
     plugged.get(&ordinal).cloned()
 }
 
+/// Returns the emulated devices that replace real ones.
+pub(crate) fn all() -> Vec<DeviceInfo> {
+    let plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    plugged.values().map(|fake| fake.info.clone()).collect()
+}
+
 impl Fake {
     /// Makes a device of compute capability `capability` with `memory` bytes, which runs `kernels`.
     /// Each device has its own number.
     pub fn new(kernels: Kernels, capability: (u32, u32), memory: usize) -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1000);
+        let ordinal = NEXT.fetch_add(1, Ordering::Relaxed);
         let info = DeviceInfo {
-            ordinal: NEXT.fetch_add(1, Ordering::Relaxed),
+            ordinal,
             name: "a fake".into(),
             capability,
             memory,
+            multiprocessors: 1,
+            uuid: (ordinal as u128).to_be_bytes(),
+            version: 12000,
         };
         let state = State {
             kernels,
@@ -214,6 +228,8 @@ impl Fake {
             names: Vec::new(),
             log: Vec::new(),
             fail: None,
+            hangs: false,
+            abandoned: false,
             guests: false,
         };
         Arc::new(Self {
@@ -226,6 +242,12 @@ impl Fake {
     pub fn plug(self: &Arc<Self>) {
         let mut plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
         plugged.insert(self.info.ordinal, self.clone());
+    }
+
+    /// Ends the effect of [`Self::plug`].
+    pub fn unplug(&self) {
+        let mut plugged = PLUGGED.lock().unwrap_or_else(PoisonError::into_inner);
+        plugged.remove(&self.info.ordinal);
     }
 
     /// Replaces the kernels.
@@ -242,6 +264,16 @@ impl Fake {
     /// Makes the call `call` fail with `code` after `after` successes.
     pub fn fail(&self, call: &'static str, after: usize, code: i32) {
         self.lock().fail = Some((call, after, code));
+    }
+
+    /// Makes all work from now on never end.
+    pub fn hang(&self) {
+        self.lock().hangs = true;
+    }
+
+    /// Returns `true` if the device was given up.
+    pub fn is_abandoned(&self) -> bool {
+        self.lock().abandoned
     }
 
     pub fn recover(&self) {
@@ -269,6 +301,13 @@ impl Fake {
     fn call(&self, call: &'static str) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         state.log.push(call.into());
+        if state.abandoned {
+            return Err(Fault {
+                call,
+                code: TIMEOUT,
+                text: "given up".into(),
+            });
+        }
         match &mut state.fail {
             Some((name, after, code)) if *name == call => match after.checked_sub(1) {
                 None => {
@@ -352,15 +391,18 @@ impl Driver for Fake {
         );
     }
 
-    fn synchronize(&self, stream: Stream) -> Result<()> {
+    fn is_idle(&self, stream: Stream) -> Result<bool> {
         let failed = self.call("synchronize").map(drop);
-        // A failed device drops the work that is left.
         let mut state = self.lock();
-        match &failed {
+        if state.hangs {
+            return Ok(state.streams[&stream.0].is_empty());
+        }
+        // A failed device drops the work that is left.
+        match failed {
             Ok(()) => state.drain(stream.0, None),
             Err(_) => state.streams.get_mut(&stream.0).unwrap().clear(),
         }
-        failed
+        failed.map(|()| true)
     }
 
     fn event(&self) -> Result<Event> {
@@ -394,13 +436,16 @@ impl Driver for Fake {
         Ok(())
     }
 
-    fn synchronize_event(&self, event: Event) -> Result<()> {
+    fn is_reached(&self, event: Event) -> Result<bool> {
         let mut state = self.call("synchronize_event")?;
-        let (stream, count, _) = state.events[&event.0];
+        let (stream, count, reached) = state.events[&event.0];
+        if state.hangs {
+            return Ok(count == reached);
+        }
         if count > 0 {
             state.drain(stream, Some((event.0, count)));
         }
-        Ok(())
+        Ok(true)
     }
 
     fn elapsed(&self, from: Event, to: Event) -> Result<f32> {
@@ -498,5 +543,15 @@ impl Driver for Fake {
             self.lock().graphs.remove(&graph.0).is_some(),
             "destroyed twice"
         );
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_millis(if self.lock().hangs { 20 } else { 20_000 })
+    }
+
+    fn abandon(&self) {
+        let mut state = self.lock();
+        state.abandoned = true;
+        state.streams.values_mut().for_each(VecDeque::clear);
     }
 }

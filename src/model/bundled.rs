@@ -8,6 +8,9 @@ use crate::{Error, Result};
 /// Name of the default model.
 pub const DEFAULT_MODEL: &str = "tiny";
 
+/// Groups of bundled models from the smallest to the largest, for [`crate::ladder`].
+pub const LADDER: [&str; 2] = ["tiny", "small"];
+
 /// A bundled model file.
 pub struct Bundled {
     /// Name of the model, such as `tiny-x2`. The part before `-x` is the name of its group, which

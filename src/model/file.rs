@@ -347,6 +347,13 @@ impl LiteModel {
         })
     }
 
+    /// Returns the number of multiplications per input pixel at `scale`, those of conditioning and
+    /// interpolation not included.
+    pub fn multiplications(&self, scale: f64) -> f64 {
+        let weights: usize = self.layers.iter().map(|layer| layer.weight.len()).sum();
+        weights as f64 * (scale / self.metadata.student.r as f64).powi(2)
+    }
+
     /// Returns the model as a differentiable network.
     ///
     /// # Errors

@@ -192,7 +192,7 @@ fn engine_and_element() -> Result<(f64, f64)> {
         engine = engine.max(FRAMES as f64 / start.elapsed().as_secs_f64());
         let (seconds, frames) = run(&format!(
             "videotestsrc num-buffers=1 ! video/x-raw,format=I420,width=640,height=360 ! \
-             imagefreeze num-buffers={FRAMES} ! tadsrupscale threads=2 ! \
+             imagefreeze num-buffers={FRAMES} ! tadsrupscale model=tiny threads=2 ! \
              fakevideosink name=sink sync=false"
         ))?;
         element = element.max((frames.max(1) - 1) as f64 / seconds);
@@ -274,7 +274,7 @@ fn main() -> Result<()> {
         "precision=auto",
         "denoise=0",
     ];
-    let ours = ours.map(|p| format!("tadsrupscale threads=2 {p} ! {size}"));
+    let ours = ours.map(|p| format!("tadsrupscale model=tiny threads=2 {p} ! {size}"));
     for scaler in scalers.iter().chain(&ours) {
         let name = scaler.trim_end_matches(&format!(" ! {size}"));
         let rate = fps(&format!("{source} ! {scaler} ! {sink}"))?;
@@ -310,7 +310,7 @@ fn main() -> Result<()> {
 
     let source = decoder(&small(&truth, &work, 960, 540)?);
     let total = memory(&format!(
-        "{source} ! tadsrupscale threads=2 ! video/x-raw,width=1920,height=1080 ! {sink}"
+        "{source} ! tadsrupscale model=tiny threads=2 ! video/x-raw,width=1920,height=1080 ! {sink}"
     ))?;
     let without = memory(&format!("{source} ! {sink}"))?;
     println!(

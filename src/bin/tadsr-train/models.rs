@@ -1,12 +1,11 @@
 //! `tadsr-train models`: bundled models with their cost, quality and speed on this machine.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use tadsr::{
     Device, Upscaler,
-    frame::{Frame, FrameInfo, PixelFormat},
+    frame::{FrameInfo, PixelFormat},
+    ladder,
     model::{BUNDLED, LiteModel},
     nn::lite::LatentKind,
 };
@@ -19,9 +18,6 @@ const QUALITY: [(&str, [f64; 2]); 4] = [
     ("small-x2", [32.89, 29.67]),
     ("small-x4", [27.96, 26.11]),
 ];
-
-/// Minimum time of a measurement.
-const TIME: Duration = Duration::from_millis(400);
 
 /// List the bundled models with their cost, quality and speed on this machine.
 ///
@@ -100,7 +96,6 @@ fn row(requested: &str, model: &LiteModel, args: &Args) -> Result<Row> {
     let (metadata, student) = (&model.metadata, &model.metadata.student);
     let name = metadata.name.clone();
     let scale = metadata.scales[1];
-    let weights: usize = model.layers.iter().map(|layer| layer.weight.len()).sum();
     let dials = [
         ("denoise", student.conditioning.denoise),
         ("detail", student.conditioning.detail),
@@ -116,7 +111,7 @@ fn row(requested: &str, model: &LiteModel, args: &Args) -> Result<Row> {
         },
         dials: dials.into_iter().filter(|d| d.1).map(|d| d.0).collect(),
         parameters: student.parameters(),
-        cost: weights as f64 * (scale / student.r as f64).powi(2) / 1000.0,
+        cost: model.multiplications(scale) / 1000.0,
         psnr_y: QUALITY.iter().find(|q| q.0 == name).map(|q| q.1),
         precision: upscaler.active_precision(scale).to_string(),
         fps: fps(&mut upscaler, args.size)?,
@@ -124,25 +119,13 @@ fn row(requested: &str, model: &LiteModel, args: &Args) -> Result<Row> {
     })
 }
 
-/// Returns the frames per second of the fastest of several frames, at least three.
+/// Returns the frames per second from frames of a size.
 fn fps(upscaler: &mut Upscaler, (width, height): (usize, usize)) -> Result<f64> {
-    let mut frame = Frame::new(FrameInfo::new(PixelFormat::I420, width, height))?;
-    let mut state = 1u32;
-    for plane in 0..3 {
-        for sample in frame.plane_mut(plane) {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            *sample = (state >> 24) as u8;
-        }
-    }
-    let mut large = upscaler.upscale(&frame)?;
-    let (start, mut best, mut frames) = (Instant::now(), Duration::MAX, 0);
-    while start.elapsed() < TIME || frames < 3 {
-        let begin = Instant::now();
-        upscaler.upscale_into(&frame.as_ref(), &mut large.as_mut())?;
-        best = best.min(begin.elapsed());
-        frames += 1;
-    }
-    Ok(1.0 / best.as_secs_f64().max(1e-9))
+    let from = FrameInfo::new(PixelFormat::I420, width, height);
+    let side = |len: usize| (len as f64 * upscaler.scale()).round() as usize;
+    let to = from.with_size(side(width), side(height));
+    let time = ladder::frame_time(upscaler, from, to)?;
+    Ok(1.0 / time.as_secs_f64().max(1e-9))
 }
 
 fn print(row: &Row) {

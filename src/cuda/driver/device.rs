@@ -3,15 +3,18 @@
 use std::{
     ffi::{CString, c_int, c_void},
     ptr::{self, NonNull},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
-    fault::{Fault, HOST_ALLOC, OUT_OF_MEMORY, Result},
+    fault::{Fault, HOST_ALLOC, OUT_OF_MEMORY, Result, TIMEOUT},
     interface::{
         Address, DeviceInfo, Driver, Event, Function, Graph, Launch, Module, Rows, Stream,
     },
-    library::{BLOCKING, Code, Copy2d, Handle, NON_BLOCKING, Node, PORTABLE, Table, table},
+    library::{Code, Copy2d, EVENT, Handle, NON_BLOCKING, NOT_READY, Node, PORTABLE, Table, table},
 };
 use crate::Error;
 
@@ -42,6 +45,7 @@ pub fn open(ordinal: usize) -> crate::Result<Arc<dyn Driver>> {
         context,
         info,
         owner: Owner::Primary(device),
+        abandoned: AtomicBool::new(false),
     }))
 }
 
@@ -64,6 +68,7 @@ pub unsafe fn within(
         context: context.as_ptr(),
         info,
         owner: Owner::Other { _keep: keep },
+        abandoned: AtomicBool::new(false),
     }))
 }
 
@@ -82,6 +87,8 @@ struct Device {
     context: Handle,
     info: DeviceInfo,
     owner: Owner,
+    /// The device does not complete its work.
+    abandoned: AtomicBool,
 }
 
 /// The owner of a context.
@@ -91,6 +98,8 @@ enum Owner {
     Other {
         _keep: Box<dyn Send + Sync>,
     },
+    /// The value is being dropped.
+    None,
 }
 
 // SAFETY: the driver's functions and handles may be used from any thread. Each call sets its
@@ -101,9 +110,12 @@ unsafe impl Sync for Device {}
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if let Owner::Primary(device) = self.owner {
+        match std::mem::replace(&mut self.owner, Owner::None) {
+            // The driver would wait for the work of the device.
+            owner if self.is_abandoned() => std::mem::forget(owner),
             // SAFETY: retained once, by `open`.
-            unsafe { (self.table.release)(device) };
+            Owner::Primary(device) => drop(unsafe { (self.table.release)(device) }),
+            Owner::Other { .. } | Owner::None => {}
         }
     }
 }
@@ -111,6 +123,13 @@ impl Drop for Device {
 impl Device {
     /// Makes one call in this device's context and restores the thread's previous context.
     fn call(&self, name: &'static str, call: impl FnOnce(&Table) -> Code) -> Result<()> {
+        if self.is_abandoned() {
+            return Err(Fault {
+                call: name,
+                code: TIMEOUT,
+                text: "the device did not complete its work".into(),
+            });
+        }
         // SAFETY: the context lives as long as `self`.
         let pushed = unsafe { (self.table.push)(self.context) };
         self.table.check("cuCtxPushCurrent", pushed)?;
@@ -119,6 +138,19 @@ impl Device {
         // SAFETY: pops the context that was pushed above.
         unsafe { (self.table.pop)(&mut popped) };
         self.table.check(name, code)
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Makes a call that returns `CUDA_ERROR_NOT_READY` for work in progress.
+    fn query(&self, name: &'static str, call: impl FnOnce(&Table) -> Code) -> Result<bool> {
+        match self.call(name, call) {
+            Ok(()) => Ok(true),
+            Err(fault) if fault.code == NOT_READY => Ok(false),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Makes a call that returns a handle through its last argument.
@@ -189,15 +221,15 @@ impl Driver for Device {
         });
     }
 
-    fn synchronize(&self, stream: Stream) -> Result<()> {
-        self.call("cuStreamSynchronize", |t| unsafe {
-            (t.stream_synchronize)(stream.0 as Handle)
+    fn is_idle(&self, stream: Stream) -> Result<bool> {
+        self.query("cuStreamQuery", |t| unsafe {
+            (t.stream_query)(stream.0 as Handle)
         })
     }
 
     fn event(&self) -> Result<Event> {
         self.make("cuEventCreate", |t, out| unsafe {
-            (t.event_create)(out, BLOCKING)
+            (t.event_create)(out, EVENT)
         })
         .map(Event)
     }
@@ -222,9 +254,9 @@ impl Driver for Device {
         })
     }
 
-    fn synchronize_event(&self, event: Event) -> Result<()> {
-        self.call("cuEventSynchronize", |t| unsafe {
-            (t.event_synchronize)(event.0 as Handle)
+    fn is_reached(&self, event: Event) -> Result<bool> {
+        self.query("cuEventQuery", |t| unsafe {
+            (t.event_query)(event.0 as Handle)
         })
     }
 
@@ -356,5 +388,9 @@ impl Driver for Device {
         let _ = self.call("cuGraphExecDestroy", |t| unsafe {
             (t.graph_exec_destroy)(graph.0 as Handle)
         });
+    }
+
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 }

@@ -5,6 +5,9 @@ use crate::Error;
 /// `CUDA_ERROR_OUT_OF_MEMORY`
 pub const OUT_OF_MEMORY: i32 = 2;
 
+/// `CUDA_ERROR_LAUNCH_TIMEOUT`
+pub const TIMEOUT: i32 = 702;
+
 /// The call that allocates pinned memory.
 pub const HOST_ALLOC: &str = "cuMemHostAlloc";
 

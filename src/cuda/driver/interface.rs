@@ -1,8 +1,20 @@
 //! The interface of a CUDA device, real or emulated, and its types.
 
-use std::{fmt, ptr::NonNull};
+use std::{
+    fmt,
+    ptr::NonNull,
+    thread,
+    time::{Duration, Instant},
+};
 
-use super::fault::Result;
+use super::fault::{Fault, Result, TIMEOUT};
+
+/// Time after which a device that does not complete its work counts as lost. The slowest frame on
+/// the slowest supported device takes a small part of it.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Shortest and longest time between two looks at work in progress.
+const NAP: [Duration; 2] = [Duration::from_micros(20), Duration::from_micros(500)];
 
 /// Name and limits of a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +25,11 @@ pub struct DeviceInfo {
     pub capability: (u32, u32),
     /// Bytes of its memory.
     pub memory: usize,
+    pub multiprocessors: usize,
+    /// Identifies the device across processes and machines.
+    pub uuid: [u8; 16],
+    /// Version of the driver: 1000 times the major number of CUDA plus 10 times the minor one.
+    pub version: i32,
 }
 
 macro_rules! handles {
@@ -81,14 +98,15 @@ pub trait Driver: Send + Sync {
 
     fn stream(&self) -> Result<Stream>;
     fn destroy_stream(&self, stream: Stream);
-    fn synchronize(&self, stream: Stream) -> Result<()>;
+    /// Returns `true` if all work in `stream` is complete.
+    fn is_idle(&self, stream: Stream) -> Result<bool>;
     fn event(&self) -> Result<Event>;
     fn destroy_event(&self, event: Event);
     fn record(&self, event: Event, stream: Stream) -> Result<()>;
     /// Makes later work in `stream` wait for the last record of `event`.
     fn wait(&self, stream: Stream, event: Event) -> Result<()>;
-    /// Blocks until the last record of `event` is reached. Returns at once if there is none.
-    fn synchronize_event(&self, event: Event) -> Result<()>;
+    /// Returns `true` if the last record of `event` is reached, or if there is none.
+    fn is_reached(&self, event: Event) -> Result<bool>;
     /// Returns the milliseconds between two events that are both reached.
     fn elapsed(&self, from: Event, to: Event) -> Result<f32>;
 
@@ -147,6 +165,52 @@ pub trait Driver: Send + Sync {
     unsafe fn graph(&self, launches: &[Launch], stream: Stream) -> Result<Graph>;
     fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()>;
     fn destroy_graph(&self, graph: Graph);
+
+    /// Returns the time after which a wait fails.
+    fn limit(&self) -> Duration {
+        LIMIT
+    }
+    /// Gives the device up, which does not complete its work. Later calls fail at once. Nothing is
+    /// released, because the driver would wait for the work.
+    fn abandon(&self);
+
+    /// Blocks until all work in `stream` is complete.
+    ///
+    /// # Errors
+    /// Those of the device, and a time-out after [`Self::limit`], with which the device is lost.
+    fn synchronize(&self, stream: Stream) -> Result<()> {
+        poll(self, "cuStreamQuery", || self.is_idle(stream))
+    }
+    /// Blocks until the last record of `event` is reached. Returns at once if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::synchronize`].
+    fn synchronize_event(&self, event: Event) -> Result<()> {
+        poll(self, "cuEventQuery", || self.is_reached(event))
+    }
+}
+
+/// Calls `is_done` until it returns `true`. The driver's own waits have no limit.
+fn poll<D: Driver + ?Sized>(
+    driver: &D,
+    call: &'static str,
+    is_done: impl Fn() -> Result<bool>,
+) -> Result<()> {
+    let start = Instant::now();
+    while !is_done()? {
+        let waited = start.elapsed();
+        if waited > driver.limit() {
+            driver.abandon();
+            return Err(Fault {
+                call,
+                code: TIMEOUT,
+                text: format!("no answer in {} s", driver.limit().as_secs_f32()),
+            });
+        }
+        // Late by a small share of the wait.
+        thread::sleep((waited / 16).clamp(NAP[0], NAP[1]));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for dyn Driver {

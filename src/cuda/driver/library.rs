@@ -51,6 +51,7 @@ table! {
     device_name = c"cuDeviceGetName": (*mut c_char, c_int, c_int);
     device_memory = c"cuDeviceTotalMem_v2": (*mut usize, c_int);
     device_attribute = c"cuDeviceGetAttribute": (*mut c_int, c_int, c_int);
+    device_uuid = c"cuDeviceGetUuid_v2": (*mut u8, c_int);
     retain = c"cuDevicePrimaryCtxRetain": (*mut Handle, c_int);
     release = c"cuDevicePrimaryCtxRelease_v2": (c_int);
     push = c"cuCtxPushCurrent_v2": (Handle);
@@ -65,12 +66,12 @@ table! {
     copy = c"cuMemcpy2DAsync_v2": (*const Copy2d, Handle);
     stream_create = c"cuStreamCreate": (*mut Handle, c_uint);
     stream_destroy = c"cuStreamDestroy_v2": (Handle);
-    stream_synchronize = c"cuStreamSynchronize": (Handle);
+    stream_query = c"cuStreamQuery": (Handle);
     stream_wait = c"cuStreamWaitEvent": (Handle, Handle, c_uint);
     event_create = c"cuEventCreate": (*mut Handle, c_uint);
     event_destroy = c"cuEventDestroy_v2": (Handle);
     event_record = c"cuEventRecord": (Handle, Handle);
-    event_synchronize = c"cuEventSynchronize": (Handle);
+    event_query = c"cuEventQuery": (Handle);
     event_elapsed = c"cuEventElapsedTime": (*mut f32, Handle, Handle);
     module_load = c"cuModuleLoadData": (*mut Handle, *const c_void);
     module_unload = c"cuModuleUnload": (Handle);
@@ -87,12 +88,14 @@ table! {
 /// Oldest supported driver in the numbers of `cuDriverGetVersion`. The kernels are compiled by CUDA
 /// 12, and every driver for CUDA 12.0 or newer accepts its machine code.
 const MIN_VERSION: c_int = 12000;
-/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`
-pub const CAPABILITY: [c_int; 2] = [75, 76];
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`, `_MULTIPROCESSOR_COUNT`
+const ATTRIBUTES: [c_int; 3] = [75, 76, 16];
 /// `CU_STREAM_NON_BLOCKING`: not ordered with the default stream of other libraries.
 pub const NON_BLOCKING: c_uint = 1;
-/// `CU_EVENT_BLOCKING_SYNC`: waiting threads sleep, as there may be more streams than cores.
-pub const BLOCKING: c_uint = 1;
+/// `CU_EVENT_DEFAULT`: with timestamps.
+pub const EVENT: c_uint = 0;
+/// `CUDA_ERROR_NOT_READY`
+pub const NOT_READY: Code = 600;
 /// `CU_MEMHOSTALLOC_PORTABLE`
 pub const PORTABLE: c_uint = 1;
 
@@ -171,6 +174,25 @@ fn find(library: Handle, name: &CStr) -> Result<Handle, String> {
     Ok(symbol)
 }
 
+/// Opens the driver's library, which does not touch a device. Returns null if there is none.
+fn open() -> Handle {
+    let open = |name: &CStr| {
+        // SAFETY: the driver's library may be loaded at any time; it is never closed.
+        unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) }
+    };
+    let library = open(c"libcuda.so.1");
+    if library.is_null() {
+        open(c"libcuda.so")
+    } else {
+        library
+    }
+}
+
+/// Returns `true` if this machine has an NVIDIA driver. Does not touch a device.
+pub fn is_installed() -> bool {
+    !open().is_null()
+}
+
 /// Returns the functions of the initialised driver.
 ///
 /// # Errors
@@ -178,14 +200,7 @@ fn find(library: Handle, name: &CStr) -> Result<Handle, String> {
 pub fn table() -> crate::Result<&'static Table> {
     static TABLE: OnceLock<Result<Table, String>> = OnceLock::new();
     let load = || {
-        let open = |name: &CStr| {
-            // SAFETY: the driver's library may be loaded at any time; it is never closed.
-            unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) }
-        };
-        let mut library = open(c"libcuda.so.1");
-        if library.is_null() {
-            library = open(c"libcuda.so");
-        }
+        let library = open();
         if library.is_null() {
             return Err(format!("there is no NVIDIA driver ({})", last_error()));
         }
@@ -249,8 +264,9 @@ impl Table {
 
     /// Returns the handle, name and limits of a device.
     pub fn device(&self, ordinal: usize) -> Result<(c_int, DeviceInfo)> {
-        let (mut device, mut memory, mut capability) = (0, 0, [0; 2]);
+        let (mut device, mut memory, mut attributes, mut version) = (0, 0, [0; 3], 0);
         let mut name: [c_char; 128] = [0; 128];
+        let mut uuid = [0; 16];
         // SAFETY: the pointers are to locals of the lengths that are passed.
         unsafe {
             self.check(
@@ -266,7 +282,12 @@ impl Table {
                 "cuDeviceTotalMem",
                 (self.device_memory)(&mut memory, device),
             )?;
-            for (value, attribute) in capability.iter_mut().zip(CAPABILITY) {
+            self.check(
+                "cuDeviceGetUuid",
+                (self.device_uuid)(uuid.as_mut_ptr(), device),
+            )?;
+            self.check("cuDriverGetVersion", (self.version)(&mut version))?;
+            for (value, attribute) in attributes.iter_mut().zip(ATTRIBUTES) {
                 let code = (self.device_attribute)(value, attribute, device);
                 self.check("cuDeviceGetAttribute", code)?;
             }
@@ -276,8 +297,11 @@ impl Table {
         let info = DeviceInfo {
             ordinal,
             name: name.to_string_lossy().into_owned(),
-            capability: (capability[0] as u32, capability[1] as u32),
+            capability: (attributes[0] as u32, attributes[1] as u32),
             memory,
+            multiprocessors: attributes[2].max(1) as usize,
+            uuid,
+            version,
         };
         Ok((device, info))
     }

@@ -11,6 +11,10 @@ fn unsupported<T>() -> Result<T> {
     ))
 }
 
+pub fn is_installed() -> bool {
+    false
+}
+
 pub fn probe() -> Result<Vec<DeviceInfo>> {
     unsupported()
 }

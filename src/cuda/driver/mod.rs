@@ -17,9 +17,11 @@ mod missing;
 
 #[cfg(unix)]
 pub use device::{open, probe, within};
-pub use fault::{Fault, HOST_ALLOC, OUT_OF_MEMORY, Result};
+pub use fault::{Fault, HOST_ALLOC, OUT_OF_MEMORY, Result, TIMEOUT};
 pub use interface::{
     Address, DeviceInfo, Driver, Event, Function, Graph, Launch, Module, Rows, Shape, Stream,
 };
+#[cfg(unix)]
+pub use library::is_installed;
 #[cfg(not(unix))]
-pub use missing::{open, probe, within};
+pub use missing::{is_installed, open, probe, within};

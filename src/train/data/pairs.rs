@@ -195,6 +195,25 @@ impl PairSpec {
         })
     }
 
+    /// Replaces the first pair of a batch from [`Self::batch`] with flat grey of a random level,
+    /// whose residual is zero. Without such pairs, networks may change the level of flat areas at a
+    /// high `denoise`, because compressed images are rarely flat.
+    pub fn insert_grey(&self, batch: &mut Batch, stats: &LatentStats, seed: u64) {
+        let level: f32 = StdRng::seed_from_u64(seed).random();
+        let size = self.grid().len();
+        let luma = self.r * self.r;
+        let whitened = |i: usize, mean: &f32, std: &f32| {
+            let value = if i < luma { level } else { 0.0 };
+            (value - mean) / std
+        };
+        let statistics = stats.input_mean.iter().zip(&stats.input_std).enumerate();
+        let cell: Vec<f32> = statistics.map(|(i, (m, s))| whitened(i, m, s)).collect();
+        for base in batch.base[..size].chunks_exact_mut(cell.len()) {
+            base.copy_from_slice(&cell);
+        }
+        batch.residual[..size].fill(0.0);
+    }
+
     fn pair(
         &self,
         truth: &Patch,
@@ -364,6 +383,34 @@ mod tests {
                 let level = f64::from(low[0] * stats.input_std[0] + stats.input_mean[0]);
                 assert!((batch.denoise - denoise_of(255.0 * level)).abs() < 1e-4);
             }
+        }
+    }
+
+    #[test]
+    fn a_grey_pair_has_one_level_and_no_residual_and_others_stay() {
+        let stats = LatentStats::nominal(LatentKind::Yuv, 2);
+        let spec = PairSpec {
+            latent: LatentKind::Yuv,
+            r: 2,
+            patch: 8,
+            batch: 2,
+            scales: [2.0, 2.0],
+            native: 1.0,
+            alike: false,
+        };
+        let before = spec.batch(&Drawn, &stats, 5).unwrap();
+        let mut batch = before.clone();
+        spec.insert_grey(&mut batch, &stats, 9);
+        let size = spec.grid().len();
+        assert_eq!(batch.base[size..], before.base[size..]);
+        assert_eq!(batch.residual[size..], before.residual[size..]);
+        assert!(batch.residual[..size].iter().all(|v| *v == 0.0));
+        let level = batch.base[0] * stats.input_std[0] + stats.input_mean[0];
+        assert!((0.0..=1.0).contains(&level), "{level}");
+        for cell in batch.base[..size].chunks_exact(stats.input_mean.len()) {
+            let sample = |i: usize| cell[i] * stats.input_std[i] + stats.input_mean[i];
+            assert!((0..4).all(|i| (sample(i) - level).abs() < 1e-6), "{cell:?}");
+            assert!((4..6).all(|i| sample(i).abs() < 1e-6), "{cell:?}");
         }
     }
 }

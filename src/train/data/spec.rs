@@ -1,15 +1,13 @@
 //! Description of training data: the table `[data]` of a recipe.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::{motion::Motion, sampling::Sampling, synthetic::Synthetic};
 use crate::{
     Error, Result,
+    cache::cache_folder,
     train::degradation::{Degradation, DegradationRecipe, PRESETS},
 };
 
@@ -25,7 +23,7 @@ pub struct CorpusSpec {
     pub pairs: Option<[PathBuf; 2]>,
     /// Name of the degradation, one of [`PRESETS`].
     pub preset: String,
-    /// Folder for clips; `None` for [`default_cache`].
+    /// Folder for clips; `None` for `tadsr` in the user's cache folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// One of this many photos and videos is held out for measurements; at least 2. If there are
@@ -231,16 +229,8 @@ impl CorpusSpec {
 
     /// Returns the folder for clips.
     pub fn cache(&self) -> PathBuf {
-        self.cache.clone().unwrap_or_else(default_cache)
+        self.cache.clone().unwrap_or_else(cache_folder)
     }
-}
-
-/// Returns `tadsr` in the user's cache folder.
-pub fn default_cache() -> PathBuf {
-    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.filter(|p| p.is_absolute()).or_else(home);
-    base.unwrap_or_else(env::temp_dir).join("tadsr")
 }
 
 /// Progress of preparing training data.

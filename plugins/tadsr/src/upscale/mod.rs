@@ -50,6 +50,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use gst::{glib, prelude::*};
 
+mod auto;
 mod caps;
 mod gstcuda;
 mod imp;

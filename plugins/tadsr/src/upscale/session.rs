@@ -15,10 +15,13 @@ use std::{
 
 use gst::{glib, prelude::*};
 use gst_base::{BaseTransform, prelude::*};
-use tadsr::{Device, Error, Upscaler, engine::Times};
+use tadsr::{Device, Error, Upscaler, engine::Times, model::DEFAULT_MODEL};
+
+use trial::AutoCuda;
 
 use super::{
     CAT, Fallback,
+    auto::{Conditions, Share, is_auto},
     caps::{Negotiated, Rules},
     gstcuda, lock,
     scale::{MAX_SCALE, Scale, invalid_scale, overscale},
@@ -36,6 +39,10 @@ pub(super) struct LoadedModel {
     pub upscaler: Box<Upscaler>,
     /// Value of the property `model`.
     requested: String,
+    /// Name or path of the model.
+    loaded: String,
+    /// Conditions that it was chosen for, if `requested` leaves the choice to the element.
+    conditions: Option<Conditions>,
     /// The fallback to bicubic interpolation: the network's residual is not added.
     bicubic: bool,
     /// Values of the properties `denoise` and `detail` that were applied.
@@ -45,10 +52,12 @@ pub(super) struct LoadedModel {
 }
 
 impl LoadedModel {
-    fn new(upscaler: Upscaler, requested: &str, bicubic: bool) -> Self {
+    fn new(upscaler: Upscaler, loaded: &str, bicubic: bool) -> Self {
         Self {
             upscaler: Box::new(upscaler),
-            requested: requested.into(),
+            requested: loaded.into(),
+            loaded: loaded.into(),
+            conditions: None,
             bicubic,
             dials: Settings::new().dials(),
             warned: HashSet::new(),
@@ -105,11 +114,16 @@ struct State {
     refused: Option<gst::Caps>,
     /// Values of the read-only properties.
     status: Status,
+    /// The element is started.
+    share: Option<Share>,
+    /// CUDA under `device=auto`.
+    auto_cuda: AutoCuda,
 }
 
 impl State {
     /// Updates everything that depends on the model; `None` is passthrough.
     fn describe(&mut self, model: Option<&LoadedModel>) {
+        self.auto_cuda.candidate = model.and_then(AutoCuda::candidate_of);
         if let Some(model) = model {
             self.depth = model.upscaler.queue_depth();
             self.max_scale = Some(model.upscaler.max_scale());
@@ -156,6 +170,11 @@ impl State {
     /// Returns an error text if the model does not support the negotiated scale.
     fn overscale(&self) -> Option<String> {
         overscale(self.negotiated.as_ref()?.scale(), self.max_scale?)
+    }
+
+    /// Returns the maximum number of frames in flight, now or on a CUDA device that may take over.
+    fn expected_depth(&self) -> usize {
+        self.depth.max(self.auto_cuda.depth())
     }
 
     /// Returns the negotiated scale; before negotiation, a guess.
@@ -208,7 +227,7 @@ impl Session {
 
     /// Returns the maximum number of frames in flight.
     pub fn depth(&self) -> u32 {
-        lock(&self.state).depth as u32
+        lock(&self.state).expected_depth() as u32
     }
 
     /// Returns the conditions that decide which caps are possible now.
@@ -256,11 +275,59 @@ impl Session {
             lock(&self.state).negotiated = previous;
             return Err(reason);
         }
+        self.adapt_model(element);
         let mut state = lock(&self.state);
         if let Current::Ready(model) = &state.current {
             state.status.model = Some(model.name(state.scale()));
         }
+        drop(state);
+        self.begin_trial(element);
         Ok(())
+    }
+
+    /// With `model=auto`, chooses a model for the negotiated frames. If that fails, the model in use
+    /// stays.
+    fn adapt_model(&self, element: &BaseTransform) {
+        let settings = self.settings();
+        let (device, loaded, conditions) = match &*lock(&self.state) {
+            State {
+                current: Current::Ready(model),
+                negotiated: Some(negotiated),
+                ..
+            } if !model.bicubic && is_auto(&model.requested) && is_auto(&settings.model) => {
+                let conditions = Conditions::of(negotiated);
+                if conditions.is_none() || conditions == model.conditions {
+                    return;
+                }
+                (
+                    model.upscaler.active_device(),
+                    model.loaded.clone(),
+                    conditions,
+                )
+            }
+            _ => return,
+        };
+        let result = self
+            .choose(element, &settings, device, conditions)
+            .and_then(|name| {
+                let changes = name != loaded;
+                changes
+                    .then(|| self.load_named(element, &settings, name, device))
+                    .transpose()
+            });
+        let mut state = lock(&self.state);
+        match result {
+            Ok(Some(mut model)) => {
+                model.conditions = conditions;
+                install(state, Some(model));
+            }
+            Ok(None) => {
+                if let Current::Ready(model) = &mut state.current {
+                    model.conditions = conditions;
+                }
+            }
+            Err(err) => gst::warning!(CAT, obj = element, "{err}; keeping model {loaded}"),
+        }
     }
 
     fn ensure_scale(&self, element: &BaseTransform) -> Result<(), String> {
@@ -309,7 +376,7 @@ impl Session {
             return gst::ClockTime::ZERO;
         }
         let state = lock(&self.state);
-        let delayed = state.depth.saturating_sub(1);
+        let delayed = state.expected_depth().saturating_sub(1);
         let negotiated = state.negotiated.as_ref();
         negotiated.map_or(gst::ClockTime::ZERO, |n| n.duration(delayed))
     }
@@ -355,13 +422,16 @@ impl Session {
         loop {
             let settings = self.settings();
             let result = self.load_or_fall_back(element, &settings);
-            let state = lock(&self.state);
+            let mut state = lock(&self.state);
             // Setting `model` in a stopped element does not load it. Load one that was set
             // meanwhile.
             if lock(&self.settings).model != settings.model {
                 continue;
             }
-            install(state, result?);
+            let model = result?;
+            state.share = Some(Share::new());
+            self.prepare_trial(&mut state);
+            install(state, model);
             return Ok(());
         }
     }
@@ -374,8 +444,9 @@ impl Session {
             generation,
             ..State::default()
         };
-        let old = mem::replace(&mut *state, stopped);
+        let mut old = mem::replace(&mut *state, stopped);
         drop(state);
+        mem::take(&mut old.auto_cuda).stop();
         drop(old);
         self.cuda.stop();
         notify_active(element);
@@ -418,6 +489,7 @@ impl Session {
                 self.update_latency(element);
                 // The model may support other sizes.
                 element.reconfigure_src();
+                self.begin_trial(element);
             }
             Err(err) => {
                 drop(state);
@@ -471,17 +543,54 @@ impl Session {
         settings: &Settings,
         device: Device,
     ) -> tadsr::Result<LoadedModel> {
-        let model = &settings.model;
-        let result = self.load(settings, model, device);
+        if !is_auto(&settings.model) {
+            return self.load_named(element, settings, &settings.model, device);
+        }
+        let conditions = self.conditions();
+        let name = self.choose(element, settings, device, conditions)?;
+        let mut model = self.load_named(element, settings, name, device)?;
+        model.conditions = conditions;
+        Ok(model)
+    }
+
+    /// Returns the conditions for a choice from the ladder; `None` before negotiation.
+    fn conditions(&self) -> Option<Conditions> {
+        self.negotiated().as_ref().and_then(Conditions::of)
+    }
+
+    /// Returns the model for `conditions` on `device`; the default model if they are not known yet.
+    fn choose(
+        &self,
+        element: &BaseTransform,
+        settings: &Settings,
+        device: Device,
+        conditions: Option<Conditions>,
+    ) -> tadsr::Result<&'static str> {
+        conditions.map_or(Ok(DEFAULT_MODEL), |conditions| {
+            conditions.choose(element, |name| self.load(settings, name, device))
+        })
+    }
+
+    /// Loads the model `name` for the value of the property `model`, as [`Self::load_model`].
+    fn load_named(
+        &self,
+        element: &BaseTransform,
+        settings: &Settings,
+        name: &str,
+        device: Device,
+    ) -> tadsr::Result<LoadedModel> {
+        let result = self.load(settings, name, device);
         let upscaler = match result {
             Err(err) if settings.fallback == Fallback::Cpu && matches!(device, Device::Cuda(_)) => {
-                let upscaler = self.load(settings, model, Device::Cpu)?;
+                let upscaler = self.load(settings, name, Device::Cpu)?;
                 gst::element_warning!(element, gst::ResourceError::OpenRead, ("{err}; {ON_CPU}"));
                 upscaler
             }
             result => result?,
         };
-        Ok(LoadedModel::new(upscaler, model, false))
+        let mut model = LoadedModel::new(upscaler, name, false);
+        model.requested.clone_from(&settings.model);
+        Ok(model)
     }
 
     /// Loads the fallback to bicubic interpolation, which is the default model without its
@@ -492,32 +601,41 @@ impl Session {
     }
 
     fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
-        let mut upscaler = match (device, self.cuda.get()) {
+        let upscaler = match (device, self.cuda.get()) {
             (Device::Cuda(ordinal), Some(context)) => {
                 Upscaler::load_in(model, context.external(ordinal)?)?
             }
             _ => Upscaler::load(model, device)?,
         };
-        upscaler.set_threads(settings.threads as usize)?;
-        upscaler.set_queue_depth(settings.queue_depth as usize);
-        for (setting, err) in settings.apply(&mut upscaler) {
-            // A setting that the model lacks leads to a warning with the first frame.
-            if upscaler.capabilities().has(setting) {
-                return Err(err);
-            }
+        configure(upscaler, settings, &self.cancel)
+    }
+}
+
+/// Applies `settings`. `cancel` aborts the frame in progress.
+fn configure(
+    mut upscaler: Upscaler,
+    settings: &Settings,
+    cancel: &Arc<AtomicBool>,
+) -> tadsr::Result<Upscaler> {
+    upscaler.set_threads(settings.threads as usize)?;
+    upscaler.set_queue_depth(settings.queue_depth as usize);
+    for (setting, err) in settings.apply(&mut upscaler) {
+        // A setting that the model lacks leads to a warning with the first frame.
+        if upscaler.capabilities().has(setting) {
+            return Err(err);
         }
-        let cancel = self.cancel.clone();
-        upscaler.set_observer(Some(Box::new(move |_| {
-            if cancel.load(Ordering::Relaxed) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })));
-        match overscale(settings.scale, upscaler.max_scale()) {
-            Some(reason) => Err(Error::Scale(reason)),
-            None => Ok(upscaler),
+    }
+    let cancel = cancel.clone();
+    upscaler.set_observer(Some(Box::new(move |_| {
+        if cancel.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
+    })));
+    match overscale(settings.scale, upscaler.max_scale()) {
+        Some(reason) => Err(Error::Scale(reason)),
+        None => Ok(upscaler),
     }
 }
 
@@ -604,13 +722,15 @@ impl Session {
             _ if matches!(err, Error::Cancelled | Error::Frame(_)) => {
                 return Err(post_failure(element, &err));
             }
-            Fallback::Cpu if !model.on_cpu() => {
-                let requested = &model.requested;
-                let upscaler = self.load(&settings, requested, Device::Cpu);
-                (
-                    ON_CPU,
-                    upscaler.map(|u| LoadedModel::new(u, requested, false)),
-                )
+            _ if !model.on_cpu()
+                && (self.device_failed(&err) || settings.fallback == Fallback::Cpu) =>
+            {
+                let upscaler = self.load(&settings, &model.loaded, Device::Cpu);
+                let replace = |upscaler| LoadedModel {
+                    requested: model.requested.clone(),
+                    ..LoadedModel::new(upscaler, &model.loaded, false)
+                };
+                (ON_CPU, upscaler.map(replace))
             }
             Fallback::Bicubic if !model.bicubic => (BICUBIC, self.load_bicubic(&settings)),
             _ => return Err(post_failure(element, &err)),
@@ -682,6 +802,8 @@ fn notify_active(element: &BaseTransform) {
     element.notify("active-device");
     element.notify("active-model");
 }
+
+mod trial;
 
 #[cfg(test)]
 mod tests;

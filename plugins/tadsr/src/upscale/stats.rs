@@ -37,6 +37,8 @@ pub(super) struct Stats {
     pub device_memory: u64,
     /// Position of the dial `denoise`, if the model has it.
     pub denoise: Option<f32>,
+    /// Reason to use a CUDA device or not, under `device=auto`.
+    pub cuda: Option<String>,
 }
 
 impl Stats {
@@ -76,6 +78,9 @@ impl Stats {
             .field("p99-ms", self.percentile_99());
         if let Some(denoise) = self.denoise {
             stats = stats.field("denoise", f64::from(denoise));
+        }
+        if let Some(reason) = &self.cuda {
+            stats = stats.field("cuda", reason);
         }
         if self.device_frames > 0 {
             let mean = |sum: f32| f64::from(sum) / self.device_frames as f64;

@@ -32,10 +32,14 @@ pub struct Rig {
     pub bus: gst::Bus,
 }
 
-/// Creates an element and its bus. Property values are parsed as by `gst-launch-1.0`.
+/// Creates an element and its bus. Property values are parsed as by `gst-launch-1.0`. The default
+/// of `model` is `tiny` here and that of `device` the CPU, so that results do not depend on the
+/// machine.
 pub fn element(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus) {
     init();
-    let mut builder = gst::ElementFactory::make("tadsrupscale");
+    let mut builder = gst::ElementFactory::make("tadsrupscale")
+        .property("model", "tiny")
+        .property("device", "cpu");
     for (name, value) in properties {
         builder = builder.property_from_str(name, value);
     }

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod auto;
 mod buffers;
 mod colours;
 mod cuda;

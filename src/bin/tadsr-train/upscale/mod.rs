@@ -12,12 +12,18 @@ use std::{
     fs,
     io::Read,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 #[cfg(feature = "video")]
 use tadsr::video::{Container, partial_path};
-use tadsr::{Error, Upscaler, frame::Frame};
+use tadsr::{
+    Error, Upscaler,
+    frame::{Frame, FrameInfo},
+    ladder,
+    model::DEFAULT_MODEL,
+};
 
 use part::Range;
 use picture::Picture;
@@ -138,12 +144,43 @@ impl Kind {
 /// Loaded model, with the settings and files of the command.
 struct Job<'a> {
     upscaler: Upscaler,
+    /// Name of its group, if the input chooses the model.
+    model: &'static str,
     settings: &'a Settings,
     /// True until the noise is saved.
     save_noise: bool,
 }
 
 impl Job<'_> {
+    /// Chooses the model for frames of the size `from` that become frames of the size `to` every
+    /// `interval`, or in any time.
+    fn choose_model(
+        &mut self,
+        from: &FrameInfo,
+        (width, height): (usize, usize),
+        interval: Option<Duration>,
+    ) -> Result<()> {
+        if !self.settings.is_auto() {
+            return Ok(());
+        }
+        let to = from.with_size(width, height);
+        let model = match interval {
+            Some(interval) => {
+                let time = |model| -> Result<Duration> {
+                    let mut upscaler = self.settings.load_model(model)?;
+                    Ok(ladder::frame_time(&mut upscaler, *from, to)?)
+                };
+                ladder::choose(from, &to, interval, time)?.model
+            }
+            None => ladder::largest(from, &to)?,
+        };
+        if self.model != model {
+            self.upscaler = self.settings.load_model(model)?;
+            self.model = model;
+        }
+        Ok(())
+    }
+
     /// Upscales `frame` to the scale that is set, or to `size` if given.
     fn upscale(&mut self, frame: &Frame, size: Option<(usize, usize)>) -> tadsr::Result<Frame> {
         if self.save_noise {
@@ -178,6 +215,7 @@ fn upscale(args: Args) -> Result<()> {
     let upscaler = args.settings.load()?;
     let mut job = Job {
         upscaler,
+        model: DEFAULT_MODEL,
         settings: &args.settings,
         save_noise: args.settings.save_noise.is_some(),
     };
@@ -342,10 +380,9 @@ fn upscale_picture(
     let size = args.size.of((info.width, info.height), &job.upscaler, 1)?;
     let scale = job.upscaler.scale();
     let side = |len: usize| (len as f64 * scale).round() as usize;
-    check_jpeg_sides(
-        size.unwrap_or_else(|| (side(info.width), side(info.height))),
-        output,
-    )?;
+    let target = size.unwrap_or_else(|| (side(info.width), side(info.height)));
+    check_jpeg_sides(target, output)?;
+    job.choose_model(info, target, None)?;
     job.upscaler.reset();
     let large = small.with_frame(job.upscale(&small.frame, size)?);
     if large.loses_alpha(output) {

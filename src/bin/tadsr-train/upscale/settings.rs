@@ -9,6 +9,8 @@ use tadsr::{
     Device, Error, Precision, Upscaler,
     engine::{ColorFix, NoiseField, Setting, Tile},
     frame::FrameInfo,
+    ladder,
+    model::DEFAULT_MODEL,
     train::checkpoint::write_atomically,
 };
 
@@ -20,13 +22,9 @@ const RESSHIFT: &str = "ResShift, SinSR and TAD-SR models";
 /// Model, scale and settings.
 #[derive(Debug, clap::Args)]
 pub struct Settings {
-    /// Name of a bundled model or path of a model file [default: tiny]
-    #[arg(
-        long,
-        default_value = "",
-        hide_default_value = true,
-        value_name = "NAME_OR_PATH"
-    )]
+    /// Name of a bundled model or path of a model file. auto is the largest bundled model for
+    /// images, and for videos the largest that this machine runs in real time
+    #[arg(long, default_value = ladder::AUTO, value_name = "NAME_OR_PATH")]
     model: String,
     /// Factor for width and height, 1 to the maximum of the model [default: 2, or the default of
     /// the model]
@@ -109,9 +107,23 @@ fn tile(s: &str) -> Result<Tile, String> {
 }
 
 impl Settings {
-    /// Loads the model and applies the settings.
+    /// Returns `true` if the size of the input chooses the model.
+    pub fn is_auto(&self) -> bool {
+        self.model == ladder::AUTO
+    }
+
+    /// Loads the model, or the default model if the input chooses it later.
     pub fn load(&self) -> Result<Upscaler> {
-        let mut upscaler = Upscaler::load(&self.model, self.device)?;
+        self.load_model(if self.is_auto() {
+            DEFAULT_MODEL
+        } else {
+            &self.model
+        })
+    }
+
+    /// Loads `model` and applies the settings.
+    pub fn load_model(&self, model: &str) -> Result<Upscaler> {
+        let mut upscaler = Upscaler::load(model, self.device)?;
         upscaler.set_threads(self.threads.into())?;
         upscaler.set_strength(self.strength)?;
         upscaler.set_precision(self.precision)?;

@@ -1,11 +1,12 @@
 //! Upscaling of a video.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use tadsr::{
     Error,
     frame::FrameInfo,
+    ladder,
     video::{End, Notice, Options, Reader, Transcoded, partial_path, transcode},
 };
 
@@ -26,6 +27,16 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     let size = size.with_context(|| format!("'{}'", args.input.display()))?;
     let (scale, max) = (job.upscaler.scale(), job.upscaler.max_scale());
     let size = size.unwrap_or_else(|| even_size(&from, scale, max));
+    let interval = reader.stream().framerate().and_then(|(n, d)| {
+        let seconds = f64::from(d) / f64::from(n);
+        Duration::try_from_secs_f64(seconds).ok()
+    });
+    let interval = interval.unwrap_or(ladder::DEFAULT_INTERVAL);
+    job.choose_model(&from, size, Some(interval))?;
+    if args.settings.is_auto() {
+        let scale = size.0 as f64 / from.width as f64;
+        warn(&format!("model {}", job.upscaler.active_model(scale)));
+    }
     let meter = Meter::new("frames", "fps", reader.stream().expected_frames())?;
     let meter = meter.with_json(args.json);
     job.upscaler.set_observer(Some(meter.observer(stop)));

@@ -23,7 +23,7 @@ pub fn device(capability: (u32, u32), memory: usize) -> Arc<Fake> {
 }
 
 /// Runs a kernel.
-fn kernels(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+pub(super) fn kernels(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     match name {
         "tadsr_unpack" => unpack(ram, shape, &Frame::from_words(params)),
         "tadsr_pack" => pack(ram, shape, &Frame::from_words(params)),

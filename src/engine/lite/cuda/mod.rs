@@ -70,7 +70,7 @@ static CUBINS: [(Capability, &Binary<[u8]>); 7] = [
 static PTX: &Binary<[u8]> = binary!("ptx");
 
 /// Returns the best kernels for a device.
-fn kernels((major, minor): Capability) -> &'static [u8] {
+pub(crate) fn kernels((major, minor): Capability) -> &'static [u8] {
     let fits = CUBINS
         .iter()
         .rfind(|((m, min_minor), _)| *m == major && *min_minor <= minor);
@@ -189,12 +189,13 @@ impl Context {
         }))
     }
 
-    /// Runs `model` on two small frames, I420 and RGB, and compares the results with those of the
-    /// CPU. This finds gross errors of a driver, a device or a compiler before the first frame.
+    /// Runs `model` on small frames in RGB, NV12 and P010 and, twice, on an I420 frame that keeps the
+    /// whole device busy, and compares the results with those of the CPU. This finds gross errors
+    /// of a driver, a device or a compiler before the first frame.
     ///
     /// # Errors
-    /// [`Error::Device`] if a sample differs by more than 2 of 255, or the device fails,
-    /// [`Error::Memory`] if its memory is too small.
+    /// [`Error::Device`] if a sample differs by more than 2 codes of 8-bit video or between both
+    /// runs, or the device fails, [`Error::Memory`] if its memory is too small.
     pub fn check(self: &Arc<Self>, model: &LiteModel) -> Result<()> {
         check::check(self, model)
     }

@@ -1,11 +1,14 @@
-use std::ptr::NonNull;
+use std::{
+    ptr::NonNull,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use super::*;
 use crate::{
     Precision,
     cuda::{
-        driver::{Address, Rows},
-        emulator::Fake,
+        driver::{Address, Rows, Shape},
+        emulator::{Fake, Ram},
     },
     engine::{Engine, Options, lite::cpu},
     frame::{Component, Frame, PixelFormat},
@@ -456,6 +459,46 @@ fn every_failure_is_reported_and_leaks_nothing() {
             assert_eq!(fake.alive(), 0, "{call} after {after}");
         }
     }
+}
+
+#[test]
+fn work_that_never_ends_is_a_lost_device_within_the_limit() {
+    let (model, src) = (small(), frame(PixelFormat::Nv12, 24, 16, 1));
+    let dst = src.info().with_size(48, 32);
+    let fake = emulated::device((8, 0), PLENTY);
+    let context = context(&fake);
+    let mut runner = Runner::new(&context, &model, *src.info(), dst, 2).unwrap();
+    runner.submit(&src.as_ref(), 1.0).unwrap();
+    runner.submit(&src.as_ref(), 1.0).unwrap();
+    fake.hang();
+    let mut out = Frame::new(dst).unwrap();
+    let error = runner.receive(&mut out.as_mut()).unwrap_err();
+    assert!(
+        matches!(&error, Error::DeviceLost(text) if text.contains("no answer")),
+        "{error}"
+    );
+    assert!(fake.is_abandoned());
+    assert_eq!(runner.in_flight(), 0);
+    let next = runner.submit(&src.as_ref(), 1.0);
+    assert!(matches!(next, Err(Error::DeviceLost(_))), "{next:?}");
+}
+
+#[test]
+fn a_device_with_changing_results_is_refused() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    static LAST: AtomicUsize = AtomicUsize::new(usize::MAX);
+    /// Runs a kernel of a device that leaves out its last one.
+    fn unstable(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+        if CALLS.fetch_add(1, Ordering::Relaxed) + 1 != LAST.load(Ordering::Relaxed) {
+            emulated::kernels(ram, name, shape, params);
+        }
+    }
+    let fake = emulated::device((8, 0), PLENTY);
+    fake.set_kernels(unstable);
+    context(&fake).check(&small()).unwrap();
+    LAST.store(CALLS.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    let error = context(&fake).check(&small()).unwrap_err();
+    assert!(error.to_string().contains("two results"), "{error}");
 }
 
 #[test]

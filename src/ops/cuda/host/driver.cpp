@@ -8,7 +8,7 @@
 
 namespace {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_READY = 600 };
 
 struct Side {
     size_t x, y;
@@ -53,6 +53,12 @@ std::atomic<size_t> allocated;
 
 int within(int code) { return pushed > 0 ? code : 201; }
 
+// Every second query finds work in progress.
+int queried() {
+    static std::atomic<unsigned> queries;
+    return within(queries++ % 2 ? SUCCESS : NOT_READY);
+}
+
 template <typename T> int made(T **out, T *value) {
     *out = value;
     return within(SUCCESS);
@@ -76,9 +82,10 @@ int cuDeviceGet(int *device, int ordinal) { return *device = 40 + ordinal, ordin
 int cuDeviceGetName(char *name, int len, int) { return std::snprintf(name, len, "a stand-in"), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = 1 << 30, SUCCESS; }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-    *value = attribute == 75 ? 8 : attribute == 76 ? 6 : -1;
+    *value = attribute == 75 ? 8 : attribute == 76 ? 6 : attribute == 16 ? 2 : -1;
     return *value < 0 ? INVALID_VALUE : SUCCESS;
 }
+int cuDeviceGetUuid_v2(char *uuid, int device) { return std::memset(uuid, device, 16), SUCCESS; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = (void *)0x1000, device == 40 ? SUCCESS : 101; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return device == 40 ? SUCCESS : 101; }
 int cuCtxPushCurrent_v2(void *context) { return ++pushed, context == (void *)0x1000 ? SUCCESS : 201; }
@@ -133,12 +140,12 @@ int cuMemcpy2DAsync_v2(const Copy2D *copy, void *) {
 
 int cuStreamCreate(void **stream, unsigned) { return made(stream, std::malloc(1)); }
 int cuStreamDestroy_v2(void *stream) { return std::free(stream), within(SUCCESS); }
-int cuStreamSynchronize(void *) { return within(SUCCESS); }
+int cuStreamQuery(void *) { return queried(); }
 int cuStreamWaitEvent(void *, void *event, unsigned flags) { return event && !flags ? within(SUCCESS) : INVALID_VALUE; }
 int cuEventCreate(void **event, unsigned) { return made(event, std::malloc(1)); }
 int cuEventDestroy_v2(void *event) { return std::free(event), within(SUCCESS); }
 int cuEventRecord(void *event, void *) { return event ? within(SUCCESS) : INVALID_VALUE; }
-int cuEventSynchronize(void *event) { return event ? within(SUCCESS) : INVALID_VALUE; }
+int cuEventQuery(void *event) { return event ? queried() : INVALID_VALUE; }
 int cuEventElapsedTime(float *time, void *, void *) { return *time = 1.0f, within(SUCCESS); }
 
 // Machine code is an ELF file of NVIDIA, PTX is text. TADSR_DRIVER_OTHER_CHIP in the environment

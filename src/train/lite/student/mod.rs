@@ -62,6 +62,9 @@ const GRADIENTS: [&str; 5] = [
 /// data.
 const BLUR: f64 = 0.1;
 
+/// One of this many batches contains a flat pair.
+const GREY: u64 = 4;
+
 /// Decay of the running norms of the gradients per step.
 const NORM_DECAY: f64 = 0.98;
 
@@ -168,7 +171,13 @@ impl StudentRun {
         let first = step * options.accumulate as u64;
         let held_out = data.validation(&spec, &latent.stats)?;
         let (source, stats) = (data.source.clone(), latent.stats.clone());
-        let make = move |seed| spec.batch(&*source, &stats, seed);
+        let make = move |seed: u64| {
+            let mut batch = spec.batch(&*source, &stats, seed)?;
+            if seed % GREY == 0 {
+                spec.insert_grey(&mut batch, &stats, seed);
+            }
+            Ok(batch)
+        };
         let mut trained = Trained::new(parameters, 0.99, options.ema, CLIP)?;
         if options.muon_rate > 0.0 {
             trained = trained.with_muon(is_inner_kernel)?;

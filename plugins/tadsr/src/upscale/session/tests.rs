@@ -104,7 +104,7 @@ fn harness_with(frames: Arc<AtomicU8>) -> Harness {
         .unwrap()
         .imp()
         .session;
-    let model = LoadedModel::new(upscaler, "", false);
+    let model = LoadedModel::new(upscaler, "counter", false);
     install(lock(&session.state), Some(model));
     harness
 }
