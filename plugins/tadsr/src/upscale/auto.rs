@@ -63,6 +63,11 @@ impl Conditions {
         })
     }
 
+    /// Returns the time between two frames.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// Measures models that `load` returns, and chooses one. Posts an element message
     /// `tadsrupscale-model` with the choice and its reason.
     pub fn choose(

@@ -350,7 +350,7 @@ impl BaseTransformImpl for TadsrUpscale {
         }
         let result = self.parent_submit_input_buffer(is_discont, inbuf);
         if result == Ok(gst_base::BASE_TRANSFORM_FLOW_DROPPED) {
-            self.session.count_dropped();
+            self.session.count_dropped(self.obj().upcast_ref());
         }
         result
     }

@@ -52,6 +52,7 @@ use gst::{glib, prelude::*};
 
 mod auto;
 mod caps;
+mod governor;
 mod gstcuda;
 mod imp;
 mod meta;
@@ -87,6 +88,26 @@ pub enum Fallback {
     Passthrough = 2,
     #[enum_value(name = "Bicubic: upscale without the network", nick = "bicubic")]
     Bicubic = 3,
+}
+
+/// Action of `tadsrupscale` when the machine cannot keep up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstTadsrUpscaleOverload")]
+#[repr(u32)]
+pub enum Overload {
+    #[default]
+    #[enum_value(
+        name = "Auto: adapt if the source is live, otherwise drop",
+        nick = "auto"
+    )]
+    Auto = 0,
+    #[enum_value(name = "Drop: drop late frames", nick = "drop")]
+    Drop = 1,
+    #[enum_value(
+        name = "Adapt: use smaller models, then bicubic interpolation, then drop late frames",
+        nick = "adapt"
+    )]
+    Adapt = 2,
 }
 
 /// Numeric precision of inference in `tadsrupscale`.
@@ -147,6 +168,7 @@ pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     #[cfg(feature = "doc")]
     for kind in [
         Fallback::static_type(),
+        Overload::static_type(),
         Precision::static_type(),
         ColorFix::static_type(),
     ] {

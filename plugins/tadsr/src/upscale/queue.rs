@@ -245,7 +245,9 @@ impl ModelGuard<'_> {
             // The device may still read the buffer, so flush it before the buffer is released.
             self.model.upscaler.flush();
         }
-        self.streaming.session.count_frame(frame.started, result?);
+        self.streaming
+            .session
+            .count_frame(&self.streaming.element, frame.started, result?);
         Ok(frame.output)
     }
 

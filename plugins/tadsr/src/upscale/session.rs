@@ -10,13 +10,15 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use gst::{glib, prelude::*};
 use gst_base::{BaseTransform, prelude::*};
 use tadsr::{Device, Error, Upscaler, engine::Times, model::DEFAULT_MODEL};
 
+use load::configure;
+use overload::Governed;
 use trial::AutoCuda;
 
 use super::{
@@ -118,12 +120,20 @@ struct State {
     share: Option<Share>,
     /// CUDA under `device=auto`.
     auto_cuda: AutoCuda,
+    /// Name and device of the model in use, if it is a lite model.
+    lite: Option<(String, Device)>,
+    /// The stream while `overload` adapts it.
+    governed: Option<Governed>,
+    /// The time for a frame is announced as latency.
+    announces: bool,
+    /// Announced time for a frame.
+    processing: Duration,
 }
 
 impl State {
     /// Updates everything that depends on the model; `None` is passthrough.
     fn describe(&mut self, model: Option<&LoadedModel>) {
-        self.auto_cuda.candidate = model.and_then(AutoCuda::candidate_of);
+        self.note_lite(model);
         if let Some(model) = model {
             self.depth = model.upscaler.queue_depth();
             self.max_scale = Some(model.upscaler.max_scale());
@@ -174,7 +184,11 @@ impl State {
 
     /// Returns the maximum number of frames in flight, now or on a CUDA device that may take over.
     fn expected_depth(&self) -> usize {
-        self.depth.max(self.auto_cuda.depth())
+        if self.lite.is_some() {
+            self.depth.max(self.auto_cuda.depth())
+        } else {
+            self.depth
+        }
     }
 
     /// Returns the negotiated scale; before negotiation, a guess.
@@ -275,59 +289,19 @@ impl Session {
             lock(&self.state).negotiated = previous;
             return Err(reason);
         }
-        self.adapt_model(element);
+        if self.is_outdated() {
+            self.restore_model(element);
+        } else {
+            self.adapt_model(element);
+        }
         let mut state = lock(&self.state);
         if let Current::Ready(model) = &state.current {
             state.status.model = Some(model.name(state.scale()));
         }
         drop(state);
+        self.govern(element);
         self.begin_trial(element);
         Ok(())
-    }
-
-    /// With `model=auto`, chooses a model for the negotiated frames. If that fails, the model in use
-    /// stays.
-    fn adapt_model(&self, element: &BaseTransform) {
-        let settings = self.settings();
-        let (device, loaded, conditions) = match &*lock(&self.state) {
-            State {
-                current: Current::Ready(model),
-                negotiated: Some(negotiated),
-                ..
-            } if !model.bicubic && is_auto(&model.requested) && is_auto(&settings.model) => {
-                let conditions = Conditions::of(negotiated);
-                if conditions.is_none() || conditions == model.conditions {
-                    return;
-                }
-                (
-                    model.upscaler.active_device(),
-                    model.loaded.clone(),
-                    conditions,
-                )
-            }
-            _ => return,
-        };
-        let result = self
-            .choose(element, &settings, device, conditions)
-            .and_then(|name| {
-                let changes = name != loaded;
-                changes
-                    .then(|| self.load_named(element, &settings, name, device))
-                    .transpose()
-            });
-        let mut state = lock(&self.state);
-        match result {
-            Ok(Some(mut model)) => {
-                model.conditions = conditions;
-                install(state, Some(model));
-            }
-            Ok(None) => {
-                if let Current::Ready(model) = &mut state.current {
-                    model.conditions = conditions;
-                }
-            }
-            Err(err) => gst::warning!(CAT, obj = element, "{err}; keeping model {loaded}"),
-        }
     }
 
     fn ensure_scale(&self, element: &BaseTransform) -> Result<(), String> {
@@ -370,7 +344,8 @@ impl Session {
         lock(&self.state).refused = None;
     }
 
-    /// Returns the delay by the frames in flight, without the frame that is returned.
+    /// Returns the delay by the frames in flight, without the frame that is returned, and in live
+    /// pipelines the time for a frame.
     pub fn latency(&self, element: &BaseTransform) -> gst::ClockTime {
         if element.is_passthrough() {
             return gst::ClockTime::ZERO;
@@ -378,7 +353,8 @@ impl Session {
         let state = lock(&self.state);
         let delayed = state.expected_depth().saturating_sub(1);
         let negotiated = state.negotiated.as_ref();
-        negotiated.map_or(gst::ClockTime::ZERO, |n| n.duration(delayed))
+        let waiting = negotiated.map_or(gst::ClockTime::ZERO, |n| n.duration(delayed));
+        waiting + gst::ClockTime::try_from(state.processing).unwrap_or(gst::ClockTime::ZERO)
     }
 
     /// Posts a latency message if the latency has changed.
@@ -489,6 +465,7 @@ impl Session {
                 self.update_latency(element);
                 // The model may support other sizes.
                 element.reconfigure_src();
+                self.govern_anew(element);
                 self.begin_trial(element);
             }
             Err(err) => {
@@ -500,142 +477,6 @@ impl Session {
                 );
             }
         }
-    }
-}
-
-/// Loading.
-impl Session {
-    /// Loads the model of `settings`, or its fallback with a warning; `None` is passthrough.
-    fn load_or_fall_back(
-        &self,
-        element: &BaseTransform,
-        settings: &Settings,
-    ) -> Result<Option<LoadedModel>, gst::ErrorMessage> {
-        if Scale::new(settings.scale, MAX_SCALE, None).is_none() {
-            let reason = invalid_scale(settings.scale);
-            return Err(gst::error_msg!(gst::LibraryError::Settings, ("{reason}")));
-        }
-        let device: Device = settings
-            .device
-            .parse()
-            .map_err(|err| gst::error_msg!(gst::LibraryError::Settings, ("{err}")))?;
-
-        let err = match self.load_model(element, settings, device) {
-            Ok(model) => return Ok(Some(model)),
-            Err(err) => err,
-        };
-        let (action, model) = match settings.fallback {
-            Fallback::Error | Fallback::Cpu => return Err(error_message(&err)),
-            Fallback::Passthrough => (PASSTHROUGH, None),
-            Fallback::Bicubic => {
-                let model = self.load_bicubic(settings);
-                (BICUBIC, Some(model.map_err(|_| error_message(&err))?))
-            }
-        };
-        gst::element_warning!(element, gst::ResourceError::OpenRead, ("{err}; {action}"));
-        Ok(model)
-    }
-
-    /// Loads the model of `settings` on `device`, or as a fallback on the CPU, with a warning.
-    fn load_model(
-        &self,
-        element: &BaseTransform,
-        settings: &Settings,
-        device: Device,
-    ) -> tadsr::Result<LoadedModel> {
-        if !is_auto(&settings.model) {
-            return self.load_named(element, settings, &settings.model, device);
-        }
-        let conditions = self.conditions();
-        let name = self.choose(element, settings, device, conditions)?;
-        let mut model = self.load_named(element, settings, name, device)?;
-        model.conditions = conditions;
-        Ok(model)
-    }
-
-    /// Returns the conditions for a choice from the ladder; `None` before negotiation.
-    fn conditions(&self) -> Option<Conditions> {
-        self.negotiated().as_ref().and_then(Conditions::of)
-    }
-
-    /// Returns the model for `conditions` on `device`; the default model if they are not known yet.
-    fn choose(
-        &self,
-        element: &BaseTransform,
-        settings: &Settings,
-        device: Device,
-        conditions: Option<Conditions>,
-    ) -> tadsr::Result<&'static str> {
-        conditions.map_or(Ok(DEFAULT_MODEL), |conditions| {
-            conditions.choose(element, |name| self.load(settings, name, device))
-        })
-    }
-
-    /// Loads the model `name` for the value of the property `model`, as [`Self::load_model`].
-    fn load_named(
-        &self,
-        element: &BaseTransform,
-        settings: &Settings,
-        name: &str,
-        device: Device,
-    ) -> tadsr::Result<LoadedModel> {
-        let result = self.load(settings, name, device);
-        let upscaler = match result {
-            Err(err) if settings.fallback == Fallback::Cpu && matches!(device, Device::Cuda(_)) => {
-                let upscaler = self.load(settings, name, Device::Cpu)?;
-                gst::element_warning!(element, gst::ResourceError::OpenRead, ("{err}; {ON_CPU}"));
-                upscaler
-            }
-            result => result?,
-        };
-        let mut model = LoadedModel::new(upscaler, name, false);
-        model.requested.clone_from(&settings.model);
-        Ok(model)
-    }
-
-    /// Loads the fallback to bicubic interpolation, which is the default model without its
-    /// residual.
-    fn load_bicubic(&self, settings: &Settings) -> tadsr::Result<LoadedModel> {
-        let upscaler = self.load(settings, "", Device::Cpu)?;
-        Ok(LoadedModel::new(upscaler, "", true))
-    }
-
-    fn load(&self, settings: &Settings, model: &str, device: Device) -> tadsr::Result<Upscaler> {
-        let upscaler = match (device, self.cuda.get()) {
-            (Device::Cuda(ordinal), Some(context)) => {
-                Upscaler::load_in(model, context.external(ordinal)?)?
-            }
-            _ => Upscaler::load(model, device)?,
-        };
-        configure(upscaler, settings, &self.cancel)
-    }
-}
-
-/// Applies `settings`. `cancel` aborts the frame in progress.
-fn configure(
-    mut upscaler: Upscaler,
-    settings: &Settings,
-    cancel: &Arc<AtomicBool>,
-) -> tadsr::Result<Upscaler> {
-    upscaler.set_threads(settings.threads as usize)?;
-    upscaler.set_queue_depth(settings.queue_depth as usize);
-    for (setting, err) in settings.apply(&mut upscaler) {
-        // A setting that the model lacks leads to a warning with the first frame.
-        if upscaler.capabilities().has(setting) {
-            return Err(err);
-        }
-    }
-    let cancel = cancel.clone();
-    upscaler.set_observer(Some(Box::new(move |_| {
-        if cancel.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    })));
-    match overscale(settings.scale, upscaler.max_scale()) {
-        Some(reason) => Err(Error::Scale(reason)),
-        None => Ok(upscaler),
     }
 }
 
@@ -746,18 +587,21 @@ impl Session {
             ("{err}; {action} from this frame on")
         );
         notify_active(element);
+        self.govern_anew(element);
         self.update_latency(element);
         Ok(())
     }
 
     /// Counts a completed frame.
-    pub fn count_frame(&self, started: Instant, times: Option<Times>) {
+    pub fn count_frame(&self, element: &BaseTransform, started: Instant, times: Option<Times>) {
         lock(&self.state).status.stats.count(started, times);
+        self.count_load(element, Some(started.elapsed()));
     }
 
     /// Counts a frame that was dropped because it was late.
-    pub fn count_dropped(&self) {
+    pub fn count_dropped(&self, element: &BaseTransform) {
         lock(&self.state).status.stats.dropped += 1;
+        self.count_load(element, None);
     }
 }
 
@@ -803,6 +647,8 @@ fn notify_active(element: &BaseTransform) {
     element.notify("active-model");
 }
 
+mod load;
+mod overload;
 mod trial;
 
 #[cfg(test)]

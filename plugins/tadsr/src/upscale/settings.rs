@@ -15,7 +15,7 @@ use tadsr::{
     ladder,
 };
 
-use super::{ColorFix, Fallback, Precision, scale::MAX_SCALE, stats::Status};
+use super::{ColorFix, Fallback, Overload, Precision, scale::MAX_SCALE, stats::Status};
 
 /// Values of the writable properties.
 ///
@@ -40,6 +40,8 @@ pub(super) struct Settings {
     pub precision: Precision,
     /// Action when the model or the device cannot be used.
     pub fallback: Fallback,
+    /// Action when the machine cannot keep up.
+    pub overload: Overload,
     /// Maximum number of frames in flight.
     pub queue_depth: u32,
     /// Share of the initial noise of diffusion models, 0 to 1.
@@ -297,6 +299,18 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .build(),
             Change::Deferred,
             |s| &mut s.fallback,
+        ),
+        Property::new(
+            glib::ParamSpecEnum::builder_with_default("overload", Overload::default())
+                .nick("Overload")
+                .blurb(
+                    "Action when the machine cannot keep up with the frame rate. A change takes \
+                     effect with the next caps",
+                )
+                .mutable_ready()
+                .build(),
+            Change::Deferred,
+            |s| &mut s.overload,
         ),
         Property::new(
             glib::ParamSpecUInt::builder("queue-depth")

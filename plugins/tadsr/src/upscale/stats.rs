@@ -39,6 +39,8 @@ pub(super) struct Stats {
     pub denoise: Option<f32>,
     /// Reason to use a CUDA device or not, under `device=auto`.
     pub cuda: Option<String>,
+    /// Level of the model in use, if the stream is governed: 0 is the requested model.
+    pub level: Option<u32>,
 }
 
 impl Stats {
@@ -81,6 +83,9 @@ impl Stats {
         }
         if let Some(reason) = &self.cuda {
             stats = stats.field("cuda", reason);
+        }
+        if let Some(level) = self.level {
+            stats = stats.field("level", level);
         }
         if self.device_frames > 0 {
             let mean = |sum: f32| f64::from(sum) / self.device_frames as f64;

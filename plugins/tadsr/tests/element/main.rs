@@ -11,6 +11,7 @@ mod colours;
 mod cuda;
 mod models;
 mod negotiation;
+mod overload;
 mod pipelines;
 mod pixels;
 mod resshift;

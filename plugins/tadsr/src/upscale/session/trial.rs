@@ -15,7 +15,6 @@ use gst::{prelude::*, subclass::prelude::*};
 use gst_base::BaseTransform;
 use tadsr::{
     Device, Error, Upscaler,
-    engine::Setting,
     trial::{self, Record, Trial, Verdict},
 };
 
@@ -34,8 +33,6 @@ pub(super) struct AutoCuda {
     possible: bool,
     /// Queue depth of that device.
     depth: usize,
-    /// Model that may move to it.
-    pub candidate: Option<String>,
     running: Option<Running>,
     /// Verdict on the device in use.
     record: Option<Record>,
@@ -50,13 +47,6 @@ impl AutoCuda {
     /// Returns the number of frames in flight that must be expected.
     pub fn depth(&self) -> usize {
         if self.possible { self.depth } else { 1 }
-    }
-
-    /// Returns the model that may move to a CUDA device.
-    pub fn candidate_of(model: &LoadedModel) -> Option<String> {
-        // ResShift models lack this setting.
-        let lite = model.upscaler.capabilities().has(Setting::Strength);
-        (model.on_cpu() && !model.bicubic && lite).then(|| model.loaded.clone())
     }
 
     /// Ends a trial early and waits for that, for a limited time.
@@ -90,7 +80,9 @@ impl Session {
         let settings = self.settings();
         let mut state = lock(&self.state);
         let auto = &state.auto_cuda;
-        let (Some(model), Some(negotiated)) = (auto.candidate.clone(), &state.negotiated) else {
+        let (Some((model, Device::Cpu)), Some(negotiated)) =
+            (state.lite.clone(), &state.negotiated)
+        else {
             return;
         };
         let busy = auto
@@ -113,15 +105,18 @@ impl Session {
             cancel: cancel.clone(),
         };
         let (generation, weak) = (state.generation, element.downgrade());
-        let thread = thread::spawn(move || {
+        let thread = thread::Builder::new().spawn(move || {
             let verdict = trial.run();
-            if let Some(element) = weak.upgrade() {
-                if let Some(this) = element.downcast_ref::<TadsrUpscale>() {
-                    this.imp().session.end_trial(&element, generation, verdict);
-                }
+            if let Some(element) = weak.upgrade()
+                && let Some(this) = element.downcast_ref::<TadsrUpscale>()
+            {
+                this.imp().session.end_trial(&element, generation, verdict);
             }
         });
-        state.auto_cuda.running = Some(Running { cancel, thread });
+        match thread {
+            Ok(thread) => state.auto_cuda.running = Some(Running { cancel, thread }),
+            Err(err) => gst::warning!(CAT, obj = element, "No trial of CUDA devices: {err}"),
+        }
     }
 
     /// Swaps to the device that has passed, or stays on the CPU. Does nothing after a reload or a
@@ -155,6 +150,7 @@ impl Session {
         install(state, Some(model));
         notify_active(element);
         self.update_latency(element);
+        self.govern_anew(element);
     }
 
     /// Loads the model of the settings on a CUDA device, without a fallback.
