@@ -176,7 +176,9 @@ fn manual_writes_a_page_and_completions_for_every_subcommand() {
     let help = String::from_utf8(help.arg("--help").output().unwrap().stdout).unwrap();
     let commands = help.split_once("Commands:").unwrap().1;
     let commands = commands.split_once("Options:").unwrap().0;
-    let names = commands.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let names: Vec<&str> = names
         .map(|line| line.split_whitespace().next().unwrap())
         .filter(|name| *name != "help")

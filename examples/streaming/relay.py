@@ -233,13 +233,13 @@ class Relay:
     def begin(self, running):
         """Lets the server open its outputs at the first frame, which they receive."""
         self.playing, self.has_audio, self.reason = True, "audio" in self.branches, None
-        log(self.name, f"playing {self.shown()}")
         opened = threading.Event()
         GLib.idle_add(lambda: (self.on_start(), opened.set()) and GLib.SOURCE_REMOVE)
         opened.wait(5)
         # Each connection begins at the present time, so that times grow over connections.
         self.shift = self.clock.get_time() - running
         self.ready.set()
+        log(self.name, f"playing {self.shown()}")
 
     def on_message(self, _bus, message):
         if message.type == Gst.MessageType.ERROR:
