@@ -201,6 +201,9 @@ class Relay:
             if kind == "video":
                 found = branch.iterate_all_by_element_factory_name("tadsrupscale").next()
                 self.upscaler = found[1]
+                if self.upscaler:
+                    entry = self.upscaler.get_static_pad("sink")
+                    entry.add_probe(Gst.PadProbeType.EVENT_UPSTREAM, stop_qos)
             self.pipeline.add(branch)
             branch.sync_state_with_parent()
         sink = branch.get_static_pad("sink")
@@ -268,6 +271,12 @@ class Relay:
         for key in ("frames", "dropped"):
             stats[key] = stats.get(key, 0) + self.totals[key]
         return stats
+
+
+def stop_qos(_pad, info):
+    """Lets the upscaler alone drop late frames, because it counts them."""
+    qos = info.get_event().type == Gst.EventType.QOS
+    return Gst.PadProbeReturn.DROP if qos else Gst.PadProbeReturn.OK
 
 
 class Output:

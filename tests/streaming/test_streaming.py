@@ -256,6 +256,16 @@ def test_a_source_that_changes_its_size_in_the_stream_is_relayed(serve, client):
     source.set_state(Gst.State.NULL)
 
 
+def test_frames_that_are_too_late_are_dropped_and_counted(serve, clip):
+    metrics_port = free_port()
+    # Each frame takes three times as long as it may.
+    slow = f"tadsrupscale scale=2 ! identity sleep-time={3 * 1_000_000 // FPS}"
+    server = serve("rtsp.py", clip, "--port", free_port(), "--metrics", metrics_port, upscale=slow)
+    server.wait_for("playing")
+    wait(lambda: metrics(metrics_port)['tadsr_frames_dropped_total{stream="upscaled"}'] > 20, server.said)
+    assert server.stop() == 0
+
+
 def test_a_client_that_never_reads_does_not_stop_the_others(serve, client):
     port = free_port()
     server = serve("rtsp.py", "test", "--port", port, upscale="identity")
