@@ -18,6 +18,11 @@ gstreamer_packages=(
 text_packages=(gstreamer1.0-x fonts-dejavu-core)
 # Independent implementation that makes and measures the video files of tests.
 test_packages=(ffmpeg)
+# Servers in examples/streaming and their tests.
+streaming_packages=(
+    python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 gir1.2-gst-plugins-bad-1.0
+    gstreamer1.0-nice python3-prometheus-client python3-pytest
+)
 
 # Prints each argument on its own line.
 say() { printf '%s\n' "$@"; }

@@ -1,5 +1,5 @@
 //! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else, and `models`
-//! lists models.
+//! and `info` describe models.
 #![cfg(feature = "train")]
 
 use std::path::Path;
@@ -113,5 +113,86 @@ fn the_bundled_models_are_listed_with_cost_quality_and_speed() {
             !output.status.success() && output.stdout.is_empty(),
             "{output:?}"
         );
+    }
+}
+
+fn info(model: &str) -> std::process::Output {
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    command.args(["info", model]).output().unwrap()
+}
+
+#[test]
+fn info_describes_a_model_file_and_each_model_of_a_group() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-x4.safetensors");
+    let size = std::fs::metadata(file).unwrap().len().to_string();
+    let output = info(file);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for promised in [
+        "tiny-x4",
+        "above 2, up to 4",
+        "luma",
+        "denoise, detail",
+        "plain, r 4, 32 channels, depth 4",
+        "for int8",
+        &size,
+        "training.options.batch = 8",
+    ] {
+        assert!(text.contains(promised), "{promised} in {text}");
+    }
+    let group = String::from_utf8(info("small").stdout).unwrap();
+    assert!(group.contains("small-x2") && group.contains("small-x4"));
+}
+
+#[test]
+fn info_names_a_file_that_is_no_model_and_lists_the_valid_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("picture.png");
+    std::fs::write(&file, b"not a model").unwrap();
+    let estimator = concat!(env!("CARGO_MANIFEST_DIR"), "/models/estimator.safetensors");
+    for (model, reason) in [
+        (file.to_str().unwrap(), "not a safetensors file"),
+        (estimator, "lite-estimator"),
+        (
+            "nosuch",
+            "tiny, small, tiny-x2, tiny-x4, small-x2, small-x4",
+        ),
+    ] {
+        let output = info(model);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && output.stdout.is_empty());
+        assert!(said.contains(model) && said.contains(reason), "{said}");
+    }
+}
+
+#[test]
+fn manual_writes_a_page_and_completions_for_every_subcommand() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::cargo_bin("tadsr-train").unwrap();
+    let output = command.arg("manual").arg(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let read = |name: &str| std::fs::read_to_string(dir.path().join("share").join(name)).unwrap();
+    let mut help = Command::cargo_bin("tadsr-train").unwrap();
+    let help = String::from_utf8(help.arg("--help").output().unwrap().stdout).unwrap();
+    let commands = help.split_once("Commands:").unwrap().1;
+    let commands = commands.split_once("Options:").unwrap().0;
+    let names = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names: Vec<&str> = names
+        .map(|line| line.split_whitespace().next().unwrap())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(names.contains(&"upscale") && names.contains(&"info"));
+    for name in names {
+        let page = read(&format!("man/man1/tadsr-train-{name}.1"));
+        assert!(page.contains(".SH OPTIONS"), "{page}");
+        for completions in [
+            "bash-completion/completions/tadsr-train.bash",
+            "fish/vendor_completions.d/tadsr-train.fish",
+            "zsh/site-functions/_tadsr-train",
+        ] {
+            assert!(read(completions).contains(name), "{name} in {completions}");
+        }
     }
 }

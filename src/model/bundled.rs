@@ -114,9 +114,11 @@ fn existing(name: &str) -> Result<&Path> {
     if path.exists() {
         return Ok(path);
     }
-    let names: Vec<&str> = BUNDLED.iter().map(|b| b.name).collect();
+    let mut names: Vec<&str> = BUNDLED.iter().map(Bundled::group).collect();
+    names.dedup();
+    names.extend(BUNDLED.iter().map(|b| b.name));
     Err(Error::UnknownModel(format!(
-        "model '{name}' is neither a file nor a bundled model (available: {DEFAULT_MODEL}, {})",
+        "model '{name}' is neither a file nor a bundled model (available: {})",
         names.join(", ")
     )))
 }

@@ -10,6 +10,8 @@ mod events;
 mod export;
 mod fit;
 mod import;
+mod info;
+mod manual;
 mod meter;
 mod models;
 #[cfg(feature = "video")]
@@ -23,12 +25,12 @@ mod upscale;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tadsr::kernels::cpu::Cpu;
 
 /// Train, measure and use the super-resolution models of the GStreamer element tadsrupscale.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "tadsr-train", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,6 +51,9 @@ enum Command {
     Export(export::Args),
     Upscale(upscale::Args),
     Models(models::Args),
+    Info(info::Args),
+    #[command(hide = true)]
+    Manual(manual::Args),
     #[cfg(feature = "video")]
     #[command(hide = true)]
     Probe(probe::Args),
@@ -72,6 +77,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Export(args) => export::run(args),
         Command::Upscale(args) => upscale::run(args),
         Command::Models(args) => models::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Manual(args) => manual::run(&args, Cli::command()),
         #[cfg(feature = "video")]
         Command::Probe(args) => probe::run(&args),
     }
