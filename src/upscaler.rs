@@ -200,8 +200,8 @@ impl Upscaler {
     /// frame that does not continue the previous ones.
     ///
     /// # Errors
-    /// [`Error::Setting`] if the model or the device lacks the setting: students on a CUDA device
-    /// and ResShift models do.
+    /// [`Error::Setting`] for [`Temporal::Filter`] if the model or the device lacks the setting:
+    /// students on a CUDA device and ResShift models do.
     pub fn set_temporal(&mut self, temporal: Temporal) -> Result<()> {
         self.set(|options| options.temporal = temporal)
     }

@@ -39,9 +39,9 @@ fn frame(luma: &[f32]) -> Frame {
     frame
 }
 
-/// Returns a still picture with the noise `seed` of 2 codes.
+/// Returns a still picture with the noise `seed` of 1.2 codes.
 fn still(seed: u32) -> Frame {
-    frame(&luma(0, 2.0, seed))
+    frame(&luma(0, 1.2, seed))
 }
 
 fn upscaler(model: &str, temporal: Temporal) -> Upscaler {
@@ -117,8 +117,8 @@ fn a_frame_after_a_reset_is_a_first_frame() {
 #[test]
 fn the_first_frame_of_another_scene_is_a_first_frame() {
     // Half of the picture stands still, so that only the cut keeps the filter off it.
-    let mut scene = luma(0, 2.0, 1);
-    let other = luma(48, 2.0, 2);
+    let mut scene = luma(0, 1.2, 1);
+    let other = luma(48, 1.2, 2);
     let half = scene.len() / 2;
     scene[half..].copy_from_slice(&other[half..].iter().map(|v| 1.0 - v).collect::<Vec<_>>());
     let (scene, mut upscaler) = (frame(&scene), filtering());
@@ -131,7 +131,7 @@ fn the_first_frame_of_another_scene_is_a_first_frame() {
 fn what_moves_is_the_same_as_without_the_filter() {
     // The left part moves and has contrast everywhere, the right part stands still.
     let moving = |shift: usize, seed: u32| {
-        let still = luma(0, 2.0, seed);
+        let still = luma(0, 1.2, seed);
         let checks = |i: usize| {
             let (x, y) = (i % SIZE.0 + 2 * SIZE.0 - shift, i / SIZE.0);
             if (x / 2 + y / 2).is_multiple_of(2) {

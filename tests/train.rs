@@ -250,6 +250,20 @@ fn the_dial_detail_is_trained_at_1_and_keeps_the_model_at_0() {
     let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-3 * a.abs().max(0.05);
     assert!(start.iter().zip(&faithful).all(near));
     assert!(!start.iter().zip(&weights(&trained, 1.0)).all(near));
+    // The faithful end is trained, and the dial stays as it is.
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    std::fs::write(&recipe, text + "faithful = true\n").unwrap();
+    run(command("faithful", &["--begin", path.to_str().unwrap()]));
+    let model = LiteModel::read(&dir.path().join("faithful/model.safetensors")).unwrap();
+    assert!(!faithful.iter().zip(&weights(&model, 0.0)).all(near));
+    let dial = |model: &LiteModel| -> Vec<f32> {
+        let layers = model.layers.iter();
+        let conditions = layers.flat_map(|layer| layer.tensors());
+        let of_dial = conditions.filter(|(name, ..)| name.contains(".detail."));
+        of_dial.flat_map(|(_, _, values)| values.to_vec()).collect()
+    };
+    assert!(!dial(&trained).is_empty());
+    assert!(dial(&trained).iter().zip(&dial(&model)).all(near));
     // Training continues without the dial from its faithful end.
     let begin = path.to_str().unwrap();
     run(fit(

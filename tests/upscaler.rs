@@ -593,6 +593,7 @@ fn every_model_accepts_the_default_of_every_setting() {
         upscaler.set_strength(1.0).unwrap();
         upscaler.set_precision(Precision::Auto).unwrap();
         upscaler.set_temporal(Temporal::Auto).unwrap();
+        upscaler.set_temporal(Temporal::Off).unwrap();
         upscaler.set_noise(1.0).unwrap();
         upscaler.set_seed(0).unwrap();
         upscaler.set_noise_field(None).unwrap();

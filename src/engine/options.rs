@@ -116,14 +116,16 @@ impl Setting {
         (Self::ColorFix, "colour fix"),
     ];
 
-    /// Returns `true` if `options` has the default value of this setting.
+    /// Returns `true` if `options` has the default value of this setting, or one to the same effect
+    /// in engines that lack it.
     pub fn is_default(self, options: &Options) -> bool {
         let default = Options::default();
         match self {
             Self::Strength => options.strength == default.strength,
             Self::Denoise => options.denoise == default.denoise,
             Self::Detail => options.detail == default.detail,
-            Self::Temporal => options.temporal == default.temporal,
+            // Without history, automatic is off.
+            Self::Temporal => options.temporal != Temporal::Filter,
             Self::Precision => options.precision == default.precision,
             Self::Noise => options.noise == default.noise,
             Self::Seed => options.seed == default.seed,

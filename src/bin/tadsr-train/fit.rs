@@ -128,7 +128,6 @@ impl Args {
         recipe.student = Options {
             steps: self.steps,
             batch: self.batch,
-            accumulate: 1,
             patch: self.patch.unwrap_or(0),
             learning_rate: self.lr,
             muon_rate: self.muon_lr,
@@ -136,6 +135,7 @@ impl Args {
             expand: self.expand,
             seed: self.seed,
             distillation: Distillation::none(),
+            ..Options::default()
         };
         recipe.check().map_err(as_option)?;
         Ok(recipe)

@@ -15,9 +15,7 @@ use tadsr::{
     ladder,
 };
 
-use super::{
-    ColorFix, Fallback, Overload, Precision, Temporal, scale::MAX_SCALE, stats::Status,
-};
+use super::{ColorFix, Fallback, Overload, Precision, Temporal, scale::MAX_SCALE, stats::Status};
 
 /// Values of the writable properties.
 ///

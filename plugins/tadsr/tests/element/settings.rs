@@ -53,7 +53,7 @@ fn denoise_takes_effect_with_the_next_frame() {
 /// Returns a still picture with noise that differs by `seed`.
 fn noisy(seed: usize) -> gst::Buffer {
     frame(&info(&raw("GRAY8", 64, 48)), |_, x, y| {
-        let noise = (x * 73 + y * 151 + seed * 977) * (x + 3 * y + 7 * seed + 11) % 7;
+        let noise = (x * 73 + y * 151 + seed * 977) * (x + 3 * y + 7 * seed + 11) % 7 / 3;
         let picture = if (x / 9 + y / 13) % 2 == 0 { 90 } else { 160 };
         (picture + noise) as u16
     })

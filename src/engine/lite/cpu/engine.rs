@@ -12,10 +12,10 @@ use crate::{
 };
 
 /// Share of the previous result where the input stands still.
-const SHARE: f32 = 0.6;
+const SHARE: f32 = 0.7;
 
 /// Position of the dial `denoise` from which on the share is the largest. It falls to 0 at 0.
-const DEGRADED: f32 = 0.3;
+const DEGRADED: f32 = 0.2;
 
 /// Students on the CPU.
 pub struct CpuEngine {

@@ -25,10 +25,10 @@ use crate::{
 const STEP: f32 = 1.0 / 255.0;
 
 /// Mean change of the input around a cell from which on the previous result has no share.
-pub(super) const LIMIT: f32 = 5.0 * STEP;
+pub(super) const LIMIT: f32 = 3.0 * STEP;
 
 /// Mean change of the input between two scenes. Below it, [`LIMIT`] protects everything that moves.
-pub(super) const CUT: f32 = 20.0 * STEP;
+const CUT: f32 = 20.0 * STEP;
 
 /// Rows of the input that are worth another thread.
 const ROWS: usize = 32;
@@ -116,6 +116,7 @@ impl History {
             share(self.columns, change, max, shares);
         } else {
             shares.fill(0.0);
+            result.fill(0.0);
         }
         Ok(Filter {
             r: self.r,

@@ -13,8 +13,8 @@ use crate::{
     engine::{Engine, Options, lite::cpu},
     frame::{Component, Frame, PixelFormat},
     model::{Layer, LayerCondition, Metadata},
-    ops::cuda::Params,
     nn::lite::{Architecture, LatentKind, LatentStats, StudentConfig},
+    ops::cuda::Params,
 };
 
 const PLENTY: usize = 1 << 30;
@@ -492,7 +492,8 @@ fn a_device_with_changing_results_is_refused() {
     fn unstable(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
         emulated::kernels(ram, name, shape, params);
         if CALLS.fetch_add(1, Ordering::Relaxed) + 2 == LAST.load(Ordering::Relaxed) {
-            ram.bytes(params::Conv::from_words(params).output, 2).fill(0x45);
+            ram.bytes(params::Conv::from_words(params).output, 2)
+                .fill(0x45);
         }
     }
     let fake = emulated::device((8, 0), PLENTY);

@@ -8,7 +8,8 @@
 //! texture.
 //!
 //! A student with the dial `detail` is trained at 1, its generative end. Only the tensors of this
-//! dial learn, so that 0 remains the faithful model that the run begins with.
+//! dial learn, so that 0 remains the faithful model that the run begins with. [`Options::faithful`]
+//! trains all else.
 
 mod held_out;
 mod options;
@@ -203,7 +204,8 @@ impl StudentRun {
             target,
             latent,
         };
-        if run.is_detail() && saved.is_none() && begin.is_none() {
+        let has_detail = run.target.student.conditioning.detail;
+        if has_detail && saved.is_none() && begin.is_none() {
             let text = "the dial detail needs a model to begin with, which it is at 0";
             return Err(Error::Setting(text.into()));
         }
@@ -286,8 +288,9 @@ impl StudentRun {
         shares
     }
 
+    /// Returns `true` if the dial `detail` is trained, and `false` if all else is.
     fn is_detail(&self) -> bool {
-        self.target.student.conditioning.detail
+        self.target.student.conditioning.detail && !self.options.faithful
     }
 
     /// Returns the condition of the network for `batch`.
@@ -397,9 +400,10 @@ impl StudentRun {
             }
             grads.extend((stand_in(&result, &total)? * part)?.backward()?)?;
         }
-        if self.is_detail() {
+        if self.target.student.conditioning.detail {
+            let trains_dial = self.is_detail();
             self.trained
-                .freeze(&mut grads, |name| !name.contains(".detail."));
+                .freeze(&mut grads, |name| name.contains(".detail.") != trains_dial);
         }
         let o = &self.options;
         let warm_up = (o.steps / 20).clamp(1, 500);
