@@ -57,7 +57,7 @@ def arguments(doc):
     parser.add_argument("--latency", type=int, default=500, metavar="MS", help="buffer of RTSP and SRT sources")
     parser.add_argument("--timeout", type=float, default=10, metavar="S", help="start a source without video again")
     parser.add_argument("--retry", type=float, default=2, metavar="S", help="pause before the next start")
-    parser.add_argument("--once", action="store_true", help="play the source once, and drop no frame")
+    parser.add_argument("--once", action="store_true", help="play the source once, and drop no frame; an error ends the program")
     parser.add_argument("--metrics", type=int, metavar="PORT", help="serve metrics for Prometheus on this port")
     return parser
 
@@ -108,7 +108,7 @@ class Relay:
         self.outputs, self.lock = set(), threading.Lock()
         self.clock = Gst.SystemClock.obtain()
         self.pipeline, self.upscaler, self.reason = None, None, None
-        self.playing, self.has_audio = False, False
+        self.playing, self.has_audio, self.failed = False, False, False
         self.starts, self.totals = 0, Counter()
         # Called in the main loop: a connection delivers frames; it has failed; the source has ended.
         self.on_start = self.on_stop = self.on_end = lambda: None
@@ -163,8 +163,13 @@ class Relay:
             self.totals = Counter({key: stats[key] for key in ("frames", "dropped")})
 
     def lost(self, reason):
-        """Starts the source again after a pause."""
+        """Starts the source again after a pause, or ends with --once."""
         if self.pipeline is None:
+            return
+        if self.args.once:
+            self.failed = True
+            log(self.name, reason)
+            self.on_end()
             return
         was_playing = self.playing
         self.stop()
@@ -390,6 +395,7 @@ def run(args, relays):
         relay.stop()
         for output in list(relay.outputs):
             output.close()
+    sys.exit(any(relay.failed for relay in relays))
 
 
 def serve_metrics(port, relays):

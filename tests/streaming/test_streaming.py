@@ -415,6 +415,8 @@ def test_files_without_video_are_named_and_tried_again(serve, tmp_path):
     server.wait_for("sound.wav has no video")
     server.wait_for("b: ")
     assert server.lives() and server.stop() == 0
+    once = serve("hls.py", broken, "--once", "--folder", tmp_path, "--port", 0)
+    assert once.process.wait(30) == 1 and "hls: " in once.said(), once.said()
 
 
 @pytest.mark.parametrize("name", ["rtsp.py", "hls.py", "webrtc.py"])
