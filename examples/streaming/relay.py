@@ -57,7 +57,9 @@ def arguments(doc):
     parser.add_argument("--latency", type=int, default=500, metavar="MS", help="buffer of RTSP and SRT sources")
     parser.add_argument("--timeout", type=float, default=10, metavar="S", help="start a source without video again")
     parser.add_argument("--retry", type=float, default=2, metavar="S", help="pause before the next start")
-    parser.add_argument("--once", action="store_true", help="play the source once, and drop no frame; an error ends the program")
+    parser.add_argument(
+        "--once", action="store_true", help="play the source once, and drop no frame; an error ends the program"
+    )
     parser.add_argument("--metrics", type=int, metavar="PORT", help="serve metrics for Prometheus on this port")
     return parser
 
@@ -137,7 +139,8 @@ class Relay:
 
     def start(self):
         self.starts += 1
-        self.branches, self.ready, self.last_frame = {}, threading.Event(), time.monotonic()
+        self.branches, self.caps = {}, {}
+        self.ready, self.last_frame = threading.Event(), time.monotonic()
         self.pipeline = Gst.Pipeline.new(None)
         self.pipeline.use_clock(self.clock)
         decoder = Gst.ElementFactory.make("uridecodebin")
@@ -226,6 +229,7 @@ class Relay:
         running = sample.get_segment().to_running_time(Gst.Format.TIME, buffer.pts)
         if running == Gst.CLOCK_TIME_NONE:
             return Gst.FlowReturn.OK
+        self.caps[kind] = sample.get_caps()
         if kind == "video":
             self.last_frame = time.monotonic()
             if not self.playing:
@@ -240,7 +244,10 @@ class Relay:
 
     def begin(self, running):
         """Lets the server open its outputs at the first frame, which they receive."""
-        self.playing, self.has_audio, self.reason = True, "audio" in self.branches, None
+        end = time.monotonic() + 1
+        while self.branches.keys() - self.caps.keys() and time.monotonic() < end:
+            time.sleep(0.01)
+        self.playing, self.has_audio, self.reason = True, "audio" in self.caps, None
         opened = threading.Event()
         GLib.idle_add(lambda: (self.on_start(), opened.set()) and GLib.SOURCE_REMOVE)
         opened.wait(5)
@@ -291,6 +298,9 @@ class Output:
         self.relay = relay
         sources = {kind: element.get_by_name(kind) for kind in ("video", "audio")}
         self.sources = {kind: source for kind, source in sources.items() if source}
+        for kind, source in self.sources.items():
+            # Multiplexers need all caps before the first data.
+            source.set_property("caps", relay.caps.get(kind))
         self.started = False
         pad = self.sources["video"].get_static_pad("src")
         pad.add_probe(Gst.PadProbeType.EVENT_UPSTREAM, self.on_event)
