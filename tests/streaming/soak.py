@@ -4,7 +4,7 @@
     tests/streaming/soak.py [MINUTES] [MIB]
 
 Fails if the memory of the server grows by more than MIB (default 64) after the first quarter of the
-time (default 10 minutes), or if a client gets no video.
+time (default 10 minutes), or if fewer clients than one a minute get video.
 """
 
 import os
