@@ -27,13 +27,14 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$prefix" || fail "'$prefix' cannot be written; choose another --prefix or become root"
-prefix=$(cd "$prefix" && pwd)
-list=$prefix/share/doc/tadsr/installed-files
+case $prefix in
+    /*) ;;
+    *) prefix=$PWD/$prefix ;;
+esac
+list=share/doc/tadsr/installed-files
 
 if [ -n "$uninstall" ]; then
-    [ -f "$list" ] || fail "nothing is installed in '$prefix'"
+    [ -f "$prefix/$list" ] || fail "nothing is installed in '$prefix'"
     cd "$prefix"
     while read -r file; do
         rm -f -- "$file"
@@ -45,22 +46,23 @@ if [ -n "$uninstall" ]; then
     exit 0
 fi
 
-"$here/bin/tadsr-train" --version >/dev/null ||
+cd "$(dirname "$0")"
+bin/tadsr-train --version >/dev/null ||
     fail "this system lacks GStreamer 1.22 or newer, or glibc 2.36 or newer. Debian, Ubuntu:
     apt-get install gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good \\
         gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav"
+mkdir -p "$prefix/share/doc/tadsr" ||
+    fail "'$prefix' cannot be written; choose another --prefix or become root"
 plugins=lib/gstreamer-1.0
 [ "$prefix" != "${HOME:-}/.local" ] || plugins=share/gstreamer-1.0/plugins
 
-cd "$here"
-mkdir -p "$(dirname "$list")"
-: >"$list"
+: >"$prefix/$list"
 find bin lib share -type f | while read -r file; do
     case $file in
         lib/*) to=$plugins/${file##*/} ;;
         *) to=$file ;;
     esac
-    echo "$to" >>"$list"
+    echo "$to" >>"$prefix/$list"
     mkdir -p "$prefix/$(dirname "$to")"
     cp -p -- "$file" "$prefix/$to"
 done

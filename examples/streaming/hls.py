@@ -37,8 +37,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def build(args, folder, has_audio):
     """Returns the pipeline that writes the segments."""
     keep = 0 if args.once else 6
-    video = f"{relay.SOURCE.format('video')} ! h264parse ! sink.video"
-    audio = f"{relay.SOURCE.format('audio')} ! aacparse ! sink.audio" if has_audio else ""
+    video = f"{relay.SOURCE.format('video')} ! sink.video"
+    audio = f"{relay.SOURCE.format('audio')} ! sink.audio" if has_audio else ""
     # The encoder makes a keyframe every 60 frames without being asked.
     return Gst.parse_launch(
         f"hlssink2 name=sink send-keyframe-requests=false target-duration={args.segment} "

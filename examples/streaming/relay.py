@@ -57,7 +57,9 @@ def arguments(doc):
     parser.add_argument("--latency", type=int, default=500, metavar="MS", help="buffer of RTSP and SRT sources")
     parser.add_argument("--timeout", type=float, default=10, metavar="S", help="start a source without video again")
     parser.add_argument("--retry", type=float, default=2, metavar="S", help="pause before the next start")
-    parser.add_argument("--once", action="store_true", help="play the source once, and drop no frame")
+    parser.add_argument(
+        "--once", action="store_true", help="play the source once, and drop no frame; an error ends the program"
+    )
     parser.add_argument("--metrics", type=int, metavar="PORT", help="serve metrics for Prometheus on this port")
     return parser
 
@@ -108,7 +110,7 @@ class Relay:
         self.outputs, self.lock = set(), threading.Lock()
         self.clock = Gst.SystemClock.obtain()
         self.pipeline, self.upscaler, self.reason = None, None, None
-        self.playing, self.has_audio = False, False
+        self.playing, self.has_audio, self.failed = False, False, False
         self.starts, self.totals = 0, Counter()
         # Called in the main loop: a connection delivers frames; it has failed; the source has ended.
         self.on_start = self.on_stop = self.on_end = lambda: None
@@ -137,7 +139,8 @@ class Relay:
 
     def start(self):
         self.starts += 1
-        self.branches, self.ready, self.last_frame = {}, threading.Event(), time.monotonic()
+        self.branches, self.caps = {}, {}
+        self.ready, self.last_frame = threading.Event(), time.monotonic()
         self.pipeline = Gst.Pipeline.new(None)
         self.pipeline.use_clock(self.clock)
         decoder = Gst.ElementFactory.make("uridecodebin")
@@ -163,8 +166,13 @@ class Relay:
             self.totals = Counter({key: stats[key] for key in ("frames", "dropped")})
 
     def lost(self, reason):
-        """Starts the source again after a pause."""
+        """Starts the source again after a pause, or ends with --once."""
         if self.pipeline is None:
+            return
+        if self.args.once:
+            self.failed = True
+            log(self.name, reason)
+            self.on_end()
             return
         was_playing = self.playing
         self.stop()
@@ -221,6 +229,7 @@ class Relay:
         running = sample.get_segment().to_running_time(Gst.Format.TIME, buffer.pts)
         if running == Gst.CLOCK_TIME_NONE:
             return Gst.FlowReturn.OK
+        self.caps[kind] = sample.get_caps()
         if kind == "video":
             self.last_frame = time.monotonic()
             if not self.playing:
@@ -235,7 +244,10 @@ class Relay:
 
     def begin(self, running):
         """Lets the server open its outputs at the first frame, which they receive."""
-        self.playing, self.has_audio, self.reason = True, "audio" in self.branches, None
+        end = time.monotonic() + 1
+        while self.branches.keys() - self.caps.keys() and time.monotonic() < end:
+            time.sleep(0.01)
+        self.playing, self.has_audio, self.reason = True, "audio" in self.caps, None
         opened = threading.Event()
         GLib.idle_add(lambda: (self.on_start(), opened.set()) and GLib.SOURCE_REMOVE)
         opened.wait(5)
@@ -286,6 +298,9 @@ class Output:
         self.relay = relay
         sources = {kind: element.get_by_name(kind) for kind in ("video", "audio")}
         self.sources = {kind: source for kind, source in sources.items() if source}
+        for kind, source in self.sources.items():
+            # Multiplexers need all caps before the first data.
+            source.set_property("caps", relay.caps.get(kind))
         self.started = False
         pad = self.sources["video"].get_static_pad("src")
         pad.add_probe(Gst.PadProbeType.EVENT_UPSTREAM, self.on_event)
@@ -390,6 +405,7 @@ def run(args, relays):
         relay.stop()
         for output in list(relay.outputs):
             output.close()
+    sys.exit(any(relay.failed for relay in relays))
 
 
 def serve_metrics(port, relays):

@@ -19,8 +19,8 @@ import relay
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, GstRtspServer  # noqa: E402
 
-VIDEO = relay.SOURCE.format("video") + " ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=-1"
-AUDIO = relay.SOURCE.format("audio") + " ! aacparse ! rtpmp4gpay name=pay1 pt=97"
+VIDEO = relay.SOURCE.format("video") + " ! rtph264pay name=pay0 pt=96 config-interval=-1"
+AUDIO = relay.SOURCE.format("audio") + " ! rtpmp4gpay name=pay1 pt=97"
 
 
 def mount(server, path, source):

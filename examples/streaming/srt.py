@@ -24,8 +24,8 @@ def main():
     source = relay.Relay("srt", args.source, args)
 
     def build():
-        video = f"{relay.SOURCE.format('video')} ! h264parse ! mux."
-        audio = f"{relay.SOURCE.format('audio')} ! aacparse ! mux." if source.has_audio else ""
+        video = f"{relay.SOURCE.format('video')} ! mux."
+        audio = f"{relay.SOURCE.format('audio')} ! mux." if source.has_audio else ""
         sink = f'srtsink name=sink uri="{args.to}" wait-for-connection=false'
         pipeline = Gst.parse_launch(f"mpegtsmux name=mux alignment=7 ! {sink} {video} {audio}")
         # A client that connects need not wait for the next keyframe.

@@ -24,12 +24,11 @@ gi.require_version("GstWebRTC", "1.0")
 from gi.repository import GLib, Gst, GstSdp, GstWebRTC  # noqa: E402
 
 VIDEO = (
-    relay.SOURCE.format("video") + " ! h264parse ! rtph264pay config-interval=-1 aggregate-mode=zero-latency ! "
+    relay.SOURCE.format("video") + " ! rtph264pay config-interval=-1 aggregate-mode=zero-latency ! "
     "application/x-rtp,media=video,encoding-name=H264,payload=96 ! peer."
 )
 AUDIO = (
-    relay.SOURCE.format("audio") + " ! opusparse ! rtpopuspay ! "
-    "application/x-rtp,media=audio,encoding-name=OPUS,payload=97 ! peer."
+    relay.SOURCE.format("audio") + " ! rtpopuspay ! application/x-rtp,media=audio,encoding-name=OPUS,payload=97 ! peer."
 )
 PAGE = Path(__file__).with_name("webrtc.html")
 
