@@ -398,26 +398,25 @@ const VERSION: u32 = 5;
 /// Degradations that are tried for a clip.
 const ATTEMPTS: usize = 20;
 
-/// Share of the variance of luma below which a clip is destroyed.
+/// Share of the variance of luma below which a frame is destroyed.
 const DESTROYED: f64 = 0.05;
 
-/// Returns `true` if almost nothing is left of `truth`. At very low bit rates, encoders leave out the
-/// whole of such small clips, and decoders return grey. A network would learn to change grey areas.
+/// Returns `true` if almost nothing is left of a frame of `truth`. At very low bit rates, encoders
+/// leave out the whole of such small clips, and decoders return grey. A network would learn to
+/// change grey areas.
 fn is_destroyed(truth: &[Patch], degraded: &[Patch]) -> bool {
-    variance(degraded) < DESTROYED * variance(truth)
+    let mut frames = truth.iter().zip(degraded);
+    frames.any(|(truth, degraded)| variance(degraded) < DESTROYED * variance(truth))
 }
 
-/// Returns the mean variance of luma within the frames of a clip.
-fn variance(clip: &[Patch]) -> f64 {
-    let of_frame = |frame: &Patch| {
-        let luma = frame.luma();
-        let moment = |power: i32| {
-            let sum: f64 = luma.iter().map(|v| f64::from(*v).powi(power)).sum();
-            sum / luma.len() as f64
-        };
-        moment(2) - moment(1).powi(2)
+/// Returns the variance of luma.
+fn variance(frame: &Patch) -> f64 {
+    let luma = frame.luma();
+    let moment = |power: i32| {
+        let sum: f64 = luma.iter().map(|v| f64::from(*v).powi(power)).sum();
+        sum / luma.len() as f64
     };
-    clip.iter().map(of_frame).sum::<f64>() / clip.len() as f64
+    moment(2) - moment(1).powi(2)
 }
 
 /// Separates the random numbers of the pool from those of the training.
@@ -438,8 +437,9 @@ mod tests {
             .for_each(|v| *v = 0.5 + 0.5 * (*v - 0.5));
         let mut grey = Patch::new(4, 4);
         grey.rgb.fill(0.51);
-        assert!(!is_destroyed(&[truth.clone()], &[soft]));
-        assert!(is_destroyed(&[truth], &[grey.clone()]));
+        assert!(!is_destroyed(&[truth.clone()], &[soft.clone()]));
+        let clip = [truth.clone(), truth];
+        assert!(is_destroyed(&clip, &[soft, grey.clone()]));
         assert!(
             !is_destroyed(&[grey.clone()], &[grey]),
             "flat from the start"
@@ -454,6 +454,6 @@ mod tests {
         let layout = Layout::new(48, [1.25, 2.0]);
         let spec = PoolSpec::default();
         let pool = Pool::open(dir.path(), &spec, layout, Degradation { recipes }, 7).unwrap();
-        assert_eq!(pool.folder(), dir.path().join("pool-e7be23e57a41cb4a"));
+        assert_eq!(pool.folder(), dir.path().join("pool-b8dcf4b62b579af5"));
     }
 }
