@@ -93,10 +93,7 @@ fn mix_by<const R: usize>(shares: &[f32], values: &mut [f32], last: &mut [f32]) 
     let (last, last_end) = last.as_chunks_mut::<R>();
     let cells = values.len();
     for ((v, l), s) in values.iter_mut().zip(last).zip(shares) {
-        for x in 0..R {
-            v[x] += s * (l[x] - v[x]);
-            l[x] = v[x];
-        }
+        mix_cell(*s, v, l);
     }
     if let Some(s) = shares.get(cells) {
         mix_cell(*s, values_end, last_end);
@@ -140,11 +137,11 @@ mod tests {
                 prop_assert!((sum - want.iter().sum::<f32>()).abs() < 1e-4);
 
                 shares(isa, [&a, &b, &c], 0.7, 0.6, &mut out);
-                for x in 0..n {
+                for (x, share) in out.iter().enumerate() {
                     let around = [x.saturating_sub(1), x, (x + 1).min(n - 1)];
                     let d: f32 = around.iter().map(|&i| (a[i] + b[i] + c[i]) / 9.0).sum();
                     let want = 0.6 * (1.0 - d / 0.7).max(0.0).powi(2);
-                    prop_assert!((out[x] - want).abs() < 1e-5, "{:?} at {}", isa, x);
+                    prop_assert!((share - want).abs() < 1e-5, "{:?} at {}", isa, x);
                 }
 
                 let (mut mixed, mut last) = (new.clone(), old.clone());
