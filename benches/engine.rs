@@ -129,8 +129,9 @@ impl Case {
         (bytes(src) + bytes(dst)) as f64
     }
 
-    /// Returns the seconds for a frame, with the network and without (bicubic interpolation only).
-    fn run(&self, precision: Precision, time: Duration) -> tadsr::Result<(f64, f64)> {
+    /// Returns the seconds for a frame: with the network, without it (bicubic interpolation only),
+    /// and with the network and the temporal filter.
+    fn run(&self, precision: Precision, time: Duration) -> tadsr::Result<[f64; 3]> {
         let (src, dst) = self.infos();
         let mut frame = Frame::new(src)?;
         for plane in 0..src.format.planes() {
@@ -143,13 +144,14 @@ impl Case {
         }
         let mut out = Frame::new(dst)?;
         let mut engine = Runner::new(&model(self.student), src, dst, precision)?;
-        let mut seconds = |strength| {
+        let mut seconds = |strength, share| {
+            engine.set_share(share);
             best(time, || {
                 let ran = engine.run(&frame.as_ref(), &mut out.as_mut(), strength);
                 ran.expect("the engine is for these frames");
             })
         };
-        Ok((seconds(1.0), seconds(0.0)))
+        Ok([(1.0, 0.0), (0.0, 0.0), (1.0, 0.6)].map(|(strength, share)| seconds(strength, share)))
     }
 }
 
@@ -366,8 +368,8 @@ fn main() -> tadsr::Result<()> {
             );
         }
         println!(
-            "\nWhole frames: {:26} {:>9} {:>7} {:>9} {:>20} {:>13}",
-            "", "frame", "fps", "bicubic", "direct", "done"
+            "\nWhole frames: {:26} {:>9} {:>7} {:>9} {:>9} {:>20} {:>13}",
+            "", "frame", "fps", "bicubic", "filter", "direct", "done"
         );
     }
     let wanted =
@@ -376,16 +378,18 @@ fn main() -> tadsr::Result<()> {
     let cases = cases().into_iter().filter(wanted);
     for (case, precision) in cases.flat_map(|c| precisions.map(move |p| (c, p))) {
         let name = precision.to_string();
-        let (seconds, base) = case.run(precision, time)?;
+        let [seconds, base, filtered] = case.run(precision, time)?;
         let direct = case.flop() / seconds / 1e9;
         let done = (precision == Precision::F32).then(|| case.done() / seconds / 1e9);
         if !json {
             println!(
-                "{:34} {name:5} {:6.2} ms {:7.1} {:6.2} ms  {}  {:.1} MB in and out, {:.2} GB/s",
+                "{:34} {name:5} {:6.2} ms {:7.1} {:6.2} ms {:+6.2} ms  {}  {:.1} MB in and out, \
+                 {:.2} GB/s",
                 case.name(),
                 seconds * 1e3,
                 1.0 / seconds,
                 base * 1e3,
+                (filtered - seconds) * 1e3,
                 rates(direct, done, flops),
                 case.bytes() / 1e6,
                 case.bytes() / seconds / 1e9,
@@ -393,6 +397,7 @@ fn main() -> tadsr::Result<()> {
         }
         rows.push(serde_json::json!({
             "name": case.name(), "precision": name, "ms": seconds * 1e3, "bicubic_ms": base * 1e3,
+            "filtered_ms": filtered * 1e3,
             "flop": case.flop(), "done": case.done(), "bytes": case.bytes(),
         }));
     }

@@ -7,7 +7,7 @@ use crate::{
     cuda::{DevicePlanes, ExternalContext},
     engine::{
         self, AUTOMATIC_DENOISE, AutomaticDenoise, Capabilities, ColorFix, Engine, NoiseField,
-        Options, Progress, Setting, Tile, Times, larger_scale,
+        Options, Progress, Setting, Temporal, Tile, Times, larger_scale,
     },
     frame::{Frame, FrameInfo, FrameMut, FrameRef, spread_colours},
     model::Model,
@@ -19,10 +19,10 @@ use crate::{
 /// It reuses its plan and working memory until a frame has another size or kind. On a CUDA device,
 /// several frames may be in flight, see [`Self::submit`] and [`Self::receive`].
 ///
-/// The result for a frame does not depend on the number of threads, nor on previous frames, except
-/// that an automatic [`Self::set_denoise`] is an estimate from all frames since [`Self::reset`].
-/// For a ResShift model it depends on the size of the tiles, which [`Tile::Auto`] chooses by the
-/// free memory.
+/// The result for a frame does not depend on the number of threads. It may depend on the frames
+/// since [`Self::reset`]: an automatic [`Self::set_denoise`] is an estimate from all of them, and
+/// [`Self::set_temporal`] mixes in the previous result. For a ResShift model it depends on the size
+/// of the tiles, which [`Tile::Auto`] chooses by the free memory.
 ///
 /// Models differ in their settings, see [`Self::capabilities`]. A setter of a setting that the
 /// model lacks returns [`Error::Setting`] unless the value is the default.
@@ -102,8 +102,12 @@ impl Upscaler {
             return Ok(());
         }
         let model = self.active_model(self.max_scale());
+        let place = match self.device {
+            Device::Cuda(_) => format!(" on {}", self.device),
+            _ => String::new(),
+        };
         Err(Error::Setting(format!(
-            "model '{model}' has no setting '{setting}'"
+            "model '{model}' has no setting '{setting}'{place}"
         )))
     }
 
@@ -190,6 +194,16 @@ impl Upscaler {
             detail.clamp(0.0, 1.0)
         };
         self.set(|options| options.detail = detail)
+    }
+
+    /// Sets the use of previous frames, by default [`Temporal::Auto`]. Call [`Self::reset`] before a
+    /// frame that does not continue the previous ones.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for [`Temporal::Filter`] if the model or the device lacks the setting:
+    /// students on a CUDA device and ResShift models do.
+    pub fn set_temporal(&mut self, temporal: Temporal) -> Result<()> {
+        self.set(|options| options.temporal = temporal)
     }
 
     /// Sets the precision, by default [`Precision::Auto`]. ResShift models accept any: they compute

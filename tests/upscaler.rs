@@ -14,7 +14,7 @@ use std::{
 
 use tadsr::{
     Device, Error, Precision, Upscaler,
-    engine::{ColorFix, NoiseField, Setting, Tile},
+    engine::{ColorFix, NoiseField, Setting, Temporal, Tile},
     frame::{ChromaSite, Colorimetry, Component, Frame, FrameInfo, Matrix, PixelFormat, Range},
     model::{self, LayerCondition, LiteModel, Metadata, ResShiftMetadata},
     nn::resshift::ResShiftConfig,
@@ -592,6 +592,8 @@ fn every_model_accepts_the_default_of_every_setting() {
     ] {
         upscaler.set_strength(1.0).unwrap();
         upscaler.set_precision(Precision::Auto).unwrap();
+        upscaler.set_temporal(Temporal::Auto).unwrap();
+        upscaler.set_temporal(Temporal::Off).unwrap();
         upscaler.set_noise(1.0).unwrap();
         upscaler.set_seed(0).unwrap();
         upscaler.set_noise_field(None).unwrap();
@@ -607,14 +609,14 @@ fn capabilities_are_those_of_the_model() {
     let tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
     let lite = tiny.capabilities();
     assert_eq!(lite.scales, [1.0, 4.0]);
-    let dials = [Setting::Denoise, Setting::Detail];
+    let dials = [Setting::Denoise, Setting::Detail, Setting::Temporal];
     let settings = [Setting::Strength, Setting::Precision]
         .into_iter()
         .chain(dials);
     assert_eq!(lite.settings, settings.collect::<Vec<_>>());
     let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
     assert_eq!(lite.precisions, precisions);
-    assert!(!lite.pipelined && !lite.history);
+    assert!(!lite.pipelined && lite.history);
 
     let dir = tempfile::tempdir().unwrap();
     let upscaler = load(&resshift_model(&dir, 4));
@@ -623,11 +625,14 @@ fn capabilities_are_those_of_the_model() {
         (resshift.scales, resshift.native_scale),
         ([1.0, 4.0], Some(4.0))
     );
-    assert!(
-        Setting::ALL
-            .iter()
-            .all(|(setting, _)| resshift.has(*setting))
-    );
+    for (setting, _) in Setting::ALL {
+        let of_lite = [Setting::Denoise, Setting::Detail, Setting::Temporal];
+        assert_eq!(
+            resshift.has(setting),
+            !of_lite.contains(&setting),
+            "{setting}"
+        );
+    }
     assert_eq!(resshift.precisions, [Precision::F32]);
     assert_eq!((resshift.max_steps, resshift.history), (Some(15), false));
 }

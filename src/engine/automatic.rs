@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use crate::{
     Result,
-    frame::{Component, FrameRef, Source},
+    frame::{FrameRef, Luma},
     nn::lite::Estimator,
 };
 
@@ -114,10 +114,19 @@ impl AutomaticDenoise {
             };
             (0..LATER).map(|k| at(self.frames * LATER + k)).collect()
         };
-        let luma = LumaReader::new(frame)?;
-        let squares = positions.into_iter().map(|at| luma.square(at, side));
+        let luma = Luma::new(frame)?;
+        let squares = positions.into_iter().map(|at| square(&luma, at, side));
         Ok(squares.filter(|square| !is_flat(square, side)).collect())
     }
+}
+
+/// Returns the square of `side` pixels at `x`, `y`.
+fn square(luma: &Luma, (x, y): (usize, usize), side: usize) -> Vec<f32> {
+    let (mut square, mut scratch) = (vec![0.0; side * side], Vec::new());
+    for (row, y) in square.chunks_exact_mut(side).zip(y..) {
+        luma.read(y, x..x + side, row, &mut scratch);
+    }
+    square
 }
 
 /// Returns `true` if there is almost nothing to see.
@@ -126,41 +135,4 @@ fn is_flat(square: &[f32], side: usize) -> bool {
     let differences = rows.flat_map(|row| row.windows(2).map(|w| (w[1] - w[0]).abs()));
     let sum: f32 = differences.sum();
     255.0 * sum < FLAT * square.len() as f32
-}
-
-/// Luma of a frame of any format.
-struct LumaReader<'a> {
-    /// Components and their weights in luma.
-    parts: Vec<(Source<'a>, f32)>,
-}
-
-impl<'a> LumaReader<'a> {
-    fn new(frame: &FrameRef<'a>) -> Result<Self> {
-        let info = frame.info();
-        let (kr, kg, kb) = info.colorimetry.matrix.luma_weights();
-        let weights: &[_] = if info.format.is_rgb() {
-            &[(Component::R, kr), (Component::G, kg), (Component::B, kb)]
-        } else {
-            &[(Component::Y, 1.0)]
-        };
-        let part = |&(component, weight)| Ok((Source::new(frame, component)?, weight));
-        Ok(Self {
-            parts: weights.iter().map(part).collect::<Result<_>>()?,
-        })
-    }
-
-    /// Returns the square of `side` pixels at `x`, `y`.
-    fn square(&self, (x, y): (usize, usize), side: usize) -> Vec<f32> {
-        let mut square = vec![0.0; side * side];
-        let mut samples = vec![0.0; side];
-        for (row, y) in square.chunks_exact_mut(side).zip(y..) {
-            for (source, weight) in &self.parts {
-                source.read(y, x..x + side, &mut samples);
-                row.iter_mut()
-                    .zip(&samples)
-                    .for_each(|(v, s)| *v += weight * s);
-            }
-        }
-        square
-    }
 }

@@ -12,7 +12,7 @@ pub mod resshift;
 pub(crate) use automatic::AutomaticDenoise;
 pub use noise::NoiseField;
 pub(crate) use options::AUTOMATIC_DENOISE;
-pub use options::{ColorFix, Observer, Options, Progress, Setting, Tile};
+pub use options::{ColorFix, Observer, Options, Progress, Setting, Temporal, Tile};
 pub use precision::Precision;
 
 use crate::{
@@ -171,7 +171,7 @@ pub struct Capabilities {
     pub max_steps: Option<usize>,
     /// Several frames may be in flight.
     pub pipelined: bool,
-    /// The result for a frame depends on previous frames.
+    /// The result for a frame may depend on previous frames, see [`Temporal`].
     pub history: bool,
 }
 

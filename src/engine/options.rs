@@ -1,8 +1,9 @@
 //! Settings of an engine and progress of a frame.
 
-use std::{fmt, ops::ControlFlow};
+use std::{fmt, ops::ControlFlow, str::FromStr};
 
 use super::{NoiseField, Precision};
+use crate::{Error, Result};
 
 /// Values of all settings. An engine ignores those that [`super::Capabilities::settings`] does not
 /// list.
@@ -16,6 +17,8 @@ pub struct Options {
     pub automatic_denoise: f32,
     /// Detail that the network may invent, 0 (faithful to the input) to 1 (generative).
     pub detail: f32,
+    /// Use of previous frames.
+    pub temporal: Temporal,
     /// Numeric precision of inference.
     pub precision: Precision,
     /// Maximum number of frames in flight, at least 1.
@@ -57,6 +60,7 @@ impl Default for Options {
             denoise: None,
             automatic_denoise: AUTOMATIC_DENOISE,
             detail: DETAIL,
+            temporal: Temporal::Auto,
             precision: Precision::Auto,
             queue_depth: 2,
             resident: false,
@@ -84,6 +88,7 @@ pub enum Setting {
     Strength,
     Denoise,
     Detail,
+    Temporal,
     Precision,
     Noise,
     Seed,
@@ -96,10 +101,11 @@ pub enum Setting {
 
 impl Setting {
     /// All settings with their names.
-    pub const ALL: [(Self, &str); 11] = [
+    pub const ALL: [(Self, &str); 12] = [
         (Self::Strength, "strength"),
         (Self::Denoise, "denoise"),
         (Self::Detail, "detail"),
+        (Self::Temporal, "temporal"),
         (Self::Precision, "precision"),
         (Self::Noise, "noise"),
         (Self::Seed, "seed"),
@@ -110,13 +116,16 @@ impl Setting {
         (Self::ColorFix, "colour fix"),
     ];
 
-    /// Returns `true` if `options` has the default value of this setting.
+    /// Returns `true` if `options` has the default value of this setting, or one to the same effect
+    /// in engines that lack it.
     pub fn is_default(self, options: &Options) -> bool {
         let default = Options::default();
         match self {
             Self::Strength => options.strength == default.strength,
             Self::Denoise => options.denoise == default.denoise,
             Self::Detail => options.detail == default.detail,
+            // Without history, automatic is off.
+            Self::Temporal => options.temporal != Temporal::Filter,
             Self::Precision => options.precision == default.precision,
             Self::Noise => options.noise == default.noise,
             Self::Seed => options.seed == default.seed,
@@ -133,6 +142,49 @@ impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let name = Self::ALL.iter().find(|s| s.0 == *self).map_or("", |s| s.1);
         f.write_str(name)
+    }
+}
+
+/// Use of previous frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Temporal {
+    /// [`Self::Filter`] for models with the dial `denoise`, [`Self::Off`] for others.
+    #[default]
+    Auto,
+    /// None. Every frame is upscaled on its own.
+    Off,
+    /// Where the input stands still, a share of the previous result is mixed into luma. The share
+    /// falls to 0 for clean input, as `denoise` tells; without that dial it is always the largest.
+    Filter,
+}
+
+impl Temporal {
+    /// All values with their names.
+    pub const ALL: [(Self, &str); 3] = [
+        (Self::Auto, "auto"),
+        (Self::Off, "off"),
+        (Self::Filter, "filter"),
+    ];
+}
+
+impl fmt::Display for Temporal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let name = Self::ALL.iter().find(|t| t.0 == *self).map_or("", |t| t.1);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Temporal {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let found = Self::ALL.iter().find(|t| t.1 == s);
+        let unknown = || {
+            Error::Setting(format!(
+                "temporal '{s}' is unknown: use auto, off or filter"
+            ))
+        };
+        found.map(|t| t.0).ok_or_else(unknown)
     }
 }
 

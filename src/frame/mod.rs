@@ -7,6 +7,7 @@ mod alpha;
 pub mod aspect;
 mod color;
 mod format;
+mod luma;
 pub mod resample;
 mod rgb;
 mod rgb8;
@@ -15,6 +16,7 @@ mod samples;
 pub(crate) use alpha::spread_colours;
 pub use color::{ChromaSite, Colorimetry, Matrix, Range};
 pub use format::{Component, ComponentLayout, PixelFormat};
+pub(crate) use luma::Luma;
 pub(crate) use samples::{Quant, Sink, Source};
 
 use crate::{Error, Result};

@@ -17,6 +17,7 @@ pub mod registry;
 pub(crate) mod resample;
 pub mod shuffle;
 pub mod simd;
+pub(crate) mod temporal;
 pub mod upsample;
 pub mod winograd;
 

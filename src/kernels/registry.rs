@@ -13,7 +13,7 @@ use super::{
     resample::{self, LANES, WINDOW},
     shuffle,
     simd::Isa,
-    upsample,
+    temporal, upsample,
     winograd::{self, Band, TILE, Winograd, images},
 };
 
@@ -167,6 +167,9 @@ pub fn all(cpu: &Cpu) -> Vec<Entry> {
         combine_columns,
     );
     add("resampling, twofold", 1e-6, enlarge_reference, enlarge);
+    add("temporal filter, changes", 1e-5, changes_reference, changes);
+    add("temporal filter, shares", 1e-5, shares_reference, shares);
+    add("temporal filter, mix", 0.0, mix_reference, mix);
     all.extend(
         winograd::Variant::all(cpu)
             .into_iter()
@@ -605,6 +608,72 @@ fn add_shuffled(isa: Isa) -> Work {
             &mut out,
         );
         out
+    })
+}
+
+/// Returns the changes between two rows, and their mean.
+fn changes_reference() -> Vec<f32> {
+    let [a, b, _] = change_rows();
+    let mut out: Vec<f32> = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).collect();
+    out.push(out.iter().sum::<f32>() / out.len() as f32);
+    out
+}
+
+fn changes(isa: Isa) -> Work {
+    let [a, b, _] = change_rows();
+    Box::new(move || {
+        let mut out = vec![f32::NAN; WIDTH];
+        let sum = temporal::changes(isa, &a, &b, &mut out);
+        out.push(sum / WIDTH as f32);
+        out
+    })
+}
+
+/// Largest share, and limit of the change.
+const SHARE: f32 = 0.6;
+const LIMIT: f32 = 1.5;
+
+/// Returns three rows of changes.
+fn change_rows() -> [Vec<f32>; 3] {
+    [23, 24, 25].map(|seed| values(WIDTH, seed).iter().map(|v| v.abs()).collect())
+}
+
+fn shares_reference() -> Vec<f32> {
+    let rows = change_rows();
+    let share = |x: usize| {
+        let around = [x.saturating_sub(1), x, (x + 1).min(WIDTH - 1)];
+        let sum: f32 = rows.iter().flat_map(|row| around.map(|x| row[x])).sum();
+        SHARE * (1.0 - sum / 9.0 / LIMIT).max(0.0).powi(2)
+    };
+    (0..WIDTH).map(share).collect()
+}
+
+fn shares(isa: Isa) -> Work {
+    let rows = change_rows();
+    Box::new(move || {
+        let mut out = vec![f32::NAN; WIDTH];
+        let rows = rows.each_ref().map(Vec::as_slice);
+        temporal::shares(isa, rows, LIMIT, SHARE, &mut out);
+        out
+    })
+}
+
+fn mix_reference() -> Vec<f32> {
+    let [new, _, _, last] = cells();
+    let [shares, ..] = change_rows();
+    let mixed = new.iter().zip(&last).take(R * CELLS).enumerate();
+    mixed
+        .map(|(i, (new, last))| new + shares[i / R] * (last - new))
+        .collect()
+}
+
+fn mix(isa: Isa) -> Work {
+    let [new, _, _, last] = cells();
+    let [shares, ..] = change_rows();
+    Box::new(move || {
+        let (mut values, mut last) = (new[..R * CELLS].to_vec(), last[..R * CELLS].to_vec());
+        temporal::mix(isa, R, &shares[..CELLS], &mut values, &mut last);
+        values
     })
 }
 

@@ -121,6 +121,13 @@ fn unsupported_precisions_and_calls_are_errors() {
             "{error}"
         );
     }
+    let error = cuda.set_temporal(Temporal::Filter).unwrap_err();
+    let on_device = format!("no setting 'temporal' on {}", cuda.active_device());
+    assert!(
+        matches!(&error, Error::Setting(text) if text.contains(&on_device)),
+        "{error}"
+    );
+    cuda.set_temporal(Temporal::Off).unwrap();
     let mut cpu = Upscaler::load("tiny", Device::Cpu).unwrap();
     cpu.set_precision(Precision::F16).unwrap();
     assert!([Precision::F32, Precision::Bf16].contains(&cpu.active_precision(2.0)));

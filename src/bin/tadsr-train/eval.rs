@@ -51,7 +51,8 @@ pub struct Args {
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Name of a bundled model or path of a model file, optionally with settings, as in
-    /// tiny@denoise=0.4,precision=f32 (denoise, detail, strength, precision); may be repeated
+    /// tiny@denoise=0.4,precision=f32 (denoise, detail, strength, temporal, precision); may be
+    /// repeated
     #[arg(long, value_name = "NAME_OR_PATH")]
     model: Vec<String>,
     /// Device of the models: auto, cpu, cuda or cuda:N

@@ -49,6 +49,7 @@ impl Models {
             .try_for_each(|model| resolve(precision, model).map(drop))
     }
 
+    /// Returns the capabilities of an engine that is either pipelined or has a temporal filter.
     fn capabilities(
         &self,
         pipelined: bool,
@@ -64,8 +65,9 @@ impl Models {
         let has = [
             (Setting::Denoise, dials.clone().any(|c| c.denoise)),
             (Setting::Detail, dials.clone().any(|c| c.detail)),
+            (Setting::Temporal, !pipelined),
         ];
-        let dials = has.into_iter().filter(|(_, has)| *has).map(|(s, _)| s);
+        let more = has.into_iter().filter(|(_, has)| *has).map(|(s, _)| s);
         Capabilities {
             scales: [1.0, largest.clone().next_back().unwrap_or(1.0)],
             default_scale: largest.fold(4.0, f64::min),
@@ -73,11 +75,11 @@ impl Models {
             precisions: precisions.filter(serves).collect(),
             settings: [Setting::Strength, Setting::Precision]
                 .into_iter()
-                .chain(dials)
+                .chain(more)
                 .collect(),
             max_steps: None,
             pipelined,
-            history: false,
+            history: !pipelined,
         }
     }
 }

@@ -43,7 +43,11 @@ impl ResShiftEngine {
             default_scale: scale,
             native_scale: Some(scale),
             precisions,
-            settings: Setting::ALL.map(|(setting, _)| setting).into(),
+            settings: {
+                let of_lite = [Setting::Denoise, Setting::Detail, Setting::Temporal];
+                let all = Setting::ALL.into_iter().map(|(setting, _)| setting);
+                all.filter(|setting| !of_lite.contains(setting)).collect()
+            },
             max_steps: Some(runner.steps()),
             pipelined: false,
             history: false,

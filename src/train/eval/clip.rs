@@ -89,7 +89,15 @@ struct Collected {
 }
 
 impl<'a> Pass<'a> {
-    fn new(of: &Evaluation, clip: &Clip, scale: f64, conditions: &'a [Condition]) -> Result<Self> {
+    fn new(
+        of: &mut Evaluation,
+        clip: &Clip,
+        scale: f64,
+        conditions: &'a [Condition],
+    ) -> Result<Self> {
+        for method in &mut of.methods {
+            method.begin(conditions.len())?;
+        }
         let truths = Frames::open(clip, scale)?;
         let small = SmallFrames::new(Frames::open(clip, scale)?, conditions);
         let methods = of.methods.len() * conditions.len();
@@ -110,16 +118,16 @@ impl<'a> Pass<'a> {
             self.end_part(of, clip, rows);
             return Ok(false);
         };
-        let (width, height) = (truth.info().width, truth.info().height);
+        let size = (truth.info().width, truth.info().height);
         let truth = View::of(&truth.as_ref(), border(self.scale))?;
         let truth = Truth::new(truth, &of.models)?;
         let luma = &truth.view.luma;
         let motion = self.last.as_ref().map(|last| Motion::between(last, luma));
         let mut collected = self.collected.iter_mut();
-        for small in &small {
+        for (stream, small) in small.iter().enumerate() {
             for i in 0..of.methods.len() {
                 check(&of.stop)?;
-                let large = of.methods[i].upscale(small, width, height)?;
+                let large = of.methods[i].upscale(stream, small, size)?;
                 let result = View::of(&large.as_ref(), border(self.scale))?;
                 if let Some(collected) = collected.next() {
                     collected.scores.push(truth.score(&result, &of.models)?);
@@ -353,6 +361,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        Device,
         train::eval::{Method, MetricModels},
         video::{Options, StreamInfo, TimedFrame, Writer},
     };
@@ -438,6 +447,33 @@ mod tests {
         // An interpolation changes the part that stands still only near the part that moves.
         let (still, whole) = (clean.flicker.unwrap(), clean.warping_error.unwrap());
         assert!(still < 0.5 && whole.is_finite(), "{still} {whole}");
+    }
+
+    #[test]
+    fn every_condition_is_a_stream_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let clip = whole(clip(dir.path(), 5));
+        let rows = |conditions: &[&str], models: &[&str]| {
+            let mut evaluation = evaluation(conditions);
+            let models = models
+                .iter()
+                .map(|m| Method::model(m, Device::Cpu).unwrap());
+            evaluation.methods = models.collect();
+            let rows = evaluation.clip(&clip, || {}).unwrap();
+            rows.into_iter()
+                .filter(|r| r.condition == "clean")
+                .collect::<Vec<_>>()
+        };
+        // Automatic denoise and the temporal filter depend on the frames before.
+        let filter = "tiny@temporal=filter,denoise=0.6";
+        let among_others = rows(&["h264-40", "clean", "h264-30"], &["tiny", filter]);
+        let alone = rows(&["clean"], &["tiny", filter]);
+        assert_eq!(among_others.len(), 2);
+        for (a, b) in among_others.iter().zip(&alone) {
+            assert_eq!((a.psnr_y, a.flicker), (b.psnr_y, b.flicker), "{}", a.method);
+        }
+        let off = rows(&["clean"], &["tiny@temporal=off,denoise=0.6"]);
+        assert_ne!(alone[1].psnr_y, off[0].psnr_y, "the filter has no effect");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     Device, Error, Result, Upscaler,
+    engine::Setting,
     frame::{
         Frame,
         resample::{Kernel, Resampler},
@@ -31,7 +32,19 @@ pub struct Method {
 
 enum Kind {
     Interpolation(Kernel),
-    Model(Box<Upscaler>),
+    Model(Streams),
+}
+
+/// Upscalers of one model for streams of frames that are upscaled in turn.
+struct Streams {
+    /// Name or path of the model, with settings.
+    name: String,
+    device: Device,
+    /// Ends a frame of a slow model.
+    stop: Arc<AtomicBool>,
+    /// One for each stream if a result depends on previous frames, otherwise one for all. Not
+    /// empty.
+    upscalers: Vec<Upscaler>,
 }
 
 impl Method {
@@ -45,23 +58,21 @@ impl Method {
     }
 
     /// Loads a bundled model by name, or a model file by path, on `device`. Settings may follow, as
-    /// in `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength` and `precision`.
+    /// in `tiny@denoise=0.4,precision=f32`: `denoise`, `detail`, `strength`, `temporal` and
+    /// `precision`.
     ///
     /// # Errors
     /// Those of [`Upscaler::load`]; [`Error::Setting`] for a setting that is unknown or that the
     /// model lacks.
     pub fn model(name: &str, device: Device) -> Result<Self> {
-        let (model, settings) = match name.rsplit_once('@') {
-            Some((model, settings)) if settings.contains('=') => (model, settings),
-            _ => (name, ""),
-        };
-        let mut upscaler = Upscaler::load(model, device)?;
-        for setting in settings.split(',').filter(|s| !s.is_empty()) {
-            set(&mut upscaler, setting)?;
-        }
         Ok(Self {
             name: name.into(),
-            kind: Kind::Model(Box::new(upscaler)),
+            kind: Kind::Model(Streams {
+                name: name.into(),
+                device,
+                stop: Arc::default(),
+                upscalers: vec![load(name, device)?],
+            }),
         })
     }
 
@@ -71,10 +82,10 @@ impl Method {
 
     /// Checks that the method serves `scales`.
     pub(super) fn check(&self, scales: &[f64]) -> Result<()> {
-        let Kind::Model(upscaler) = &self.kind else {
+        let Kind::Model(streams) = &self.kind else {
             return Ok(());
         };
-        let max = upscaler.max_scale();
+        let max = streams.upscalers[0].max_scale();
         match scales.iter().find(|s| **s > max) {
             Some(scale) => Err(Error::Scale(format!(
                 "model '{}' serves scales up to {max}, not {scale}",
@@ -86,8 +97,30 @@ impl Method {
 
     /// Makes slow models stop within a frame once `stop` is set.
     pub(super) fn stop_when(&mut self, stop: &Arc<AtomicBool>) {
-        if let Kind::Model(upscaler) = &mut self.kind {
-            let stop = stop.clone();
+        if let Kind::Model(streams) = &mut self.kind {
+            streams.stop = stop.clone();
+        }
+    }
+
+    /// Begins `count` streams of frames, which are independent of each other and of all frames
+    /// before.
+    ///
+    /// # Errors
+    /// Those of [`Self::model`].
+    pub(super) fn begin(&mut self, count: usize) -> Result<()> {
+        let Kind::Model(streams) = &mut self.kind else {
+            return Ok(());
+        };
+        let capabilities = streams.upscalers[0].capabilities();
+        if capabilities.history || capabilities.has(Setting::Denoise) {
+            while streams.upscalers.len() < count {
+                let upscaler = load(&streams.name, streams.device)?;
+                streams.upscalers.push(upscaler);
+            }
+        }
+        for upscaler in &mut streams.upscalers {
+            upscaler.reset();
+            let stop = streams.stop.clone();
             upscaler.set_observer(Some(Box::new(move |_| {
                 if stop.load(Ordering::SeqCst) {
                     ControlFlow::Break(())
@@ -96,30 +129,50 @@ impl Method {
                 }
             })));
         }
+        Ok(())
     }
 
-    /// Upscales `small` to `width` x `height`, in its format, without regard to other frames.
-    pub(super) fn upscale(&mut self, small: &Frame, width: usize, height: usize) -> Result<Frame> {
+    /// Upscales `small`, the next frame of stream `stream`, to `width` x `height`, in its format.
+    pub(super) fn upscale(
+        &mut self,
+        stream: usize,
+        small: &Frame,
+        (width, height): (usize, usize),
+    ) -> Result<Frame> {
         match &mut self.kind {
             Kind::Interpolation(kernel) => resized(small, width, height, *kernel),
-            Kind::Model(upscaler) => {
+            Kind::Model(Streams { upscalers, .. }) => {
                 let mut large = Frame::new(small.info().with_size(width, height))?;
-                // The frames of several conditions alternate.
-                upscaler.reset();
-                upscaler.upscale_into(&small.as_ref(), &mut large.as_mut())?;
+                let last = upscalers.len() - 1;
+                upscalers[stream.min(last)].upscale_into(&small.as_ref(), &mut large.as_mut())?;
                 Ok(large)
             }
         }
     }
 }
 
+/// Loads a model with settings, see [`Method::model`].
+fn load(name: &str, device: Device) -> Result<Upscaler> {
+    let (model, settings) = match name.rsplit_once('@') {
+        Some((model, settings)) if settings.contains('=') => (model, settings),
+        _ => (name, ""),
+    };
+    let mut upscaler = Upscaler::load(model, device)?;
+    for setting in settings.split(',').filter(|s| !s.is_empty()) {
+        set(&mut upscaler, setting)?;
+    }
+    Ok(upscaler)
+}
+
 /// Applies `setting`, such as `denoise=0.4`.
 fn set(upscaler: &mut Upscaler, setting: &str) -> Result<()> {
-    let known = "denoise, detail or strength from 0 to 1, or a precision";
+    let known = "denoise, detail or strength from 0 to 1, temporal or precision";
     let wrong = || Error::Setting(format!("'{setting}': use {known}, as in denoise=0.4"));
     let (key, text) = setting.split_once('=').ok_or_else(wrong)?;
-    if key == "precision" {
-        return upscaler.set_precision(text.parse()?);
+    match key {
+        "precision" => return upscaler.set_precision(text.parse()?),
+        "temporal" => return upscaler.set_temporal(text.parse()?),
+        _ => {}
     }
     let value: f32 = text.parse().map_err(|_| wrong())?;
     if !(0.0..=1.0).contains(&value) {

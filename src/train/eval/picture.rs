@@ -41,7 +41,8 @@ impl Evaluation {
                 let small = Frame::from_rgb8(lw, lh, &small.to_rgb8())?;
                 for method in &mut self.methods {
                     check(&self.stop)?;
-                    let large = method.upscale(&small, hw, hh)?;
+                    method.begin(1)?;
+                    let large = method.upscale(0, &small, (hw, hh))?;
                     let result = View::of(&large.as_ref(), border(scale))?;
                     rows.push(Row {
                         method: method.name().into(),

@@ -115,6 +115,23 @@ pub enum Precision {
     F16 = 4,
 }
 
+/// Use of previous frames in `tadsrupscale`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstTadsrUpscaleTemporal")]
+#[repr(u32)]
+pub enum Temporal {
+    #[default]
+    #[enum_value(name = "Auto: filter for models with the dial denoise", nick = "auto")]
+    Auto = 0,
+    #[enum_value(name = "Off: every frame on its own", nick = "off")]
+    Off = 1,
+    #[enum_value(
+        name = "Filter: mix in the previous result where the input stands still",
+        nick = "filter"
+    )]
+    Filter = 2,
+}
+
 /// Method of `tadsrupscale` to match the colours of a diffusion model's result to those of the
 /// input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
@@ -147,6 +164,7 @@ pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     for kind in [
         Fallback::static_type(),
         Precision::static_type(),
+        Temporal::static_type(),
         ColorFix::static_type(),
     ] {
         kind.mark_as_plugin_api(gst::PluginAPIFlags::empty());

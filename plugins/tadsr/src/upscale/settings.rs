@@ -14,7 +14,7 @@ use tadsr::{
     engine::{self, Setting, Tile},
 };
 
-use super::{ColorFix, Fallback, Precision, scale::MAX_SCALE, stats::Status};
+use super::{ColorFix, Fallback, Precision, Temporal, scale::MAX_SCALE, stats::Status};
 
 /// Values of the writable properties.
 ///
@@ -33,6 +33,8 @@ pub(super) struct Settings {
     pub denoise: f64,
     /// 0 (faithful) to 1 (generative).
     pub detail: f64,
+    /// Use of previous frames.
+    pub temporal: Temporal,
     /// Threads per frame on the CPU; 0 is one per core.
     pub threads: u32,
     /// Numeric precision of inference.
@@ -262,6 +264,20 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
             |s| &mut s.detail,
         ),
         Property::new(
+            glib::ParamSpecEnum::builder_with_default("temporal", Temporal::default())
+                .nick("Temporal")
+                .blurb(
+                    "Use of previous frames, which reduces the flicker of degraded input. For \
+                     models of the lite family on the CPU",
+                )
+                .mutable_playing()
+                .build(),
+            Change::Live(Setting::Temporal, |s, upscaler| {
+                upscaler.set_temporal(s.temporal.into())
+            }),
+            |s| &mut s.temporal,
+        ),
+        Property::new(
             glib::ParamSpecUInt::builder("threads")
                 .nick("Threads")
                 .blurb("Threads per frame on the CPU (0 = one per core)")
@@ -450,6 +466,16 @@ impl From<Precision> for tadsr::Precision {
             Precision::Bf16 => Self::Bf16,
             Precision::Int8 => Self::Int8,
             Precision::F16 => Self::F16,
+        }
+    }
+}
+
+impl From<Temporal> for engine::Temporal {
+    fn from(temporal: Temporal) -> Self {
+        match temporal {
+            Temporal::Auto => Self::Auto,
+            Temporal::Off => Self::Off,
+            Temporal::Filter => Self::Filter,
         }
     }
 }

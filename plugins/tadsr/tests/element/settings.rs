@@ -50,6 +50,81 @@ fn denoise_takes_effect_with_the_next_frame() {
     assert_eq!(automatic, upscale(-1.0));
 }
 
+/// Returns a still picture with noise that differs by `seed`.
+fn noisy(seed: usize) -> gst::Buffer {
+    frame(&info(&raw("GRAY8", 64, 48)), |_, x, y| {
+        let noise = (x * 73 + y * 151 + seed * 977) * (x + 3 * y + 7 * seed + 11) % 7 / 3;
+        let picture = if (x / 9 + y / 13) % 2 == 0 { 90 } else { 160 };
+        (picture + noise) as u16
+    })
+}
+
+fn temporal_rig(temporal: &str) -> Rig {
+    let settings = [("scale", "2"), ("denoise", "0.6"), ("temporal", temporal)];
+    Rig::raw(&settings, "GRAY8", 64, 48)
+}
+
+/// Upscales the picture `seed` as frame `n`.
+fn upscaled(rig: &mut Rig, seed: usize, n: u64) -> Vec<u16> {
+    let out = rig.harness.push_and_pull(timed(noisy(seed), n)).unwrap();
+    samples(&out, &rig.out_info(), 0)
+}
+
+#[test]
+fn the_temporal_filter_reduces_flicker() {
+    let flicker = |temporal: &str| {
+        let mut rig = temporal_rig(temporal);
+        let results: Vec<_> = (0..10).map(|n| upscaled(&mut rig, n, n as u64)).collect();
+        let pairs = results[4..].windows(2).flat_map(|w| w[0].iter().zip(&w[1]));
+        pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>()
+    };
+    let (off, filter) = (flicker("off"), flicker("filter"));
+    assert!(filter < off * 3 / 4, "{filter} against {off}");
+}
+
+#[test]
+fn the_temporal_filter_can_be_switched_between_two_frames() {
+    let mut rig = temporal_rig("filter");
+    let first = upscaled(&mut rig, 1, 0);
+    upscaled(&mut rig, 0, 1);
+    assert_ne!(upscaled(&mut rig, 1, 2), first);
+    rig.element.set_property_from_str("temporal", "off");
+    assert_eq!(upscaled(&mut rig, 1, 3), first);
+}
+
+#[test]
+fn nothing_of_the_frames_before_a_seek_is_left() {
+    let mut rig = temporal_rig("filter");
+    let first = upscaled(&mut rig, 1, 0);
+    upscaled(&mut rig, 0, 1);
+    rig.harness.push_event(gst::event::FlushStart::new());
+    rig.harness.push_event(gst::event::FlushStop::new(true));
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    rig.harness.push_event(gst::event::Segment::new(&segment));
+    assert_eq!(upscaled(&mut rig, 1, 0), first);
+}
+
+#[test]
+fn late_frames_that_are_dropped_do_not_disturb_the_temporal_filter() {
+    let mut rig = temporal_rig("filter");
+    upscaled(&mut rig, 0, 0);
+    // The sink reports that the frame at 40 ms was 100 ms late.
+    let late = 100 * gst::ClockTime::MSECOND.nseconds() as i64;
+    let event = gst::event::Qos::new(gst::QOSType::Underflow, 2.0, late, FRAME);
+    assert!(rig.harness.push_upstream_event(event));
+    for n in 1..3 {
+        let pushed = rig.harness.push(timed(noisy(n), n as u64));
+        assert_eq!(pushed, Ok(gst::FlowSuccess::Ok));
+    }
+    let after = upscaled(&mut rig, 9, 60);
+    let stats: gst::Structure = rig.element.property("stats");
+    assert_eq!(stats.get::<u64>("dropped"), Ok(2));
+    // The frame follows the last one that was upscaled.
+    let mut without = temporal_rig("filter");
+    upscaled(&mut without, 0, 0);
+    assert_eq!(upscaled(&mut without, 9, 60), after);
+}
+
 #[test]
 fn a_controlled_strength_follows_the_stream_time() {
     let mut rig = Rig::raw(&[("scale", "2")], "GRAY8", 32, 24);

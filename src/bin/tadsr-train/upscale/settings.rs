@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tadsr::{
     Device, Error, Precision, Upscaler,
-    engine::{ColorFix, NoiseField, Setting, Tile},
+    engine::{ColorFix, NoiseField, Setting, Temporal, Tile},
     frame::FrameInfo,
     train::checkpoint::write_atomically,
 };
@@ -48,6 +48,10 @@ pub struct Settings {
     /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0.5]
     #[arg(long, value_parser = fraction)]
     detail: Option<f32>,
+    /// Use of previous frames of a video: auto, off or filter (mixes in the previous result where
+    /// the input stands still). For models of the lite family on the CPU
+    #[arg(long, default_value = "auto", value_parser = Temporal::from_str)]
+    temporal: Temporal,
     /// Numeric precision: auto (the fastest that the processor supports), f32 or bf16; int8 for
     /// calibrated models; f16 on a CUDA device. ResShift models: f32 on the CPU; f16, bf16 or f32
     /// on CUDA
@@ -115,6 +119,7 @@ impl Settings {
         upscaler.set_threads(self.threads.into())?;
         upscaler.set_strength(self.strength)?;
         upscaler.set_precision(self.precision)?;
+        upscaler.set_temporal(self.temporal)?;
         if let Some(denoise) = self.denoise {
             upscaler.set_denoise(Some(denoise))?;
         }

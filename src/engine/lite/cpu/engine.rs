@@ -4,12 +4,18 @@ use super::{Runner, scale};
 use crate::{
     Result,
     engine::{
-        Capabilities, Engine, Observer, Options, Precision, larger_scale,
+        Capabilities, Engine, Observer, Options, Precision, Temporal, larger_scale,
         lite::{Models, condition, dials_differ, frame_mismatch},
     },
     frame::{FrameInfo, FrameMut, FrameRef},
     model::LiteModel,
 };
+
+/// Share of the previous result where the input stands still.
+const SHARE: f32 = 0.7;
+
+/// Position of the dial `denoise` from which on the share is the largest. It falls to 0 at 0.
+const DEGRADED: f32 = 0.2;
 
 /// Students on the CPU.
 pub struct CpuEngine {
@@ -34,6 +40,22 @@ impl CpuEngine {
             stale: false,
         }
     }
+
+    /// Returns the largest share of the previous result for the model `index`.
+    fn share(&self, index: usize) -> f32 {
+        let has_dial = self.models.0[index].metadata.student.conditioning.denoise;
+        match (self.options.temporal, has_dial) {
+            (Temporal::Off, _) | (Temporal::Auto, false) => 0.0,
+            (Temporal::Filter, false) => SHARE,
+            (_, true) => SHARE * (self.options.denoise() / DEGRADED).min(1.0),
+        }
+    }
+}
+
+/// Returns `true` if two sets of options make different results of a frame, other than by the
+/// automatic `denoise`, which changes in small steps.
+fn results_differ(a: &Options, b: &Options) -> bool {
+    (a.strength, a.denoise, a.detail) != (b.strength, b.denoise, b.detail)
 }
 
 impl Engine for CpuEngine {
@@ -59,6 +81,9 @@ impl Engine for CpuEngine {
         if options.precision != self.options.precision {
             self.models.check(options.precision, Precision::resolve)?;
             self.runner = None;
+        }
+        if results_differ(&options, &self.options) {
+            self.reset();
         }
         self.stale |= dials_differ(&options, &self.options);
         self.options = options;
@@ -89,7 +114,16 @@ impl Engine for CpuEngine {
     }
 
     fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, _: Observer) -> Result<()> {
+        let index = self.runner.as_ref().ok_or_else(frame_mismatch)?.0;
+        let share = self.share(index);
         let (_, runner) = self.runner.as_mut().ok_or_else(frame_mismatch)?;
+        runner.set_share(share);
         runner.run(src, dst, self.options.strength)
+    }
+
+    fn reset(&mut self) {
+        if let Some((_, runner)) = &mut self.runner {
+            runner.forget();
+        }
     }
 }

@@ -8,6 +8,7 @@
 mod calibrate;
 mod engine;
 mod grid_io;
+mod history;
 mod network;
 mod plane_plan;
 mod precision;
@@ -21,6 +22,7 @@ pub use calibrate::{Patches, calibrate};
 pub use engine::CpuEngine;
 
 use grid_io::GridIo;
+use history::History;
 use network::{Network, zeros};
 use plane_plan::PlanePlan;
 use row_plan::RowPlan;
@@ -39,6 +41,9 @@ pub struct Runner {
     dst: FrameInfo,
     precision: Precision,
     plan: Plan,
+    history: History,
+    /// Largest share of the previous result; 0 without the temporal filter.
+    share: f32,
 }
 
 /// Order of work for a frame: row by row, or plane by plane.
@@ -70,6 +75,8 @@ impl Runner {
             dst,
             precision,
             plan,
+            history: History::new(&src, &dst, model.metadata.student.r),
+            share: 0.0,
         })
     }
 
@@ -96,19 +103,42 @@ impl Runner {
         self.precision
     }
 
+    /// Sets the largest share of the previous result that the temporal filter mixes into luma, 0
+    /// (the default, no filter) to below 1.
+    pub fn set_share(&mut self, share: f32) {
+        self.share = share;
+    }
+
+    /// Forgets the previous frame.
+    pub fn forget(&mut self) {
+        self.history.forget();
+    }
+
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the
     /// current rayon pool.
     ///
     /// # Errors
-    /// [`crate::Error::Frame`] if the runner is not prepared for these frames.
+    /// [`crate::Error::Frame`] if the runner is not prepared for these frames,
+    /// [`crate::Error::Memory`] if there is not enough memory for the temporal filter.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if !self.fits(src.info(), dst.info()) {
             return Err(frame_mismatch());
         }
+        let filter = if self.share > 0.0 && strength > 0.0 {
+            Some(self.history.next(src, self.share)?)
+        } else {
+            self.history.forget();
+            None
+        };
+        let filtered = filter.is_some();
         match &mut self.plan {
-            Plan::Rows(plan) => plan.run(src, dst, strength),
-            Plan::Planes(plan) => plan.run(src, dst, strength),
+            Plan::Rows(plan) => plan.run(src, dst, strength, filter.as_ref())?,
+            Plan::Planes(plan) => plan.run(src, dst, strength, filter.as_ref())?,
         }
+        if filtered {
+            self.history.complete();
+        }
+        Ok(())
     }
 }
 

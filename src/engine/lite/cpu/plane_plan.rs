@@ -6,6 +6,7 @@
 use super::{
     Precision,
     grid_io::GridIo,
+    history::Filter,
     network::{Network, zeros},
 };
 use crate::{
@@ -145,12 +146,18 @@ impl PlanePlan {
         &mut self.network
     }
 
-    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the
-    /// current rayon pool.
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above 0,
+    /// luma passes `filter`. Runs on the current rayon pool.
     ///
     /// # Errors
     /// [`crate::Error::Frame`] if the frames have another format than the plan.
-    pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
+    pub fn run(
+        &mut self,
+        src: &FrameRef,
+        dst: &mut FrameMut,
+        strength: f32,
+        filter: Option<&Filter>,
+    ) -> Result<()> {
         for plane in &mut self.planes {
             let axes = (plane.resampler.horizontal(), plane.resampler.vertical());
             self.input.resize(axes.0.src_len() * axes.1.src_len(), 0.0);
@@ -162,7 +169,7 @@ impl PlanePlan {
                 *gain = strength * std;
             }
             self.encode();
-            self.add_residual();
+            self.add_residual(filter);
         }
         for plane in &self.planes {
             dst.write(plane.component, &plane.up)?;
@@ -211,7 +218,7 @@ impl PlanePlan {
     }
 
     /// Runs the network and adds its residual to the planes.
-    fn add_residual(&mut self) {
+    fn add_residual(&mut self, filter: Option<&Filter>) {
         let Self {
             planes,
             full,
@@ -220,6 +227,7 @@ impl PlanePlan {
             ..
         } = self;
         let width = self.dst.width;
+        let luma_weights = self.dst.colorimetry.matrix.luma_weights().into();
         self.network.divide();
         let cells = grid.with_margin(0);
         self.network
@@ -236,11 +244,27 @@ impl PlanePlan {
                     &mut planes[y].up,
                     width,
                 );
+                if let Some(filter) = filter {
+                    for (y, row) in planes[y].up.chunks_exact_mut(width).enumerate() {
+                        // SAFETY: this is the only thread.
+                        unsafe { filter.apply(y, 0, row) };
+                    }
+                }
             }
             (None, Some(rgb)) => {
                 full.clear();
                 full.resize(width * self.dst.height, 0.0);
                 shuffle_add(residual, luma_slot(self.r), *grid, gain, full, width);
+                if let Some(filter) = filter {
+                    let (mut luma, mut scratch) = (Vec::new(), Vec::new());
+                    mix(&mut luma, planes, rgb, luma_weights);
+                    add(&mut luma, full, 1.0);
+                    let rows = luma.chunks_exact_mut(width);
+                    for (y, (luma, full)) in rows.zip(full.chunks_exact_mut(width)).enumerate() {
+                        // SAFETY: this is the only thread.
+                        unsafe { filter.apply_to_residual(y, 0, luma, full, &mut scratch) };
+                    }
+                }
                 rgb.into_iter()
                     .for_each(|i| add(&mut planes[i].up, full, 1.0));
             }

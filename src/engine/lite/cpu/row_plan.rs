@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     Precision,
+    history::Filter,
     network::{Network, NetworkIo},
     scale,
 };
@@ -113,6 +114,8 @@ struct Block {
     line: Vec<f32>,
     /// The residual of that row.
     residual: Vec<f32>,
+    /// Luma of that row of R, G and B.
+    luma: Vec<f32>,
 }
 
 /// Columns of a component's base.
@@ -218,8 +221,15 @@ impl RowPlan {
         &mut self.network
     }
 
-    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual.
-    pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above 0,
+    /// luma passes `filter`.
+    pub fn run(
+        &mut self,
+        src: &FrameRef,
+        dst: &mut FrameMut,
+        strength: f32,
+        filter: Option<&Filter>,
+    ) -> Result<()> {
         self.divide();
         for (gain, std) in self.gain.iter_mut().zip(&self.residual_std) {
             *gain = strength * std;
@@ -240,6 +250,7 @@ impl RowPlan {
             channels: self.channels,
             whiten: (&self.mean, &self.scale),
             gain: &self.gain,
+            filter,
             blocks: &self.blocks,
             sources,
             sinks: Sink::all(dst),
@@ -299,6 +310,7 @@ impl RowPlan {
             cells: Vec::new(),
             line: Vec::new(),
             residual: Vec::new(),
+            luma: Vec::new(),
         }
     }
 }
@@ -343,6 +355,7 @@ struct FrameIo<'a> {
     channels: usize,
     whiten: (&'a [f32], &'a [f32]),
     gain: &'a [f32],
+    filter: Option<&'a Filter<'a>>,
     blocks: &'a [Mutex<Block>],
     sources: [Option<Source<'a>>; MAX_COMPONENTS],
     sinks: [Option<Sink<'a>>; MAX_COMPONENTS],
@@ -450,6 +463,7 @@ impl FrameIo<'_> {
         let PlaneSlot { channel, r } = slot.at;
         let (sample, channel) = (y * r + row, channel + row * r);
         let gain = &self.gain[channel..channel + r];
+        let filter = self.filter.filter(|_| slot.at.channel == 0);
         let (line, sum) = (&mut block.line, &mut block.residual);
         if let (Some(cells), true) = (residual, slot.parts.len() > 1) {
             let len = block.strips[slot.parts[0].0].columns.len();
@@ -465,6 +479,17 @@ impl FrameIo<'_> {
                 self.channels,
                 sum,
             );
+            if let Some(filter) = filter {
+                let luma = &mut block.luma;
+                luma.clone_from(sum);
+                for &(index, weight) in &slot.parts {
+                    let base = block.strips[index].inside(sample);
+                    let samples = luma.iter_mut().zip(base);
+                    samples.for_each(|(v, b)| *v += weight * b);
+                }
+                // SAFETY: only this block applies it to these columns.
+                unsafe { filter.apply_to_residual(sample, start, luma, sum, line) };
+            }
         }
         for &(index, _) in &slot.parts {
             let (Some(source), Some(sink)) = (&self.sources[index], &self.sinks[index]) else {
@@ -485,6 +510,10 @@ impl FrameIo<'_> {
                         self.channels,
                         line,
                     );
+                    if let Some(filter) = filter {
+                        // SAFETY: only this block applies it to these columns.
+                        unsafe { filter.apply(sample, start, line) };
+                    }
                 }
                 Some(_) => {
                     let both = base.iter().zip(sum.iter());

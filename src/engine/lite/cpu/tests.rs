@@ -1,6 +1,12 @@
 //! Comparison of networks and whole frames with plain formulas, one layer and one plane at a time.
 
-use super::{Patches, Runner, calibrate, grid_io::GridIo, network::Network, scale};
+use super::{
+    Patches, Runner, calibrate,
+    grid_io::GridIo,
+    history::{LIMIT, to_grid},
+    network::Network,
+    scale,
+};
 use crate::{
     Precision,
     frame::{
@@ -168,30 +174,29 @@ proptest! {
 
     #[test]
     fn a_frame_is_upscaled_as_by_the_formulas_on_any_number_of_threads(case in frames()) {
-        let want = case.by_the_formulas();
+        let want = case.written(&case.by_the_formulas(&case.frame()));
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let one = case.run(1, precision);
             let many = case.run(case.threads, precision);
             prop_assert!(one == many, "threads change the result in {precision}");
-            let dst = case.dst();
-            for layout in dst.format.components() {
-                let read = |frame: &Memory| frame.read(dst, layout.component);
-                let pairs: Vec<_> = read(&one).into_iter().zip(read(&want)).collect();
-                // In 8-bit codes, of which the standard deviation of the residual is about 10.
-                let errors = pairs.iter().map(|(a, b)| (a - b).abs() * 255.0);
-                let max = errors.fold(0.0f32, f32::max);
-                let error = 255.0 * rms(pairs.iter().map(|(a, b)| a - b));
-                let (allowed, mean) = match precision {
-                    Precision::F32 => (1.2, 0.35),
-                    _ => (14.0, 1.6),
-                };
-                prop_assert!(
-                    max <= allowed && error <= mean,
-                    "{precision} {:?}: error of {max} codes at most, {error} on average",
-                    layout.component
-                );
+            case.compare(&one, &want, precision)?;
+            prop_assert!(one.padding_is_unchanged(case.dst()), "bytes between rows have changed");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_mixed_with_the_previous_one_as_by_the_formulas_on_any_number_of_threads(
+        case in frames(), share in 0.1f32..0.9,
+    ) {
+        let want = case.written(&case.filtered_by_the_formulas(share));
+        for precision in [Precision::F32, Precision::Int8] {
+            let one = case.run_filtered(1, precision, share);
+            let many = case.run_filtered(case.threads, precision, share);
+            prop_assert!(one == many, "threads change the result in {precision}");
+            if precision == Precision::F32 {
+                case.compare(&one, &want, precision)?;
             }
-            prop_assert!(one.padding_is_unchanged(dst), "the bytes between rows have changed");
+            prop_assert!(one.padding_is_unchanged(case.dst()), "bytes between rows have changed");
         }
     }
 }
@@ -295,7 +300,7 @@ impl Case {
     fn model(&self) -> LiteModel {
         let mut model = model(self.student, self.seed);
         // Wide enough for the receptive field of all layers.
-        let (grid, _, latents) = self.latent(&model, 2 * model.layers.len());
+        let (grid, _, latents) = self.latent(&model, &self.frame(), 2 * model.layers.len());
         let scale = scale(&self.src, &self.dst());
         let patches = Patches {
             at: Condition::at(scale),
@@ -341,8 +346,8 @@ impl Case {
     }
 
     /// Returns every component enlarged by bicubic interpolation.
-    fn bases(&self) -> Bases {
-        let (frame, (w, h)) = (self.frame(), self.size);
+    fn bases(&self, frame: &Memory) -> Bases {
+        let (w, h) = self.size;
         let base = |c: Component| {
             let resampler = Resampler::for_component(&self.src, c, w, h, Kernel::Bicubic, false);
             let (cw, ch) = self.src.format.component_size(c, w, h);
@@ -355,22 +360,15 @@ impl Case {
     }
 
     /// Returns the latent with a margin, and the bases.
-    fn latent(&self, model: &LiteModel, margin: usize) -> (Grid, Bases, Vec<f32>) {
-        let (r, (w, h), bases) = (self.student.r, self.size, self.bases());
+    fn latent(&self, model: &LiteModel, frame: &Memory, margin: usize) -> (Grid, Bases, Vec<f32>) {
+        let (r, (w, h), bases) = (self.student.r, self.size, self.bases(frame));
         let of = |c: Component| bases.iter().find(|b| b.0 == c).map(|b| &b.1);
         let grid = Grid::new(self.student.latent, r, w, h).with_margin(margin);
         let (mean, std) = (&model.stats.input_mean, &model.stats.input_std);
         let mut z = vec![0.0; grid.len()];
         let mut put =
             |plane: &[f32], width, slot| unshuffle(plane, width, slot, grid, mean, std, &mut z);
-        match (of(Y), of(R), of(G), of(B)) {
-            (None, Some(red), Some(green), Some(blue)) => {
-                let (kr, kg, kb) = self.src.colorimetry.matrix.luma_weights();
-                let mix = |i: usize| kr * red[i] + kg * green[i] + kb * blue[i];
-                put(&(0..w * h).map(mix).collect::<Vec<_>>(), w, luma_slot(r));
-            }
-            (luma, ..) => put(luma.unwrap(), w, luma_slot(r)),
-        }
+        put(&self.luma(&bases), w, luma_slot(r));
         if self.student.latent == LatentKind::Yuv {
             let neutral = vec![0.0; w.div_ceil(2) * h.div_ceil(2)];
             for (which, c) in [U, V].into_iter().enumerate() {
@@ -384,9 +382,23 @@ impl Case {
         (grid, bases, z)
     }
 
-    fn by_the_formulas(&self) -> Memory {
+    /// Returns the luma of some planes.
+    fn luma(&self, planes: &Bases) -> Vec<f32> {
+        let of = |c: Component| planes.iter().find(|p| p.0 == c).map(|p| &p.1);
+        match (of(Y), of(R), of(G), of(B)) {
+            (None, Some(red), Some(green), Some(blue)) => {
+                let (kr, kg, kb) = self.src.colorimetry.matrix.luma_weights();
+                let mix = |i: usize| kr * red[i] + kg * green[i] + kb * blue[i];
+                (0..red.len()).map(mix).collect()
+            }
+            (luma, ..) => luma.unwrap().clone(),
+        }
+    }
+
+    /// Returns the planes of the result before they are rounded.
+    fn by_the_formulas(&self, frame: &Memory) -> Bases {
         let (model, dst) = (self.model(), self.dst());
-        let (grid, bases, z) = self.latent(&model, model.layers.len());
+        let (grid, bases, z) = self.latent(&model, frame, model.layers.len());
         let residual = by_the_formula(&model, scale(&self.src, &dst), &z, grid);
         let residual = inside(&residual, grid);
         let (r, cells) = (self.student.r, grid.with_margin(0));
@@ -396,8 +408,7 @@ impl Case {
             .iter()
             .map(|s| s * self.strength)
             .collect();
-        let mut out = Memory::new(dst, self.padding[1]);
-        for (c, mut plane) in bases {
+        let sum = |(c, mut plane): (Component, Vec<f32>)| {
             let slot = match (c, self.student.latent) {
                 (A, _) | (U | V, LatentKind::Luma) => None,
                 (U, _) => Some(chroma_slot(r, 0)),
@@ -408,9 +419,165 @@ impl Case {
                 let width = dst.format.component_size(c, dst.width, dst.height).0;
                 shuffle_add(&residual, slot, cells, &gain, &mut plane, width);
             }
-            out.as_mut(dst).write(c, &plane).unwrap();
+            (c, plane)
+        };
+        bases.into_iter().map(sum).collect()
+    }
+
+    /// Checks that the samples differ by no more than the precision explains.
+    fn compare(
+        &self,
+        got: &Memory,
+        want: &Memory,
+        precision: Precision,
+    ) -> Result<(), TestCaseError> {
+        let dst = self.dst();
+        for layout in dst.format.components() {
+            let read = |frame: &Memory| frame.read(dst, layout.component);
+            let pairs: Vec<_> = read(got).into_iter().zip(read(want)).collect();
+            // In 8-bit codes, of which the standard deviation of the residual is about 10.
+            let errors = pairs.iter().map(|(a, b)| (a - b).abs() * 255.0);
+            let max = errors.fold(0.0f32, f32::max);
+            let error = 255.0 * rms(pairs.iter().map(|(a, b)| a - b));
+            let (allowed, mean) = match precision {
+                Precision::F32 => (1.2, 0.35),
+                _ => (14.0, 1.6),
+            };
+            prop_assert!(
+                max <= allowed && error <= mean,
+                "{precision} {:?}: error of {max} codes at most, {error} on average",
+                layout.component
+            );
+        }
+        Ok(())
+    }
+
+    fn written(&self, planes: &Bases) -> Memory {
+        let (dst, mut out) = (self.dst(), Memory::new(self.dst(), self.padding[1]));
+        for (c, plane) in planes {
+            out.as_mut(dst).write(*c, plane).unwrap();
         }
         out
+    }
+
+    /// Returns the frame with little noise on its left half and more on the right.
+    fn next_frame(&self) -> Memory {
+        let (last, mut next) = (self.frame(), self.frame());
+        for layout in self.src.format.components() {
+            let mut plane = last.read(self.src, layout.component);
+            let (src, c) = (self.src, layout.component);
+            let (width, _) = src.format.component_size(c, src.width, src.height);
+            let noise = values(plane.len(), 0.1, self.seed ^ 11);
+            for (i, (v, noise)) in plane.iter_mut().zip(noise).enumerate() {
+                *v += if i % width < width / 2 {
+                    0.05 * noise
+                } else {
+                    noise
+                };
+            }
+            next.as_mut(self.src)
+                .write(layout.component, &plane)
+                .unwrap();
+        }
+        next
+    }
+
+    /// Returns the share of the previous result, up to `max`, for each pixel of the result of
+    /// [`Self::next_frame`] after [`Self::frame`].
+    fn shares(&self, max: f32) -> Vec<f32> {
+        let inputs = [self.frame(), self.next_frame()].map(|frame| {
+            let components = self.src.format.components().iter().map(|c| c.component);
+            self.luma(&components.map(|c| (c, frame.read(self.src, c))).collect())
+        });
+        let change = inputs[0].iter().zip(&inputs[1]).map(|(a, b)| (a - b).abs());
+        let (r, (w, h), mut change) = (self.student.r, self.size, change.collect::<Vec<_>>());
+        let (columns, rows) = (w.div_ceil(r), h.div_ceil(r));
+        if let Some(resampler) = to_grid((self.src.width, self.src.height), self.size, r) {
+            let mut cells = vec![0.0; columns * rows];
+            resampler.run(&change, &mut cells);
+            change = cells;
+        }
+        let share = |i: usize| {
+            let (x, y) = (i % w / r, i / w / r);
+            let near = |v: usize, len: usize| [v.saturating_sub(1), v, (v + 1).min(len - 1)];
+            let around = near(y, rows).map(|y| near(x, columns).map(|x| change[y * columns + x]));
+            let mean = around.as_flattened().iter().sum::<f32>() / 9.0;
+            max * (1.0 - mean / LIMIT).max(0.0).powi(2)
+        };
+        (0..w * h).map(share).collect()
+    }
+
+    /// Returns the planes of the result of [`Self::next_frame`] after [`Self::frame`], with shares
+    /// up to `max` of the previous result.
+    fn filtered_by_the_formulas(&self, max: f32) -> Bases {
+        let last = self.luma(&self.by_the_formulas(&self.frame()));
+        let mut planes = self.by_the_formulas(&self.next_frame());
+        let pairs = last.into_iter().zip(self.luma(&planes));
+        let mix = pairs
+            .zip(self.shares(max))
+            .map(|((last, new), share)| share * (last - new));
+        let mix: Vec<f32> = mix.collect();
+        for (component, plane) in &mut planes {
+            if matches!(component, Y | R | G | B) {
+                plane.iter_mut().zip(&mix).for_each(|(v, mix)| *v += mix);
+            }
+        }
+        planes
+    }
+
+    /// Returns the result of [`Self::next_frame`] after [`Self::frame`], with shares up to `share`
+    /// of the previous result.
+    fn run_filtered(&self, threads: usize, precision: Precision, share: f32) -> Memory {
+        let (src, dst) = (self.src, self.dst());
+        let mut runner = Runner::new(&self.model(), src, dst, precision).unwrap();
+        runner.set_share(share);
+        let mut run = |frame: &Memory| {
+            let mut out = Memory::new(dst, self.padding[1]);
+            let ran = runner.run(&frame.as_ref(src), &mut out.as_mut(dst), self.strength);
+            ran.unwrap();
+            out
+        };
+        on_threads(threads, || {
+            run(&self.frame());
+            run(&self.next_frame())
+        })
+    }
+}
+
+#[test]
+fn planes_are_mixed_with_those_of_the_previous_frame() {
+    for format in [PixelFormat::Y444, PixelFormat::Rgb, PixelFormat::I420] {
+        let case = Case {
+            src: FrameInfo::new(format, 30, 17),
+            size: (60, 34),
+            student: StudentConfig::chroma(),
+            padding: [0, 5],
+            strength: 0.4,
+            threads: 3,
+            seed: 5,
+        };
+        let run = |threads, share| case.run_filtered(threads, Precision::F32, share);
+        let (alone, filtered) = (run(1, 0.0), run(1, 0.6));
+        assert_eq!(filtered, run(case.threads, 0.6));
+        for component in [U, V]
+            .into_iter()
+            .filter(|c| format.component(*c).is_some())
+        {
+            let chroma = |out: &Memory| out.read(case.dst(), component);
+            assert_eq!(chroma(&filtered), chroma(&alone));
+        }
+        let luma = |out: &Memory| {
+            let components = format.components().iter().map(|c| c.component);
+            case.luma(&components.map(|c| (c, out.read(case.dst(), c))).collect())
+        };
+        let last = luma(&case.run(1, Precision::F32));
+        let (alone, filtered, shares) = (luma(&alone), luma(&filtered), case.shares(0.6));
+        assert!(shares.iter().any(|s| *s > 0.3) && shares.contains(&0.0));
+        for (i, share) in shares.iter().enumerate() {
+            let want = alone[i] + share * (last[i] - alone[i]);
+            let error = 255.0 * (filtered[i] - want).abs();
+            assert!(error < 1.6, "{format:?} at {i}: {error}");
+        }
     }
 }
 
