@@ -12,6 +12,7 @@ pub mod int8;
 mod math;
 mod matmul;
 mod memory;
+pub mod motion;
 pub mod norm;
 pub mod registry;
 pub(crate) mod resample;

@@ -9,6 +9,7 @@ use super::{
     cpu::Cpu,
     elementwise,
     int8::{self, Coding, Ends, Int8, IntBand, IntOutput},
+    motion::{Field, MotionFrame},
     norm::{self, Affine, NormShape},
     resample::{self, LANES, WINDOW},
     shuffle,
@@ -38,8 +39,9 @@ impl Entry {
         (self.prepare)()
     }
 
-    /// Returns the result of the plain reference. For gradients of attention and group norm and for
-    /// the GELU, whose formulas have tests of their own, it is the result of the portable variant.
+    /// Returns the result of the plain reference. For gradients of attention and group norm, for the
+    /// GELU and for block motion, which have tests of their own, it is the result of the portable
+    /// variant.
     pub fn reference(&self) -> Vec<f32> {
         (self.reference)()
     }
@@ -167,6 +169,12 @@ pub fn all(cpu: &Cpu) -> Vec<Entry> {
         combine_columns,
     );
     add("resampling, twofold", 1e-6, enlarge_reference, enlarge);
+    add(
+        "block motion",
+        0.0,
+        || block_motion(Isa::Portable)(),
+        block_motion,
+    );
     add("temporal filter, changes", 1e-5, changes_reference, changes);
     add("temporal filter, shares", 1e-5, shares_reference, shares);
     add("temporal filter, mix", 0.0, mix_reference, mix);
@@ -626,6 +634,31 @@ fn changes(isa: Isa) -> Work {
         let sum = temporal::changes(isa, &a, &b, &mut out);
         out.push(sum / WIDTH as f32);
         out
+    })
+}
+
+/// Size of frames with motion.
+const MOTION: [usize; 2] = [97, 70];
+
+fn block_motion(isa: Isa) -> Work {
+    let [w, h] = MOTION;
+    let mut frames = [26, 27].map(|seed| {
+        let luma: Vec<f32> = values(w * h, seed).iter().map(|v| v.abs()).collect();
+        (MotionFrame::new(w, h), luma)
+    });
+    Box::new(move || {
+        for (frame, luma) in &mut frames {
+            frame.set(luma, isa);
+        }
+        let mut field = Field::new(w, h);
+        field.search(&frames[0].0, &frames[1].0, isa);
+        let vectors = field
+            .vectors
+            .iter()
+            .flat_map(|v| [f32::from(v.x), f32::from(v.y)]);
+        vectors
+            .chain(field.differences.iter().map(|d| *d as f32))
+            .collect()
     })
 }
 
