@@ -221,6 +221,39 @@ fn flat_areas_keep_their_level() {
 }
 
 #[test]
+fn bundled_models_keep_the_level_of_grey_at_any_dial() {
+    for bundled in model::BUNDLED {
+        let mut upscaler = Upscaler::load(bundled.name, Device::Cpu).unwrap();
+        upscaler.set_precision(Precision::F32).unwrap();
+        upscaler.set_scale(upscaler.max_scale()).unwrap();
+        let has_detail = upscaler.require(Setting::Detail).is_ok();
+        let details: &[f32] = if has_detail { &[0.0, 0.5, 1.0] } else { &[0.5] };
+        for &detail in details {
+            upscaler.set_detail(detail).unwrap();
+            for denoise in [0.0, 0.4, 0.7, 0.8, 0.9] {
+                upscaler.set_denoise(Some(denoise)).unwrap();
+                for level in (16..=235).step_by(6) {
+                    let mut frame = Frame::new(FrameInfo::new(PixelFormat::Gray8, 24, 24)).unwrap();
+                    frame.plane_mut(0).fill(level);
+                    let large = upscaler.upscale(&frame).unwrap();
+                    let worst = large
+                        .plane(0)
+                        .iter()
+                        .map(|v| v.abs_diff(level))
+                        .max()
+                        .unwrap();
+                    let name = bundled.name;
+                    assert!(
+                        worst <= 2,
+                        "{name}, denoise {denoise}, detail {detail}: {level} moves by {worst}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn the_result_does_not_depend_on_threads_or_previous_frames() {
     let frame = image(FrameInfo::new(PixelFormat::Nv12, 67, 45));
     let other = image(FrameInfo::new(PixelFormat::Nv12, 40, 30));

@@ -174,7 +174,7 @@ impl StudentRun {
         let (source, stats) = (data.source.clone(), latent.stats.clone());
         let make = move |seed: u64| {
             let mut batch = spec.batch(&*source, &stats, seed)?;
-            if seed % GREY == 0 {
+            if seed.is_multiple_of(GREY) {
                 spec.insert_grey(&mut batch, &stats, seed);
             }
             Ok(batch)
