@@ -42,7 +42,7 @@ say "Writing the tarball"
 cp packaging/install.sh "$tree"
 cp LICENSE-* plugins/tadsr/LICENSE-MPL-2.0 "$doc"
 tar -C "$work" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
-    -czf "$out/$name.tar.gz" "$name"
+    -czf "$work/$name.tar.gz" "$name"
 # A Debian package refers to the texts in /usr/share/common-licenses instead.
 rm "$doc"/LICENSE-*
 
@@ -83,7 +83,8 @@ Description: video upscaling with small neural networks in GStreamer
  the networks. The networks are compiled into both and need only a CPU.
 TEXT
 (cd "$work/deb" && find usr -type f -exec md5sum {} + >DEBIAN/md5sums)
-dpkg-deb --root-owner-group -Zxz --build "$work/deb" "$out" >/dev/null
+dpkg-deb --root-owner-group -Zxz --build "$work/deb" "$work" >/dev/null
+mv "$work"/*.deb "$work"/*.tar.gz "$out"
 
 ls -l "$out"
 dpkg-deb -f "$out"/*.deb Depends

@@ -209,9 +209,6 @@ class Relay:
             if kind == "video":
                 found = branch.iterate_all_by_element_factory_name("tadsrupscale").next()
                 self.upscaler = found[1]
-                if self.upscaler:
-                    entry = self.upscaler.get_static_pad("sink")
-                    entry.add_probe(Gst.PadProbeType.EVENT_UPSTREAM, stop_qos)
             self.pipeline.add(branch)
             branch.sync_state_with_parent()
         sink = branch.get_static_pad("sink")
@@ -266,6 +263,9 @@ class Relay:
                 self.lost("the source has ended")
         elif message.type == Gst.MessageType.LATENCY:
             self.pipeline.recalculate_latency()
+        elif message.type == Gst.MessageType.QOS and message.src != self.upscaler:
+            # The decoder or a converter has dropped a late frame, which the upscaler does not see.
+            self.totals["dropped"] += 1
 
     def request_keyframe(self):
         sink = self.pipeline and self.pipeline.get_by_name("video")
@@ -283,12 +283,6 @@ class Relay:
         for key in ("frames", "dropped"):
             stats[key] = stats.get(key, 0) + self.totals[key]
         return stats
-
-
-def stop_qos(_pad, info):
-    """Lets the upscaler alone drop late frames, because it counts them."""
-    qos = info.get_event().type == Gst.EventType.QOS
-    return Gst.PadProbeReturn.DROP if qos else Gst.PadProbeReturn.OK
 
 
 class Output:
