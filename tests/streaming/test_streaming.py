@@ -30,12 +30,12 @@ TS_SOURCE = (
     "videotestsrc is-live=true ! video/x-raw,width={},height={},framerate=15/1 ! {} ! mpegtsmux ! "
     "srtsink uri=srt://:{}?mode=listener wait-for-connection=false"
 )
-H264 = "x264enc tune=zerolatency key-int-max=15"
+H264 = "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=15"
 H264_DECODER = "h264parse ! avdec_h264 ! appsink name=video sync=false"
 SRT_CLIENT = "srtsrc uri=srt://127.0.0.1:{} ! tsdemux ! " + H264_DECODER
 
 
-def wait(condition, what, seconds=40):
+def wait(condition, what, seconds=90):
     """Waits until the condition holds. The limit only ends a test that has failed."""
     end = time.monotonic() + seconds
     while not (result := condition()):
@@ -106,7 +106,7 @@ def clip(tmp_path_factory):
     audio = "audiotestsrc wave=ticks num-buffers=860 ! audio/x-raw,rate=44100,channels=2 ! avenc_aac"
     sink = f"mp4mux name=mux ! filesink location={path}"
     command = f"{video} ! mux. {audio} ! mux. {sink}"
-    subprocess.run(["gst-launch-1.0", "-q", *command.split()], check=True, timeout=60)
+    subprocess.run(["gst-launch-1.0", "-q", *command.split()], check=True, timeout=300)
     return path
 
 
@@ -408,7 +408,7 @@ def test_a_source_that_cannot_be_reached_is_named_and_tried_again(serve, source,
 def test_files_without_video_are_named_and_tried_again(serve, tmp_path):
     sound = tmp_path / "sound.wav"
     command = f"audiotestsrc num-buffers=100 ! wavenc ! filesink location={sound}"
-    subprocess.run(["gst-launch-1.0", "-q", *command.split()], check=True, timeout=60)
+    subprocess.run(["gst-launch-1.0", "-q", *command.split()], check=True, timeout=300)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 1000)
     server = serve("rtsp.py", f"a={sound}", f"b={broken}", "--port", free_port())
