@@ -14,8 +14,8 @@
 //! Modules from the bottom up: [`kernels`] (fast loops), [`cuda`] (the NVIDIA driver), [`frame`]
 //! (video frames), [`ops`] (operators with fast kernels), [`nn`] (networks), [`diffusion`] (noise
 //! schedule and samplers), [`model`] (model files), [`engine`] (inference on frames), [`ladder`]
-//! (choice of a bundled model by speed), [`metrics`]. The feature `train` adds training (data, losses, loops), the feature `video` adds video files
-//! through GStreamer.
+//! (choice of a bundled model by speed), [`metrics`]. The feature `train` adds training (data,
+//! losses, loops), the feature `video` adds video files through GStreamer.
 
 mod cache;
 pub mod cuda;

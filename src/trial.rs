@@ -1,9 +1,9 @@
 //! The trial of CUDA devices for `device=auto`: whether they compute a model correctly and faster
 //! than the CPU.
 //!
-//! A verdict is stored in the user's cache folder, for one GPU, driver, model and frame size. Before
-//! a device is touched, "trying" is stored. If the program crashes or hangs in the trial, no later
-//! trial touches the device.
+//! A verdict is stored in the user's cache folder, for one GPU, driver, model and frame size.
+//! Before a device is touched, "trying" is stored. If the program crashes or hangs in the trial, no
+//! later trial touches the device.
 
 mod record;
 

@@ -196,8 +196,8 @@ impl Upscaler {
         self.set(|options| options.detail = detail)
     }
 
-    /// Sets the use of previous frames, by default [`Temporal::Auto`]. Call [`Self::reset`] before a
-    /// frame that does not continue the previous ones.
+    /// Sets the use of previous frames, by default [`Temporal::Auto`]. Call [`Self::reset`] before
+    /// a frame that does not continue the previous ones.
     ///
     /// # Errors
     /// [`Error::Setting`] for [`Temporal::Filter`] if the model or the device lacks the setting:

@@ -1,5 +1,5 @@
-//! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else, and `models`
-//! and `info` describe models.
+//! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else, and
+//! `models` and `info` describe models.
 #![cfg(feature = "train")]
 
 use std::path::Path;

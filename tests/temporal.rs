@@ -17,7 +17,8 @@ fn noise(size: f32, seed: u32) -> impl Iterator<Item = f32> {
     })
 }
 
-/// Returns luma of waves and edges that are `shift` pixels to the right, with noise of `size` codes.
+/// Returns luma of waves and edges that are `shift` pixels to the right, with noise of `size`
+/// codes.
 fn luma(shift: usize, size: f32, seed: u32) -> Vec<f32> {
     let pixel = |(i, noise): (usize, f32)| {
         let (x, y) = ((i % SIZE.0 + SIZE.0 - shift) as f32, (i / SIZE.0) as f32);

@@ -39,9 +39,9 @@ impl Entry {
         (self.prepare)()
     }
 
-    /// Returns the result of the plain reference. For gradients of attention and group norm, for the
-    /// GELU and for block motion, which have tests of their own, it is the result of the portable
-    /// variant.
+    /// Returns the result of the plain reference. For gradients of attention and group norm, for
+    /// the GELU and for block motion, which have tests of their own, it is the result of the
+    /// portable variant.
     pub fn reference(&self) -> Vec<f32> {
         (self.reference)()
     }

@@ -207,7 +207,8 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .nick("Device")
                 .blurb(
                     "Device that runs the model: auto, cpu, cuda or cuda:N (auto = the CPU, until a \
-                     CUDA device has proved to be correct and 1.3 times as fast). Diffusion models run on CUDA if the plugin is built with the feature cuda",
+                     CUDA device has proved to be correct and 1.3 times as fast). Diffusion models \
+                     run on CUDA if the plugin is built with the feature cuda",
                 )
                 .default_value(Device::default().to_string().as_str())
                 .mutable_ready()

@@ -33,8 +33,8 @@ pub struct Rig {
 }
 
 /// Creates an element and its bus. Property values are parsed as by `gst-launch-1.0`. The default
-/// of `model` is `tiny` here, that of `device` the CPU and that of `overload` to drop frames, so that
-/// results do not depend on the machine.
+/// of `model` is `tiny` here, that of `device` the CPU and that of `overload` to drop frames, so
+/// that results do not depend on the machine.
 pub fn element(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus) {
     init();
     let mut builder = gst::ElementFactory::make("tadsrupscale")

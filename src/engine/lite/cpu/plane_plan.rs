@@ -146,8 +146,8 @@ impl PlanePlan {
         &mut self.network
     }
 
-    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above 0,
-    /// luma passes `filter`. Runs on the current rayon pool.
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above
+    /// 0, luma passes `filter`. Runs on the current rayon pool.
     ///
     /// # Errors
     /// [`crate::Error::Frame`] if the frames have another format than the plan.

@@ -221,8 +221,8 @@ impl RowPlan {
         &mut self.network
     }
 
-    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above 0,
-    /// luma passes `filter`.
+    /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above
+    /// 0, luma passes `filter`.
     pub fn run(
         &mut self,
         src: &FrameRef,

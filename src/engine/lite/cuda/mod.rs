@@ -189,9 +189,9 @@ impl Context {
         }))
     }
 
-    /// Runs `model` on small frames in RGB, NV12 and P010 and, twice, on an I420 frame that keeps the
-    /// whole device busy, and compares the results with those of the CPU. This finds gross errors
-    /// of a driver, a device or a compiler before the first frame.
+    /// Runs `model` on small frames in RGB, NV12 and P010 and, twice, on an I420 frame that keeps
+    /// the whole device busy, and compares the results with those of the CPU. This finds gross
+    /// errors of a driver, a device or a compiler before the first frame.
     ///
     /// # Errors
     /// [`Error::Device`] if a sample differs by more than 2 codes of 8-bit video or between both

@@ -29,8 +29,8 @@ pub struct Options {
     pub ema: f64,
     /// Number of channels over which each kernel is a product in training; 0 trains plain kernels.
     pub expand: usize,
-    /// Trains a model with the dial `detail` at 0, its faithful end, and leaves the dial as it is. By
-    /// default only the dial is trained, at 1.
+    /// Trains a model with the dial `detail` at 0, its faithful end, and leaves the dial as it is.
+    /// By default only the dial is trained, at 1.
     pub faithful: bool,
     pub seed: u64,
     pub distillation: Distillation,

@@ -6,8 +6,8 @@ use super::*;
 
 /// Loading.
 impl Session {
-    /// With `model=auto`, chooses a model for the negotiated frames. If that fails, the model in use
-    /// stays.
+    /// With `model=auto`, chooses a model for the negotiated frames. If that fails, the model in
+    /// use stays.
     pub(super) fn adapt_model(&self, element: &BaseTransform) {
         let settings = self.settings();
         let (device, loaded, conditions) = match &*lock(&self.state) {

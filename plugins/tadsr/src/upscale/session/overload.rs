@@ -115,8 +115,8 @@ impl Session {
         state.status.stats.level = state.governed.as_ref().map(|_| 0);
     }
 
-    /// Counts a frame that took `busy`, or was dropped because it was late. Takes a step if the load
-    /// asks for one.
+    /// Counts a frame that took `busy`, or was dropped because it was late. Takes a step if the
+    /// load asks for one.
     pub(super) fn count_load(&self, element: &BaseTransform, busy: Option<Duration>) {
         let mut state = lock(&self.state);
         let Some(governed) = &mut state.governed else {
