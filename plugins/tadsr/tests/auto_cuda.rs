@@ -118,14 +118,16 @@ fn image(n: u64) -> gst::Buffer {
 
 /// Asserts that `out` are all frames from the first on, as the CPU upscales them.
 fn assert_frames(rig: &Rig, out: &[gst::Buffer]) {
-    let mut cpu = Rig::raw(&[("device", "cpu"), ("scale", "2")], "I420", SIZE.0, SIZE.1);
+    let exact = [("device", "cpu"), ("precision", "f32"), ("scale", "2")];
+    let mut cpu = Rig::raw(&exact, "I420", SIZE.0, SIZE.1);
     for (n, buffer) in (0..).zip(out) {
         assert_eq!(buffer.pts(), Some(FRAME * n));
         let want = cpu.harness.push_and_pull(image(n)).unwrap();
         let want = samples(&want, &cpu.out_info(), 0);
         let got = samples(buffer, &rig.out_info(), 0);
         let error = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(error.unwrap() <= 3, "frame {n} is wrong by {error:?}");
+        // The first frames come from the CPU, possibly in 8-bit integers.
+        assert!(error.unwrap() <= 5, "frame {n} is wrong by {error:?}");
     }
 }
 

@@ -44,7 +44,12 @@ fn image(n: u64) -> gst::Buffer {
 
 /// Returns the luma of the `n`th frame upscaled on the CPU.
 fn by_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
-    let properties = [("device", "cpu"), ("model", model), ("strength", strength)];
+    let properties = [
+        ("device", "cpu"),
+        ("precision", "f32"),
+        ("model", model),
+        ("strength", strength),
+    ];
     let mut rig = Rig::raw(&properties, "I420", SIZE.0, SIZE.1);
     let out = rig.harness.push_and_pull(image(n)).unwrap();
     samples(&out, &rig.out_info(), 0)
@@ -70,8 +75,8 @@ fn assert_frames_as(
         let want = by_cpu(n, model, strength);
         assert_eq!(got.len(), want.len());
         let error = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
-        // The device computes in f16, the CPU possibly in 8-bit integers.
-        assert!(error.unwrap() <= 3, "frame {n} is wrong by {error:?}");
+        // The device computes in f16, the fallback possibly in 8-bit integers.
+        assert!(error.unwrap() <= 5, "frame {n} is wrong by {error:?}");
     }
 }
 
