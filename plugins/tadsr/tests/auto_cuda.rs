@@ -106,23 +106,13 @@ fn reason(rig: &Rig) -> String {
     }
 }
 
-/// Returns the `n`th frame. All frames differ.
-fn image(n: u64) -> gst::Buffer {
-    let info = info(&raw("I420", SIZE.0, SIZE.1));
-    let buffer = frame(&info, |c, x, y| match c {
-        0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
-        _ => 120,
-    });
-    timed(buffer, n)
-}
-
 /// Asserts that `out` are all frames from the first on, as the CPU upscales them.
 fn assert_frames(rig: &Rig, out: &[gst::Buffer]) {
     let exact = [("device", "cpu"), ("precision", "f32"), ("scale", "2")];
     let mut cpu = Rig::raw(&exact, "I420", SIZE.0, SIZE.1);
     for (n, buffer) in (0..).zip(out) {
         assert_eq!(buffer.pts(), Some(FRAME * n));
-        let want = cpu.harness.push_and_pull(image(n)).unwrap();
+        let want = cpu.harness.push_and_pull(numbered(SIZE, n)).unwrap();
         let want = samples(&want, &cpu.out_info(), 0);
         let got = samples(buffer, &rig.out_info(), 0);
         let error = got.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).max();
@@ -133,7 +123,7 @@ fn assert_frames(rig: &Rig, out: &[gst::Buffer]) {
 
 fn push(rig: &mut Rig, numbers: Range<u64>) {
     for n in numbers {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
 }
 
@@ -147,7 +137,7 @@ fn a_device_that_is_right_and_fast_takes_over_between_two_frames() {
     let cuda = format!("cuda:{}", machine.devices[0].info().ordinal);
     let mut rig = rig(&[]);
     assert_eq!(device(&rig), "cpu", "the start does not wait");
-    rig.harness.push(image(0)).unwrap();
+    rig.harness.push(numbered(SIZE, 0)).unwrap();
     assert!(reason(&rig).contains("ms per frame"), "{}", reason(&rig));
     assert_eq!(device(&rig), cuda);
     push(&mut rig, 1..5);
@@ -191,7 +181,7 @@ fn a_device_that_computes_wrongly_or_never_ends_is_not_used() {
         let mut rig = rig(&[]);
         assert!(reason(&rig).contains(word), "{}", reason(&rig));
         assert_eq!(device(&rig), "cpu");
-        rig.harness.push(image(0)).unwrap();
+        rig.harness.push(numbered(SIZE, 0)).unwrap();
         let out = pulled(&mut rig);
         assert_frames(&rig, &out);
         assert!(machine.verdicts()[0].contains("refused"));

@@ -358,18 +358,25 @@ mod tests {
         }
     }
 
+    fn spec(latent: LatentKind) -> PairSpec {
+        PairSpec {
+            latent,
+            r: 2,
+            patch: 8,
+            batch: 4,
+            scales: [2.0, 2.0],
+            native: 1.0,
+            alike: false,
+        }
+    }
+
     #[test]
     fn pairs_of_a_batch_are_degraded_alike_if_the_dial_needs_it() {
         let stats = LatentStats::nominal(LatentKind::Luma, 2);
         for alike in [true, false] {
             let spec = PairSpec {
-                latent: LatentKind::Luma,
-                r: 2,
-                patch: 8,
-                batch: 4,
-                scales: [2.0, 2.0],
-                native: 1.0,
                 alike,
+                ..spec(LatentKind::Luma)
             };
             let batch = spec.batch(&Drawn, &stats, 5).unwrap();
             let first = |values: &[f32]| {
@@ -389,15 +396,7 @@ mod tests {
     #[test]
     fn a_grey_pair_has_one_level_and_no_residual_and_others_stay() {
         let stats = LatentStats::nominal(LatentKind::Yuv, 2);
-        let spec = PairSpec {
-            latent: LatentKind::Yuv,
-            r: 2,
-            patch: 8,
-            batch: 2,
-            scales: [2.0, 2.0],
-            native: 1.0,
-            alike: false,
-        };
+        let spec = spec(LatentKind::Yuv);
         let before = spec.batch(&Drawn, &stats, 5).unwrap();
         let mut batch = before.clone();
         spec.insert_grey(&mut batch, &stats, 9);

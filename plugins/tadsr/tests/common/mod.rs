@@ -206,6 +206,16 @@ fn for_each_sample(
     }
 }
 
+/// Returns the `n`th I420 frame of a size. All frames differ.
+pub fn numbered((width, height): (u32, u32), n: u64) -> gst::Buffer {
+    let info = info(&raw("I420", width, height));
+    let buffer = frame(&info, |c, x, y| match c {
+        0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
+        _ => 120,
+    });
+    timed(buffer, n)
+}
+
 /// Writes a minimal ResShift model with random weights and returns its path.
 ///
 /// `scale` is its native scale: 4, or 1 as in models for faces. The side of a tile is a multiple of

@@ -32,16 +32,6 @@ fn rig(fake: &Arc<Fake>, depth: &str, more: &[(&str, &str)]) -> Rig {
     Rig::raw(&properties, "I420", SIZE.0, SIZE.1)
 }
 
-/// Returns the `n`th frame. All frames differ.
-fn image(n: u64) -> gst::Buffer {
-    let info = info(&raw("I420", SIZE.0, SIZE.1));
-    let buffer = frame(&info, |c, x, y| match c {
-        0 => 60 + ((x * 3 + y * 5 + n as usize * 7) % 23) as u16 * 4,
-        _ => 120,
-    });
-    timed(buffer, n)
-}
-
 /// Returns the luma of the `n`th frame upscaled on the CPU.
 fn by_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
     let properties = [
@@ -51,7 +41,7 @@ fn by_cpu(n: u64, model: &str, strength: &str) -> Vec<u16> {
         ("strength", strength),
     ];
     let mut rig = Rig::raw(&properties, "I420", SIZE.0, SIZE.1);
-    let out = rig.harness.push_and_pull(image(n)).unwrap();
+    let out = rig.harness.push_and_pull(numbered(SIZE, n)).unwrap();
     samples(&out, &rig.out_info(), 0)
 }
 
@@ -93,7 +83,7 @@ fn frames_are_pushed_in_order_and_the_last_ones_at_the_end_of_the_stream() {
         let device = format!("cuda:{}", ordinal(&fake));
         assert_eq!(rig.element.property::<String>("active-device"), device);
         for n in 0..5 {
-            rig.harness.push(image(n)).unwrap();
+            rig.harness.push(numbered(SIZE, n)).unwrap();
             let out = rig.harness.buffers_in_queue() as u64;
             assert_eq!(out, (n + 2).saturating_sub(depth), "after frame {n}");
         }
@@ -132,7 +122,7 @@ fn frames_in_flight_add_latency() {
     // Passthrough has no latency.
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("scale", "1")]);
-    rig.harness.push_and_pull(image(0)).unwrap();
+    rig.harness.push_and_pull(numbered(SIZE, 0)).unwrap();
     assert_eq!(rig.harness.query_latency(), Some(gst::ClockTime::ZERO));
 }
 
@@ -162,14 +152,14 @@ fn events_keep_their_position_between_frames() {
             .add::<gst::tags::Title>(&"a title", gst::TagMergeMode::Append);
         gst::event::Tag::new(tags)
     };
-    rig.harness.push(image(0)).unwrap();
+    rig.harness.push(numbered(SIZE, 0)).unwrap();
     rig.harness.push_event(tag());
-    rig.harness.push(image(1)).unwrap();
-    rig.harness.push(image(2)).unwrap();
-    rig.harness.push(image(3)).unwrap();
+    rig.harness.push(numbered(SIZE, 1)).unwrap();
+    rig.harness.push(numbered(SIZE, 2)).unwrap();
+    rig.harness.push(numbered(SIZE, 3)).unwrap();
     rig.harness
         .push_event(gst::event::Gap::builder(FRAME * 4).duration(FRAME).build());
-    rig.harness.push(image(5)).unwrap();
+    rig.harness.push(numbered(SIZE, 5)).unwrap();
     rig.harness.push_event(tag());
     rig.harness.push_event(gst::event::Eos::new());
     let order: Vec<String> = order.lock().unwrap().clone();
@@ -181,11 +171,11 @@ fn a_change_of_size_or_scale_loses_no_frame() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("scale", "2")]);
     for n in 0..2 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     rig.element.set_property("scale", 3.0);
     for n in 2..4 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     let out = pulled(&mut rig);
     assert_eq!(out.len(), 2, "drained before the new size");
@@ -211,7 +201,7 @@ fn a_flush_drops_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[]);
     for n in 0..2 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     rig.harness.push_event(gst::event::FlushStart::new());
     rig.harness.push_event(gst::event::FlushStop::new(true));
@@ -219,7 +209,7 @@ fn a_flush_drops_the_frames_in_flight() {
     rig.harness.push_event(gst::event::Segment::new(&segment));
     assert_eq!(pulled(&mut rig).len(), 0);
     for n in 10..13 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
@@ -233,11 +223,11 @@ fn the_fallback_to_the_cpu_loses_no_frame_of_a_lost_device() {
         let fake = plug();
         let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
         for n in 0..4 {
-            rig.harness.push(image(n)).unwrap();
+            rig.harness.push(numbered(SIZE, n)).unwrap();
         }
         fake.fail(call, 0, LOST);
         for n in 4..7 {
-            rig.harness.push(image(n)).unwrap();
+            rig.harness.push(numbered(SIZE, n)).unwrap();
         }
         let warning = rig.message(gst::MessageType::Warning).unwrap();
         assert!(
@@ -260,17 +250,20 @@ fn the_fallback_to_the_cpu_loses_no_frame_of_a_lost_device() {
 fn a_lost_device_ends_the_stream_or_falls_back_to_bicubic() {
     let fake = plug();
     let mut rig_1 = rig(&fake, "2", &[]);
-    rig_1.harness.push(image(0)).unwrap();
+    rig_1.harness.push(numbered(SIZE, 0)).unwrap();
     fake.fail("synchronize_event", 0, LOST);
-    assert_eq!(rig_1.harness.push(image(1)), Err(gst::FlowError::Error));
+    assert_eq!(
+        rig_1.harness.push(numbered(SIZE, 1)),
+        Err(gst::FlowError::Error)
+    );
     let error = rig_1.message(gst::MessageType::Error).unwrap();
     assert!(error.contains("lost"), "{error}");
 
     let fake = plug();
     let mut rig_2 = rig(&fake, "2", &[("fallback", "bicubic")]);
-    rig_2.harness.push(image(0)).unwrap();
+    rig_2.harness.push(numbered(SIZE, 0)).unwrap();
     fake.fail("synchronize_event", 0, LOST);
-    rig_2.harness.push(image(1)).unwrap();
+    rig_2.harness.push(numbered(SIZE, 1)).unwrap();
     assert_eq!(rig_2.element.property::<String>("active-model"), "bicubic");
     let out = pulled(&mut rig_2);
     assert_frames_as(&rig_2, &out, 0..2, "tiny", "0");
@@ -296,7 +289,7 @@ fn a_defective_full_or_old_device_fails_the_start_or_falls_back() {
         let warning = rig.message(gst::MessageType::Warning).unwrap();
         assert!(warning.contains(reason), "{warning}");
         assert_eq!(rig.element.property::<String>("active-device"), "cpu");
-        let out = rig.harness.push_and_pull(image(0)).unwrap();
+        let out = rig.harness.push_and_pull(numbered(SIZE, 0)).unwrap();
         assert_frames(&rig, &[out], 0..1);
     }
 }
@@ -320,17 +313,17 @@ fn a_new_model_takes_over_after_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("model", "tiny")]);
     for n in 0..2 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     rig.element.set_property("model", "small");
     let mut sent = 2;
     while rig.element.property::<String>("active-model") != "small-x2" {
-        rig.harness.push(image(sent)).unwrap();
+        rig.harness.push(numbered(SIZE, sent)).unwrap();
         sent += 1;
         assert!(sent < 10_000, "the model did not take over");
     }
     for n in sent..sent + 3 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     rig.harness.push_event(gst::event::Eos::new());
     let out = pulled(&mut rig);
@@ -351,7 +344,7 @@ fn a_dial_takes_effect_with_the_next_frame_and_loses_none_in_flight() {
         let mut rig = rig(&fake, "3", &[("model", "tiny")]);
         for (n, denoise) in (0..6).zip([before, before, before, after, after, after]) {
             rig.element.set_property("denoise", denoise);
-            rig.harness.push(image(n)).unwrap();
+            rig.harness.push(numbered(SIZE, n)).unwrap();
         }
         rig.harness.push_event(gst::event::Eos::new());
         let bytes = |buffer: &gst::Buffer| buffer.map_readable().unwrap().to_vec();
@@ -378,7 +371,7 @@ fn the_pool_has_buffers_for_the_frames_in_flight() {
     );
     let min = query.allocation_pools().map(|(_, _, min, _)| min).max();
     assert_eq!(min, Some(5));
-    rig.harness.push(image(0)).unwrap();
+    rig.harness.push(numbered(SIZE, 0)).unwrap();
     assert!(rig.harness.try_pull().is_none());
     // A drain query returns the frames immediately.
     rig.element
@@ -393,7 +386,7 @@ fn the_pool_has_buffers_for_the_frames_in_flight() {
 fn a_short_buffer_is_an_error_after_the_frames_in_flight() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[("fallback", "cpu")]);
-    rig.harness.push(image(0)).unwrap();
+    rig.harness.push(numbered(SIZE, 0)).unwrap();
     let mut short = gst::Buffer::from_mut_slice(vec![0u8; 100]);
     short.get_mut().unwrap().set_pts(FRAME);
     assert_eq!(rig.harness.push(short), Err(gst::FlowError::Error));
@@ -412,7 +405,7 @@ fn a_discontinuity_marks_its_own_frame_and_drains_only_before_it() {
     let fake = plug();
     let mut rig = rig(&fake, "3", &[]);
     let marked = |n: u64, mark: bool| {
-        let mut buffer = image(n);
+        let mut buffer = numbered(SIZE, n);
         if mark {
             let buffer = buffer.get_mut().unwrap();
             buffer.set_flags(gst::BufferFlags::DISCONT);
@@ -429,7 +422,7 @@ fn a_discontinuity_marks_its_own_frame_and_drains_only_before_it() {
     rig.harness.push(marked(5, true)).unwrap();
     assert_eq!(rig.harness.buffers_in_queue(), 5);
     for n in 6..8 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     assert_eq!(rig.harness.buffers_in_queue(), 6);
     rig.harness.push_event(gst::event::Eos::new());
@@ -484,11 +477,11 @@ fn an_unsupported_precision_set_while_playing_changes_nothing() {
     let fake = plug();
     let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
     for n in 0..2 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     rig.element.set_property_from_str("precision", "f32");
     for n in 2..4 {
-        rig.harness.push(image(n)).unwrap();
+        rig.harness.push(numbered(SIZE, n)).unwrap();
     }
     let warning = rig.message(gst::MessageType::Warning).unwrap();
     assert!(warning.contains("f32"), "{warning}");
@@ -506,18 +499,18 @@ fn an_unsupported_precision_set_while_playing_changes_nothing() {
 fn a_model_set_after_the_loss_of_the_device_runs_by_cpu() {
     let fake = plug();
     let mut rig = rig(&fake, "2", &[("fallback", "cpu")]);
-    rig.harness.push(image(0)).unwrap();
+    rig.harness.push(numbered(SIZE, 0)).unwrap();
     fake.fail("synchronize_event", 0, LOST);
-    rig.harness.push(image(1)).unwrap();
+    rig.harness.push(numbered(SIZE, 1)).unwrap();
     assert_eq!(rig.element.property::<String>("active-device"), "cpu");
     rig.element.set_property("model", "small");
     let mut sent = 2;
     while rig.element.property::<String>("active-model") != "small-x2" {
-        rig.harness.push(image(sent)).unwrap();
+        rig.harness.push(numbered(SIZE, sent)).unwrap();
         sent += 1;
         assert!(sent < 10_000, "the model did not take over");
     }
-    rig.harness.push(image(sent)).unwrap();
+    rig.harness.push(numbered(SIZE, sent)).unwrap();
     let out = pulled(&mut rig);
     let last = &out[out.len() - 1..];
     assert_frames_as(&rig, last, sent..sent + 1, "small", "1");

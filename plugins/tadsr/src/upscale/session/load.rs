@@ -4,7 +4,6 @@
 
 use super::*;
 
-/// Loading.
 impl Session {
     /// With `model=auto`, chooses a model for the negotiated frames. If that fails, the model in
     /// use stays.

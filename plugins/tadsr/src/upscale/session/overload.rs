@@ -20,10 +20,6 @@ use super::{
 /// Value of `active-model` and level below all models.
 const BICUBIC: &str = "bicubic";
 
-/// Longest announced time for a frame, as a share of the time between two frames. A stream whose
-/// frames take longer cannot keep up, and waiting does not help.
-const MAX_ANNOUNCED: f64 = 1.0;
-
 /// The governor of a stream, and the models of its levels.
 pub(super) struct Governed {
     governor: Governor,
@@ -129,12 +125,12 @@ impl Session {
         let step = governed.governor.decide(now, load);
         let step = step.map(|level| (level, governed.levels[level].clone(), governed.device));
         let interval = governed.conditions.interval();
-        let longest = load.longest.min(interval.mul_f64(MAX_ANNOUNCED));
+        // A stream whose frames take longer cannot keep up, and waiting does not help.
+        let longest = load.longest.min(interval);
         let grows = state.announces && longest > state.processing;
         if grows {
             // Some more, so that it seldom changes.
-            let more = longest.mul_f64(1.25).min(interval.mul_f64(MAX_ANNOUNCED));
-            state.processing = more.max(longest);
+            state.processing = longest.mul_f64(1.25).min(interval);
         }
         drop(state);
         if grows {
