@@ -28,6 +28,7 @@ name=tadsr-$version-$(uname -m)-linux
 tree=$work/$name doc=$work/$name/share/doc/tadsr
 install -Dm 644 -s "$target/release/libgsttadsr.so" "$tree/lib/gstreamer-1.0/libgsttadsr.so"
 install -Dm 755 -s "$target/release/tadsr-train" "$tree/bin/tadsr-train"
+install -Dm 644 -t "$tree/share/gstreamer-1.0/presets" plugins/tadsr/presets/*.prs
 "$tree/bin/tadsr-train" manual "$tree"
 install -Dm 644 packaging/copyright "$doc/copyright"
 install -m 644 CHANGELOG.md "$doc/changelog"

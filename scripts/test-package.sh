@@ -32,6 +32,7 @@ inside() {
     apt-get -q install -y --no-install-recommends ./tadsr.deb "${recommended[@]}" man-db
     gst-inspect-1.0 --version | head -n 2 | tail -n 1 >version
     gst-inspect-1.0 tadsrupscale >/dev/null
+    gst-launch-1.0 -q videotestsrc num-buffers=2 ! tadsrupscale @preset=animation ! fakesink
     gst-launch-1.0 -q videotestsrc num-buffers=25 ! video/x-raw,width=160,height=90,framerate=25/1 ! \
         x264enc ! mp4mux ! filesink location=clip.mp4
     gst-launch-1.0 -q filesrc location=clip.mp4 ! decodebin ! videoconvert ! tadsrupscale scale=2 ! \

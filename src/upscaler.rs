@@ -200,8 +200,9 @@ impl Upscaler {
     /// a frame that does not continue the previous ones.
     ///
     /// # Errors
-    /// [`Error::Setting`] for [`Temporal::Filter`] if the model or the device lacks the setting:
-    /// students on a CUDA device and ResShift models do.
+    /// [`Error::Setting`] for [`Temporal::Filter`] and [`Temporal::Memory`] if the model or the
+    /// device lacks the setting: students on a CUDA device and ResShift models do; and for
+    /// [`Temporal::Memory`] if the model is a network without memory.
     pub fn set_temporal(&mut self, temporal: Temporal) -> Result<()> {
         self.set(|options| options.temporal = temporal)
     }

@@ -295,8 +295,8 @@ fn compressed_clips_cover_exactly_their_ground_truth_at_every_scale() {
         for seed in 0..3 + seed as u64 % 2 {
             let sampling = Sampling::default();
             let mut random = Random::new(seed, 100 + seed);
-            let Pair { truth, low, .. } =
-                pool.pair(&make, &sampling, &mut random, 64, small).unwrap();
+            let pairs = pool.pairs(&make, &sampling, &mut random, (64, small), 1);
+            let Pair { truth, low, .. } = pairs.unwrap().remove(0);
             assert_eq!((truth.width, truth.height), (64, 64));
             assert_eq!((low.width, low.height), (small, small));
             let there = misfit(&truth, &low, (0, 0));
@@ -306,6 +306,31 @@ fn compressed_clips_cover_exactly_their_ground_truth_at_every_scale() {
             }
         }
     }
+}
+
+#[test]
+fn frames_of_a_clip_are_cut_and_turned_alike() {
+    require_h264();
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(64, [1.25, 2.0]);
+    let all = PoolSpec {
+        retained: 4,
+        ..spec(8)
+    };
+    let pool = Pool::open(dir.path(), &all, layout, gentle(), 1).unwrap();
+    let side = pool.layout().side;
+    let make = |rng: &mut StdRng| Ok(still(rng, side, 4));
+    let clip = |frames| {
+        let mut random = Random::new(5, 6);
+        pool.pairs(&make, &Sampling::default(), &mut random, (64, 32), frames)
+    };
+    let pairs = clip(3).unwrap();
+    assert_eq!(pairs.len(), 3);
+    for pair in &pairs {
+        assert_eq!(pair.truth, pairs[0].truth, "the scene stands still");
+        assert!(pair.low.luma_difference(&pairs[0].low) < 9.0);
+    }
+    assert!(matches!(clip(5), Err(Error::Data(_))));
 }
 
 #[test]
@@ -326,7 +351,13 @@ fn a_pool_is_reproducible_and_used_again() {
     }
     let pair = |pool: &Pool, make: &Make, seed| {
         let sampling = Sampling::default();
-        pool.pair(make, &sampling, &mut Random::new(seed, 100 + seed), 48, 24)
+        pool.pairs(
+            make,
+            &sampling,
+            &mut Random::new(seed, 100 + seed),
+            (48, 24),
+            1,
+        )
     };
     for seed in 0..6 {
         let want = pair(&a, &make, seed).unwrap();

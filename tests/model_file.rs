@@ -6,8 +6,10 @@ use candle_core::Tensor;
 use proptest::prelude::*;
 use tadsr::{
     Device, Error, Upscaler,
-    model::{Calibration, FORMAT_VERSION, Layer, LayerCondition, LiteModel, Metadata},
-    nn::lite::{Condition, Conditioning, LatentStats, StudentConfig},
+    model::{
+        Calibration, FORMAT_VERSION, Layer, LayerCondition, LiteModel, MEMORY_VERSION, Metadata,
+    },
+    nn::lite::{Condition, Conditioning, LatentStats, LayerSpec, StudentConfig},
 };
 
 fn values(n: usize, seed: usize) -> Vec<f32> {
@@ -138,6 +140,69 @@ fn a_model_with_dials_is_read_back_and_folds_to_the_same_network() {
     assert!(size > 1e-2);
     for (a, b) in a.iter().zip(&b) {
         assert!((a - b).abs() < 1e-4 * size, "{a}, not {b}");
+    }
+}
+
+#[test]
+fn a_model_with_memory_is_read_back_and_computes_the_first_frame_without_it() {
+    let mut model = conditioned();
+    let student = StudentConfig {
+        memory: 3,
+        ..model.metadata.student
+    };
+    model.metadata = Metadata::lite("made-up", student, [1.0, 2.0]);
+    let specs = student.layers().into_iter().zip(20..);
+    let layer = |(spec, seed): (LayerSpec, usize)| {
+        let conditions = spec.conditions(&student.conditioning).into_iter();
+        let mut layer = Layer {
+            weight: vec![0.0; 9 * spec.co * spec.ci],
+            bias: vec![0.0; spec.co],
+            conditions: conditions.map(LayerCondition::zero).collect(),
+            spec,
+        };
+        for (i, tensor) in layer.values_mut().into_iter().enumerate() {
+            *tensor = values(tensor.len(), seed + 100 * i);
+        }
+        layer
+    };
+    model.layers = specs.map(layer).collect();
+    assert_eq!((model.metadata.format_version, MEMORY_VERSION), (3, 3));
+    let bytes = model.to_bytes(false).unwrap();
+    assert_eq!(LiteModel::parse(&bytes, Path::new("x")).unwrap(), model);
+    let (mut header, data) = open(&bytes);
+    let text = header["__metadata__"]["tadsr"].as_str().unwrap();
+    let older = text.replace(r#""format_version":3"#, r#""format_version":2"#);
+    header["__metadata__"]["tadsr"] = older.into();
+    let older = close(&header, &data);
+    assert!(reason(&older).contains("memory in a file of format version 2"));
+
+    let without = model.without_memory();
+    assert_eq!(without.metadata.student.memory, 0);
+    let (first, last) = (
+        &without.layers[0].spec,
+        &without.layers[without.layers.len() - 1].spec,
+    );
+    assert_eq!((first.ci, last.co), (4, 4));
+    // It is a model of its own.
+    let bytes = without.to_bytes(false).unwrap();
+    assert_eq!(
+        LiteModel::parse(&bytes, Path::new("x")).unwrap().layers,
+        without.layers
+    );
+    let at = Condition {
+        scale: 1.5,
+        denoise: 0.3,
+        detail: 0.8,
+    };
+    let z: Vec<f32> = values(4 * 4 * 4, 9).iter().map(|v| 0.1 * v).collect();
+    let z = Tensor::from_vec(z, (1, 4, 4, 4), &candle_core::Device::Cpu).unwrap();
+    let [a, b] = [&model, &without].map(|m| {
+        let y = m.student().unwrap().forward(&z, &at).unwrap();
+        y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    });
+    assert!(a.iter().any(|v| v.abs() > 1e-3));
+    for (a, b) in a.iter().zip(&b) {
+        assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a}, not {b}");
     }
 }
 

@@ -276,6 +276,67 @@ fn the_dial_detail_is_trained_at_1_and_keeps_the_model_at_0() {
     assert!(!on.metadata.student.conditioning.detail);
 }
 
+/// A network with memory begins as the network that it is made of, and learns to use its memory.
+#[test]
+#[cfg(feature = "video")]
+fn a_network_gets_a_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = photos::photos(dir.path(), (400, 400));
+    let recipe = dir.path().join("recipe.toml");
+    let cache = dir.path().join("cache");
+    let command = |out: &str, begin: &str, more: &str| {
+        let text = format!(
+            "name = 'a'\nsize = 'tiny'\nscale = 2.0\nconditioning = {{ denoise = true }}\n{more}\n\
+             [data]\ncache = '{}'\n[data.pool]\nclips = 8\n\
+             [student]\nema = 0.0\nlearning_rate = 1e-4\nmuon_rate = 1e-4\nbatch = 2\npatch = 64\n\
+             frames = 3\n",
+            cache.display()
+        );
+        std::fs::write(&recipe, text).unwrap();
+        let mut command = Command::cargo_bin("tadsr-train").unwrap();
+        command.arg("run").arg(&recipe).arg("--data").arg(&data);
+        command.arg("--out").arg(dir.path().join(out));
+        command.args(["--begin", begin]);
+        command
+    };
+    let steps = |steps: usize| {
+        let text = std::fs::read_to_string(&recipe).unwrap();
+        std::fs::write(&recipe, format!("{text}steps = {steps}\n")).unwrap();
+    };
+    let start = command("memory", "tiny-x2", "memory = 7");
+    steps(4);
+    let report = run(start);
+    assert!(report.contains("h264 clips"), "{report}");
+    let path = dir.path().join("memory/model.safetensors");
+    let model = LiteModel::read(&path).unwrap();
+    assert_eq!(model.metadata.student.memory, 7);
+    // The head sees the latent as before, and the confidence is the last of its inputs.
+    let inputs = |model: &LiteModel, inputs: std::ops::Range<usize>| -> Vec<f32> {
+        let head = &model.layers[0];
+        let kernels = head.weight.chunks_exact(9 * head.spec.ci);
+        let used = kernels.flat_map(|kernel| &kernel[9 * inputs.start..9 * inputs.end]);
+        used.copied().collect()
+    };
+    let begin = LiteModel::find("tiny-x2").unwrap().remove(0);
+    let pairs = inputs(&begin, 0..4).into_iter().zip(inputs(&model, 0..4));
+    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 0.05, "{worst}");
+    for (name, range) in [("result", 4..8), ("state", 8..15), ("confidence", 15..16)] {
+        let learns = inputs(&model, range).iter().any(|v| *v != 0.0);
+        assert!(learns, "the {name} has no effect");
+    }
+    let path = path.to_str().unwrap();
+    let error = fails(command("none", path, ""));
+    assert!(error.contains("it has memory, the run has none"), "{error}");
+    let error = fails(command("many", "tiny-x2", "memory = 65"));
+    assert!(error.contains("memory 65: 0 to 64"), "{error}");
+    let long = command("long", "tiny-x2", "memory = 7");
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    std::fs::write(&recipe, text.replace("frames = 3", "frames = 13")).unwrap();
+    let error = fails(long);
+    assert!(error.contains("at most the 12 frames"), "{error}");
+}
+
 #[test]
 fn a_recipe_for_another_student_than_it_begins_with_is_refused_before_the_teacher_is_trained() {
     let dir = tempfile::tempdir().unwrap();

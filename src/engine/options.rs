@@ -125,7 +125,7 @@ impl Setting {
             Self::Denoise => options.denoise == default.denoise,
             Self::Detail => options.detail == default.detail,
             // Without history, automatic is off.
-            Self::Temporal => options.temporal != Temporal::Filter,
+            Self::Temporal => matches!(options.temporal, Temporal::Auto | Temporal::Off),
             Self::Precision => options.precision == default.precision,
             Self::Noise => options.noise == default.noise,
             Self::Seed => options.seed == default.seed,
@@ -148,7 +148,8 @@ impl fmt::Display for Setting {
 /// Use of previous frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Temporal {
-    /// [`Self::Filter`] for models with the dial `denoise`, [`Self::Off`] for others.
+    /// [`Self::Memory`] for networks with memory, [`Self::Filter`] for others with the dial
+    /// `denoise`, otherwise [`Self::Off`].
     #[default]
     Auto,
     /// None. Every frame is upscaled on its own.
@@ -156,14 +157,17 @@ pub enum Temporal {
     /// Where the input stands still, a share of the previous result is mixed into luma. The share
     /// falls to 0 for clean input, as `denoise` tells; without that dial it is always the largest.
     Filter,
+    /// A network with memory sees its previous result, moved along with the picture.
+    Memory,
 }
 
 impl Temporal {
     /// All values with their names.
-    pub const ALL: [(Self, &str); 3] = [
+    pub const ALL: [(Self, &str); 4] = [
         (Self::Auto, "auto"),
         (Self::Off, "off"),
         (Self::Filter, "filter"),
+        (Self::Memory, "memory"),
     ];
 }
 
@@ -181,7 +185,7 @@ impl FromStr for Temporal {
         let found = Self::ALL.iter().find(|t| t.1 == s);
         let unknown = || {
             Error::Setting(format!(
-                "temporal '{s}' is unknown: use auto, off or filter"
+                "temporal '{s}' is unknown: use auto, off, filter or memory"
             ))
         };
         found.map(|t| t.0).ok_or_else(unknown)

@@ -19,6 +19,7 @@ pub(crate) mod resample;
 pub mod shuffle;
 pub mod simd;
 pub(crate) mod temporal;
+pub mod tracker;
 pub mod upsample;
 pub mod winograd;
 

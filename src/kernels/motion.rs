@@ -196,6 +196,29 @@ impl Field {
         search(isa, frame, last, self);
     }
 
+    /// Writes the differences of each pixel of `frame` from where it was in the `last` one, in 8-bit
+    /// steps.
+    ///
+    /// # Panics
+    /// If the frames, the field or the length of `out` are of different sizes.
+    pub fn differ(&self, frame: &MotionFrame, last: &MotionFrame, out: &mut [u8]) {
+        let (width, stride) = (frame.width, frame.phases[0].stride);
+        assert_eq!(out.len(), width * frame.height, "differences");
+        for (y, out) in out.chunks_exact_mut(width).enumerate() {
+            let row = (PAD + y) * stride + PAD;
+            for (column, out) in out.chunks_mut(BLOCK).enumerate() {
+                let v = self.vectors[y / BLOCK * self.columns + column];
+                let at = row + column * BLOCK;
+                let now = &frame.phases[0].samples[at..];
+                let last =
+                    &last.phases[phase(v)].samples[(at as isize + offset(v, stride)) as usize..];
+                for ((out, a), b) in out.iter_mut().zip(now).zip(last) {
+                    *out = a.abs_diff(*b);
+                }
+            }
+        }
+    }
+
     /// Moves the blocks of a plane of the previous frame to where they are in this frame. The plane
     /// has pixels of `channels` values, `width` in a row, and `side` on a side of a block.
     /// Displacements are rounded to whole pixels, half of one away from 0. The border repeats
@@ -205,6 +228,24 @@ impl Field {
     /// If the plane is empty or larger than its blocks, or the lengths differ.
     pub fn warp(&self, last: &[f32], width: usize, channels: usize, side: usize, to: &mut [f32]) {
         assert_eq!(last.len(), to.len(), "planes of one size");
+        for (y, to) in to.chunks_exact_mut(width * channels).enumerate() {
+            self.warp_row(last, width, channels, side, (0, y), to);
+        }
+    }
+
+    /// As [`Self::warp`], for the pixels of `to` in row `y` from column `x` on.
+    ///
+    /// # Panics
+    /// If the plane is empty or larger than its blocks, or the pixels are outside of it.
+    pub fn warp_row(
+        &self,
+        last: &[f32],
+        width: usize,
+        channels: usize,
+        side: usize,
+        (x, y): (usize, usize),
+        to: &mut [f32],
+    ) {
         let (row, height) = (width * channels, last.len() / (width * channels));
         let blocks = |len: usize| len.div_ceil(side);
         let rows = self.vectors.len() / self.columns;
@@ -212,24 +253,39 @@ impl Field {
             blocks(width) <= self.columns && blocks(height) <= rows,
             "{width}x{height}"
         );
+        assert!(x + to.len() / channels <= width && y < height, "{x}, {y}");
         let moved = |v: i16| (f32::from(v) * side as f32 / (2 * BLOCK) as f32).round() as isize;
         let inside = |v: isize, len: usize| v.clamp(0, len as isize - 1) as usize;
-        for (y, to) in to.chunks_exact_mut(row).enumerate() {
-            for (column, to) in to.chunks_mut(side * channels).enumerate() {
-                let vector = self.vectors[y / side * self.columns + column];
-                let from = inside(y as isize + moved(vector.y), height) * row;
-                let from = &last[from..from + row];
-                let x = (column * side) as isize + moved(vector.x);
-                if x >= 0 && x as usize * channels + to.len() <= row {
-                    to.copy_from_slice(&from[x as usize * channels..][..to.len()]);
-                    continue;
-                }
-                for (x, to) in (x..).zip(to.chunks_exact_mut(channels)) {
+        let (mut x, mut to) = (x, to);
+        while !to.is_empty() {
+            let vector = self.vectors[y / side * self.columns + x / side];
+            let count = (side - x % side).min(to.len() / channels);
+            let (block, rest) = to.split_at_mut(count * channels);
+            let from = inside(y as isize + moved(vector.y), height) * row;
+            let from = &last[from..from + row];
+            let start = x as isize + moved(vector.x);
+            if start >= 0 && start as usize * channels + block.len() <= row {
+                block.copy_from_slice(&from[start as usize * channels..][..block.len()]);
+            } else {
+                for (x, to) in (start..).zip(block.chunks_exact_mut(channels)) {
                     to.copy_from_slice(&from[inside(x, width) * channels..][..channels]);
                 }
             }
+            (x, to) = (x + count, rest);
         }
     }
+}
+
+/// Returns the index of the plane that a vector reads.
+#[inline(always)]
+fn phase(v: Vector) -> usize {
+    usize::from(v.y & 1 != 0) * 2 + usize::from(v.x & 1 != 0)
+}
+
+/// Returns the distance to the sample that a vector reads, in planes of `stride`.
+#[inline(always)]
+fn offset(v: Vector, stride: usize) -> isize {
+    isize::from(v.y >> 1) * stride as isize + isize::from(v.x >> 1)
 }
 
 dispatch! {
@@ -399,9 +455,8 @@ impl<'a> Search<'a> {
 
     #[inline(always)]
     fn difference(&self, v: Vector) -> u32 {
-        let plane = &self.last.phases[usize::from(v.y & 1 != 0) * 2 + usize::from(v.x & 1 != 0)];
-        let step = isize::from(v.y >> 1) * plane.stride as isize + isize::from(v.x >> 1);
-        let other = &plane.samples[(self.at as isize + step) as usize..];
+        let plane = &self.last.phases[phase(v)];
+        let other = &plane.samples[(self.at as isize + offset(v, plane.stride)) as usize..];
         difference::<WINDOW>(self.window, other, plane.stride)
     }
 }

@@ -77,7 +77,8 @@ impl LiteModel {
 
     /// Returns the midpoint of each channel's whitened residuals of grey areas at `scale`.
     fn midpoint(&self, scale: f64) -> Vec<f64> {
-        let added = (0..LEVELS).map(|i| self.added(i as f64 / (LEVELS - 1) as f64, scale));
+        let model = self.without_memory();
+        let added = (0..LEVELS).map(|i| model.added(i as f64 / (LEVELS - 1) as f64, scale));
         let ends = added.map(|all| all.into_iter().map(|v| [v, v]).collect::<Vec<_>>());
         let ends = ends.reduce(|a, b| {
             let both = a.into_iter().zip(b);

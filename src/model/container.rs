@@ -24,8 +24,11 @@ use crate::{Error, Result};
 /// Format version of models without dials.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Format version of models with dials, the newest that this library reads.
+/// Format version of models with dials.
 pub const CONDITIONED_VERSION: u32 = 2;
+
+/// Format version of models with memory, the newest that this library reads.
+pub const MEMORY_VERSION: u32 = 3;
 
 /// Maximum length of a model file in bytes.
 const MAX_FILE: u64 = 4 << 30;
@@ -174,7 +177,7 @@ impl<R: Read + Seek> Reader<R> {
         let label: Label = parse(&json)?;
         check_label(
             label.format_version,
-            CONDITIONED_VERSION,
+            MEMORY_VERSION,
             &label.family,
             &label.name,
         )?;

@@ -17,7 +17,9 @@ use half::f16;
 use safetensors::{Dtype, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::container::{self, CONDITIONED_VERSION, FORMAT_VERSION, METADATA_KEY, Reader};
+use super::container::{
+    self, CONDITIONED_VERSION, FORMAT_VERSION, MEMORY_VERSION, METADATA_KEY, Reader,
+};
 use crate::{
     Error, Result,
     nn::lite::{
@@ -156,6 +158,52 @@ impl Layer {
         (kernel, bias)
     }
 
+    /// Removes all inputs but the first `ci`.
+    fn narrow_inputs(&mut self, ci: usize) {
+        let (from, to) = (9 * self.spec.ci, 9 * ci);
+        let narrow = |kernels: &mut Vec<f32>| {
+            let rows = kernels.chunks_exact(from);
+            *kernels = rows.flat_map(|row| &row[..to]).copied().collect();
+        };
+        narrow(&mut self.weight);
+        for condition in &mut self.conditions {
+            narrow(&mut condition.kernels);
+        }
+        self.respecify(self.spec.co, ci);
+    }
+
+    /// Removes all outputs but the first `co`.
+    fn narrow_outputs(&mut self, co: usize) {
+        let share = |values: &mut Vec<f32>, outputs: usize| {
+            values.truncate(values.len() / outputs * co);
+        };
+        let outputs = self.spec.co;
+        share(&mut self.weight, outputs);
+        share(&mut self.bias, outputs);
+        for condition in &mut self.conditions {
+            share(&mut condition.shift, outputs);
+            share(&mut condition.gain, outputs);
+            let all = condition.kernels.chunks_exact(outputs * 9 * self.spec.ci);
+            let kept = all.flat_map(|kernels| &kernels[..co * 9 * self.spec.ci]);
+            condition.kernels = kept.copied().collect();
+        }
+        self.respecify(co, self.spec.ci);
+    }
+
+    /// Sets the channels of the specifications.
+    fn respecify(&mut self, co: usize, ci: usize) {
+        (self.spec.co, self.spec.ci) = (co, ci);
+        for LayerCondition { spec, .. } in &mut self.conditions {
+            spec.shift.1[0] = co;
+            if let Some((_, shape)) = &mut spec.gain {
+                shape[0] = co;
+            }
+            if let Some((_, shape)) = &mut spec.kernels {
+                (shape[1], shape[2]) = (co, ci);
+            }
+        }
+    }
+
     /// Returns names, shapes and values of all tensors.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
         let (name, co, ci) = (&self.spec.name, self.spec.co, self.spec.ci);
@@ -188,7 +236,7 @@ impl Layer {
 /// Ranges and means of a network's values, for inference in integers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
-    /// Minimum, maximum and mean of each channel, for the whitened latent and for the output of
+    /// Minimum, maximum and mean of each channel, for the input of the network and for the output of
     /// every layer but the last, including the skip of a pair.
     pub ranges: Vec<Vec<[f32; 3]>>,
 }
@@ -196,10 +244,10 @@ pub struct Calibration {
 impl Calibration {
     /// Returns names and channels of the tensors for these layers.
     fn tensors(layers: &[LayerSpec]) -> Vec<(String, usize)> {
-        let Some((last, inner)) = layers.split_last() else {
+        let Some((_, inner)) = layers.split_last() else {
             return Vec::new();
         };
-        let latent = ("latent.range".to_string(), last.co);
+        let latent = ("latent.range".to_string(), layers[0].ci);
         let inner = inner.iter().map(|l| (format!("{}.range", l.name), l.co));
         iter::once(latent).chain(inner).collect()
     }
@@ -238,10 +286,10 @@ impl Metadata {
     /// Makes the metadata of a new lite model.
     pub fn lite(name: &str, student: StudentConfig, scales: [f64; 2]) -> Self {
         Self {
-            format_version: if student.conditioning.is_none() {
-                FORMAT_VERSION
-            } else {
-                CONDITIONED_VERSION
+            format_version: match (student.memory, student.conditioning.is_none()) {
+                (0, true) => FORMAT_VERSION,
+                (0, false) => CONDITIONED_VERSION,
+                _ => MEMORY_VERSION,
             },
             family: FAMILY.into(),
             name: name.into(),
@@ -258,13 +306,19 @@ impl Metadata {
     fn check(&self) -> std::result::Result<(), String> {
         container::check_label(
             self.format_version,
-            CONDITIONED_VERSION,
+            MEMORY_VERSION,
             &self.family,
             &self.name,
         )?;
         if self.format_version < CONDITIONED_VERSION && !self.student.conditioning.is_none() {
             return Err(format!(
                 "dials in a file of format version {}",
+                self.format_version
+            ));
+        }
+        if self.format_version < MEMORY_VERSION && self.student.memory > 0 {
+            return Err(format!(
+                "memory in a file of format version {}",
                 self.format_version
             ));
         }
@@ -380,6 +434,30 @@ impl LiteModel {
         };
         folded.metadata.student.conditioning = Conditioning::default();
         folded
+    }
+
+    /// Returns the model without memory: the one that computes the first frame.
+    pub fn without_memory(&self) -> Self {
+        let mut model = self.clone();
+        if self.metadata.student.memory == 0 {
+            return model;
+        }
+        model.metadata.student.memory = 0;
+        let z = self.stats.input_mean.len();
+        if let Some(calibration) = &mut model.calibration {
+            calibration
+                .ranges
+                .iter_mut()
+                .take(1)
+                .for_each(|r| r.truncate(z));
+        }
+        if let Some(head) = model.layers.first_mut() {
+            head.narrow_inputs(z);
+        }
+        if let Some(tail) = model.layers.last_mut() {
+            tail.narrow_outputs(z);
+        }
+        model
     }
 
     /// Returns the tensors of the layers by name.

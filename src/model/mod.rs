@@ -17,7 +17,7 @@ use std::path::Path;
 use crate::{Error, Result};
 
 pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL, LADDER};
-pub use container::{CONDITIONED_VERSION, FORMAT_VERSION, Mismatch, Precision};
+pub use container::{CONDITIONED_VERSION, FORMAT_VERSION, MEMORY_VERSION, Mismatch, Precision};
 pub use estimator::{EstimatorMetadata, write_estimator};
 pub use file::{Calibration, Layer, LayerCondition, LiteModel, Metadata};
 pub use onnx::OnnxEnds;

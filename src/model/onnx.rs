@@ -30,25 +30,25 @@ pub enum OnnxEnds {
 }
 
 impl LiteModel {
-    /// Returns the bytes of an ONNX file of the model at `scale`.
+    /// Returns the bytes of an ONNX file of the model at `scale`, without its memory.
     pub fn to_onnx(&self, scale: f64, ends: OnnxEnds) -> Vec<u8> {
+        let model = &self.without_memory();
         let mut graph = Graph::default();
         let channels = self.stats.input_mean.len();
         match ends {
             OnnxEnds::Latent => {
                 graph.input("latent", channels);
-                let residual = graph.network(self, scale, "latent");
+                let residual = graph.network(model, scale, "latent");
                 graph.node("Identity", &[&residual], &["residual"], &[]);
                 graph.output("residual", channels);
             }
-            OnnxEnds::Planes => graph.planes(self, scale, false),
-            OnnxEnds::Picture => graph.planes(self, scale, true),
+            OnnxEnds::Planes => graph.planes(model, scale, false),
+            OnnxEnds::Picture => graph.planes(model, scale, true),
         }
         let mut opset = Message::default();
         opset.text(1, "").number(2, OPSET);
-        let mut model = Message::default();
-        model
-            .number(1, IR_VERSION)
+        let mut file = Message::default();
+        file.number(1, IR_VERSION)
             .text(2, "tadsr")
             .text(3, env!("CARGO_PKG_VERSION"))
             .message(7, &graph.finish(&self.metadata.name))
@@ -60,9 +60,9 @@ impl LiteModel {
         ] {
             let mut entry = Message::default();
             entry.text(1, key).text(2, &value);
-            model.message(14, &entry);
+            file.message(14, &entry);
         }
-        model.0
+        file.0
     }
 }
 

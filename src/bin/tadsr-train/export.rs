@@ -114,11 +114,12 @@ pub fn run(args: Args) -> Result<()> {
             model.metadata.name
         );
     }
-    let model = &model.folded(&Condition {
+    let folded = model.folded(&Condition {
         scale: args.scale,
         denoise: args.denoise,
         detail: args.detail,
     });
+    let model = &folded.without_memory();
     ensure!(
         !matches!(args.ends, Ends::Picture) || args.scale.fract() == 0.0,
         "--scale {}: a network from picture to picture has a whole scale",

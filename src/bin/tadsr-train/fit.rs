@@ -40,6 +40,8 @@ Examples:
   tadsr-train fit --pairs recordings masters --out runs/matched
   # One model for clean and compressed input:
   tadsr-train fit --data photos videos --out runs/one --denoise
+  # A network with memory for video:
+  tadsr-train fit --data photos videos --out runs/video --begin tiny-x2 --memory 7
   # Play a video with the result:
   gst-launch-1.0 videotestsrc ! tadsrupscale model=runs/tiny-x2/model.safetensors ! autovideosink")]
 pub struct Args {
@@ -65,6 +67,10 @@ pub struct Args {
     /// Add the dial denoise: one model for clean and for compressed input
     #[arg(long)]
     denoise: bool,
+    /// Give the network a memory of the previous frame, with this many channels of state: 1 to 64
+    /// [default: that of the model to begin with, or none]
+    #[arg(long, value_name = "CHANNELS")]
+    memory: Option<usize>,
     /// Training steps
     #[arg(long, default_value_t = defaults().steps, value_name = "N")]
     steps: u64,
@@ -122,7 +128,9 @@ impl Args {
             recipe.lowest = Some(model.scales[0]);
             recipe.shape = Some(model.student.into());
             recipe.conditioning.denoise = model.student.conditioning.denoise;
+            recipe.memory = model.student.memory;
         }
+        recipe.memory = self.memory.unwrap_or(recipe.memory);
         recipe.conditioning.denoise |= self.denoise;
         recipe.data = self.data.spec()?;
         recipe.student = Options {

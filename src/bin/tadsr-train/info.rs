@@ -64,6 +64,9 @@ fn lite(model: &LiteModel, size: &str) {
     };
     row("planes", planes);
     row("dials", dials);
+    if student.memory > 0 {
+        row("memory", format!("{} channels", student.memory));
+    }
     let architecture = format!("{:?}", student.architecture).to_lowercase();
     row(
         "shape",

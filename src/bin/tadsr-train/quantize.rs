@@ -3,11 +3,12 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
+use candle_core::{Device, Tensor};
 use tadsr::{
     Precision,
     engine::lite::cpu::{Patches, calibrate, residual_of},
     model::LiteModel,
-    nn::lite::{Condition, Conditioning, latent::Grid},
+    nn::lite::{Condition, latent::Grid},
     train::{
         checkpoint::write_atomically,
         data::pairs::{Batch, DegradedPhotos, PairSpec},
@@ -22,8 +23,9 @@ use crate::{stop::Stop, training::Console};
 /// Calibrate a model on photos for int8 inference.
 ///
 /// Measures the ranges of values in the network on patches of the photos, degraded by the preset
-/// `stills`, and writes them into a model file. The weights stay as they are. Prints the PSNR in dB
-/// of the precisions f32, bf16 and int8 on held-out photos, one of 20.
+/// `stills`, and writes them into a model file. The weights stay as they are. A network with memory
+/// sees clips, of a camera that moves over photos. Prints the PSNR in dB of the precisions f32, bf16
+/// and int8 on held-out photos, one of 20, without memory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -91,11 +93,11 @@ pub fn run(args: Args) -> Result<()> {
     };
     let measured = batches(held_out, args.seed, args.batches / 4)?;
     let patches = batches(photos, args.seed.wrapping_add(1), args.batches)?;
-    let dials = model.metadata.student.conditioning;
-    let patches = patches.into_iter();
-    let patches: Vec<_> = patches
-        .flat_map(|batch| as_patches(batch, spec.grid(), &dials))
-        .collect();
+    let patches = patches
+        .iter()
+        .map(|batch| as_patches(&model, batch, spec.grid()))
+        .collect::<Result<Vec<_>>>()?
+        .concat();
     model.calibration = Some(calibrate(&model, &patches));
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let decibels = decibels(&model, &spec, &measured, precision)?;
@@ -118,12 +120,17 @@ fn spec(model: &LiteModel) -> PairSpec {
         scales: train_scales(low, high),
         native: 0.5,
         alike: student.conditioning.denoise,
+        frames: if student.memory > 0 { CLIP } else { 1 },
     }
 }
 
-/// Returns the patches of a batch at the dial positions of its degradation, and at both ends of
-/// each dial.
-fn as_patches(batch: Batch, grid: Grid, dials: &Conditioning) -> Vec<Patches> {
+/// Frames of the clips that a network with memory is measured on.
+const CLIP: usize = 3;
+
+/// Returns the inputs of `model` for a batch at the dial positions of its degradation, and at both
+/// ends of each dial.
+fn as_patches(model: &LiteModel, batch: &Batch, grid: Grid) -> Result<Vec<Patches>> {
+    let dials = model.metadata.student.conditioning;
     let at = batch.condition();
     let mut all = vec![at];
     for denoise in [0.0, 1.0].into_iter().filter(|_| dials.denoise) {
@@ -133,10 +140,26 @@ fn as_patches(batch: Batch, grid: Grid, dials: &Conditioning) -> Vec<Patches> {
         let detailed = |at: &Condition| Condition { detail: 1.0, ..*at };
         all.extend(all.clone().iter().map(detailed));
     }
-    let patches = |at| Patches {
-        at,
-        grid,
-        latents: batch.base.clone(),
+    let patches = |at| {
+        let Some(motion) = &batch.motion else {
+            return Ok(Patches {
+                at,
+                grid,
+                inputs: batch.base.clone(),
+            });
+        };
+        let clips = motion.tensors(&model.stats, &Device::Cpu)?;
+        let shape = ((), grid.height, grid.width, grid.channels);
+        let z = Tensor::new(batch.base.as_slice(), &Device::Cpu)?.reshape(shape)?;
+        let inputs = model.student()?.clip_inputs(&z, &at, &clips)?;
+        Ok(Patches {
+            at,
+            grid: Grid {
+                channels: model.metadata.student.inputs(),
+                ..grid
+            },
+            inputs: inputs.flatten_all()?.to_vec1()?,
+        })
     };
     all.into_iter().map(patches).collect()
 }

@@ -180,12 +180,16 @@ fn open() -> Handle {
         // SAFETY: the driver's library may be loaded at any time; it is never closed.
         unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) }
     };
-    let library = open(c"libcuda.so.1");
-    if library.is_null() {
-        open(c"libcuda.so")
-    } else {
-        library
-    }
+    // The first is that of Windows Subsystem for Linux, which is not always in the search path.
+    let names = [
+        c"/usr/lib/wsl/lib/libcuda.so.1",
+        c"libcuda.so.1",
+        c"libcuda.so",
+    ];
+    let mut libraries = names.into_iter().map(open);
+    libraries
+        .find(|library| !library.is_null())
+        .unwrap_or(ptr::null_mut())
 }
 
 /// Returns `true` if this machine has an NVIDIA driver. Does not touch a device.

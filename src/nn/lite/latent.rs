@@ -9,6 +9,8 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::frame::resample::{Axis, Kernel, Options, Resampler};
+
 /// Planes of the latent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -91,6 +93,21 @@ impl Grid {
     pub fn len(&self) -> usize {
         self.width * self.height * self.channels
     }
+}
+
+/// Returns the resampler from an image of the size `from` to the cells of side `r` of its result of
+/// the size `to`; `None` if a cell is a pixel of the image.
+pub fn grid_resampler(from: (usize, usize), to: (usize, usize), r: usize) -> Option<Resampler> {
+    let grid = (to.0.div_ceil(r), to.1.div_ceil(r));
+    let axis = |from: usize, to: usize, cells: usize| {
+        let options = Options {
+            antialias: true,
+            ratio: Some((from * r) as f64 / to as f64),
+            ..Options::default()
+        };
+        Axis::new(from, cells, Kernel::Bilinear, options)
+    };
+    (grid != from).then(|| Resampler::new(axis(from.0, to.0, grid.0), axis(from.1, to.1, grid.1)))
 }
 
 /// Position of a plane in the latent.

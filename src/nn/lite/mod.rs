@@ -5,6 +5,7 @@ mod condition;
 mod discriminator;
 mod estimator;
 pub mod latent;
+pub mod memory;
 mod student;
 mod teacher;
 

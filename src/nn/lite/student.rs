@@ -9,11 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::{
     condition::{Condition, Conditioning, Input},
     latent::LatentKind,
+    memory::Clips,
 };
 use crate::ops::{Activation, conv2d};
 
 /// Slope of the leaky ReLU. Plain ReLUs in chains of this size can die in training.
 pub const LEAKY_SLOPE: f32 = 0.1;
+
+/// Maximum number of channels of the state of a network with memory.
+const MAX_MEMORY: usize = 64;
 
 /// Connection of the layers between head and tail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,14 @@ pub struct StudentConfig {
     /// Inputs of the weights besides the scale.
     #[serde(default, skip_serializing_if = "Conditioning::is_none")]
     pub conditioning: Conditioning,
+    /// Channels of the state that the network passes to the next frame, besides its result, see
+    /// [`super::memory`]; 0 for a network without memory.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub memory: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// Activation of a layer.
@@ -130,6 +142,7 @@ impl StudentConfig {
             channels: if r <= 2 { 16 } else { 32 },
             depth: 4,
             conditioning: Conditioning::default(),
+            memory: 0,
         }
     }
 
@@ -162,6 +175,7 @@ impl StudentConfig {
             channels: 64,
             depth: 4,
             conditioning: Conditioning::default(),
+            memory: 0,
         }
     }
 
@@ -184,12 +198,38 @@ impl StudentConfig {
         if self.depth > 64 {
             return Err(format!("depth {}: 0 to 64", self.depth));
         }
+        if self.memory > MAX_MEMORY {
+            return Err(format!("memory {}: 0 to {MAX_MEMORY}", self.memory));
+        }
+        if self.memory > 0 && (self.latent != LatentKind::Luma || !self.r.is_multiple_of(2)) {
+            return Err("memory: for a luma latent and even r".into());
+        }
         Ok(())
+    }
+
+    /// Returns the channels of the input: the latent, and with memory what [`super::memory`]
+    /// lists.
+    pub fn inputs(&self) -> usize {
+        let z = self.latent.channels(self.r);
+        match self.memory {
+            0 => z,
+            memory => 2 * z + memory + 1,
+        }
+    }
+
+    /// Returns the channels of the output: the residual, and with memory what [`super::memory`]
+    /// lists.
+    pub fn outputs(&self) -> usize {
+        let z = self.latent.channels(self.r);
+        match self.memory {
+            0 => z,
+            memory => 2 * z + memory,
+        }
     }
 
     /// Returns the layers in order of execution.
     pub fn layers(&self) -> Vec<LayerSpec> {
-        let (z, c) = (self.latent.channels(self.r), self.channels);
+        let c = self.channels;
         let layer = |name: String, ci, co, activated, role| LayerSpec {
             name,
             ci,
@@ -197,7 +237,13 @@ impl StudentConfig {
             activated,
             role,
         };
-        let mut layers = vec![layer("head".into(), z, c, Activated::Leaky, Role::Chain)];
+        let mut layers = vec![layer(
+            "head".into(),
+            self.inputs(),
+            c,
+            Activated::Leaky,
+            Role::Chain,
+        )];
         for i in 0..self.depth {
             match self.architecture {
                 Architecture::Plain => {
@@ -216,7 +262,13 @@ impl StudentConfig {
                 }
             }
         }
-        layers.push(layer("tail".into(), c, z, Activated::No, Role::Chain));
+        layers.push(layer(
+            "tail".into(),
+            c,
+            self.outputs(),
+            Activated::No,
+            Role::Chain,
+        ));
         layers
     }
 
@@ -404,16 +456,114 @@ impl Student {
     }
 
     /// Predicts the whitened residual `[n, h, w, c]` from the whitened latent of the base, of the
-    /// same shape, at `at`.
+    /// same shape, at `at`. A network with memory gets none.
     pub fn forward(&self, z: &Tensor, at: &Condition) -> Result<Tensor> {
-        let (mut x, mut skip) = (z.to_dtype(self.dtype)?, None);
-        for layer in &self.layers {
-            let (kernel, bias) = layer.fold(at, self.config.r)?;
+        let folded = self.fold(at)?;
+        self.first(&folded, z)
+    }
+
+    /// Predicts the residuals of the frames of `clips` as [`Self::forward`], each with the memory
+    /// of those before it. `z` and the result are `[frames * n, h, w, c]`, frame by frame.
+    pub fn forward_clips(&self, z: &Tensor, at: &Condition, clips: &Clips) -> Result<Tensor> {
+        self.clips(z, at, clips, |_| {})
+    }
+
+    /// Returns the inputs of the first layer in [`Self::forward_clips`], `[frames * n, h, w,
+    /// inputs]`.
+    pub fn clip_inputs(&self, z: &Tensor, at: &Condition, clips: &Clips) -> Result<Tensor> {
+        let mut inputs = Vec::new();
+        self.clips(z, at, clips, |input| inputs.push(input.clone()))?;
+        Tensor::cat(&inputs, 0)
+    }
+
+    fn clips(
+        &self,
+        z: &Tensor,
+        at: &Condition,
+        clips: &Clips,
+        mut seen: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
+        let (folded, channels) = (self.fold(at)?, z.dim(3)?);
+        let memory = self.config.memory;
+        let n = z.dim(0)? / clips.frames;
+        let per_channel = |values: &[f32]| Tensor::new(values, z.device());
+        let (mean, std) = (
+            per_channel(&clips.stats.input_mean)?,
+            per_channel(&clips.stats.input_std)?,
+        );
+        let residual_std = per_channel(&clips.stats.residual_std)?;
+        let mut last: Option<(Tensor, Tensor)> = None;
+        let mut results = Vec::new();
+        for t in 0..clips.frames {
+            let z = z.narrow(0, t * n, n)?;
+            let base = z.broadcast_mul(&std)?.broadcast_add(&mean)?;
+            let (_, h, w, _) = z.dims4()?;
+            let (confidence, change, state) = match &last {
+                Some((result, state)) => {
+                    let at = |all: &Tensor| all.get(t - 1);
+                    let confidence = at(&clips.confidence)?.reshape((n, h, w, 1))?;
+                    let moved = result.flatten_all()?;
+                    let moved = moved.index_select(&at(&clips.samples)?, 0)?;
+                    let change = (moved.reshape(z.shape())? - &base)?;
+                    let change = change.broadcast_div(&residual_std)?;
+                    let state = state.reshape((n * h * w, memory))?;
+                    let state = state.index_select(&at(&clips.cells)?, 0)?;
+                    (confidence, change, state.reshape((n, h, w, memory))?)
+                }
+                None => {
+                    let zeros = |c: usize| Tensor::zeros((n, h, w, c), DType::F32, z.device());
+                    (zeros(1)?, zeros(channels)?, zeros(memory)?)
+                }
+            };
+            let trusted = |x: &Tensor| x.broadcast_mul(&confidence);
+            let input = [&z, &trusted(&change)?, &trusted(&state)?, &confidence];
+            let input = Tensor::cat(&input, 3)?;
+            seen(&input);
+            let y = self.run(&folded, &input)?;
+            let residual = y.narrow(3, 0, channels)?;
+            let gate = y.narrow(3, channels, channels)?;
+            let gate = ((gate / 6.0)? + 0.5)?.clamp(0f32, 1f32)?;
+            let share = trusted(&gate)?;
+            let residual = (&residual + (share * (change - &residual)?)?)?;
+            let state = y.narrow(3, 2 * channels, memory)?.clamp(-1f32, 1f32)?;
+            let result = (base + residual.broadcast_mul(&residual_std)?)?;
+            last = Some((result, state));
+            results.push(residual);
+        }
+        Tensor::cat(&results, 0)
+    }
+
+    /// Returns kernel and bias of each layer at `at`.
+    fn fold(&self, at: &Condition) -> Result<Vec<(Tensor, Tensor)>> {
+        let fold = |layer: &Layer| layer.fold(at, self.config.r);
+        self.layers.iter().map(fold).collect()
+    }
+
+    /// Runs the network without memory: with the parts of the first and the last kernel that see
+    /// the latent and make the residual.
+    fn first(&self, folded: &[(Tensor, Tensor)], z: &Tensor) -> Result<Tensor> {
+        if self.config.memory == 0 {
+            return self.run(folded, z);
+        }
+        let (channels, mut folded) = (z.dim(3)?, folded.to_vec());
+        if let Some((kernel, _)) = folded.first_mut() {
+            *kernel = kernel.narrow(1, 0, channels)?.contiguous()?;
+        }
+        if let Some((kernel, bias)) = folded.last_mut() {
+            *kernel = kernel.narrow(0, 0, channels)?.contiguous()?;
+            *bias = bias.narrow(0, 0, channels)?.contiguous()?;
+        }
+        self.run(&folded, z)
+    }
+
+    fn run(&self, folded: &[(Tensor, Tensor)], input: &Tensor) -> Result<Tensor> {
+        let (mut x, mut skip) = (input.to_dtype(self.dtype)?, None);
+        for (layer, (kernel, bias)) in self.layers.iter().zip(folded) {
             let activation = match layer.spec.activated {
                 Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
                 Activated::No => Activation::None,
             };
-            let y = conv2d(&x, &kernel, &bias, 1, 1, activation)?;
+            let y = conv2d(&x, kernel, bias, 1, 1, activation)?;
             x = match layer.spec.role {
                 Role::Chain => y,
                 Role::PairFirst => {

@@ -15,7 +15,7 @@ use super::{
 use super::{
     files::{DataError, Skipped, find},
     motion::Motion,
-    pairs::{DegradedPhotos, Pair, PairSource, Random},
+    pairs::{DegradedPhotos, Pair, PairSource, Random, no_clips},
     photos::PhotoSet,
     spec::{CorpusSpec, Preparation},
 };
@@ -71,8 +71,9 @@ impl CompressedClips {
     }
 }
 
-impl PairSource for CompressedClips {
-    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
+impl CompressedClips {
+    /// Makes a clip.
+    fn make(&self, random: &mut Random, side: usize, small: usize) -> Result<Vec<Pair>> {
         let times = Self::times(small);
         let motion = Motion::default();
         let truth = motion.over(&self.0, &mut random.content, times * side, Self::FRAMES)?;
@@ -91,13 +92,40 @@ impl PairSource for CompressedClips {
             mb_tree: false,
         };
         let low = codec.compress(&clean)?;
-        let t = random.content.random_range(0..Self::FRAMES);
-        let (truth, low) = truth.get(t).zip(low.get(t)).ok_or_else(nothing)?;
-        Ok(Pair {
-            noise: clean.get(t).map_or(0.0, |clean| clean.luma_difference(low)),
+        let frames = truth.iter().zip(&clean).zip(&low);
+        let pair = |((truth, clean), low): ((&Patch, &Patch), &Patch)| Pair {
+            noise: clean.luma_difference(low),
             truth: truth.top_left(side, side),
             low: low.top_left(small, small),
-        })
+        };
+        Ok(frames.map(pair).collect())
+    }
+}
+
+impl PairSource for CompressedClips {
+    fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
+        let mut clip = self.make(random, side, small)?;
+        let t = random.content.random_range(0..Self::FRAMES);
+        if t < clip.len() {
+            Ok(clip.swap_remove(t))
+        } else {
+            Err(nothing())
+        }
+    }
+
+    fn clip(
+        &self,
+        random: &mut Random,
+        side: usize,
+        small: usize,
+        frames: usize,
+    ) -> Result<Vec<Pair>> {
+        let mut clip = self.make(random, side, small)?;
+        if clip.len() < frames {
+            return Err(no_clips());
+        }
+        clip.truncate(frames);
+        Ok(clip)
     }
 
     fn fingerprint(&self) -> u64 {
@@ -113,7 +141,7 @@ pub fn clip_shape(
     patch: usize,
     scales: [f64; 2],
 ) -> Shape {
-    match degradation.coded().next() {
+    match pooled(spec, degradation).next() {
         Some(_) => Shape {
             side: Layout::new(patch, scales).side,
             frames: spec.pool.frames,
@@ -123,6 +151,17 @@ pub fn clip_shape(
             frames: 1,
         },
     }
+}
+
+/// Returns the recipes whose images come from clips in the pool.
+#[cfg(feature = "video")]
+fn pooled<'a>(
+    spec: &CorpusSpec,
+    degradation: &'a Degradation,
+) -> impl Iterator<Item = &'a DegradationRecipe> {
+    let all = spec.pool.successive;
+    let recipes = degradation.recipes.iter();
+    recipes.filter(move |recipe| all || recipe.codecs().is_some())
 }
 
 /// Degradation with the codecs of this machine.
@@ -187,6 +226,11 @@ impl Corpus {
         progress: &(dyn Fn(Preparation) -> bool + Sync),
     ) -> Result<Self> {
         spec.check()?;
+        let mut spec = spec.clone();
+        if spec.pool.successive {
+            spec.pool.retained = spec.pool.frames;
+        }
+        let spec = &spec;
         let Available {
             degradation,
             mut notes,
@@ -278,20 +322,20 @@ impl Corpus {
         progress: &(dyn Fn(Preparation) -> bool + Sync),
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        if self.degradation.coded().next().is_none() {
+        if pooled(&self.spec, &self.degradation).next().is_none() {
             return Ok(());
         }
         let layout = Layout::new(patch, scales);
         let side = layout.side;
         if self.clips.is_none() && self.photos.as_ref().is_none_or(|p| p.large(side) == 0) {
             return Err(Error::Setting(format!(
-                "codec degradation needs photos or videos with sides of at least {side} pixels: \
-                 use larger ones, smaller patches, or a preset without codecs (stills, clean, \
-                 real-world)"
+                "degraded clips need photos or videos with sides of at least {side} pixels: use \
+                 larger ones, smaller patches, or for a network without memory a preset without \
+                 codecs (stills, clean, real-world)"
             )));
         }
         let degradation = Degradation {
-            recipes: self.degradation.coded().cloned().collect(),
+            recipes: pooled(&self.spec, &self.degradation).cloned().collect(),
         };
         let mut hash = Fnv::default();
         (self.content(), self.spec.video_share.to_bits()).hash(&mut hash);
@@ -311,7 +355,7 @@ impl Corpus {
                 self.spec.pool.clips
             ));
         }
-        pool.prepare(&|rng| self.clip(rng, side), &|done, all| {
+        pool.prepare(&|rng| self.clean_clip(rng, side), &|done, all| {
             progress(Preparation::Pool { done, all })
         })?;
         self.pool = Some(pool);
@@ -423,7 +467,7 @@ impl Corpus {
 
     /// Returns the ground truth of a clip for the pool.
     #[cfg(feature = "video")]
-    fn clip(&self, rng: &mut StdRng, side: usize) -> Result<Vec<Patch>> {
+    fn clean_clip(&self, rng: &mut StdRng, side: usize) -> Result<Vec<Patch>> {
         let photos = self.photos.as_ref().filter(|p| p.large(side) > 0);
         match (self.video(rng, photos.is_some()), photos) {
             (Some(clips), _) => clips.clip(rng),
@@ -461,13 +505,29 @@ impl PairSource for Corpus {
             .ok_or_else(nothing)?;
         #[cfg(feature = "video")]
         if let (Some(_), Some(pool)) = (recipe.codecs(), &self.pool) {
-            let make = |rng: &mut StdRng| self.clip(rng, pool.layout().side);
-            return pool.pair(&make, &self.spec.sampling, random, side, small);
+            let make = |rng: &mut StdRng| self.clean_clip(rng, pool.layout().side);
+            let sampling = &self.spec.sampling;
+            let pairs = pool.pairs(&make, sampling, random, (side, small), 1)?;
+            return pairs.into_iter().next().ok_or_else(nothing);
         }
         let truth = self.picture(&mut random.content, side)?;
         let degradation = &mut random.degradation;
         let (low, noise) = recipe.picture(&truth, (small, small), degradation)?;
         Ok(Pair { truth, low, noise })
+    }
+
+    #[cfg(feature = "video")]
+    fn clip(
+        &self,
+        random: &mut Random,
+        side: usize,
+        small: usize,
+        frames: usize,
+    ) -> Result<Vec<Pair>> {
+        let pool = self.pool.as_ref().filter(|_| self.spec.pool.successive);
+        let pool = pool.ok_or_else(no_clips)?;
+        let make = |rng: &mut StdRng| self.clean_clip(rng, pool.layout().side);
+        pool.pairs(&make, &self.spec.sampling, random, (side, small), frames)
     }
 
     fn fingerprint(&self) -> u64 {

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 
-use super::photos::PhotoSet;
+use super::{motion::Motion, photos::PhotoSet};
 use crate::{
-    Result,
+    Error, Result,
     frame::{
         Matrix,
         resample::{Axis, Kernel, Options, Resampler},
     },
     nn::lite::{
         Condition, LatentKind, LatentStats, denoise_of,
-        latent::{Grid, chroma_slot, luma_slot, unshuffle},
+        latent::{Grid, chroma_slot, grid_resampler, luma_slot, unshuffle},
+        memory::ClipMotion,
     },
     train::{degradation::DegradationRecipe, patch::Patch, random::step_seed},
 };
@@ -27,6 +28,21 @@ pub trait PairSource: Send + Sync {
     /// # Errors
     /// When the source has no image of that size.
     fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair>;
+
+    /// Returns `frames` successive pairs of a video, each as [`Self::pair`].
+    ///
+    /// # Errors
+    /// As [`Self::pair`]; [`Error::Data`] when the source has no such clips.
+    fn clip(
+        &self,
+        random: &mut Random,
+        side: usize,
+        small: usize,
+        frames: usize,
+    ) -> Result<Vec<Pair>> {
+        let _ = (random, side, small, frames);
+        Err(no_clips())
+    }
 
     /// Returns a hash of the contents of the source.
     fn fingerprint(&self) -> u64;
@@ -42,6 +58,11 @@ pub trait PairSource: Send + Sync {
         };
         (side as f64 / scale).round() as usize
     }
+}
+
+/// Returns the error of a source of pictures only.
+pub(super) fn no_clips() -> Error {
+    Error::Data("a network with memory needs clips: give videos or photos by --data".into())
 }
 
 /// Random numbers of a pair, in two generators, so that several pairs can be degraded alike.
@@ -102,6 +123,27 @@ impl PairSource for DegradedPhotos {
         Ok(Pair { truth, low, noise })
     }
 
+    /// Moves a camera over a photo.
+    fn clip(
+        &self,
+        random: &mut Random,
+        side: usize,
+        small: usize,
+        frames: usize,
+    ) -> Result<Vec<Pair>> {
+        let (photos, content) = (&self.photos, &mut random.content);
+        let truths = Motion::default().over(photos, content, side, frames)?;
+        let degradation = &mut random.degradation;
+        let degraded = self
+            .recipe
+            .apply(truths.clone(), (small, small), degradation)?;
+        let noise = degraded.noise;
+        let pairs = truths.into_iter().zip(degraded.frames);
+        Ok(pairs
+            .map(|(truth, low)| Pair { truth, low, noise })
+            .collect())
+    }
+
     fn fingerprint(&self) -> u64 {
         self.photos.fingerprint()
     }
@@ -123,6 +165,8 @@ pub struct PairSpec {
     pub native: f64,
     /// Degrades all pairs of a batch alike, which a network with the dial `denoise` needs.
     pub alike: bool,
+    /// Successive frames of each pair; 1 for pictures.
+    pub frames: usize,
 }
 
 /// A batch of pairs at one scale.
@@ -132,10 +176,12 @@ pub struct Batch {
     pub scale: f64,
     /// Mean degradation of the input: position of the dial.
     pub denoise: f64,
-    /// Whitened latent of the base, `[batch, grid, grid, channels]`.
+    /// Whitened latent of the base, `[frames, batch, grid, grid, channels]`.
     pub base: Vec<f32>,
     /// Whitened difference between the latents of ground truth and base.
     pub residual: Vec<f32>,
+    /// Motion in the low-resolution frames, if there are several.
+    pub motion: Option<ClipMotion>,
 }
 
 impl Batch {
@@ -172,31 +218,62 @@ impl PairSpec {
             source.draw_small(rng, self.patch, self.scales, self.native)
         };
         let grid = self.grid();
-        let mut base = vec![0.0; self.batch * grid.len()];
+        let mut base = vec![0.0; self.frames * self.batch * grid.len()];
         let mut residual = base.clone();
         let (mut kind, mut noise) = (random.content.random(), 0.0);
-        for (base, residual) in base
-            .chunks_mut(grid.len())
-            .zip(residual.chunks_mut(grid.len()))
-        {
+        let mut lows = Vec::new();
+        for i in 0..self.batch {
             if !self.alike {
                 kind = random.content.random();
             }
             random.degradation = StdRng::seed_from_u64(kind);
-            let pair = source.pair(&mut random, self.patch, small)?;
-            self.pair(&pair.truth, &pair.low, stats, base, residual);
-            noise += pair.noise / self.batch as f64;
+            let clip = match self.frames {
+                1 => vec![source.pair(&mut random, self.patch, small)?],
+                frames => source.clip(&mut random, self.patch, small, frames)?,
+            };
+            for (t, pair) in clip.into_iter().enumerate() {
+                let at = (t * self.batch + i) * grid.len()..(t * self.batch + i + 1) * grid.len();
+                let (base, residual) = (&mut base[at.clone()], &mut residual[at]);
+                self.pair(&pair.truth, &pair.low, stats, base, residual);
+                noise += pair.noise / (self.frames * self.batch) as f64;
+                if self.frames > 1 {
+                    lows.push(pair.low.luma());
+                }
+            }
         }
         Ok(Batch {
             scale: self.patch as f64 / small as f64,
             denoise: denoise_of(noise.sqrt()),
             base,
             residual,
+            motion: (self.frames > 1).then(|| self.motion(&lows, small)),
         })
     }
 
-    /// Replaces the first pair of a batch from [`Self::batch`] with flat grey of a random level,
-    /// whose residual is zero. Without such pairs, networks may change the level of flat areas at a
+    /// Finds the motion in the luma of clips with sides of `small` pixels.
+    fn motion(&self, lows: &[Vec<f32>], small: usize) -> ClipMotion {
+        let grid = self.grid();
+        let resampler = grid_resampler((small, small), (self.patch, self.patch), self.r);
+        let luma = |clip: usize, t: usize| {
+            let low = &lows[clip * self.frames + t];
+            match &resampler {
+                Some(resampler) => {
+                    let mut cells = vec![0.0; grid.width * grid.height];
+                    resampler.run(low, &mut cells);
+                    cells
+                }
+                None => low.clone(),
+            }
+        };
+        ClipMotion::find(
+            (self.batch, self.frames),
+            (grid.width, grid.height, self.r),
+            luma,
+        )
+    }
+
+    /// Replaces the first pair of a batch from [`Self::batch`], in all frames, with flat grey of a
+    /// random level, whose residual is zero. Without such pairs, networks may change the level of flat areas at a
     /// high `denoise`, because compressed images are rarely flat.
     pub fn insert_grey(&self, batch: &mut Batch, stats: &LatentStats, seed: u64) {
         let level: f32 = StdRng::seed_from_u64(seed).random();
@@ -208,10 +285,15 @@ impl PairSpec {
         };
         let statistics = stats.input_mean.iter().zip(&stats.input_std).enumerate();
         let cell: Vec<f32> = statistics.map(|(i, (m, s))| whitened(i, m, s)).collect();
-        for base in batch.base[..size].chunks_exact_mut(cell.len()) {
-            base.copy_from_slice(&cell);
+        let frame = self.batch * size;
+        for base in batch.base.chunks_exact_mut(frame) {
+            for base in base[..size].chunks_exact_mut(cell.len()) {
+                base.copy_from_slice(&cell);
+            }
         }
-        batch.residual[..size].fill(0.0);
+        for residual in batch.residual.chunks_exact_mut(frame) {
+            residual[..size].fill(0.0);
+        }
     }
 
     fn pair(
@@ -367,6 +449,7 @@ mod tests {
             scales: [2.0, 2.0],
             native: 1.0,
             alike: false,
+            frames: 1,
         }
     }
 

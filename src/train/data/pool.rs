@@ -254,32 +254,42 @@ impl Pool {
         Ok(())
     }
 
-    /// Returns an image of `side` x `side` pixels and its degraded version of `small` x `small`
-    /// pixels, at a random position on the grid of the codec's blocks in a frame of a random clip,
-    /// both mirrored and turned. Makes a missing clip.
+    /// Returns `frames` successive images of `side` x `side` pixels and their degraded versions of
+    /// `small` x `small` pixels, at a random position on the grid of the codec's blocks in a random
+    /// clip, all mirrored and turned alike. They are successive frames of the clip only if all are
+    /// retained. Makes a missing clip.
     ///
     /// # Errors
-    /// [`Error::Data`] when the pool does not serve such sizes; those of `make`, the codec and the
-    /// disk.
-    pub fn pair(
+    /// [`Error::Data`] when the pool does not serve such sizes or clips of so many frames; those of
+    /// `make`, the codec and the disk.
+    pub fn pairs(
         &self,
         make: &Make,
         sampling: &Sampling,
         random: &mut Random,
-        side: usize,
-        small: usize,
-    ) -> Result<Pair> {
+        (side, small): (usize, usize),
+        frames: usize,
+    ) -> Result<Vec<Pair>> {
         let scale = self.layout.scale_for(side, small)?;
+        let retained = self.spec.retained;
+        let Some(last) = retained.checked_sub(frames) else {
+            let text = format!("clips of {retained} frames, not {frames}");
+            return Err(Error::Data(text));
+        };
         let clip = self.choose(random, scale);
         let rng = &mut random.content;
-        let frame = rng.random_range(0..self.spec.retained);
-        let (truth, low, noise) = match self.read(clip, frame) {
-            Some(frame) => frame,
-            None => {
-                self.make(clip, make)?;
-                let gone = || Error::training(self.path(clip), "has just been removed");
-                self.read(clip, frame).ok_or_else(gone)?
-            }
+        let first = rng.random_range(0..=last);
+        if self.read(clip, first).is_none() {
+            self.make(clip, make)?;
+        }
+        let read = |frame| {
+            let gone = || Error::training(self.path(clip), "has just been removed");
+            self.read(clip, frame).ok_or_else(gone)
+        };
+        let clip = (first..first + frames).map(read);
+        let clip = clip.collect::<Result<Vec<_>>>()?;
+        let Some((truth, low, _)) = clip.first() else {
+            return Ok(Vec::new());
         };
         let free = (low.width() as usize - small) / GRID;
         let size = scale * small;
@@ -287,17 +297,19 @@ impl Pool {
         let position = sampling.choose(
             rng,
             |rng| [0, 1].map(|_| GRID * rng.random_range(0..=free)).into(),
-            |position| texture(&truth, large(position), (size, size)),
+            |position| texture(truth, large(position), (size, size)),
         );
-        let low = cut(&low, position, (small, small));
-        let truth =
-            cut(&truth, large(position), (size, size)).resize(side, side, Kernel::CatmullRom)?;
         let (turn, x, y) = (rng.random(), rng.random(), rng.random());
-        Ok(Pair {
-            truth: truth.turned(turn, x, y),
-            low: low.turned(turn, x, y),
-            noise,
-        })
+        let pair = |(truth, low, noise): &(RgbImage, RgbImage, f64)| {
+            let truth = cut(truth, large(position), (size, size));
+            let truth = truth.resize(side, side, Kernel::CatmullRom)?;
+            Ok(Pair {
+                truth: truth.turned(turn, x, y),
+                low: cut(low, position, (small, small)).turned(turn, x, y),
+                noise: *noise,
+            })
+        };
+        clip.iter().map(pair).collect()
     }
 
     /// Returns the number of a clip of `scale`.

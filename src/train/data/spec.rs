@@ -79,6 +79,14 @@ pub struct PoolSpec {
     pub limit: u64,
     /// Seed of the clips.
     pub seed: u64,
+    /// Degrades all images as clips and retains all frames, for networks with memory. Training sets
+    /// this if the network has memory.
+    #[serde(skip_serializing_if = "is_false")]
+    pub successive: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Default for CorpusSpec {
@@ -123,6 +131,7 @@ impl Default for PoolSpec {
             retained: 4,
             limit: 4096,
             seed: 1,
+            successive: false,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Latent;
 use crate::{
     Error, Result,
     model::LiteModel,
-    nn::lite::{LatentStats, Student, StudentConfig},
+    nn::lite::{LatentStats, LayerSpec, Student, StudentConfig},
     train::{checkpoint, random::normal},
 };
 
@@ -64,11 +64,19 @@ impl InitialWeights {
             &self.plain(),
             &StudentConfig {
                 conditioning: Default::default(),
+                memory: if self.student.memory == 0 {
+                    0
+                } else {
+                    student.memory
+                },
                 ..*student
             },
         );
         if self.student.conditioning.denoise && !student.conditioning.denoise {
             found.push("it is conditioned on denoise, the run is not".into());
+        }
+        if self.student.memory > 0 && student.memory == 0 {
+            found.push("it has memory, the run has none".into());
         }
         if !found.is_empty() {
             let (name, found) = (&self.name, found.join("; "));
@@ -122,10 +130,7 @@ impl InitialWeights {
         let mut parameters = HashMap::new();
         let mut rng = StdRng::seed_from_u64(seed);
         for layer in student.layers() {
-            let kernel = self.tensor(
-                &format!("{}.weight", layer.name),
-                &[layer.co, layer.ci, 3, 3],
-            )?;
+            let kernel = self.kernel(&layer, &mut rng)?;
             if expand == 0 {
                 parameters.insert(format!("{}.weight", layer.name), kernel);
             } else {
@@ -134,7 +139,10 @@ impl InitialWeights {
                 parameters.insert(format!("{}.expand", layer.name), wide);
             }
             let bias = format!("{}.bias", layer.name);
-            let value = self.tensor(&bias, &[layer.co])?;
+            let mut value = self.tensor(&bias, &[layer.co])?;
+            if student.memory > 0 && self.student.memory == 0 && layer.name == "tail" {
+                value = (value + closed_gates(student)?)?;
+            }
             parameters.insert(bias, value);
             for c in layer.conditions(&student.conditioning) {
                 for (name, shape) in c.tensors() {
@@ -145,13 +153,50 @@ impl InitialWeights {
         Ok(parameters)
     }
 
-    /// Returns the tensor of this name, or zeros.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        match self.tensors.get(name) {
-            Some(tensor) => Ok(tensor.reshape(shape)?),
-            None => Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?),
+    /// Returns the kernel of `layer`. New channels of an input have no effect. Those of an output
+    /// are random, as a state of zeros with no effect would not learn.
+    fn kernel(&self, layer: &LayerSpec, rng: &mut StdRng) -> Result<Tensor> {
+        let (name, shape) = (format!("{}.weight", layer.name), [layer.co, layer.ci, 3, 3]);
+        let kernel = self.tensor(&name, &shape)?;
+        let known = self.tensors.get(&name).map_or(layer.co, |t| t.dims()[0]);
+        if known == layer.co {
+            return Ok(kernel);
         }
+        let shape = [layer.co - known, layer.ci, 3, 3];
+        let deviation = NEW_OUTPUTS * (2.0 / (9 * layer.ci) as f32).sqrt();
+        let random = (0..shape.iter().product()).map(|_| deviation * normal(rng));
+        let random = Tensor::from_vec(random.collect(), &shape[..], &Device::Cpu)?;
+        Ok(Tensor::cat(&[kernel.narrow(0, 0, known)?, random], 0)?)
     }
+
+    /// Returns the tensor of this name with zeros in the channels that it lacks, or zeros.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        };
+        let mut tensor = tensor.clone();
+        for (dim, &len) in shape.iter().enumerate() {
+            let found = tensor.dim(dim)?;
+            if found < len {
+                tensor = tensor.pad_with_zeros(dim, 0, len - found)?;
+            }
+        }
+        Ok(tensor.reshape(shape)?)
+    }
+}
+
+/// Size of the random weights of new outputs, in that of new kernels.
+const NEW_OUTPUTS: f32 = 0.3;
+
+/// Bias of new gates, which are nearly closed.
+const NEW_GATES: f32 = -1.5;
+
+/// Returns what is added to the biases of the last layer for new gates.
+fn closed_gates(student: &StudentConfig) -> Result<Tensor> {
+    let z = student.latent.channels(student.r);
+    let mut bias = vec![0f32; student.outputs()];
+    bias[z..2 * z].fill(NEW_GATES);
+    Ok(Tensor::new(bias, &Device::Cpu)?)
 }
 
 /// Returns `squeeze` `[co, width]` and `expand` `[width, ci, 3, 3]` whose product is `kernel` `[co,

@@ -92,6 +92,7 @@ impl Latent {
             scales: self.scales,
             native: NATIVE,
             alike: false,
+            frames: 1,
         }
     }
 
@@ -143,17 +144,36 @@ impl TrainingData {
         self.source.fingerprint()
     }
 
-    /// Returns a batch of each held-out degradation at the native scale of the model.
+    /// Returns a batch of each held-out degradation at the native scale of the model. If `pairs`
+    /// are clips, the last batch is one of compressed clips.
     fn validation(&self, pairs: &PairSpec, stats: &LatentStats) -> Result<Vec<HeldOut>> {
-        let pairs = PairSpec {
+        let pictures = PairSpec {
             batch: 64,
             native: 1.0,
+            frames: 1,
             ..pairs.clone()
         };
         let batch = |(name, source): &(&'static str, Arc<dyn PairSource>)| {
-            Ok((*name, pairs.batch(&**source, stats, step_seed(0, 0))?))
+            Ok((*name, pictures.batch(&**source, stats, step_seed(0, 0))?))
         };
-        self.held_out.iter().map(batch).collect()
+        let mut all = self
+            .held_out
+            .iter()
+            .map(batch)
+            .collect::<Result<Vec<_>>>()?;
+        let compressed = self.held_out.iter().find(|(name, _)| *name == "h264");
+        if let (Some((_, source)), true) = (compressed, pairs.frames > 1) {
+            let clips = PairSpec {
+                batch: 16,
+                frames: pairs.frames,
+                ..pictures
+            };
+            all.push((
+                "h264 clips",
+                clips.batch(&**source, stats, step_seed(0, 0))?,
+            ));
+        }
+        Ok(all)
     }
 }
 

@@ -39,10 +39,17 @@ pub struct Recipe {
     /// Inputs of the student's weights besides the scale.
     #[serde(skip_serializing_if = "Conditioning::is_none")]
     pub conditioning: Conditioning,
+    /// Channels of the student's memory, see [`StudentConfig::memory`]; 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub memory: usize,
     pub data: CorpusSpec,
     /// `None` for supervision alone.
     pub teacher: Option<teacher::Options>,
     pub student: student::Options,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// Standard shape of a student.
@@ -123,6 +130,7 @@ impl Recipe {
             shape: None,
             begin: None,
             conditioning: Conditioning::default(),
+            memory: 0,
             data: CorpusSpec::default(),
             teacher: None,
             student: student::Options {
@@ -153,6 +161,7 @@ impl Recipe {
             shape: take(table, "shape", path)?,
             begin: take(table, "begin", path)?,
             conditioning: take(table, "conditioning", path)?.unwrap_or_default(),
+            memory: take(table, "memory", path)?.unwrap_or_default(),
             data: take_section(table, "data", path)?.ok_or_else(|| missing("data"))?,
             teacher: take_section(table, "teacher", path)?,
             student: take_section(table, "student", path)?.unwrap_or_default(),
@@ -162,7 +171,7 @@ impl Recipe {
                 path,
                 format!(
                     "'{name}' is none of name, size, scale, lowest, shape, begin, conditioning, \
-                     data, teacher, student"
+                     memory, data, teacher, student"
                 ),
             ));
         }
@@ -218,6 +227,17 @@ impl Recipe {
     pub fn check(&self) -> Result<()> {
         let (StudentConfig { latent, r, .. }, _) = self.student_and_lowest()?;
         self.student.check()?;
+        let (frames, most) = (self.student.frames, self.data.pool.frames);
+        if self.memory > 0 && frames > most {
+            return Err(Error::Setting(format!(
+                "student: frames = {frames}: at most the {most} frames of the pool's clips"
+            )));
+        }
+        if self.memory > 0 && self.data.pairs.is_some() {
+            return Err(Error::Setting(
+                "memory needs clips of videos or photos: matched pairs have none".into(),
+            ));
+        }
         if let Some(teacher) = &self.teacher {
             teacher.check()?;
             let multiple = teacher.config(latent, r)?.multiple();
@@ -246,11 +266,14 @@ impl Recipe {
                 channels: shape.channels,
                 depth: shape.depth,
                 conditioning: Conditioning::default(),
+                memory: 0,
             };
             let checked = student.check();
             checked.map_err(|e| Error::Setting(format!("shape: {e}")))?;
         }
         student.conditioning = self.conditioning;
+        student.memory = self.memory;
+        student.check().map_err(Error::Setting)?;
         let lowest = self.lowest.unwrap_or(lowest);
         if !(1.0 <= lowest && lowest < self.scale) {
             return Err(Error::Setting(format!(

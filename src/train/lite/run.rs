@@ -332,6 +332,7 @@ fn training_data(
     if dry {
         spec.pool.clips = PoolSpec::MIN_CLIPS;
     }
+    spec.pool.successive = target.student.memory > 0;
     let teacher = recipe.teacher.as_ref().map_or(0, |t| t.patch);
     let patch = latent_patch(recipe, target)
         .max(teacher)

@@ -36,6 +36,7 @@ impl ObjectSubclass for TadsrUpscale {
     const NAME: &'static str = "GstTadsrUpscale";
     type Type = super::TadsrUpscale;
     type ParentType = gst_video::VideoFilter;
+    type Interfaces = (gst::Preset,);
 }
 
 impl ObjectImpl for TadsrUpscale {
@@ -70,6 +71,8 @@ impl ObjectImpl for TadsrUpscale {
 }
 
 impl GstObjectImpl for TadsrUpscale {}
+
+impl PresetImpl for TadsrUpscale {}
 
 impl ElementImpl for TadsrUpscale {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
@@ -398,7 +401,9 @@ impl VideoFilterImpl for TadsrUpscale {
             return Err(gst::loggable_error!(CAT, "{reason}"));
         }
         element.set_passthrough(self.session.passes_through() == Some(true));
-        element.notify("active-model");
+        for property in ["active-model", "active-precision", "active-scale"] {
+            element.notify(property);
+        }
         self.session.update_latency(element.upcast_ref());
         Ok(())
     }

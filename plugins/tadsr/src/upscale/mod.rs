@@ -143,7 +143,10 @@ pub enum Precision {
 #[repr(u32)]
 pub enum Temporal {
     #[default]
-    #[enum_value(name = "Auto: filter for models with the dial denoise", nick = "auto")]
+    #[enum_value(
+        name = "Auto: memory if the network has one, or filter if it has the dial denoise",
+        nick = "auto"
+    )]
     Auto = 0,
     #[enum_value(name = "Off: every frame on its own", nick = "off")]
     Off = 1,
@@ -152,6 +155,11 @@ pub enum Temporal {
         nick = "filter"
     )]
     Filter = 2,
+    #[enum_value(
+        name = "Memory: a network with memory sees its previous result",
+        nick = "memory"
+    )]
+    Memory = 3,
 }
 
 /// Method of `tadsrupscale` to match the colours of a diffusion model's result to those of the
@@ -177,7 +185,8 @@ pub enum ColorFix {
 
 glib::wrapper! {
     pub struct TadsrUpscale(ObjectSubclass<imp::TadsrUpscale>)
-        @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object;
+        @extends gst_video::VideoFilter, gst_base::BaseTransform, gst::Element, gst::Object,
+        @implements gst::Preset;
 }
 
 /// Registers the element with `plugin`. Its rank excludes it from autoplugging.

@@ -139,13 +139,21 @@ impl State {
             self.max_scale = Some(model.upscaler.max_scale());
             self.native_scale = model.upscaler.native_scale();
             self.status.device = Some(model.upscaler.active_device().to_string());
-            self.status.model = Some(model.name(self.scale()));
+            self.describe_at_scale(model);
         } else {
             self.depth = 1;
             self.native_scale = None;
             self.status.device = None;
             self.status.model = Some("passthrough".into());
+            self.status.precision = None;
         }
+    }
+
+    /// Updates what depends on the model and the scale.
+    fn describe_at_scale(&mut self, model: &LoadedModel) {
+        let scale = self.scale();
+        self.status.model = Some(model.name(scale));
+        self.status.precision = Some(model.upscaler.active_precision(scale).to_string());
     }
 
     /// Takes the model, so that inference runs without a lock.
@@ -295,8 +303,10 @@ impl Session {
             self.adapt_model(element);
         }
         let mut state = lock(&self.state);
-        if let Current::Ready(model) = &state.current {
-            state.status.model = Some(model.name(state.scale()));
+        state.status.scale = state.scale();
+        if let Some(model) = state.take() {
+            state.describe_at_scale(&model);
+            state.current = Current::Ready(model);
         }
         drop(state);
         self.govern(element);
@@ -497,6 +507,8 @@ impl Session {
         if matches!(state.current, Current::Busy) {
             state.status.stats.device_memory = model.upscaler.device_memory() as u64;
             state.status.stats.denoise = model.upscaler.active_denoise();
+            let precision = model.upscaler.active_precision(state.scale());
+            state.status.precision = Some(precision.to_string());
             state.current = Current::Ready(model);
         }
     }
@@ -595,12 +607,25 @@ impl Session {
     /// Counts a completed frame.
     pub fn count_frame(&self, element: &BaseTransform, started: Instant, times: Option<Times>) {
         lock(&self.state).status.stats.count(started, times);
+        self.post_statistics(element);
         self.count_load(element, Some(started.elapsed()));
+    }
+
+    /// Posts the statistics, if the property `stats-interval` asks for it.
+    fn post_statistics(&self, element: &BaseTransform) {
+        let interval = Duration::from_millis(self.settings().stats_interval.into());
+        let due = lock(&self.state).status.due(interval);
+        if let Some(stats) = due {
+            let message = gst::message::Element::builder(stats).src(element);
+            // Fails without a bus.
+            let _ = element.post_message(message.build());
+        }
     }
 
     /// Counts a frame that was dropped because it was late.
     pub fn count_dropped(&self, element: &BaseTransform) {
         lock(&self.state).status.stats.dropped += 1;
+        self.post_statistics(element);
         self.count_load(element, None);
     }
 }
@@ -645,6 +670,7 @@ fn progress(element: &BaseTransform, kind: gst::ProgressType, text: &str) {
 fn notify_active(element: &BaseTransform) {
     element.notify("active-device");
     element.notify("active-model");
+    element.notify("active-precision");
 }
 
 mod load;

@@ -58,6 +58,8 @@ pub(super) struct Settings {
     pub tile_overlap: u32,
     /// Colour correction of diffusion models.
     pub color_fix: ColorFix,
+    /// Milliseconds from one message with statistics to the next; 0 for none.
+    pub stats_interval: u32,
 }
 
 impl Settings {
@@ -441,6 +443,20 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
             }),
             |s| &mut s.color_fix,
         ),
+        Property::new(
+            glib::ParamSpecUInt::builder("stats-interval")
+                .nick("Statistics interval")
+                .blurb(
+                    "Milliseconds from one element message with the statistics to the next (0 = \
+                     none)",
+                )
+                .maximum(3_600_000)
+                .default_value(0)
+                .mutable_playing()
+                .build(),
+            Change::Deferred,
+            |s| &mut s.stats_interval,
+        ),
         Property::read_only(
             glib::ParamSpecString::builder("active-device")
                 .nick("Active device")
@@ -456,6 +472,23 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .read_only()
                 .build(),
             |status| status.model.to_value(),
+        ),
+        Property::read_only(
+            glib::ParamSpecString::builder("active-precision")
+                .nick("Active precision")
+                .blurb("Numeric precision of the model in use, never auto")
+                .read_only()
+                .build(),
+            |status| status.precision.to_value(),
+        ),
+        Property::read_only(
+            glib::ParamSpecDouble::builder("active-scale")
+                .nick("Active scale")
+                .blurb("Size of the output over that of the input (0 before the caps are set)")
+                .minimum(0.0)
+                .read_only()
+                .build(),
+            |status| status.scale.to_value(),
         ),
         Property::read_only(
             glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
@@ -493,6 +526,7 @@ impl From<Temporal> for engine::Temporal {
             Temporal::Auto => Self::Auto,
             Temporal::Off => Self::Off,
             Temporal::Filter => Self::Filter,
+            Temporal::Memory => Self::Memory,
         }
     }
 }

@@ -2,7 +2,10 @@
 
 //! Values of the read-only properties.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use tadsr::engine::Times;
 
@@ -13,7 +16,42 @@ pub(super) struct Status {
     pub device: Option<String>,
     /// Name of the model in use, or of the fallback that replaces it.
     pub model: Option<String>,
+    /// Numeric precision of inference.
+    pub precision: Option<String>,
+    /// Output size over input size; 0 before the caps are set.
+    pub scale: f64,
     pub stats: Stats,
+    /// Time of the latest message with statistics.
+    posted: Option<Instant>,
+}
+
+impl Status {
+    /// Returns the statistics for a message, if none was returned in the last `interval`. The first
+    /// call begins an interval.
+    pub fn due(&mut self, interval: Duration) -> Option<gst::Structure> {
+        if interval.is_zero() {
+            self.posted = None;
+            return None;
+        }
+        let now = Instant::now();
+        if now - *self.posted.get_or_insert(now) < interval {
+            return None;
+        }
+        self.posted = Some(now);
+        let mut stats = self.stats.structure();
+        stats.set("scale", self.scale);
+        let texts = [
+            ("model", &self.model),
+            ("device", &self.device),
+            ("precision", &self.precision),
+        ];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                stats.set(name, text);
+            }
+        }
+        Some(stats)
+    }
 }
 
 /// Counters and timings behind the property `stats`.

@@ -194,3 +194,91 @@ fn stats_count_the_frames_since_the_start() {
     let stats: gst::Structure = rig.element.property("stats");
     assert_eq!(stats.get::<u64>("frames"), Ok(0));
 }
+
+#[test]
+fn statistics_are_posted_at_intervals() {
+    let mut rig = Rig::raw(&[("scale", "2"), ("stats-interval", "1")], "GRAY8", 32, 24);
+    let bus = gst::Bus::new();
+    rig.element.set_bus(Some(&bus));
+    let mut push = |n: u64| {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        let grey = frame(&info(&raw("GRAY8", 32, 24)), |_, _, _| 128);
+        rig.harness.push_and_pull(timed(grey, n)).unwrap();
+        let messages = std::iter::from_fn(|| bus.pop());
+        let structures = messages.filter_map(|m| m.structure().map(|s| s.to_owned()));
+        structures
+            .filter(|s| s.name() == "tadsr-stats")
+            .collect::<Vec<_>>()
+    };
+    assert!(push(0).is_empty(), "the first frame begins an interval");
+    let stats = push(1);
+    assert_eq!(stats.len(), 1, "{stats:?}");
+    assert_eq!(stats[0].get::<u64>("frames"), Ok(2));
+    assert_eq!(stats[0].get::<f64>("scale"), Ok(2.0));
+    assert_eq!(stats[0].get::<&str>("model"), Ok("tiny-x2"));
+    assert!(stats[0].get::<&str>("precision").is_ok());
+    rig.element.set_property("stats-interval", 0u32);
+    let mut push = |n: u64| {
+        let grey = frame(&info(&raw("GRAY8", 32, 24)), |_, _, _| 128);
+        rig.harness.push_and_pull(timed(grey, n)).unwrap();
+    };
+    push(2);
+    assert!(bus.pop_filtered(&[gst::MessageType::Element]).is_none());
+}
+
+#[test]
+fn the_precision_and_the_scale_in_force_are_readable() {
+    init();
+    assert_eq!(element(&[]).0.property::<f64>("active-scale"), 0.0);
+    let mut rig = Rig::raw(&[("scale", "1.5"), ("precision", "f32")], "GRAY8", 32, 24);
+    let mut precision = || {
+        let grey = frame(&info(&raw("GRAY8", 32, 24)), |_, _, _| 128);
+        rig.harness.push_and_pull(grey).unwrap();
+        rig.element.property::<String>("active-precision")
+    };
+    assert_eq!(precision(), "f32");
+    rig.element.set_property_from_str("precision", "bf16");
+    let mut precision = || {
+        let grey = frame(&info(&raw("GRAY8", 32, 24)), |_, _, _| 128);
+        rig.harness.push_and_pull(grey).unwrap();
+        rig.element.property::<String>("active-precision")
+    };
+    assert_eq!(precision(), "bf16");
+    assert_eq!(rig.element.property::<f64>("active-scale"), 1.5);
+}
+
+/// Every value in the file of presets is set by its preset, and by gst-launch's notation.
+#[test]
+fn presets_set_their_values() {
+    init();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/presets");
+    gst::Preset::set_app_dir(folder).unwrap();
+    let text = std::fs::read_to_string(format!("{folder}/GstTadsrUpscale.prs")).unwrap();
+    let mut preset = String::new();
+    let (mut names, mut values) = (Vec::new(), 0);
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            preset = name.into();
+            names.extend((name != "_presets_").then_some(name.to_string()));
+        }
+        let Some((key, want)) = line.split_once('=').filter(|_| preset != "_presets_") else {
+            continue;
+        };
+        if key.starts_with("_meta/") {
+            continue;
+        }
+        let element = gst::parse::launch(&format!("tadsrupscale @preset={preset}")).unwrap();
+        let found = element.property_value(key);
+        let found = found.serialize().unwrap();
+        let same = match (want.parse::<f64>(), found.parse::<f64>()) {
+            (Ok(want), Ok(found)) => want == found,
+            _ => found == want,
+        };
+        assert!(same, "{preset}: {key} is {found}, not {want}");
+        values += 1;
+    }
+    assert_eq!(names, ["live", "archive", "animation", "low-light"]);
+    assert!(values > 15);
+    let launch = gst::parse::launch("tadsrupscale @preset=none");
+    assert!(launch.is_err(), "an unknown preset");
+}

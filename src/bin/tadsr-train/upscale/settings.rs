@@ -46,8 +46,9 @@ pub struct Settings {
     /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0.5]
     #[arg(long, value_parser = fraction)]
     detail: Option<f32>,
-    /// Use of previous frames of a video: auto, off or filter (mixes in the previous result where
-    /// the input stands still). For models of the lite family on the CPU
+    /// Use of previous frames of a video: auto, off, filter (mixes in the previous result where the
+    /// input stands still) or memory (of networks that have one). For models of the lite family on
+    /// the CPU
     #[arg(long, default_value = "auto", value_parser = Temporal::from_str)]
     temporal: Temporal,
     /// Numeric precision: auto (the fastest that the processor supports), f32 or bf16; int8 for

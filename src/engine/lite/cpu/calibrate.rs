@@ -22,14 +22,14 @@ const OUTLIERS: f64 = 2e-6;
 /// Share of a range that is added on both sides, for values that the patches do not contain.
 const HEADROOM: f32 = 0.02;
 
-/// Whitened latents of some patches under one condition.
+/// Inputs of the network for some patches under one condition.
 #[derive(Clone, Debug)]
 pub struct Patches {
     pub at: Condition,
-    /// Grid of one patch.
+    /// Grid of one patch, with the channels of the network's input.
     pub grid: Grid,
-    /// Latents of all patches, one after the other.
-    pub latents: Vec<f32>,
+    /// Inputs of the network for all patches, one after the other.
+    pub inputs: Vec<f32>,
 }
 
 /// Returns the ranges of the values that `model` computes from `patches`.
@@ -38,9 +38,9 @@ pub struct Patches {
 /// If there are no patches, or their grid has other channels than the model.
 pub fn calibrate(model: &LiteModel, patches: &[Patches]) -> Calibration {
     let none = || -> Vec<Vec<Histogram>> {
-        let last = model.layers.last().map_or(0, |l| l.spec.co);
+        let first = model.layers.first().map_or(0, |l| l.spec.ci);
         let inner = model.layers.iter().rev().skip(1).rev();
-        let channels = std::iter::once(last).chain(inner.map(|l| l.spec.co));
+        let channels = std::iter::once(first).chain(inner.map(|l| l.spec.co));
         channels.map(|n| vec![Histogram::default(); n]).collect()
     };
     // The first pass finds the extremes, the second counts the values between them.
@@ -170,7 +170,7 @@ fn observe(model: &LiteModel, patches: &Patches, mut visit: impl FnMut(usize, us
             }
         }
     };
-    let (mut x, mut skip) = (patches.latents.clone(), Vec::new());
+    let (mut x, mut skip) = (patches.inputs.clone(), Vec::new());
     visit_all(0, patches.grid.channels, &x);
     let Some((_, inner)) = model.layers.split_last() else {
         return;
@@ -196,7 +196,7 @@ fn forward(
 ) -> Vec<f32> {
     let (spec, grid) = (&layer.spec, patches.grid);
     let shape = ConvShape {
-        n: patches.latents.len() / grid.len(),
+        n: patches.inputs.len() / grid.len(),
         h: grid.height,
         w: grid.width,
         ci: spec.ci,

@@ -2,7 +2,7 @@
 
 use super::{Runner, scale};
 use crate::{
-    Result,
+    Error, Result,
     engine::{
         Capabilities, Engine, Observer, Options, Precision, Temporal, larger_scale,
         lite::{Models, condition, dials_differ, frame_mismatch},
@@ -41,11 +41,17 @@ impl CpuEngine {
         }
     }
 
+    /// Returns `true` if the model `index` remembers the previous frame.
+    fn remembers(&self, index: usize) -> bool {
+        let memory = self.models.0[index].metadata.student.memory > 0;
+        memory && matches!(self.options.temporal, Temporal::Auto | Temporal::Memory)
+    }
+
     /// Returns the largest share of the previous result for the model `index`.
     fn share(&self, index: usize) -> f32 {
         let has_dial = self.models.0[index].metadata.student.conditioning.denoise;
         match (self.options.temporal, has_dial) {
-            (Temporal::Off, _) | (Temporal::Auto, false) => 0.0,
+            (Temporal::Off | Temporal::Memory, _) | (Temporal::Auto, false) => 0.0,
             (Temporal::Filter, false) => SHARE,
             (_, true) => SHARE * (self.options.denoise() / DEGRADED).min(1.0),
         }
@@ -78,8 +84,20 @@ impl Engine for CpuEngine {
     }
 
     fn set_options(&mut self, options: Options) -> Result<()> {
+        let memory = |m: &LiteModel| m.metadata.student.memory > 0;
+        if options.temporal == Temporal::Memory && !self.models.0.iter().any(memory) {
+            let name = &self.models.0[0].metadata.name;
+            return Err(Error::Setting(format!(
+                "temporal 'memory': model '{name}' is a network without memory; use auto, off or \
+                 filter"
+            )));
+        }
         if options.precision != self.options.precision {
             self.models.check(options.precision, Precision::resolve)?;
+            self.runner = None;
+        }
+        if options.temporal != self.options.temporal && self.models.0.iter().any(memory) {
+            // Another network.
             self.runner = None;
         }
         if results_differ(&options, &self.options) {
@@ -92,9 +110,15 @@ impl Engine for CpuEngine {
 
     fn prepare(&mut self, from: &FrameInfo, to: &FrameInfo) -> Result<()> {
         let index = self.models.index(larger_scale(from, to));
+        let remembers = self.remembers(index);
         let folded = || {
             let at = condition(&self.options, scale(from, to));
-            self.models.0[index].folded(&at)
+            let folded = self.models.0[index].folded(&at);
+            if remembers {
+                folded
+            } else {
+                folded.without_memory()
+            }
         };
         match &mut self.runner {
             Some((i, runner)) if *i == index && runner.fits(from, to) => {

@@ -11,14 +11,12 @@ use rayon::prelude::*;
 use super::network::zeros;
 use crate::{
     Result,
-    frame::{
-        FrameInfo, FrameRef, Luma,
-        resample::{Axis, Kernel, Options, Resampler},
-    },
+    frame::{FrameInfo, FrameRef, Luma, resample::Resampler},
     kernels::{
         simd::Isa,
         temporal::{changes, mix, shares},
     },
+    nn::lite::latent::grid_resampler,
 };
 
 /// A step of 8-bit video in samples.
@@ -72,7 +70,7 @@ impl History {
             to,
             r,
             columns: to.0.div_ceil(r),
-            resampler: to_grid(from, to, r),
+            resampler: grid_resampler(from, to, r),
             planes: None,
             known: false,
         }
@@ -104,7 +102,7 @@ impl History {
             result,
         } = planes;
         std::mem::swap(input, last);
-        read(frame, input)?;
+        read_luma(frame, input)?;
         if known && differences(self.from.0, input, last, change) < CUT {
             let change = match &self.resampler {
                 Some(resampler) => {
@@ -149,23 +147,8 @@ impl Planes {
     }
 }
 
-/// Returns the resampler from an input to the cells of side `r` of its result; `None` if a cell is
-/// a pixel of the input.
-pub(super) fn to_grid(from: (usize, usize), to: (usize, usize), r: usize) -> Option<Resampler> {
-    let grid = (to.0.div_ceil(r), to.1.div_ceil(r));
-    let axis = |from: usize, to: usize, cells: usize| {
-        let options = Options {
-            antialias: true,
-            ratio: Some((from * r) as f64 / to as f64),
-            ..Options::default()
-        };
-        Axis::new(from, cells, Kernel::Bilinear, options)
-    };
-    (grid != from).then(|| Resampler::new(axis(from.0, to.0, grid.0), axis(from.1, to.1, grid.1)))
-}
-
 /// Reads the luma of `frame`.
-fn read(frame: &FrameRef, luma: &mut [f32]) -> Result<()> {
+pub(super) fn read_luma(frame: &FrameRef, luma: &mut [f32]) -> Result<()> {
     let (width, source) = (frame.info().width, Luma::new(frame)?);
     let rows = luma.par_chunks_mut(width).enumerate().with_min_len(ROWS);
     rows.for_each_init(Vec::new, |scratch, (y, row)| {

@@ -9,6 +9,7 @@ mod calibrate;
 mod engine;
 mod grid_io;
 mod history;
+mod memory;
 mod network;
 mod plane_plan;
 mod precision;
@@ -22,7 +23,8 @@ pub use calibrate::{Patches, calibrate};
 pub use engine::CpuEngine;
 
 use grid_io::GridIo;
-use history::History;
+use history::{Filter, History};
+use memory::{Memory, Recall};
 use network::{Network, zeros};
 use plane_plan::PlanePlan;
 use row_plan::RowPlan;
@@ -42,8 +44,17 @@ pub struct Runner {
     precision: Precision,
     plan: Plan,
     history: History,
+    /// Of a network with memory.
+    memory: Option<Memory>,
     /// Largest share of the previous result; 0 without the temporal filter.
     share: f32,
+}
+
+/// Part of the previous frame in the result.
+enum Past<'a> {
+    None,
+    Filter(Filter<'a>),
+    Memory(Recall<'a>),
 }
 
 /// Order of work for a frame: row by row, or plane by plane.
@@ -76,6 +87,7 @@ impl Runner {
             precision,
             plan,
             history: History::new(&src, &dst, model.metadata.student.r),
+            memory: (model.metadata.student.memory > 0).then(|| Memory::new(model, &src, &dst)),
             share: 0.0,
         })
     }
@@ -104,7 +116,7 @@ impl Runner {
     }
 
     /// Sets the largest share of the previous result that the temporal filter mixes into luma, 0
-    /// (the default, no filter) to below 1.
+    /// (the default, no filter) to below 1. A network with memory needs no filter.
     pub fn set_share(&mut self, share: f32) {
         self.share = share;
     }
@@ -112,6 +124,9 @@ impl Runner {
     /// Forgets the previous frame.
     pub fn forget(&mut self) {
         self.history.forget();
+        if let Some(memory) = &mut self.memory {
+            memory.forget();
+        }
     }
 
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. Runs on the
@@ -119,24 +134,27 @@ impl Runner {
     ///
     /// # Errors
     /// [`crate::Error::Frame`] if the runner is not prepared for these frames,
-    /// [`crate::Error::Memory`] if there is not enough memory for the temporal filter.
+    /// [`crate::Error::Memory`] if there is not enough memory for the previous frame.
     pub fn run(&mut self, src: &FrameRef, dst: &mut FrameMut, strength: f32) -> Result<()> {
         if !self.fits(src.info(), dst.info()) {
             return Err(frame_mismatch());
         }
-        let filter = if self.share > 0.0 && strength > 0.0 {
-            Some(self.history.next(src, self.share)?)
-        } else {
-            self.history.forget();
-            None
+        let past = match &mut self.memory {
+            _ if strength == 0.0 => Past::None,
+            Some(memory) => Past::Memory(memory.next(src, strength)?),
+            None if self.share > 0.0 => Past::Filter(self.history.next(src, self.share)?),
+            None => Past::None,
         };
-        let filtered = filter.is_some();
+        let remembers = !matches!(past, Past::None);
         match &mut self.plan {
-            Plan::Rows(plan) => plan.run(src, dst, strength, filter.as_ref())?,
-            Plan::Planes(plan) => plan.run(src, dst, strength, filter.as_ref())?,
+            Plan::Rows(plan) => plan.run(src, dst, strength, &past)?,
+            Plan::Planes(plan) => plan.run(src, dst, strength, &past)?,
         }
-        if filtered {
-            self.history.complete();
+        drop(past);
+        match &mut self.memory {
+            _ if !remembers => self.forget(),
+            Some(memory) => memory.complete(),
+            None => self.history.complete(),
         }
         Ok(())
     }
@@ -152,7 +170,7 @@ pub(super) fn scale(src: &FrameInfo, dst: &FrameInfo) -> f64 {
     (x * y).sqrt()
 }
 
-/// Runs the network alone and returns its residual, whitened and without a margin.
+/// Runs the network alone, without memory, and returns its residual, whitened and without a margin.
 ///
 /// `latent` is whitened and lies on `grid`. The margin of `grid` should have one cell per layer.
 ///
@@ -171,7 +189,7 @@ pub fn residual_of(
 ) -> Result<Vec<f32>> {
     let cells = grid.with_margin(0);
     let mut network = Network::new(
-        model,
+        &model.without_memory(),
         scale,
         (cells.width, cells.height),
         precision.resolve(model)?,

@@ -62,7 +62,7 @@ pub(super) struct Network {
     /// Cells of the frame.
     width: usize,
     height: usize,
-    /// Channels of the latent.
+    /// Channels of the output.
     channels: usize,
     /// Cells in a row buffer to the left of the frame.
     left: usize,
@@ -125,7 +125,7 @@ impl Network {
         precision: Precision,
     ) -> Result<Self> {
         let student = &model.metadata.student;
-        let channels = student.latent.channels(student.r);
+        let channels = student.outputs();
         let (layers, coding) = layers(model, scale, precision.resolve(model)?);
         // Bytes of a pixel of the latent and of the feature maps.
         let steps = match &layers[0] {

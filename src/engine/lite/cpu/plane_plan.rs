@@ -4,7 +4,7 @@
 //! alike, that of chroma by the inverse matrix.
 
 use super::{
-    Precision,
+    Past, Precision,
     grid_io::GridIo,
     history::Filter,
     network::{Network, zeros},
@@ -147,7 +147,8 @@ impl PlanePlan {
     }
 
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above
-    /// 0, luma passes `filter`. Runs on the current rayon pool.
+    /// 0, luma passes the filter of `past`. Models whose planes are processed as a whole have no
+    /// memory. Runs on the current rayon pool.
     ///
     /// # Errors
     /// [`crate::Error::Frame`] if the frames have another format than the plan.
@@ -156,7 +157,7 @@ impl PlanePlan {
         src: &FrameRef,
         dst: &mut FrameMut,
         strength: f32,
-        filter: Option<&Filter>,
+        past: &Past,
     ) -> Result<()> {
         for plane in &mut self.planes {
             let axes = (plane.resampler.horizontal(), plane.resampler.vertical());
@@ -169,6 +170,10 @@ impl PlanePlan {
                 *gain = strength * std;
             }
             self.encode();
+            let filter = match past {
+                Past::Filter(filter) => Some(filter),
+                _ => None,
+            };
             self.add_residual(filter);
         }
         for plane in &self.planes {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Precision,
-    history::Filter,
+    Past, Precision,
+    memory::Scratch,
     network::{Network, NetworkIo},
     scale,
 };
@@ -116,6 +116,7 @@ struct Block {
     residual: Vec<f32>,
     /// Luma of that row of R, G and B.
     luma: Vec<f32>,
+    memory: Scratch,
 }
 
 /// Columns of a component's base.
@@ -222,13 +223,13 @@ impl RowPlan {
     }
 
     /// Upscales `src` into `dst`, adding `strength` (0 to 1) times the residual. If that is above
-    /// 0, luma passes `filter`.
+    /// 0, `past` takes part.
     pub fn run(
         &mut self,
         src: &FrameRef,
         dst: &mut FrameMut,
         strength: f32,
-        filter: Option<&Filter>,
+        past: &Past,
     ) -> Result<()> {
         self.divide();
         for (gain, std) in self.gain.iter_mut().zip(&self.residual_std) {
@@ -250,7 +251,7 @@ impl RowPlan {
             channels: self.channels,
             whiten: (&self.mean, &self.scale),
             gain: &self.gain,
-            filter,
+            past,
             blocks: &self.blocks,
             sources,
             sinks: Sink::all(dst),
@@ -311,6 +312,7 @@ impl RowPlan {
             line: Vec::new(),
             residual: Vec::new(),
             luma: Vec::new(),
+            memory: Scratch::default(),
         }
     }
 }
@@ -355,7 +357,7 @@ struct FrameIo<'a> {
     channels: usize,
     whiten: (&'a [f32], &'a [f32]),
     gain: &'a [f32],
-    filter: Option<&'a Filter<'a>>,
+    past: &'a Past<'a>,
     blocks: &'a [Mutex<Block>],
     sources: [Option<Source<'a>>; MAX_COMPONENTS],
     sinks: [Option<Sink<'a>>; MAX_COMPONENTS],
@@ -364,10 +366,15 @@ struct FrameIo<'a> {
 impl NetworkIo for FrameIo<'_> {
     fn latent(&self, block: usize, y: isize, x: Range<isize>, out: &mut [f32], step: usize) {
         let block = &mut *self.block(block);
+        let mut scratch = std::mem::take(&mut block.memory);
         for slot in self.slots {
             let PlaneSlot { channel, r } = slot.at;
             let width = x.len() * r;
             let rows = self.rows(slot, block, y, width);
+            if let Past::Memory(recall) = self.past {
+                // SAFETY: only this block does so for these columns.
+                unsafe { recall.inputs(y, x.clone(), rows, out, step, &mut scratch) };
+            }
             let channels = channel..channel + r * r;
             let whiten = (&self.whiten.0[channels.clone()], &self.whiten.1[channels]);
             unshuffle(
@@ -380,10 +387,18 @@ impl NetworkIo for FrameIo<'_> {
                 step,
             );
         }
+        block.memory = scratch;
     }
 
     fn residual(&self, block: usize, y: usize, x: Range<usize>, residual: &[f32]) {
+        let Past::Memory(recall) = self.past else {
+            return self.finish(block, y, x, Some(residual));
+        };
+        let mut scratch = std::mem::take(&mut self.block(block).memory);
+        // SAFETY: only this block does so for these columns.
+        let residual = unsafe { recall.outputs(y, &x, residual, &mut scratch) };
         self.finish(block, y, x, Some(residual));
+        self.block(block).memory = scratch;
     }
 }
 
@@ -463,7 +478,11 @@ impl FrameIo<'_> {
         let PlaneSlot { channel, r } = slot.at;
         let (sample, channel) = (y * r + row, channel + row * r);
         let gain = &self.gain[channel..channel + r];
-        let filter = self.filter.filter(|_| slot.at.channel == 0);
+        let past = if slot.at.channel == 0 {
+            self.past
+        } else {
+            &Past::None
+        };
         let (line, sum) = (&mut block.line, &mut block.residual);
         if let (Some(cells), true) = (residual, slot.parts.len() > 1) {
             let len = block.strips[slot.parts[0].0].columns.len();
@@ -479,7 +498,7 @@ impl FrameIo<'_> {
                 self.channels,
                 sum,
             );
-            if let Some(filter) = filter {
+            if !matches!(past, Past::None) {
                 let luma = &mut block.luma;
                 luma.clone_from(sum);
                 for &(index, weight) in &slot.parts {
@@ -487,8 +506,17 @@ impl FrameIo<'_> {
                     let samples = luma.iter_mut().zip(base);
                     samples.for_each(|(v, b)| *v += weight * b);
                 }
-                // SAFETY: only this block applies it to these columns.
-                unsafe { filter.apply_to_residual(sample, start, luma, sum, line) };
+                let base = luma.iter().zip(sum.iter()).map(|(v, s)| v - s);
+                // SAFETY: only this block does so for these columns.
+                unsafe {
+                    match past {
+                        Past::None => {}
+                        Past::Memory(recall) => recall.store(sample, start, luma, base),
+                        Past::Filter(filter) => {
+                            filter.apply_to_residual(sample, start, luma, sum, line);
+                        }
+                    }
+                }
             }
         }
         for &(index, _) in &slot.parts {
@@ -510,9 +538,15 @@ impl FrameIo<'_> {
                         self.channels,
                         line,
                     );
-                    if let Some(filter) = filter {
-                        // SAFETY: only this block applies it to these columns.
-                        unsafe { filter.apply(sample, start, line) };
+                    // SAFETY: only this block does so for these columns.
+                    unsafe {
+                        match past {
+                            Past::None => {}
+                            Past::Memory(recall) => {
+                                recall.store(sample, start, line, base.iter().copied());
+                            }
+                            Past::Filter(filter) => filter.apply(sample, start, line),
+                        }
                     }
                 }
                 Some(_) => {

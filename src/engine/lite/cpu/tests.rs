@@ -1,12 +1,6 @@
 //! Comparison of networks and whole frames with plain formulas, one layer and one plane at a time.
 
-use super::{
-    Patches, Runner, calibrate,
-    grid_io::GridIo,
-    history::{LIMIT, to_grid},
-    network::Network,
-    scale,
-};
+use super::{Patches, Runner, calibrate, grid_io::GridIo, history::LIMIT, network::Network, scale};
 use crate::{
     Precision,
     frame::{
@@ -19,7 +13,7 @@ use crate::{
     nn::lite::{
         Activated, Architecture, Condition, LEAKY_SLOPE, LatentKind, LatentStats, Role,
         StudentConfig,
-        latent::{Grid, chroma_slot, luma_slot, shuffle_add, unshuffle},
+        latent::{Grid, chroma_slot, grid_resampler, luma_slot, shuffle_add, unshuffle},
     },
 };
 use proptest::{prelude::*, sample::select};
@@ -34,7 +28,7 @@ fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
 }
 
 /// Returns a model of `student` whose weights preserve the size of the signal.
-fn model(student: StudentConfig, seed: u32) -> LiteModel {
+pub(super) fn model(student: StudentConfig, seed: u32) -> LiteModel {
     let layers = student.layers().into_iter().enumerate();
     let layers = layers.map(|(i, spec)| {
         let seed = seed.wrapping_add(3 * i as u32);
@@ -108,11 +102,12 @@ prop_compose! {
             channels: channels.min(16 * r * r),
             depth,
             conditioning: Default::default(),
+            memory: 0,
         }
     }
 }
 
-fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+pub(super) fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build().unwrap().install(work)
 }
@@ -146,7 +141,7 @@ proptest! {
         let z = values(grid.len(), 1.0, seed ^ 1);
         let patch = Grid { width: 50, height: 50, ..cells };
         let latents = [2, 3].map(|n| values(patch.len(), 1.0, seed ^ n)).concat();
-        let patches = Patches { at: Condition::at(1.5), grid: patch, latents };
+        let patches = Patches { at: Condition::at(1.5), grid: patch, inputs: latents };
         model.calibration = Some(calibrate(&model, &[patches]));
         let want = inside(&by_the_formula(&model, 1.5, &z, grid), grid);
         let size = rms(want.iter().copied());
@@ -305,7 +300,7 @@ impl Case {
         let patches = Patches {
             at: Condition::at(scale),
             grid,
-            latents,
+            inputs: latents,
         };
         model.calibration = Some(calibrate(&model, &[patches]));
         model
@@ -492,7 +487,7 @@ impl Case {
         let change = inputs[0].iter().zip(&inputs[1]).map(|(a, b)| (a - b).abs());
         let (r, (w, h), mut change) = (self.student.r, self.size, change.collect::<Vec<_>>());
         let (columns, rows) = (w.div_ceil(r), h.div_ceil(r));
-        if let Some(resampler) = to_grid((self.src.width, self.src.height), self.size, r) {
+        if let Some(resampler) = grid_resampler((self.src.width, self.src.height), self.size, r) {
             let mut cells = vec![0.0; columns * rows];
             resampler.run(&change, &mut cells);
             change = cells;

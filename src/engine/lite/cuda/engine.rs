@@ -32,10 +32,12 @@ pub struct CudaEngine {
 
 impl CudaEngine {
     /// Creates an engine for `models`, which are not empty and in ascending order of their scales.
+    /// Networks with memory run without it.
     ///
     /// # Errors
     /// As [`Context::check`].
     pub fn new(models: Vec<LiteModel>, context: Arc<Context>) -> Result<Self> {
+        let models: Vec<_> = models.iter().map(LiteModel::without_memory).collect();
         models.iter().try_for_each(|model| context.check(model))?;
         let models = Models(models);
         Ok(Self {

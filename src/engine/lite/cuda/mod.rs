@@ -66,11 +66,18 @@ static CUBINS: [(Capability, &Binary<[u8]>); 7] = [
     ((12, 0), binary!("sm_120.cubin")),
 ];
 
-/// PTX for all later devices, which the driver compiles when it loads it.
+/// Capabilities of Tegra devices, such as Jetson Orin and Thor. Machine code for other devices of
+/// the same major number does not run on them.
+const TEGRA: [Capability; 2] = [(8, 7), (10, 1)];
+
+/// PTX for Tegra and all later devices, which the driver compiles when it loads it.
 static PTX: &Binary<[u8]> = binary!("ptx");
 
 /// Returns the best kernels for a device.
 pub(crate) fn kernels((major, minor): Capability) -> &'static [u8] {
+    if TEGRA.contains(&(major, minor)) {
+        return &PTX.0;
+    }
     let fits = CUBINS
         .iter()
         .rfind(|((m, min_minor), _)| *m == major && *min_minor <= minor);

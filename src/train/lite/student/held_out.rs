@@ -39,7 +39,14 @@ impl StudentRun {
         let student = self.model()?.student()?;
         let measure = |(name, batch): &HeldOut| {
             let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
-            let result = student.forward(&base, &self.condition(batch))?;
+            let at = self.condition(batch);
+            let result = match &batch.motion {
+                Some(motion) => {
+                    let clips = motion.tensors(&self.latent.stats, &Device::Cpu)?;
+                    student.forward_clips(&base, &at, &clips)?
+                }
+                None => student.forward(&base, &at)?,
+            };
             let left = (&result - &residual)?;
             let lpips = self.lpips.as_ref().map(|lpips| {
                 let truth = self.pictures(&base, &residual)?;
@@ -64,7 +71,8 @@ impl StudentRun {
     pub(super) fn held_out_samples(&self) -> Result<Vec<SampleRow>> {
         let student = self.model()?.student()?;
         let mut rows = Vec::new();
-        for (name, batch) in &self.held_out {
+        let pictures = |held_out: &&HeldOut| held_out.1.motion.is_none();
+        for (name, batch) in self.held_out.iter().filter(pictures) {
             let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
             let few = base.dim(0)?.min(SAMPLES);
             let (base, residual) = (base.narrow(0, 0, few)?, residual.narrow(0, 0, few)?);

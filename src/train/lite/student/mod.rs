@@ -15,7 +15,10 @@ mod held_out;
 mod options;
 mod terms;
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use candle_nn::{VarBuilder, VarMap};
@@ -33,7 +36,10 @@ use crate::{
     Error, Result,
     metrics::Lpips,
     model::{Layer, LayerCondition, LiteModel, Metadata},
-    nn::lite::{Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig},
+    nn::lite::{
+        Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig,
+        memory::Clips,
+    },
     train::{
         adversary::{DiscriminatorTrainer, FeaturePair},
         checkpoint,
@@ -49,14 +55,27 @@ use crate::{
 };
 
 /// Names of the terms of the loss in logs.
-pub const TERMS: [&str; 5] = ["real", "consistency", "regression", "score", "adversarial"];
-const GRADIENTS: [&str; 5] = [
+pub const TERMS: [&str; 6] = [
+    "real",
+    "consistency",
+    "regression",
+    "score",
+    "adversarial",
+    "change",
+];
+const GRADIENTS: [&str; TERMS.len()] = [
     "grad_real",
     "grad_consistency",
     "grad_regression",
     "grad_score",
     "grad_adversarial",
+    "grad_change",
 ];
+
+/// Indices in [`TERMS`]: terms that need a teacher, two of them, and the term of clips.
+const TAUGHT: Range<usize> = 2..5;
+const ADVERSARIAL: usize = 4;
+const CHANGE: usize = 5;
 
 /// Standard deviation of the error in the dial `denoise` in half of the batches. Users and
 /// estimators do not set it exactly, and the error fills the gaps between the degradations in the
@@ -114,7 +133,7 @@ pub struct StudentRun {
     trained: Trained,
     adversary: Option<DiscriminatorTrainer<Discriminator>>,
     /// Running norms of the gradients of the terms; 0 for a term that has not been computed yet.
-    norms: [f64; 5],
+    norms: [f64; TERMS.len()],
     step: u64,
     /// Steps that were planned at the beginning of the run. If it is prolonged, the schedule of the
     /// terms stays.
@@ -134,6 +153,8 @@ pub struct StudentRun {
 struct Prepared {
     base: Tensor,
     residual: Tensor,
+    /// Motion of the clips, for a network with memory.
+    clips: Option<Clips>,
     at: Condition,
     zero: Tensor,
     /// Times and noise of score distillation and discriminator, and the noise that the teacher
@@ -166,6 +187,9 @@ impl StudentRun {
         let saved = checkpoint::load_if::<State>(&path, context.start)?;
         let mut spec = latent.pairs(patch, options.batch);
         spec.alike = target.student.conditioning.denoise;
+        if target.student.memory > 0 {
+            spec.frames = options.frames;
+        }
         let (mut student, parameters) = new_student(target.student, &options, &context.device)?;
         student.set_dtype(context.dtype);
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
@@ -186,7 +210,7 @@ impl StudentRun {
         let mut run = Self {
             trained,
             adversary: new_adversary(&options, teacher.as_ref(), &context.device)?,
-            norms: [0.0; 5],
+            norms: [0.0; TERMS.len()],
             step: 0,
             planned: options.steps,
             discriminator_steps: 0,
@@ -258,6 +282,7 @@ impl StudentRun {
         if let Some(adversary) = &mut self.adversary {
             adversary.restore(state.discriminator_steps, tensors)?;
         }
+        // Older checkpoints have fewer terms.
         let norms = tensors.get("norms").map(Tensor::to_vec1::<f64>);
         if let Some(norms) = norms.transpose()? {
             self.norms.iter_mut().zip(norms).for_each(|(n, v)| *n = v);
@@ -274,16 +299,25 @@ impl StudentRun {
     }
 
     /// Returns the shares of the terms at this step.
-    fn shares(&self) -> [f64; 5] {
+    fn shares(&self) -> [f64; TERMS.len()] {
         let d = &self.options.distillation;
-        let mut shares = d.shares();
+        let mut shares = self.all_shares();
         let begin = d.after * self.planned as f64;
         let after = self.step as f64 - begin;
         if after < 0.0 {
-            shares[2..].fill(0.0);
+            shares[TAUGHT].fill(0.0);
         } else {
             let ramp = (d.ramp * self.planned as f64).max(1.0);
-            shares[4] *= ((after + 1.0) / ramp).min(1.0);
+            shares[ADVERSARIAL] *= ((after + 1.0) / ramp).min(1.0);
+        }
+        shares
+    }
+
+    /// Returns the shares that the terms grow to.
+    fn all_shares(&self) -> [f64; TERMS.len()] {
+        let mut shares = self.options.distillation.shares();
+        if self.target.student.memory == 0 {
+            shares[CHANGE] = 0.0;
         }
         shares
     }
@@ -315,6 +349,9 @@ impl StudentRun {
             Ok((t, normals(&residual, &mut rng)?))
         };
         let zero = base.zeros_like()?;
+        let clips = batch.motion.as_ref();
+        let clips = clips.map(|motion| motion.tensors(&self.latent.stats, &self.device));
+        let clips = clips.transpose()?;
         let Some(teacher) = &self.teacher else {
             // Without a teacher nothing uses noise.
             let none = (vec![0; n], zero.clone());
@@ -325,6 +362,7 @@ impl StudentRun {
                 zero,
                 base,
                 residual,
+                clips,
                 at,
             });
         };
@@ -346,6 +384,7 @@ impl StudentRun {
             zero,
             base,
             residual,
+            clips,
             at,
         })
     }
@@ -358,7 +397,7 @@ impl StudentRun {
         let (loss, grads) = adversary.loss(batches.len(), |i| {
             let batch = &batches[i];
             let (perturbation, guided) = (batch.adversarial(teacher), batch.guided(teacher));
-            let fake = self.student.forward(&batch.base, &batch.at)?.detach();
+            let fake = batch.forward(&self.student)?.detach();
             Ok(FeaturePair {
                 real: perturbation.features(&batch.residual, &guided)?,
                 fake: perturbation.features(&fake, &guided)?,
@@ -376,17 +415,17 @@ impl StudentRun {
     fn step_student(
         &mut self,
         batches: &[Prepared],
-        shares: &[f64; 5],
-    ) -> Result<([f64; 5], [f64; 5])> {
+        shares: &[f64; TERMS.len()],
+    ) -> Result<[[f64; TERMS.len()]; 2]> {
         let discriminator = match &self.adversary {
-            Some(adversary) if shares[4] > 0.0 => Some(adversary.discriminator()?),
+            Some(adversary) if shares[ADVERSARIAL] > 0.0 => Some(adversary.discriminator()?),
             _ => None,
         };
         let part = 1.0 / batches.len() as f64;
-        let (mut losses, mut norms) = ([0.0; 5], [0.0; 5]);
+        let [mut losses, mut norms] = [[0.0; TERMS.len()]; 2];
         let mut grads = GradStore::default();
         for batch in batches {
-            let result = self.student.forward(&batch.base, &batch.at)?;
+            let result = batch.forward(&self.student)?;
             let z = result.detach();
             let terms = self.terms(batch, &z, shares, discriminator.as_ref())?;
             let weights = self.weights(&terms, shares)?;
@@ -411,12 +450,16 @@ impl StudentRun {
         let (rate, muon) = (o.learning_rate * factor, o.muon_rate * factor);
         let whole = self.trained.step_with(&grads, rate, muon)?;
         bounded(&self.dir, self.step, "gradient", whole)?;
-        Ok((losses, norms))
+        Ok([losses, norms])
     }
 
     /// Returns the weights of the terms. The norm of each gradient, in the running mean, becomes
     /// its share of the norm of the first term.
-    fn weights(&mut self, terms: &[Option<Term>; 5], shares: &[f64; 5]) -> Result<[f64; 5]> {
+    fn weights(
+        &mut self,
+        terms: &[Option<Term>; TERMS.len()],
+        shares: &[f64; TERMS.len()],
+    ) -> Result<[f64; TERMS.len()]> {
         for (running, term) in self.norms.iter_mut().zip(terms) {
             let Some(term) = term else { continue };
             let now = bounded(&self.dir, self.step, "gradient", norm(&term.gradient)?)?;
@@ -427,7 +470,7 @@ impl StudentRun {
         }
         let first = self.norms.iter().find(|n| **n > 0.0);
         let (first, sum) = (*first.unwrap_or(&1.0), shares.iter().sum::<f64>());
-        let mut weights = [0.0; 5];
+        let mut weights = [0.0; TERMS.len()];
         for (i, weight) in weights.iter_mut().enumerate() {
             // A term without a gradient, such as that of a new discriminator, is not amplified.
             if self.norms[i] > 1e-4 * first {
@@ -496,18 +539,25 @@ impl Training for StudentRun {
         }
         let shares = self.shares();
         let mut discriminator = 0.0;
-        if shares[4] > 0.0 {
+        if shares[ADVERSARIAL] > 0.0 {
             discriminator = self.step_discriminator(&batches)?;
         }
-        let (losses, gradients) = self.step_student(&batches, &shares)?;
+        let [losses, gradients] = self.step_student(&batches, &shares)?;
         self.step += 1;
-        let all = self.options.distillation.shares();
+        let all = self.all_shares();
         let used = |i: &usize| all[*i] > 0.0;
-        let mut report: Vec<_> = (0..5).filter(used).map(|i| (TERMS[i], losses[i])).collect();
-        if all[4] > 0.0 {
+        let mut report: Vec<_> = (0..TERMS.len())
+            .filter(used)
+            .map(|i| (TERMS[i], losses[i]))
+            .collect();
+        if all[ADVERSARIAL] > 0.0 {
             report.push(("discriminator", discriminator));
         }
-        report.extend((0..5).filter(used).map(|i| (GRADIENTS[i], gradients[i])));
+        report.extend(
+            (0..TERMS.len())
+                .filter(used)
+                .map(|i| (GRADIENTS[i], gradients[i])),
+        );
         Ok(report)
     }
 
@@ -562,6 +612,14 @@ impl Training for StudentRun {
 }
 
 impl Prepared {
+    /// Returns the result of `student`.
+    fn forward(&self, student: &Student) -> candle_core::Result<Tensor> {
+        match &self.clips {
+            Some(clips) => student.forward_clips(&self.base, &self.at, clips),
+            None => student.forward(&self.base, &self.at),
+        }
+    }
+
     fn guided<'a>(&'a self, teacher: &'a FrozenTeacher) -> Guided<'a> {
         Guided {
             teacher: &teacher.net,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::TERMS;
+use super::{TAUGHT, TERMS};
 use crate::{
     Error, Result,
     train::{losses::ScoreWeight, trainer::check_common},
@@ -32,8 +32,18 @@ pub struct Options {
     /// Trains a model with the dial `detail` at 0, its faithful end, and leaves the dial as it is.
     /// By default only the dial is trained, at 1.
     pub faithful: bool,
+    /// Successive frames of a clip for a network with memory. Each patch of a batch is a clip.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub frames: usize,
     pub seed: u64,
     pub distillation: Distillation,
+}
+
+/// Usual number of frames of a clip.
+const FRAMES: usize = 7;
+
+fn is_usual(frames: &usize) -> bool {
+    *frames == FRAMES
 }
 
 impl Default for Options {
@@ -48,6 +58,7 @@ impl Default for Options {
             ema: 0.999,
             expand: 64,
             faithful: false,
+            frames: FRAMES,
             seed: 1,
             distillation: Distillation::default(),
         }
@@ -71,6 +82,9 @@ impl Options {
                 "muon_rate = {}: at least 0, below 1",
                 self.muon_rate
             )));
+        }
+        if !(2..=64).contains(&self.frames) {
+            return Err(Error::Setting(format!("frames = {}: 2 to 64", self.frames)));
         }
         self.distillation.check()?;
         check_common(
@@ -116,6 +130,10 @@ pub struct Distillation {
     pub real: f64,
     /// Share of the loss between the means of grid cells.
     pub consistency: f64,
+    /// Share of the Charbonnier loss to the true change from frame to frame where it is small, for
+    /// a network with memory.
+    #[serde(skip_serializing_if = "is_usual_change")]
+    pub change: f64,
     /// Share of the regression to a sample of the teacher.
     pub regression: f64,
     /// Applies the regression to the means of grid cells.
@@ -137,6 +155,13 @@ pub struct Distillation {
     pub discriminator_rate: f64,
 }
 
+/// Usual share of the loss of changes.
+const CHANGE: f64 = 0.3;
+
+fn is_usual_change(share: &f64) -> bool {
+    *share == CHANGE
+}
+
 impl Default for Distillation {
     fn default() -> Self {
         Self {
@@ -144,6 +169,7 @@ impl Default for Distillation {
             ramp: 0.05,
             real: 0.5,
             consistency: 0.1,
+            change: CHANGE,
             regression: 0.0,
             low_pass: true,
             score: 0.0,
@@ -172,18 +198,19 @@ impl Distillation {
     }
 
     /// Returns the shares of the terms in the order of [`TERMS`].
-    pub(super) fn shares(&self) -> [f64; 5] {
+    pub(super) fn shares(&self) -> [f64; TERMS.len()] {
         [
             self.real,
             self.consistency,
             self.regression,
             self.score,
             self.adversarial,
+            self.change,
         ]
     }
 
     pub(super) fn needs_teacher(&self) -> bool {
-        self.shares()[2..].iter().any(|share| *share > 0.0)
+        self.shares()[TAUGHT].iter().any(|share| *share > 0.0)
     }
 
     /// Checks the times of score distillation and discriminator for a teacher of `steps` steps.

@@ -1,8 +1,8 @@
 //! Terms of the loss of a student.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use super::{Prepared, StudentRun};
+use super::{CHANGE, Prepared, StudentRun, TERMS};
 use crate::{
     Result,
     nn::lite::Discriminator,
@@ -15,17 +15,20 @@ use crate::{
 /// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in standard deviations of the residual.
 const CHARBONNIER_EPS: f64 = 0.02;
 
+/// Change of the truth below which a sample counts as still.
+const STILL: f32 = 0.03;
+
 impl StudentRun {
-    /// Returns the terms that have a share, in the order of [`TERMS`](super::TERMS).
+    /// Returns the terms that have a share, in the order of [`TERMS`].
     pub(super) fn terms(
         &self,
         batch: &Prepared,
         z: &Tensor,
-        shares: &[f64; 5],
+        shares: &[f64; TERMS.len()],
         discriminator: Option<&Discriminator>,
-    ) -> Result<[Option<Term>; 5]> {
+    ) -> Result<[Option<Term>; TERMS.len()]> {
         let d = &self.options.distillation;
-        let mut terms = [None, None, None, None, None];
+        let mut terms = [const { None }; TERMS.len()];
         if shares[0] > 0.0 {
             terms[0] = Some(Term::at(z, |z| charbonnier(z, &batch.residual))?);
         }
@@ -33,6 +36,11 @@ impl StudentRun {
             let means = self.cell_means(z.device())?;
             let loss = |z: &Tensor| charbonnier(&low(z, &means)?, &low(&batch.residual, &means)?);
             terms[1] = Some(Term::at(z, loss)?);
+        }
+        if let (Some(clips), true) = (&batch.clips, shares[CHANGE] > 0.0) {
+            let still = self.still(batch, clips.frames)?;
+            let loss = |z: &Tensor| change(z, &batch.residual, &still, clips.frames);
+            terms[CHANGE] = Some(Term::at(z, loss)?);
         }
         let Some(teacher) = &self.teacher else {
             return Ok(terms);
@@ -65,6 +73,17 @@ impl StudentRun {
         Ok(terms)
     }
 
+    /// Returns 1 for the samples of all frames but the first whose truth differs little from that of
+    /// the frame before, and 0 for others.
+    fn still(&self, batch: &Prepared, frames: usize) -> Result<Tensor> {
+        let stats = &self.latent.stats;
+        let of = |values: &[f32]| Tensor::new(values, batch.base.device());
+        let truth = (batch.base.broadcast_mul(&of(&stats.input_std)?)?
+            + batch.residual.broadcast_mul(&of(&stats.residual_std)?)?)?;
+        let small = changes(&truth, frames)?.abs()?.lt(STILL)?;
+        Ok(small.to_dtype(DType::F32)?)
+    }
+
     /// Returns the matrix `[c, planes]` that maps a whitened residual `[.., c]` to the mean of each
     /// plane in a grid cell, in standard deviations of the first channel.
     fn cell_means(&self, device: &Device) -> Result<Tensor> {
@@ -88,6 +107,19 @@ impl StudentRun {
 fn charbonnier(z: &Tensor, goal: &Tensor) -> candle_core::Result<Tensor> {
     let squares = ((z - goal)?.sqr()? + CHARBONNIER_EPS * CHARBONNIER_EPS)?;
     squares.sqrt()?.mean_all()
+}
+
+/// Returns the differences of the frames `[frames * n, h, w, c]` but the first from those before.
+fn changes(z: &Tensor, frames: usize) -> candle_core::Result<Tensor> {
+    let n = z.dim(0)? / frames;
+    let rest = z.dim(0)? - n;
+    z.narrow(0, n, rest)? - z.narrow(0, 0, rest)?
+}
+
+/// Charbonnier loss of the change of the error from frame to frame where `still` is 1.
+fn change(z: &Tensor, goal: &Tensor, still: &Tensor, frames: usize) -> candle_core::Result<Tensor> {
+    let squares = (changes(&(z - goal)?, frames)?.sqr()? + CHARBONNIER_EPS * CHARBONNIER_EPS)?;
+    (squares.sqrt()? * still)?.mean_all()
 }
 
 /// Multiplies a residual `[n, h, w, c]` by `means` `[c, planes]`. Returns `[n h w, planes]`.
