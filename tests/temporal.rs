@@ -1,4 +1,5 @@
-//! The temporal filter: its benefit, its limits, and what makes it forget.
+//! The temporal filter and the memory of a network: their benefit, their limits, and what makes them
+//! forget.
 
 use tadsr::{
     Device, Error, Upscaler,
@@ -263,4 +264,80 @@ fn names_are_read_as_they_are_written_and_others_refused() {
     );
     let tiny = Upscaler::load("tiny", Device::Cpu).unwrap();
     assert!(tiny.capabilities().has(Setting::Temporal) && tiny.capabilities().history);
+}
+
+/// A network with memory.
+const MEMORY: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/models/tiny-x2-memory.safetensors"
+);
+
+#[test]
+fn a_network_with_memory_flickers_less_with_it() {
+    let off = flicker(&mut upscaler(MEMORY, Temporal::Off));
+    let auto = flicker(&mut upscaler(MEMORY, Temporal::Auto));
+    assert!(auto < 0.8 * off, "{auto} against {off}");
+    assert_eq!(flicker(&mut upscaler(MEMORY, Temporal::Memory)), auto);
+}
+
+#[test]
+fn memory_follows_the_motion() {
+    // Noise of the frames before is removed, although the picture moves by a pixel a frame.
+    let error = |temporal| {
+        let mut upscaler = upscaler(MEMORY, temporal);
+        let mut clean = self::upscaler(MEMORY, Temporal::Off);
+        clean.set_denoise(Some(0.0)).unwrap();
+        let mut sum = 0.0;
+        for t in 0..8 {
+            let noisy = planes(&mut upscaler, &frame(&luma(t, 2.5, t as u32)));
+            let truth = planes(&mut clean, &frame(&luma(t, 0.0, 0)));
+            let pairs = noisy[0].iter().zip(&truth[0]);
+            let squares = pairs.map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+            sum += if t > 2 { squares.sum::<f64>() } else { 0.0 };
+        }
+        sum
+    };
+    let (off, memory) = (error(Temporal::Off), error(Temporal::Memory));
+    assert!(memory < 0.95 * off, "{memory} against {off}");
+}
+
+#[test]
+fn a_memory_is_empty_after_a_reset_a_cut_and_other_sizes_and_settings() {
+    let first = planes(&mut upscaler(MEMORY, Temporal::Auto), &still(9));
+    type Change = fn(&mut Upscaler);
+    let changes: [Change; 4] = [
+        Upscaler::reset,
+        |upscaler| {
+            let dark = frame(&[0.05; SIZE.0 * SIZE.1]);
+            planes(upscaler, &dark);
+        },
+        |upscaler| {
+            upscaler.set_strength(0.5).unwrap();
+            upscaler.set_strength(1.0).unwrap();
+        },
+        |upscaler| {
+            let small = Frame::new(FrameInfo::new(PixelFormat::I420, 40, 24)).unwrap();
+            upscaler.upscale(&small, 2.0).unwrap();
+        },
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        let mut upscaler = upscaler(MEMORY, Temporal::Auto);
+        planes(&mut upscaler, &still(1));
+        assert_ne!(planes(&mut upscaler, &still(9)), first, "it remembers");
+        change(&mut upscaler);
+        assert_eq!(planes(&mut upscaler, &still(9)), first, "change {i}");
+    }
+}
+
+#[test]
+fn a_network_without_memory_refuses_it() {
+    let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let error = upscaler.set_temporal(Temporal::Memory).unwrap_err();
+    assert!(matches!(error, Error::Setting(_)), "{error:?}");
+    assert!(error.to_string().contains("without memory"), "{error}");
+    upscaler.set_temporal(Temporal::Filter).unwrap();
+    // A network with memory can be filtered instead.
+    let filtered = flicker(&mut self::upscaler(MEMORY, Temporal::Filter));
+    let off = flicker(&mut self::upscaler(MEMORY, Temporal::Off));
+    assert!(filtered < off);
 }

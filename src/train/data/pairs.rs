@@ -35,12 +35,11 @@ pub trait PairSource: Send + Sync {
     /// As [`Self::pair`]; [`Error::Data`] when the source has no such clips.
     fn clip(
         &self,
-        random: &mut Random,
-        side: usize,
-        small: usize,
-        frames: usize,
+        _random: &mut Random,
+        _side: usize,
+        _small: usize,
+        _frames: usize,
     ) -> Result<Vec<Pair>> {
-        let _ = (random, side, small, frames);
         Err(no_clips())
     }
 

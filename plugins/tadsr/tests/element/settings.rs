@@ -126,6 +126,37 @@ fn late_frames_that_are_dropped_do_not_disturb_the_temporal_filter() {
 }
 
 #[test]
+fn the_memory_of_a_network_ends_at_a_seek() {
+    let model = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../models/tiny-x2-memory.safetensors"
+    );
+    let settings = [("model", model), ("scale", "2"), ("denoise", "0.6")];
+    let mut rig = Rig::raw(&settings, "GRAY8", 64, 48);
+    let first = upscaled(&mut rig, 1, 0);
+    upscaled(&mut rig, 0, 1);
+    assert_ne!(upscaled(&mut rig, 1, 2), first);
+    rig.harness.push_event(gst::event::FlushStart::new());
+    rig.harness.push_event(gst::event::FlushStop::new(true));
+    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    rig.harness.push_event(gst::event::Segment::new(&segment));
+    assert_eq!(upscaled(&mut rig, 1, 0), first);
+    rig.element.set_property_from_str("temporal", "off");
+    upscaled(&mut rig, 0, 1);
+    assert_eq!(upscaled(&mut rig, 1, 2), first);
+}
+
+#[test]
+fn a_network_without_memory_is_told_once() {
+    let mut rig = temporal_rig("memory");
+    upscaled(&mut rig, 1, 0);
+    let warning = rig.wait_for(gst::MessageType::Warning);
+    assert!(warning.contains("without memory"), "{warning}");
+    upscaled(&mut rig, 0, 1);
+    assert_eq!(rig.message(gst::MessageType::Warning), None);
+}
+
+#[test]
 fn a_controlled_strength_follows_the_stream_time() {
     let mut rig = Rig::raw(&[("scale", "2")], "GRAY8", 32, 24);
     let input = frame(&info(&raw("GRAY8", 32, 24)), |_, x, y| {

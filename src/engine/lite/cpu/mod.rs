@@ -150,7 +150,6 @@ impl Runner {
             Plan::Rows(plan) => plan.run(src, dst, strength, &past)?,
             Plan::Planes(plan) => plan.run(src, dst, strength, &past)?,
         }
-        drop(past);
         match &mut self.memory {
             _ if !remembers => self.forget(),
             Some(memory) => memory.complete(),
