@@ -21,8 +21,10 @@ test_packages=(ffmpeg)
 # Servers in examples/streaming and their tests.
 streaming_packages=(
     python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 gir1.2-gst-plugins-bad-1.0
-    gstreamer1.0-nice python3-prometheus-client python3-pytest
+    gstreamer1.0-nice python3-prometheus-client python3-pytest chromium nodejs
 )
+# Drives Chromium in tests.
+playwright=playwright-core@1.65.1
 
 # Prints each argument on its own line.
 say() { printf '%s\n' "$@"; }
