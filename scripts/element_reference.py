@@ -87,7 +87,9 @@ def page(element):
             lines += [f"| `{v.value_nick}` | {int(v)} | {v.value_name.partition(': ')[2]} |" for v in enum_values(spec)]
     signals = GObject.signal_list_names(kind)
     lines += ["", "## Signals", ""]
-    lines += [f"- `{name}`" for name in signals] or ["None of its own. `active-model` and `active-device` emit `notify`."]
+    lines += [f"- `{name}`" for name in signals] or [
+        "None of its own. `active-model` and `active-device` emit `notify`."
+    ]
     lines += ["", "## Pads", "", "| pad | direction | presence |", "|---|---|---|"]
     templates = sorted(factory.get_static_pad_templates(), key=lambda template: template.direction)
     for each in templates:
@@ -126,7 +128,9 @@ def main():
     if sys.argv[1:] == []:
         PAGE.write_text(text)
     elif text != (old := PAGE.read_text() if PAGE.exists() else ""):
-        sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), text.splitlines(True), "committed", "generated"))
+        sys.stdout.writelines(
+            difflib.unified_diff(old.splitlines(True), text.splitlines(True), "committed", "generated")
+        )
         sys.exit(f"{PAGE.name} is not that of the plugin: run scripts/element_reference.py")
 
 

@@ -26,7 +26,7 @@ streaming_packages=(
     gstreamer1.0-nice python3-prometheus-client python3-pytest chromium nodejs
 )
 # Drives Chromium in tests.
-playwright=playwright-core@1.65.1
+playwright='playwright-core@1.65.1'
 
 # Prints each argument on its own line.
 say() { printf '%s\n' "$@"; }
