@@ -4,8 +4,10 @@ async function play(video, show) {
   const again = () => setTimeout(play, 2000, video, show);
   const connection = new RTCPeerConnection();
   const stream = new MediaStream();
-  video.srcObject = stream;
-  connection.ontrack = event => stream.addTrack(event.track);
+  connection.ontrack = event => {
+    stream.addTrack(event.track);
+    video.srcObject = stream;
+  };
   connection.onconnectionstatechange = () => {
     show(connection.connectionState == "connected" ? "" : connection.connectionState);
     if (["failed", "disconnected"].includes(connection.connectionState)) {
