@@ -320,12 +320,14 @@ class Output:
         source = self.sources.get(kind)
         base = source.get_base_time() if source else 0
         # The pipeline has a base time once it plays.
-        if not 0 < base <= clock_time:
+        early = not 0 < base <= clock_time
+        keyframe = kind == "video" and not buffer.has_flags(Gst.BufferFlags.DELTA_UNIT)
+        if keyframe and early and not self.started:
+            # Until the next one, the output would be without video.
+            self.relay.request_keyframe()
+        self.started = self.started or keyframe and not early
+        if early or not self.started:
             return
-        if not self.started:
-            if kind != "video" or buffer.has_flags(Gst.BufferFlags.DELTA_UNIT):
-                return
-            self.started = True
         copy = buffer.copy_region(COPY, 0, buffer.get_size())
         copy.pts = clock_time - base
         if buffer.dts != Gst.CLOCK_TIME_NONE:
