@@ -30,10 +30,10 @@ pair() {
     done
 }
 
-# The part with small letters, blinds, whiskers and grooves.
+# The part with small letters, blinds and whiskers.
 render_scene 480 270 1 |
     "${convert[@]}" -f rawvideo -pix_fmt rgb24 -s 480x270 -i - "$scratch/scene.png"
-pair scene 2 100 0 360 200
+pair scene 2 10 0 360 200
 "${convert[@]}" -i "$1" -vf scale=640:-2:flags=area "$scratch/photo.png"
 pair photo 4 150 170 180 100
 "${convert[@]}" -ss 1 -i "$2" -frames:v 1 "$scratch/video.png"
