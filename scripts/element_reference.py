@@ -20,15 +20,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "element-reference.md"
 NAME = "tadsrupscale"
 TYPES = {"gchararray": "string", "gdouble": "double", "guint": "uint", "guint64": "uint64", "GstStructure": "structure"}
-LARGEST = {"guint": (1 << 32) - 1, "guint64": (1 << 64) - 1}
+LARGEST = {"guint": (1 << 32) - 1, "guint64": (1 << 64) - 1, "gdouble": sys.float_info.max}
 
 
 def range_of(spec):
-    kind = spec.value_type.name
-    if not hasattr(spec, "minimum"):
+    if not hasattr(spec, "minimum") or not spec.flags & GObject.ParamFlags.WRITABLE:
         return ""
-    low, high = f"{spec.minimum:g}", f"{spec.maximum:g}"
-    return f"{low} or more" if spec.maximum == LARGEST.get(kind) else f"{low} to {high}"
+    low, high = f"{spec.minimum:.10g}", f"{spec.maximum:.10g}"
+    return f"{low} or more" if spec.maximum == LARGEST[spec.value_type.name] else f"{low} to {high}"
 
 
 def default_of(spec):
@@ -61,8 +60,11 @@ def page(element):
         "",
         "<!-- scripts/element_reference.py writes this page from the plugin. -->",
         "",
-        f"`{NAME}`: {factory.get_metadata('description')}. Class `{factory.get_metadata('klass')}`, a",
-        f"subclass of `{kind.parent.name}`. [The element](element.md) describes its behaviour.",
+        f"{factory.get_metadata('description')}. [The element](element.md) describes its behaviour.",
+        "",
+        f"- Name: `{NAME}`",
+        f"- Class: `{factory.get_metadata('klass')}`",
+        f"- Base class: `{kind.parent.name}`",
         "",
         "## Properties",
         "",
@@ -87,11 +89,9 @@ def page(element):
             lines += [f"| `{v.value_nick}` | {int(v)} | {v.value_name.partition(': ')[2]} |" for v in enum_values(spec)]
     signals = GObject.signal_list_names(kind)
     lines += ["", "## Signals", ""]
-    lines += [f"- `{name}`" for name in signals] or [
-        "None of its own. `active-model` and `active-device` emit `notify`."
-    ]
+    lines += [f"- `{name}`" for name in signals] or ["None of its own."]
     lines += ["", "## Pads", "", "| pad | direction | presence |", "|---|---|---|"]
-    templates = sorted(factory.get_static_pad_templates(), key=lambda template: template.direction)
+    templates = sorted(factory.get_static_pad_templates(), key=lambda template: template.direction, reverse=True)
     for each in templates:
         lines.append(f"| `{each.name_template}` | {each.direction.value_nick} | {each.presence.value_nick} |")
     caps = {each.get_caps().to_string() for each in templates}

@@ -99,9 +99,10 @@ async function main() {
   await drawn(320);
   console.log("the divider follows the keyboard");
 
-  await text("active", "^small");
-  await page.getByLabel("Model").selectOption("tiny");
-  await text("active", "^tiny-x2$");
+  for (const model of ["small", "tiny"]) {
+    await page.getByLabel("Model").selectOption(model);
+    await text("active", `^${model}-x2$`);
+  }
   await text("sink", "^160x90$");
   await text("src", "^320x180$");
   await text("fps", "^[0-9.]+$");
@@ -136,6 +137,7 @@ async function main() {
   while ((await state()).stats.denoise != 1) await page.waitForTimeout(200);
   console.log("denoise is in force");
 
+  await page.close();
   const phone = await open(browser, {viewport: {width: 360, height: 740}, hasTouch: true, isMobile: true});
   assert.equal(await phone.evaluate(() => document.documentElement.scrollWidth), 360);
   const stage = await phone.locator("#stage").boundingBox();

@@ -13,9 +13,9 @@ from test_streaming import EXAMPLES, free_port, run, serve, wait  # noqa: F401
 # A moving pattern with sharp edges.
 SOURCE = (
     "testbin://video,pattern=checkers-8,horizontal-speed=3,is-live=true,"
-    "caps=[video/x-raw,width=160,height=90,framerate=15/1]"
+    "caps=[video/x-raw,width=160,height=90,framerate=10/1]"
 )
-UPSCALE = "tadsrupscale scale=2 model=small overload=drop"
+UPSCALE = "tadsrupscale scale=2 model=tiny overload=drop"
 
 
 def test_the_page_shows_both_halves_of_a_frame_and_its_dials_act(run, tmp_path):  # noqa: F811
@@ -62,10 +62,10 @@ def test_dials_that_are_refused_change_nothing_and_the_server_lives_on(serve, so
             request("dials", body)
         assert error.value.code == 400 and message in error.value.read().decode()
     state = json.loads(request("state"))
-    assert state["dials"] == before["dials"] == {"model": "small", "denoise": -1, "detail": 0.5, "strength": 1}
+    assert state["dials"] == before["dials"] == {"model": "tiny", "denoise": -1, "detail": 0.5, "strength": 1}
     assert state["playing"] == (source == SOURCE)
     assert state["playing"] or "localhost" in state["reason"]
-    request("dials", b'{"model": "tiny", "denoise": 0.25}')
+    request("dials", b'{"model": "small", "denoise": 0.25}')
     assert json.loads(request("state"))["dials"]["denoise"] == 0.25
     assert server.lives() and "Traceback" not in server.said(), server.said()
     assert server.stop() == 0
