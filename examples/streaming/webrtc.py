@@ -82,7 +82,7 @@ class Peers:
         peer.connect("notify::connection-state", on_state)
         self.all[id] = relay.Pipeline(self.source, pipeline, lambda text: self.close(id, text))
         GLib.timeout_add_seconds(30, self.close_unanswered, id)
-        if not ready.wait(10):
+        if not ready.wait(20):
             GLib.idle_add(self.close, id)
             raise TimeoutError("the source delivers no video")
         return {"id": id, "sdp": peer.get_property("local-description").sdp.as_text()}

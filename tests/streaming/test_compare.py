@@ -18,7 +18,7 @@ SOURCE = (
 UPSCALE = "tadsrupscale scale=2 model=tiny overload=drop"
 
 
-def test_the_page_shows_both_halves_of_a_frame_and_its_dials_act(run, tmp_path):  # noqa: F811
+def test_the_page_shows_both_halves_of_a_frame_and_its_dials_act(run):  # noqa: F811
     port = free_port()
     # A network that is slower than the source.
     slow = (
@@ -26,7 +26,7 @@ def test_the_page_shows_both_halves_of_a_frame_and_its_dials_act(run, tmp_path):
         "compare.COMPARE = compare.COMPARE.replace('! both.sink_1', '! identity sleep-time=100000 ! both.sink_1'); "
         "compare.main()"
     )
-    server = run(sys.executable, "-c", slow, SOURCE, "--port", port, "--upscale", UPSCALE)
+    server = run(sys.executable, "-c", slow, SOURCE, "--port", port, "--upscale", UPSCALE, "--timeout", 60)
     server.wait_for("playing")
     screenshots = os.environ.get("TADSR_SCREENSHOTS", "")
     browser = run("node", Path(__file__).with_name("compare.js"), f"http://localhost:{port}/", screenshots)

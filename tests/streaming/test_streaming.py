@@ -340,7 +340,7 @@ def test_webrtc_shows_video_and_audio_to_two_clients(serve, client, clip):
         assert content in urllib.request.urlopen(f"http://localhost:{port}/{path}", timeout=10).read().decode()
 
     def post(path, body=b""):
-        return urllib.request.urlopen(f"http://localhost:{port}/{path}", data=body, timeout=20).read().decode()
+        return urllib.request.urlopen(f"http://localhost:{port}/{path}", data=body, timeout=40).read().decode()
 
     with pytest.raises(urllib.error.HTTPError) as error:
         post("answer/none", b"v=0")
