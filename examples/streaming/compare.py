@@ -10,6 +10,7 @@ a part of each. Model, denoise, detail and strength change while the video plays
     compare.py /dev/video0 --models tiny,my-model.safetensors
 """
 
+import collections
 import json
 
 import relay
@@ -46,7 +47,7 @@ class Comparison(relay.Relay):
             self.upscaler.set_property(name, value)
         mixer = branch.get_by_name("both")
         halves = [mixer.get_static_pad(name) for name in ("sink_0", "sink_1")]
-        latencies = {}
+        latencies, times = {}, collections.deque()
 
         def on_caps(pad, _):
             if pad.get_current_caps():
@@ -71,6 +72,22 @@ class Comparison(relay.Relay):
                 query.set_latency(any(live), max(low), min(high))
             return Gst.PadProbeReturn.OK
 
+        # The compositor fills gaps with repeated frames. To encode them would make a slow machine
+        # slower.
+        def on_input(pad, info):
+            segment = pad.get_sticky_event(Gst.EventType.SEGMENT, 0).parse_segment()
+            times.append(segment.to_running_time(Gst.Format.TIME, info.get_buffer().pts))
+            return Gst.PadProbeReturn.OK
+
+        def on_output(_pad, info):
+            end = info.get_buffer().pts + info.get_buffer().duration
+            fresh = bool(times) and times[0] < end
+            while times and times[0] < end:
+                times.popleft()
+            return Gst.PadProbeReturn.OK if fresh else Gst.PadProbeReturn.DROP
+
+        halves[1].add_probe(Gst.PadProbeType.BUFFER, on_input)
+        mixer.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, on_output)
         reply = Gst.PadProbeType.QUERY_UPSTREAM | Gst.PadProbeType.PULL
         for half in halves:
             half.connect("notify::caps", on_caps)
