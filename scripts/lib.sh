@@ -18,11 +18,15 @@ gstreamer_packages=(
 text_packages=(gstreamer1.0-x fonts-dejavu-core)
 # Independent implementation that makes and measures the video files of tests.
 test_packages=(ffmpeg)
+# mdBook from PyPI, and the page that is written from the plugin.
+docs_packages=(python3-venv python3-gi gir1.2-gstreamer-1.0)
 # Servers in examples/streaming and their tests.
 streaming_packages=(
     python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 gir1.2-gst-plugins-bad-1.0
-    gstreamer1.0-nice python3-prometheus-client python3-pytest
+    gstreamer1.0-nice python3-prometheus-client python3-pytest chromium nodejs
 )
+# Drives Chromium in tests.
+playwright='playwright-core@1.65.1'
 
 # Prints each argument on its own line.
 say() { printf '%s\n' "$@"; }

@@ -36,7 +36,7 @@ install -m 644 models/DATA.md "$doc/DATA.md"
 cargo metadata --locked --format-version 1 --filter-platform "$(rustc --print host-tuple)" |
     packaging/third_party.py >"$doc/third-party-licences"
 install -Dm 644 -t "$doc/examples/streaming" examples/streaming/*.*
-chmod 755 "$doc"/examples/streaming/{rtsp,hls,srt,webrtc}.py
+chmod 755 "$doc"/examples/streaming/{rtsp,hls,srt,webrtc,compare}.py
 gzip -9n "$doc"/{changelog,DATA.md,third-party-licences} "$tree"/share/man/man1/*
 
 say "Writing the tarball"

@@ -10,7 +10,11 @@ if [[ ${1-} == --no-install ]]; then
     shift
 else
     install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${streaming_packages[@]}"
+    # A Node.js that is not Debian's has its own npm.
+    command -v npm >/dev/null || install_packages npm
+    npm install --silent --no-save --prefix "$target/playwright" "$playwright"
 fi
+export NODE_PATH=$target/playwright/node_modules
 if [[ -z ${GST_PLUGIN_PATH-} ]]; then
     require_rust
     build_plugin

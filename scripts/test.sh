@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all checks: format, lints, the plugin in gst-inspect-1.0, documentation examples, tests.
+# Runs all checks: format, lints, the plugin in gst-inspect-1.0, documentation, tests.
 #
 # Usage: scripts/test.sh [--no-install]
 #
@@ -13,7 +13,7 @@ exec </dev/null
 
 case ${1-} in
     '') install_packages "${build_packages[@]}" "${gstreamer_packages[@]}" "${text_packages[@]}" \
-        "${test_packages[@]}" ;;
+        "${test_packages[@]}" "${docs_packages[@]}" ;;
     --no-install) ;;
     *) fail "unknown argument '$1'; the only one is --no-install" ;;
 esac
@@ -57,6 +57,8 @@ check lints-without-training cargo clippy --locked -p tadsr --no-default-feature
 # All targets, because otherwise cargo would select other features and build everything twice.
 check build cargo build --locked --workspace --all-targets
 check inspect inspect
+check element-reference env GST_PLUGIN_PATH="$target/debug" scripts/element_reference.py --check
+check documentation scripts/build-docs.sh "$@"
 if cargo nextest --version >/dev/null 2>&1; then
     check examples-in-documentation cargo test --locked --workspace --doc
     tests=(cargo nextest run --locked --workspace --no-fail-fast)

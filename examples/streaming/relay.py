@@ -53,7 +53,7 @@ def arguments(doc):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upscale", default="tadsrupscale scale=2", help="element with its properties")
     parser.add_argument("--encoder", help="H.264 encoder with its properties (default: x264enc or openh264enc)")
-    parser.add_argument("--bitrate", type=int, default=4000, metavar="KBIT", help="of the video (default 4000)")
+    parser.add_argument("--bitrate", type=int, default=4000, metavar="KBIT", help="of the video (default %(default)s)")
     parser.add_argument("--latency", type=int, default=500, metavar="MS", help="buffer of RTSP and SRT sources")
     parser.add_argument("--timeout", type=float, default=10, metavar="S", help="start a source without video again")
     parser.add_argument("--retry", type=float, default=2, metavar="S", help="pause before the next start")
@@ -207,14 +207,18 @@ class Relay:
             self.branches[kind] = branch
             branch.get_by_name(kind).connect("new-sample", self.on_sample, kind)
             if kind == "video":
-                found = branch.iterate_all_by_element_factory_name("tadsrupscale").next()
-                self.upscaler = found[1]
+                self.prepare(branch)
             self.pipeline.add(branch)
             branch.sync_state_with_parent()
         sink = branch.get_static_pad("sink")
         # Further streams of a kind are not used.
         if not sink.is_linked() and pad.link(sink) != Gst.PadLinkReturn.OK:
             GLib.idle_add(self.lost, f"the source changes to {name}")
+
+    def prepare(self, branch):
+        """Finds the upscaler in the elements for video, before they start."""
+        found = branch.iterate_all_by_element_factory_name("tadsrupscale").next()
+        self.upscaler = found[1]
 
     def on_no_more_pads(self, _decoder):
         if "video" not in self.branches:
@@ -316,12 +320,14 @@ class Output:
         source = self.sources.get(kind)
         base = source.get_base_time() if source else 0
         # The pipeline has a base time once it plays.
-        if not 0 < base <= clock_time:
+        early = not 0 < base <= clock_time
+        keyframe = kind == "video" and not buffer.has_flags(Gst.BufferFlags.DELTA_UNIT)
+        if keyframe and early and not self.started:
+            # Until the next one, the output would be without video.
+            self.relay.request_keyframe()
+        self.started = self.started or keyframe and not early
+        if early or not self.started:
             return
-        if not self.started:
-            if kind != "video" or buffer.has_flags(Gst.BufferFlags.DELTA_UNIT):
-                return
-            self.started = True
         copy = buffer.copy_region(COPY, 0, buffer.get_size())
         copy.pts = clock_time - base
         if buffer.dts != Gst.CLOCK_TIME_NONE:

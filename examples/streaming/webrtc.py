@@ -12,6 +12,7 @@ encoded once for all browsers. Opus audio is copied, other audio is encoded.
 import http.server
 import json
 import secrets
+import sys
 import threading
 from pathlib import Path
 
@@ -30,7 +31,9 @@ VIDEO = (
 AUDIO = (
     relay.SOURCE.format("audio") + " ! rtpopuspay ! application/x-rtp,media=audio,encoding-name=OPUS,payload=97 ! peer."
 )
-PAGE = Path(__file__).with_name("webrtc.html")
+# The profile that all browsers decode.
+PROFILE = "constrained-baseline"
+FILES = {"/": "webrtc.html", "/webrtc.js": "webrtc.js"}
 
 
 class Peers:
@@ -79,7 +82,7 @@ class Peers:
         peer.connect("notify::connection-state", on_state)
         self.all[id] = relay.Pipeline(self.source, pipeline, lambda text: self.close(id, text))
         GLib.timeout_add_seconds(30, self.close_unanswered, id)
-        if not ready.wait(10):
+        if not ready.wait(20):
             GLib.idle_add(self.close, id)
             raise TimeoutError("the source delivers no video")
         return {"id": id, "sdp": peer.get_property("local-description").sdp.as_text()}
@@ -109,6 +112,8 @@ class Peers:
 
 def handler(peers):
     class Handler(http.server.BaseHTTPRequestHandler):
+        files = FILES
+
         def reply(self, status, text, kind="text/plain"):
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
@@ -117,15 +122,21 @@ def handler(peers):
             self.wfile.write(text.encode())
 
         def do_GET(self):
-            if self.path == "/":
-                self.reply(200, PAGE.read_text(), "text/html")
+            if self.path in self.files:
+                file = Path(__file__).with_name(self.files[self.path])
+                self.reply(200, file.read_text(), "text/javascript" if file.suffix == ".js" else "text/html")
             else:
                 self.reply(404, "not found\n")
 
+        def body(self):
+            length = self.headers.get("Content-Length") or "0"
+            if not length.isdecimal() or int(length) > 1 << 20:
+                raise ValueError("the body must have 1 MiB at most")
+            return self.rfile.read(int(length)).decode(errors="replace")
+
         def do_POST(self):
-            length = min(int(self.headers.get("Content-Length") or 0), 1 << 20)
-            body = self.rfile.read(length).decode(errors="replace")
             try:
+                body = self.body()
                 if self.path == "/offer":
                     if not peers.source.playing:
                         self.reply(503, "the source is not connected\n")
@@ -145,23 +156,39 @@ def handler(peers):
     return Handler
 
 
-def main():
-    parser = relay.arguments(__doc__)
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *address):
+        # A browser that leaves is not an error.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*address)
+
+
+def arguments(doc):
+    """Returns a parser with the options of servers for browsers."""
+    parser = relay.arguments(doc)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("--port", type=int, default=8080, help="TCP port of HTTP (default 8080)")
     parser.add_argument("--stun", metavar="URI", help="STUN server, for browsers in other networks")
     parser.add_argument("--clients", type=int, default=16, metavar="N", help="maximum (default 16)")
-    args = parser.parse_args()
+    return parser
+
+
+def serve(args, source, handler):
+    """Plays the source and serves the page until the program is interrupted."""
     relay.first_element(["nicesrc"], "gstreamer1.0-nice")
-    # The profile that all browsers decode.
-    source = relay.Relay("webrtc", args.source, args, audio="opus", profile="constrained-baseline")
     try:
-        server = http.server.ThreadingHTTPServer(("", args.port), handler(Peers(args, source)))
+        server = Server(("", args.port), handler)
     except OSError as error:
         relay.fail(f"port {args.port}: {error.strerror}; choose another --port")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://localhost:{args.port}", flush=True)
     relay.run(args, [source])
+
+
+def main():
+    args = arguments(__doc__).parse_args()
+    source = relay.Relay("webrtc", args.source, args, audio="opus", profile=PROFILE)
+    serve(args, source, handler(Peers(args, source)))
 
 
 if __name__ == "__main__":

@@ -336,11 +336,11 @@ def test_webrtc_shows_video_and_audio_to_two_clients(serve, client, clip):
     port = free_port()
     server = serve("webrtc.py", clip, "--port", port)
     server.wait_for("playing")
-    page = urllib.request.urlopen(f"http://localhost:{port}/", timeout=10).read().decode()
-    assert "RTCPeerConnection" in page
+    for path, content in [("", "webrtc.js"), ("webrtc.js", "RTCPeerConnection")]:
+        assert content in urllib.request.urlopen(f"http://localhost:{port}/{path}", timeout=10).read().decode()
 
     def post(path, body=b""):
-        return urllib.request.urlopen(f"http://localhost:{port}/{path}", data=body, timeout=20).read().decode()
+        return urllib.request.urlopen(f"http://localhost:{port}/{path}", data=body, timeout=40).read().decode()
 
     with pytest.raises(urllib.error.HTTPError) as error:
         post("answer/none", b"v=0")
@@ -419,7 +419,7 @@ def test_files_without_video_are_named_and_tried_again(serve, tmp_path):
     assert once.process.wait(30) == 1 and "hls: " in once.said(), once.said()
 
 
-@pytest.mark.parametrize("name", ["rtsp.py", "hls.py", "webrtc.py"])
+@pytest.mark.parametrize("name", ["rtsp.py", "hls.py", "webrtc.py", "compare.py"])
 def test_a_port_in_use_is_an_error(serve, name):
     with socket.socket() as taken:
         taken.bind(("", 0))
@@ -484,7 +484,7 @@ def test_without_an_encoder_the_package_is_named(serve, tmp_path):
     assert "gstreamer1.0-plugins-ugly" in server.said()
 
 
-@pytest.mark.parametrize("name", ["rtsp.py", "hls.py", "srt.py", "webrtc.py"])
+@pytest.mark.parametrize("name", ["rtsp.py", "hls.py", "srt.py", "webrtc.py", "compare.py"])
 def test_help_has_examples(run, name):
     shown = run(sys.executable, EXAMPLES / name, "--help")
     assert shown.process.wait(30) == 0
