@@ -65,7 +65,7 @@ fn model(student: StudentConfig) -> LiteModel {
     let patches = Patches {
         at: Condition::at(student.r as f64),
         grid,
-        latents,
+        inputs: latents,
     };
     model.calibration = Some(calibrate(&model, &[patches]));
     model

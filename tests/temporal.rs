@@ -317,7 +317,7 @@ fn a_memory_is_empty_after_a_reset_a_cut_and_other_sizes_and_settings() {
         },
         |upscaler| {
             let small = Frame::new(FrameInfo::new(PixelFormat::I420, 40, 24)).unwrap();
-            upscaler.upscale(&small, 2.0).unwrap();
+            upscaler.upscale(&small).unwrap();
         },
     ];
     for (i, change) in changes.into_iter().enumerate() {
