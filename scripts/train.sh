@@ -16,7 +16,7 @@ if [[ ! -x runs/tadsr-train ]]; then
     cargo build --release --locked --bin tadsr-train
     cp "$target/release/tadsr-train" runs/
 fi
-for name in base-x4-plain small-x2 small-x4-plain tiny-x2 tiny-x4-plain; do
+for name in base-x4-plain tiny-x2-memory small-x2 small-x4-plain tiny-x2 tiny-x4-plain; do
     begin=()
     if [[ ! -e runs/$name/checkpoint.safetensors ]]; then
         begin=(--begin "models/${name%-plain}.safetensors")

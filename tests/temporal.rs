@@ -257,7 +257,7 @@ fn names_are_read_as_they_are_written_and_others_refused() {
         assert_eq!(name.parse::<Temporal>().unwrap(), temporal);
         assert_eq!(temporal.to_string(), name);
     }
-    let error = "memory".parse::<Temporal>().unwrap_err();
+    let error = "motion".parse::<Temporal>().unwrap_err();
     assert!(
         matches!(&error, Error::Setting(text) if text.contains("filter")),
         "{error}"

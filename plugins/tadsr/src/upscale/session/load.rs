@@ -2,6 +2,8 @@
 
 //! Loading of models: by name or by choice, with fallbacks.
 
+use tadsr::engine::Setting;
+
 use super::*;
 
 impl Session {
@@ -183,8 +185,8 @@ pub(super) fn configure(
     upscaler.set_threads(settings.threads as usize)?;
     upscaler.set_queue_depth(settings.queue_depth as usize);
     for (setting, err) in settings.apply(&mut upscaler) {
-        // A setting that the model lacks leads to a warning with the first frame.
-        if upscaler.capabilities().has(setting) {
+        // A setting that the model lacks, such as a memory, leads to a warning with the first frame.
+        if upscaler.capabilities().has(setting) && setting != Setting::Temporal {
             return Err(err);
         }
     }
