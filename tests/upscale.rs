@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use assert_cmd::Command;
 use candle_core::{Tensor, safetensors};
 use gst::prelude::*;
 use image::{DynamicImage, ImageBuffer, Rgb, RgbImage, RgbaImage};
@@ -1209,10 +1210,7 @@ fn webp_and_tiff_pictures_of_a_folder_become_png() {
 #[test]
 fn files_of_several_pictures_and_other_formats_are_refused_by_name() {
     let folder = Folder::new();
-    ffmpeg(
-        &folder,
-        "-f lavfi -i testsrc2=s=32x24:r=5:d=0.6 -c:v libwebp_anim a.webp",
-    );
+    folder.ffmpeg("-f lavfi -i testsrc2=s=32x24:r=5:d=0.6 -c:v libwebp_anim a.webp");
     let bytes = fs::read(folder.path("a.webp")).unwrap();
     let pictures = bytes.windows(4).filter(|chunk| chunk == b"ANMF").count();
     let said = folder.fails(&["a.webp", "b.png"]);

@@ -16,11 +16,11 @@ use crate::events::rounded;
 /// Segments of a long video.
 #[derive(Debug, clap::Args)]
 pub struct SegmentArgs {
-    /// Length of a segment of a long video in seconds, and up to twice as long where key frames are
-    /// far apart
-    #[arg(long = "segment-length", value_name = "SECONDS", default_value = "30",
-        value_parser = part::duration, help_heading = SEGMENTS)]
-    pub length: Duration,
+    /// Length of a segment in seconds; up to twice as long where key frames are far apart
+    /// [default: 30]
+    #[arg(long = "segment-length", value_name = "SECONDS", value_parser = part::duration,
+        help_heading = SEGMENTS)]
+    pub length: Option<Duration>,
     /// List the segments, one per line: number, start and end in seconds, frames (- if unknown)
     #[arg(long = "list-segments", conflicts_with_all = ["segment", "join"],
         help_heading = SEGMENTS)]
@@ -34,8 +34,14 @@ pub struct SegmentArgs {
 }
 
 const SEGMENTS: &str = "Segments of a long video";
+const LENGTH: Duration = Duration::from_secs(30);
 
 impl SegmentArgs {
+    /// Divides the video of `reader`.
+    pub fn plan(&self, reader: &Reader) -> Plan {
+        Plan::new(reader, self.length.unwrap_or(LENGTH))
+    }
+
     /// Returns true if only one step of the work is to be done.
     pub fn is_step(&self) -> bool {
         self.segment.is_some() || self.join
@@ -45,7 +51,7 @@ impl SegmentArgs {
 /// Prints the segments of the input.
 pub fn list(args: &Args) -> Result<()> {
     let reader = video::open(args, &args.input)?;
-    let plan = Plan::new(&reader, args.segments.length);
+    let plan = args.segments.plan(&reader);
     for (segment, part) in (1..).zip(plan.segments()) {
         let (start, end) = (part.start.as_secs_f64(), part.end.as_secs_f64());
         if args.json {

@@ -289,6 +289,8 @@ impl Args {
         if kind == Kind::Picture {
             only(self.encoder.is_some(), "--encoder", "videos")?;
             only(self.no_audio, "--no-audio", "videos")?;
+            #[cfg(feature = "video")]
+            only(self.segments.length.is_some(), "--segment-length", "videos")?;
         }
         if kind != Kind::Video {
             let one = if kind == Kind::Folder {

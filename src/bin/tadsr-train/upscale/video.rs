@@ -8,7 +8,7 @@ use tadsr::{
     frame::{Frame, FrameInfo},
     ladder,
     video::{
-        End, Notice, Options, Plan, Reader, TimedFrame, Transcoded, partial_path, segments_folder,
+        End, Notice, Options, Reader, TimedFrame, Transcoded, partial_path, segments_folder,
         transcode,
     },
 };
@@ -40,7 +40,7 @@ pub fn run(args: &Args, job: &mut Job, input: &Path, output: &Path, stop: &Stop)
         warn(&format!("model {}", job.upscaler.active_model(scale)));
     }
     job.upscaler.reset();
-    let plan = Plan::new(&reader, args.segments.length);
+    let plan = args.segments.plan(&reader);
     let work = Work {
         args,
         input,
