@@ -3,6 +3,8 @@
 
 #[path = "support/ffprobe.rs"]
 mod ffprobe;
+#[path = "support/tool.rs"]
+mod tool;
 
 use std::{
     fs,
@@ -23,48 +25,9 @@ use tadsr::{
 };
 
 use ffprobe::ffprobe;
-
-struct Folder(tempfile::TempDir);
+use tool::Folder;
 
 impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Runs the command in the folder. Returns success, standard output and standard error.
-    fn upscale(&self, args: &[&str]) -> (bool, String, String) {
-        self.upscale_with(args, &[])
-    }
-
-    fn upscale_with(&self, args: &[&str], environment: &[(&str, &str)]) -> (bool, String, String) {
-        let mut command = Command::cargo_bin("tadsr-train").unwrap();
-        command.current_dir(self.0.path()).arg("upscale").args(args);
-        command.envs(environment.iter().copied());
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (
-            output.status.success(),
-            text(output.stdout),
-            text(output.stderr),
-        )
-    }
-
-    fn succeeds(&self, args: &[&str]) -> String {
-        let (success, out, err) = self.upscale(args);
-        assert!(success, "{args:?}: {err}");
-        out + &err
-    }
-
-    fn fails(&self, args: &[&str]) -> String {
-        let (success, _, err) = self.upscale(args);
-        assert!(!success, "{args:?} succeeded");
-        err
-    }
-
     /// Makes a clip of 64x48 at 25 frames per second with a tone of the same length.
     fn clip(&self, name: &str, frames: u32) -> PathBuf {
         self.clip_like(name, frames, "format=I420,width=64,height=48", "x264enc")
@@ -93,24 +56,6 @@ impl Folder {
         pipeline.set_state(gst::State::Null).unwrap();
         assert_eq!(end.unwrap().type_(), gst::MessageType::Eos, "{line}");
         path
-    }
-
-    fn files(&self, folder: &str) -> Vec<String> {
-        fn visit(root: &Path, at: &Path, files: &mut Vec<String>) {
-            for entry in fs::read_dir(at).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    visit(root, &path, files);
-                } else {
-                    let name = path.strip_prefix(root).unwrap();
-                    files.push(name.to_str().unwrap().into());
-                }
-            }
-        }
-        let (root, mut files) = (self.path(folder), Vec::new());
-        visit(&root, &root, &mut files);
-        files.sort();
-        files
     }
 }
 
@@ -1197,16 +1142,6 @@ fn json_output_of_a_broken_video_names_the_partial_file() {
     assert_eq!(frames(&folder.path("b.partial.mkv")).len() as u64, count);
 }
 
-/// Makes a file by ffmpeg, with arguments separated by spaces.
-fn ffmpeg(folder: &Folder, args: &str) {
-    let made = std::process::Command::new("ffmpeg")
-        .current_dir(folder.0.path())
-        .args(["-v", "error", "-y"])
-        .args(args.split(' '))
-        .status();
-    assert!(made.expect("ffmpeg is installed").success(), "{args}");
-}
-
 #[test]
 fn webp_and_tiff_pictures_are_upscaled_as_their_png() {
     let folder = Folder::new();
@@ -1237,7 +1172,7 @@ fn webp_and_tiff_pictures_are_upscaled_as_their_png() {
         }
     }
     // Lossy compression.
-    ffmpeg(&folder, "-i rgb.png -c:v libwebp -quality 90 lossy.webp");
+    folder.ffmpeg("-i rgb.png -c:v libwebp -quality 90 lossy.webp");
     folder.succeeds(&["lossy.webp", "lossy.jpg", "--width", "66"]);
     assert_eq!(size(&folder.path("lossy.jpg")), (66, 42));
     let whole = fs::read(folder.path("lossy.webp")).unwrap();
@@ -1275,10 +1210,7 @@ fn webp_and_tiff_pictures_of_a_folder_become_png() {
 #[test]
 fn files_of_several_pictures_and_other_formats_are_refused_by_name() {
     let folder = Folder::new();
-    ffmpeg(
-        &folder,
-        "-f lavfi -i testsrc2=s=32x24:r=5:d=0.6 -c:v libwebp_anim a.webp",
-    );
+    folder.ffmpeg("-f lavfi -i testsrc2=s=32x24:r=5:d=0.6 -c:v libwebp_anim a.webp");
     let bytes = fs::read(folder.path("a.webp")).unwrap();
     let pictures = bytes.windows(4).filter(|chunk| chunk == b"ANMF").count();
     let said = folder.fails(&["a.webp", "b.png"]);

@@ -72,6 +72,24 @@ impl Model {
     }
 }
 
+/// Returns a checksum of a model file, or of the files of a bundled model or group.
+///
+/// # Errors
+/// [`Error::UnknownModel`] for other names, [`Error::Io`] if the file cannot be read.
+pub fn checksum(model: &str) -> Result<u32> {
+    let name = present(or_default(model));
+    let mut hasher = crc32fast::Hasher::new();
+    let bundled = BUNDLED
+        .iter()
+        .filter(|b| b.name == name || b.group() == name);
+    let found = bundled.map(|model| hasher.update(model.bytes)).count();
+    if found == 0 {
+        let path = existing(name)?;
+        hasher.update(&std::fs::read(path).map_err(Error::io(path))?);
+    }
+    Ok(hasher.finalize())
+}
+
 impl LiteModel {
     /// Loads lite models by name, as [`Model::find`], in ascending order of their scales.
     ///
@@ -94,10 +112,15 @@ fn or_default(model: &str) -> &str {
     }
 }
 
+/// Returns the present name of a model that may have a former one.
+fn present(name: &str) -> &str {
+    let former = FORMER.iter().find(|(former, _)| *former == name);
+    former.map_or(name, |(_, present)| present)
+}
+
 /// Returns the bundled model or group of this name.
 fn bundled(name: &str) -> Result<Option<Vec<LiteModel>>> {
-    let former = FORMER.iter().find(|(former, _)| *former == name);
-    let name = former.map_or(name, |(_, present)| present);
+    let name = present(name);
     let named = |b: &&Bundled| b.name == name || b.group() == name;
     let parse = |b: &Bundled| LiteModel::parse(b.bytes, Path::new(b.name));
     let found: Vec<LiteModel> = BUNDLED

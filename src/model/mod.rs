@@ -16,7 +16,7 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL, LADDER};
+pub use bundled::{BUNDLED, Bundled, DEFAULT_MODEL, LADDER, checksum};
 pub use container::{CONDITIONED_VERSION, FORMAT_VERSION, MEMORY_VERSION, Mismatch, Precision};
 pub use estimator::{EstimatorMetadata, write_estimator};
 pub use file::{Calibration, Layer, LayerCondition, LiteModel, Metadata};

@@ -180,6 +180,16 @@ pub(super) fn utf8(path: &Path) -> Result<&str, String> {
         .ok_or_else(|| "its name is not UTF-8, which GStreamer needs: rename it".into())
 }
 
+/// Pipeline that stops when dropped.
+pub(super) struct Running(pub gst::Pipeline);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Going down to NULL cannot fail.
+        let _ = self.0.set_state(gst::State::Null);
+    }
+}
+
 /// Returns true if none of the pipeline's threads runs, so no more data will arrive.
 pub(super) fn is_idle(pipeline: &gst::Pipeline) -> bool {
     let running = |pad: &gst::Pad| pad.task_state() == gst::TaskState::Started;

@@ -22,11 +22,13 @@
 mod audio;
 mod bus;
 mod edits;
+mod encoder;
 mod matroska;
 mod mp4;
 mod orientation;
 mod part;
 mod reader;
+mod segments;
 mod stream;
 mod subtitles;
 mod survey;
@@ -37,6 +39,7 @@ mod writer;
 
 pub use part::Part;
 pub use reader::Reader;
+pub use segments::{Access, Made, MadeOf, Plan, Segment, Segments, State, Step, segments_folder};
 pub use stream::StreamInfo;
 pub use through::through;
 pub use transcode::{End, Transcoded, partial_path, transcode};

@@ -48,6 +48,9 @@ const SAME: Duration = Duration::from_millis(1);
 /// error.
 pub struct Reader {
     source: Source,
+    /// Survey of the whole file.
+    whole: Arc<Survey>,
+    /// Survey of the part.
     survey: Arc<Survey>,
     /// Index of the decoded stream among the video streams.
     track: usize,
@@ -122,9 +125,11 @@ impl Reader {
                 gst::version_string()
             ));
         }
+        let survey = Arc::new(survey);
         Ok(Self {
             source,
-            survey: Arc::new(survey),
+            whole: survey.clone(),
+            survey,
             track,
             stream,
             caps,
@@ -168,32 +173,15 @@ impl Reader {
     }
 
     /// Returns the decoded stream as the file contains it.
-    fn track(&self) -> Option<&Track> {
+    pub(super) fn track(&self) -> Option<&Track> {
         track_of(&self.survey, self.track)
     }
 
     /// Returns the parts of the video stream that did not become frames, as sentences with both
     /// values. The list is complete after the last frame.
     pub(super) fn losses(&self) -> Vec<String> {
-        let Some(track) = self.track() else {
-            return Vec::new();
-        };
-        let mut found = Vec::new();
-        if self.frames < track.packets && track.is_frame_by_frame() {
-            found.push(format!(
-                "{} frames are in the input, {} could be decoded",
-                track.packets, self.frames
-            ));
-        }
-        let end = track.end.map_or(Duration::ZERO, Duration::from);
-        if self.end + SHORT < end {
-            found.push(format!(
-                "the video of the input ends at {:.3} s, its decoded frames end at {:.3} s",
-                end.as_secs_f64(),
-                self.end.as_secs_f64()
-            ));
-        }
-        found
+        let track = self.track();
+        track.map_or_else(Vec::new, |track| losses(track, self.frames, self.end))
     }
 
     pub(super) fn survey(&self) -> &Arc<Survey> {
@@ -224,13 +212,14 @@ impl Reader {
         Error::video(self.path(), reason)
     }
 
-    /// Restricts the reader to the frames in `part`: decodes up to the first of them, after a seek
-    /// if the file allows it. [`Self::stream`] then has the properties of that frame.
+    /// Restricts the reader to the frames in `part` of the file: decodes up to the first of them,
+    /// after a seek if the file allows it. [`Self::stream`] then has the properties of that frame.
+    /// Another part may be set later.
     ///
     /// # Errors
     /// [`Error::Video`] if no frame is in the part, or decoding fails.
     pub fn set_part(&mut self, part: Part) -> Result<()> {
-        let track = self.track();
+        let track = track_of(&self.whole, self.track);
         let times = track.map_or_else(Vec::new, |track| track.times.clone());
         let end = track.and_then(|track| track.end);
         let end = end.map_or(Duration::ZERO, Duration::from);
@@ -241,14 +230,16 @@ impl Reader {
             return Err(self.failed(reason));
         }
         if part.end < Duration::MAX && end + MISSING < part.end {
-            self.warnings.push(format!(
+            self.warn(format!(
                 "it ends at {:.3} s, before the end of the part at {:.3} s",
                 end.as_secs_f64(),
                 part.end.as_secs_f64()
             ));
         }
         self.part = part;
-        self.survey = Arc::new(self.survey.within(part));
+        (self.frames, self.end, self.decoded) = Default::default();
+        self.over = false;
+        self.survey = Arc::new(self.whole.within(part));
         let turn = self
             .track()
             .map_or(Turn::default(), |t| t.turn_at(part.start));
@@ -269,6 +260,12 @@ impl Reader {
         Ok(())
     }
 
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
     /// Decodes from the start of the file again, and turns the frames by `turn`.
     fn restart(&mut self, turn: Turn) -> Result<()> {
         self.source = Source::start(&self.source.path, &self.survey.demux, self.track, turn)?;
@@ -281,7 +278,11 @@ impl Reader {
     /// frames would be missing. `times` are those of all packets.
     fn seek_to_part(&mut self, times: &[(ClockTime, ClockTime)]) -> Result<bool> {
         let is_all_timed = self.track().is_some_and(|track| track.untimed == 0);
-        if !self.survey.can_seek() || !is_all_timed || self.seek(self.part.start).is_err() {
+        let starts = || times.iter().map(|(start, _)| Duration::from(*start));
+        // The start of the part may be before the key frame that is its first frame.
+        let first = starts().filter(|start| self.part.has(*start)).min();
+        let target = first.unwrap_or(self.part.start);
+        if !self.survey.can_seek() || !is_all_timed || self.seek(target).is_err() {
             return Ok(false);
         }
         let first = loop {
@@ -295,7 +296,6 @@ impl Reader {
         };
         let (sample, time) = first;
         self.first = Some(sample);
-        let starts = || times.iter().map(|(start, _)| Duration::from(*start));
         let is_known = starts().any(|start| start.abs_diff(time) < SAME);
         let is_skipped = |start: Duration| self.part.has(start) && start + SAME < time;
         Ok(is_known && !starts().any(is_skipped))
@@ -391,7 +391,7 @@ impl Reader {
         let ends = self.survey.tracks.iter().filter_map(|track| track.end);
         let read = ends.max().map_or(self.end, Duration::from).max(self.end);
         if read + MISSING < stated {
-            self.warnings.push(format!(
+            self.warn(format!(
                 "the file ends at {:.1} s instead of {:.1} s: it may be cut off",
                 read.as_secs_f64(),
                 stated.as_secs_f64()
@@ -402,6 +402,27 @@ impl Reader {
 
 fn track_of(survey: &Survey, index: usize) -> Option<&Track> {
     survey.tracks(Kind::Video).nth(index)
+}
+
+/// Returns the packets of `track` that did not become one of the `frames` decoded frames, which end
+/// at `end`, as sentences with both values.
+pub(super) fn losses(track: &Track, frames: u64, end: Duration) -> Vec<String> {
+    let mut found = Vec::new();
+    if frames < track.packets && track.is_frame_by_frame() {
+        found.push(format!(
+            "{} frames are in the input, {frames} could be decoded",
+            track.packets
+        ));
+    }
+    let stated = track.end.map_or(Duration::ZERO, Duration::from);
+    if end + SHORT < stated {
+        found.push(format!(
+            "the video of the input ends at {:.3} s, its decoded frames end at {:.3} s",
+            stated.as_secs_f64(),
+            end.as_secs_f64()
+        ));
+    }
+    found
 }
 
 /// Returns true unless the decoder of a stream is known not to crash with its pixel format.

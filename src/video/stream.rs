@@ -7,6 +7,7 @@ use gst_video::{
     VideoInterlaceMode, prelude::*,
 };
 
+use super::TimedFrame;
 use crate::{
     Error, Result,
     frame::{
@@ -214,6 +215,17 @@ impl StreamInfo {
             }
         }
         Ok(frame)
+    }
+
+    /// As [`Self::write`], with the times of the frame.
+    pub(super) fn timed(&self, frame: &TimedFrame) -> Result<gst::Buffer, String> {
+        let mut buffer = self.write(&frame.frame)?;
+        if let Some(buffer) = buffer.get_mut() {
+            let clock = |d: Duration| gst::ClockTime::try_from(d).ok();
+            buffer.set_pts(clock(frame.pts));
+            buffer.set_duration(frame.duration.and_then(clock));
+        }
+        Ok(buffer)
     }
 
     /// Returns a buffer with the content of `frame`.

@@ -9,7 +9,7 @@ use std::{
 use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 
 use super::bus::{
-    Bus, CONTAINER_ALPHA, CONTAINER_COLOURS, Demux, Heard, discard, is_idle, is_subtitles,
+    Bus, CONTAINER_ALPHA, CONTAINER_COLOURS, Demux, Heard, Running, discard, is_idle, is_subtitles,
     parse_file, refuse, start,
 };
 use super::{
@@ -106,6 +106,8 @@ pub(super) struct Track {
     /// Running times of start and end of each packet that is shown. Video packets without a
     /// presentation time are left out.
     pub times: Vec<(ClockTime, ClockTime)>,
+    /// Running times of the key frames of a video.
+    pub keys: Vec<ClockTime>,
     /// True if the file marks the stream as one to play by default.
     pub selected: bool,
     /// The first packets, headers included.
@@ -201,6 +203,7 @@ impl Track {
             last: None,
             end: None,
             times: Vec::new(),
+            keys: Vec::new(),
             selected: flags.contains(gst::StreamFlags::SELECT),
             head: Vec::new(),
             cues: Vec::new(),
@@ -340,6 +343,9 @@ impl Track {
         } else {
             ClockTime::ZERO
         };
+        if is_key && self.kind == Kind::Video {
+            self.keys.push(start);
+        }
         self.note_time(buffer, start, start + duration);
         self.show(start.saturating_sub(lead), start + duration);
     }
@@ -489,6 +495,11 @@ impl Survey {
         Ok(survey)
     }
 
+    /// Returns the time on the clock of the file from which the times of an output count.
+    pub fn origin(&self) -> Duration {
+        self.part.map_or(Duration::ZERO, |part| part.start)
+    }
+
     /// Returns the survey of a part of the file.
     pub fn within(&self, part: Part) -> Self {
         Self {
@@ -567,16 +578,6 @@ impl Survey {
             .iter()
             .map(|track| track.packets + track.preroll)
             .sum()
-    }
-}
-
-/// Pipeline that stops when dropped.
-struct Running(gst::Pipeline);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Stopping cannot fail.
-        let _ = self.0.set_state(gst::State::Null);
     }
 }
 

@@ -7,7 +7,7 @@ use gst_app::{AppSink, AppSrc};
 
 use super::{
     StreamInfo,
-    bus::{Bus, make},
+    bus::{Bus, Running, make},
 };
 use crate::{Error, Result, frame::Frame};
 
@@ -28,10 +28,10 @@ pub fn through(stream: &StreamInfo, frames: &[Frame], elements: &str) -> Result<
     super::init()?;
     let failed = |reason: String| Error::Setting(format!("'{elements}': {reason}"));
     let (pipeline, source, sink) = build(stream, elements).map_err(failed)?;
-    let stopped = Stopped(pipeline);
-    let mut bus = Bus::of(&stopped.0)?;
+    let running = Running(pipeline);
+    let mut bus = Bus::of(&running.0)?;
     // Failures are reported on the bus.
-    let _ = stopped.0.set_state(gst::State::Playing);
+    let _ = running.0.set_state(gst::State::Playing);
     let step = stream.frame_duration().unwrap_or(Duration::from_millis(40));
     for (frame, i) in frames.iter().zip(0u32..) {
         let mut buffer = stream.write(frame).map_err(failed)?;
@@ -64,16 +64,6 @@ pub fn through(stream: &StreamInfo, frames: &[Frame], elements: &str) -> Result<
         )));
     }
     Ok(made)
-}
-
-/// Pipeline that stops when dropped.
-struct Stopped(gst::Pipeline);
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        // Going down to NULL cannot fail.
-        let _ = self.0.set_state(gst::State::Null);
-    }
 }
 
 /// Builds appsrc ! videoconvert ! elements ! videoconvert ! appsink.

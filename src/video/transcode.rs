@@ -9,8 +9,10 @@ use std::{
 };
 
 use super::{
-    Container, Options, Reader, TimedFrame, Writer,
+    Container, Options, Reader, StreamInfo, TimedFrame, Writer,
+    survey::Survey,
     verify::{AUDIO, Expected, differences},
+    writer::Input,
 };
 use crate::{Error, Result, frame::Frame};
 
@@ -30,9 +32,10 @@ pub struct Transcoded {
 }
 
 /// Reason why there are no more frames.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum End {
     /// The video has ended.
+    #[default]
     Complete,
     /// The function returned no more frames, or a stop was requested.
     Stopped,
@@ -80,12 +83,10 @@ pub fn transcode(
 ) -> Result<Transcoded> {
     let mut partial = Partial::new(output, input.path())?;
     let survey = input.survey().clone();
-    let origin = survey.part.map_or(Duration::ZERO, |part| part.start);
+    let origin = survey.origin();
     let path = input.path().to_owned();
     let stream = input.stream().clone();
     let named = |e| with_path(e, output);
-    let kind = *stream.frame();
-    let shape = stream.pixel_aspect();
     let mut writer: Option<Writer> = None;
     let mut expected = Expected::default();
     let end = loop {
@@ -94,35 +95,8 @@ pub fn transcode(
             Some(Ok(frame)) => frame,
             Some(Err(e)) => break End::Damaged(e),
         };
-        if *frame.frame.info() != kind {
-            let reason = format!(
-                "at {:.2} s the video changes from {kind} to {}: cut it there and upscale the parts",
-                frame.pts.as_secs_f64(),
-                frame.frame.info()
-            );
-            break End::Damaged(Error::Video { path, reason });
-        }
-        if input.stream().pixel_aspect() != shape {
-            let (from, to) = (shape, input.stream().pixel_aspect());
-            let reason = format!(
-                "at {:.2} s the shape of its pixels changes from {}:{} to {}:{}: \
-                 cut it there and upscale the parts",
-                frame.pts.as_secs_f64(),
-                from.0,
-                from.1,
-                to.0,
-                to.1
-            );
-            break End::Damaged(Error::Video { path, reason });
-        }
-        if input.stream().colours() != stream.colours() {
-            let reason = format!(
-                "at {:.2} s the colours change from {} to {}: cut it there and upscale the parts",
-                frame.pts.as_secs_f64(),
-                stream.colours(),
-                input.stream().colours()
-            );
-            break End::Damaged(Error::Video { path, reason });
+        if let Err(e) = check_kind(&input, &stream, &frame) {
+            break End::Damaged(e);
         }
         let Some(made) = each(&frame)? else {
             break End::Stopped;
@@ -131,7 +105,8 @@ pub fn transcode(
             let (width, height) = (made.info().width, made.info().height);
             let stream = stream.with_size(width, height)?;
             partial.make(output)?;
-            match Writer::with_source(&partial.path, &stream, options, Some((&path, &survey))) {
+            let (video, source) = (Input::Frames(&stream), Some((&*path, &*survey)));
+            match Writer::with_source(&partial.path, video, options, source) {
                 Ok(created) => writer = Some(created),
                 Err(Error::Cancelled) => break End::Stopped,
                 Err(e) => return Err(named(e)),
@@ -159,43 +134,86 @@ pub fn transcode(
     };
     // Without an encoded frame the file is not a video.
     if let Some(writer) = writer.filter(|w| w.frames() > 0) {
-        let whole = matches!(done.end, End::Complete);
-        done.frames = writer.frames();
-        let closed = writer.close(!whole).map_err(&named)?;
-        done.audio = closed.audio;
-        if whole {
-            let mut lost = input.losses();
-            for (n, (track, encoded)) in survey.audio().zip(closed.encoded).enumerate() {
-                let start = Duration::from(track.first.unwrap_or_default());
-                let start = start.saturating_sub(origin);
-                let length = encoded.map_or(track.duration(), Into::into);
-                if length + AUDIO < track.duration() {
-                    lost.push(format!(
-                        "audio stream {} lasts {:.3} s, {:.3} s of it could be decoded",
-                        n + 1,
-                        track.duration().as_secs_f64(),
-                        length.as_secs_f64()
-                    ));
-                }
-                expected.audio.push((start, length));
-            }
-            let subtitles = closed.subtitles.into_iter();
-            expected.subtitles = subtitles
-                .map(|(cues, first, last)| (cues, first.into(), last.into()))
-                .collect();
-            lost.extend(differences(&partial.path, &expected).map_err(&named)?);
-            if !lost.is_empty() {
-                done.end = End::Incomplete(lost);
-            }
-        }
-        let whole = matches!(done.end, End::Complete);
-        done.path = Some(partial.keep(whole.then_some(output))?);
+        let losses = || input.losses();
+        conclude(&mut done, writer, &partial.path, expected, &survey, losses).map_err(named)?;
+        done.path = Some(partial.keep(matches!(done.end, End::Complete).then_some(output))?);
     }
     Ok(done)
 }
 
+/// Fails if `frame`, the last one of `input`, is not a frame of `stream`.
+pub(super) fn check_kind(input: &Reader, stream: &StreamInfo, frame: &TimedFrame) -> Result<()> {
+    let changed = |what: &str, from: String, to: String| {
+        let time = frame.pts.as_secs_f64();
+        let reason = format!(
+            "at {time:.2} s {what} from {from} to {to}: cut it there and upscale the parts"
+        );
+        Err(Error::video(input.path(), reason))
+    };
+    let (kind, now) = (stream.frame(), frame.frame.info());
+    if now != kind {
+        return changed("the video changes", kind.to_string(), now.to_string());
+    }
+    let shape = |stream: &StreamInfo| {
+        let (width, height) = stream.pixel_aspect();
+        format!("{width}:{height}")
+    };
+    let (from, to) = (shape(stream), shape(input.stream()));
+    if from != to {
+        return changed("the shape of its pixels changes", from, to);
+    }
+    let (from, to) = (stream.colours(), input.stream().colours());
+    if from != to {
+        return changed("the colours change", from, to);
+    }
+    Ok(())
+}
+
+/// Completes the file of `writer` at `partial`. If the video has ended, compares the file with what
+/// is `expected` in it and with the input of the survey `survey`, whose `losses` it adds.
+pub(super) fn conclude(
+    done: &mut Transcoded,
+    writer: Writer,
+    partial: &Path,
+    mut expected: Expected,
+    survey: &Survey,
+    losses: impl FnOnce() -> Vec<String>,
+) -> Result<()> {
+    let whole = matches!(done.end, End::Complete);
+    done.frames = expected.frames;
+    let closed = writer.close(!whole)?;
+    done.audio = closed.audio;
+    if !whole {
+        return Ok(());
+    }
+    let mut lost = losses();
+    for (n, (track, encoded)) in survey.audio().zip(closed.encoded).enumerate() {
+        let start = Duration::from(track.first.unwrap_or_default());
+        let start = start.saturating_sub(survey.origin());
+        let length = encoded.map_or(track.duration(), Into::into);
+        if length + AUDIO < track.duration() {
+            lost.push(format!(
+                "audio stream {} lasts {:.3} s, {:.3} s of it could be decoded",
+                n + 1,
+                track.duration().as_secs_f64(),
+                length.as_secs_f64()
+            ));
+        }
+        expected.audio.push((start, length));
+    }
+    let subtitles = closed.subtitles.into_iter();
+    expected.subtitles = subtitles
+        .map(|(cues, first, last)| (cues, first.into(), last.into()))
+        .collect();
+    lost.extend(differences(partial, &expected)?);
+    if !lost.is_empty() {
+        done.end = End::Incomplete(lost);
+    }
+    Ok(())
+}
+
 /// Returns an error about the unfinished file under the name that the caller knows.
-fn with_path(error: Error, output: &Path) -> Error {
+pub(super) fn with_path(error: Error, output: &Path) -> Error {
     let path = output.to_owned();
     match error {
         Error::Video { reason, .. } => Error::Video { path, reason },
@@ -205,13 +223,13 @@ fn with_path(error: Error, output: &Path) -> Error {
 }
 
 /// File that is removed when dropped, once it is made and unless it is kept.
-struct Partial {
-    path: PathBuf,
+pub(super) struct Partial {
+    pub path: PathBuf,
     made: bool,
 }
 
 impl Partial {
-    fn new(output: &Path, input: &Path) -> Result<Self> {
+    pub fn new(output: &Path, input: &Path) -> Result<Self> {
         let path = partial_path(output);
         let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
         if same(&path, input) {
@@ -226,7 +244,7 @@ impl Partial {
 
     /// Makes a new file. An existing one may be a link to a file that is still needed, such as the
     /// input.
-    fn make(&mut self, output: &Path) -> Result<()> {
+    pub fn make(&mut self, output: &Path) -> Result<()> {
         if Container::of(output).is_none() {
             // The writer reports this. No file may be touched before.
             return Ok(());
@@ -241,7 +259,7 @@ impl Partial {
     }
 
     /// Keeps the file, and renames it to `name` if given.
-    fn keep(mut self, name: Option<&Path>) -> Result<PathBuf> {
+    pub fn keep(mut self, name: Option<&Path>) -> Result<PathBuf> {
         if let Some(name) = name {
             fs::rename(&self.path, name).map_err(Error::io(name))?;
         }

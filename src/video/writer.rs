@@ -17,6 +17,7 @@ use super::{
     StreamInfo, TimedFrame,
     audio::Audio,
     bus::{Bus, Heard, codec_name, link, make, start, utf8},
+    encoder,
     matroska::{self, Attachment},
     mp4::{Delayed, hide_delays},
     subtitles::Subtitles,
@@ -25,13 +26,15 @@ use super::{
 use crate::{Error, Result};
 
 /// Maximum number of frames that wait for the encoder.
-const BEHIND: u64 = 4;
+pub(super) const BEHIND: u64 = 4;
+/// Maximum size of the encoded frames that wait for the muxer.
+const BYTES_BEHIND: u64 = 16 << 20;
 /// Pause without output after which writing fails. Slow encoders look ahead over many large frames.
-const STALLED: Duration = Duration::from_secs(300);
+pub(super) const STALLED: Duration = Duration::from_secs(300);
 /// The same after a request to stop, when only the end of the file is missing.
 const STALLED_AT_STOP: Duration = Duration::from_secs(20);
 /// Interval of checks for space in the queue and for errors.
-const POLL: ClockTime = ClockTime::from_mseconds(10);
+pub(super) const POLL: ClockTime = ClockTime::from_mseconds(10);
 /// Minimum duration of the last frame in an MP4 file.
 const SHORTEST: ClockTime = ClockTime::from_mseconds(1);
 
@@ -119,6 +122,15 @@ impl Options {
         let stop = self.stop.as_ref();
         stop.is_some_and(|stop| stop.load(Ordering::SeqCst))
     }
+
+    /// # Errors
+    /// [`Error::Cancelled`] if a stop is requested.
+    pub(super) fn check_stop(&self) -> Result<()> {
+        if self.is_stopped() {
+            return Err(Error::Cancelled);
+        }
+        Ok(())
+    }
 }
 
 /// Writer of frames to a video file.
@@ -160,13 +172,34 @@ impl Writer {
     ) -> Result<Self> {
         super::init()?;
         let survey = audio.map(Survey::of).transpose()?;
-        Self::with_source(path, stream, options, audio.zip(survey.as_ref()))
+        let source = audio.zip(survey.as_ref());
+        Self::with_source(path, Input::Frames(stream), options, source)
     }
 
     /// As [`Self::create`], with audio, tags and chapters of a surveyed file.
     pub(super) fn with_source(
         path: &Path,
-        stream: &StreamInfo,
+        input: Input,
+        options: &Options,
+        source: Option<(&Path, &Survey)>,
+    ) -> Result<Self> {
+        let writer = Self::prepare(path, input, options, source)?;
+        fs::File::create(path).map_err(Error::io(path))?;
+        start(&writer.pipeline);
+        if let Some(subtitles) = &writer.subtitles {
+            subtitles.push();
+        }
+        Ok(writer)
+    }
+
+    /// Builds the writer without touching the file. Reports what becomes of the streams of
+    /// `source`.
+    ///
+    /// # Errors
+    /// As [`Self::create`], if a stream cannot be kept.
+    pub(super) fn prepare(
+        path: &Path,
+        input: Input,
         options: &Options,
         source: Option<(&Path, &Survey)>,
     ) -> Result<Self> {
@@ -174,8 +207,7 @@ impl Writer {
         let container = Container::of(path).ok_or_else(|| {
             failed("a video is written as .mp4, .m4v, .mov, .mkv or .webm".into())
         })?;
-        fs::File::create(path).map_err(Error::io(path))?;
-        let (pipeline, appsrc, mux) = build(path, container, stream, options).map_err(failed)?;
+        let (pipeline, appsrc, mux) = build(path, container, input, options).map_err(failed)?;
         let cut = Arc::new(AtomicU64::new(u64::MAX));
         let (mut audio, mut subtitles, mut attachments) = (None, None, Vec::new());
         if let Some((from, survey)) = source {
@@ -202,13 +234,13 @@ impl Writer {
                 audio = Some(added);
             }
         }
-        let writer = Self {
+        Ok(Self {
             path: path.into(),
             bus: Bus::of(&pipeline)?,
             written: count(&mux),
             pipeline,
             source: appsrc,
-            stream: stream.clone(),
+            stream: input.stream().clone(),
             audio,
             subtitles,
             container,
@@ -217,12 +249,7 @@ impl Writer {
             cut,
             frames: 0,
             end: Duration::ZERO,
-        };
-        start(&writer.pipeline);
-        if let Some(subtitles) = &writer.subtitles {
-            subtitles.push();
-        }
-        Ok(writer)
+        })
     }
 
     /// Returns the number of frames pushed so far.
@@ -237,29 +264,45 @@ impl Writer {
     /// [`Error::Cancelled`] if a stop is requested while the encoder is busy. The file can still be
     /// finished.
     pub fn push(&mut self, frame: &TimedFrame) -> Result<()> {
-        let mut buffer = self
-            .stream
-            .write(&frame.frame)
-            .map_err(|e| self.failed(e))?;
-        if let Some(buffer) = buffer.get_mut() {
-            let clock = |d: Duration| ClockTime::try_from(d).ok();
-            buffer.set_pts(clock(frame.pts));
-            buffer.set_duration(frame.duration.and_then(clock));
-        }
-        // A blocking push would never return after a failure of the encoder.
+        let buffer = self.stream.timed(frame).map_err(|e| self.failed(e))?;
+        self.wait_while(|source| source.current_level_buffers() >= BEHIND)?;
+        let pushed = self.source.push_buffer(buffer);
+        self.pushed(pushed, frame.pts + frame.duration.unwrap_or_default())
+    }
+
+    /// Writes an encoded frame. `end` is the time at which the last frame so far ends.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub(super) fn push_packet(&mut self, packet: &gst::Sample, end: Duration) -> Result<()> {
+        self.wait_while(|source| source.current_level_bytes() >= BYTES_BEHIND)?;
+        let pushed = self.source.push_sample(packet);
+        self.pushed(pushed, end)
+    }
+
+    /// Waits while the source `is_full`. A blocking push would never return after a failure of the
+    /// encoder.
+    fn wait_while(&mut self, is_full: impl Fn(&AppSrc) -> bool) -> Result<()> {
         let mut watch = Watch::new(&self.written);
-        while self.source.current_level_buffers() >= BEHIND {
+        while is_full(&self.source) {
             self.look_for_errors(POLL)?;
-            self.check_stop()?;
+            self.options.check_stop()?;
             watch.check(STALLED).map_err(|e| self.failed(e))?;
         }
-        self.look_for_errors(ClockTime::ZERO)?;
-        if self.source.push_buffer(buffer).is_err() {
+        self.look_for_errors(ClockTime::ZERO)
+    }
+
+    fn pushed(
+        &mut self,
+        result: Result<gst::FlowSuccess, gst::FlowError>,
+        end: Duration,
+    ) -> Result<()> {
+        if result.is_err() {
             self.look_for_errors(ClockTime::from_seconds(1))?;
             return Err(self.failed("the encoder accepts no more frames".into()));
         }
         self.frames += 1;
-        self.end = frame.pts + frame.duration.unwrap_or_default();
+        self.end = end;
         Ok(())
     }
 
@@ -327,13 +370,6 @@ impl Writer {
 
     fn failed(&self, reason: String) -> Error {
         Error::video(&self.path, reason)
-    }
-
-    fn check_stop(&self) -> Result<()> {
-        if self.options.is_stopped() {
-            return Err(Error::Cancelled);
-        }
-        Ok(())
     }
 
     fn look_for_errors(&mut self, timeout: ClockTime) -> Result<()> {
@@ -452,14 +488,14 @@ fn describe(
 }
 
 /// Detects that nothing reaches the file any more.
-struct Watch {
+pub(super) struct Watch {
     counter: Arc<AtomicU64>,
     last: u64,
     since: Instant,
 }
 
 impl Watch {
-    fn new(counter: &Arc<AtomicU64>) -> Self {
+    pub fn new(counter: &Arc<AtomicU64>) -> Self {
         Self {
             last: counter.load(Ordering::Relaxed),
             counter: counter.clone(),
@@ -468,7 +504,7 @@ impl Watch {
     }
 
     /// Fails if nothing has arrived for the time `patience`.
-    fn check(&mut self, patience: Duration) -> Result<(), String> {
+    pub fn check(&mut self, patience: Duration) -> Result<(), String> {
         let now = self.counter.load(Ordering::Relaxed);
         if now != self.last {
             (self.last, self.since) = (now, Instant::now());
@@ -480,45 +516,40 @@ impl Watch {
     }
 }
 
-/// Builds appsrc ! videoconvert ! encoder ! muxer ! filesink and returns the source and the muxer.
+/// Video that enters a muxer.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    /// Frames of a stream, through an encoder.
+    Frames(&'a StreamInfo),
+    /// Encoded frames of a stream, with their caps.
+    Packets(&'a StreamInfo, &'a gst::Caps),
+}
+
+impl Input<'_> {
+    fn stream(&self) -> &StreamInfo {
+        match self {
+            Self::Frames(stream) | Self::Packets(stream, _) => stream,
+        }
+    }
+}
+
+/// Builds a source of `input` ! muxer ! filesink, with an encoder for frames. Returns the source
+/// and the muxer.
 fn build(
     path: &Path,
     container: Container,
-    stream: &StreamInfo,
+    input: Input,
     options: &Options,
 ) -> Result<(gst::Pipeline, AppSrc, gst::Element), String> {
-    let source = AppSrc::builder()
-        .caps(stream.caps())
-        .format(gst::Format::Time)
-        .max_bytes(0)
-        .build();
-    let convert = make("videoconvert")?;
-    let encoder = parse_encoder(&options.encoder, container)?;
-    let input = encoder
-        .static_pad("sink")
-        .ok_or("an encoder without input")?;
-    let filter = make("capsfilter")?;
-    if options.encoder.trim().is_empty() {
-        filter.set_property("caps", coded_caps(stream, &input.query_caps(None)));
-    } else if let Some(caps) = alpha_caps(stream, &input.query_caps(None)) {
-        filter.set_property("caps", caps);
-    }
-    report_changes(&input, stream, options);
     let mux = make(container.muxer())?;
     let sink = make("filesink")?;
     sink.set_property("location", utf8(path)?);
     let pipeline = gst::Pipeline::new();
     link(&pipeline, &[mux.clone(), sink])?;
-    let chain = [source.clone().upcast(), convert, filter, encoder.clone()];
-    link(&pipeline, &chain).map_err(|_| {
-        format!(
-            "the encoder does not support {} frames",
-            stream.frame().format.name()
-        )
-    })?;
     let track = mux
         .request_pad_simple("video_%u")
         .ok_or("the container does not support video")?;
+    let stream = input.stream();
     if track.find_property("trak-timescale").is_some() {
         if stream.framerate().is_none() {
             // Without a rate to follow, MP4's clock would tick coarsely.
@@ -527,150 +558,25 @@ fn build(
         let usual = stream.frame_duration().map(ClockTime::try_from);
         lengthen_last(&track, usual.and_then(Result::ok).unwrap_or_default());
     }
-    let encoded = encoder
-        .static_pad("src")
-        .ok_or("an encoder without output")?;
-    check_size(stream, &input, &encoded, &track)?;
-    link_encoded(&pipeline, &encoded, &track)?;
+    let source = match input {
+        Input::Frames(stream) => {
+            let taken = track.pad_template_caps();
+            encoder::add(&pipeline, container, stream, options, &track, &taken)?
+        }
+        Input::Packets(_, caps) => {
+            let source = AppSrc::builder()
+                .caps(caps)
+                .format(gst::Format::Time)
+                .handle_segment_change(true)
+                .max_bytes(0)
+                .build();
+            link(&pipeline, &[source.clone().upcast()])?;
+            let from = source.static_pad("src").ok_or("a source without output")?;
+            from.link(&track).map_err(|e| e.to_string())?;
+            source
+        }
+    };
     Ok((pipeline, source, mux))
-}
-
-/// Refuses frames that are too small for the encoder between `input` and `encoded`, or for the
-/// muxer's pad `track`.
-fn check_size(
-    stream: &StreamInfo,
-    input: &gst::Pad,
-    encoded: &gst::Pad,
-    track: &gst::Pad,
-) -> Result<(), String> {
-    // Returns the minimum of a side in caps of the kind `name`.
-    let least = |caps: &gst::CapsRef, name: &str, side: &str| {
-        let kinds = caps.iter().filter(|structure| structure.name() == name);
-        let sides = kinds.map(|structure| {
-            let range = structure.get::<gst::IntRange<i32>>(side);
-            range.map_or(1, |range| range.min())
-        });
-        usize::try_from(sides.min().unwrap_or(1)).unwrap_or(1)
-    };
-    let (taken, made) = (input.query_caps(None), encoded.query_caps(None));
-    let kind = made.structure(0).map_or("", |s| s.name().as_str());
-    let muxed = track.pad_template_caps();
-    let least = |side| least(&taken, "video/x-raw", side).max(least(&muxed, kind, side));
-    let (width, height) = (least("width"), least("height"));
-    let frame = stream.frame();
-    if frame.width < width || frame.height < height {
-        return Err(format!(
-            "its frames have {}x{} pixels, and the minimum of encoder and container is \
-             {width}x{height}: choose a larger size, or Matroska (.mkv)",
-            frame.width, frame.height
-        ));
-    }
-    Ok(())
-}
-
-/// Returns the caps of a default encoder's input, out of the caps `taken` that it accepts. They
-/// have the depth (of up to 12 bits) and chroma of the stream if the encoder supports these. RGB
-/// and grey become 4:2:0, which all players show.
-fn coded_caps(stream: &StreamInfo, taken: &gst::Caps) -> gst::Caps {
-    let info = stream.frame();
-    let format = info.format;
-    let depths: &[u32] = match format.depth() {
-        8 => &[8],
-        9..=10 => &[10],
-        _ => &[12, 10],
-    };
-    let has_chroma = format.component(crate::frame::Component::U).is_some();
-    let chroma = match format.chroma_shift() {
-        _ if !has_chroma => 420,
-        (1, 1) => 420,
-        (1, 0) => 422,
-        _ => 444,
-    };
-    let named = |chroma, depth| match (chroma, depth) {
-        (422, 12) => "I422_12LE",
-        (422, 10) => "I422_10LE",
-        (422, _) => "Y42B",
-        (444, 12) => "Y444_12LE",
-        (444, 10) => "Y444_10LE",
-        (444, _) => "Y444",
-        (_, 12) => "I420_12LE",
-        (_, 10) => "I420_10LE",
-        _ => "I420",
-    };
-    let with_chroma = depths.iter().map(|&depth| named(chroma, depth));
-    let without = depths.iter().map(|&depth| named(420, depth));
-    let candidates = with_chroma.chain(without).chain(["I420"]);
-    let with = |name: &str| {
-        let mut caps = gst::Caps::builder("video/x-raw")
-            .field("format", name)
-            .build();
-        if !format.is_rgb() {
-            // Only the format is converted, not the colours.
-            if let Some(colours) = stream.coded_colours() {
-                caps.make_mut().set("colorimetry", colours);
-            }
-        }
-        caps
-    };
-    let found = candidates.map(with).find(|caps| {
-        let mut format = caps.clone();
-        if let Some(structure) = format.make_mut().structure_mut(0) {
-            structure.remove_field("colorimetry");
-        }
-        format.can_intersect(taken)
-    });
-    found.unwrap_or_else(|| gst::Caps::new_empty_simple("video/x-raw"))
-}
-
-/// Returns the part with alpha of the caps `taken` that an encoder accepts; `None` if the stream
-/// has no alpha or the encoder does not support it. A converter would prefer other formats.
-fn alpha_caps(stream: &StreamInfo, taken: &gst::Caps) -> Option<gst::Caps> {
-    if !stream.frame().format.has_alpha() {
-        return None;
-    }
-    let has_alpha = |format: &gst_video::VideoFormat| {
-        gst_video::VideoFormatInfo::from_format(*format).has_alpha()
-    };
-    let formats = gst_video::VideoFormat::iter_raw().filter(has_alpha);
-    let caps = gst::Caps::builder("video/x-raw")
-        .field(
-            "format",
-            gst::List::new(formats.map(|format| format.to_str())),
-        )
-        .build();
-    caps.can_intersect(taken).then_some(caps)
-}
-
-/// Reports once, when the format at `input` is known, which of depth, chroma and alpha of the
-/// stream the encoder does not support.
-fn report_changes(input: &gst::Pad, stream: &StreamInfo, options: &Options) {
-    let (from, options) = (stream.frame().format, options.clone());
-    input.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
-        let Some(gst::PadProbeData::Event(event)) = &info.data else {
-            return PadProbeReturn::Ok;
-        };
-        let gst::EventView::Caps(caps) = event.view() else {
-            return PadProbeReturn::Ok;
-        };
-        let Ok(to) = gst_video::VideoInfo::from_caps(caps.caps()) else {
-            return PadProbeReturn::Remove;
-        };
-        let to = to.format_info();
-        let depth = to.depth().iter().copied().max().unwrap_or(8);
-        if depth < from.depth() {
-            let from = from.depth();
-            options.tell(&format!(
-                "{from} bits a sample become {depth}, the maximum of the encoder"
-            ));
-        }
-        if from.has_alpha() && !to.has_alpha() {
-            options.tell(
-                "alpha is left out: the encoder does not support it (avenc_ffv1 in .mkv and \
-                 avenc_prores_ks in .mov do)",
-            );
-        }
-        PadProbeReturn::Remove
-    });
 }
 
 /// Sets the duration of each packet at `track` so that it reaches the end of all frames so far.
@@ -704,60 +610,6 @@ fn lengthen_last(track: &gst::Pad, usual: ClockTime) {
         }
         PadProbeReturn::Ok
     });
-}
-
-/// Returns the encoder of the launch line `text`, or the container's default if it is empty.
-fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, String> {
-    let text = if text.trim().is_empty() {
-        container.default_encoder()
-    } else {
-        text
-    };
-    let bin = gst::parse::bin_from_description(text, true);
-    let bin = bin.map_err(|e| format!("the encoder '{text}' cannot be used: {e}"))?;
-    if bin.static_pad("sink").is_none() || bin.static_pad("src").is_none() {
-        return Err(format!(
-            "'{text}' is not an encoder: it needs one input and one output"
-        ));
-    }
-    for element in bin.iterate_recurse().into_iter().flatten() {
-        if element.find_property("lag-in-frames").is_some() && !text.contains("lag-in-frames") {
-            // At the end GStreamer's VP9 encoder loses some of the frames in its look-ahead.
-            element.set_property("lag-in-frames", 0);
-        }
-    }
-    Ok(bin.upcast())
-}
-
-/// Links the output of an encoder to a muxer's pad, with a parser between if the muxer needs
-/// another form.
-fn link_encoded(
-    pipeline: &gst::Pipeline,
-    encoded: &gst::Pad,
-    track: &gst::Pad,
-) -> Result<(), String> {
-    let made = encoded.query_caps(None);
-    let taken = track.pad_template_caps();
-    let kind = made.structure(0).map_or("", |s| s.name().as_str());
-    let parser = match kind {
-        "video/x-h265" => Some("h265parse"),
-        "video/x-av1" => Some("av1parse"),
-        "video/x-h264" if !made.can_intersect(&taken) => Some("h264parse"),
-        _ => None,
-    };
-    let refused =
-        |_| format!("this container does not support {kind}: choose another encoder or extension");
-    let Some(parser) = parser else {
-        return encoded.link(track).map(drop).map_err(refused);
-    };
-    let parser = make(parser)?;
-    pipeline.add(&parser).map_err(|e| e.to_string())?;
-    let pads = (parser.static_pad("sink"), parser.static_pad("src"));
-    let (Some(sink), Some(src)) = pads else {
-        return Err("a parser without pads".into());
-    };
-    encoded.link(&sink).map_err(refused)?;
-    src.link(track).map(drop).map_err(refused)
 }
 
 /// Counts the buffers that leave the muxer.

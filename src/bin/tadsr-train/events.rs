@@ -35,6 +35,7 @@ pub enum Event<'a> {
     Folder {
         path: String,
         pictures: usize,
+        videos: usize,
         of: usize,
         existing: usize,
     },
@@ -42,6 +43,26 @@ pub enum Event<'a> {
     #[cfg(feature = "video")]
     #[serde(rename = "done")]
     Video(Video<'a>),
+    /// Complete output of a video of a folder. Others follow.
+    #[cfg(feature = "video")]
+    #[serde(rename = "video")]
+    FolderVideo(Video<'a>),
+    /// Segment of a video that may be made on its own.
+    #[cfg(feature = "video")]
+    Segment {
+        segment: usize,
+        start: f64,
+        end: f64,
+        frames: Option<u64>,
+    },
+    /// Finished segment of a video.
+    #[cfg(feature = "video")]
+    #[serde(rename = "done")]
+    SegmentDone {
+        path: String,
+        segment: usize,
+        frames: u64,
+    },
     /// Incomplete output of a video. An error follows.
     #[cfg(feature = "video")]
     Partial(Video<'a>),

@@ -1,4 +1,4 @@
-//! Upscaling of all pictures in a folder.
+//! Upscaling of all pictures and videos in a folder.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,6 +18,7 @@ use super::{
 #[derive(Default)]
 struct Files {
     pictures: Vec<PathBuf>,
+    videos: Vec<PathBuf>,
     others: Vec<PathBuf>,
     /// Errors of folders that cannot be read.
     unread: Vec<String>,
@@ -30,6 +31,7 @@ impl Files {
         let mut seen: HashSet<_> = except.canonicalize().ok().into_iter().collect();
         files.visit(root, Path::new(""), &mut seen);
         files.pictures.sort();
+        files.videos.sort();
         files.others.sort();
         files
     }
@@ -56,6 +58,8 @@ impl Files {
                 self.visit(root, &path, seen);
             } else if has_readable_name(&path) {
                 self.pictures.push(path);
+            } else if has_video_name(&path) {
+                self.videos.push(path);
             } else {
                 self.others.push(path);
             }
@@ -64,7 +68,61 @@ impl Files {
     }
 }
 
-/// Upscales every picture below the input folder into the folder `output`.
+/// Extensions of video files.
+const VIDEOS: [&str; 18] = [
+    "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf",
+    "ogv", "ts", "vob", "webm", "wmv",
+];
+
+fn has_video_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let extension = extension.map(str::to_ascii_lowercase).unwrap_or_default();
+    cfg!(feature = "video") && VIDEOS.contains(&extension.as_str())
+}
+
+/// Returns the name of the output for a video named `path`: the same, or that of a Matroska file if
+/// the container is only read.
+fn video_output_name(path: &Path) -> PathBuf {
+    #[cfg(feature = "video")]
+    if tadsr::video::Container::of(path).is_none() {
+        return path.with_extension("mkv");
+    }
+    path.into()
+}
+
+/// File of the folder with its output.
+struct Item {
+    from: PathBuf,
+    to: PathBuf,
+    is_video: bool,
+}
+
+impl Item {
+    fn new(from: &Path, is_video: bool) -> Self {
+        Self {
+            from: from.into(),
+            to: if is_video {
+                video_output_name(from)
+            } else {
+                output_name(from)
+            },
+            is_video,
+        }
+    }
+
+    /// Upscales the file. `meter` displays the progress of pictures.
+    fn upscale(&self, args: &Args, job: &mut Job, meter: &Meter, stop: &Stop) -> Result<()> {
+        make_folder_of(&self.to)?;
+        #[cfg(feature = "video")]
+        if self.is_video {
+            args.check_video_target(&self.from, &self.to)?;
+            return super::video::run(args, job, &self.from, &self.to, stop);
+        }
+        upscale_picture(args, job, &self.from, &self.to, meter).map(drop)
+    }
+}
+
+/// Upscales every picture and video below the input folder into the folder `output`.
 pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()> {
     if super::same_file(&args.input, output) {
         bail!(
@@ -72,78 +130,99 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
             output.display()
         );
     }
-    let mut files = Files::below(&args.input, output);
+    let files = Files::below(&args.input, output);
     for other in &files.others {
         let path = args.input.join(other);
         args.notice(&format!(
-            "skipped '{}': its name is not that of a PNG, JPEG, WebP or TIFF file",
+            "skipped '{}': its name is not that of a PNG, JPEG, WebP or TIFF file or of a video",
             path.display()
         ));
     }
-    if files.pictures.is_empty() && files.unread.is_empty() {
+    let pictures = files.pictures.iter().map(|path| Item::new(path, false));
+    let videos = files.videos.iter().map(|path| Item::new(path, true));
+    let mut items: Vec<_> = pictures.chain(videos).collect();
+    if items.is_empty() && files.unread.is_empty() {
         bail!(
-            "no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff) in '{}'",
+            "no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff) and no video in '{}'",
             args.input.display()
         );
     }
-    let all = files.pictures.len();
-    check_names(&files.pictures)?;
-    let target = |path: &PathBuf| output.join(output_name(path));
-    let exists = |path: &PathBuf| target(path).exists();
+    check_names(&items)?;
+    for item in &mut items {
+        item.from = args.input.join(&item.from);
+        item.to = output.join(&item.to);
+    }
+    let all = items.len();
     if args.skip_existing {
-        files.pictures.retain(|path| !exists(path));
-    } else if let (false, Some(first)) = (args.overwrite, files.pictures.iter().find(|p| exists(p)))
-    {
+        items.retain(|item| !item.to.exists());
+    } else if let (false, Some(first)) = (args.overwrite, items.iter().find(|i| i.to.exists())) {
         bail!(
             "'{}' exists; --overwrite replaces existing files, --skip-existing keeps them",
-            target(first).display()
+            first.to.display()
         );
     }
-    let kept = all - files.pictures.len();
-    let meter = Meter::new("pictures", "images/s", Some(files.pictures.len() as u64))?;
+    let existing = all - items.len();
+    let pictures = items.iter().filter(|item| !item.is_video).count();
+    let meter = Meter::new("pictures", "images/s", Some(pictures as u64))?;
     let meter = meter.with_json(args.json);
     job.upscaler.set_observer(Some(meter.observer(stop)));
-    let (mut done, mut failed) = (0, Vec::new());
-    for path in &files.pictures {
-        let (from, to) = (args.input.join(path), target(path));
-        let made =
-            make_folder_of(&to).and_then(|()| upscale_picture(args, job, &from, &to, &meter));
-        match made {
-            Ok(_) => done += 1,
-            Err(e) if is_cancelled(&e) => break,
+    let (mut done, mut failed) = ([0; 2], [0; 2]);
+    let (mut errors, mut rate) = (Vec::new(), 0.0);
+    for item in &items {
+        if item.is_video {
+            // Each video has its own display.
+            meter.finish();
+        }
+        let kind = usize::from(item.is_video);
+        match item.upscale(args, job, &meter, stop) {
+            Ok(()) => done[kind] += 1,
+            Err(e) if is_cancelled(&e) || e.is::<Stopped>() => break,
             Err(e) => {
-                let line = format!("'{}': {e:#}", from.display());
+                let line = match item.is_video {
+                    true => format!("{e:#}"),
+                    false => format!("'{}': {e:#}", item.from.display()),
+                };
                 meter.log(&line);
-                failed.push(line);
+                failed[kind] += 1;
+                errors.push(line);
             }
         }
-        meter.advance();
+        if !item.is_video {
+            meter.advance();
+            rate = f64::from(done[0]) / meter.seconds();
+        }
         if stop.is_asked() {
             break;
         }
     }
     meter.finish();
-    let rate = f64::from(done) / meter.seconds();
-    let already = match kept {
-        0 => String::new(),
-        _ => format!(", {kept} were there already"),
-    };
     for line in &files.unread {
-        args.notice(&format!("{line}: its pictures are skipped"));
+        args.notice(&format!("{line}: its files are skipped"));
     }
     if !args.json {
-        println!(
-            "{}: {done} of {all} pictures, {rate:.2} images/s{already}",
-            output.display()
-        );
+        let mut parts = Vec::new();
+        let [pictures, videos] = [&files.pictures, &files.videos].map(Vec::len);
+        if pictures > 0 || videos == 0 {
+            parts.push(format!(
+                "{} of {pictures} pictures, {rate:.2} images/s",
+                done[0]
+            ));
+        }
+        if videos > 0 {
+            parts.push(format!("{} of {videos} videos", done[1]));
+        }
+        if existing > 0 {
+            parts.push(format!("{existing} were there already"));
+        }
+        println!("{}: {}", output.display(), parts.join(", "));
     }
-    report(&failed, &files.unread, stop)?;
+    report(failed, &errors, &files.unread, stop)?;
     if args.json {
-        let (pictures, of, existing) = (done as usize, all, kept);
         Event::Folder {
             path: output.display().to_string(),
-            pictures,
-            of,
+            pictures: done[0] as usize,
+            videos: done[1] as usize,
+            of: all,
             existing,
         }
         .print();
@@ -151,17 +230,16 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
     Ok(())
 }
 
-/// Refuses pictures whose outputs would have the same name.
-fn check_names(pictures: &[PathBuf]) -> Result<()> {
+/// Refuses files whose outputs would have the same name.
+fn check_names(items: &[Item]) -> Result<()> {
     let mut names = HashMap::new();
-    for path in pictures {
-        let name = output_name(path);
-        if let Some(other) = names.insert(name.clone(), path) {
+    for item in items {
+        if let Some(other) = names.insert(&item.to, &item.from) {
             bail!(
                 "'{}' and '{}' would both become '{}': rename one of them",
                 other.display(),
-                path.display(),
-                name.display()
+                item.from.display(),
+                item.to.display()
             );
         }
     }
@@ -173,15 +251,24 @@ fn make_folder_of(path: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("'{}' cannot be created", folder.display()))
 }
 
-fn report(failed: &[String], unread: &[String], stop: &Stop) -> Result<()> {
-    if !failed.is_empty() {
+/// Fails if there are errors or the work was stopped. `failed` are the numbers of pictures and of
+/// videos.
+fn report(failed: [u32; 2], errors: &[String], unread: &[String], stop: &Stop) -> Result<()> {
+    if !errors.is_empty() {
+        let names = [["picture", "pictures"], ["video", "videos"]];
+        let counts = failed
+            .into_iter()
+            .zip(names)
+            .filter(|(count, _)| *count > 0);
+        let counts = counts.map(|(count, [one, many])| match count {
+            1 => format!("1 {one}"),
+            count => format!("{count} {many}"),
+        });
+        let counts: Vec<_> = counts.collect();
         bail!(
             "{} could not be upscaled:\n  {}",
-            match failed.len() {
-                1 => "1 picture".into(),
-                n => format!("{n} pictures"),
-            },
-            failed.join("\n  ")
+            counts.join(" and "),
+            errors.join("\n  ")
         );
     }
     if !unread.is_empty() {

@@ -1,5 +1,7 @@
-//! `tadsr-train upscale`: pictures, folders of pictures and videos, with any model.
+//! `tadsr-train upscale`: pictures, videos and folders of both, with any model.
 
+#[cfg(feature = "video")]
+mod film;
 mod folder;
 mod part;
 mod picture;
@@ -17,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 #[cfg(feature = "video")]
-use tadsr::video::{Container, partial_path};
+use tadsr::video::{Container, Segments, partial_path, segments_folder};
 use tadsr::{
     Error, Upscaler,
     frame::{Frame, FrameInfo},
@@ -36,19 +38,21 @@ use crate::{
     stop::{Stop, Stopped},
 };
 
-/// Upscale a picture, a folder of pictures or a video
+/// Upscale a picture, a video or a folder of both
 ///
-/// Folders are searched recursively, without hidden files. Pictures keep their names and relative
-/// paths. Other files are skipped with a warning. Pictures that cannot be upscaled are listed at
-/// the end, and the exit status is then a failure. PNG keeps alpha, and all formats keep a colour
-/// profile. WebP and TIFF become PNG. Up to 16 bits a sample are kept in
-/// PNG.
+/// Folders are searched recursively, without hidden files. Files keep their names and relative
+/// paths. Other files are skipped with a warning. Files that cannot be upscaled are listed at the
+/// end, and the exit status is then a failure. PNG keeps alpha, and all formats keep a colour
+/// profile. WebP and TIFF become PNG. Up to 16 bits a sample are kept in PNG.
 ///
 /// A video keeps its frames, timestamps, pixel shape, depth and colours. Audio is copied if the
 /// container of OUT supports its codec, otherwise re-encoded. Sizes become even. Output is written
-/// to NAME.partial.EXT and renamed to OUT when complete. Ctrl-C completes that file so that it
-/// plays, and keeps its name. A second Ctrl-C removes it. --start and --duration select a part: its
+/// to NAME.partial.EXT and renamed to OUT when complete. --start and --duration select a part: its
 /// frames, and its audio to the precision of a packet.
+///
+/// A video that is longer than --segment-length is made in segments, in the folder OUT.segments.
+/// After a crash or Ctrl-C the same command goes on with the next segment. Ctrl-C completes the
+/// partial file of a shorter video so that it plays, and a second Ctrl-C removes it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tadsr-train upscale small.png large.png --scale 2
@@ -58,21 +62,25 @@ use crate::{
   tadsr-train upscale clip.mp4 clip-hd.mp4 --width 1920 --height 1080
   tadsr-train upscale clip.mp4 clip-large.mkv --scale 1.5 --encoder 'x265enc speed-preset=fast'
   tadsr-train upscale film.mkv scene.mp4 --start 1:02:30 --duration 12.5
+  tadsr-train upscale season season-large --skip-existing
+  tadsr-train upscale film.mkv large.mkv --model small --list-segments
+  tadsr-train upscale film.mkv large.mkv --model small --segment 1
+  tadsr-train upscale film.mkv large.mkv --model small --join
   tadsr-train upscale clip.mp4 large.mp4 --json | jq -r 'select(.event == \"progress\").eta_s'
   tadsr-train upscale face.png out.png --model tad-sr.safetensors --seed 7 --noise 0.5
   tadsr-train upscale face.png out.png --model resshift.safetensors --steps 15 --noise-file noise.safetensors")]
 pub struct Args {
-    /// A picture (PNG, JPEG, WebP, TIFF), a folder of pictures, or a video that GStreamer plays
+    /// A picture (PNG, JPEG, WebP, TIFF), a video that GStreamer plays, or a folder of them
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// Output: .png, .jpg or .jpeg for a picture, .mp4, .mov, .mkv or .webm for a video, or a
     /// folder
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Replace existing files
+    /// Replace existing files, and segments that were made with other settings
     #[arg(long)]
     overwrite: bool,
-    /// Skip pictures of a folder whose output exists
+    /// Skip files of a folder whose output exists
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
     /// Quality of JPEG output, 1 to 100 [default: 95]
@@ -90,6 +98,9 @@ pub struct Args {
     no_audio: bool,
     #[command(flatten)]
     range: Range,
+    #[cfg(feature = "video")]
+    #[command(flatten)]
+    segments: film::SegmentArgs,
     #[command(flatten)]
     size: Size,
     #[command(flatten)]
@@ -181,6 +192,24 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Loads the model that made the segments of the video `output`, if there are any and the input
+    /// chooses the model.
+    #[cfg(feature = "video")]
+    fn use_model_of_segments(&mut self, output: &Path) -> Result<bool> {
+        if !self.settings.is_auto() {
+            return Ok(false);
+        }
+        let made_of = Segments::made_of(output)?.unwrap_or_default();
+        let made_by = made_of.get(settings::MODEL);
+        let mut models = tadsr::model::LADDER.into_iter();
+        let model = models.find(|model| made_by.is_some_and(|made_by| made_by == model));
+        if let Some(model) = model.filter(|model| *model != self.model) {
+            self.upscaler = self.settings.load_model(model)?;
+            self.model = model;
+        }
+        Ok(model.is_some())
+    }
+
     /// Upscales `frame` to the scale that is set, or to `size` if given.
     fn upscale(&mut self, frame: &Frame, size: Option<(usize, usize)>) -> tadsr::Result<Frame> {
         if self.save_noise {
@@ -211,6 +240,10 @@ pub fn run(args: Args) -> Result<()> {
 fn upscale(args: Args) -> Result<()> {
     let kind = Kind::of(&args.input)?;
     args.check(kind)?;
+    #[cfg(feature = "video")]
+    if args.segments.list {
+        return film::list(&args);
+    }
     let output = args.target(kind)?;
     let upscaler = args.settings.load()?;
     let mut job = Job {
@@ -224,7 +257,7 @@ fn upscale(args: Args) -> Result<()> {
         Kind::Folder => folder::run(&args, &mut job, &output, &stop),
         Kind::Picture => one_picture(&args, &mut job, &output, &stop),
         #[cfg(feature = "video")]
-        Kind::Video => video::run(&args, &mut job, &output, &stop),
+        Kind::Video => video::run(&args, &mut job, &args.input, &output, &stop),
         #[cfg(not(feature = "video"))]
         Kind::Video => bail!(
             "'{}' is no picture, and this build has no support for videos",
@@ -253,11 +286,26 @@ impl Args {
             );
             Ok(())
         };
-        if kind != Kind::Video {
+        if kind == Kind::Picture {
             only(self.encoder.is_some(), "--encoder", "videos")?;
             only(self.no_audio, "--no-audio", "videos")?;
-            only(self.range.start.is_some(), "--start", "videos")?;
-            only(self.range.duration.is_some(), "--duration", "videos")?;
+            #[cfg(feature = "video")]
+            only(self.segments.length.is_some(), "--segment-length", "videos")?;
+        }
+        if kind != Kind::Video {
+            let one = if kind == Kind::Folder {
+                "one video"
+            } else {
+                "videos"
+            };
+            only(self.range.start.is_some(), "--start", one)?;
+            only(self.range.duration.is_some(), "--duration", one)?;
+            #[cfg(feature = "video")]
+            {
+                only(self.segments.list, "--list-segments", one)?;
+                only(self.segments.segment.is_some(), "--segment", one)?;
+                only(self.segments.join, "--join", one)?;
+            }
         } else {
             only(self.quality.is_some(), "--quality", "pictures")?;
         }
@@ -323,14 +371,14 @@ impl Args {
         }
         #[cfg(feature = "video")]
         if kind == Kind::Video {
-            self.check_video_target(&output)?;
+            self.check_video_target(&self.input, &output)?;
         }
         Ok(output)
     }
 
     /// Refuses a video that cannot be written, or whose unfinished file would replace another.
     #[cfg(feature = "video")]
-    fn check_video_target(&self, output: &Path) -> Result<()> {
+    fn check_video_target(&self, input: &Path, output: &Path) -> Result<()> {
         ensure!(
             Container::of(output).is_some(),
             "'{}': a video is written as .mp4, .m4v, .mov, .mkv or .webm",
@@ -338,12 +386,14 @@ impl Args {
         );
         let partial = partial_path(output);
         ensure!(
-            !same_file(&self.input, &partial),
+            !same_file(input, &partial),
             "'{}' is the name of '{}' until it is complete: choose another name for the output",
-            self.input.display(),
+            input.display(),
             output.display()
         );
-        if partial.symlink_metadata().is_ok() && !self.overwrite {
+        // With segments, the partial file can only be one of them joined.
+        let is_kept = !self.overwrite && !segments_folder(output).exists();
+        if partial.symlink_metadata().is_ok() && is_kept {
             bail!(
                 "'{}' exists, the name of '{}' until it is complete; \
                  move it away, or replace it with --overwrite",

@@ -34,7 +34,8 @@ fn time(text: &str) -> Result<Duration, String> {
     parse(text).ok_or_else(|| "seconds such as 12.5, or HH:MM:SS.mmm".into())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// Parses a time above zero.
+pub fn duration(text: &str) -> Result<Duration, String> {
     match time(text)? {
         Duration::ZERO => Err("more than 0 seconds".into()),
         duration => Ok(duration),

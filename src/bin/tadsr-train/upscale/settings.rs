@@ -13,6 +13,17 @@ use tadsr::{
     model::DEFAULT_MODEL,
     train::checkpoint::write_atomically,
 };
+#[cfg(feature = "video")]
+use tadsr::{model::checksum, video::MadeOf};
+
+/// Name of the model in [`Settings::made_of`].
+#[cfg(feature = "video")]
+pub const MODEL: &str = "model";
+
+/// Frames before a segment of a video that bring the temporal filter and the automatic denoise
+/// close to their state after all frames before.
+#[cfg(feature = "video")]
+const HISTORY: usize = 12;
 
 /// Name of the noise tensor in a file.
 const NOISE: &str = "noise";
@@ -169,6 +180,58 @@ impl Settings {
             upscaler.set_noise_field(self.read_noise()?)?;
         }
         Ok(upscaler)
+    }
+
+    /// Returns the model `name` and all settings that change the output, by name.
+    #[cfg(feature = "video")]
+    pub fn made_of(&self, name: &str) -> Result<MadeOf> {
+        fn given(value: &Option<impl std::fmt::Debug>) -> String {
+            let value = value.as_ref();
+            value.map_or("default".into(), |value| format!("{value:?}"))
+        }
+        let name = if self.is_auto() { name } else { &self.model };
+        let noise = match &self.noise_file {
+            None => "none".into(),
+            Some(path) => {
+                let bytes = fs::read(path).with_context(|| format!("'{}'", path.display()))?;
+                format!(
+                    "{} bytes, checksum {:08x}",
+                    bytes.len(),
+                    crc32fast::hash(&bytes)
+                )
+            }
+        };
+        let values = [
+            (MODEL, name.to_string()),
+            ("model checksum", format!("{:08x}", checksum(name)?)),
+            ("device", self.device.to_string()),
+            ("strength", self.strength.to_string()),
+            ("denoise", given(&self.denoise)),
+            ("detail", given(&self.detail)),
+            ("temporal", format!("{:?}", self.temporal)),
+            ("precision", format!("{:?}", self.precision)),
+            ("steps", given(&self.steps)),
+            ("seed", given(&self.seed)),
+            ("noise", given(&self.noise)),
+            ("tile", given(&self.tile)),
+            ("tile-overlap", given(&self.tile_overlap)),
+            ("color-fix", given(&self.color_fix)),
+            ("noise-file", noise),
+        ];
+        Ok(values.map(|(name, value)| (name.into(), value)).into())
+    }
+
+    /// Returns the number of frames before a frame on which its result may depend noticeably.
+    #[cfg(feature = "video")]
+    pub fn history(&self, upscaler: &Upscaler) -> usize {
+        let has = |setting| upscaler.capabilities().has(setting);
+        let is_estimated = self.denoise.is_none() && has(Setting::Denoise);
+        let is_filtered = self.temporal != Temporal::Off && has(Setting::Temporal);
+        if is_estimated || is_filtered {
+            HISTORY
+        } else {
+            0
+        }
     }
 
     fn read_noise(&self) -> Result<Option<NoiseField>> {
