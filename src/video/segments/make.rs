@@ -34,8 +34,8 @@ pub struct Made {
 /// Segment that is being made.
 enum Current<'a> {
     /// No frame has been encoded.
-    Empty(SegmentWriter),
-    Encoding(SegmentEncoder<'a>),
+    Empty(Box<SegmentWriter>),
+    Encoding(Box<SegmentEncoder<'a>>),
 }
 
 impl<'a> Current<'a> {
@@ -51,7 +51,8 @@ impl<'a> Current<'a> {
             Self::Empty(file) => {
                 let info = frame.frame.info();
                 let stream = segments.plan.stream.with_size(info.width, info.height)?;
-                SegmentEncoder::start(file, &segments.output, &stream, options)?
+                let encoder = SegmentEncoder::start(*file, &segments.output, &stream, options)?;
+                Box::new(encoder)
             }
         };
         encoder.push(frame)?;
@@ -101,7 +102,10 @@ impl Segments {
         // The last frames before the next one.
         let mut last: VecDeque<TimedFrame> = VecDeque::new();
         let mut index = range.start;
-        let begin = |index| SegmentWriter::create(&self.path(index)).map(Current::Empty);
+        let begin = |index| {
+            let file = SegmentWriter::create(&self.path(index))?;
+            Ok::<_, Error>(Current::Empty(Box::new(file)))
+        };
         let mut current = begin(index)?;
         let mut frames = 0;
         let end = loop {
