@@ -59,7 +59,7 @@ impl ObjectImpl for TadsrUpscale {
         let property = settings::property(id);
         self.session.set(property, value);
         match property.change {
-            Change::Deferred | Change::Live(..) => {}
+            Change::Deferred | Change::EachFrame | Change::Live(..) => {}
             Change::Renegotiate => self.renegotiate(),
             Change::Reload => self.reload(),
         }

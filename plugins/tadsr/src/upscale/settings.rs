@@ -104,6 +104,8 @@ impl Settings {
 pub(super) enum Change {
     /// None. The value is read at the next start, or when it is needed.
     Deferred,
+    /// None. The value is read after each frame.
+    EachFrame,
     /// Both pads renegotiate.
     Renegotiate,
     /// The model is loaded in the background.
@@ -454,7 +456,7 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .default_value(0)
                 .mutable_playing()
                 .build(),
-            Change::Deferred,
+            Change::EachFrame,
             |s| &mut s.stats_interval,
         ),
         Property::read_only(

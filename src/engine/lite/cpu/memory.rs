@@ -597,13 +597,15 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads_and_little_on_strength() {
-        let model = model(student(2), 3);
-        let sizes = (info(61, 47), info(122, 94));
-        let one = run(&model, sizes, 1.0, 1);
-        assert_eq!(one, run(&model, sizes, 1.0, 3));
-        let weak = run(&model, sizes, 0.25, 1);
-        for (a, b) in one.iter().flatten().zip(weak.iter().flatten()) {
-            assert!((a - b).abs() < 1e-4, "{a}, not {b}");
+        for (r, to) in [(2, (122, 94)), (2, (91, 71)), (4, (183, 141))] {
+            let model = model(student(r), 3);
+            let sizes = (info(61, 47), info(to.0, to.1));
+            let one = run(&model, sizes, 1.0, 1);
+            assert_eq!(one, run(&model, sizes, 1.0, 3), "{to:?}");
+            let weak = run(&model, sizes, 0.25, 1);
+            for (a, b) in one.iter().flatten().zip(weak.iter().flatten()) {
+                assert!((a - b).abs() < 1e-4, "{to:?}: {a}, not {b}");
+            }
         }
     }
 }
