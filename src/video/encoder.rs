@@ -204,7 +204,8 @@ fn parse_encoder(text: &str, container: Container) -> Result<gst::Element, Strin
     for element in bin.iterate_recurse().into_iter().flatten() {
         if element.find_property("lag-in-frames").is_some() && !text.contains("lag-in-frames") {
             // At the end GStreamer's VP9 encoder loses some of the frames in its look-ahead.
-            element.set_property("lag-in-frames", 0);
+            // The type of the number differs among encoders.
+            element.set_property_from_str("lag-in-frames", "0");
         }
     }
     Ok(bin.upcast())
