@@ -10,12 +10,12 @@ mapfile -t data < <(realpath -e "$@")
 [[ ${#data[@]} -eq $# ]] || fail "a folder is missing"
 cd "$root"
 mkdir -p runs
-# A copy, because a build may replace the program while it runs.
-if [[ ! -x runs/tadsr-train ]]; then
-    require_rust
-    cargo build --release --locked --bin tadsr-train
-    cp "$target/release/tadsr-train" runs/
-fi
+# A copy, because a build may replace the program while it runs. Renamed, because an older copy may
+# run, too.
+require_rust
+cargo build --release --locked --bin tadsr-train
+cp "$target/release/tadsr-train" runs/tadsr-train.new
+mv runs/tadsr-train.new runs/tadsr-train
 for name in base-x4-plain tiny-x2-memory small-x2 small-x4-plain tiny-x2 tiny-x4-plain; do
     begin=()
     if [[ ! -e runs/$name/checkpoint.safetensors ]]; then

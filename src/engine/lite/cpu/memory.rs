@@ -186,7 +186,7 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// What a network recalls for a frame, and where its result and state go.
+/// Previous result and state that a network recalls for a frame, and the planes for the new ones.
 pub(super) struct Recall<'a> {
     r: usize,
     grid: (usize, usize),

@@ -44,7 +44,7 @@ pub struct Runner {
     precision: Precision,
     plan: Plan,
     history: History,
-    /// Of a network with memory.
+    /// Previous frame of a network with memory; `None` for other networks.
     memory: Option<Memory>,
     /// Largest share of the previous result; 0 without the temporal filter.
     share: f32,
