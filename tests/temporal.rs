@@ -1,5 +1,5 @@
-//! The temporal filter and the memory of a network: their benefit, their limits, and what makes them
-//! forget.
+//! The temporal filter and the memory of a network: their benefit, their limits, and what makes
+//! them forget.
 
 use tadsr::{
     Device, Error, Upscaler,

@@ -196,8 +196,8 @@ impl Field {
         search(isa, frame, last, self);
     }
 
-    /// Writes the differences of each pixel of `frame` from where it was in the `last` one, in 8-bit
-    /// steps.
+    /// Writes the differences of each pixel of `frame` from where it was in the `last` one, in
+    /// 8-bit steps.
     ///
     /// # Panics
     /// If the frames, the field or the length of `out` are of different sizes.

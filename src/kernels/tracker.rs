@@ -82,22 +82,9 @@ impl Tracker {
         &self.confidence
     }
 
-    /// Moves a plane of the previous frame as [`Field::warp`].
-    pub fn warp(&self, last: &[f32], width: usize, channels: usize, side: usize, to: &mut [f32]) {
-        self.field.warp(last, width, channels, side, to);
-    }
-
-    /// Moves the pixels `x` of row `y` of a plane as [`Field::warp_row`].
-    pub fn warp_row(
-        &self,
-        last: &[f32],
-        width: usize,
-        channels: usize,
-        side: usize,
-        (x, y): (usize, usize),
-        to: &mut [f32],
-    ) {
-        self.field.warp_row(last, width, channels, side, (x, y), to);
+    /// Returns the motion from the previous frame, which moves its planes.
+    pub fn field(&self) -> &Field {
+        &self.field
     }
 
     /// Computes the confidence from the differences in a square of nine pixels. The border repeats.

@@ -236,8 +236,8 @@ impl Layer {
 /// Ranges and means of a network's values, for inference in integers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
-    /// Minimum, maximum and mean of each channel, for the input of the network and for the output of
-    /// every layer but the last, including the skip of a pair.
+    /// Minimum, maximum and mean of each channel, for the input of the network and for the output
+    /// of every layer but the last, including the skip of a pair.
     pub ranges: Vec<Vec<[f32; 3]>>,
 }
 

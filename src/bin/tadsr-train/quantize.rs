@@ -24,8 +24,8 @@ use crate::{stop::Stop, training::Console};
 ///
 /// Measures the ranges of values in the network on patches of the photos, degraded by the preset
 /// `stills`, and writes them into a model file. The weights stay as they are. A network with memory
-/// sees clips, of a camera that moves over photos. Prints the PSNR in dB of the precisions f32, bf16
-/// and int8 on held-out photos, one of 20, without memory.
+/// sees clips of a camera that moves over photos. Prints the PSNR in dB of the precisions f32,
+/// bf16 and int8 on held-out photos, one of 20, without memory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

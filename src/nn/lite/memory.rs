@@ -87,11 +87,13 @@ impl ClipMotion {
                 };
                 let at = row * clips + clip;
                 motion.confidence[at * cells..][..cells].copy_from_slice(tracker.confidence());
-                tracker.warp(&own, width, 1, BLOCK, &mut moved);
+                tracker.field().warp(&own, width, 1, BLOCK, &mut moved);
                 for (to, from) in motion.cells[at * cells..][..cells].iter_mut().zip(&moved) {
                     *to = (clip * cells) as u32 + *from as u32;
                 }
-                tracker.warp(&shuffled, width * r, 1, BLOCK * r, &mut moved_samples);
+                tracker
+                    .field()
+                    .warp(&shuffled, width * r, 1, BLOCK * r, &mut moved_samples);
                 let rows = &mut motion.samples[at * samples..][..samples];
                 for (y, row) in moved_samples.chunks_exact(width * r).enumerate() {
                     for (x, from) in row.iter().enumerate() {

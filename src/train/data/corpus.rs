@@ -15,7 +15,7 @@ use super::{
 use super::{
     files::{DataError, Skipped, find},
     motion::Motion,
-    pairs::{DegradedPhotos, Pair, PairSource, Random, no_clips},
+    pairs::{DegradedPhotos, Pair, PairSource, Random},
     photos::PhotoSet,
     spec::{CorpusSpec, Preparation},
 };
@@ -72,11 +72,16 @@ impl CompressedClips {
 }
 
 impl CompressedClips {
-    /// Makes a clip.
-    fn make(&self, random: &mut Random, side: usize, small: usize) -> Result<Vec<Pair>> {
+    /// Makes a clip of `frames` frames.
+    fn make(
+        &self,
+        random: &mut Random,
+        (side, small): (usize, usize),
+        frames: usize,
+    ) -> Result<Vec<Pair>> {
         let times = Self::times(small);
         let motion = Motion::default();
-        let truth = motion.over(&self.0, &mut random.content, times * side, Self::FRAMES)?;
+        let truth = motion.over(&self.0, &mut random.content, times * side, frames)?;
         let small_side = times * small;
         let clean = Stage::Shrink(KernelWeights::catmull_rom()).apply(
             truth.clone(),
@@ -104,7 +109,7 @@ impl CompressedClips {
 
 impl PairSource for CompressedClips {
     fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair> {
-        let mut clip = self.make(random, side, small)?;
+        let mut clip = self.make(random, (side, small), Self::FRAMES)?;
         let t = random.content.random_range(0..Self::FRAMES);
         if t < clip.len() {
             Ok(clip.swap_remove(t))
@@ -113,17 +118,8 @@ impl PairSource for CompressedClips {
         }
     }
 
-    fn clip(
-        &self,
-        random: &mut Random,
-        side: usize,
-        small: usize,
-        frames: usize,
-    ) -> Result<Vec<Pair>> {
-        let mut clip = self.make(random, side, small)?;
-        if clip.len() < frames {
-            return Err(no_clips());
-        }
+    fn clip(&self, random: &mut Random, sides: (usize, usize), frames: usize) -> Result<Vec<Pair>> {
+        let mut clip = self.make(random, sides, frames.max(Self::FRAMES))?;
         clip.truncate(frames);
         Ok(clip)
     }
@@ -517,17 +513,11 @@ impl PairSource for Corpus {
     }
 
     #[cfg(feature = "video")]
-    fn clip(
-        &self,
-        random: &mut Random,
-        side: usize,
-        small: usize,
-        frames: usize,
-    ) -> Result<Vec<Pair>> {
+    fn clip(&self, random: &mut Random, sides: (usize, usize), frames: usize) -> Result<Vec<Pair>> {
         let pool = self.pool.as_ref().filter(|_| self.spec.pool.successive);
-        let pool = pool.ok_or_else(no_clips)?;
+        let pool = pool.ok_or_else(super::pairs::no_clips)?;
         let make = |rng: &mut StdRng| self.clean_clip(rng, pool.layout().side);
-        pool.pairs(&make, &self.spec.sampling, random, (side, small), frames)
+        pool.pairs(&make, &self.spec.sampling, random, sides, frames)
     }
 
     fn fingerprint(&self) -> u64 {

@@ -29,15 +29,15 @@ pub trait PairSource: Send + Sync {
     /// When the source has no image of that size.
     fn pair(&self, random: &mut Random, side: usize, small: usize) -> Result<Pair>;
 
-    /// Returns `frames` successive pairs of a video, each as [`Self::pair`].
+    /// Returns `frames` successive pairs of a video, each as [`Self::pair`] of `sides`: those of
+    /// the images and of their degraded versions.
     ///
     /// # Errors
     /// As [`Self::pair`]; [`Error::Data`] when the source has no such clips.
     fn clip(
         &self,
         _random: &mut Random,
-        _side: usize,
-        _small: usize,
+        _sides: (usize, usize),
         _frames: usize,
     ) -> Result<Vec<Pair>> {
         Err(no_clips())
@@ -126,8 +126,7 @@ impl PairSource for DegradedPhotos {
     fn clip(
         &self,
         random: &mut Random,
-        side: usize,
-        small: usize,
+        (side, small): (usize, usize),
         frames: usize,
     ) -> Result<Vec<Pair>> {
         let (photos, content) = (&self.photos, &mut random.content);
@@ -228,7 +227,7 @@ impl PairSpec {
             random.degradation = StdRng::seed_from_u64(kind);
             let clip = match self.frames {
                 1 => vec![source.pair(&mut random, self.patch, small)?],
-                frames => source.clip(&mut random, self.patch, small, frames)?,
+                frames => source.clip(&mut random, (self.patch, small), frames)?,
             };
             for (t, pair) in clip.into_iter().enumerate() {
                 let at = (t * self.batch + i) * grid.len()..(t * self.batch + i + 1) * grid.len();
@@ -272,8 +271,8 @@ impl PairSpec {
     }
 
     /// Replaces the first pair of a batch from [`Self::batch`], in all frames, with flat grey of a
-    /// random level, whose residual is zero. Without such pairs, networks may change the level of flat areas at a
-    /// high `denoise`, because compressed images are rarely flat.
+    /// random level, whose residual is zero. Without such pairs, networks may change the level of
+    /// flat areas at a high `denoise`, because compressed images are rarely flat.
     pub fn insert_grey(&self, batch: &mut Batch, stats: &LatentStats, seed: u64) {
         let level: f32 = StdRng::seed_from_u64(seed).random();
         let size = self.grid().len();

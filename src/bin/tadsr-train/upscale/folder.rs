@@ -178,9 +178,10 @@ pub fn run(args: &Args, job: &mut Job, output: &Path, stop: &Stop) -> Result<()>
             Ok(()) => done[kind] += 1,
             Err(e) if is_cancelled(&e) || e.is::<Stopped>() => break,
             Err(e) => {
-                let line = match item.is_video {
-                    true => format!("{e:#}"),
-                    false => format!("'{}': {e:#}", item.from.display()),
+                let line = if item.is_video {
+                    format!("{e:#}")
+                } else {
+                    format!("'{}': {e:#}", item.from.display())
                 };
                 meter.log(&line);
                 failed[kind] += 1;

@@ -20,8 +20,8 @@ use tadsr::{model::checksum, video::MadeOf};
 #[cfg(feature = "video")]
 pub const MODEL: &str = "model";
 
-/// Frames before a segment of a video that bring the temporal filter and the automatic denoise
-/// close to their state after all frames before.
+/// Frames before a segment of a video that bring the temporal filter, the memory of a network and
+/// the automatic denoise close to their state after all frames before.
 #[cfg(feature = "video")]
 const HISTORY: usize = 12;
 
@@ -226,8 +226,8 @@ impl Settings {
     pub fn history(&self, upscaler: &Upscaler) -> usize {
         let has = |setting| upscaler.capabilities().has(setting);
         let is_estimated = self.denoise.is_none() && has(Setting::Denoise);
-        let is_filtered = self.temporal != Temporal::Off && has(Setting::Temporal);
-        if is_estimated || is_filtered {
+        let sees_past = self.temporal != Temporal::Off && has(Setting::Temporal);
+        if is_estimated || sees_past {
             HISTORY
         } else {
             0

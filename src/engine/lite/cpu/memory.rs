@@ -250,6 +250,7 @@ impl Recall<'_> {
             changes.fill(0.0);
             return;
         };
+        let field = tracker.field();
         // Differences of the moved result to the base. Samples beyond the frame do not matter.
         let samples = inside.start * r..(inside.end * r).min(self.size.0);
         scratch.moved.clear();
@@ -258,7 +259,7 @@ impl Recall<'_> {
             let sample = (y * r as isize + dy as isize).clamp(0, self.size.1 as isize - 1);
             let at = (samples.start, sample as usize);
             let (line, rest) = line.split_at_mut(samples.len());
-            tracker.warp_row(self.last_result, self.size.0, 1, BLOCK * r, at, line);
+            field.warp_row(self.last_result, self.size.0, 1, BLOCK * r, at, line);
             rest.fill(line[line.len() - 1]);
             let base = &base[dy * width + skipped * r..];
             let all = line.iter_mut().chain(rest);
@@ -276,7 +277,7 @@ impl Recall<'_> {
         );
         scratch.state.resize(count * m, 0.0);
         let at = (inside.start, row);
-        tracker.warp_row(
+        field.warp_row(
             self.last_state,
             self.grid.0,
             m,

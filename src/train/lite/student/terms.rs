@@ -73,8 +73,8 @@ impl StudentRun {
         Ok(terms)
     }
 
-    /// Returns 1 for the samples of all frames but the first whose truth differs little from that of
-    /// the frame before, and 0 for others.
+    /// Returns 1 for the samples of all frames but the first whose truth differs little from that
+    /// of the frame before, and 0 for others.
     fn still(&self, batch: &Prepared, frames: usize) -> Result<Tensor> {
         let stats = &self.latent.stats;
         let of = |values: &[f32]| Tensor::new(values, batch.base.device());

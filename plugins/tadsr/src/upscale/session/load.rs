@@ -185,7 +185,7 @@ pub(super) fn configure(
     upscaler.set_threads(settings.threads as usize)?;
     upscaler.set_queue_depth(settings.queue_depth as usize);
     for (setting, err) in settings.apply(&mut upscaler) {
-        // A setting that the model lacks, such as a memory, leads to a warning with the first frame.
+        // A setting that the model lacks, such as memory, leads to a warning with the first frame.
         if upscaler.capabilities().has(setting) && setting != Setting::Temporal {
             return Err(err);
         }
