@@ -45,23 +45,30 @@ fn film(folder: &Folder, name: &str, args: &str) {
     ));
 }
 
-/// Returns the decoded frames, packets of sound and subtitles of a file: their times and checksums.
-fn content(path: &Path) -> String {
-    let hashes = |args: &str| {
-        let output = Command::new("ffmpeg")
-            .args(["-v", "error", "-i"])
-            .arg(path)
-            .args(args.split(' '))
-            .args(["-f", "framemd5", "-"])
-            .output()
-            .expect("ffmpeg is installed");
-        assert!(output.status.success(), "{path:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let frames = hashes("-map 0:v -fps_mode passthrough");
-    let others = hashes("-map 0:a? -map 0:s? -c copy");
+/// Returns times and checksums of the streams of a file that ffmpeg's `args` select.
+fn hashes(path: &Path, args: &str) -> String {
+    let output = Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(path)
+        .args(args.split(' '))
+        .args(["-f", "framemd5", "-"])
+        .output()
+        .expect("ffmpeg is installed");
+    assert!(output.status.success(), "{path:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Returns times and checksums of the decoded frames of a file.
+fn decoded(path: &Path) -> String {
+    let frames = hashes(path, "-map 0:v -fps_mode passthrough");
     assert!(frames.lines().count() > 20, "{path:?}: {frames}");
-    frames + &others
+    frames
+}
+
+/// Returns [`decoded`] and times and checksums of the packets of sound and subtitles, of which the
+/// file has some.
+fn content(path: &Path) -> String {
+    decoded(path) + &hashes(path, "-map 0:a? -map 0:s? -c copy")
 }
 
 /// Returns the number of frames that can be decoded.
@@ -181,6 +188,43 @@ fn segments_lose_nothing_of_what_an_unsegmented_film_has() {
                 assert_eq!(probed(&one), probed(&many), "{many:?}");
             }
         }
+    }
+}
+
+#[test]
+fn segments_of_every_encoder_can_be_joined() {
+    let folder = Folder::new();
+    folder.ffmpeg("-f lavfi -i testsrc2=s=64x48:r=25:d=2 -c:v libx264 -g 25 a.mkv");
+    for (encoder, extension, is_lossless) in [
+        ("avenc_ffv1", "mkv", true),
+        ("pngenc", "mov", true),
+        ("x265enc speed-preset=ultrafast", "mp4", false),
+        ("vp8enc deadline=1", "webm", false),
+        ("av1enc cpu-used=8", "mkv", false),
+    ] {
+        let args = ["--strength", "0", "--scale", "1", "--encoder", encoder];
+        let [one, many] = ["one", "many"].map(|name| format!("{name}.{extension}"));
+        let replace = ["--overwrite", "--segment-length", "1"];
+        folder.succeeds(&[&["a.mkv", &one, "--overwrite"], &args[..]].concat());
+        folder.succeeds(&[&["a.mkv", &many], &args[..], &replace].concat());
+        let times = |name: &str| {
+            let entries = "frame=best_effort_timestamp_time";
+            ffprobe(
+                &folder.path(name),
+                &["-select_streams", "v", "-show_entries", entries],
+            )
+        };
+        assert_eq!(frames(&folder.path(&many)), 50, "{encoder}");
+        if is_lossless {
+            let [one, many] = [&one, &many].map(|name| decoded(&folder.path(name)));
+            assert!(one == many, "{encoder}");
+        }
+        // Side data adds empty fields and lines.
+        let [one, many] = [&one, &many].map(|name| {
+            let times = times(name).replace(',', "\n");
+            times.split_whitespace().collect::<Vec<_>>().join(" ")
+        });
+        assert_eq!(one, many, "{encoder}");
     }
 }
 
