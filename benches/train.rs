@@ -19,6 +19,7 @@ use tadsr::{
         lite,
         losses::{Term, hinge_generator, stand_in},
         optim::{AdamW, Ema, Parameter},
+        ranks::Alone,
     },
 };
 
@@ -175,13 +176,14 @@ fn distillation(place: &Place, config: StudentConfig) -> Result<f64> {
         teacher.features(&noisy, &base, &t, SCALE)
     };
     best(place, || {
-        let (loss, grads) = adversary.loss(1, |_| {
+        let loss = adversary.loss(&Alone, 1, |_| {
             Ok(FeaturePair {
                 real: features(&truth)?,
                 fake: features(&student.forward(&base, &Condition::at(SCALE))?.detach())?,
                 t: t.clone(),
             })
-        })?;
+        });
+        let (loss, grads) = loss.map_err(candle_core::Error::wrap)?;
         assert!(loss.is_finite());
         adversary.update(&grads, 5e-4)?;
 

@@ -1,12 +1,13 @@
 //! Training of a discriminator on the features of a teacher.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, slice::from_mut};
 
 use candle_core::{Device, Result, Tensor, backprop::GradStore};
 
 use super::{
     losses::hinge_discriminator,
     optim::{AdamW, Parameter, found},
+    ranks::Ranks,
 };
 use crate::nn::layers::is_parameter;
 
@@ -74,17 +75,19 @@ impl<D: FeatureDiscriminator> DiscriminatorTrainer<D> {
         })
     }
 
-    /// Returns the hinge loss, a mean over `batches` batches from `batch`, and its gradients. Takes
-    /// one power iteration of the spectral norms first.
+    /// Returns the hinge loss, a mean over `batches` batches from `batch` on each rank, and its
+    /// gradients. Takes one power iteration of the spectral norms first.
     ///
     /// # Errors
     /// Those of `batch`, or when a shape does not fit.
     pub fn loss(
         &self,
+        ranks: &dyn Ranks,
         batches: usize,
         mut batch: impl FnMut(usize) -> Result<FeaturePair>,
-    ) -> Result<(f64, GradStore)> {
+    ) -> crate::Result<(f64, GradStore)> {
         self.discriminator.power_iteration()?;
+        let all = (batches * ranks.count()) as f64;
         let (mut sum, mut grads) = (0.0, GradStore::default());
         for i in 0..batches {
             let FeaturePair { real, fake, t } = batch(i)?;
@@ -92,10 +95,11 @@ impl<D: FeatureDiscriminator> DiscriminatorTrainer<D> {
             let fake = self.discriminator.heads(&fake, &t)?;
             let heads = real.iter().zip(&fake);
             let loss = mean_of_heads(heads.map(|(real, fake)| hinge_discriminator(real, fake)))?;
-            let loss = (loss / batches as f64)?;
+            let loss = (loss / all)?;
             sum += f64::from(loss.to_scalar::<f32>()?);
             grads.extend(loss.backward()?)?;
         }
+        ranks.sum_gradients(&mut grads, self.adam.parameters(), from_mut(&mut sum))?;
         Ok((sum, grads))
     }
 
@@ -145,7 +149,10 @@ impl<D: FeatureDiscriminator> DiscriminatorTrainer<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{nn::resshift::DiscriminatorConfig, train::resshift::init};
+    use crate::{
+        nn::resshift::DiscriminatorConfig,
+        train::{ranks::Alone, resshift::init},
+    };
 
     #[test]
     fn a_discriminator_learns_to_separate_two_kinds_of_features() {
@@ -164,13 +171,13 @@ mod tests {
                 t: vec![3, 5],
             })
         };
-        let (before, _) = adversary.loss(1, batch).unwrap();
+        let (before, _) = adversary.loss(&Alone, 1, batch).unwrap();
         assert!((before - 2.0).abs() < 0.5, "{before}");
         for _ in 0..30 {
-            let (_, grads) = adversary.loss(2, batch).unwrap();
+            let (_, grads) = adversary.loss(&Alone, 2, batch).unwrap();
             adversary.update(&grads, 3e-3).unwrap();
         }
-        let (after, _) = adversary.loss(4, batch).unwrap();
+        let (after, _) = adversary.loss(&Alone, 4, batch).unwrap();
         assert!(after < 0.7 * before, "{before}, then {after}");
     }
 }

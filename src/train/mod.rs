@@ -30,6 +30,7 @@ mod observer;
 pub mod optim;
 mod patch;
 mod random;
+pub mod ranks;
 mod recipe;
 pub mod report;
 pub mod resshift;

@@ -39,6 +39,11 @@ impl AdamW {
         })
     }
 
+    /// Returns the parameters.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
     /// Takes a step of learning rate `lr` for every parameter that has a gradient.
     ///
     /// # Errors
@@ -285,6 +290,11 @@ impl Trained {
         self.adam.beta2 = beta2;
         self.muon = Some(Muon::new(inner)?);
         Ok(self)
+    }
+
+    /// Returns all parameters.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
     }
 
     /// Removes the gradients of the parameters for whose names `is_frozen` holds.

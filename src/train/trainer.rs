@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use super::{
     checkpoint::{Start, has_checkpoint},
     log::RunLog,
     observer::{Measurement, Observer, Progress},
+    ranks::{Alone, Ranks},
     report::SampleRow,
 };
 use crate::{Device, Error, Result};
@@ -76,6 +78,8 @@ pub struct RunOptions {
     pub dtype: Option<DType>,
     /// Threads that make training pairs.
     pub data_threads: usize,
+    /// Processes that train together. They share the folders.
+    pub ranks: Arc<dyn Ranks>,
 }
 
 impl RunOptions {
@@ -90,6 +94,7 @@ impl RunOptions {
             device: Device::Cpu,
             dtype: None,
             data_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            ranks: Arc::new(Alone),
         }
     }
 
@@ -138,6 +143,8 @@ pub struct RunContext<'a> {
     pub dtype: DType,
     /// Times that the learning rate is halved after divergence, besides those in the checkpoint.
     pub halvings: i32,
+    /// Processes that train together.
+    pub ranks: Arc<dyn Ranks>,
 }
 
 /// Checks the options that all runs have.
@@ -181,6 +188,8 @@ pub struct Plan<'a> {
     pub folder: &'a Path,
     /// File in the folder that the stage makes.
     pub product: &'a str,
+    /// Processes that train together. The first one logs and saves.
+    pub ranks: &'a dyn Ranks,
 }
 
 /// Result of a run.
@@ -292,14 +301,22 @@ pub(super) fn create_folder(path: &Path) -> Result<()> {
 /// Those of the run; [`Error::Io`] for a log that cannot be written.
 pub fn train(run: &mut impl Training, plan: &Plan, observer: &dyn Observer) -> Result<Outcome> {
     let product = plan.folder.join(plan.product);
+    let ranks = plan.ranks;
+    // All have read the folder before the first one writes there, and the other way round below.
+    let complete = run.done() >= plan.steps && product.exists();
+    ranks.wait()?;
     let completed = || {
         observer.message(&format!("done: {}", product.display()));
         Ok(Outcome::Completed)
     };
-    if run.done() >= plan.steps && product.exists() {
+    if complete {
         return completed();
     }
-    let mut log = RunLog::open(plan.folder, run.done(), plan.images)?;
+    let mut log = if ranks.is_first() {
+        Some(RunLog::open(plan.folder, run.done(), plan.images)?)
+    } else {
+        None
+    };
     let mut progress = Progress {
         done: run.done(),
         steps: plan.steps,
@@ -308,24 +325,33 @@ pub fn train(run: &mut impl Training, plan: &Plan, observer: &dyn Observer) -> R
     };
     observer.started(&progress);
     let mut saved = None;
-    while progress.done < plan.steps && !observer.is_stopped() {
+    while progress.done < plan.steps && !ranks.any(observer.is_stopped())? {
         let losses = run.step()?;
         progress.done = run.done();
-        log.add(progress.done, &losses)?;
-        progress.losses = log.means();
+        if let Some(log) = &mut log {
+            log.add(progress.done, &losses)?;
+            progress.losses = log.means();
+        }
         observer.stepped(&progress);
         if progress.done.is_multiple_of(plan.save_every) || progress.done == plan.steps {
-            save(run, &mut log, observer)?;
+            if let Some(log) = &mut log {
+                save(run, log, observer)?;
+            }
             saved = Some(progress.done);
             let held_out = run.validate()?;
-            log.measured(progress.done, &held_out)?;
+            if let Some(log) = &mut log {
+                log.measured(progress.done, &held_out)?;
+                log.restart();
+            }
             observer.measured(&progress, &held_out);
-            log.restart();
         }
     }
-    if saved != Some(progress.done) {
-        save(run, &mut log, observer)?;
+    if saved != Some(progress.done)
+        && let Some(log) = &mut log
+    {
+        save(run, log, observer)?;
     }
+    ranks.wait()?;
     observer.ended();
     if progress.done < plan.steps {
         let (done, steps) = (progress.done, plan.steps);
@@ -408,6 +434,7 @@ mod tests {
             save_every: 5,
             folder: dir.path(),
             product: "model.safetensors",
+            ranks: &Alone,
         };
         let outcome = train_with_restarts(open, true, &plan, &()).unwrap();
         assert_eq!(outcome, Outcome::Completed);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tadsr::{
     model::{EstimatorMetadata, write_estimator},
     train::{
@@ -61,8 +61,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let threads = args.machine.options(&args.out)?.data_threads;
-    let console = Console::new(Stop::on_signals()?);
+    let machine = args.machine.options(&args.out)?;
+    if machine.ranks.count() > 1 {
+        bail!("estimators are trained by one process: start it without the MPI launcher");
+    }
+    let console = Console::new(Stop::on_signals()?, true);
     let options = Options {
         steps: args.steps,
         frames: args.frames,
@@ -90,7 +93,8 @@ pub fn run(args: Args) -> Result<()> {
         console.message(&text);
     }
     let data = TrainingData::corpus(corpus);
-    let trained = estimator::train(&data, &options, threads, &console).map_err(as_option)?;
+    let trained =
+        estimator::train(&data, &options, machine.data_threads, &console).map_err(as_option)?;
     let done = Options {
         steps: trained.steps,
         ..options.clone()

@@ -89,7 +89,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // The exit status of programs that Ctrl-C ends.
         Err(error) if error.is::<stop::Stopped>() => {
-            eprintln!("{error}");
+            let text = error.to_string();
+            if !text.is_empty() {
+                eprintln!("{text}");
+            }
             ExitCode::from(130)
         }
         Err(error) => {

@@ -75,7 +75,7 @@ pub fn run(args: Args) -> Result<()> {
         model.metadata.name = name;
     }
     let spec = spec(&model);
-    let console = Console::new(Stop::default());
+    let console = Console::new(Stop::default(), true);
     let [photos, held_out] = load_photos(&args.data, spec.patch, &console)?;
     let batches = |photos, seed: u64, count: u64| -> Result<Vec<Batch>> {
         let source = DegradedPhotos {

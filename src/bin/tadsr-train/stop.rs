@@ -17,6 +17,13 @@ use anyhow::Result;
 #[error("{0}")]
 pub struct Stopped(pub String);
 
+impl Stopped {
+    /// Returns the error of a process that leaves the text to another one.
+    pub fn silently() -> anyhow::Error {
+        Self(String::new()).into()
+    }
+}
+
 /// Request to stop, which all clones share.
 #[derive(Clone, Default)]
 pub struct Stop {

@@ -1,8 +1,10 @@
 //! Parts that all training commands share: options, progress bars, messages.
 
 use std::{
+    env,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +15,9 @@ use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use tadsr::{
     Device, Error,
     train::{
-        self, Measurement, Observer, Outcome, Progress, Recipe, RunOptions, data::Preparation,
+        self, Measurement, Observer, Outcome, Progress, Recipe, RunOptions,
+        data::Preparation,
+        ranks::{Alone, Ranks},
     },
 };
 
@@ -22,7 +26,8 @@ use crate::stop::{Stop, Stopped};
 /// Device and threads of the networks.
 #[derive(clap::Args)]
 pub struct Machine {
-    /// Device of the networks: cpu, cuda or cuda:N. CUDA needs a build with the feature cuda
+    /// Device of the networks: cpu, cuda or cuda:N. CUDA needs a build with the feature cuda. With
+    /// several processes, each takes the next GPU of its host
     #[arg(long, default_value = "cpu", value_parser = Device::from_str)]
     device: Device,
     /// Numeric precision of feature maps; weights are f32 [default: f32 on the CPU, bf16 on CUDA]
@@ -54,17 +59,60 @@ impl Machine {
         train::keep_memory();
         // SAFETY: no other thread runs yet that could read the environment.
         unsafe { tadsr::ops::use_threads(options.data_threads)? };
+        options.ranks = ranks()?;
+        if let (Device::Cuda(first), 2..) = (self.device, options.ranks.count()) {
+            options.device = Device::Cuda(first + number(&LOCAL_RANKS).unwrap_or(0));
+        }
         Ok(options)
     }
 }
 
+/// Variables of MPI launchers with the number of processes: Open MPI; MPICH and Slurm.
+const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+
+/// Variables with the number of the process on its host: Open MPI, MPICH, Slurm.
+const LOCAL_RANKS: [&str; 3] = [
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+];
+
+/// Returns the value of the first variable that is set to a number.
+fn number(variables: &[&str]) -> Option<usize> {
+    let value = |name: &&str| env::var(name).ok()?.parse().ok();
+    variables.iter().find_map(value)
+}
+
+/// Joins the other processes if an MPI launcher has started this one.
+fn ranks() -> Result<Arc<dyn Ranks>> {
+    let size = number(&SIZES).unwrap_or(1);
+    if size == 1 && env::var_os("PMIX_RANK").is_none() {
+        return Ok(Arc::new(Alone));
+    }
+    #[cfg(feature = "mpi")]
+    return Ok(Arc::new(train::ranks::Mpi::join()?));
+    #[cfg(not(feature = "mpi"))]
+    if size > 1 {
+        anyhow::bail!(
+            "this is one of {size} processes of an MPI launcher, but the program was built without \
+             MPI: build it with --features mpi"
+        );
+    }
+    #[cfg(not(feature = "mpi"))]
+    Ok(Arc::new(Alone))
+}
+
 /// Trains by `recipe`. `resume` is the option, if any, that continues a run.
 pub fn run(recipe: &Recipe, options: &RunOptions, resume: Option<&str>) -> Result<()> {
-    let console = Console::new(Stop::on_signals()?);
+    let console = Console::new(Stop::on_signals()?, options.ranks.is_first());
     let outcome = recipe.run(options, &console);
     console.clear();
     match outcome {
+        Err(error) if options.ranks.count() > 1 => {
+            Err(abort(error, &*options.ranks, &console.stop))
+        }
         Ok(Outcome::Completed) => Ok(()),
+        Ok(Outcome::Stopped { .. }) if !options.ranks.is_first() => Err(Stopped::silently()),
         Ok(Outcome::Stopped { done, steps }) => {
             let resume = resume.map_or(String::new(), |option| format!(" and {option}"));
             let text = format!(
@@ -80,12 +128,31 @@ pub fn run(recipe: &Recipe, options: &RunOptions, resume: Option<&str>) -> Resul
     }
 }
 
+/// Prints an error and ends all ranks.
+fn abort(error: Error, ranks: &dyn Ranks, stop: &Stop) -> anyhow::Error {
+    let error = as_option(error);
+    if ranks.is_first() {
+        eprintln!("tadsr-train: {error:#}");
+    } else {
+        // If the first rank has the same error, it prints it and stops this one.
+        thread::sleep(Duration::from_secs(1));
+        if !stop.is_asked() {
+            eprintln!("tadsr-train: rank {}: {error:#}", ranks.rank());
+        }
+    }
+    ranks.abort();
+    error
+}
+
 /// Takes some steps of each stage of `recipe` and prints the time and memory that a run needs.
 pub fn estimate(recipe: &Recipe, options: &RunOptions) -> Result<()> {
-    let console = Console::new(Stop::on_signals()?);
+    let ranks = &*options.ranks;
+    let console = Console::new(Stop::on_signals()?, ranks.is_first());
     let stages = recipe.estimate(options, &console);
     console.clear();
     let stages = match stages {
+        Err(error) if ranks.count() > 1 => return Err(abort(error, ranks, &console.stop)),
+        Ok(_) if !ranks.is_first() => return Ok(()),
         Err(Error::Cancelled) => return Err(Stopped("stopped".into()).into()),
         stages => stages.map_err(as_option)?,
     };
@@ -139,6 +206,8 @@ pub fn as_option(error: Error) -> anyhow::Error {
 /// Progress and messages on standard error.
 pub struct Console {
     stop: Stop,
+    /// Prints, as the first of several processes does.
+    prints: bool,
     state: Mutex<State>,
 }
 
@@ -156,11 +225,12 @@ struct State {
 const TRAINING: &str = "training";
 
 impl Console {
-    /// Shows progress on standard error and stops the work when `stop` asks for it.
-    pub fn new(stop: Stop) -> Self {
+    /// Shows progress on standard error if `prints`, and stops the work when `stop` asks for it.
+    pub fn new(stop: Stop, prints: bool) -> Self {
         let now = Instant::now();
         Self {
             stop,
+            prints,
             state: Mutex::new(State {
                 bar: None,
                 started: now,
@@ -210,10 +280,15 @@ impl State {
 
 impl Observer for Console {
     fn message(&self, text: &str) {
-        self.lock().print(text);
+        if self.prints {
+            self.lock().print(text);
+        }
     }
 
     fn prepared(&self, progress: Preparation) {
+        if !self.prints {
+            return;
+        }
         let (name, done, all) = match progress {
             Preparation::Photos { done, all } => ("decoding photos", done as u64, all as u64),
             Preparation::Videos { done, all } => {
@@ -231,6 +306,9 @@ impl Observer for Console {
         let mut state = self.lock();
         state.bar = None;
         (state.started, state.first) = (Instant::now(), progress.done);
+        if !self.prints {
+            return;
+        }
         let bar = state.bar(TRAINING, "{bar:30} {pos}/{len} ETA {eta_precise} {msg}");
         bar.set_length(progress.steps);
         bar.set_position(progress.done);
@@ -257,6 +335,9 @@ impl Observer for Console {
         let steps = (progress.done - state.first) as f64;
         let rate = steps / state.started.elapsed().as_secs_f64();
         let left = Duration::from_secs_f64((progress.steps - progress.done) as f64 / rate);
+        if !self.prints {
+            return;
+        }
         state.print(&format!(
             "step {} of {}: {}; {}; {:.2} images/s, {} left",
             progress.done,

@@ -10,9 +10,9 @@ use std::{
 
 use crate::{Error, Result, train::random::step_seed};
 
-/// Makes batches on background threads, in the order of the steps.
+/// Makes batches on background threads, in the order of their indices.
 ///
-/// Batch `i` depends on the seed and `i` only, so a resumed run gets the same batches as an
+/// A batch depends on the seed and its index only, so a resumed run gets the same batches as an
 /// uninterrupted one.
 pub struct Loader<B> {
     queues: Vec<Receiver<Result<B>>>,
@@ -20,24 +20,24 @@ pub struct Loader<B> {
 }
 
 impl<B: Send + 'static> Loader<B> {
-    /// Starts `threads` threads that make the batches from step `first` on. `make` gets
-    /// [`step_seed`] of `seed` and the step.
+    /// Starts `threads` threads that make the batches of `indices`. `make` gets [`step_seed`] of
+    /// `seed` and the index.
     pub fn start(
         make: impl Fn(u64) -> Result<B> + Send + Sync + 'static,
         seed: u64,
-        first: u64,
+        indices: impl Iterator<Item = u64> + Clone + Send + 'static,
         threads: usize,
     ) -> Self {
         let (threads, make) = (threads.max(1), Arc::new(make));
         let queues = (0..threads).map(|i| {
             let (to, from) = sync_channel(2);
             let make = make.clone();
-            let steps = (first + i as u64..).step_by(threads);
+            let indices = indices.clone().skip(i).step_by(threads);
             thread::spawn(move || {
                 // Batches must not wait for the threads of the network.
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
                 let _alone = pool.use_current_thread().build();
-                fill(&*make, seed, steps, &to);
+                fill(&*make, seed, indices, &to);
             });
             from
         });
@@ -47,7 +47,7 @@ impl<B: Send + 'static> Loader<B> {
         }
     }
 
-    /// Returns the batch of the next step.
+    /// Returns the next batch.
     ///
     /// # Errors
     /// Those of `make`; [`Error::Thread`] when its thread has panicked.
@@ -63,15 +63,15 @@ impl<B: Send + 'static> Loader<B> {
     }
 }
 
-/// Makes the batches of `steps` until the loader is dropped.
+/// Makes the batches of `indices` until the loader is dropped.
 fn fill<B>(
     make: impl Fn(u64) -> Result<B>,
     seed: u64,
-    steps: impl Iterator<Item = u64>,
+    indices: impl Iterator<Item = u64>,
     to: &SyncSender<Result<B>>,
 ) {
-    for step in steps {
-        if to.send(make(step_seed(seed, step))).is_err() {
+    for index in indices {
+        if to.send(make(step_seed(seed, index))).is_err() {
             return;
         }
     }
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn batches_come_in_order_with_any_number_of_threads_and_from_any_step() {
         let take = |first, threads| {
-            let mut loader = Loader::start(Ok, 5, first, threads);
+            let mut loader = Loader::start(Ok, 5, first.., threads);
             (0..7)
                 .map(|_| loader.next_batch().unwrap())
                 .collect::<Vec<_>>()
@@ -104,7 +104,7 @@ mod tests {
                 Ok(())
             }
         };
-        let mut loader = Loader::start(make, 1, 0, 2);
+        let mut loader = Loader::start(make, 1, 0.., 2);
         let good = [0, 1, 2].map(|_| loader.next_batch().is_ok());
         assert_eq!(good, [true, false, true]);
     }

@@ -135,7 +135,7 @@ pub fn train(
 
     let (source, squares, count) = (data.source.clone(), options.squares, options.frames);
     let make = move |seed| Frames::draw(&source, seed, count, squares);
-    let mut loader = Loader::start(make, options.seed, 0, data_threads);
+    let mut loader = Loader::start(make, options.seed, 0.., data_threads);
     let mut progress = Progress {
         done: 0,
         steps: options.steps,

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    hash::{Hash, Hasher},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +21,8 @@ use crate::{
         checkpoint::{Start, has_checkpoint, write_atomically},
         data::{corpus::Corpus, matched::Matched, spec::PoolSpec},
         observer::Observer,
+        random::Fnv,
+        ranks::{Ranks, shared},
         trainer::{
             self, Outcome, Plan, RunContext, RunOptions, StageEstimate, train_with_restarts,
         },
@@ -40,7 +43,11 @@ const LATENT: &str = "latent.json";
 /// # Errors
 /// As [`crate::train::Recipe::run`].
 pub fn run(recipe: &Recipe, options: &RunOptions, observer: &dyn Observer) -> Result<Outcome> {
-    let run = Run::prepare(recipe, options, observer, false)?;
+    let ranks = &*options.ranks;
+    let recipe = &shared_recipe(recipe, ranks)?;
+    // The other ranks find the clips and the latent that the first one makes.
+    let run = ranks.first_then_others(|| Run::prepare(recipe, options, observer, false))?;
+    ranks.check_same("data or options", run.fingerprint())?;
     trainer::create_folder(&options.folder)?;
     match run.train_teacher()? {
         Outcome::Completed => run.train_student(),
@@ -57,7 +64,22 @@ pub fn estimate(
     options: &RunOptions,
     observer: &dyn Observer,
 ) -> Result<Vec<StageEstimate>> {
-    Run::prepare(recipe, options, observer, true)?.estimate()
+    let ranks = &*options.ranks;
+    let recipe = &shared_recipe(recipe, ranks)?;
+    let run = ranks.first_then_others(|| Run::prepare(recipe, options, observer, true))?;
+    run.estimate()
+}
+
+/// Returns the recipe with its batches shared among the ranks.
+fn shared_recipe(recipe: &Recipe, ranks: &dyn Ranks) -> Result<Recipe> {
+    let mut recipe = recipe.clone();
+    let student = &mut recipe.student;
+    (student.batch, student.accumulate) = shared(student.batch, student.accumulate, ranks.count())?;
+    if let Some(teacher) = &mut recipe.teacher {
+        (teacher.batch, teacher.accumulate) =
+            shared(teacher.batch, teacher.accumulate, ranks.count())?;
+    }
+    Ok(recipe)
 }
 
 /// A recipe and all that its stages have in common.
@@ -139,8 +161,10 @@ impl<'a> Run<'a> {
         let folder = &self.teacher_folder;
         let path = folder.join(LATENT);
         let expected = &self.latent;
-        // A latent that nothing was trained with may be of other data.
-        let used = has_checkpoint(folder) || folder.join(TEACHER).exists();
+        let ranks = &*self.options.ranks;
+        // A latent that nothing was trained with may be of other data, if this run has not just
+        // measured it.
+        let used = has_checkpoint(folder) || folder.join(TEACHER).exists() || !ranks.is_first();
         if let (true, Ok(bytes)) = (used, fs::read(&path)) {
             let found: Latent = serde_json::from_slice(&bytes)
                 .map_err(|e| Error::training(&path, format!("cannot be understood: {e}")))?;
@@ -163,7 +187,7 @@ impl<'a> Run<'a> {
                 expected.measured(&*self.data.source, patch)?
             }
         };
-        if !dry {
+        if !dry && ranks.is_first() {
             trainer::create_folder(folder)?;
             let json = serde_json::to_vec_pretty(&latent);
             let json = json.map_err(|e| Error::training(&path, e.to_string()))?;
@@ -180,6 +204,7 @@ impl<'a> Run<'a> {
             device: self.device.clone(),
             dtype: self.dtype,
             halvings,
+            ranks: self.options.ranks.clone(),
         }
     }
 
@@ -208,9 +233,20 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
+    /// Returns a hash of recipe and data.
+    fn fingerprint(&self) -> u64 {
+        let mut hash = Fnv::default();
+        self.data.fingerprint().hash(&mut hash);
+        format!("{:?} {:?}", self.recipe, self.latent).hash(&mut hash);
+        hash.finish()
+    }
+
     /// Writes the recipe to `recipe.toml` in the folder of the run, from which the run can be
     /// repeated. Call it once the run has accepted the recipe.
     fn record(&self) -> Result<()> {
+        if !self.options.ranks.is_first() {
+            return Ok(());
+        }
         let path = self.options.folder.join("recipe.toml");
         let mut recipe = self.recipe.clone();
         recipe.make_absolute()?;
@@ -240,6 +276,7 @@ impl<'a> Run<'a> {
             save_every: self.options.save_every,
             folder,
             product: TEACHER,
+            ranks: &*self.options.ranks,
         };
         let open = |resume, halvings| {
             let context = self.context(folder, Start::of(resume), halvings);
@@ -264,6 +301,7 @@ impl<'a> Run<'a> {
             save_every: self.options.save_every,
             folder,
             product: MODEL,
+            ranks: &*self.options.ranks,
         };
         let open = |resume, halvings| {
             let path = self.teacher_folder.join(TEACHER);
@@ -403,5 +441,137 @@ fn latent_patch(recipe: &Recipe, target: &Target) -> usize {
     match (&recipe.teacher, recipe.student.patch) {
         (None, patch @ 1..) => patch,
         _ => 48 * target.student.r,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+    use crate::train::{
+        checkpoint,
+        init::Tensors,
+        lite::Size,
+        ranks::{Alone, Ranks, threads::on_ranks},
+    };
+
+    /// Returns a recipe of a teacher and a student with all terms.
+    fn recipe(folder: &Path) -> Recipe {
+        for n in 0..3 {
+            let picture = RgbImage::from_fn(160, 120, |x, y| {
+                Rgb([(x * y + n) as u8, (x / 3 + y) as u8 ^ 90, (7 * x) as u8])
+            });
+            picture.save(folder.join(format!("{n}.png"))).unwrap();
+        }
+        let mut recipe = Recipe::new("small", Size::Tiny, 2.0);
+        recipe.data.dirs = vec![folder.into()];
+        recipe.data.preset = "stills".into();
+        recipe.data.hold_out = 3;
+        recipe.conditioning.denoise = true;
+        recipe.teacher = Some(teacher::Options {
+            widths: vec![16, 16],
+            blocks: 1,
+            steps: 10,
+            batch: 2,
+            patch: 32,
+            ..teacher::Options::default()
+        });
+        recipe.student.steps = 50;
+        recipe.student.batch = 2;
+        recipe.student.accumulate = 2;
+        recipe.student.patch = 32;
+        recipe.student.distillation.after = 0.2;
+        recipe.student.distillation.width = 16;
+        recipe
+    }
+
+    fn options(folder: PathBuf, ranks: std::sync::Arc<dyn Ranks>) -> RunOptions {
+        RunOptions {
+            save_every: 20,
+            data_threads: 1,
+            ranks,
+            ..RunOptions::new(folder)
+        }
+    }
+
+    fn weights(folder: &Path) -> Tensors {
+        let file = folder.join(checkpoint::CHECKPOINT);
+        let (tensors, _) = checkpoint::load::<serde_json::Value>(&file).unwrap();
+        tensors
+    }
+
+    /// Returns the largest difference between tensors of two checkpoints.
+    fn difference(a: &Tensors, b: &Tensors) -> f64 {
+        assert_eq!(a.len(), b.len());
+        let largest = a.iter().map(|(name, a)| {
+            let apart = (a - &b[name]).unwrap().abs().unwrap();
+            let apart = apart.flatten_all().unwrap().max(0).unwrap();
+            let apart = apart.to_dtype(DType::F64).unwrap();
+            apart.to_scalar::<f64>().unwrap()
+        });
+        largest.fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn ranks_train_the_model_of_one_process_and_a_run_continues_on_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = recipe(dir.path());
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        let alone = |folder: &Path| options(folder.into(), std::sync::Arc::new(Alone));
+        // The teacher is the same for one process and two ranks.
+        let mut given = recipe.clone();
+        given.teacher.as_mut().unwrap().accumulate = 2;
+        assert_eq!(run(&given, &alone(&one), &()).unwrap(), Outcome::Completed);
+        let outcomes = on_ranks(2, |ranks| run(&given, &options(two.clone(), ranks), &()));
+        for outcome in outcomes {
+            assert_eq!(outcome.unwrap(), Outcome::Completed);
+        }
+        for folder in ["", "teacher"] {
+            let apart = difference(&weights(&one.join(folder)), &weights(&two.join(folder)));
+            assert!(apart < 1e-6, "{folder}: {apart}");
+        }
+        let lines = |folder: &Path| {
+            let text = fs::read_to_string(folder.join("losses.csv")).unwrap();
+            text.lines().count()
+        };
+        assert_eq!([lines(&one), lines(&two)], [51, 51]);
+
+        // The batches are those that two ranks were given, also for one process.
+        given.student.steps = 60;
+        assert_eq!(run(&given, &alone(&two), &()).unwrap(), Outcome::Completed);
+        assert_eq!(lines(&two), 61);
+        // A recipe without batches to share gets smaller ones.
+        let three = dir.path().join("three");
+        let mut whole = recipe;
+        (whole.student.accumulate, whole.student.batch) = (1, 4);
+        whole.student.steps = 2;
+        let outcomes = on_ranks(2, |ranks| run(&whole, &options(three.clone(), ranks), &()));
+        assert!(outcomes.into_iter().all(|outcome| outcome.is_ok()));
+        let recorded = Recipe::read(&three.join("recipe.toml")).unwrap();
+        assert_eq!(
+            (recorded.student.batch, recorded.student.accumulate),
+            (2, 2)
+        );
+    }
+
+    #[test]
+    fn ranks_with_other_data_refuse_to_train() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = recipe(dir.path());
+        let errors = on_ranks(2, |ranks| {
+            let mut recipe = recipe.clone();
+            recipe.student.seed += ranks.rank() as u64;
+            let out = dir.path().join("run");
+            run(&recipe, &options(out, ranks), &())
+                .unwrap_err()
+                .to_string()
+        });
+        for error in errors {
+            assert!(
+                error.starts_with("rank 1 has other data or options than rank 0"),
+                "{error}"
+            );
+        }
     }
 }

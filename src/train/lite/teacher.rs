@@ -5,6 +5,8 @@ use std::{
     fs,
     hash::{Hash, Hasher},
     path::{Path, PathBuf},
+    slice::from_mut,
+    sync::Arc,
 };
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
@@ -24,6 +26,7 @@ use crate::{
         observer::Measurement,
         optim::{CLIP, Trained, cosine},
         random::{Fnv, step_seed},
+        ranks::Ranks,
         trainer::{RunContext, Training, check_common},
     },
 };
@@ -243,6 +246,7 @@ pub struct TeacherRun {
     fingerprint: u64,
     device: Device,
     dtype: DType,
+    ranks: Arc<dyn Ranks>,
     dir: PathBuf,
 }
 
@@ -279,10 +283,10 @@ impl TeacherRun {
         let held_out = data.validation(&spec, &latent.stats)?;
         let (source, stats) = (data.source.clone(), latent.stats.clone());
         let make = move |seed| spec.batch(&*source, &stats, seed);
-        let first = step * options.accumulate as u64;
+        let indices = context.ranks.indices(step, options.accumulate);
         Ok(Self {
             schedule: options.diffusion.schedule()?,
-            loader: Loader::start(make, options.seed, first, context.data_threads),
+            loader: Loader::start(make, options.seed, indices, context.data_threads),
             options,
             latent,
             patch,
@@ -294,6 +298,7 @@ impl TeacherRun {
             fingerprint,
             device: context.device.clone(),
             dtype: context.dtype,
+            ranks: context.ranks.clone(),
             dir: context.folder.to_path_buf(),
         })
     }
@@ -374,7 +379,7 @@ impl TeacherRun {
     pub fn measure(&self) -> Result<Vec<(&'static str, f64, f64)>> {
         let cpu = Device::Cpu;
         let teacher = self.averaged(&cpu)?;
-        let measure = |(name, batch): &HeldOut| {
+        let measure = |(_, batch): &HeldOut| {
             let loss = self
                 .loss(&teacher, batch, HELD_OUT, &cpu)?
                 .to_scalar::<f32>()?;
@@ -394,13 +399,15 @@ impl TeacherRun {
             };
             let mean = guided.predict(&x, &t)?;
             let left = (&residual - mean)?;
-            Ok((
-                *name,
-                f64::from(loss),
-                gain(&residual, &left, &self.latent.stats)?,
-            ))
+            let gain = gain(&residual, &left, &self.latent.stats)?;
+            Ok([f64::from(loss), gain])
         };
-        self.held_out.iter().map(measure).collect()
+        let measured = self.ranks.shared_work(&self.held_out, measure)?;
+        let names = self.held_out.iter().map(|(name, _)| *name);
+        Ok(names
+            .zip(measured)
+            .map(|(n, [loss, gain])| (n, loss, gain))
+            .collect())
     }
 }
 
@@ -417,14 +424,18 @@ impl Training for TeacherRun {
     fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
         let o = &self.options;
         let (mut grads, mut sum) = (GradStore::default(), 0.0);
-        for i in 0..o.accumulate as u64 {
+        let indices = self.ranks.indices(self.step, o.accumulate);
+        for index in indices.take(self.ranks.share(o.accumulate)) {
             let batch = self.loader.next_batch()?;
-            let seed = step_seed(o.seed ^ NOISE, self.step * o.accumulate as u64 + i);
+            let seed = step_seed(o.seed ^ NOISE, index);
             let loss =
                 (self.loss(&self.teacher, &batch, seed, &self.device)? / o.accumulate as f64)?;
             sum += f64::from(loss.to_scalar::<f32>()?);
             grads.extend(loss.backward()?)?;
         }
+        let parameters = self.trained.parameters();
+        self.ranks
+            .sum_gradients(&mut grads, parameters, from_mut(&mut sum))?;
         bounded(&self.dir, self.step, "loss", sum)?;
         let warm_up = (o.steps / 20).clamp(1, 1000);
         let peak = o.learning_rate * 0.5f64.powi(self.halvings);

@@ -4,7 +4,11 @@
 //! the updated discriminator. The gradient at the student's result is computed before the graph of
 //! the student is built, so the graphs of teacher and student never need memory at the same time.
 
-use std::{path::Path, path::PathBuf, sync::Arc};
+use std::{
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use candle_nn::VarBuilder;
@@ -34,7 +38,8 @@ use crate::{
         },
         observer::Measurement,
         optim::{Parameter, Trained},
-        random::step_seed,
+        random::{Fnv, step_seed},
+        ranks::Ranks,
         trainer::{RunContext, Training},
     },
 };
@@ -153,6 +158,7 @@ pub struct Distill {
     held_out: Prepared,
     fingerprints: [u64; 3],
     begun: Option<Origin>,
+    ranks: Arc<dyn Ranks>,
     dir: PathBuf,
 }
 
@@ -199,7 +205,7 @@ impl Distill {
         let spec = PictureSpec::new(&options, &frozen.config);
         let examined = spec.batch(held_out, options.batch, HELD_OUT)?;
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
-        let first = step * options.accumulate as u64;
+        let indices = context.ranks.indices(step, options.accumulate);
         let (batch, all) = (options.batch, photos.clone());
         let make = move |seed| spec.batch(&all, batch, seed);
         let mut run = Self {
@@ -221,7 +227,8 @@ impl Distill {
             },
             model: teacher,
             step,
-            loader: Loader::start(make, options.seed, first, context.data_threads),
+            loader: Loader::start(make, options.seed, indices, context.data_threads),
+            ranks: context.ranks.clone(),
             dir: dir.to_path_buf(),
             options,
             frozen,
@@ -253,10 +260,18 @@ impl Distill {
         Ok(())
     }
 
+    /// Returns a hash of photos, teacher and options.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = Fnv::default();
+        self.fingerprints.hash(&mut hash);
+        format!("{:?}", self.options).hash(&mut hash);
+        hash.finish()
+    }
+
     /// Updates the discriminator and returns its loss.
     fn step_discriminator(&mut self, batches: &[Prepared], rate: f64) -> Result<f64> {
         let frozen = &self.frozen;
-        let (loss, grads) = self.adversary.loss(batches.len(), |i| {
+        let (loss, grads) = self.adversary.loss(&*self.ranks, batches.len(), |i| {
             let batch = &batches[i];
             let (perturbation, seen) = (
                 frozen.perturbation(batch, &batch.adversarial),
@@ -285,7 +300,8 @@ impl Distill {
         } else {
             None
         };
-        let share = 1.0 / batches.len() as f64;
+        let share = 1.0 / self.options.accumulate as f64;
+        let mut sums = [[0.0; TERMS.len()]; 2];
         let mut grads = GradStore::default();
         for batch in batches {
             let mut total = batch.result.zeros_like()?;
@@ -296,14 +312,21 @@ impl Distill {
             {
                 let Some((term, weight)) = term else { continue };
                 let gradient = (&term.gradient * *weight)?;
-                report.losses[i] += share * self.finite(TERMS[i], term.value)?;
-                let norm = self.finite(TERMS[i], norm(&gradient)?)?;
-                report.gradients[i] += share * norm;
+                sums[0][i] += share * term.value;
+                sums[1][i] += share * norm(&gradient)?;
                 total = (total + gradient)?;
             }
             let z = seen(&self.student, batch).predict(&batch.input, &batch.start)?;
             let loss = (stand_in(&z, &total)? * share)?;
             grads.extend(loss.backward()?)?;
+        }
+        let parameters = self.trained.parameters();
+        let values = sums.as_flattened_mut();
+        self.ranks.sum_gradients(&mut grads, parameters, values)?;
+        [report.losses, report.gradients] = sums;
+        for (i, term) in TERMS.iter().enumerate() {
+            self.finite(term, report.losses[i])?;
+            self.finite(term, report.gradients[i])?;
         }
         let whole = self.trained.step(&grads, rate)?;
         self.finite("gradient", whole)?;
@@ -425,11 +448,11 @@ impl Training for Distill {
     /// When a loss or gradient is not finite. The checkpoint is still good.
     fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
         let batches = self.options.accumulate;
-        let first = self.step * batches as u64;
-        let mut prepared = Vec::with_capacity(batches);
-        for i in 0..batches as u64 {
+        let own = self.ranks.share(batches);
+        let mut prepared = Vec::with_capacity(own);
+        for index in self.ranks.indices(self.step, batches).take(own) {
             let pictures = self.loader.next_batch()?;
-            let seed = step_seed(self.options.seed ^ NOISE, first + i);
+            let seed = step_seed(self.options.seed ^ NOISE, index);
             let (o, frozen) = (&self.options, &self.frozen);
             prepared.push(prepare(o, frozen, &self.student, &pictures, seed)?);
         }

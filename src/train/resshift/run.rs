@@ -10,6 +10,7 @@ use crate::{
     train::{
         checkpoint::Start,
         observer::{Observer, load_photos},
+        ranks::shared,
         trainer::{
             Outcome, Plan, RunContext, RunOptions, StageEstimate, Training, create_folder, train,
         },
@@ -22,7 +23,11 @@ use crate::{
 /// As [`crate::train::Recipe::run`].
 pub fn run(recipe: &Recipe, options: &RunOptions, observer: &dyn Observer) -> Result<Outcome> {
     let start = Start::of(options.resumes());
+    let recipe = &shared_recipe(recipe, options)?;
     let mut run = open(recipe, options, observer, start)?;
+    options
+        .ranks
+        .check_same("data or options", run.fingerprint())?;
     if run.done() == 0 {
         let text = run.validate()?.text;
         observer.message(&format!("before the first step: {text}"));
@@ -33,6 +38,7 @@ pub fn run(recipe: &Recipe, options: &RunOptions, observer: &dyn Observer) -> Re
         save_every: options.save_every,
         folder: &options.folder,
         product: "model.safetensors",
+        ranks: &*options.ranks,
     };
     train(&mut run, &plan, observer)
 }
@@ -46,6 +52,7 @@ pub fn estimate(
     options: &RunOptions,
     observer: &dyn Observer,
 ) -> Result<Vec<StageEstimate>> {
+    let recipe = &shared_recipe(recipe, options)?;
     let mut run = open(recipe, options, observer, Start::Dry)?;
     let start = Instant::now();
     run.step()?;
@@ -55,6 +62,17 @@ pub fn estimate(
         step: start.elapsed(),
         steps: recipe.steps,
     }])
+}
+
+/// Returns the recipe with its batches shared among the ranks.
+fn shared_recipe(recipe: &Recipe, options: &RunOptions) -> Result<Recipe> {
+    let count = options.ranks.count();
+    let (batch, accumulate) = shared(recipe.batch, recipe.accumulate, count)?;
+    Ok(Recipe {
+        batch,
+        accumulate,
+        ..recipe.clone()
+    })
 }
 
 fn open(
@@ -102,6 +120,7 @@ fn open(
         device,
         dtype,
         halvings: 0,
+        ranks: options.ranks.clone(),
     };
     Distill::new(run, teacher, begin, Arc::new(photos), &held_out, &context)
 }

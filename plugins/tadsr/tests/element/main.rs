@@ -16,3 +16,4 @@ mod pipelines;
 mod pixels;
 mod resshift;
 mod settings;
+mod stress;

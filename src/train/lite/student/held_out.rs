@@ -37,7 +37,7 @@ impl StudentRun {
     /// When a tensor operation fails.
     pub fn measure(&self) -> Result<Vec<Validation>> {
         let student = self.model()?.student()?;
-        let measure = |(name, batch): &HeldOut| {
+        let measure = |(_, batch): &HeldOut| {
             let [base, residual] = self.latent.tensors(batch, self.patch, &Device::Cpu)?;
             let at = self.condition(batch);
             let result = match &batch.motion {
@@ -54,13 +54,17 @@ impl StudentRun {
                     |residual: &Tensor| distance(lpips, &self.pictures(&base, residual)?, &truth);
                 Ok::<_, Error>([of(&result)?, of(&residual.zeros_like()?)?])
             });
-            Ok(Validation {
-                name,
-                gain: gain(&residual, &left, &self.latent.stats)?,
-                lpips: lpips.transpose()?,
-            })
+            let [student, base] = lpips.transpose()?.unwrap_or_default();
+            let gain = gain(&residual, &left, &self.latent.stats)?;
+            Ok([gain, student, base])
         };
-        self.held_out.iter().map(measure).collect()
+        let measured = self.ranks.shared_work(&self.held_out, measure)?;
+        let validation = |((name, _), [gain, student, base]): (&HeldOut, [f64; 3])| Validation {
+            name,
+            gain,
+            lpips: self.lpips.is_some().then_some([student, base]),
+        };
+        Ok(self.held_out.iter().zip(measured).map(validation).collect())
     }
 
     /// Returns some held-out images of each degradation, luma only: bicubic, averaged student,

@@ -18,6 +18,7 @@ mod terms;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
@@ -49,6 +50,7 @@ use crate::{
         observer::Measurement,
         optim::{CLIP, Parameter, Trained, cosine},
         random::{normal, step_seed},
+        ranks::Ranks,
         report::SampleRow,
         trainer::{RunContext, Training},
     },
@@ -146,6 +148,7 @@ pub struct StudentRun {
     lpips: Option<Lpips>,
     fingerprint: u64,
     device: Device,
+    ranks: Arc<dyn Ranks>,
     dir: PathBuf,
 }
 
@@ -193,7 +196,7 @@ impl StudentRun {
         let (mut student, parameters) = new_student(target.student, &options, &context.device)?;
         student.set_dtype(context.dtype);
         let step = saved.as_ref().map_or(0, |(_, state)| state.step);
-        let first = step * options.accumulate as u64;
+        let indices = context.ranks.indices(step, options.accumulate);
         let held_out = data.validation(&spec, &latent.stats)?;
         let (source, stats) = (data.source.clone(), latent.stats.clone());
         let make = move |seed: u64| {
@@ -219,8 +222,9 @@ impl StudentRun {
             lpips: None,
             fingerprint: data.fingerprint(),
             device: context.device.clone(),
+            ranks: context.ranks.clone(),
             dir: context.folder.to_path_buf(),
-            loader: Loader::start(make, options.seed, first, context.data_threads),
+            loader: Loader::start(make, options.seed, indices, context.data_threads),
             patch,
             teacher,
             student,
@@ -394,7 +398,7 @@ impl StudentRun {
         let (Some(teacher), Some(adversary)) = (&self.teacher, &mut self.adversary) else {
             return Ok(0.0);
         };
-        let (loss, grads) = adversary.loss(batches.len(), |i| {
+        let (loss, grads) = adversary.loss(&*self.ranks, batches.len(), |i| {
             let batch = &batches[i];
             let (perturbation, guided) = (batch.adversarial(teacher), batch.guided(teacher));
             let fake = batch.forward(&self.student)?.detach();
@@ -410,8 +414,8 @@ impl StudentRun {
         Ok(loss)
     }
 
-    /// Updates the student. Returns the values of the terms and the norms of their weighted
-    /// gradients.
+    /// Updates the student. Returns the means over all batches of the values of the terms and of
+    /// the norms of their weighted gradients.
     fn step_student(
         &mut self,
         batches: &[Prepared],
@@ -421,22 +425,28 @@ impl StudentRun {
             Some(adversary) if shares[ADVERSARIAL] > 0.0 => Some(adversary.discriminator()?),
             _ => None,
         };
-        let part = 1.0 / batches.len() as f64;
-        let [mut losses, mut norms] = [[0.0; TERMS.len()]; 2];
+        let part = 1.0 / self.options.accumulate as f64;
+        // Values, norms of the weighted gradients, and running norms.
+        let mut sums = [[0.0; TERMS.len()]; 3];
         let mut grads = GradStore::default();
         for batch in batches {
             let result = batch.forward(&self.student)?;
             let z = result.detach();
             let terms = self.terms(batch, &z, shares, discriminator.as_ref())?;
-            let weights = self.weights(&terms, shares)?;
+            let norms = self.running_norms(&terms)?;
+            let weights = weights(&norms, shares);
             let mut total = z.zeros_like()?;
             for (i, term) in terms.iter().enumerate() {
                 let Some(term) = term else { continue };
                 let gradient = (&term.gradient * weights[i])?;
-                losses[i] += part * bounded(&self.dir, self.step, TERMS[i], term.value)?;
-                norms[i] += part * norm(&gradient)?;
+                sums[0][i] += part * term.value;
+                sums[1][i] += part * norm(&gradient)?;
                 total = (total + gradient)?;
             }
+            sums[2]
+                .iter_mut()
+                .zip(norms)
+                .for_each(|(s, n)| *s += part * n);
             grads.extend((stand_in(&result, &total)? * part)?.backward()?)?;
         }
         if self.target.student.conditioning.detail {
@@ -444,6 +454,15 @@ impl StudentRun {
             self.trained
                 .freeze(&mut grads, |name| name.contains(".detail.") != trains_dial);
         }
+        let parameters = self.trained.parameters();
+        let values = sums.as_flattened_mut();
+        self.ranks.sum_gradients(&mut grads, parameters, values)?;
+        let [losses, norms, running] = sums;
+        for (i, term) in TERMS.iter().enumerate() {
+            bounded(&self.dir, self.step, term, losses[i])?;
+            bounded(&self.dir, self.step, "gradient", running[i])?;
+        }
+        self.norms = running;
         let o = &self.options;
         let warm_up = (o.steps / 20).clamp(1, 500);
         let factor = cosine(0.5f64.powi(self.halvings), self.step, o.steps, warm_up);
@@ -453,31 +472,18 @@ impl StudentRun {
         Ok([losses, norms])
     }
 
-    /// Returns the weights of the terms. The norm of each gradient, in the running mean, becomes
-    /// its share of the norm of the first term.
-    fn weights(
-        &mut self,
-        terms: &[Option<Term>; TERMS.len()],
-        shares: &[f64; TERMS.len()],
-    ) -> Result<[f64; TERMS.len()]> {
-        for (running, term) in self.norms.iter_mut().zip(terms) {
+    /// Returns the running norms of the gradients after a batch with these terms.
+    fn running_norms(&self, terms: &[Option<Term>; TERMS.len()]) -> Result<[f64; TERMS.len()]> {
+        let mut norms = self.norms;
+        for (running, term) in norms.iter_mut().zip(terms) {
             let Some(term) = term else { continue };
-            let now = bounded(&self.dir, self.step, "gradient", norm(&term.gradient)?)?;
+            let now = norm(&term.gradient)?;
             *running = match *running {
                 0.0 => now,
                 before => NORM_DECAY * before + (1.0 - NORM_DECAY) * now,
             };
         }
-        let first = self.norms.iter().find(|n| **n > 0.0);
-        let (first, sum) = (*first.unwrap_or(&1.0), shares.iter().sum::<f64>());
-        let mut weights = [0.0; TERMS.len()];
-        for (i, weight) in weights.iter_mut().enumerate() {
-            // A term without a gradient, such as that of a new discriminator, is not amplified.
-            if self.norms[i] > 1e-4 * first {
-                *weight = shares[i] / sum * first / self.norms[i];
-            }
-        }
-        Ok(weights)
+        Ok(norms)
     }
 
     /// Returns the current model, with averaged weights and folded kernels.
@@ -531,11 +537,15 @@ impl Training for StudentRun {
     /// # Errors
     /// [`Error::Diverged`] when a loss or gradient is out of bounds. The checkpoint is still good.
     fn step(&mut self) -> Result<Vec<(&'static str, f64)>> {
-        let count = self.options.accumulate as u64;
+        let count = self.options.accumulate;
         let mut batches = Vec::new();
-        for i in 0..count {
+        for index in self
+            .ranks
+            .indices(self.step, count)
+            .take(self.ranks.share(count))
+        {
             let batch = self.loader.next_batch()?;
-            batches.push(self.prepare(&batch, self.step * count + i)?);
+            batches.push(self.prepare(&batch, index)?);
         }
         let shares = self.shares();
         let mut discriminator = 0.0;
@@ -716,6 +726,21 @@ fn new_adversary(
     };
     let made = init::discriminator(&config, options.seed ^ DISCRIMINATOR, device)?;
     Ok(Some(DiscriminatorTrainer::new(made)?))
+}
+
+/// Returns the weights of the terms. The running norm of each gradient becomes its share of the
+/// norm of the first term.
+fn weights(norms: &[f64; TERMS.len()], shares: &[f64; TERMS.len()]) -> [f64; TERMS.len()] {
+    let first = norms.iter().find(|n| **n > 0.0);
+    let (first, sum) = (*first.unwrap_or(&1.0), shares.iter().sum::<f64>());
+    let mut weights = [0.0; TERMS.len()];
+    for (i, weight) in weights.iter_mut().enumerate() {
+        // A term without a gradient, such as that of a new discriminator, is not amplified.
+        if norms[i] > 1e-4 * first {
+            *weight = shares[i] / sum * first / norms[i];
+        }
+    }
+    weights
 }
 
 /// Returns `true` for a kernel, or a factor of a kernel, of a layer between head and tail.
