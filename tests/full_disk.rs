@@ -131,16 +131,17 @@ fn other_commands_leave_no_file_on_a_full_disk() {
     let path = |name: &str| disk.folder.join(name).to_str().unwrap().to_string();
     let picture = photos.join("0.png");
     let picture = picture.to_str().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-x2.safetensors");
     let commands: [(&str, Vec<&str>); 4] = [
         (
             "a.onnx",
             vec!["export", "--model", "tiny", "--scale", "2", "--onnx"],
         ),
         ("a.png", vec!["upscale", picture, "--scale", "2"]),
-        ("a.tiff", vec!["upscale", picture, "--scale", "2"]),
+        ("a.jpg", vec!["upscale", picture, "--scale", "2"]),
         (
             "a.safetensors",
-            vec!["blend", "tiny-x2", "tiny-x2", "--share", "0.5", "--out"],
+            vec!["blend", model, model, "--share", "0.5", "--out"],
         ),
     ];
     for (name, args) in &commands {
