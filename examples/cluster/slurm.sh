@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Upscales films on a Slurm cluster: an array job with a task for each segment of a film, and a job
+# that joins them. Waits for all films.
+#
+# Usage: slurm.sh FILMS SETTINGS..
+#
+#     SBATCH_PARTITION=cpu slurm.sh films.tsv --model small
+#
+# tasks.sh describes FILMS and SETTINGS. The jobs write their logs to the current folder. All nodes
+# need tadsr-train in PATH, and this folder and the films at the same paths.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+command -v sbatch >/dev/null || { echo "slurm.sh: there is no sbatch: run this where Slurm is installed" >&2 && exit 1; }
+tasks=$("$here/tasks.sh" "$@")
+shift
+declare -A films counts arrays joins
+while IFS=$'\t' read -r film out number; do
+    [[ -z $film ]] || films[$out]=$film counts[$out]=$number
+done <<<"$tasks"
+
+for out in "${!films[@]}"; do
+    arguments=("$here/slurm-step.sh" "$here" "${films[$out]}" "$out" "$@")
+    array=$(sbatch --parsable --array="1-${counts[$out]}" "${arguments[@]}")
+    # The join also runs after failures: its log lists the missing segments.
+    sbatch --wait --dependency="afterany:${array%%;*}" --output="tadsr-${array%%;*}-join.log" "${arguments[@]}" &
+    joins[$out]=$! arrays[$out]=${array%%;*}
+done
+status=0
+for out in "${!joins[@]}"; do
+    wait "${joins[$out]}" && continue
+    status=1
+    echo "slurm.sh: '$out' is not complete: see tadsr-${arrays[$out]}-join.log, then run the same command again" >&2
+done
+exit "$status"

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Upscales films on a Ray cluster, with a task for each segment.
+
+    RAY_ADDRESS=auto upscale_ray.py FILMS SETTINGS..
+
+tasks.sh describes FILMS and SETTINGS. All nodes need tadsr-train in PATH, and this folder and the
+films at the same paths.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+HERE = Path(__file__).resolve().parent
+CPUS = 4  # of a task
+
+
+@ray.remote(num_cpus=CPUS, max_retries=3, retry_exceptions=True)
+def run(folder, film, out, step, settings, *_after):
+    """Makes a segment of a film, or joins all of them after other tasks."""
+    command = [HERE / "step.sh", film, out, step, *settings, "--threads", str(CPUS)]
+    # A worker that is killed does not leave the script running.
+    subprocess.run(["setpriv", "--pdeathsig", "KILL", *command], cwd=folder, check=True)
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    films, *settings = sys.argv[1:]
+    listed = subprocess.run([HERE / "tasks.sh", films, *settings], stdout=subprocess.PIPE, text=True)
+    if listed.returncode:
+        sys.exit(listed.returncode)
+    ray.init()
+    segments, joins = {}, {}
+    for line in listed.stdout.splitlines():
+        film, out, number = line.split("\t")
+        task = run.remote(os.getcwd(), film, out, number, settings)
+        segments.setdefault((film, out), {})[number] = task
+    for (film, out), tasks in segments.items():
+        # It does not run if a segment has failed.
+        joins[out] = run.remote(os.getcwd(), film, out, "join", settings, *tasks.values())
+    failures = 0
+    for (film, out), tasks in segments.items():
+        for step, task in [*tasks.items(), ("join", joins[out])]:
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                failures += 1
+                print(f"{step} of '{film}' failed: {str(error).splitlines()[-1]}", file=sys.stderr)
+    if failures:
+        sys.exit("Finished segments are kept: remove the cause and run the same command again.")
+
+
+if __name__ == "__main__":
+    main()
