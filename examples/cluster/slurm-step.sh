@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=tadsr
-#SBATCH --cpus-per-task=4
 #SBATCH --output=tadsr-%A_%a.log
 #SBATCH --open-mode=append
 #SBATCH --requeue

@@ -3,7 +3,7 @@
 
     RAY_ADDRESS=auto upscale_ray.py FILMS SETTINGS..
 
-tasks.sh describes FILMS and SETTINGS. All nodes need tadsr-train in PATH, and this folder and the
+CPUS_PER_TASK is 4 by default. tasks.sh describes FILMS and SETTINGS. All nodes need tadsr-train in PATH, and this folder and the
 films at the same paths.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 HERE = Path(__file__).resolve().parent
-CPUS = 4  # of a task
+CPUS = int(os.environ.get("CPUS_PER_TASK", 4))
 
 
 @ray.remote(num_cpus=CPUS, max_retries=3, retry_exceptions=True)

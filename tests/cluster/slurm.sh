@@ -19,7 +19,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 # A task that is requeued waits for as long as its credential is valid.
-AuthInfo=socket=$folder/munge,cred_expire=1
+AuthInfo=socket=$folder/munge,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/%n
@@ -35,8 +35,8 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
-NodeName=node1 NodeHostname=$name NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=4
-NodeName=node2 NodeHostname=$name NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=4
+NodeName=node1 NodeHostname=$name NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=1
+NodeName=node2 NodeHostname=$name NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=1
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE
 TEXT
     export SLURM_CONF=$folder/slurm.conf
@@ -44,7 +44,7 @@ TEXT
         --pid-file="$folder/munge.pid" --seed-file="$folder/munge.seed" --log-file="$folder/munge.log" \
         >"$folder/munged.txt" 2>&1 &
     daemons+=($!)
-    until_true 10 test -S "$folder/munge" || fail "munged does not start: $(tail -n 3 "$folder/munged.txt")"
+    until_true 30 test -S "$folder/munge" || fail "munged does not start: $(tail -n 3 "$folder/munged.txt")"
     slurmctld -D -c >"$folder/slurmctld.txt" 2>&1 &
     daemons+=($!)
     local node
@@ -52,8 +52,8 @@ TEXT
         slurmd -D -N "$node" >"$folder/$node.txt" 2>&1 &
         daemons+=($!)
     done
-    until_true 20 slurm_is_ready || fail "Slurm does not start; its logs are in $folder:
-$(tail -n 3 "$folder"/*.log)"
+    until_true 60 slurm_is_ready || fail "Slurm does not start; its logs are in $folder:
+$(tail -n 3 "$folder"/*.txt)"
 }
 
 slurm_is_ready() { [[ $(sinfo --noheader --format='%D %t' 2>/dev/null) == '2 idle' ]]; }
