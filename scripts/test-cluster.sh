@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Tests the recipes in examples/cluster with GNU parallel over ssh, Slurm and Ray on this machine. The
-# pods of Kubernetes are validated and run without a cluster.
+# Tests the recipes in examples/cluster with GNU parallel over ssh, Slurm and Ray on this machine.
+# The jobs for Kubernetes are validated, and the commands of their pods run without a cluster.
 #
-# Usage: scripts/test-cluster.sh [--no-install] [RECIPE..]     (default: parallel slurm ray kubernetes)
+# Usage: scripts/test-cluster.sh [--no-install] [RECIPE..]
+#
+# The recipes are parallel, slurm, ray and kubernetes, by default all of them.
 #
 # TADSR_TRAIN selects the program tadsr-train. Otherwise the script builds it.
 set -euo pipefail
@@ -97,7 +99,7 @@ prepare() {
     cp "$root/tests/cluster/tadsr-train" "$bin"
     ln -s "$program" "$bin/program"
     export PATH=$bin:$PATH
-    local video=testsrc2=s=160x90:r=25:d=8 tone=sine=r=48000:d=8
+    local video=testsrc2=s=320x180:r=25:d=8 tone=sine=r=48000:d=8
     ffmpeg -v error -f lavfi -i "$video" -f lavfi -i "$tone" -c:v libx264 -g 50 -keyint_min 50 \
         -sc_threshold 0 -c:a aac "$work/a film.mkv"
     # 7.2 s, and sound that begins later than the video.
@@ -223,22 +225,22 @@ test_ray() {
     port=$(free_ports 1)
     export RAY_ADDRESS=127.0.0.1:$port RAY_USAGE_STATS_ENABLED=0 CPUS_PER_TASK=1
     PATH=$venv/bin:$PATH
-    ray start --head --node-ip-address 127.0.0.1 --port "$port" --num-cpus 2 --include-dashboard false \
+    ray start --head --port "$port" --num-cpus 2 --include-dashboard false \
         --temp-dir "$work/ray" --block >ray.txt 2>&1 &
     daemons+=($!)
     until_true 180 ray status >/dev/null 2>&1 || fail "Ray does not start: $(tail -n 20 ray.txt)"
     test_recipe 2 "$recipes/upscale_ray.py" films.tsv "${settings[@]}"
-    says first.txt "segment 3 of '../it's.mp4': ended with status 137" "3 of '../it's.mp4' failed"
+    says first.txt "segment 3 of '../it's.mp4': ended with status 137" "segment 3 of '../it's.mp4' failed"
 }
 
 # Creates both jobs and runs their pods.
 run_pods() {
-    "$recipes/tasks.sh" "$1" "${settings[@]}" >tasks.tsv
+    "$recipes/tasks.sh" "$1" "${settings[@]}" >tasks.tsv || return 1
     local job lines status=0
     for job in segments:tasks join:films; do
         lines=$(wc -l <"${job#*:}.tsv")
         job=kubernetes-${job%:*}.yaml
-        sed "s/completions: .*/completions: $lines/; s/--model small/\${settings[*]@Q}/" "$recipes/$job" >"$job"
+        sed "s/completions: .*/completions: $lines/; s/--model small/${settings[*]@Q}/" "$recipes/$job" >"$job"
         "$venv/bin/python" "$root/tests/cluster/kubernetes.py" "$job" . || status=1
     done
     return "$status"

@@ -10,8 +10,14 @@
 # the current folder. All nodes need tadsr-train in PATH, and this folder and the films at the same
 # paths.
 set -euo pipefail
+
+fail() {
+    printf 'slurm.sh: %s\n' "$*" >&2
+    exit 1
+}
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-command -v sbatch >/dev/null || { echo "slurm.sh: there is no sbatch: run this where Slurm is installed" >&2 && exit 1; }
+command -v sbatch >/dev/null || fail "there is no sbatch: run this where Slurm is installed"
 tasks=$("$here/tasks.sh" "$@")
 shift
 options=(--parsable --cpus-per-task="${CPUS_PER_TASK:-4}")
@@ -35,6 +41,6 @@ status=0
 for out in "${!joins[@]}"; do
     wait "${joins[$out]}" && continue
     status=1
-    echo "slurm.sh: '$out' is not complete: see tadsr-${arrays[$out]}-join.log, then run the same command again" >&2
+    echo "slurm.sh: '$out' is not complete: see tadsr-${arrays[$out]}-join.log" >&2
 done
-exit "$status"
+[[ $status -eq 0 ]] || fail "remove the cause and run the same command again"

@@ -6,8 +6,8 @@
 #
 #     tasks.sh films.tsv --model small
 #
-# FILMS is a file with a line for each film: IN and OUT with a tab between them. SETTINGS are options
-# of 'tadsr-train upscale'.
+# FILMS is a file with a line for each film: IN and OUT with a tab between them. SETTINGS are
+# options of 'tadsr-train upscale'.
 set -euo pipefail
 
 fail() {

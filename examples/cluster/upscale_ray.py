@@ -3,8 +3,8 @@
 
     RAY_ADDRESS=auto upscale_ray.py FILMS SETTINGS..
 
-CPUS_PER_TASK is 4 by default. tasks.sh describes FILMS and SETTINGS. All nodes need tadsr-train in PATH, and this folder and the
-films at the same paths.
+CPUS_PER_TASK is 4 by default. tasks.sh describes FILMS and SETTINGS. All nodes need tadsr-train in
+PATH, and this folder and the films at the same paths.
 """
 
 import os
@@ -23,14 +23,17 @@ def run(folder, film, out, step, settings, *_after):
     """Makes a segment of a film, or joins all of them after other tasks."""
     command = [HERE / "step.sh", film, out, step, *settings, "--threads", str(CPUS)]
     # A worker that is killed does not leave the script running.
-    subprocess.run(["setpriv", "--pdeathsig", "KILL", *command], cwd=folder, check=True)
+    status = subprocess.run(["setpriv", "--pdeathsig", "KILL", *command], cwd=folder).returncode
+    if status:
+        raise RuntimeError(f"step.sh ended with status {status}")
 
 
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     films, *settings = sys.argv[1:]
-    listed = subprocess.run([HERE / "tasks.sh", films, *settings], stdout=subprocess.PIPE, text=True)
+    command = [HERE / "tasks.sh", films, *settings]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if listed.returncode:
         sys.exit(listed.returncode)
     ray.init()
@@ -49,7 +52,8 @@ def main():
                 ray.get(task)
             except ray.exceptions.RayError as error:
                 failures += 1
-                print(f"{step} of '{film}' failed: {str(error).splitlines()[-1]}", file=sys.stderr)
+                name = "join" if step == "join" else f"segment {step}"
+                print(f"{name} of '{film}' failed: {str(error).splitlines()[-1]}", file=sys.stderr)
     if failures:
         sys.exit("Finished segments are kept: remove the cause and run the same command again.")
 
