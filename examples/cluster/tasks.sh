@@ -17,7 +17,7 @@ fail() {
 
 films=${1:?the first argument is a list of films}
 shift
-[[ -r $films ]] || fail "there is no list of films '$films': write a line 'IN<tab>OUT' for each film"
+[[ -r $films ]] || fail "there is no list of films '$films': write lines 'IN<tab>OUT'"
 # Without a name, each machine would choose a model by its speed.
 [[ " $* " == *' --model'[\ =]* ]] || fail "name the model, for example: --model small"
 command -v tadsr-train >/dev/null || fail "there is no tadsr-train: install it on $(hostname)"
