@@ -228,7 +228,7 @@ test_ray() {
     ray start --head --port "$port" --num-cpus 2 --include-dashboard false \
         --temp-dir "$work/ray" --block >ray.txt 2>&1 &
     daemons+=($!)
-    until_true 180 grep -q 'Ray runtime started' ray.txt || fail "Ray does not start: $(tail -n 20 ray.txt)"
+    until_true 180 grep -qs 'Ray runtime started' ray.txt || fail "Ray does not start: $(tail -n 20 ray.txt)"
     test_recipe 2 "$recipes/upscale_ray.py" films.tsv "${settings[@]}"
     says first.txt "segment 3 of '../it's.mp4': ended with status 137" "segment 3 of '../it's.mp4' failed"
 }
