@@ -25,6 +25,11 @@ streaming_packages=(
     python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 gir1.2-gst-plugins-bad-1.0
     gstreamer1.0-nice python3-prometheus-client python3-pytest chromium nodejs
 )
+# Schedulers of examples/cluster and their tests.
+cluster_packages=(
+    parallel openssh-client openssh-server slurm-client slurmctld slurmd munge procps python3-venv
+)
+cluster_modules=(ray==2.60.0 kubernetes-validate==1.37.0)
 # Drives Chromium in tests.
 playwright='playwright-core@1.65.1'
 

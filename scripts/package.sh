@@ -37,6 +37,8 @@ cargo metadata --locked --format-version 1 --filter-platform "$(rustc --print ho
     packaging/third_party.py >"$doc/third-party-licences"
 install -Dm 644 -t "$doc/examples/streaming" examples/streaming/*.*
 chmod 755 "$doc"/examples/streaming/{rtsp,hls,srt,webrtc,compare}.py
+install -Dm 644 -t "$doc/examples/cluster" examples/cluster/*.*
+chmod 755 "$doc"/examples/cluster/*.{sh,py}
 gzip -9n "$doc"/{changelog,DATA.md,third-party-licences} "$tree"/share/man/man1/*
 
 say "Writing the tarball"
