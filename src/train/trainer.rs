@@ -29,7 +29,8 @@ pub trait Training {
     /// Returns the number of steps done.
     fn done(&self) -> u64;
 
-    /// Takes one step. Returns names and values of the losses, the same names in every step.
+    /// Takes one step, on all ranks. Returns names and values of the losses, the same names in every
+    /// step.
     ///
     /// # Errors
     /// [`Error::Diverged`] when a loss or gradient is out of bounds; other errors of the step.
@@ -41,7 +42,7 @@ pub trait Training {
     /// [`Error::Io`] for a file that cannot be written.
     fn save(&self) -> Result<()>;
 
-    /// Measures the run on held-out data.
+    /// Measures the run on held-out data, on all ranks.
     ///
     /// # Errors
     /// When a tensor operation fails.

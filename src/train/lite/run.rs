@@ -446,24 +446,18 @@ fn latent_patch(recipe: &Recipe, target: &Target) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use image::{Rgb, RgbImage};
-
     use super::*;
     use crate::train::{
-        checkpoint,
-        init::Tensors,
         lite::Size,
-        ranks::{Alone, Ranks, threads::on_ranks},
+        ranks::{
+            Alone, Ranks,
+            threads::{difference, on_ranks, photos},
+        },
     };
 
     /// Returns a recipe of a teacher and a student with all terms.
     fn recipe(folder: &Path) -> Recipe {
-        for n in 0..3 {
-            let picture = RgbImage::from_fn(160, 120, |x, y| {
-                Rgb([(x * y + n) as u8, (x / 3 + y) as u8 ^ 90, (7 * x) as u8])
-            });
-            picture.save(folder.join(format!("{n}.png"))).unwrap();
-        }
+        photos(folder);
         let mut recipe = Recipe::new("small", Size::Tiny, 2.0);
         recipe.data.dirs = vec![folder.into()];
         recipe.data.preset = "stills".into();
@@ -495,24 +489,6 @@ mod tests {
         }
     }
 
-    fn weights(folder: &Path) -> Tensors {
-        let file = folder.join(checkpoint::CHECKPOINT);
-        let (tensors, _) = checkpoint::load::<serde_json::Value>(&file).unwrap();
-        tensors
-    }
-
-    /// Returns the largest difference between tensors of two checkpoints.
-    fn difference(a: &Tensors, b: &Tensors) -> f64 {
-        assert_eq!(a.len(), b.len());
-        let largest = a.iter().map(|(name, a)| {
-            let apart = (a - &b[name]).unwrap().abs().unwrap();
-            let apart = apart.flatten_all().unwrap().max(0).unwrap();
-            let apart = apart.to_dtype(DType::F64).unwrap();
-            apart.to_scalar::<f64>().unwrap()
-        });
-        largest.fold(0.0, f64::max)
-    }
-
     #[test]
     fn ranks_train_the_model_of_one_process_and_a_run_continues_on_one() {
         let dir = tempfile::tempdir().unwrap();
@@ -528,7 +504,7 @@ mod tests {
             assert_eq!(outcome.unwrap(), Outcome::Completed);
         }
         for folder in ["", "teacher"] {
-            let apart = difference(&weights(&one.join(folder)), &weights(&two.join(folder)));
+            let apart = difference(&one.join(folder), &two.join(folder));
             assert!(apart < 1e-6, "{folder}: {apart}");
         }
         let lines = |folder: &Path| {

@@ -1,13 +1,20 @@
-//! Ranks that are threads of one process, for tests.
+//! Ranks that are threads of one process, and other helpers for tests of training by several ranks.
 
 use std::{
     fmt,
+    path::Path,
     sync::{Arc, Barrier, Mutex},
     thread,
 };
 
+use candle_core::DType;
+use image::{Rgb, RgbImage};
+
 use super::Ranks;
-use crate::Result;
+use crate::{
+    Result,
+    train::checkpoint::{self, CHECKPOINT},
+};
 
 struct Shared {
     barrier: Barrier,
@@ -78,4 +85,31 @@ pub fn on_ranks<T: Send>(count: usize, work: impl Fn(Arc<dyn Ranks>) -> T + Sync
         let ranks: Vec<_> = ranks.collect();
         ranks.into_iter().map(|r| r.join().unwrap()).collect()
     })
+}
+
+/// Writes three photos to `folder`.
+pub fn photos(folder: &Path) {
+    for n in 0..3 {
+        let photo = RgbImage::from_fn(160, 120, |x, y| {
+            Rgb([(x * y + n) as u8, (x / 3 + y) as u8 ^ 90, (7 * x) as u8])
+        });
+        photo.save(folder.join(format!("{n}.png"))).unwrap();
+    }
+}
+
+/// Returns the largest difference between values of the checkpoints in two folders.
+pub fn difference(one: &Path, other: &Path) -> f64 {
+    let tensors = |folder: &Path| {
+        let loaded = checkpoint::load::<serde_json::Value>(&folder.join(CHECKPOINT));
+        loaded.unwrap().0
+    };
+    let (one, other) = (tensors(one), tensors(other));
+    assert_eq!(one.len(), other.len());
+    let apart = one.iter().map(|(name, tensor)| {
+        let apart = (tensor - &other[name]).unwrap().abs().unwrap();
+        let largest = apart.flatten_all().unwrap().max(0).unwrap();
+        let largest = largest.to_dtype(DType::F64).unwrap();
+        largest.to_scalar::<f64>().unwrap()
+    });
+    apart.fold(0.0, f64::max)
 }

@@ -132,3 +132,76 @@ fn parameters(config: &UnetConfig) -> usize {
         .map(|(_, shape)| shape.iter().product::<usize>());
     sizes.sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::{
+        model::{Precision, ResShiftMetadata},
+        nn::resshift::ResShiftConfig,
+        train::ranks::{
+            Alone, Ranks,
+            threads::{difference, on_ranks, photos},
+        },
+    };
+
+    /// Writes a small teacher with random weights.
+    fn teacher(path: &Path) {
+        let mut config = ResShiftConfig::realsr_x4();
+        let (unet, autoencoder) = (&mut config.unet, &mut config.autoencoder);
+        unet.model_channels = 32;
+        unet.channel_mult = vec![1, 1];
+        unet.num_res_blocks = vec![1, 1];
+        (unet.image_size, unet.window_size, unet.lq_size) = (8, 4, 8);
+        unet.attention_resolutions = vec![4];
+        (unet.swin_embed_dim, unet.num_head_channels) = (32, 16);
+        (autoencoder.ch, autoencoder.ch_mult) = (32, vec![1; 3]);
+        (autoencoder.num_res_blocks, autoencoder.n_embed) = (vec![1; 3], 16);
+        config.diffusion.steps = 4;
+        let mut rng = StdRng::seed_from_u64(1);
+        let values = |name: &str, shape: &[usize]| {
+            let inputs: usize = shape.iter().skip(1).product();
+            let spread = match shape.len() {
+                1 => 0.1,
+                _ => 0.5 / (inputs as f32).sqrt(),
+            };
+            let mean = f32::from(shape.len() == 1 && name.ends_with("weight"));
+            let values =
+                (0..shape.iter().product()).map(|_| mean + spread * rng.random_range(-1.0..1.0));
+            Ok(values.collect())
+        };
+        let metadata = ResShiftMetadata::new("teacher", config, "none");
+        metadata.write(path, Precision::F32, values).unwrap();
+    }
+
+    #[test]
+    fn ranks_distil_the_student_of_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        photos(dir.path());
+        let [path, one, two] = ["t.safetensors", "one", "two"].map(|name| dir.path().join(name));
+        teacher(&path);
+        let recipe = Recipe {
+            teacher: path,
+            data: vec![dir.path().into()],
+            steps: 6,
+            batch: 1,
+            accumulate: 2,
+            ..Recipe::default()
+        };
+        let train = |folder: &Path, ranks: Arc<dyn Ranks>| {
+            let options = RunOptions {
+                data_threads: 1,
+                ranks,
+                ..RunOptions::new(folder)
+            };
+            run(&recipe, &options, &()).unwrap()
+        };
+        assert_eq!(train(&one, Arc::new(Alone)), Outcome::Completed);
+        let outcomes = on_ranks(2, |ranks| train(&two, ranks));
+        assert_eq!(outcomes, [Outcome::Completed; 2]);
+        let apart = difference(&one, &two);
+        assert!(apart < 1e-6, "{apart}");
+    }
+}

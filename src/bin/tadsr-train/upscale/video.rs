@@ -167,8 +167,14 @@ impl Work<'_> {
                 text if text.is_empty() => "none".into(),
                 text => text,
             };
+            // Segments may have been made before.
+            let speed = if fps > 0.0 {
+                format!(", {fps:.2} fps")
+            } else {
+                String::new()
+            };
             println!(
-                "{}: {frames} frames, {}x{} to {}x{}, {fps:.2} fps, audio: {audio}",
+                "{}: {frames} frames, {}x{} to {}x{}{speed}, audio: {audio}",
                 path.display(),
                 from.width,
                 from.height,
