@@ -6,7 +6,8 @@
 The load lasts MINUTES (default 5), each idle phase a minute. UPSCALER are the element and its
 properties (default `tadsrupscale scale=2 overload=adapt`). Fails if the sink, which shows no frame
 that is more than 20 ms late, misses more than 2 % of the frames in the second half of a phase, when
-the element has selected a model.
+the element has selected a model. The times are from the timestamp of a frame to its end in the
+element.
 """
 
 import os
@@ -23,7 +24,7 @@ from gi.repository import Gst  # noqa: E402
 Gst.init(None)
 
 FPS = 30
-ROW = "{:<18} {:>6} {:>6} {:>8} {:>10} {:>10}  {}"
+ROW = "{:<18} {:>6} {:>6} {:>10} {:>8} {:>8}"
 
 
 class Stream:
@@ -80,13 +81,13 @@ def phase(stream, name, seconds):
         p99 = delays[len(delays) * 99 // 100]
         values = received, shown, f"{delays[len(delays) // 2]:.1f}", f"{p99:.1f}", f"{delays[-1]:.1f}"
         print(ROW.format(f"{name}, {half} half", *values), flush=True)
-    return 1 - shown / received
+    return 1 - shown / max(received, 1)
 
 
 def main():
     minutes = float(sys.argv[1]) if sys.argv[1:] else 5
     stream = Stream(" ".join(sys.argv[2:]) or "tadsrupscale scale=2 overload=adapt")
-    print(ROW.format("", "in", "shown", "median", "p99", "max", "ms from the timestamp to the end in the element"))
+    print(ROW.format("", "in", "shown", "median-ms", "p99-ms", "max-ms"))
     missing = [phase(stream, "idle", 60)]
     load = [subprocess.Popen(["yes"], stdout=subprocess.DEVNULL) for _ in range(os.cpu_count())]
     try:
