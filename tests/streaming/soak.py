@@ -9,6 +9,7 @@ time (default 10 minutes), or if fewer clients than one a minute get video, or f
 minute never read.
 """
 
+import atexit
 import os
 import re
 import subprocess
@@ -42,6 +43,8 @@ def main():
         # As in tadsr-rtsp.service.
         env = {**os.environ, "MALLOC_ARENA_MAX": "2"}
         server = Process(sys.executable, EXAMPLES / "rtsp.py", clip, *args, env=env)
+        # Also after an error.
+        atexit.register(server.process.kill)
         server.wait_for("playing")
         start, warm, clients, stalled, sizes = time.monotonic(), None, 0, 0, set()
         while (elapsed := time.monotonic() - start) < 60 * minutes:
