@@ -5,6 +5,7 @@ scripts/test-streaming.sh runs them. GStreamer has to find the plugin.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -266,6 +267,27 @@ def test_frames_that_are_too_late_are_dropped_and_counted(serve, clip):
     assert server.stop() == 0
 
 
+def stalled_client(port, path="upscaled"):
+    """Returns the connection of a client that starts to play and never reads."""
+    connection = socket.create_connection(("localhost", port), timeout=30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    url = f"rtsp://localhost:{port}/{path}"
+
+    def request(method, target, headers=""):
+        connection.sendall(f"{method} {target} RTSP/1.0\r\nCSeq: 1\r\n{headers}\r\n".encode())
+        return connection.recv(65536).decode()
+
+    request("DESCRIBE", url)
+    answer = request("SETUP", f"{url}/stream=0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n")
+    session = re.search(r"Session: (\w+)", answer)
+    if not session:
+        # The source is away.
+        connection.close()
+        return None
+    connection.sendall(f"PLAY {url} RTSP/1.0\r\nCSeq: 2\r\nSession: {session[1]}\r\n\r\n".encode())
+    return connection
+
+
 def test_a_client_that_never_reads_does_not_stop_the_others(serve, client):
     port = free_port()
     server = serve("rtsp.py", "test", "--port", port, upscale="identity")
@@ -273,17 +295,8 @@ def test_a_client_that_never_reads_does_not_stop_the_others(serve, client):
     url = f"rtsp://localhost:{port}/upscaled"
     viewer = client(url)
     viewer.wait(5)
-    stalled = socket.create_connection(("localhost", port))
-    stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-
-    def request(method, target, headers=""):
-        stalled.sendall(f"{method} {target} RTSP/1.0\r\nCSeq: 1\r\n{headers}\r\n".encode())
-        return stalled.recv(65536).decode()
-
-    request("DESCRIBE", url)
-    answer = request("SETUP", f"{url}/stream=0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n")
-    session = next(line.split(": ")[1] for line in answer.splitlines() if line.startswith("Session"))
-    stalled.sendall(f"PLAY {url} RTSP/1.0\r\nCSeq: 2\r\nSession: {session.split(';')[0]}\r\n\r\n".encode())
+    stalled = stalled_client(port)
+    assert stalled
     # Far more than the buffers of the connection hold.
     viewer.wait(300)
     assert server.lives()
@@ -292,26 +305,44 @@ def test_a_client_that_never_reads_does_not_stop_the_others(serve, client):
     assert server.stop() == 0
 
 
-def test_hls_has_all_frames_of_a_file_and_is_served(serve, clip, tmp_path, client):
+@pytest.mark.parametrize("segments", ["ts", "fmp4"])
+def test_hls_has_all_frames_of_a_file_and_is_served(serve, clip, tmp_path, client, segments):
+    if segments == "fmp4" and not Gst.ElementFactory.find("hlscmafsink"):
+        pytest.skip("hlscmafsink is not installed")
     port = free_port()
     # The file plays in real time.
-    server = serve("hls.py", clip, "--once", "--folder", tmp_path, "--port", port, "--segment", 2)
+    args = ("--once", "--folder", tmp_path, "--port", port, "--segment", 2, "--segments", segments)
+    server = serve("hls.py", clip, *args)
     server.wait_for("playing")
-    playlist = f"http://localhost:{port}/playlist.m3u8"
+    playlist = "video.m3u8" if segments == "fmp4" else "playlist.m3u8"
+    extension = ".m4s" if segments == "fmp4" else ".ts"
 
-    def fetch():
+    def fetch(name):
         try:
-            return urllib.request.urlopen(playlist, timeout=10).read().decode()
+            return urllib.request.urlopen(f"http://localhost:{port}/{name}", timeout=10).read().decode()
         except urllib.error.HTTPError:
             return ""
 
-    wait(lambda: fetch().count(".ts") >= 2, server.said)
+    wait(lambda: fetch(playlist).count(extension) >= 2, server.said)
+    if segments == "fmp4":
+        assert "video.m3u8" in fetch("playlist.m3u8") and "audio.m3u8" in fetch("playlist.m3u8")
     assert wait(lambda: not server.lives(), server.said) and server.stop() == 0, server.said()
-    text = (tmp_path / "playlist.m3u8").read_text()
-    assert "#EXT-X-ENDLIST" in text
-    segments = sorted(tmp_path.glob("*.ts"))
-    assert [line for line in text.splitlines() if line.endswith(".ts")] == [path.name for path in segments]
-    viewer = client(f"multifilesrc location={tmp_path}/%05d.ts ! tsdemux ! {H264_DECODER}")
+
+    def written(playlist):
+        """Returns the segments of a complete playlist, and joins them in a file."""
+        lines = (tmp_path / playlist).read_text().splitlines()
+        assert "#EXT-X-ENDLIST" in lines
+        names = [line for line in lines if line.endswith(extension)]
+        stem = "" if segments == "ts" else playlist.removesuffix(".m3u8")
+        assert names == sorted(path.name for path in tmp_path.glob(f"{stem}[0-9]*{extension}"))
+        header = [line.split('"')[1] for line in lines if line.startswith("#EXT-X-MAP")]
+        joined = tmp_path / f"{playlist}{extension}"
+        joined.write_bytes(b"".join((tmp_path / name).read_bytes() for name in header + names))
+        return names, joined
+
+    names, video = written(playlist)
+    demux = "qtdemux" if segments == "fmp4" else "tsdemux"
+    viewer = client(f"filesrc location={video} ! {demux} ! {H264_DECODER}")
     bus = viewer.pipeline.get_bus()
     assert (
         bus.timed_pop_filtered(60 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR).type == Gst.MessageType.EOS
@@ -319,6 +350,12 @@ def test_hls_has_all_frames_of_a_file_and_is_served(serve, clip, tmp_path, clien
     assert len(viewer.frames) == 20 * FPS
     assert {size for _, size in viewer.frames} == {LARGE}
     assert_steady(viewer.frames)
+    if segments == "fmp4":
+        _, audio = written("audio.m3u8")
+        original = client(f"filesrc location={clip} ! qtdemux ! aacparse ! appsink name=audio sync=false")
+        copied = client(f"filesrc location={audio} ! qtdemux ! aacparse ! appsink name=audio sync=false")
+        wait(lambda: len(original.audio) >= 860 and len(copied.audio) > 850, lambda: len(copied.audio))
+        assert set(copied.audio) <= set(original.audio)
 
 
 def test_srt_sends_to_two_clients(serve, client, clip):
@@ -469,19 +506,28 @@ def test_wrong_arguments_are_errors(run, args, message):
     assert message in server.said() and "Traceback" not in server.said()
 
 
-def test_without_an_encoder_the_package_is_named(serve, tmp_path):
-    plugins = Path(
-        subprocess.run(
-            ["pkg-config", "--variable=pluginsdir", "gstreamer-1.0"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
-    for plugin in plugins.glob("*.so"):
-        if "x264" not in plugin.name and "openh264" not in plugin.name:
-            (tmp_path / plugin.name).symlink_to(plugin)
-    env = {**os.environ, "GST_PLUGIN_SYSTEM_PATH": str(tmp_path), "GST_REGISTRY": str(tmp_path / "registry")}
-    server = serve("rtsp.py", "test", "--port", free_port(), env=env)
+@pytest.mark.parametrize(
+    "name, missing, message",
+    [
+        ("rtsp.py", ["x264", "openh264"], "gstreamer1.0-plugins-ugly"),
+        ("hls.py", ["hlssink3"], "--segments fmp4 needs hlscmafsink"),
+        ("hls.py", ["fmp4"], "--segments fmp4 needs "),
+    ],
+)
+def test_a_missing_element_is_named(serve, tmp_path, name, missing, message):
+    system = subprocess.run(
+        ["pkg-config", "--variable=pluginsdir", "gstreamer-1.0"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    for folder in [system, *os.environ["GST_PLUGIN_PATH"].split(":")]:
+        for plugin in Path(folder).glob("*.so"):
+            if not any(part in plugin.name for part in missing):
+                (tmp_path / plugin.name).symlink_to(plugin.resolve())
+    paths = {"GST_PLUGIN_SYSTEM_PATH": str(tmp_path), "GST_PLUGIN_PATH": "", "GST_REGISTRY": str(tmp_path / "registry")}
+    env = {**os.environ, **paths}
+    more = ["--segments", "fmp4"] if name == "hls.py" else []
+    server = serve(name, "test", "--port", free_port(), *more, env=env)
     assert server.process.wait(60) == 1
-    assert "gstreamer1.0-plugins-ugly" in server.said()
+    assert message in server.said()
 
 
 @pytest.mark.parametrize("name", ["rtsp.py", "hls.py", "srt.py", "webrtc.py", "compare.py"])
