@@ -30,7 +30,8 @@ inside() {
     local recommended
     IFS=', ' read -r -a recommended <<<"$(dpkg-deb -f tadsr.deb Recommends)"
     apt-get -q install -y --no-install-recommends ./tadsr.deb "${recommended[@]}" man-db
-    gst-inspect-1.0 --version | head -n 2 | tail -n 1 >version
+    # Not by head, which ends before gst-inspect-1.0 has written all.
+    gst-inspect-1.0 --version | sed -n 2p >version
     gst-inspect-1.0 tadsrupscale >/dev/null
     gst-launch-1.0 -q videotestsrc num-buffers=2 ! tadsrupscale @preset=animation ! fakesink
     gst-launch-1.0 -q videotestsrc num-buffers=25 ! video/x-raw,width=160,height=90,framerate=25/1 ! \

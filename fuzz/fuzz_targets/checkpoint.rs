@@ -14,7 +14,9 @@ fuzz_target!(|data: &[u8]| {
     let Ok(mut checkpoint) = Checkpoint::open(FILE.path()) else {
         return;
     };
-    let shapes = checkpoint.shapes().map(|(n, s)| (n.to_string(), s.to_vec()));
+    let shapes = checkpoint
+        .shapes()
+        .map(|(n, s)| (n.to_string(), s.to_vec()));
     for (name, shape) in shapes.collect::<Vec<_>>() {
         if let Ok(tensor) = checkpoint.read(&name) {
             assert_eq!(tensor.dims(), shape);

@@ -20,20 +20,34 @@ struct Size {
 
 #[derive(Arbitrary, Debug)]
 enum Op {
-    Caps { format: u8, size: Size, rate: u8, interlaced: bool, aspect: [u8; 2] },
+    Caps {
+        format: u8,
+        size: Size,
+        rate: u8,
+        interlaced: bool,
+        aspect: [u8; 2],
+    },
     OutputSize(Size),
     AnyOutput,
     Frames(u8),
-    Buffer { bytes: u16, flags: u8 },
+    Buffer {
+        bytes: u16,
+        flags: u8,
+    },
     ShortFrame(u8),
     Flush,
-    Segment { rate: i8, start: u8 },
+    Segment {
+        rate: i8,
+        start: u8,
+    },
     Gap,
     Eos,
     StreamStart,
     Discontinuity,
     Reconfigure,
-    Qos { late: i32 },
+    Qos {
+        late: i32,
+    },
     Latency,
     Restart,
     Model(u8),
@@ -109,12 +123,20 @@ impl Rig {
     fn pull(&mut self) {
         while let Some(buffer) = self.harness.try_pull() {
             self.frames[1] += 1;
-            assert!(self.frames[1] <= self.frames[0], "more frames than there were");
+            assert!(
+                self.frames[1] <= self.frames[0],
+                "more frames than there were"
+            );
             let caps = self.element.static_pad("src").unwrap().current_caps();
             if let Some(info) = caps.and_then(|c| VideoInfo::from_caps(&c).ok()) {
                 assert!(buffer.size() >= info.size(), "{} bytes", buffer.size());
             }
-            assert!(self.last <= buffer.pts(), "{:?} after {:?}", buffer.pts(), self.last);
+            assert!(
+                self.last <= buffer.pts(),
+                "{:?} after {:?}",
+                buffer.pts(),
+                self.last
+            );
             self.last = buffer.pts();
         }
     }
@@ -135,21 +157,42 @@ impl Rig {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Caps { format, size, rate, interlaced, aspect } => {
+            Op::Caps {
+                format,
+                size,
+                rate,
+                interlaced,
+                aspect,
+            } => {
                 let formats = PixelFormat::ALL;
                 let caps = gst::Caps::builder("video/x-raw")
-                    .field("format", formats[usize::from(format) % formats.len()].name())
+                    .field(
+                        "format",
+                        formats[usize::from(format) % formats.len()].name(),
+                    )
                     .field("width", i32::from(size.width % 80) + 1)
                     .field("height", i32::from(size.height % 60) + 1)
                     .field("framerate", gst::Fraction::new(i32::from(rate), 1))
-                    .field("interlace-mode", if interlaced { "interleaved" } else { "progressive" })
+                    .field(
+                        "interlace-mode",
+                        if interlaced {
+                            "interleaved"
+                        } else {
+                            "progressive"
+                        },
+                    )
                     .field(
                         "pixel-aspect-ratio",
                         gst::Fraction::new(aspect[0].max(1).into(), aspect[1].max(1).into()),
                     )
                     .build();
-                self.info = VideoInfo::from_caps(&caps).ok();
-                self.harness.set_src_caps(caps);
+                // The harness has a method for this, which requires that the caps are accepted.
+                if self.harness.push_event(gst::event::Caps::new(&caps)) {
+                    self.info = VideoInfo::from_caps(&caps).ok();
+                    let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+                    self.event(gst::event::Segment::new(&segment));
+                }
+                self.pull();
             }
             Op::OutputSize(size) => self.harness.set_sink_caps(
                 gst::Caps::builder("video/x-raw")
@@ -164,7 +207,10 @@ impl Rig {
                 }
             }
             Op::Buffer { bytes, flags } => {
-                self.push(bytes.into(), gst::BufferFlags::from_bits_truncate(u32::from(flags) << 4));
+                self.push(
+                    bytes.into(),
+                    gst::BufferFlags::from_bits_truncate(u32::from(flags) << 4),
+                );
             }
             Op::ShortFrame(missing) => {
                 let bytes = self.frame_size().saturating_sub(missing.into());
@@ -185,18 +231,21 @@ impl Rig {
                 segment.set_start(gst::ClockTime::from_mseconds(start.into()));
                 self.event(gst::event::Segment::new(&segment));
             }
-            Op::Gap => self.event(gst::event::Gap::new(self.next)),
+            Op::Gap => self.event(gst::event::Gap::new(self.next, None)),
             Op::Eos => self.event(gst::event::Eos::new()),
             Op::StreamStart => self.event(gst::event::StreamStart::new("another")),
             Op::Discontinuity => self.push(self.frame_size(), gst::BufferFlags::DISCONT),
             Op::Reconfigure => {
-                self.harness.push_upstream_event(gst::event::Reconfigure::new());
+                self.harness
+                    .push_upstream_event(gst::event::Reconfigure::new());
             }
             Op::Qos { late } => {
+                // A frame is not early by more than its time.
+                let late = i64::from(late).max(-(self.next.nseconds() as i64));
                 let event = gst::event::Qos::new(
                     gst::QOSType::Underflow,
-                    1.0 + f64::from(late.unsigned_abs()) / 1e6,
-                    late.into(),
+                    1.0 + late.unsigned_abs() as f64 / 1e6,
+                    late,
                     self.next,
                 );
                 self.harness.push_upstream_event(event);
@@ -206,12 +255,17 @@ impl Rig {
                 self.element.set_state(gst::State::Ready).unwrap();
                 self.element.set_state(gst::State::Playing).unwrap();
                 self.last = None;
-                self.harness.push_event(gst::event::StreamStart::new("restarted"));
+                self.harness
+                    .push_event(gst::event::StreamStart::new("restarted"));
             }
             Op::Model(n) => self.set("model", &MODELS, n),
-            Op::Scale(n) => self.element.set_property("scale", (f64::from(n) / 64.0).min(4.0)),
+            Op::Scale(n) => self
+                .element
+                .set_property("scale", (f64::from(n) / 64.0).min(4.0)),
             Op::Strength(n) => self.element.set_property("strength", f64::from(n) / 255.0),
-            Op::Denoise(n) => self.element.set_property("denoise", (f64::from(n) / 127.0).max(-1.0)),
+            Op::Denoise(n) => self
+                .element
+                .set_property("denoise", (f64::from(n) / 127.0).max(-1.0)),
             Op::Detail(n) => self.element.set_property("detail", f64::from(n) / 255.0),
             Op::Temporal(n) => self.set("temporal", &["auto", "off", "filter", "memory"], n),
             Op::Precision(n) => self.set("precision", &["auto", "f32", "bf16", "int8", "f16"], n),

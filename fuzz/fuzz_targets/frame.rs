@@ -39,22 +39,31 @@ struct Padded {
 
 impl Padded {
     fn new(info: &FrameInfo, padding: usize, fill: u8) -> Self {
-        let sizes = (0..info.format.planes())
-            .map(|p| info.format.plane_size(p, info.width, info.height));
+        let sizes =
+            (0..info.format.planes()).map(|p| info.format.plane_size(p, info.width, info.height));
         let (planes, strides) = sizes
-            .map(|(row, rows)| (vec![fill; (row + padding) * (rows - 1) + row], row + padding))
+            .map(|(row, rows)| {
+                (
+                    vec![fill; (row + padding) * (rows - 1) + row],
+                    row + padding,
+                )
+            })
             .unzip();
         Self { planes, strides }
     }
 
     fn planes(&self) -> Vec<Plane<'_>> {
         let planes = self.planes.iter().zip(&self.strides);
-        planes.map(|(data, &stride)| Plane { data, stride }).collect()
+        planes
+            .map(|(data, &stride)| Plane { data, stride })
+            .collect()
     }
 
     fn planes_mut(&mut self) -> Vec<PlaneMut<'_>> {
         let planes = self.planes.iter_mut().zip(&self.strides);
-        planes.map(|(data, &stride)| PlaneMut { data, stride }).collect()
+        planes
+            .map(|(data, &stride)| PlaneMut { data, stride })
+            .collect()
     }
 }
 
@@ -66,7 +75,11 @@ fn info(input: &Input, width: usize, height: usize) -> FrameInfo {
         height,
         colorimetry: Colorimetry {
             matrix: [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][usize::from(input.matrix) % 3],
-            range: if input.full { Range::Full } else { Range::Limited },
+            range: if input.full {
+                Range::Full
+            } else {
+                Range::Limited
+            },
         },
         chroma_site: ChromaSite {
             horizontal_cosited: input.site[0],
@@ -76,7 +89,10 @@ fn info(input: &Input, width: usize, height: usize) -> FrameInfo {
 }
 
 fuzz_target!(|input: Input| {
-    let (width, height) = (usize::from(input.width % 64), usize::from(input.height % 48));
+    let (width, height) = (
+        usize::from(input.width % 64),
+        usize::from(input.height % 48),
+    );
     let from = info(&input, width, height);
     // Zero sides, and scales from below 1 to above 4.
     let to = info(
@@ -94,16 +110,33 @@ fuzz_target!(|input: Input| {
     }
 
     let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
-    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8, Precision::Auto];
-    upscaler.set_precision(precisions[usize::from(input.precision) % 4]).unwrap();
-    upscaler.set_strength(f32::from(input.strength) / 255.0).unwrap();
-    upscaler.set_temporal(if input.temporal { Temporal::Filter } else { Temporal::Off }).unwrap();
+    let precisions = [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int8,
+        Precision::Auto,
+    ];
+    upscaler
+        .set_precision(precisions[usize::from(input.precision) % 4])
+        .unwrap();
+    upscaler
+        .set_strength(f32::from(input.strength) / 255.0)
+        .unwrap();
+    upscaler
+        .set_temporal(if input.temporal {
+            Temporal::Filter
+        } else {
+            Temporal::Off
+        })
+        .unwrap();
 
     let padding = usize::from(input.padding);
     let mut padded = Padded::new(&from, padding, 0xa5);
     for (p, plane) in padded.planes.iter_mut().enumerate() {
         let (row, _) = from.format.plane_size(p, width, height);
-        let rows = plane.chunks_mut(row + padding).zip(frame.plane(p).chunks(row));
+        let rows = plane
+            .chunks_mut(row + padding)
+            .zip(frame.plane(p).chunks(row));
         rows.for_each(|(to, from)| to[..row].copy_from_slice(from));
     }
 
@@ -121,7 +154,9 @@ fuzz_target!(|input: Input| {
         upscaler.set_threads(threads).unwrap();
         upscaler.reset();
         // Twice, so that the filter has a past.
-        upscaler.upscale_into(from, to).and_then(|()| upscaler.upscale_into(from, to))
+        upscaler
+            .upscale_into(from, to)
+            .and_then(|()| upscaler.upscale_into(from, to))
     };
     let result = run(1, &frame.as_ref(), &mut tight.as_mut());
     let source = FrameRef::new(from, padded.planes()).unwrap();
@@ -137,7 +172,10 @@ fuzz_target!(|input: Input| {
         let rows = plane.chunks(row + padding).zip(tight.plane(p).chunks(row));
         for (wide, tight) in rows {
             assert_eq!(wide[..row], *tight);
-            assert!(wide[row..].iter().all(|v| *v == 0x5a), "padding was written");
+            assert!(
+                wide[row..].iter().all(|v| *v == 0x5a),
+                "padding was written"
+            );
         }
     }
 });
