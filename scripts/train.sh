@@ -16,11 +16,16 @@ require_rust
 cargo build --release --locked --bin tadsr-train
 cp "$target/release/tadsr-train" runs/tadsr-train.new
 mv runs/tadsr-train.new runs/tadsr-train
+failed=()
 for name in base-x4-plain tiny-x2-memory small-x2 small-x4-plain tiny-x2 tiny-x4-plain; do
     begin=()
     if [[ ! -e runs/$name/checkpoint.safetensors ]]; then
         begin=(--begin "models/${name%-plain}.safetensors")
     fi
     taskset -c "$(($(nproc) - 1))" runs/tadsr-train run "models/recipes/$name.toml" --data "${data[@]}" \
-        --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000
+        --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000 && continue
+    # Ctrl-C ends all. After another error, the other trainings still run.
+    [[ $? -ne 130 ]] || exit 130
+    failed+=("$name")
 done
+[[ ${#failed[@]} -eq 0 ]] || fail "failed: ${failed[*]}; if a recipe has changed, remove the folder of its old run"

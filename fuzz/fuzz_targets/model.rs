@@ -1,4 +1,4 @@
-//! Bytes of model files. A file that is accepted must be written and read again without a change,
+//! Bytes of model files. The metadata of a file that is accepted must survive writing and reading,
 //! and its network must upscale.
 #![no_main]
 
