@@ -133,7 +133,7 @@ def test_two_hosts_train_the_model_of_one_process(folder):
 def start(folder, out, *options):
     """Starts a training on two ranks. Returns the launcher once there is a checkpoint."""
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.replace("steps = 50", "steps = 600"))
+    recipe.write_text(RECIPE.replace("steps = 50", "steps = 1500"))
     command = [*MPIRUN, *options, "-n", "2"]
     command += training(folder, out, "--save-every", "10")
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -159,7 +159,8 @@ def ranks(folder):
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_continues(folder):
-    launcher = start(folder, "run", "--mca", "odls_base_sigkill_timeout", "30")
+    # Open MPI sends SIGTERM after this time, and SIGKILL after it again.
+    launcher = start(folder, "run", "--mca", "odls_base_sigkill_timeout", "3")
     launcher.send_signal(signal.SIGINT)
     text = launcher.communicate(timeout=60)[0]
     assert "stopped at step" in text and "continue with the same command" in text
