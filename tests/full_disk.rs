@@ -62,12 +62,18 @@ fn run(args: &[&str]) -> (bool, String) {
     )
 }
 
-#[test]
-#[ignore = "mounts a file system, which needs root"]
-fn a_full_disk_ends_a_training_that_then_continues_to_the_same_model() {
+/// Returns a folder for a test, photos in it, and a disk in it.
+fn folder() -> (tempfile::TempDir, PathBuf, Disk) {
     let dir = tempfile::tempdir().unwrap();
     let photos = photos::photos(dir.path(), (160, 120));
     let disk = Disk::mount(&dir.path().join("disk"));
+    (dir, photos, disk)
+}
+
+#[test]
+#[ignore = "mounts a file system, which needs root"]
+fn a_full_disk_ends_a_training_that_then_continues_to_the_same_model() {
+    let (dir, photos, disk) = folder();
     let fit = |out: &Path, more: &[&str]| {
         let fixed = [
             "--preset",
@@ -124,9 +130,7 @@ fn a_full_disk_ends_a_training_that_then_continues_to_the_same_model() {
 #[test]
 #[ignore = "mounts a file system, which needs root"]
 fn other_commands_leave_no_file_on_a_full_disk() {
-    let dir = tempfile::tempdir().unwrap();
-    let photos = photos::photos(dir.path(), (160, 120));
-    let disk = Disk::mount(&dir.path().join("disk"));
+    let (_dir, photos, disk) = folder();
     disk.fill(1 << 12);
     let path = |name: &str| disk.folder.join(name).to_str().unwrap().to_string();
     let picture = photos.join("0.png");

@@ -12,7 +12,7 @@ pub mod threads;
 
 use std::{fmt::Debug, iter::StepBy, ops::RangeFrom};
 
-use candle_core::{DType, Device, Tensor, backprop::GradStore};
+use candle_core::{Device, Tensor, backprop::GradStore};
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
@@ -197,7 +197,7 @@ impl dyn Ranks + '_ {
             rest = behind;
             if found > 0.0 {
                 let gradient = Tensor::from_slice(gradient, var.shape(), &Device::Cpu)?;
-                grads.insert(var, gradient.to_device(var.device())?.to_dtype(DType::F32)?);
+                grads.insert(var, gradient.to_device(var.device())?);
             }
         }
         self.total(values)
