@@ -17,7 +17,7 @@ cargo build --release --locked --bin tadsr-train
 cp "$target/release/tadsr-train" runs/tadsr-train.new
 mv runs/tadsr-train.new runs/tadsr-train
 failed=()
-for name in base-x4-plain tiny-x2-memory small-x2 small-x4-plain tiny-x2 tiny-x4-plain; do
+for name in small-x2 tiny-x2 small-x4-plain tiny-x4-plain base-x4-plain tiny-x2-memory; do
     begin=()
     if [[ ! -e runs/$name/checkpoint.safetensors ]]; then
         begin=(--begin "models/${name%-plain}.safetensors")

@@ -43,7 +43,7 @@ pub struct DegradationArgs {
 /// Named degradations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
-    /// Half H.264, H.265, VP9 and AV1; the rest clean, JPEG and a little real-world
+    /// Clean, H.264, H.265, VP9, AV1, JPEG and a little real-world
     Streaming,
     /// Shrunk, nothing else
     Clean,

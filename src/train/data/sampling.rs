@@ -25,8 +25,8 @@ impl Default for Sampling {
         Self {
             candidates: 3,
             textured: 0.75,
-            shrink: 0.5,
-            min_factor: 0.5,
+            shrink: 0.9,
+            min_factor: 0.25,
         }
     }
 }

@@ -69,7 +69,8 @@ impl Degradation {
         }
     }
 
-    /// Degradation of streams: half of the images are frames of compressed clips.
+    /// Degradation of streams: more than half of the images are clean, more than a quarter frames of
+    /// compressed clips.
     pub fn streaming() -> Self {
         let (blur, noise) = (Stage::Blur(some_blur(0.1)), Stage::Noise(some_noise(0.1)));
         let shrink = Stage::Shrink(KernelWeights::default());
@@ -87,7 +88,7 @@ impl Degradation {
                 },
                 DegradationRecipe {
                     name: "clean".into(),
-                    weight: 0.25,
+                    weight: 1.0,
                     stages: vec![shrink.clone()],
                 },
                 DegradationRecipe {
