@@ -80,7 +80,7 @@ struct Case {
     to: (usize, usize),
 }
 
-fn cases() -> [Case; 4] {
+fn cases() -> [Case; 6] {
     let case = |name, student, from, to| Case {
         name,
         student,
@@ -91,7 +91,9 @@ fn cases() -> [Case; 4] {
         case("tiny x2", StudentConfig::tiny(2), (640, 360), (1280, 720)),
         case("tiny x2", StudentConfig::tiny(2), (960, 540), (1920, 1080)),
         case("tiny x4", StudentConfig::tiny(4), (320, 180), (1280, 720)),
-        case("small x2", StudentConfig::chroma(), (480, 270), (960, 540)),
+        case("small x2", StudentConfig::small(2), (640, 360), (1280, 720)),
+        case("small x4", StudentConfig::small(4), (320, 180), (1280, 720)),
+        case("base x4", StudentConfig::base(4), (320, 180), (1280, 720)),
     ]
 }
 

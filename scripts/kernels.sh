@@ -3,6 +3,8 @@
 # kernel's source.
 #
 # Usage: scripts/kernels.sh
+#        scripts/kernels.sh SOURCE FOLDER CHIP..     compiles another source into FOLDER instead:
+#                                                    PTX for ptx, machine code for others, as 90a
 #
 # The compiler is NVRTC 12.8 with CUDA's headers. They are installed once from PyPI (90 MB) into
 # ~/.cache/tadsr-nvrtc; this needs python3 with pip. Kernels compiled by CUDA 12 run with every
@@ -19,7 +21,7 @@ if [[ ! -d $cache/site ]]; then
     mv "$cache/new" "$cache/site"
 fi
 cd "$root"
-LD_LIBRARY_PATH=$cache/site/nvidia/cuda_nvrtc/lib python3 - "$cache/site/nvidia" <<'PYTHON'
+LD_LIBRARY_PATH=$cache/site/nvidia/cuda_nvrtc/lib python3 - "$cache/site/nvidia" "$@" <<'PYTHON'
 import ctypes
 import pathlib
 import re
@@ -84,6 +86,23 @@ def fnv(*contents):
     return f"{value:016x}"
 
 
+def portable(ptx):
+    """PTX for drivers older than the compiler, which refuse its version of PTX. The code does not need
+    that version, so it is set to 8.0, the version of CUDA 12.0. The pragmas are newer hints."""
+    ptx = re.sub(rb"\.version \d+\.\d+", b".version 8.0", ptx, count=1)
+    return re.sub(rb"[ \t]*\.pragma \"used_bytes_mask[^\n]*\n", b"", ptx)
+
+
+if len(sys.argv) > 2:
+    source, folder, *chips = sys.argv[2:]
+    target = pathlib.Path(folder) / pathlib.Path(source).name
+    for chip in chips:
+        if chip == "ptx":
+            target.with_suffix(".ptx").write_bytes(portable(compiled(pathlib.Path(source), 80, ptx=True)[0]))
+        else:
+            target.with_suffix(f".sm_{chip}.cubin").write_bytes(compiled(pathlib.Path(source), chip)[0])
+    sys.exit()
+
 # Machine code for each generation, if embedded, and PTX for newer GPUs.
 rows = []
 for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80, 86, 89, 90, 100, 120], True),
@@ -97,12 +116,8 @@ for source, chips, embedded in [("src/engine/lite/cuda/kernels/student", [75, 80
         if embedded:
             target.with_suffix(f".sm_{chip}.cubin").write_bytes(image)
             images.append(image)
-    image, _ = compiled(source, 80, ptx=True)
-    # Drivers older than the compiler refuse its version of PTX. The code does not need that
-    # version, so it is set to 8.0, the version of CUDA 12.0. The pragmas are newer hints. The text
-    # ends with a zero byte, which candle adds itself.
-    image = re.sub(rb"\.version \d+\.\d+", b".version 8.0", image, count=1)
-    image = re.sub(rb"[ \t]*\.pragma \"used_bytes_mask[^\n]*\n", b"", image)
+    image = portable(compiled(source, 80, ptx=True)[0])
+    # The text ends with a zero byte, which candle adds itself.
     if not embedded:
         image = image.rstrip(b"\0")
     target.with_suffix(".ptx").write_bytes(image)

@@ -30,6 +30,8 @@ cluster_packages=(
     parallel openssh-client openssh-server slurm-client slurmctld slurmd munge procps python3-venv
 )
 cluster_modules=(ray==2.60.0 kubernetes-validate==1.37.0)
+# The newest that Rust 1.95 builds.
+cargo_c=0.10.24
 # Drives Chromium in tests.
 playwright='playwright-core@1.65.1'
 

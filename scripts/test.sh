@@ -65,8 +65,23 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     tests=(cargo test --locked --workspace --no-fail-fast)
 fi
+# The tests of the element also fail on warnings of GLib and on objects that are alive at the end.
+leaks=$target/leaks
+element_tests() {
+    rm -rf "$leaks"
+    mkdir -p "$leaks"
+    G_DEBUG=fatal-warnings GST_TRACERS=leaks GST_DEBUG=GST_TRACER:7 GST_DEBUG_FILE=$leaks/%p.log \
+        "${tests[@]}" -E 'package(gst-plugin-tadsr)' 2>&1 || return
+    [[ $(find "$leaks" -name '*.log' | wc -l) -gt 100 ]] || fail "the tests of the element wrote no logs to $leaks"
+    ! grep -h 'object-alive' "$leaks"/*.log
+}
 say "" "== tests: ${tests[*]}"
-"${tests[@]}" 2>&1 || failed+=(tests)
+if [[ ${tests[1]} == nextest ]]; then
+    "${tests[@]}" -E 'not package(gst-plugin-tadsr)' 2>&1 || failed+=(tests)
+    check element-tests element_tests
+else
+    "${tests[@]}" 2>&1 || failed+=(tests)
+fi
 
 # Tests that compare with reference values, which are too large for the repository.
 if [[ -d ../shared/fixtures && -d ../shared/metrics ]]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains models one after another, on one core, in runs/. Each begins with its file in models/. A
-# second run of this script continues from the checkpoints.
+# Trains models one after another, on one core, in runs/. Each begins with its file in models/, if it
+# has one. A second run of this script continues from the checkpoints.
 #
 # Usage: scripts/train.sh FOLDER..     (folders with photos and videos)
 set -euo pipefail
@@ -17,11 +17,10 @@ cargo build --release --locked --bin tadsr-train
 cp "$target/release/tadsr-train" runs/tadsr-train.new
 mv runs/tadsr-train.new runs/tadsr-train
 failed=()
-for name in small-x2 tiny-x2 small-x4-plain tiny-x4-plain base-x4-plain tiny-x2-memory; do
+for name in small-x2 tiny-x2 base-x2 small-x4-plain tiny-x4-plain base-x4-plain tiny-x2-memory; do
     begin=()
-    if [[ ! -e runs/$name/checkpoint.safetensors ]]; then
-        begin=(--begin "models/${name%-plain}.safetensors")
-    fi
+    model=models/${name%-plain}.safetensors
+    [[ -e runs/$name/checkpoint.safetensors || ! -e $model ]] || begin=(--begin "$model")
     taskset -c "$(($(nproc) - 1))" runs/tadsr-train run "models/recipes/$name.toml" --data "${data[@]}" \
         --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000 && continue
     # Ctrl-C ends all. After another error, the other trainings still run.

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Compares our engine with ONNX Runtime and OpenVINO on identical networks and the same cores.
 
-    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--json OUT]
+    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--level avx2] [--json OUT]
 
 Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs both runtimes into it
 once. `tadsr-train export --onnx` writes every network. First each runtime must agree with our
 engine's example to 1e-4 of the largest value. Then all run in turn for some rounds. Each side's best
 time counts, because the noise of a machine only adds time.
+
+Both peers also run the networks quantised to int8: ONNX Runtime by its static quantisation with one
+scale per channel of the weights (QDQ), OpenVINO by NNCF. --level holds our engine and OpenVINO to an
+instruction set. ONNX Runtime cannot be held.
 
 Our time is that of a whole frame, from planes to planes. The time of the peers is that of the bare
 network between tensors in memory, without interpolation, whitening and conversion to pixels. ONNX
@@ -90,14 +94,40 @@ for runtime, result in results.items():
 print(json.dumps(worst))
 """
 
+# Quantises a network for both runtimes. Speed does not depend on the values of the calibration.
+QUANTISE = COMMON + r"""
+import logging
+logging.disable(logging.WARNING)
+import nncf, openvino as ov
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+onnx_path, for_ort, for_ov, channels = *sys.argv[1:4], int(sys.argv[4])
+rng = np.random.default_rng(2)
+inputs = [rng.standard_normal((1, channels, 48, 48)).astype(np.float32) for _ in range(8)]
+
+class Reader(CalibrationDataReader):
+    def __init__(self):
+        self.left = [{"latent": x} for x in inputs]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+quantize_static(onnx_path, for_ort, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+model = ov.Core().read_model(onnx_path)
+ov.save_model(nncf.quantize(model, nncf.Dataset(inputs), subset_size=8), for_ov, compress_to_fp16=False)
+print("{}")
+"""
+
 ORT = COMMON + r"""
 import onnxruntime
 threads, seconds = int(sys.argv[1]), float(sys.argv[2])
 rows = {}
 for case in json.loads(sys.argv[3]):
     x = np.random.default_rng(1).standard_normal(case["shape"]).astype(np.float32)
-    session = ort_session(case["onnx"], threads, x.shape)
-    rows[case["name"]] = {"f32": best(lambda: session.run(None, {"latent": x}), seconds)}
+    row = {}
+    for precision, path in (("f32", case["onnx"]), ("int8", case["ort_int8"])):
+        session = ort_session(path, threads, x.shape)
+        row[precision] = best(lambda: session.run(None, {"latent": x}), seconds)
+    rows[case["name"]] = row
 print(json.dumps({"version": onnxruntime.__version__, "rows": rows}))
 """
 
@@ -108,11 +138,17 @@ rows = {}
 for case in json.loads(sys.argv[3]):
     x = np.random.default_rng(1).standard_normal(case["shape"]).astype(np.float32)
     row = {}
-    for precision, hints in (("f32", ("LATENCY", "THROUGHPUT")), ("bf16", ("LATENCY",))):
-        for hint in hints:
-            request = ov_model(case["onnx"], threads, precision, hint, x.shape).create_infer_request()
-            ms = best(lambda: request.infer([x], share_inputs=True, share_outputs=True), seconds)
-            row[precision] = min(row.get(precision, float("inf")), ms)
+    for precision, path, hint in (
+        ("f32", case["onnx"], "LATENCY"),
+        ("f32", case["onnx"], "THROUGHPUT"),
+        ("bf16", case["onnx"], "LATENCY"),
+        ("int8", case["ov_int8"], "LATENCY"),
+    ):
+        # Outside the quantised layers an int8 model has the given precision.
+        other = "f32" if precision == "int8" else precision
+        request = ov_model(path, threads, other, hint, x.shape).create_infer_request()
+        ms = best(lambda: request.infer([x], share_inputs=True, share_outputs=True), seconds)
+        row[precision] = min(row.get(precision, float("inf")), ms)
     rows[case["name"]] = row
 print(json.dumps({"version": openvino.__version__, "rows": rows}))
 """
@@ -123,9 +159,10 @@ def python():
     exe = ENVIRONMENT / "bin" / "python"
     if not exe.exists():
         venv.create(ENVIRONMENT, with_pip=True)
-    if subprocess.run([exe, "-c", "import numpy, onnxruntime, openvino"], capture_output=True).returncode != 0:
+    if subprocess.run([exe, "-c", "import nncf, numpy, onnx, onnxruntime, openvino"], capture_output=True).returncode != 0:
         print("installing ONNX Runtime and OpenVINO ...", file=sys.stderr)
-        subprocess.run([exe, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime", "openvino"], check=True)
+        packages = ["numpy", "onnx", "onnxruntime", "openvino", "nncf"]
+        subprocess.run([exe, "-m", "pip", "install", "--quiet", *packages], check=True)
     return exe
 
 
@@ -156,6 +193,9 @@ def export(cases, exe):
         for case in cases:
             if (case["model"], case["scale"], "latent") == (model, scale, ends):
                 case["onnx"] = str(onnx)
+    for case in cases:
+        case["ort_int8"], case["ov_int8"] = (case["onnx"].replace(".onnx", end) for end in (".int8.onnx", ".int8.xml"))
+        output([exe, "-c", QUANTISE, case["onnx"], case["ort_int8"], case["ov_int8"], str(case["latent"][1])])
 
 
 def main():
@@ -163,6 +203,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads of every side (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side (default 3)")
     parser.add_argument("--time", type=float, default=1.0, help="seconds for each measurement (default 1)")
+    parser.add_argument("--level", choices=["avx2"], help="instruction set (default: the best of the machine)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
     exe = python()
@@ -172,6 +213,8 @@ def main():
     export(cases, exe)
     threads, seconds = str(args.threads), str(args.time)
     environment = dict(os.environ, OMP_NUM_THREADS=threads)
+    if args.level:
+        environment |= {"TADSR_CPU": args.level, "ONEDNN_MAX_CPU_ISA": args.level.upper()}
     listed = json.dumps([{"name": c["name"], "shape": c["latent"], "onnx": c["onnx"]} for c in cases])
     times, versions, ours = {}, {}, {}
 

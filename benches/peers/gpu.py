@@ -4,7 +4,7 @@
 They run plainly, in a CUDA graph, with torch.compile (max-autotune), and with TensorRT if
 torch_tensorrt is installed.
 
-    benches/peers/gpu.py [--device cuda] [--size 3840x2160]
+    benches/peers/gpu.py [--device cuda] [--size 3840x2160] [--ways eager,graph]
 
 Times are those of the bare network on a tensor in device memory, without interpolation, whitening
 and conversion to pixels. Compare the lowest with the column "computation" of benches/gpu.rs, which
@@ -46,8 +46,11 @@ def residual(latent, channels, depth):
 
 # name, network, channels of the latent, r
 STUDENTS = [
+    ("tiny r 2", lambda: plain(4, 16, 4), 4, 2),
+    ("small r 2", lambda: plain(4, 32, 8), 4, 2),
     ("tiny r 4", lambda: plain(16, 32, 4), 16, 4),
-    ("small", lambda: residual(24, 64, 4), 24, 4),
+    ("small r 4", lambda: plain(16, 48, 7), 16, 4),
+    ("base r 4", lambda: residual(16, 64, 5), 16, 4),
 ]
 
 
@@ -106,28 +109,32 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", default="3840x2160", help="of the upscaled frame")
+    parser.add_argument("--ways", help="comma-separated: eager, graph, compile, tensorrt (default all)")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("PyTorch finds no CUDA device")
         return
-    ways = [("eager", lambda layers, frame: lambda: layers(frame))]
+    ways = {"eager": lambda layers, frame: lambda: layers(frame)}
     dtype = torch.float32
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         dtype = torch.float16
-        ways += [("CUDA graph", graph), ("torch.compile", compiled), ("TensorRT", tensorrt)]
+        ways |= {"graph": graph, "compile": compiled, "tensorrt": tensorrt}
+    asked = args.ways.split(",") if args.ways else ways
+    if unknown := [way for way in asked if way not in ways]:
+        parser.error(f"--ways {','.join(unknown)}: with --device {device} there are {', '.join(ways)}")
     width, height = map(int, args.size.split("x"))
     print(f"\nPyTorch {torch.__version__}, the bare network for {width}x{height}\n")
-    print("| student | way | milliseconds |\n|---|---|---|")
+    print("| network | way | milliseconds |\n|---|---|---|")
     with torch.inference_mode():
         for name, network, channels, r in STUDENTS:
             layers = network().to(device, dtype, memory_format=torch.channels_last).eval()
             frame = torch.randn(1, channels, -(-height // r), -(-width // r), device=device, dtype=dtype)
             frame = frame.to(memory_format=torch.channels_last)
-            for way, make in ways:
+            for way in asked:
                 try:
-                    run = make(layers, frame)
+                    run = ways[way](layers, frame)
                     for _ in range(3):
                         run()
                     print(f"| {name} | {way} | {milliseconds(run, device):.3f} |", flush=True)

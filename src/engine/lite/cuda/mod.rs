@@ -13,6 +13,8 @@ mod engine;
 mod params;
 mod plan;
 mod program;
+#[cfg(any(test, feature = "emulator"))]
+pub mod stages;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,6 +23,7 @@ use std::{
 
 pub use engine::CudaEngine;
 use plan::Plan;
+use program::Kernel;
 
 use super::frame_mismatch;
 #[cfg(any(test, feature = "emulator"))]
@@ -180,13 +183,13 @@ impl Context {
             loaded = Owned::module(&driver, binary);
         }
         let module = loaded?;
-        let function = |name: &str| driver.function(*module, name);
+        let function = |kernel: Kernel| driver.function(*module, kernel.name());
         let convs = [
-            function("tadsr_conv16")?,
-            function("tadsr_conv32")?,
-            function("tadsr_conv64")?,
+            function(Kernel::Conv(16))?,
+            function(Kernel::Conv(32))?,
+            function(Kernel::Conv(64))?,
         ];
-        let (unpack, pack) = (function("tadsr_unpack")?, function("tadsr_pack")?);
+        let (unpack, pack) = (function(Kernel::Unpack)?, function(Kernel::Pack)?);
         Ok(Arc::new(Self {
             unpack,
             convs,

@@ -29,6 +29,17 @@ pub(super) enum Kernel {
 }
 
 impl Kernel {
+    /// Returns the name in `kernels/student.cu`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unpack => "tadsr_unpack",
+            Self::Conv(16) => "tadsr_conv16",
+            Self::Conv(32) => "tadsr_conv32",
+            Self::Conv(_) => "tadsr_conv64",
+            Self::Pack => "tadsr_pack",
+        }
+    }
+
     pub fn function(self, context: &Context) -> Function {
         match self {
             Self::Unpack => context.unpack,

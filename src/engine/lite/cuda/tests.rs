@@ -713,3 +713,36 @@ fn weights_that_overflow_f16_at_a_dial_are_an_error_with_the_remedy() {
     assert!(matches!(&error, Error::Model { .. }), "{error}");
     assert!(error.to_string().contains("device=cpu"), "{error}");
 }
+
+#[test]
+fn stages_show_the_first_kernel_that_is_wrong() {
+    let model = model(Architecture::Plain, LatentKind::Luma, 2, 16, 4);
+    let src = frame(PixelFormat::Nv12, 50, 30, 1);
+    let dst = src.info().with_size(100, 60);
+    let stages = |fake: Arc<Fake>| {
+        let mut runner = Runner::new(&context(&fake), &model, *src.info(), dst, 1).unwrap();
+        let stages = runner.stages(&src.as_ref(), 1.0).unwrap();
+        // The runner still works.
+        let mut out = Frame::new(dst).unwrap();
+        runner.run(&src.as_ref(), &mut out.as_mut(), 1.0).unwrap();
+        stages
+    };
+    let right = stages(emulated::device((8, 0), PLENTY));
+    let defective = stages(Fake::new(emulated::defective, (8, 0), PLENTY));
+    assert_eq!(right.len(), 7);
+    let kernels: Vec<_> = right.iter().map(|stage| stage.kernel).collect();
+    assert_eq!(kernels[..2], ["tadsr_unpack", "tadsr_conv16"]);
+    let (last, latent) = (&right[6], &right[0]);
+    assert_eq!((last.width, last.height, last.channels), (50, 30, 16));
+    assert_eq!((latent.width, latent.height), (62, 42));
+    let first = right
+        .iter()
+        .zip(&defective)
+        .map(|(a, b)| b.difference(a, 0.01));
+    let first: Vec<_> = first.collect();
+    assert!(first[0].is_none(), "{first:?}");
+    let ([x, y, channel], count) = first[1].unwrap();
+    assert!(x < 60 && y < 40 && channel < 16 && count > 1);
+    let at = (y * 60 + x) * 16 + channel;
+    assert!(right[1].values[at].to_f32() < 0.0 && defective[1].values[at].to_f32() == 0.0);
+}

@@ -186,8 +186,12 @@ int cuGraphAddKernelNode_v2(void **node, Graph *graph, void *const *before, size
 }
 int cuGraphInstantiateWithFlags(Graph **exec, const Graph *graph, uint64_t) { return made(exec, new Graph(*graph)); }
 int cuGraphUpload(Graph *, void *) { return within(SUCCESS); }
+// With TADSR_DRIVER_DEFECTIVE in the environment, convolutions clamp negative results to 0.
 int cuGraphLaunch(const Graph *exec, void *) {
-    for (const Launch &launch : *exec) {
+    for (Launch launch : *exec) {
+        if (std::getenv("TADSR_DRIVER_DEFECTIVE") && launch.kernel->bytes == sizeof(student::Conv)) {
+            ((student::Conv *)launch.params.data())->slope = 0.0f;
+        }
         if (!tadsr_launch(launch.kernel->name.c_str(), launch.grid, launch.block, launch.params.data(), false)) {
             return NOT_FOUND;
         }

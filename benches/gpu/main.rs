@@ -1,11 +1,20 @@
 //! Students on a CUDA device: difference from the CPU engine in every format and size, and speed.
 //!
 //! `benches/gpu.sh` builds a folder with this program for a machine that has only the driver. Fails
-//! if a result differs by more than the rounding of f16, or if there is no device. `--compare`
-//! measures no times. `--short` compares only a few small frames, for slow tools such as
-//! sanitizers. `--ptx` lets the driver compile the kernels.
+//! if a result differs by more than the rounding of f16, or if there is no device. The options
+//! select parts, without them `--compare`, `--speed` and `--streams` run:
+//!
+//! - `--compare`: every format and code path
+//! - `--short`: a few small frames, for slow tools such as sanitizers
+//! - `--speed`: times of single streams
+//! - `--streams`: times of simultaneous streams
+//! - `--frames N`: upscales N frames with each network, for a profiler
+//! - `--bisect`: each kernel compared with its emulation
+//! - `--ceilings FOLDER`: limits of the device, by the kernels in `FOLDER/ceilings.*`
+//! - `--ptx`: the driver compiles the kernels
 
-#[path = "support/students.rs"]
+mod ceilings;
+#[path = "../support/students.rs"]
 mod students;
 
 use std::{
@@ -21,7 +30,7 @@ use tadsr::{
         Times,
         lite::{
             cpu,
-            cuda::{Context, Runner},
+            cuda::{Context, Runner, emulated},
         },
     },
     frame::{Frame, FrameInfo, PixelFormat},
@@ -41,7 +50,19 @@ fn most(format: PixelFormat) -> u32 {
 }
 
 /// Duration of a speed measurement.
-const TIME: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_secs(2);
+
+/// Networks with the factor by which frames are enlarged to measure their speed, those of the
+/// default models first.
+fn networks() -> [(&'static str, StudentConfig, usize); 5] {
+    [
+        ("tiny r 2", StudentConfig::tiny(2), 2),
+        ("small r 2", StudentConfig::small(2), 2),
+        ("tiny r 4", StudentConfig::tiny(4), 4),
+        ("small r 4", StudentConfig::small(4), 4),
+        ("base r 4", StudentConfig::base(4), 4),
+    ]
+}
 
 /// Returns the frame for `seed`.
 fn frame(info: FrameInfo, seed: u32) -> Result<Frame> {
@@ -213,26 +234,22 @@ fn run(
     Ok(results)
 }
 
-/// Compares results. Returns true if all agree.
+/// Compares results and prints those that differ too much. Returns true if all agree.
 fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
-    println!("| student | format | from | to | places | difference |\n|---|---|---|---|---|---|");
-    let students = [
-        ("tiny r 2", StudentConfig::tiny(2)),
-        ("tiny r 4", StudentConfig::tiny(4)),
-        ("small", StudentConfig::chroma()),
-    ];
+    let with_chroma = ("luma and chroma", StudentConfig::chroma(), 2);
     let sizes = [
         ((64, 48), (128, 96)),
         ((101, 37), (233, 111)),
         ((640, 360), (1280, 720)),
     ];
     let sizes = &sizes[..if short { 1 } else { sizes.len() }];
-    let mut good = true;
-    for (name, student) in students {
+    let mut wrong = 0;
+    for (name, student, _) in networks().into_iter().chain([with_chroma]) {
         let model = model(student);
+        let (mut results, mut largest) = (0, 0);
         for format in PixelFormat::ALL
             .into_iter()
-            .step_by(if short { 3 } else { 1 })
+            .step_by(if short { 5 } else { 1 })
         {
             for &(from, to) in sizes {
                 let src = FrameInfo::new(format, from.0, from.1);
@@ -242,32 +259,90 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
                 let frames: Vec<Frame> = frames.collect::<Result<_>>()?;
                 let mut reference = cpu::Runner::new(&model, src, dst, Precision::F32)?;
                 let mut engine = Runner::new(context, &model, src, dst, 3)?;
-                let most = most(format);
-                for strength in [1.0, 0.0] {
+                let (host, device) = (Place::Host, Place::Device);
+                let places = [
+                    [host, host],
+                    [device, device],
+                    [host, device],
+                    [device, host],
+                ];
+                let (strengths, places) = if short {
+                    (&[1.0][..], &places[..2])
+                } else {
+                    (&[1.0, 0.0][..], &places[..])
+                };
+                for &strength in strengths {
                     let mut wanted = Vec::new();
                     for frame in &frames {
                         let mut want = Frame::new(dst)?;
                         reference.run(&frame.as_ref(), &mut want.as_mut(), strength)?;
                         wanted.push(want);
                     }
-                    let (host, device) = (Place::Host, Place::Device);
-                    for places in [
-                        [host, host],
-                        [device, device],
-                        [host, device],
-                        [device, host],
-                    ] {
+                    for &places in places {
                         let got = run(&mut engine, context, &frames, dst, places, strength)?;
                         let far = got.iter().zip(&wanted).map(|(a, b)| difference(a, b)).max();
                         let far = far.unwrap_or(u32::MAX);
-                        good &= far <= most && got.len() == wanted.len();
-                        println!(
-                            "| {name} | {} | {from:?} | {to:?} | {places:?}, strength {strength} | {far} |",
-                            format.name()
-                        );
+                        (results, largest) = (results + 1, largest.max(far));
+                        if far > most(format) || got.len() != wanted.len() {
+                            wrong += 1;
+                            println!(
+                                "WRONG: {name}, {}, {from:?} to {to:?}, {places:?}, strength \
+                                 {strength}: {} frames, difference {far}",
+                                format.name(),
+                                got.len()
+                            );
+                        }
                     }
                 }
             }
+        }
+        println!("{name}: {results} comparisons, largest difference {largest}");
+    }
+    println!("{wrong} comparisons failed\n");
+    Ok(wrong == 0)
+}
+
+/// Compares the result of each kernel with that of its emulation, for frames of several sizes.
+/// Returns true if all agree.
+fn bisect(context: &Arc<Context>) -> Result<bool> {
+    // Accumulated rounding of f16.
+    const TOLERANCE: f32 = 0.02;
+    let emulated = Context::new(emulated::device(
+        context.driver().info().capability,
+        1 << 32,
+    ))?;
+    let mut good = true;
+    for (name, student, scale) in networks() {
+        let model = model(student);
+        for (width, height) in [(16, 8), (71, 19), (200, 120)] {
+            let src = FrameInfo::new(PixelFormat::Nv12, width, height);
+            let dst = src.with_size(scale * width, scale * height);
+            let input = frame(src, 1)?;
+            let stages = |context| -> Result<_> {
+                let mut runner = Runner::new(context, &model, src, dst, 1)?;
+                Ok(runner.stages(&input.as_ref(), 1.0)?)
+            };
+            let (device, wanted) = (stages(context)?, stages(&emulated)?);
+            let mut stages = device.iter().zip(&wanted).enumerate();
+            let first = stages.find_map(|(at, (device, wanted))| {
+                let ([x, y, channel], count) = device.difference(wanted, TOLERANCE)?;
+                let cell = (y * device.width + x) * device.channels + channel;
+                let values = [device, wanted].map(|stage| stage.values[cell]);
+                Some(format!(
+                    "kernel {at}, {}: {count} of {} values differ, first at column {x}, row {y}, \
+                     channel {channel} of {}x{}x{}: {} instead of {}",
+                    device.kernel,
+                    device.values.len(),
+                    device.width,
+                    device.height,
+                    device.channels,
+                    values[0],
+                    values[1]
+                ))
+            });
+            good &= first.is_none();
+            let first = first.unwrap_or("all kernels agree".into());
+            println!("{name}, {width}x{height}: {first}");
         }
     }
     Ok(good)
@@ -276,7 +351,7 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
 /// Returns true if a frame is computed in bands, bit by bit the same, when device memory is low.
 fn compare_bands(context: &Arc<Context>) -> Result<bool> {
     let model = model(StudentConfig::chroma());
-    let (src, dst) = uhd();
+    let (src, dst) = uhd(2);
     let input = frame(src, 1)?;
     let one = |engine: &mut Runner| -> Result<Frame> {
         let mut out = Frame::new(dst)?;
@@ -317,19 +392,33 @@ struct Speed {
     latency: Duration,
 }
 
-/// Returns NV12 from 1920x1080 to 3840x2160.
-fn uhd() -> (FrameInfo, FrameInfo) {
-    let src = FrameInfo::new(PixelFormat::Nv12, 1920, 1080);
-    (src, src.with_size(3840, 2160))
+/// Returns NV12 that is enlarged `scale` times to 3840x2160.
+fn uhd(scale: usize) -> (FrameInfo, FrameInfo) {
+    let dst = FrameInfo::new(PixelFormat::Nv12, 3840, 2160);
+    (dst.with_size(3840 / scale, 2160 / scale), dst)
+}
+
+/// Upscales `count` frames to 3840x2160 with each network.
+fn frames(context: &Arc<Context>, count: usize) -> Result<()> {
+    for (_, student, scale) in networks() {
+        let (from, to) = uhd(scale);
+        let mut engine = Runner::new(context, &model(student), from, to, 1)?;
+        let (src, mut out) = (frame(from, 1)?, Frame::new(to)?);
+        for _ in 0..count {
+            engine.run(&src.as_ref(), &mut out.as_mut(), 1.0)?;
+        }
+    }
+    Ok(())
 }
 
 fn speed(
     context: &Arc<Context>,
     student: StudentConfig,
+    scale: usize,
     depth: usize,
     place: Place,
 ) -> Result<Speed> {
-    let (from, to) = uhd();
+    let (from, to) = uhd(scale);
     let src = frame(from, 1)?;
     let mut engine = Runner::new(context, &model(student), from, to, depth)?;
     engine.set_resident(place == Place::Device);
@@ -430,11 +519,72 @@ fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Re
     Ok(least)
 }
 
+/// Prints the speed of each network.
+fn speeds(context: &Arc<Context>) -> Result<()> {
+    println!(
+        "\nNV12 to 3840x2160; frames in memory of the host or of the device. Milliseconds are \
+         medians by the device's clock. Latency is the median from submission to completion. \
+         TFLOP/s are those of the convolutions during the computation. Frames in host memory are \
+         copied by the thread that submits and receives them; only frames/s and latency include \
+         this.\n"
+    );
+    println!(
+        "| network | scale | frames in | in flight | frames/s | latency | upload | computation \
+         | download | TFLOP/s |\n|---|---|---|---|---|---|---|---|---|---|"
+    );
+    for (name, student, scale) in networks() {
+        let operations = operations(&student, &uhd(scale).1);
+        for (place, depth) in [
+            (Place::Host, 2),
+            (Place::Device, 2),
+            (Place::Host, 1),
+            (Place::Device, 1),
+            (Place::Host, 3),
+        ] {
+            let Speed {
+                rate,
+                times,
+                latency,
+            } = speed(context, student, scale, depth, place)?;
+            println!(
+                "| {name} | {scale} | {place:?} | {depth} | {rate:.1} | {:.2} | {:.2} | {:.2} \
+                 | {:.2} | {:.1} |",
+                latency.as_secs_f64() * 1e3,
+                times.upload,
+                times.compute,
+                times.download,
+                operations / f64::from(times.compute) / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Prints the speed of simultaneous streams.
+fn many_streams(context: &Arc<Context>) -> Result<()> {
+    println!("\nNV12 960x540 to 1920x1080, frames/s of the slowest of simultaneous streams\n");
+    println!("| network | streams | frames/s |\n|---|---|---|");
+    for (name, student, scale) in networks() {
+        for count in [1, 4, 16] {
+            if scale == 2 {
+                let rate = streams(context, student, count)?;
+                println!("| {name} | {count} | {rate:.1} |");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
-    let asked = |name: &str| std::env::args().any(|arg| arg == name);
-    let context = match asked("--ptx") {
-        true => Context::open_with_ptx(0),
-        false => Context::open(0),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let asked = |name: &str| args.iter().any(|arg| arg == name);
+    let all = args
+        .iter()
+        .all(|arg| ["--bench", "--ptx"].contains(&&**arg));
+    let context = if asked("--ptx") {
+        Context::open_with_ptx(0)
+    } else {
+        Context::open(0)
     };
     let context = match context {
         Ok(context) => context,
@@ -446,59 +596,38 @@ fn main() -> Result<()> {
         Err(reason) => return Err(reason.into()),
     };
     println!("{:?}\n", context.driver().info());
-    let good = compare(&context, asked("--short"))?;
-    let good = good && (asked("--short") || compare_bands(&context)?);
+    let mut good = true;
+    if asked("--bisect") {
+        good &= bisect(&context)?;
+    }
+    if all || asked("--short") || asked("--compare") {
+        good &= compare(&context, asked("--short"))?;
+    }
+    if all || asked("--compare") {
+        good &= compare_bands(&context)?;
+    }
     if !good {
         return Err("a result differs by more than the rounding of f16".into());
     }
-    if asked("--compare") || asked("--short") {
-        return Ok(());
+    if let Some(at) = args.iter().position(|arg| arg == "--frames") {
+        let count = args.get(at + 1).and_then(|count| count.parse().ok());
+        frames(&context, count.ok_or("--frames needs a number")?)?;
     }
-    println!(
-        "\nNV12 1920x1080 to 3840x2160; frames in memory of the host or of the device. Milliseconds \
-         are medians by the device's clock. Latency is the median from submission to completion. \
-         TFLOP/s are those of the convolutions during the computation. Frames in host memory are \
-         copied by the thread that submits and receives them; only frames/s and latency include \
-         this.\n"
-    );
-    println!(
-        "| student | frames in | in flight | frames/s | latency | upload | computation | download \
-         | TFLOP/s |\n\
-         |---|---|---|---|---|---|---|---|---|"
-    );
-    for (name, student) in [
-        ("tiny r 4", StudentConfig::tiny(4)),
-        ("small", StudentConfig::chroma()),
-    ] {
-        let operations = operations(&student, &uhd().1);
-        for place in [Place::Host, Place::Device] {
-            for depth in 1..=3 {
-                let Speed {
-                    rate,
-                    times,
-                    latency,
-                } = speed(&context, student, depth, place)?;
-                println!(
-                    "| {name} | {place:?} | {depth} | {rate:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} |",
-                    latency.as_secs_f64() * 1e3,
-                    times.upload,
-                    times.compute,
-                    times.download,
-                    operations / f64::from(times.compute) / 1e9
-                );
-            }
-        }
+    if let Some(at) = args.iter().position(|arg| arg == "--ceilings") {
+        let folder = args.get(at + 1).ok_or("--ceilings needs a folder")?;
+        // wgmma is in machine code for this capability alone.
+        let file = match context.driver().info().capability {
+            (9, 0) => "ceilings.sm_90a.cubin",
+            _ => "ceilings.ptx",
+        };
+        let image = std::fs::read(std::path::Path::new(folder).join(file))?;
+        ceilings::print(&context, &image)?;
     }
-    println!("\nNV12 960x540 to 1920x1080, frames/s of the slowest of simultaneous streams\n");
-    println!("| student | streams | frames/s |\n|---|---|---|");
-    for (name, student) in [
-        ("tiny r 4", StudentConfig::tiny(4)),
-        ("small", StudentConfig::chroma()),
-    ] {
-        for count in [1, 4, 16] {
-            let rate = streams(&context, student, count)?;
-            println!("| {name} | {count} | {rate:.1} |");
-        }
+    if all || asked("--speed") {
+        speeds(&context)?;
+    }
+    if all || asked("--streams") {
+        many_streams(&context)?;
     }
     Ok(())
 }
