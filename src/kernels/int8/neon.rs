@@ -9,7 +9,7 @@ use super::{
     sizes::GROUP,
     sums::{Packed, Rows, Sums, run},
 };
-use crate::kernels::simd::F32x8;
+use crate::kernels::simd::{F32x8, Registers};
 
 /// # Safety
 /// As [`run`]; the CPU has NEON and its dot products.
@@ -80,7 +80,7 @@ impl<const DOT: bool> Sums for Sums8<DOT> {
     #[inline(always)]
     unsafe fn floats(self) -> F32x8 {
         // SAFETY: by the caller's promise.
-        F32x8(self.0.map(|v| unsafe { vcvtq_f32_s32(v) }))
+        Registers(self.0.map(|v| unsafe { vcvtq_f32_s32(v) }))
     }
     #[inline(always)]
     unsafe fn load(p: *const u8) -> F32x8 {
@@ -88,7 +88,7 @@ impl<const DOT: bool> Sums for Sums8<DOT> {
         unsafe {
             let words = vmovl_u8(vld1_u8(p));
             let (low, high) = (vmovl_u16(vget_low_u16(words)), vmovl_high_u16(words));
-            F32x8([vcvtq_f32_u32(low), vcvtq_f32_u32(high)])
+            Registers([vcvtq_f32_u32(low), vcvtq_f32_u32(high)])
         }
     }
     #[inline(always)]

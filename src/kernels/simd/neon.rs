@@ -62,6 +62,9 @@ impl<const R: usize> Lanes for Registers<R> {
         let mut lanes = [[0.0f32; 4]; R];
         // SAFETY: by the caller's promise.
         unsafe {
+            if n == Self::N {
+                return self.store(p);
+            }
             self.store(lanes.as_mut_ptr().cast());
             p.copy_from_nonoverlapping(lanes.as_ptr().cast(), n);
         }
