@@ -31,21 +31,21 @@ if [[ ! -e $folder.complete ]]; then
     touch "$folder.complete"
 fi
 cargo fetch --locked --target "$machine"
-mkdir -p "$folder/tadsr" "$folder/cargo" "$target/arm64"
+mkdir -p "$folder/tadsr" "$folder/cargo/registry" "$target/arm64"
 
-# Runs a command in the chroot, in the source folder, without a network. The mounts end with it.
+# Runs a command in the chroot, in the source folder. The mounts end with it.
 # shellcheck disable=SC2016
 inside() {
     unshare --mount bash -c '
         set -e
         mount --make-rprivate /
         mount --bind "$1" "$0/tadsr"
-        mount --bind "$2" "$0/cargo"
+        mount --bind "$2" "$0/cargo/registry"
         mount --bind "$3" "$0/mnt"
         mount -t proc proc "$0/proc"
         mount --bind /dev "$0/dev"
         exec chroot "$0" env -C /tadsr "${@:4}"' \
-        "$folder" "$root" "${CARGO_HOME:-$HOME/.cargo}" "$target/arm64" \
+        "$folder" "$root" "${CARGO_HOME:-$HOME/.cargo}/registry" "$target/arm64" \
         env -i PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C.UTF-8 CARGO_HOME=/cargo CARGO_TARGET_DIR=/mnt \
         CARGO_NET_OFFLINE=true CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 \
         CARGO_PROFILE_DEV_OPT_LEVEL=2 \
