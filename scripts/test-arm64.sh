@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# Runs the unit tests of the library on emulated AArch64 processors: one with all features of the
+# Runs unit tests of the library on emulated AArch64 processors: one with all features of the
 # emulator, one with NEON only, and one on which TADSR_CPU=portable forbids NEON. Needs root, and
 # Rust to fetch the crates. The compiler and the emulator are those of Debian sid, in a chroot below
 # target/.
 #
-# Usage: scripts/test-arm64.sh [FILTER]     (a part of the tests' names; default: all)
+# Usage: scripts/test-arm64.sh [FILTER..]     (parts of the names of tests)
+#
+# The default are all tests of kernels and the fast ones of engines. Those of whole frames take more
+# than ten minutes each in the emulator: scripts/test-arm64.sh engine::lite::cpu::tests
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-[[ $# -le 1 ]] || fail "at most one argument"
+[[ $# -gt 0 ]] || set -- kernels:: engine::lite::cpu::memory engine::lite::cpu::program
+filter=("$@")
 [[ $(id -u) -eq 0 ]] || fail "debootstrap, chroot and mount need root"
 install_packages debootstrap
 require_rust
@@ -77,7 +81,6 @@ check() {
         cargo test "${tests[@]}" -- "${filter[@]}"
 }
 
-filter=("$@")
 check max 'neon true dotprod true bf16 true'
 check cortex-a53 'neon true dotprod false bf16 false'
 check max 'neon true dotprod true bf16 true' TADSR_CPU=portable
