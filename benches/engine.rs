@@ -285,11 +285,11 @@ mod peak {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub const OPERATIONS: usize = super::CHAINS * 2;
+    pub const OPERATIONS: usize = CHAINS * 4 * 2;
 
     #[cfg(not(target_arch = "x86_64"))]
     pub fn chain(runs: usize) -> f32 {
-        let mut x = [0.001f32; CHAINS];
+        let mut x = [0.001f32; CHAINS * 4];
         for _ in 0..runs {
             x.iter_mut().for_each(|x| *x = x.mul_add(0.999, 0.001));
         }

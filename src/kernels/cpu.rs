@@ -22,9 +22,17 @@ pub enum Feature {
     AvxVnni,
     /// AArch64: NEON.
     Neon,
+    /// AArch64: dot products of 8-bit integers, with [`Self::Neon`].
+    NeonDot,
+    /// AArch64: bfloat16, with [`Self::Neon`].
+    NeonBf16,
 }
 
 use Feature::*;
+
+const ALL: [Feature; 8] = [
+    Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonBf16,
+];
 
 /// Values of [`VARIABLE`], highest first: name, feature that it needs, features that it allows.
 const LEVELS: [(&str, Option<Feature>, &[Feature]); 4] = [
@@ -34,7 +42,7 @@ const LEVELS: [(&str, Option<Feature>, &[Feature]); 4] = [
         &[Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni],
     ),
     ("avx2", Some(Avx2), &[Avx2]),
-    ("neon", Some(Neon), &[Neon]),
+    ("neon", Some(Neon), &[Neon, NeonDot, NeonBf16]),
     ("portable", None, &[]),
 ];
 
@@ -111,9 +119,8 @@ impl Cpu {
 
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let all = [Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni, Neon];
         f.debug_set()
-            .entries(all.into_iter().filter(|&f| self.has(f)))
+            .entries(ALL.into_iter().filter(|&f| self.has(f)))
             .finish()
     }
 }
@@ -154,11 +161,20 @@ fn detect() -> Vec<Feature> {
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Vec<Feature> {
-    if std::arch::is_aarch64_feature_detected!("neon") {
-        vec![Neon]
-    } else {
-        Vec::new()
+    use std::arch::is_aarch64_feature_detected as has;
+
+    let mut found = Vec::new();
+    if !has!("neon") {
+        return found;
     }
+    found.push(Neon);
+    if has!("dotprod") {
+        found.push(NeonDot);
+    }
+    if has!("bf16") {
+        found.push(NeonBf16);
+    }
+    found
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -189,14 +205,14 @@ macro_rules! proofs {
     };
 }
 
-proofs!(Avx2 Avx512 Avx512Bf16 Avx512Vnni AvxVnni Neon);
+proofs!(Avx2 Avx512 Avx512Bf16 Avx512Vnni AvxVnni Neon NeonDot NeonBf16);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Every set that a machine may have.
-    fn machines() -> [Cpu; 6] {
+    fn machines() -> [Cpu; 8] {
         [
             Cpu::PORTABLE,
             Cpu::of(&[Avx2]),
@@ -204,6 +220,8 @@ mod tests {
             Cpu::of(&[Avx2, Avx512]),
             Cpu::of(&[Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni]),
             Cpu::of(&[Neon]),
+            Cpu::of(&[Neon, NeonDot]),
+            Cpu::of(&[Neon, NeonDot, NeonBf16]),
         ]
     }
 
@@ -214,7 +232,7 @@ mod tests {
                 let Ok(lowered) = machine.lowered(level) else {
                     continue;
                 };
-                for feature in [Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni, Neon] {
+                for feature in ALL {
                     let want = machine.has(feature) && allowed.contains(&feature);
                     assert_eq!(
                         lowered.has(feature),
@@ -245,6 +263,10 @@ mod tests {
             assert_eq!(proof::Avx2::new(&machine).is_some(), machine.has(Avx2));
             assert_eq!(proof::Avx512::new(&machine).is_some(), machine.has(Avx512));
             assert_eq!(proof::Neon::new(&machine).is_some(), machine.has(Neon));
+            assert_eq!(
+                proof::NeonDot::new(&machine).is_some(),
+                machine.has(NeonDot)
+            );
         }
     }
 }

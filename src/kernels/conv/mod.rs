@@ -16,6 +16,8 @@
 
 mod direct;
 mod gradients;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod portable;
 mod reference;

@@ -1,5 +1,7 @@
 //! Register tiles of every instruction set.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{portable, tile::Tiles};
@@ -12,6 +14,8 @@ pub(in crate::kernels) fn tiles(isa: Isa) -> &'static Tiles {
         Isa::Avx512(_) => &x86::AVX512,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(_) => &x86::AVX2,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(_) => &neon::NEON,
         _ => &portable::PORTABLE,
     }
 }

@@ -1,5 +1,7 @@
 //! A layer: quantised weights, and bands of rows through them.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
@@ -77,6 +79,7 @@ impl Int8 {
             groups: ci.div_ceil(GROUP),
             blocks: blocks(padded / variant.lanes(), MAX_VECTORS),
             weights: Vec::new(),
+            start: vec![0; padded],
             factor: vec![0.0; padded],
             bias: vec![0.0; padded],
             skip: vec![0.0; padded],
@@ -86,6 +89,10 @@ impl Int8 {
         let mut codes = Vec::with_capacity(weights.len());
         for (o, kernels) in weights.chunks_exact(ci * 9).enumerate() {
             let (factor, sum) = quantize(kernels, ends.input, &mut codes);
+            if variant.moves_codes() {
+                let codes = codes[o * ci * 9..].iter();
+                packed.start[o] = 128 * codes.map(|&code| i32::from(code)).sum::<i32>();
+            }
             let (step, low) = match ends.output {
                 Some(to) => (f64::from(to.step[o]), f64::from(to.low[o])),
                 None => (1.0, 0.0),
@@ -165,6 +172,10 @@ impl Int8 {
                 Variant::AvxVnni(_) => x86::run_avx_vnni(packed, &rows),
                 #[cfg(target_arch = "x86_64")]
                 Variant::Avx2(_) => x86::run_avx2(packed, &rows),
+                #[cfg(target_arch = "aarch64")]
+                Variant::NeonDot(_) => neon::run_dot(packed, &rows),
+                #[cfg(target_arch = "aarch64")]
+                Variant::Neon(_) => neon::run_neon(packed, &rows),
                 _ => run::<[i32; 8], 4, 4, 0>(packed, &rows),
             }
         }
@@ -239,8 +250,7 @@ fn quantize(kernels: &[f32], input: &Coding, codes: &mut Vec<i8>) -> (f64, f64) 
 /// Orders the codes `[co, ci, 3, 3]` of the weights for the kernel.
 fn pack(packed: &mut Packed, codes: &[i8], ci: usize, variant: Variant) {
     let (lanes, wide) = (variant.lanes(), variant.multiplies_16_bits());
-    // 16-bit integers are multiplied two channels at a time.
-    let part = if wide { GROUP / 2 } else { GROUP };
+    let part = variant.channels();
     let mut first = 0;
     for width in packed.blocks.iter().map(|vectors| vectors * lanes) {
         for (k, g) in (0..9).flat_map(|k| (0..packed.groups).map(move |g| (k, g))) {

@@ -11,6 +11,8 @@
 
 mod coding;
 mod layer;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod sizes;
 mod sums;

@@ -11,7 +11,7 @@ impl Sums for [i32; 8] {
     type Floats = Array<8>;
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn start(_: *const i32) -> Self {
         [0; 8]
     }
     #[inline(always)]

@@ -16,6 +16,9 @@ pub(super) struct Packed {
     /// Weights by block, kernel position, group: for each output channel of the block those of the
     /// channels of a group, as i8 or, where 16-bit integers are multiplied, as i16.
     pub weights: Vec<u8>,
+    /// Number that the sum of each output channel begins with, padded: 128 times the weights if the
+    /// variant subtracts 128 from the codes of inputs, else 0.
+    pub start: Vec<i32>,
     /// Constants of each output channel, padded: factor of a sum, what is then added to it, factor
     /// of an added code, and what is added last.
     pub factor: Vec<f32>,
@@ -60,7 +63,8 @@ pub(super) trait Sums: Copy {
     type Inputs: Copy;
     type Weights: Copy;
     type Floats: Lanes;
-    unsafe fn zero() -> Self;
+    /// Returns the sums at `p`, or zeros if the variant does not subtract from codes.
+    unsafe fn start(p: *const i32) -> Self;
     unsafe fn inputs(p: *const u8) -> Self::Inputs;
     unsafe fn weights(p: *const u8) -> Self::Weights;
     /// Adds the products.
@@ -160,7 +164,11 @@ unsafe fn sums<D: Sums, const T: usize, const V: usize, const STEP: usize>(
     let step = if STEP > 0 { STEP } else { layer.input_step };
     // SAFETY: by the caller's promise.
     unsafe {
-        let mut sums = [[D::zero(); V]; T];
+        let mut start = [D::start(layer.start.as_ptr().add(at.channel)); V];
+        for (v, start) in start.iter_mut().enumerate().skip(1) {
+            *start = D::start(layer.start.as_ptr().add(at.channel + v * D::N));
+        }
+        let mut sums = [start; T];
         for row in &rows.input[at.y..at.y + 3] {
             for x in at.x..at.x + 3 {
                 let pixel = row.add(x * step);

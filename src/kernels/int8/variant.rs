@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use super::sizes::GROUP;
 use crate::kernels::cpu::{
     Cpu,
-    proof::{Avx2, Avx512Vnni, AvxVnni},
+    proof::{Avx2, Avx512Vnni, AvxVnni, Neon, NeonDot},
 };
 
 /// A variant of the kernel that the CPU can run: a value proves it.
@@ -17,6 +18,9 @@ pub enum Variant {
     AvxVnni(AvxVnni),
     /// Multiplies 16-bit integers.
     Avx2(Avx2),
+    NeonDot(NeonDot),
+    /// Multiplies 8-bit integers and adds 16-bit ones.
+    Neon(Neon),
     /// Plain Rust.
     Portable,
 }
@@ -30,6 +34,8 @@ impl Variant {
             vnni.map(Self::Avx512VnniShort),
             AvxVnni::new(cpu).map(Self::AvxVnni),
             Avx2::new(cpu).map(Self::Avx2),
+            NeonDot::new(cpu).map(Self::NeonDot),
+            Neon::new(cpu).map(Self::Neon),
             Some(Self::Portable),
         ];
         variants.into_iter().flatten().collect()
@@ -40,9 +46,13 @@ impl Variant {
         Self::all(cpu).first().copied().unwrap_or(Self::Portable)
     }
 
-    /// Returns `true` if integers are so much faster than floats that int8 inference pays off.
+    /// Returns `true` if measurements show that integers are so much faster than floats that int8
+    /// inference pays off. There are none for AArch64.
     pub fn is_fast(self) -> bool {
-        !matches!(self, Self::Avx2(_) | Self::Portable)
+        matches!(
+            self,
+            Self::Avx512Vnni(_) | Self::Avx512VnniShort(_) | Self::AvxVnni(_)
+        )
     }
 
     /// Returns the name, for messages.
@@ -52,6 +62,8 @@ impl Variant {
             Self::Avx512VnniShort(_) => "avx512-vnni-256",
             Self::AvxVnni(_) => "avx-vnni",
             Self::Avx2(_) => "avx2",
+            Self::NeonDot(_) => "neon-dotprod",
+            Self::Neon(_) => "neon",
             Self::Portable => "portable",
         }
     }
@@ -66,6 +78,19 @@ impl Variant {
 
     pub(super) fn multiplies_16_bits(self) -> bool {
         matches!(self, Self::Avx2(_))
+    }
+
+    /// Input channels that are side by side in the weights of an output channel.
+    pub(super) fn channels(self) -> usize {
+        match self {
+            Self::Avx2(_) | Self::Neon(_) => GROUP / 2,
+            _ => GROUP,
+        }
+    }
+
+    /// Returns `true` if 128 is subtracted from the codes of inputs.
+    pub(super) fn moves_codes(self) -> bool {
+        matches!(self, Self::NeonDot(_) | Self::Neon(_))
     }
 }
 

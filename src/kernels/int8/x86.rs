@@ -59,7 +59,7 @@ impl Sums for Vnni512 {
     type Floats = F32x16;
 
     #[inline(always)]
-    unsafe fn zero() -> Self {
+    unsafe fn start(_: *const i32) -> Self {
         // SAFETY: by the caller's promise, as in all of this file.
         Self(unsafe { _mm512_setzero_si512() })
     }
@@ -129,7 +129,7 @@ macro_rules! eight_sums {
         type Floats = F32x8;
 
         #[inline(always)]
-        unsafe fn zero() -> Self {
+        unsafe fn start(_: *const i32) -> Self {
             // SAFETY: by the caller's promise.
             Self(unsafe { _mm256_setzero_si256() })
         }

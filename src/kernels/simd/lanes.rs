@@ -26,15 +26,16 @@ pub(in crate::kernels) trait Lanes: Copy {
     unsafe fn neg_mul_add(self, b: Self, c: Self) -> Self;
     /// Rounds numbers to the nearest bfloat16, ties to even. NaNs are not handled.
     unsafe fn round_bf16(self) -> Self;
-    /// Stores the lanes as bfloat16; needs [`Avx512Bf16`](crate::kernels::cpu::proof::Avx512Bf16).
+    /// Stores the lanes as bfloat16; needs [`Avx512Bf16`](crate::kernels::cpu::proof::Avx512Bf16)
+    /// or [`NeonBf16`](crate::kernels::cpu::proof::NeonBf16).
     unsafe fn store_bf16(self, p: *mut u16) {
         let _ = p;
-        unreachable!("vectors of AVX-512 BF16 only");
+        unreachable!("vectors with instructions for bfloat16 only");
     }
-    /// Adds to each lane the products of the two bfloat16 in its bits; needs
-    /// [`Avx512Bf16`](crate::kernels::cpu::proof::Avx512Bf16).
+    /// Adds to each lane the products of the two bfloat16 in its bits, on the CPUs of
+    /// [`Self::store_bf16`].
     unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
         let _ = (a, b);
-        unreachable!("vectors of AVX-512 BF16 only");
+        unreachable!("vectors with instructions for bfloat16 only");
     }
 }

@@ -1,5 +1,7 @@
 //! A layer: transformed weights, and bands of rows through them.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
@@ -156,8 +158,9 @@ impl Winograd {
                 Variant::Rounded(isa) => run_isa::<Rounded>(isa, w, inputs, outputs, scratch),
                 #[cfg(target_arch = "x86_64")]
                 Variant::Pairs(..) => x86::run_avx512_bf16(w, inputs, outputs, scratch),
-                #[cfg(not(target_arch = "x86_64"))]
-                Variant::Pairs(..) => unreachable!("a variant of x86-64"),
+                #[cfg(target_arch = "aarch64")]
+                Variant::NeonPairs(..) => neon::run_bf16(w, inputs, outputs, scratch),
+                _ => unreachable!("a variant of another architecture"),
             }
         }
     }
@@ -181,6 +184,8 @@ unsafe fn run_isa<K: Format>(
             Isa::Avx512(_) => x86::run_avx512::<K>(w, inputs, outputs, scratch),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => x86::run_avx2::<K>(w, inputs, outputs, scratch),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => neon::run_neon::<K>(w, inputs, outputs, scratch),
             _ => run::<K, Array<8>, Array<4>, 6, 3, 2, 1>(w, inputs, outputs, scratch),
         }
     }

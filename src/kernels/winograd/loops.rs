@@ -63,10 +63,10 @@ impl Format for Rounded {
 }
 
 /// bfloat16 in the lower half of the memory that floats would take, multiplied in pairs.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) struct Pairs;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl Format for Pairs {
     const CHANNELS: usize = 2;
 

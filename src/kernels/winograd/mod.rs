@@ -18,6 +18,8 @@ mod gradient_loops;
 pub mod images;
 mod layer;
 mod loops;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod sizes;
 #[cfg(test)]

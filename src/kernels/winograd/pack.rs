@@ -50,7 +50,7 @@ impl Packed {
             let round = |w: &mut f32| *w = bf16::from_f32(*w).to_f32();
             weights.iter_mut().for_each(round);
         }
-        if let Variant::Pairs(..) = variant {
+        if variant.multiplies_pairs() {
             weights = paired(&weights, ci, &blocks, lanes);
         }
         Self {

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::kernels::{
     cpu::{
         Cpu,
-        proof::{Avx512, Avx512Bf16},
+        proof::{Avx512, Avx512Bf16, Neon, NeonBf16},
     },
     simd::Isa,
 };
@@ -20,6 +20,8 @@ pub enum Variant {
     Rounded(Isa),
     /// Multiplies bfloat16, two channels at a time; otherwise as [`Self::Rounded`].
     Pairs(Avx512, Avx512Bf16),
+    /// As [`Self::Pairs`], on AArch64.
+    NeonPairs(Neon, NeonBf16),
 }
 
 impl Variant {
@@ -44,12 +46,14 @@ impl Variant {
     }
 
     fn pairs(cpu: &Cpu) -> Option<Self> {
-        Avx512::new(cpu)
-            .zip(Avx512Bf16::new(cpu))
-            .map(|(a, b)| Self::Pairs(a, b))
+        let avx512 = Avx512::new(cpu).zip(Avx512Bf16::new(cpu));
+        let neon = Neon::new(cpu).zip(NeonBf16::new(cpu));
+        let avx512 = avx512.map(|(a, b)| Self::Pairs(a, b));
+        avx512.or(neon.map(|(a, b)| Self::NeonPairs(a, b)))
     }
 
-    /// Returns `true` if it is faster than products of f32.
+    /// Returns `true` if measurements show that it is faster than products of f32. There are none
+    /// for AArch64.
     pub fn is_fast(self) -> bool {
         matches!(self, Self::Pairs(..))
     }
@@ -59,11 +63,17 @@ impl Variant {
         !matches!(self, Self::F32(_))
     }
 
+    /// Returns `true` if it multiplies bfloat16 two channels at a time.
+    pub(super) fn multiplies_pairs(self) -> bool {
+        matches!(self, Self::Pairs(..) | Self::NeonPairs(..))
+    }
+
     /// Returns the instruction set of all but the products.
     pub(super) fn isa(self) -> Isa {
         match self {
             Self::F32(isa) | Self::Rounded(isa) => isa,
             Self::Pairs(avx512, _) => Isa::Avx512(avx512),
+            Self::NeonPairs(neon, _) => Isa::Neon(neon),
         }
     }
 
@@ -73,6 +83,7 @@ impl Variant {
             Self::F32(isa) => format!("f32 {}", isa.name()),
             Self::Rounded(isa) => format!("bf16 {}", isa.name()),
             Self::Pairs(..) => "bf16 avx512-bf16".into(),
+            Self::NeonPairs(..) => "bf16 neon-bf16".into(),
         }
     }
 }

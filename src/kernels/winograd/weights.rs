@@ -1,5 +1,7 @@
 //! The gradient with respect to the weights, of some tiles.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
@@ -44,6 +46,8 @@ pub(super) unsafe fn sums(images: &Images, isa: Isa, scratch: &mut Vec<f32>) -> 
             Isa::Avx512(_) => x86::gradients_avx512(images, &mut sums, &vectors, scratch),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => x86::gradients_avx2(images, &mut sums, &vectors, scratch),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => neon::gradients_neon(images, &mut sums, &vectors, scratch),
             _ => gradients::<Array<8>, 6, 3, 1, 1>(images, &mut sums, &vectors, scratch),
         }
     }
