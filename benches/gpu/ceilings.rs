@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use tadsr::{
-    cuda::{
-        driver::{Address, Driver, Launch, Shape, Stream},
-        owned::{Owned, Pinned},
-    },
+    cuda::driver::{Address, Driver, Launch, Shape, Stream},
     engine::lite::cuda::Context,
 };
 
@@ -20,23 +17,23 @@ const CACHED: usize = 16 << 20;
 const LAUNCHES: usize = 200;
 const THREADS: u32 = 256;
 
-/// Device with two streams and timing.
+/// Device with two streams and timing. Memory and handles are released with the process.
 struct Rig {
     driver: Arc<dyn Driver>,
-    streams: [Owned<Stream>; 2],
+    streams: [Stream; 2],
 }
 
 impl Rig {
     /// Returns the lowest of several times of `work` in milliseconds.
     fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-        let [begin, end] = [Owned::event(&self.driver)?, Owned::event(&self.driver)?];
+        let [begin, end] = [self.driver.event()?, self.driver.event()?];
         let mut best = f64::INFINITY;
         for _ in 0..5 {
-            self.driver.record(*begin, *self.streams[0])?;
+            self.driver.record(begin, self.streams[0])?;
             work()?;
-            self.driver.record(*end, *self.streams[0])?;
-            self.driver.synchronize_event(*end)?;
-            best = best.min(self.driver.elapsed(*begin, *end)?.into());
+            self.driver.record(end, self.streams[0])?;
+            self.driver.synchronize_event(end)?;
+            best = best.min(self.driver.elapsed(begin, end)?.into());
         }
         Ok(best)
     }
@@ -44,59 +41,54 @@ impl Rig {
     /// Returns the lowest time of `count` consecutive launches of a kernel in a graph.
     fn launches(&self, launch: Launch, count: usize) -> Result<f64> {
         let launches = vec![launch; count];
-        // SAFETY: the arrays of the launches outlive the graph, which ends in this call.
-        let graph = unsafe { self.driver.graph(&launches, *self.streams[0])? };
-        let graph = Owned::graph(&self.driver, graph);
-        self.time(|| Ok(self.driver.launch_graph(*graph, *self.streams[0])?))
+        // SAFETY: the arrays of the launches are never freed.
+        let graph = unsafe { self.driver.graph(&launches, self.streams[0])? };
+        self.time(|| Ok(self.driver.launch_graph(graph, self.streams[0])?))
     }
 }
 
 /// Prints the limits. `image` has the kernels of `ceilings.cu`.
 pub fn print(context: &Context, image: &[u8]) -> Result<()> {
     let driver = context.driver().clone();
-    let streams = [Owned::stream(&driver)?, Owned::stream(&driver)?];
+    let streams = [driver.stream()?, driver.stream()?];
     let rig = Rig { driver, streams };
     let driver = &rig.driver;
-    let [to, from] = [
-        Owned::memory(driver, COPIED)?,
-        Owned::memory(driver, COPIED)?,
-    ];
+    let [to, from] = [driver.alloc(COPIED)?, driver.alloc(COPIED)?];
     println!("| limit | |\n|---|---|");
 
     let gb = |bytes: usize, ms: f64| bytes as f64 / ms / 1e6;
-    let [up, down] = [Pinned::new(driver, COPIED)?, Pinned::new(driver, COPIED)?];
+    let [up, down] = [driver.alloc_pinned(COPIED)?, driver.alloc_pinned(COPIED)?];
     let upload = || -> Result<()> {
-        // SAFETY: both sides are as long and live until the end of this function, which waits.
-        unsafe { driver.upload(*to, up.as_ptr(), COPIED, *rig.streams[0])? };
+        // SAFETY: both sides are as long and never freed.
+        unsafe { driver.upload(to, up.as_ptr(), COPIED, rig.streams[0])? };
         Ok(())
     };
     let download = |stream: Stream| -> Result<()> {
         // SAFETY: as above.
-        unsafe { driver.download(down.as_ptr(), *from, COPIED, stream)? };
+        unsafe { driver.download(down.as_ptr(), from, COPIED, stream)? };
         Ok(())
     };
     let ms = rig.time(upload)?;
     println!("| upload, pinned memory | {:.1} GB/s |", gb(COPIED, ms));
-    let ms = rig.time(|| download(*rig.streams[0]))?;
+    let ms = rig.time(|| download(rig.streams[0]))?;
     println!("| download, pinned memory | {:.1} GB/s |", gb(COPIED, ms));
-    let downloaded = Owned::event(driver)?;
+    let downloaded = driver.event()?;
     let ms = rig.time(|| {
-        download(*rig.streams[1])?;
-        driver.record(*downloaded, *rig.streams[1])?;
+        download(rig.streams[1])?;
+        driver.record(downloaded, rig.streams[1])?;
         upload()?;
-        Ok(driver.wait(*rig.streams[0], *downloaded)?)
+        Ok(driver.wait(rig.streams[0], downloaded)?)
     })?;
     println!("| both at the same time | {:.1} GB/s |", gb(2 * COPIED, ms));
-    driver.synchronize(*rig.streams[1])?;
+    driver.synchronize(rig.streams[1])?;
 
-    let module = Owned::module(driver, image)?;
+    let module = driver.load(image)?;
     let multiprocessors = driver.info().multiprocessors as u32;
     let launch = |name: &str, bytes: usize, repeats: u32, threads: u32| -> Result<_> {
-        let Address(to) = *to;
-        let Address(from) = *from;
+        let (Address(to), Address(from)) = (to, from);
         let counts = (bytes / 16) as u64 | u64::from(repeats) << 32;
         Ok(Launch {
-            function: driver.function(*module, name)?,
+            function: driver.function(module, name)?,
             shape: Shape {
                 grid: [8 * multiprocessors, 1, 1],
                 block: [threads, 1, 1],

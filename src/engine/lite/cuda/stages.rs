@@ -35,8 +35,8 @@ impl Stage {
     pub fn difference(&self, other: &Self, tolerance: f32) -> Option<([usize; 3], usize)> {
         let far = |a: f16, b: f16| {
             let (a, b) = (a.to_f32(), b.to_f32());
-            // A value that is not a number is far from all.
-            !((a - b).abs() <= tolerance * (1.0 + b.abs()))
+            let difference = (a - b).abs();
+            difference.is_nan() || difference > tolerance * (1.0 + b.abs())
         };
         let pairs = self.values.iter().zip(&other.values).enumerate();
         let mut wrong = pairs.filter(|(_, (a, b))| far(**a, **b)).map(|(at, _)| at);
