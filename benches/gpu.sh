@@ -18,17 +18,18 @@ set -euo pipefail
 cd "$root"
 folder=$(realpath -m "${1:-$target/gpu}")
 # Only a new folder or one of this script is emptied.
-[[ ! -e $folder || -x $folder/run.sh ]] ||
+[[ ! -e $folder || -e $folder/.made-by-gpu.sh ]] ||
     fail "'$folder' exists and was not made by this script: name another folder"
 rm -rf "$folder"
 mkdir -p "$folder"
+touch "$folder/.made-by-gpu.sh"
 
 # stage NAME TARGET CARGO_ARGUMENT...: builds one executable, stripped, as FOLDER/NAME.
 stage() {
     local binary
-    binary=$(cargo "${@:3}" --locked -p tadsr --no-default-features --message-format=json |
+    binary=$(cargo "${@:3}" --locked -p tadsr --no-default-features --message-format=json-render-diagnostics |
         sed -n 's/.*"name":"'"$2"'".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
-    [[ -n $binary ]] || fail "cargo does not report the path of $1"
+    [[ -n $binary ]] || fail "$1 was not built"
     install -m 755 "$binary" "$folder/$1"
     strip "$folder/$1"
 }
