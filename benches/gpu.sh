@@ -55,13 +55,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 OUT=${OUT:-$PWD/out}
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 TADSR_BENCHES=$PWD TADSR_PEERS=$PWD/peers-data
-# Seconds for all steps, and the steps to run if not all.
+# Seconds for all steps, a factor for their limits, and the steps to run if not all.
 BUDGET=${BUDGET:-540}
+PATIENCE=${PATIENCE:-1}
 failed=()
 
 # step NAME LIMIT COMMAND...
 step() {
-    local name=$1 limit=$2 status=0 left=$((BUDGET - SECONDS)) start=$SECONDS
+    local name=$1 limit=$((PATIENCE * $2)) status=0 left=$((BUDGET - SECONDS)) start=$SECONDS
     shift 2
     [[ -z ${STEPS-} || " $STEPS " == *" $name "* ]] || return 0
     if ((left < 5)); then

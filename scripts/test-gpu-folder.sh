@@ -34,7 +34,7 @@ c++ -std=c++17 -O2 -fPIC -shared -ffp-contract=off -Wl,-soname,libcuda.so.1 -sta
 # run STEPS [VARIABLE=VALUE]: runs the steps in the chroot. Returns the status of run.sh.
 run() {
     rm -rf "$system/out"
-    chroot "$system" env OUT=/out STEPS="$1" "${@:2}" /gpu/run.sh
+    chroot "$system" env OUT=/out BUDGET=3600 PATIENCE=30 STEPS="$1" "${@:2}" /gpu/run.sh
 }
 
 # expect LINE..: checks lines of the summary, whose seconds vary.

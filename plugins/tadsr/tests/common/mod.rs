@@ -22,17 +22,7 @@ pub fn init() {
     INIT.call_once(|| {
         gst::init().unwrap();
         gsttadsr::plugin_register_static().unwrap();
-        // The tracer of leaks reports when GStreamer is deinitialised.
-        if std::env::var("GST_TRACERS").is_ok_and(|tracers| tracers.contains("leaks")) {
-            // SAFETY: the function may run at any time after this call.
-            unsafe { libc::atexit(deinit) };
-        }
     });
-}
-
-extern "C" fn deinit() {
-    // SAFETY: the process ends, so that GStreamer is not used any more.
-    unsafe { gst::deinit() };
 }
 
 /// An element in a test harness, and its bus.

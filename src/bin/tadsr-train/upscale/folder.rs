@@ -111,6 +111,10 @@ impl Item {
     }
 
     /// Upscales the file. `meter` displays the progress of pictures.
+    #[cfg_attr(
+        not(feature = "video"),
+        expect(unused_variables, reason = "only videos stop")
+    )]
     fn upscale(&self, args: &Args, job: &mut Job, meter: &Meter, stop: &Stop) -> Result<()> {
         make_folder_of(&self.to)?;
         #[cfg(feature = "video")]
