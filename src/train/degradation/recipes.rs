@@ -472,7 +472,7 @@ mod tests {
                 .position(|r| r.name == recipe.name);
             sampled[at.unwrap()] += 1;
         }
-        for (n, share) in sampled.into_iter().zip([0.5, 0.25, 0.2, 0.05]) {
+        for (n, share) in sampled.into_iter().zip([0.286, 0.571, 0.114, 0.029]) {
             assert!((f64::from(n) / 2000.0 - share).abs() < 0.04, "{sampled:?}");
         }
     }
