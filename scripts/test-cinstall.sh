@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the plugin into a temporary folder with `cargo cinstall`, as docs/get-started.md says, and
-# loads it.
+# Installs the plugin into a temporary folder with `cargo cinstall`, as docs/get-started.md says,
+# and loads it.
 #
 # Usage: scripts/test-cinstall.sh
 #

@@ -4,8 +4,9 @@
 #
 # Usage: scripts/test-gpu-folder.sh
 #
-# Checks that the programs need no newer C library than that of Ubuntu 22.04, that the step with small
-# frames passes, and that a device that computes wrong results leads to the steps that find the kernel.
+# Checks that the programs need no newer C library than that of Ubuntu 22.04, that the step with
+# small frames passes, and that a device that computes wrong results leads to the steps that find
+# the kernel.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 [[ $(id -u) -eq 0 ]] || fail "debootstrap and chroot need root"
