@@ -49,13 +49,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Loads the model on a device, with the settings of the caller.
 pub type Load = dyn Fn(Device) -> Result<Upscaler> + Send + Sync;
 
-/// A trial of all CUDA devices with a lite model.
+/// A trial of CUDA devices with a lite model.
 pub struct Trial {
     /// Name of a bundled model or path of a model file.
     pub model: String,
     pub from: FrameInfo,
     pub to: FrameInfo,
     pub load: Box<Load>,
+    /// Number of the only device that may be used. `None` allows all.
+    pub only: Option<usize>,
     /// Ends the trial early, without a verdict.
     pub cancel: Arc<AtomicBool>,
 }
@@ -140,7 +142,8 @@ impl Trial {
         driver.remove();
         *lock(trying) = None;
         let mut reasons = Vec::new();
-        for device in &devices? {
+        let allowed = |device: &DeviceInfo| self.only.is_none_or(|only| device.ordinal == only);
+        for device in devices?.iter().filter(|device| allowed(device)) {
             match self.try_device(device, &folder, trying)? {
                 Verdict::Stay(reason) => {
                     reasons.push(format!(

@@ -343,3 +343,68 @@ fn a_pipeline_has_one_context() {
     assert_eq!(contexts, 1);
     assert_eq!(fake.alive(), 0);
 }
+
+#[test]
+fn auto_shares_the_context_of_a_neighbour_and_creates_none() {
+    let fake = plug();
+    let cache = tempfile::tempdir().unwrap();
+    // SAFETY: no other test of this file reads these variables.
+    unsafe {
+        std::env::set_var("XDG_CACHE_HOME", cache.path());
+        std::env::set_var("TADSR_CUDA_SPEEDUP", "0");
+    }
+    let neighbour = format!(
+        "tadsrupscale model=tiny device={} scale=1.5 ! video/x-raw(memory:CUDAMemory)",
+        device(&fake)
+    );
+    for (before, shares) in [(neighbour.as_str(), true), ("identity", false)] {
+        let description = format!(
+            "videotestsrc is-live=true ! {} ! {before} ! tadsrupscale name=auto model=tiny scale=2 ! \
+             fakesink name=sink",
+            raw("NV12", 16, 12)
+        );
+        let pipeline = gst::parse::launch(&description).unwrap();
+        let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let element = pipeline.by_name("auto").unwrap();
+        let start = std::time::Instant::now();
+        while element.property::<String>("active-device") == "cpu" {
+            assert!(start.elapsed().as_secs() < 120, "CUDA has not taken over");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let pads = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
+        for pad in pads {
+            let caps = pad.query_caps(None);
+            let offered = caps
+                .iter_with_features()
+                .any(|(_, f)| f.contains("memory:CUDAMemory"));
+            assert_eq!(offered, shares, "{caps}");
+        }
+        let caps = element.static_pad("sink").unwrap().current_caps().unwrap();
+        let resident = caps.features(0).unwrap().contains("memory:CUDAMemory");
+        assert_eq!(resident, shares, "{caps}");
+        pipeline.send_event(gst::event::Eos::new());
+        let bus = pipeline.bus().unwrap();
+        let (mut contexts, mut ended) = (0, false);
+        for message in bus.iter_timed(gst::ClockTime::from_seconds(60)) {
+            match message.view() {
+                gst::MessageView::HaveContext(_) => contexts += 1,
+                gst::MessageView::Eos(_) => {
+                    ended = true;
+                    break;
+                }
+                gst::MessageView::Error(err) => panic!("{err:?}"),
+                gst::MessageView::Warning(warning) => panic!("{warning:?}"),
+                _ => {}
+            }
+        }
+        assert!(ended, "no end of the stream");
+        let stats: gst::Structure = element.property("stats");
+        let frames: u64 = stats.get("frames").unwrap();
+        let sink: gst::Structure = pipeline.by_name("sink").unwrap().property("stats");
+        assert_eq!(sink.get::<u64>("rendered").unwrap(), frames);
+        pipeline.set_state(gst::State::Null).unwrap();
+        assert_eq!(contexts, u32::from(shares));
+    }
+    assert_eq!(fake.alive(), 0);
+}

@@ -6,6 +6,7 @@ use super::neon;
 use super::x86;
 use super::{
     coding::Coding,
+    narrow,
     sizes::{GROUP, MAX_VECTORS, PADDED, READ},
     sums::{Output, Packed, Rows, run},
     variant::Variant,
@@ -30,8 +31,8 @@ pub struct Ends<'a> {
 /// A convolution ready for bands.
 #[derive(Clone, Debug)]
 pub struct Int8 {
-    variant: Variant,
     packed: Packed,
+    kernel: BandKernel,
     /// The output is codes, not floats.
     codes: bool,
 }
@@ -106,10 +107,16 @@ impl Int8 {
             }
             packed.offset[o] = (offset / step) as f32;
         }
-        pack(&mut packed, &codes, ci, variant);
+        let is_narrow =
+            variant.is_fast() && ends.output.is_none() && narrow::suits(co, packed.input_step);
+        if is_narrow {
+            narrow::pack(&mut packed, &codes, ci, variant.lanes());
+        } else {
+            pack(&mut packed, &codes, ci, variant);
+        }
         Self {
-            variant,
             packed,
+            kernel: kernel(variant, is_narrow),
             codes: ends.output.is_some(),
         }
     }
@@ -159,26 +166,37 @@ impl Int8 {
             output,
             columns,
         };
-        let packed = &self.packed;
-        // SAFETY: the rows are as long as the columns need, as just checked; the variant proves the
-        // instruction set.
-        unsafe {
-            match self.variant {
-                #[cfg(target_arch = "x86_64")]
-                Variant::Avx512Vnni(_) => x86::run_avx512_vnni(packed, &rows),
-                #[cfg(target_arch = "x86_64")]
-                Variant::Avx512VnniShort(_) => x86::run_avx512_vnni_short(packed, &rows),
-                #[cfg(target_arch = "x86_64")]
-                Variant::AvxVnni(_) => x86::run_avx_vnni(packed, &rows),
-                #[cfg(target_arch = "x86_64")]
-                Variant::Avx2(_) => x86::run_avx2(packed, &rows),
-                #[cfg(target_arch = "aarch64")]
-                Variant::NeonDot(_) => neon::run_dot(packed, &rows),
-                #[cfg(target_arch = "aarch64")]
-                Variant::Neon(_) => neon::run_neon(packed, &rows),
-                _ => run::<[i32; 8], 4, 4, 0>(packed, &rows),
-            }
-        }
+        // SAFETY: the rows are as long as the columns need, as just checked; the layer was packed
+        // for this kernel, whose variant proves the instruction set.
+        unsafe { (self.kernel)(&self.packed, &rows) }
+    }
+}
+
+/// Convolves a band, as [`run`].
+type BandKernel = unsafe fn(&Packed, &Rows);
+
+/// Returns the kernel of `variant`, if `is_narrow` that of [`narrow`].
+fn kernel(variant: Variant, is_narrow: bool) -> BandKernel {
+    match (variant, is_narrow) {
+        #[cfg(target_arch = "x86_64")]
+        (Variant::Avx512Vnni(_), false) => x86::run_avx512_vnni,
+        #[cfg(target_arch = "x86_64")]
+        (Variant::Avx512Vnni(_), true) => x86::run_avx512_vnni_narrow,
+        #[cfg(target_arch = "x86_64")]
+        (Variant::Avx512VnniShort(_), false) => x86::run_avx512_vnni_short,
+        #[cfg(target_arch = "x86_64")]
+        (Variant::Avx512VnniShort(_), true) => x86::run_avx512_vnni_short_narrow,
+        #[cfg(target_arch = "x86_64")]
+        (Variant::AvxVnni(_), false) => x86::run_avx_vnni,
+        #[cfg(target_arch = "x86_64")]
+        (Variant::AvxVnni(_), true) => x86::run_avx_vnni_narrow,
+        #[cfg(target_arch = "x86_64")]
+        (Variant::Avx2(_), _) => x86::run_avx2,
+        #[cfg(target_arch = "aarch64")]
+        (Variant::NeonDot(_), _) => neon::run_dot,
+        #[cfg(target_arch = "aarch64")]
+        (Variant::Neon(_), _) => neon::run_neon,
+        _ => run::<[i32; 8], 4, 4, 0>,
     }
 }
 

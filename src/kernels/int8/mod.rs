@@ -11,6 +11,7 @@
 
 mod coding;
 mod layer;
+mod narrow;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{
+    narrow::{self, PixelSums},
     sizes::GROUP,
     sums::{Packed, Rows, Sums, run},
 };
@@ -38,6 +39,30 @@ pub unsafe fn run_avx512_vnni_short(layer: &Packed, rows: &Rows) {
 pub unsafe fn run_avx_vnni(layer: &Packed, rows: &Rows) {
     // SAFETY: by the caller's promise.
     unsafe { run::<Vnni256<true>, 8, 4, 0>(layer, rows) }
+}
+
+/// # Safety
+/// As [`narrow::run`]; the CPU has AVX-512 F, BW and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,fma")]
+pub unsafe fn run_avx512_vnni_narrow(layer: &Packed, rows: &Rows) {
+    // SAFETY: by the caller's promise.
+    unsafe { narrow::run::<Vnni512, 6>(layer, rows) }
+}
+
+/// # Safety
+/// As [`narrow::run`]; the CPU has AVX-512 F, VL and VNNI.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512vnni")]
+pub unsafe fn run_avx512_vnni_short_narrow(layer: &Packed, rows: &Rows) {
+    // SAFETY: by the caller's promise.
+    unsafe { narrow::run::<Vnni256<false>, 2>(layer, rows) }
+}
+
+/// # Safety
+/// As [`narrow::run`]; the CPU has AVX2, FMA and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub unsafe fn run_avx_vnni_narrow(layer: &Packed, rows: &Rows) {
+    // SAFETY: by the caller's promise.
+    unsafe { narrow::run::<Vnni256<true>, 2>(layer, rows) }
 }
 
 /// # Safety
@@ -189,6 +214,38 @@ impl<const AVX: bool> Sums for Vnni256<AVX> {
                 false => _mm256_dpbusd_epi32(self.0, x, w),
             }
         })
+    }
+}
+
+impl PixelSums for Vnni512 {
+    #[inline(always)]
+    unsafe fn total(channels: [Self; 4]) -> Self {
+        let [a, b, c, d] = channels.map(|sums| sums.0);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let low = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let high = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            Self(_mm512_add_epi32(
+                _mm512_unpacklo_epi64(low, high),
+                _mm512_unpackhi_epi64(low, high),
+            ))
+        }
+    }
+}
+
+impl<const AVX: bool> PixelSums for Vnni256<AVX> {
+    #[inline(always)]
+    unsafe fn total(channels: [Self; 4]) -> Self {
+        let [a, b, c, d] = channels.map(|sums| sums.0);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let low = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let high = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            Self(_mm256_add_epi32(
+                _mm256_unpacklo_epi64(low, high),
+                _mm256_unpackhi_epi64(low, high),
+            ))
+        }
     }
 }
 

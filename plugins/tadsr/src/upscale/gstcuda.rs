@@ -36,6 +36,9 @@ use super::{lock, planes::Layout};
 /// Caps feature of frames in CUDA memory.
 pub(super) const FEATURE: &str = "memory:CUDAMemory";
 
+/// Type of a `GstContext` with a `GstCudaContext`.
+const CONTEXT: &str = "gst.cuda.context";
+
 /// Formats that both GstCuda and this element support.
 pub(super) const FORMATS: [gst_video::VideoFormat; 10] = [
     gst_video::VideoFormat::Nv12,
@@ -185,7 +188,7 @@ impl SharedContext {
         let (Some(library), Ok(id)) = (library(), c_int::try_from(ordinal)) else {
             return;
         };
-        if let Some(given) = element.context("gst.cuda.context") {
+        if let Some(given) = element.context(CONTEXT) {
             self.offer(element, &given, ordinal);
         }
         // The stored context may belong to a device that was requested before.
@@ -202,6 +205,33 @@ impl SharedContext {
                 });
                 return;
             }
+        }
+    }
+
+    /// Takes the context of the pipeline or of a neighbour of `element`, of any device. Creates
+    /// none.
+    pub fn join(&self, element: &gst::Element) {
+        let Some(library) = library() else {
+            return;
+        };
+        let Some(shared) = element.context(CONTEXT).or_else(|| ask_neighbours(element)) else {
+            return;
+        };
+        let mut object = ptr::null_mut();
+        // SAFETY: the pointers are valid objects, and storage for a reference; -1 accepts all
+        // devices.
+        let object: Option<gst::Object> = unsafe {
+            let (element, context) = (element.to_glib_none(), shared.to_glib_none());
+            (library.set_context)(element.0, context.0, -1, &mut object);
+            from_glib_full(object)
+        };
+        if let Some(object) = object {
+            let ordinal = object.property::<u32>("cuda-device-id") as usize;
+            lock(&self.context).get_or_insert(Context {
+                library,
+                object,
+                ordinal,
+            });
         }
     }
 
@@ -224,6 +254,16 @@ impl SharedContext {
     }
 }
 
+/// Returns the CUDA context of an element linked to `element`, if one has a context.
+fn ask_neighbours(element: &gst::Element) -> Option<gst::Context> {
+    element.pads().iter().find_map(|pad| {
+        let mut query = gst::query::Context::new(CONTEXT);
+        pad.peer_query(&mut query)
+            .then(|| query.context_owned())
+            .flatten()
+    })
+}
+
 impl Drop for SharedContext {
     fn drop(&mut self) {
         self.stop();
@@ -240,6 +280,11 @@ pub(super) struct Context {
 }
 
 impl Context {
+    /// Returns the number of its device.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
     /// Returns the context for a model on device `ordinal`.
     ///
     /// # Errors

@@ -153,6 +153,7 @@ impl BaseTransformImpl for TadsrUpscale {
         caps: &gst::Caps,
         filter: Option<&gst::Caps>,
     ) -> Option<gst::Caps> {
+        self.session.join_cuda(self.obj().upcast_ref());
         let result = self.session.rules().transform(direction, caps);
         gst::debug!(
             CAT,

@@ -272,8 +272,8 @@ impl Session {
             scale,
             max_scale: state.max_scale,
             fallback: settings.fallback,
-            // Before the start, assume that the CUDA device exists.
-            cuda: context || (stopped && settings.cuda_ordinal().is_some()),
+            // Before the start, assume that there will be a CUDA context.
+            cuda: context || (stopped && settings.may_use_cuda()),
         }
     }
 

@@ -12,7 +12,7 @@ use gst::{
 use tadsr::{
     Device, Error, Upscaler,
     engine::{self, Setting, Tile},
-    ladder,
+    ladder, trial,
 };
 
 use super::{ColorFix, Fallback, Overload, Precision, Temporal, scale::MAX_SCALE, stats::Status};
@@ -77,6 +77,15 @@ impl Settings {
         match self.device.parse() {
             Ok(Device::Cuda(ordinal)) => Some(ordinal),
             _ => None,
+        }
+    }
+
+    /// Returns true if a CUDA device may be used once the element has started.
+    pub fn may_use_cuda(&self) -> bool {
+        match self.device.parse() {
+            Ok(Device::Cuda(_)) => true,
+            Ok(Device::Auto) => trial::ruled_out().is_none(),
+            Ok(Device::Cpu) | Err(_) => false,
         }
     }
 

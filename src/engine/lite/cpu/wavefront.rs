@@ -6,17 +6,25 @@
 //! steps of other blocks, so a thread that the system suspends does not stop the others, and one
 //! thread can finish all blocks alone.
 
+#[cfg(not(loom))]
 use std::{
     hint,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
+// tests/loom checks this file.
+#[cfg(loom)]
+use loom::{
+    hint,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
 use rayon::prelude::*;
 
 /// Number of failed attempts at its own block after which a thread tries the other blocks, and then
 /// number of failed attempts at all blocks after which it yields its core: a few microseconds each.
-const SPINS: usize = 100;
+const SPINS: usize = if cfg!(loom) { 1 } else { 100 };
 
 /// Progress of a block, alone in its cache line.
 #[derive(Default)]
@@ -65,7 +73,7 @@ impl Wavefront {
     }
 
     /// Runs steps until all are begun, those of block `own` first.
-    fn work_from(&self, own: usize, steps: usize, work: &(impl Fn(usize, usize) + Sync)) {
+    pub fn work_from(&self, own: usize, steps: usize, work: &(impl Fn(usize, usize) + Sync)) {
         let _guard = Guard(&self.failed);
         let mut waited = 0;
         while !self.failed.load(Ordering::Relaxed) {
@@ -120,13 +128,13 @@ struct Guard<'a>(&'a AtomicBool);
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if std::thread::panicking() {
             self.0.store(true, Ordering::Relaxed);
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::panic;

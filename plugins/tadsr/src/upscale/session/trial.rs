@@ -75,6 +75,17 @@ impl Session {
         state.status.stats.cuda = obstacle;
     }
 
+    /// Takes the CUDA context of a neighbour before negotiation, if a CUDA device may take over
+    /// later. Frames may then be in CUDA memory.
+    pub fn join_cuda(&self, element: &BaseTransform) {
+        let state = lock(&self.state);
+        let joins = state.auto_cuda.possible && state.negotiated.is_none();
+        drop(state);
+        if joins && self.cuda.get().is_none() {
+            self.cuda.join(element.upcast_ref());
+        }
+    }
+
     /// Begins a trial for the negotiated frames, if a CUDA device may take over.
     pub(super) fn begin_trial(&self, element: &BaseTransform) {
         let settings = self.settings();
@@ -102,6 +113,8 @@ impl Session {
             load: Box::new(move |device| {
                 configure(Upscaler::load(&name, device)?, &settings, &abort)
             }),
+            // Frames may be in the memory of this device.
+            only: self.cuda.get().map(|context| context.ordinal()),
             cancel: cancel.clone(),
         };
         let (generation, weak) = (state.generation, element.downgrade());
