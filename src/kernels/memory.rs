@@ -1,6 +1,62 @@
 //! Memory for large results, and pointers into them.
 
-use std::mem::MaybeUninit;
+use std::{
+    fmt,
+    marker::PhantomData,
+    mem::{MaybeUninit, size_of_val},
+};
+
+/// A cache line. In memory of lines, a vector that begins at a multiple of its size lies in one
+/// line. The load of a vector from two lines takes twice as long.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+pub struct Line(#[expect(dead_code, reason = "only memory")] [f32; 16]);
+
+/// A copy of numbers that begins with a cache line.
+#[derive(Clone)]
+pub(in crate::kernels) struct AlignedCopy<T> {
+    lines: Vec<Line>,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Copy> AlignedCopy<T> {
+    pub fn new(numbers: &[T]) -> Self {
+        let mut lines = vec![Line::default(); size_of_val(numbers).div_ceil(size_of::<Line>())];
+        // SAFETY: the lines are at least as long as the numbers.
+        unsafe {
+            lines
+                .as_mut_ptr()
+                .cast::<T>()
+                .copy_from_nonoverlapping(numbers.as_ptr(), numbers.len());
+        }
+        Self {
+            lines,
+            numbers: PhantomData,
+        }
+    }
+
+    /// Returns the address of the first number.
+    pub fn as_ptr(&self) -> *const T {
+        self.lines.as_ptr().cast()
+    }
+}
+
+impl<T> fmt::Debug for AlignedCopy<T> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} cache lines", self.lines.len())
+    }
+}
+
+/// Returns the part of `scratch` that begins with a cache line and has `len` floats, and lengthens
+/// `scratch` if necessary.
+pub(in crate::kernels) fn aligned(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const FLOATS: usize = size_of::<Line>() / size_of::<f32>();
+    if scratch.len() < len + FLOATS {
+        scratch.resize(len + FLOATS, 0.0);
+    }
+    let start = scratch.as_ptr().align_offset(size_of::<Line>()).min(FLOATS);
+    &mut scratch[start..start + len]
+}
 
 /// A pointer that threads share; they write disjoint parts.
 pub(in crate::kernels) struct SendPtr(pub *mut f32);

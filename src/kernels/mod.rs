@@ -23,4 +23,4 @@ pub mod tracker;
 pub mod upsample;
 pub mod winograd;
 
-pub use memory::zeros;
+pub use memory::{Line, zeros};

@@ -8,8 +8,9 @@ use crate::{Error, Result};
 /// Name of the default model.
 pub const DEFAULT_MODEL: &str = "tiny";
 
-/// Groups of bundled models from the smallest to the largest, for [`crate::ladder`].
-pub const LADDER: [&str; 2] = ["tiny", "small"];
+/// Groups of bundled models from the smallest to the largest, for [`crate::ladder`]. A group may
+/// lack a model for some scales.
+pub const LADDER: [&str; 3] = ["tiny", "small", "base"];
 
 /// A bundled model file.
 pub struct Bundled {
@@ -44,6 +45,10 @@ pub static BUNDLED: &[Bundled] = &[
     Bundled {
         name: "small-x4",
         bytes: include_bytes!("../../models/small-x4.safetensors"),
+    },
+    Bundled {
+        name: "base-x2",
+        bytes: include_bytes!("../../models/base-x2.safetensors"),
     },
 ];
 

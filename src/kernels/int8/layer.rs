@@ -13,6 +13,7 @@ use super::{
 };
 use crate::kernels::{
     conv::blocks,
+    memory::AlignedCopy,
     winograd::{MAX_TILES, TILE},
 };
 
@@ -79,7 +80,7 @@ impl Int8 {
             input_step: ci.next_multiple_of(if ends.first { GROUP } else { PADDED }),
             groups: ci.div_ceil(GROUP),
             blocks: blocks(padded / variant.lanes(), MAX_VECTORS),
-            weights: Vec::new(),
+            weights: AlignedCopy::new(&[]),
             start: vec![0; padded],
             factor: vec![0.0; padded],
             bias: vec![0.0; padded],
@@ -109,11 +110,12 @@ impl Int8 {
         }
         let is_narrow =
             variant.is_fast() && ends.output.is_none() && narrow::suits(co, packed.input_step);
-        if is_narrow {
-            narrow::pack(&mut packed, &codes, ci, variant.lanes());
+        let weights = if is_narrow {
+            narrow::pack(&mut packed, &codes, ci, variant.lanes())
         } else {
-            pack(&mut packed, &codes, ci, variant);
-        }
+            pack(&packed, &codes, ci, variant)
+        };
+        packed.weights = AlignedCopy::new(&weights);
         Self {
             packed,
             kernel: kernel(variant, is_narrow),
@@ -265,8 +267,9 @@ fn quantize(kernels: &[f32], input: &Coding, codes: &mut Vec<i8>) -> (f64, f64) 
     (factor, sum)
 }
 
-/// Orders the codes `[co, ci, 3, 3]` of the weights for the kernel.
-fn pack(packed: &mut Packed, codes: &[i8], ci: usize, variant: Variant) {
+/// Returns the codes `[co, ci, 3, 3]` of the weights in the order of the kernel.
+fn pack(packed: &Packed, codes: &[i8], ci: usize, variant: Variant) -> Vec<u8> {
+    let mut weights = Vec::new();
     let (lanes, wide) = (variant.lanes(), variant.multiplies_16_bits());
     let part = variant.channels();
     let mut first = 0;
@@ -283,13 +286,14 @@ fn pack(packed: &mut Packed, codes: &[i8], ci: usize, variant: Variant) {
                         0
                     };
                     if wide {
-                        packed.weights.extend(i16::from(code).to_le_bytes());
+                        weights.extend(i16::from(code).to_le_bytes());
                     } else {
-                        packed.weights.extend(code.to_le_bytes());
+                        weights.extend(code.to_le_bytes());
                     }
                 }
             }
         }
         first += width;
     }
+    weights
 }

@@ -21,9 +21,10 @@ pub(super) fn suits(co: usize, input_step: usize) -> bool {
     (co, input_step) == (CHANNELS, PIXEL)
 }
 
-/// Arranges the codes `[4, ci, 3, 3]` of the weights, and repeats the constants, for vectors of
-/// `lanes` sums.
-pub(super) fn pack(packed: &mut Packed, codes: &[i8], ci: usize, lanes: usize) {
+/// Returns the codes `[4, ci, 3, 3]` of the weights in their order for vectors of `lanes` sums, and
+/// repeats the constants for them.
+pub(super) fn pack(packed: &mut Packed, codes: &[i8], ci: usize, lanes: usize) -> Vec<u8> {
+    let mut weights = Vec::new();
     for (k, o) in (0..9).flat_map(|k| (0..CHANNELS).map(move |o| (k, o))) {
         let pixel: [u8; PIXEL] = std::array::from_fn(|i| {
             let code = if i < ci {
@@ -33,13 +34,14 @@ pub(super) fn pack(packed: &mut Packed, codes: &[i8], ci: usize, lanes: usize) {
             };
             code.to_le_bytes()[0]
         });
-        packed.weights.extend(pixel.repeat(lanes / CHANNELS));
+        weights.extend(pixel.repeat(lanes / CHANNELS));
     }
     for constants in [&mut packed.factor, &mut packed.bias, &mut packed.offset] {
         for i in CHANNELS..constants.len() {
             constants[i] = constants[i - CHANNELS];
         }
     }
+    weights
 }
 
 #[cfg(target_arch = "x86_64")]

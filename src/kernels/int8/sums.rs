@@ -1,7 +1,7 @@
 //! The loops over a band, generic over vectors of integer sums.
 
 use super::sizes::{GROUP, READ};
-use crate::kernels::{simd::Lanes, winograd::TILE};
+use crate::kernels::{memory::AlignedCopy, simd::Lanes, winograd::TILE};
 
 /// Weights and constants of a layer, arranged for the sums of one instruction set.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub(super) struct Packed {
     pub blocks: Vec<usize>,
     /// Weights by block, kernel position, group: for each output channel of the block those of the
     /// channels of a group, as i8 or, where 16-bit integers are multiplied, as i16.
-    pub weights: Vec<u8>,
+    pub weights: AlignedCopy<u8>,
     /// Number that the sum of each output channel begins with, padded: 128 times the weights if the
     /// variant subtracts 128 from the codes of inputs, else 0.
     pub start: Vec<i32>,

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::kernels::{
     conv::{Source, product},
+    memory::aligned,
     simd::{Array, Isa},
 };
 
@@ -146,10 +147,8 @@ impl Winograd {
         outputs: &[Output],
         scratch: &mut Vec<f32>,
     ) {
-        let (w, len) = (&self.packed, self.packed.scratch());
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
+        let w = &self.packed;
+        let scratch = aligned(scratch, w.scratch());
         // SAFETY: by the caller's promise; the scratch holds both transforms; the variant proves
         // the instruction set.
         unsafe {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::kernels::{
     conv::{Source, blocks},
-    memory::{SendPtr, zeros},
+    memory::{AlignedCopy, SendPtr, zeros},
     simd::{Isa, dispatch},
 };
 
@@ -22,7 +22,7 @@ pub(super) struct Packed {
     /// Vectors in each block of output channels.
     pub blocks: Vec<usize>,
     /// Weights by block, point, input channel (or pair of them): the output channels of the block.
-    pub weights: Vec<f32>,
+    pub weights: AlignedCopy<f32>,
     pub bias: Vec<f32>,
     pub slope: f32,
 }
@@ -58,7 +58,7 @@ impl Packed {
             ci,
             co,
             blocks,
-            weights,
+            weights: AlignedCopy::new(&weights),
             bias: padded,
             slope,
         }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::kernels::{
     conv::blocks,
+    memory::aligned,
     simd::{Array, Isa},
 };
 
@@ -34,9 +35,7 @@ pub(super) unsafe fn sums(images: &Images, isa: Isa, scratch: &mut Vec<f32>) -> 
     };
     let steps = images.channels.map(|c| c.next_multiple_of(lanes(isa)));
     let len = POINTS * (rows * padded + AT_ONCE * (steps[0] + steps[1]));
-    if scratch.len() < len {
-        scratch.resize(len, 0.0);
-    }
+    let scratch = aligned(scratch, len);
     let vectors = blocks(padded / lanes(isa), max_vectors(isa));
     // SAFETY: by the caller's promise; the scratch holds the sums and both transforms; `isa` proves
     // the instruction set.

@@ -66,6 +66,16 @@ impl LoadedModel {
         }
     }
 
+    /// Returns the maximum scale. If the element chooses models, it is that of all of them, because
+    /// another scale leads to another choice.
+    fn max_scale(&self) -> f64 {
+        if is_auto(&self.requested) {
+            MAX_SCALE
+        } else {
+            self.upscaler.max_scale()
+        }
+    }
+
     fn on_cpu(&self) -> bool {
         self.upscaler.active_device() == Device::Cpu
     }
@@ -136,7 +146,7 @@ impl State {
         self.note_lite(model);
         if let Some(model) = model {
             self.depth = model.upscaler.queue_depth();
-            self.max_scale = Some(model.upscaler.max_scale());
+            self.max_scale = Some(model.max_scale());
             self.native_scale = model.upscaler.native_scale();
             self.status.device = Some(model.upscaler.active_device().to_string());
             self.describe_at_scale(model);

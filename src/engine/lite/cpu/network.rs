@@ -14,6 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     kernels::{
+        Line,
         cpu::Cpu,
         int8::{self, Coding, Ends as Codings, Int8, IntBand, IntOutput},
         simd::Isa,
@@ -26,17 +27,17 @@ use crate::{
 /// Minimum width of a block of columns in tiles. A narrower one is not worth a thread.
 const MIN_TILES: usize = 4;
 
-/// Allocates `len` zeros.
+/// Allocates `len` values, such as zeros.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is not enough memory.
-pub(super) fn zeros(len: usize) -> Result<Vec<f32>> {
+pub(super) fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(len).map_err(|_| {
-        let mib = (len >> 18) + 1;
+        let mib = (len.saturating_mul(size_of::<T>()) >> 20) + 1;
         Error::Memory(format!("no {mib} MiB of memory for frames of this size"))
     })?;
-    zeros.resize(len, 0.0);
+    zeros.resize(len, T::default());
     Ok(zeros)
 }
 
@@ -88,16 +89,16 @@ struct Rows {
     step: usize,
     /// Bytes in a buffer.
     len: usize,
-    /// Floats, so that the buffers are aligned for both types of feature maps.
-    memory: Vec<f32>,
+    memory: Vec<Line>,
 }
 
 impl Rows {
     /// Allocates `count` buffers of `cells` pixels, each of `step` bytes.
     fn new(count: usize, cells: usize, step: usize) -> Result<Self> {
         // With an odd number of cache lines, neighbouring rows use different sets of the cache.
-        let len = 64 * ((cells * step).div_ceil(64) | 1);
-        let memory = zeros(count * len / size_of::<f32>())?;
+        let lines = (cells * step).div_ceil(size_of::<Line>()) | 1;
+        let memory = zeros(count * lines)?;
+        let len = lines * size_of::<Line>();
         Ok(Self { step, len, memory })
     }
 }
@@ -453,8 +454,8 @@ impl Pass<'_> {
     /// Nothing writes them while the slice lives.
     unsafe fn cells<T: Sample>(&self, stage: usize, buffer: BufferIndex, x: Range<isize>) -> &[T] {
         let (start, len) = self.span(stage, buffer, x);
-        // SAFETY: as the caller promises. The memory is initialised and aligned for floats, and any
-        // bits are a sample.
+        // SAFETY: as the caller promises. The memory is initialised and aligned, and any bits are a
+        // sample.
         unsafe { std::slice::from_raw_parts(start.cast(), len / size_of::<T>()) }
     }
 

@@ -198,7 +198,9 @@ pub(super) fn configure(
             ControlFlow::Continue(())
         }
     })));
-    match overscale(settings.scale, upscaler.max_scale()) {
+    // A model of the element's choice fits the negotiated scale.
+    let reason = overscale(settings.scale, upscaler.max_scale());
+    match reason.filter(|_| !is_auto(&settings.model)) {
         Some(reason) => Err(Error::Scale(reason)),
         None => Ok(upscaler),
     }
