@@ -15,6 +15,7 @@ mod plan;
 mod program;
 #[cfg(any(test, feature = "emulator"))]
 pub mod stages;
+mod tiles;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -90,10 +91,8 @@ pub(crate) fn kernels((major, minor): Capability) -> &'static [u8] {
 /// A device with the kernels loaded.
 pub struct Context {
     driver: Arc<dyn Driver>,
-    unpack: Function,
-    /// Convolutions that compute 16, 32 and 64 channels at once.
-    convs: [Function; 3],
-    pack: Function,
+    /// Kernels in the order of [`Kernel::ALL`].
+    functions: Vec<Function>,
     /// Owner of the functions.
     _module: Owned<driver::Module>,
 }
@@ -183,17 +182,10 @@ impl Context {
             loaded = Owned::module(&driver, binary);
         }
         let module = loaded?;
-        let function = |kernel: Kernel| driver.function(*module, kernel.name());
-        let convs = [
-            function(Kernel::Conv(16))?,
-            function(Kernel::Conv(32))?,
-            function(Kernel::Conv(64))?,
-        ];
-        let (unpack, pack) = (function(Kernel::Unpack)?, function(Kernel::Pack)?);
+        let functions = Kernel::ALL.map(|kernel| driver.function(*module, kernel.name()));
+        let functions: Result<_, Fault> = functions.into_iter().collect();
         Ok(Arc::new(Self {
-            unpack,
-            convs,
-            pack,
+            functions: functions?,
             _module: module,
             driver,
         }))

@@ -41,11 +41,12 @@ struct Launch {
 };
 using Graph = std::vector<Launch>;
 
-const Kernel kernels[] = {{"tadsr_unpack", sizeof(student::Frame)},
-                          {"tadsr_conv16", sizeof(student::Conv)},
-                          {"tadsr_conv32", sizeof(student::Conv)},
-                          {"tadsr_conv64", sizeof(student::Conv)},
-                          {"tadsr_pack", sizeof(student::Frame)}};
+const Kernel kernels[] = {
+    {"tadsr_unpack_tiles", sizeof(student::Frame)}, {"tadsr_unpack", sizeof(student::Frame)},
+    {"tadsr_conv8", sizeof(student::Conv)},         {"tadsr_conv16", sizeof(student::Conv)},
+    {"tadsr_conv32", sizeof(student::Conv)},        {"tadsr_conv64", sizeof(student::Conv)},
+    {"tadsr_conv16_of4", sizeof(student::Conv)},    {"tadsr_conv32_of4", sizeof(student::Conv)},
+    {"tadsr_pack_tiles", sizeof(student::Frame)},   {"tadsr_pack", sizeof(student::Frame)}};
 
 // Memory of the device, and the thread's number of pushed contexts. Calls without a context fail.
 thread_local int pushed;
