@@ -1,6 +1,8 @@
 //! Plan of a model for frames of one size, independent of a device: layout of the memory, constants
 //! and bands.
 
+use std::sync::Arc;
+
 use half::f16;
 
 use super::{
@@ -9,7 +11,10 @@ use super::{
 };
 use crate::{
     Result,
-    cuda::driver::{Address, Rows},
+    cuda::{
+        driver::{Address, Driver, HostRows, Rows},
+        pinned_rows,
+    },
     engine::lite::{chroma, cpu},
     frame::{
         Component::{self as Kind, *},
@@ -79,6 +84,19 @@ impl FrameLayout {
     /// Returns the number of planes.
     pub fn planes(&self) -> usize {
         self.planes.len()
+    }
+
+    /// Returns the rows of planes, given by their bytes and stride, if all are in pinned memory of
+    /// `driver`.
+    pub fn host_rows<'a>(
+        &self,
+        driver: &Arc<dyn Driver>,
+        planes: impl Iterator<Item = (&'a [u8], usize)>,
+    ) -> Option<Vec<HostRows>> {
+        let planes = self.planes.iter().zip(planes);
+        let planes =
+            planes.map(|(at, (data, stride))| (data.as_ptr(), data.len(), stride, at.row, at.rows));
+        pinned_rows(driver, planes)
     }
 
     /// Returns the number of bytes before the planes.
@@ -541,8 +559,9 @@ fn layers(model: &LiteModel, scale: f64, channels: usize, constants: &mut Consta
     model.layers.iter().enumerate().map(layer).collect()
 }
 
-/// Returns weights `[co, ci, 3, 3]` in the kernel's order, padded with zeros: `[ci / 16][9][co][16]`,
-/// and for [`FEW`] input channels `[3][co][4][4]` with the column before the input channel.
+/// Returns weights `[co, ci, 3, 3]` in the kernel's order, padded with zeros:
+/// `[ci / 16][9][co][16]`, and for [`FEW`] input channels `[3][co][4][4]` with the column before
+/// the input channel.
 pub(super) fn packed(
     weights: &[f32],
     (ci, co): (usize, usize),

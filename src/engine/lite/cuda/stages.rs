@@ -48,8 +48,8 @@ impl Stage {
 }
 
 impl Runner {
-    /// Upscales `src`, waiting for each kernel, and returns what each wrote, except those that write
-    /// the frame. A frame in bands returns the stages of its first band.
+    /// Upscales `src`, waiting for each kernel, and returns what each wrote, except those that
+    /// write the frame. A frame in bands returns the stages of its first band.
     ///
     /// # Errors
     /// As [`Self::submit`].

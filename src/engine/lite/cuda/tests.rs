@@ -17,6 +17,7 @@ use crate::{
     ops::cuda::Params,
 };
 
+mod pinned;
 mod tiles;
 
 const PLENTY: usize = 1 << 30;

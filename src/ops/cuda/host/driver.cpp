@@ -129,10 +129,13 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
     return std::memcpy(to, (void *)from, bytes), within(SUCCESS);
 }
 int cuMemcpy2DAsync_v2(const Copy2D *copy, void *) {
-    if (copy->from.kind != 2 || copy->to.kind != 2 || copy->row > copy->from.pitch || copy->row > copy->to.pitch) {
+    const auto valid = [&](const Side &side) { return (side.kind == 1 || side.kind == 2) && copy->row <= side.pitch; };
+    if (!valid(copy->from) || !valid(copy->to)) {
         return INVALID_VALUE;
     }
-    const auto at = [](const Side &side, size_t y) { return side.device + (side.y + y) * side.pitch + side.x; };
+    const auto at = [](const Side &side, size_t y) {
+        return (side.kind == 1 ? side.host : side.device) + (side.y + y) * side.pitch + side.x;
+    };
     for (size_t y = 0; y < copy->rows; ++y) {
         std::memcpy(at(copy->to, y), at(copy->from, y), copy->row);
     }

@@ -26,8 +26,8 @@ struct Samples {
     uint32_t x_taps, y_taps;
     // Bytes of a sample (1 or 2). Its code is (word >> shift) & mask.
     uint32_t bytes, shift, mask;
-    // Groups of four source samples in a row of a tile, and 2^32 divided by it, rounded up. They are
-    // 0 if the samples are not computed in tiles.
+    // Groups of eight source samples in a row of a tile, and 2^32 divided by it, rounded up. They
+    // are 0 if the samples are not computed in tiles.
     uint32_t groups, reciprocal;
 };
 
@@ -172,8 +172,8 @@ template <typename T> __device__ T encoded(float code, const Samples &c) {
     return (T)(sizeof(T) == 1 ? bits : bits << c.shift);
 }
 
-// Resamples the rows of a tile vertically, from row `top` of the result on, which repeats row `last`.
-// The tile begins with the group `first` of a source row.
+// Resamples the rows of a tile vertically, from row `top` of the result on. Rows after `last`
+// repeat it. The tile begins with the group `first` of a source row.
 template <typename T>
 __device__ void fill_tile(float *lines, const Samples &c, uint32_t first, int top, int last) {
     constexpr uint32_t BYTES = GROUP * sizeof(T);
@@ -306,13 +306,12 @@ template <typename T, int C, int R> __device__ void pack_tile(const Frame &f, co
     const uint32_t x = left + place.x, y = c.top + top + place.row, end = c.top + c.rows;
     // The residual arrives while the block fills the tile.
     const float strength = __ldg(f.strength), factor = strength * c.scale;
-    Vector<float, R * R> scale[C] = {};
+    const bool adds = strength > 0.0f && c.slots[0] != NO_SLOT;
     Cell residual[PART / R][place.CELLS][C] = {};
-    if (strength > 0.0f && c.slots[0] != NO_SLOT) {
+    if (adds) {
 #pragma unroll
         for (int n = 0; n < C; ++n) {
             const uint32_t channel = f.slots[c.slots[n]].channel;
-            scale[n] = read_only<Vector<float, R * R>>(f.residual_std + channel);
 #pragma unroll
             for (int i = 0; i < PART / R * place.CELLS; ++i) {
                 // Threads and rows outside of the frame load cells of its border.
@@ -330,6 +329,11 @@ template <typename T, int C, int R> __device__ void pack_tile(const Frame &f, co
         return;
     }
     const Columns<C, R> columns(c.base, first, x, c.last);
+    Vector<float, R * R> scale[C] = {};
+#pragma unroll
+    for (int n = 0; n < C && adds; ++n) {
+        scale[n] = read_only<Vector<float, R * R>>(f.residual_std + f.slots[c.slots[n]].channel);
+    }
     uint8_t *to = c.dst + (size_t)y * c.stride + x * C * sizeof(T);
 #pragma unroll
     for (int row = 0; row < PART; ++row, to += c.stride) {
@@ -509,7 +513,8 @@ template <int N, int CI> __device__ void convolve(const Conv &p) {
     const int thread = threadIdx.x, warp = thread / 32, group = thread % 32 / 4, pair = thread % 4 * 2;
     float sums[2][N / 8][4] = {};
 
-    for (uint32_t chunk = 0; chunk < p.ci / CI; ++chunk) {
+    const uint32_t chunks = CI == 16 ? p.ci / CI : 1;
+    for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
         __syncthreads();
         for (int i = thread; i < (ROWS + 2) * WIDTH * PIECES; i += THREADS) {
             const int cell = i / PIECES, part = i % PIECES * PIECE;
