@@ -254,7 +254,9 @@ impl BaseTransformImpl for TadsrUpscale {
         }
         if let Some((pool, size)) = self.cuda_pool(query) {
             query.add_allocation_pool(Some(&pool), size, 0, 0);
-        } else if let Some(allocator) = self.session.pinned() {
+        } else if !query.get().0.is_some_and(caps::in_cuda_memory)
+            && let Some(allocator) = self.session.pinned()
+        {
             pinned::propose(query, &allocator);
         }
         self.parent_propose_allocation(decide_query, query)?;

@@ -535,9 +535,12 @@ fn layers(model: &LiteModel, scale: f64, channels: usize, constants: &mut Consta
     let last = model.layers.len() - 1;
     let layer = |(index, layer): (usize, &crate::model::Layer)| {
         let spec = &layer.spec;
-        let padded = |n: usize, is_latent| match is_latent {
-            true => channels,
-            false => n.next_multiple_of(CHANNELS),
+        let padded = |n: usize, is_latent| {
+            if is_latent {
+                channels
+            } else {
+                n.next_multiple_of(CHANNELS)
+            }
         };
         let (ci, co) = (padded(spec.ci, index == 0), padded(spec.co, index == last));
         let (weight, mut bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
