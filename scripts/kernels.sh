@@ -8,7 +8,8 @@
 #
 # The compiler is NVRTC 12.8 with CUDA's headers. They are installed once from PyPI (90 MB) into
 # ~/.cache/tadsr-nvrtc; this needs python3 with pip. Kernels compiled by CUDA 12 run with every
-# driver since 525, so a newer compiler is not used. No GPU is needed.
+# driver since 525, so a newer compiler is not used. nvdisasm, also from PyPI (5 MB), counts
+# instructions. No GPU is needed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -20,14 +21,23 @@ if [[ ! -d $cache/site ]]; then
     for wheel in "$cache"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$cache/new"; done
     mv "$cache/new" "$cache/site"
 fi
+if [[ ! -d $cache/nvdisasm ]]; then
+    python3 -m pip download -q --no-deps --only-binary=:all: -d "$cache/wheels" nvidia-cuda-nvdisasm==13.5.37
+    python3 -m zipfile -e "$cache"/wheels/nvidia_cuda_nvdisasm-*.whl "$cache/nvdisasm.new"
+    chmod +x "$cache"/nvdisasm.new/nvidia/cu13/bin/nvdisasm
+    mv "$cache/nvdisasm.new" "$cache/nvdisasm"
+fi
 cd "$root"
-LD_LIBRARY_PATH=$cache/site/nvidia/cuda_nvrtc/lib python3 - "$cache/site/nvidia" "$@" <<'PYTHON'
+LD_LIBRARY_PATH=$cache/site/nvidia/cuda_nvrtc/lib python3 - "$cache" "$@" <<'PYTHON'
 import ctypes
 import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 
-NVIDIA = pathlib.Path(sys.argv[1])
+NVIDIA = pathlib.Path(sys.argv[1]) / "site/nvidia"
+NVDISASM = pathlib.Path(sys.argv[1]) / "nvdisasm/nvidia/cu13/bin/nvdisasm"
 SHARED = pathlib.Path("src/ops/cuda/kernels/warp.cuh")
 PREBUILT = pathlib.Path("prebuilt/cuda")
 nvrtc = ctypes.CDLL(str(NVIDIA / "cuda_nvrtc/lib/libnvrtc.so.12"))
@@ -48,13 +58,14 @@ def taken(program, size, get):
     return buffer.raw
 
 
-def compiled(path, chip, ptx=False):
-    """The machine code or PTX of a source for a chip, and what ptxas said."""
+def compiled(path, chip, ptx=False, more=""):
+    """The machine code or PTX of a source, with more text after it, for a chip, and what ptxas said."""
     options = [f"--gpu-architecture={'compute' if ptx else 'sm'}_{chip}", "--std=c++17", "--ptxas-options=-v",
                f"--include-path={path.parent}", f"--include-path={SHARED.parent}",
                f"--include-path={NVIDIA / 'cuda_runtime/include'}"]
     program = ctypes.c_void_p()
-    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), path.name.encode(), 0, None, None))
+    source = path.read_bytes() + more.encode()
+    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, path.name.encode(), 0, None, None))
     arguments = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
     failed = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
     log = taken(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode()
@@ -76,6 +87,50 @@ def resources(log, chip):
         elif found := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             yield kernel, chip, found.group(1), shared.group(1) if shared else "0", *spills
+
+
+def instructions(image):
+    """Numbers of instructions outside and inside of the loop of each kernel in machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(image)
+        cubin.flush()
+        text = subprocess.run([NVDISASM, "-c", cubin.name], check=True, capture_output=True, text=True).stdout
+    for section in re.split(r"\n\s*\.section\s+\.text\.", text)[1:]:
+        labels, code = {}, []
+        for line in section.splitlines():
+            if label := re.match(r"\s*(\.L_x_\d+):", line):
+                labels[label.group(1)] = len(code)
+            elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
+                code.append(found.group(1))
+        looped = set()
+        for at, text in enumerate(code):
+            target = labels.get((re.search(r"BRA.*?(\.L_x_\d+)", text) or [None, None])[1], at)
+            looped |= set(range(target, at + 1)) if target < at else set()
+        # The end is padded, after a branch to itself.
+        count = sum(not text.startswith("NOP") for text in code) - 1
+        yield re.match(r"\w+", section)[0], count - len(looped), len(looped)
+
+
+# Instances of the kernels in tiles: type of the words, components, side of a cell.
+TILES = [(words, *shape) for words in ("uint8_t", "uint16_t") for shape in ((1, 2), (1, 4), (2, 2))]
+
+
+def tiles(chip):
+    """Instructions for a sample of the kernels in tiles, for frames of 2 and 4 times the size."""
+    names = {f"{kernel}_{words}_{components}_{r}": (kernel, words, components, r)
+             for kernel in ("unpack", "pack") for words, components, r in TILES}
+    more = "".join(
+        f"extern \"C\" __global__ void __launch_bounds__(TILE_THREADS) {name}(const __grid_constant__ Frame f) {{"
+        f" __shared__ __align__(16) float lines[TILE_ROWS * LINE];"
+        f" {kernel}_tile<{words}, {components}, {r}>(f, f.{'sources' if kernel == 'unpack' else 'components'}"
+        f"[blockIdx.z], lines); }}\n" for name, (kernel, words, components, r) in names.items())
+    image, _ = compiled(pathlib.Path("src/engine/lite/cuda/kernels/student.cu"), chip, more=more)
+    for name, once, looped in instructions(image):
+        if name in names:
+            kernel, words, components, r = names[name]
+            # A tile of 256 x 16 samples has so many groups of eight source samples in a row.
+            per_sample = [once / 16 + looped * groups / 256 for groups in (18, 10)]
+            yield kernel, 8 if words == "uint8_t" else 16, components, r, chip, *map(round, per_sample)
 
 
 def fnv(*contents):
@@ -133,4 +188,14 @@ with open("docs/cuda-kernels.md", "w") as out:
               "|---|---|---|---|---|---|---|\n")
     for kernel, chip, *rest in sorted(rows):
         out.write(f"| {kernel} | sm_{chip} | {' | '.join(rest)} |\n")
+    out.write("\n## Instructions of the kernels in tiles\n\n"
+              "Instructions of a thread divided by the 16 samples that it computes, rounded, for frames of 2\n"
+              "and 4 times the size. They are counted in the machine code, not measured: those outside of the\n"
+              "loop that resamples vertically once, with both sides of every branch, those of the loop as\n"
+              "often as it runs on average in a tile within the frame. `cell` is the side of a cell in samples.\n\n"
+              "| kernel | bits of a word | components | cell | chip | 2x | 4x |\n"
+              "|---|---|---|---|---|---|---|\n")
+    for row in sorted(row for chip in (75, 86, 90) for row in tiles(chip)):
+        kernel, bits, components, r, chip, *counts = map(str, row)
+        out.write(f"| {kernel} | {bits} | {components} | {r} | sm_{chip} | {' | '.join(counts)} |\n")
 PYTHON

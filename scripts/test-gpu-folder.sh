@@ -53,6 +53,6 @@ grep -q 'upload, pinned memory' "$system/out/ceilings.txt" || fail "no ceilings 
 
 run 'short bisect memcheck racecheck' TADSR_DRIVER_DEFECTIVE=1 && fail "wrong results pass"
 expect 'short: failed' 'bisect: failed' 'memcheck: left out' 'racecheck: left out'
-grep -q 'kernel 1, tadsr_conv16: .* values differ, first at column' "$system/out/bisect.txt" ||
+grep -q 'kernel 1, tadsr_conv16_of4: .* values differ, first at column' "$system/out/bisect.txt" ||
     fail "the wrong kernel was not found"
 say "The folder works on a bare system."

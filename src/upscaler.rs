@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     Device, Error, Precision, Result,
-    cuda::{DevicePlanes, ExternalContext},
+    cuda::{DevicePlanes, ExternalContext, HostAllocator},
     engine::{
         self, AUTOMATIC_DENOISE, AutomaticDenoise, Capabilities, ColorFix, Engine, NoiseField,
         Options, Progress, Setting, Temporal, Tile, Times, larger_scale,
@@ -416,6 +416,12 @@ impl Upscaler {
     /// Returns the number of frames in flight.
     pub fn in_flight(&self) -> usize {
         self.engine.in_flight()
+    }
+
+    /// Returns an allocator of pinned memory, for frames that are copied once, straight between the
+    /// memory and the CUDA device; `None` on the CPU and for ResShift models.
+    pub fn host_allocator(&self) -> Option<HostAllocator> {
+        self.engine.host_allocator()
     }
 
     /// Returns the memory in use on a CUDA device, in bytes.

@@ -89,6 +89,8 @@ enum Op {
     Upload(u64, usize, usize),
     Download(usize, u64, usize),
     Copy(Rows, Rows, usize, usize),
+    UploadRows(Rows, HostRows, usize, usize),
+    DownloadRows(HostRows, Rows, usize, usize),
     Launch(Function, Shape, Vec<u64>),
     Graph(u64),
     Record(u64, u64),
@@ -147,6 +149,15 @@ impl State {
         self.ram.bytes(address, len)
     }
 
+    /// Returns bytes of pinned memory.
+    fn pinned(&mut self, address: usize, len: usize) -> &mut [u8] {
+        let (&start, memory) = self.pinned.range_mut(..=address).next_back().unwrap();
+        let end = start + 8 * memory.len();
+        assert!(address + len <= end, "memory that is not pinned");
+        // SAFETY: within the allocation, which the engine ensures is unused until now.
+        unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) }
+    }
+
     fn run(&mut self, op: Op) {
         match op {
             Op::Upload(to, from, len) => {
@@ -164,6 +175,21 @@ impl State {
                     let at = |rows: Rows| rows.address.0 + (y * rows.stride) as u64;
                     let line = self.reach(at(from), row).to_vec();
                     self.reach(at(to), row).copy_from_slice(&line);
+                }
+            }
+            Op::UploadRows(to, from, row, rows) => {
+                for y in 0..rows {
+                    let line = self.pinned(from.start + y * from.stride, row).to_vec();
+                    let to = to.address.0 + (y * to.stride) as u64;
+                    self.ram.bytes(to, row).copy_from_slice(&line);
+                }
+            }
+            Op::DownloadRows(to, from, row, rows) => {
+                for y in 0..rows {
+                    let from = from.address.0 + (y * from.stride) as u64;
+                    let line = self.ram.bytes(from, row).to_vec();
+                    self.pinned(to.start + y * to.stride, row)
+                        .copy_from_slice(&line);
                 }
             }
             Op::Launch(function, shape, params) => {
@@ -495,6 +521,34 @@ impl Driver for Fake {
         assert!(row <= to.stride && row <= from.stride);
         self.call("copy")?
             .push(stream, Op::Copy(to, from, row, rows));
+        Ok(())
+    }
+
+    unsafe fn upload_rows(
+        &self,
+        to: Rows,
+        from: HostRows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        assert!(row <= to.stride && row <= from.stride);
+        self.call("upload_rows")?
+            .push(stream, Op::UploadRows(to, from, row, rows));
+        Ok(())
+    }
+
+    unsafe fn download_rows(
+        &self,
+        to: HostRows,
+        from: Rows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        assert!(row <= to.stride && row <= from.stride);
+        self.call("download_rows")?
+            .push(stream, Op::DownloadRows(to, from, row, rows));
         Ok(())
     }
 

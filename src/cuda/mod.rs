@@ -5,9 +5,12 @@ pub mod driver;
 #[cfg(any(test, feature = "emulator"))]
 pub mod emulator;
 mod external;
+mod host_memory;
 pub(crate) mod owned;
 
 pub use external::ExternalContext;
+pub(crate) use host_memory::pinned_rows;
+pub use host_memory::{HostAllocator, HostMemory, is_pinned};
 
 use driver::Rows;
 

@@ -17,7 +17,7 @@ pub use precision::Precision;
 
 use crate::{
     Device, Error, Result,
-    cuda::{DevicePlanes, ExternalContext},
+    cuda::{DevicePlanes, ExternalContext, HostAllocator},
     frame::{FrameInfo, FrameMut, FrameRef},
     kernels::cpu::Cpu,
     model::Model,
@@ -130,6 +130,11 @@ pub trait Engine: Send {
 
     /// Drops the frames in flight.
     fn flush(&mut self) {}
+
+    /// Returns an allocator of memory that the device accesses directly; `None` on the CPU.
+    fn host_allocator(&self) -> Option<HostAllocator> {
+        None
+    }
 
     /// Returns the device memory in use, in bytes.
     fn device_memory(&self) -> usize {

@@ -194,6 +194,10 @@ impl<'a> FrameMut<'a> {
         &self.info
     }
 
+    pub fn planes(&self) -> &[PlaneMut<'a>] {
+        &self.planes
+    }
+
     pub fn planes_mut(&mut self) -> &mut [PlaneMut<'a>] {
         &mut self.planes
     }

@@ -19,6 +19,7 @@ use tadsr::{
     cuda::{
         driver::{Driver, Shape},
         emulator::{Fake, Ram},
+        is_pinned,
     },
     engine::lite::cuda::emulated,
 };
@@ -145,6 +146,9 @@ fn a_device_that_is_right_and_fast_takes_over_between_two_frames() {
     let out = pulled(&mut rig);
     assert_eq!(out.len(), 5);
     assert_frames(&rig, &out);
+    // Buffers are allocated again for the device.
+    let pinned = |buffer: &gst::Buffer| is_pinned(&buffer.map_readable().unwrap());
+    assert!(!pinned(&out[0]) && pinned(&out[4]));
     assert!(rig.message(gst::MessageType::Warning).is_none());
     assert!(machine.verdicts()[0].contains("\"fast\""));
 

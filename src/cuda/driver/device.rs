@@ -12,9 +12,11 @@ use std::{
 use super::{
     fault::{Fault, HOST_ALLOC, OUT_OF_MEMORY, Result, TIMEOUT},
     interface::{
-        Address, DeviceInfo, Driver, Event, Function, Graph, Launch, Module, Rows, Stream,
+        Address, DeviceInfo, Driver, Event, Function, Graph, HostRows, Launch, Module, Rows, Stream,
     },
-    library::{Code, Copy2d, EVENT, Handle, NON_BLOCKING, NOT_READY, Node, PORTABLE, Table, table},
+    library::{
+        Code, Copy2d, EVENT, Handle, NON_BLOCKING, NOT_READY, Node, PORTABLE, Side, Table, table,
+    },
 };
 use crate::Error;
 
@@ -142,6 +144,28 @@ impl Device {
 
     fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Copies `rows` rows of `row` bytes.
+    ///
+    /// # Safety
+    /// As [`Driver::copy`].
+    unsafe fn copy_rows(
+        &self,
+        (to, from): (Side, Side),
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        let copy = Copy2d {
+            from,
+            to,
+            row,
+            rows,
+        };
+        let stream = stream.0 as Handle;
+        // SAFETY: as the caller promises.
+        self.call("cuMemcpy2DAsync", |t| unsafe { (t.copy)(&copy, stream) })
     }
 
     /// Makes a call that returns `CUDA_ERROR_NOT_READY` for work in progress.
@@ -303,14 +327,29 @@ impl Driver for Device {
         rows: usize,
         stream: Stream,
     ) -> Result<()> {
-        let copy = Copy2d {
-            from: from.into(),
-            to: to.into(),
-            row,
-            rows,
-        };
-        let stream = stream.0 as Handle;
-        self.call("cuMemcpy2DAsync", |t| unsafe { (t.copy)(&copy, stream) })
+        unsafe { self.copy_rows((to.into(), from.into()), row, rows, stream) }
+    }
+
+    unsafe fn upload_rows(
+        &self,
+        to: Rows,
+        from: HostRows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        unsafe { self.copy_rows((to.into(), from.into()), row, rows, stream) }
+    }
+
+    unsafe fn download_rows(
+        &self,
+        to: HostRows,
+        from: Rows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        unsafe { self.copy_rows((to.into(), from.into()), row, rows, stream) }
     }
 
     fn load(&self, image: &[u8]) -> Result<Module> {

@@ -82,6 +82,15 @@ pub struct Rows {
     pub stride: usize,
 }
 
+/// Rows of a plane in pinned memory of the host.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostRows {
+    /// Address of the first byte.
+    pub start: usize,
+    /// Bytes from one row to the next.
+    pub stride: usize,
+}
+
 /// One device. Methods may be called from any thread. The caller releases the handles that it gets.
 pub trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
@@ -145,6 +154,31 @@ pub trait Driver: Send + Sync {
     unsafe fn copy(
         &self,
         to: Rows,
+        from: Rows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()>;
+
+    /// As [`Self::copy`], from pinned memory of the host.
+    ///
+    /// # Safety
+    /// As [`Self::upload`], for all rows.
+    unsafe fn upload_rows(
+        &self,
+        to: Rows,
+        from: HostRows,
+        row: usize,
+        rows: usize,
+        stream: Stream,
+    ) -> Result<()>;
+    /// As [`Self::copy`], to pinned memory of the host.
+    ///
+    /// # Safety
+    /// As [`Self::download`], for all rows.
+    unsafe fn download_rows(
+        &self,
+        to: HostRows,
         from: Rows,
         row: usize,
         rows: usize,

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     fault::{Fault, Result},
-    interface::{DeviceInfo, Rows},
+    interface::{DeviceInfo, HostRows, Rows},
 };
 use crate::Error;
 
@@ -99,7 +99,8 @@ pub const NOT_READY: Code = 600;
 /// `CU_MEMHOSTALLOC_PORTABLE`
 pub const PORTABLE: c_uint = 1;
 
-/// `CU_MEMORYTYPE_DEVICE`
+/// `CU_MEMORYTYPE_HOST` and `CU_MEMORYTYPE_DEVICE`
+const HOST_MEMORY: c_uint = 1;
 const DEVICE_MEMORY: c_uint = 2;
 
 /// `CUDA_MEMCPY2D`
@@ -144,6 +145,20 @@ impl From<Rows> for Side {
             kind: DEVICE_MEMORY,
             host: ptr::null_mut(),
             device: rows.address.0,
+            array: ptr::null_mut(),
+            pitch: rows.stride,
+        }
+    }
+}
+
+impl From<HostRows> for Side {
+    fn from(rows: HostRows) -> Self {
+        Self {
+            x: 0,
+            y: 0,
+            kind: HOST_MEMORY,
+            host: rows.start as Handle,
+            device: 0,
             array: ptr::null_mut(),
             pitch: rows.stride,
         }

@@ -19,7 +19,8 @@ mod missing;
 pub use device::{open, probe, within};
 pub use fault::{Fault, HOST_ALLOC, OUT_OF_MEMORY, Result, TIMEOUT};
 pub use interface::{
-    Address, DeviceInfo, Driver, Event, Function, Graph, Launch, Module, Rows, Shape, Stream,
+    Address, DeviceInfo, Driver, Event, Function, Graph, HostRows, Launch, Module, Rows, Shape,
+    Stream,
 };
 #[cfg(unix)]
 pub use library::is_installed;

@@ -18,6 +18,7 @@ use super::{
     CAT,
     caps::{self, Negotiated},
     meta::{self, Treatment},
+    pinned,
     queue::{self, Queue, QueuedFrame, Streaming},
     session::Session,
     settings::{self, Change, PROPERTIES},
@@ -254,6 +255,10 @@ impl BaseTransformImpl for TadsrUpscale {
         }
         if let Some((pool, size)) = self.cuda_pool(query) {
             query.add_allocation_pool(Some(&pool), size, 0, 0);
+        } else if !query.get().0.is_some_and(caps::in_cuda_memory)
+            && let Some(allocator) = self.session.pinned()
+        {
+            pinned::propose(query, &allocator);
         }
         self.parent_propose_allocation(decide_query, query)?;
         let depth = self.session.depth();
@@ -277,6 +282,8 @@ impl BaseTransformImpl for TadsrUpscale {
                 }
                 None => query.add_allocation_pool(Some(&pool), size, 0, 0),
             }
+        } else if let Some(allocator) = self.session.pinned() {
+            pinned::decide(query, &allocator);
         }
         let depth = self.session.depth();
         queue::reserve_buffers(query, |min| min + depth.saturating_sub(1));
@@ -347,6 +354,10 @@ impl BaseTransformImpl for TadsrUpscale {
         // `is_discont` is unsuitable here: it stays set until a frame is returned.
         if inbuf.flags().contains(gst::BufferFlags::DISCONT) {
             self.streaming().drain_and_reset()?;
+        }
+        if self.session.reallocates() {
+            self.obj().reconfigure_src();
+            self.obj().reconfigure_sink();
         }
         let src_flags = self.obj().src_pad().pad_flags();
         if src_flags.contains(gst::PadFlags::NEED_RECONFIGURE) && self.refuse_current_caps() {

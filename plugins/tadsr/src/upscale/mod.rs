@@ -56,6 +56,7 @@ mod governor;
 mod gstcuda;
 mod imp;
 mod meta;
+mod pinned;
 mod planes;
 mod queue;
 mod scale;

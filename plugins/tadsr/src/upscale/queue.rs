@@ -10,7 +10,7 @@ use tadsr::{Error, engine::Times};
 
 use super::{
     caps::Negotiated,
-    lock, planes,
+    lock, pinned, planes,
     session::{LoadedModel, Session, post_failure},
 };
 
@@ -271,6 +271,9 @@ impl ModelGuard<'_> {
         frame: &mut QueuedFrame,
     ) -> Result<Option<Times>, gst::FlowError> {
         self.receive(frame).or_else(|err| {
+            if matches!(err, Error::DeviceLost(_)) && !self.negotiated.out_cuda {
+                pinned::abandon(&mut frame.output);
+            }
             self.recover(err)?;
             self.receive(frame)
                 .map_err(|err| post_failure(&self.streaming.element, &err))

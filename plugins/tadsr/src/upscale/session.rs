@@ -25,7 +25,7 @@ use super::{
     CAT, Fallback,
     auto::{Conditions, Share, is_auto},
     caps::{Negotiated, Rules},
-    gstcuda, lock,
+    gstcuda, lock, pinned,
     scale::{MAX_SCALE, Scale, invalid_scale, overscale},
     settings::{Property, Settings},
     stats::Status,
@@ -118,6 +118,10 @@ struct State {
     native_scale: Option<f64>,
     /// Maximum number of frames in flight.
     depth: usize,
+    /// Allocator of memory that the device accesses directly.
+    pinned: Option<pinned::PinnedAllocator>,
+    /// There is such an allocator since the negotiation, or no longer.
+    reallocate: bool,
     /// Latency reported to the pipeline.
     latency: gst::ClockTime,
     /// Formats of the caps in force.
@@ -144,6 +148,9 @@ impl State {
     /// Updates everything that depends on the model; `None` is passthrough.
     fn describe(&mut self, model: Option<&LoadedModel>) {
         self.note_lite(model);
+        let host = model.and_then(|model| model.upscaler.host_allocator());
+        self.reallocate ^= host.is_some() != self.pinned.is_some();
+        self.pinned = host.map(pinned::PinnedAllocator::new);
         if let Some(model) = model {
             self.depth = model.upscaler.queue_depth();
             self.max_scale = Some(model.max_scale());
@@ -262,6 +269,16 @@ impl Session {
         lock(&self.state).expected_depth() as u32
     }
 
+    /// Returns the allocator of memory that the device accesses directly.
+    pub fn pinned(&self) -> Option<pinned::PinnedAllocator> {
+        lock(&self.state).pinned.clone()
+    }
+
+    /// Returns true, once, if buffers should be allocated again, in memory that suits the device.
+    pub fn reallocates(&self) -> bool {
+        mem::take(&mut lock(&self.state).reallocate)
+    }
+
     /// Returns the conditions that decide which caps are possible now.
     pub fn rules(&self) -> Rules {
         let settings = self.settings();
@@ -314,6 +331,7 @@ impl Session {
         }
         let mut state = lock(&self.state);
         state.status.scale = state.scale();
+        state.reallocate = false;
         if let Some(model) = state.take() {
             state.describe_at_scale(&model);
             state.current = Current::Ready(model);

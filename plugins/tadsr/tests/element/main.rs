@@ -12,6 +12,7 @@ mod cuda;
 mod models;
 mod negotiation;
 mod overload;
+mod pinned;
 mod pipelines;
 mod pixels;
 mod resshift;

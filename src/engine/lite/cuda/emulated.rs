@@ -7,6 +7,7 @@ use half::f16;
 use super::{
     params::{Conv, Frame, NO_FILLER, NO_SLOT, Samples, Slot},
     program::{COLUMNS, ROWS},
+    tiles,
 };
 use crate::{
     cuda::{
@@ -25,7 +26,9 @@ pub fn device(capability: (u32, u32), memory: usize) -> Arc<Fake> {
 /// Runs a kernel.
 pub(super) fn kernels(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     match name {
+        "tadsr_unpack_tiles" => unpack_tiles(ram, shape, &Frame::from_words(params)),
         "tadsr_unpack" => unpack(ram, shape, &Frame::from_words(params)),
+        "tadsr_pack_tiles" => pack_tiles(ram, shape, &Frame::from_words(params)),
         "tadsr_pack" => pack(ram, shape, &Frame::from_words(params)),
         _ => convolve(ram, shape, &Conv::from_words(params), channels(name)),
     }
@@ -51,9 +54,12 @@ pub fn checked(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
     assert!(expected == *ram, "the source computes another result");
 }
 
-/// Returns the number of channels that a convolution computes at once, the end of its name.
-fn channels(name: &str) -> usize {
-    name["tadsr_conv".len()..].parse().unwrap()
+/// Returns the numbers of input and output channels that a convolution computes at once, from its
+/// name.
+fn channels(name: &str) -> (usize, usize) {
+    let numbers = &name["tadsr_conv".len()..];
+    let (co, ci) = numbers.split_once("_of").unwrap_or((numbers, "16"));
+    (ci.parse().unwrap(), co.parse().unwrap())
 }
 
 /// Returns the memory after a run of the kernel's source.
@@ -100,8 +106,8 @@ fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
             &mut f.x_weights,
             &mut f.y_starts,
             &mut f.y_weights,
-            &mut f.mean,
-            &mut f.inverse_std,
+            &mut f.gain,
+            &mut f.bias,
             &mut f.residual_std,
             &mut f.strength,
             &mut f.latent,
@@ -115,27 +121,111 @@ fn by_source(ram: &Ram, name: &str, shape: Shape, params: &[u64]) -> Ram {
     ram
 }
 
-fn sample_at(ram: &Ram, c: &Samples, x: usize, y: usize) -> f32 {
+/// Returns `sum` plus the code of the resampled sample at (x, y) of component `index` of a plane.
+fn add_sample(ram: &Ram, c: &Samples, index: usize, (x, y): (usize, usize), mut sum: f32) -> f32 {
     let corner = c.src
         + u64::from(ram.get::<u32>(c.y_starts, y)) * u64::from(c.stride)
         + u64::from(ram.get::<u32>(c.x_starts, x)) * u64::from(c.step)
-        + u64::from(c.offset);
+        + u64::from(c.offset)
+        + index as u64 * u64::from(c.bytes);
     let (x_taps, y_taps) = (c.x_taps as usize, c.y_taps as usize);
-    let mut sum = 0.0;
-    for j in 0..y_taps {
-        let mut line = 0.0;
-        for i in 0..x_taps {
+    for i in 0..x_taps {
+        let mut column = 0.0;
+        for j in 0..y_taps {
             let at = corner + (j * c.stride as usize + i * c.step as usize) as u64;
             let word = match c.bytes {
                 2 => u32::from(ram.get::<u16>(at, 0)),
                 _ => u32::from(ram.get::<u8>(at, 0)),
             };
-            line +=
-                ram.get::<f32>(c.x_weights, x * x_taps + i) * ((word >> c.shift) & c.mask) as f32;
+            column +=
+                ram.get::<f32>(c.y_weights, y * y_taps + j) * ((word >> c.shift) & c.mask) as f32;
         }
-        sum += ram.get::<f32>(c.y_weights, y * y_taps + j) * line;
+        sum += ram.get::<f32>(c.x_weights, x * x_taps + i) * column;
     }
-    (sum - c.zero) / c.scale
+    sum
+}
+
+/// Stores the word of a code of component `index` of a plane.
+fn store_code(ram: &mut Ram, c: &Samples, pixel: u64, index: usize, code: f32) {
+    let clamped = code.max(0.0).min(c.mask as f32);
+    let word = (clamped.round_ties_even() as u32) << c.shift;
+    let at = pixel + u64::from(c.offset) + index as u64 * u64::from(c.bytes);
+    match c.bytes {
+        2 => ram.set(at, 0, word as u16),
+        _ => ram.set(at, 0, word as u8),
+    }
+}
+
+/// Calls `cell(x, y, z)` for the first sample of each cell of tiles with these components and side.
+fn cells(shape: Shape, z: usize, tile: u32, mut cell: impl FnMut(usize, usize)) {
+    assert_eq!(shape.block, [256, 1, 1]);
+    let (components, r) = tiles::instance(tile);
+    let [width, height] = [shape.grid[0], shape.grid[1]].map(|n| n as usize);
+    assert!(z < shape.grid[2] as usize);
+    for y in (0..height * tiles::ROWS).step_by(r) {
+        (0..width * tiles::SAMPLES / components)
+            .step_by(r)
+            .for_each(|x| cell(x, y));
+    }
+}
+
+fn unpack_tiles(ram: &mut Ram, shape: Shape, f: &Frame) {
+    for (z, source) in f.sources[..f.tiled_sources as usize].iter().enumerate() {
+        cells(shape, z, source.tile, |x, y| {
+            let (components, r) = tiles::instance(source.tile);
+            let (cell_x, cell_y) = (x / r, y / r);
+            if cell_x >= f.latent_width as usize || cell_y >= f.latent_height as usize {
+                return;
+            }
+            for (index, k) in (0..components).flat_map(|i| (0..r * r).map(move |k| (i, k))) {
+                let slot = &f.slots[source.slots[index] as usize];
+                let sx = (x + k % r) as i32 - f.margin as i32 * r as i32;
+                let sy = (y + k / r) as i32 + f.latent_top * r as i32;
+                let px = sx.clamp(0, slot.width as i32 - 1) as usize;
+                let py = sy.clamp(0, slot.height as i32 - 1) as usize;
+                let sum = add_sample(ram, &source.samples, index, (px, py), 0.0);
+                let channel = slot.channel as usize + k;
+                let gain = source.weight * ram.get::<f32>(f.gain, channel);
+                let value = sum * gain + ram.get::<f32>(f.bias, channel);
+                let cell = cell_y * f.latent_width as usize + cell_x;
+                let at = cell * f.channels as usize + channel;
+                ram.set(f.latent, at, f16::from_f32(value));
+            }
+        });
+    }
+}
+
+fn pack_tiles(ram: &mut Ram, shape: Shape, f: &Frame) {
+    let strength = ram.get::<f32>(f.strength, 0);
+    for (z, c) in f.components[..f.tiled_components as usize]
+        .iter()
+        .enumerate()
+    {
+        let factor = strength * c.scale;
+        cells(shape, z, c.tile, |x, y| {
+            if x >= c.width as usize {
+                return;
+            }
+            let (components, r) = tiles::instance(c.tile);
+            for (index, k) in (0..components).flat_map(|i| (0..r * r).map(move |k| (i, k))) {
+                if y + k / r >= c.rows as usize {
+                    continue;
+                }
+                let (column, y) = (x + k % r, c.top as usize + y + k / r);
+                let sum = match f.slots.get(c.slots[index] as usize) {
+                    Some(slot) if strength > 0.0 => {
+                        let (std, half) = residual_at(ram, f, slot, column, y);
+                        factor * std * half
+                    }
+                    _ => 0.0,
+                };
+                let at = (column.min(c.last as usize), y);
+                let code = add_sample(ram, &c.base, index, at, sum);
+                let pixel = c.dst + (y * c.stride as usize + column * c.base.step as usize) as u64;
+                store_code(ram, &c.base, pixel, index, code);
+            }
+        });
+    }
 }
 
 /// Calls `thread(block, thread)` for each thread.
@@ -157,6 +247,17 @@ fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
         if x >= f.latent_width as usize {
             return;
         }
+        let tiled = f.sources[..f.tiled_sources as usize].iter();
+        let mut slots = tiled
+            .flat_map(|source| source.slots)
+            .filter(|&s| s != NO_SLOT);
+        if slots.any(|s| {
+            let slot = &f.slots[s as usize];
+            let first = slot.channel as usize;
+            (first..first + (slot.r * slot.r) as usize).contains(&channel)
+        }) {
+            return;
+        }
         let mut value = 0.0;
         for (s, slot) in f.slots[..f.slot_count as usize].iter().enumerate() {
             let (first, r) = (slot.channel as usize, slot.r as usize);
@@ -170,14 +271,13 @@ fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
                 sx.max(0).min(slot.width as i32 - 1),
                 sy.max(0).min(slot.height as i32 - 1),
             );
-            for source in &f.sources[..f.source_count as usize] {
-                if source.slot == s as u32 {
-                    value +=
-                        source.weight * sample_at(ram, &source.samples, px as usize, py as usize);
+            for source in &f.sources[f.tiled_sources as usize..f.source_count as usize] {
+                if source.slots[0] == s as u32 {
+                    let at = (px as usize, py as usize);
+                    value += source.weight * add_sample(ram, &source.samples, 0, at, 0.0);
                 }
             }
-            value =
-                (value - ram.get::<f32>(f.mean, channel)) * ram.get::<f32>(f.inverse_std, channel);
+            value = value * ram.get::<f32>(f.gain, channel) + ram.get::<f32>(f.bias, channel);
             break;
         }
         let at = (y * f.latent_width as usize + x) * f.channels as usize + channel;
@@ -185,19 +285,23 @@ fn unpack(ram: &mut Ram, shape: Shape, f: &Frame) {
     });
 }
 
-fn residual_at(ram: &Ram, f: &Frame, slot: &Slot, x: usize, y: usize) -> f32 {
+/// Returns the scale and the value of the residual of a plane of the latent at its sample (x, y).
+fn residual_at(ram: &Ram, f: &Frame, slot: &Slot, x: usize, y: usize) -> (f32, f32) {
     let r = slot.r as usize;
     let channel = slot.channel as usize + y % r * r + x % r;
     let row = usize::try_from((y / r) as i32 - f.residual_top).expect("a row above the residual");
     let column = x / r + f.residual_margin as usize;
     assert!(column < f.residual_width as usize);
     let at = (row * f.residual_width as usize + column) * f.channels as usize + channel;
-    ram.get::<f32>(f.residual_std, channel) * ram.get::<f16>(f.residual, at).to_f32()
+    (
+        ram.get::<f32>(f.residual_std, channel),
+        ram.get::<f16>(f.residual, at).to_f32(),
+    )
 }
 
 fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
     threads(shape, |block, thread| {
-        let c = &f.components[block[2]];
+        let c = &f.components[f.tiled_components as usize + block[2]];
         let (column, y) = (
             block[0] * shape.block[0] as usize + thread[0],
             c.top as usize + block[1],
@@ -206,10 +310,15 @@ fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
             return;
         }
         let x = column.min(c.last as usize);
-        let mut value = sample_at(ram, &c.base, x, y);
+        let mut value = add_sample(ram, &c.base, 0, (x, y), 0.0);
         let strength = ram.get::<f32>(f.strength, 0);
-        if c.slot != NO_SLOT && strength > 0.0 {
-            value += strength * residual_at(ram, f, &f.slots[c.slot as usize], x, y);
+        let factor = strength * c.scale;
+        let residual_at = |slot, x, y| {
+            let (std, value) = residual_at(ram, f, slot, x, y);
+            std * value
+        };
+        if c.slots[0] != NO_SLOT && strength > 0.0 {
+            value += factor * residual_at(&f.slots[c.slots[0] as usize], x, y);
         }
         for which in 0..2 {
             if c.gains[which] == 0.0 || strength <= 0.0 {
@@ -222,32 +331,21 @@ fn pack(ram: &mut Ram, shape: Shape, f: &Frame) {
                 sum += ram.get::<f32>(f.y_weights, y * y_taps + j)
                     * ram.get::<f32>(f.x_weights, x * x_taps + i)
                     * residual_at(
-                        ram,
-                        f,
                         &f.slots[1 + which],
                         at(f.x_starts, x) + i,
                         at(f.y_starts, y) + j,
                     );
             }
-            value += strength * c.gains[which] * sum;
+            value += factor * c.gains[which] * sum;
         }
-        let base = &c.base;
-        let code = (value * base.scale + base.zero)
-            .max(0.0)
-            .min(base.mask as f32);
-        let word = (code.round_ties_even() as u32) << base.shift;
-        let pixel = c.dst + (y * c.stride as usize + column * base.step as usize) as u64;
-        match base.bytes {
-            2 => ram.set(pixel + u64::from(base.offset), 0, word as u16),
-            _ => ram.set(pixel + u64::from(base.offset), 0, word as u8),
-        }
+        let pixel = c.dst + (y * c.stride as usize + column * c.base.step as usize) as u64;
+        store_code(ram, &c.base, pixel, 0, value);
         if f.filler != NO_FILLER && block[2] == 0 {
             ram.set(pixel, f.filler as usize, 255u8);
         }
     });
 }
 
-const WIDTH: usize = COLUMNS + 2;
 const STEP: usize = 24;
 
 /// Returns two halves of shared memory.
@@ -284,54 +382,58 @@ fn multiply(d: &mut [[f32; 4]; 32], a: &[[[f32; 2]; 4]; 32], b: &[[[f32; 2]; 2];
     }
 }
 
-fn convolve(ram: &mut Ram, shape: Shape, p: &Conv, n: usize) {
+fn convolve(ram: &mut Ram, shape: Shape, p: &Conv, channels: (usize, usize)) {
     assert_eq!(shape.block, [32 * ROWS as u32, 1, 1]);
     let [gx, gy, gz] = shape.grid.map(|n| n as usize);
     for block in (0..gx * gy * gz).map(|i| [i % gx, i / gx % gy, i / gx / gy]) {
-        convolve_block(ram, block, p, n);
+        convolve_block(ram, block, p, channels);
     }
 }
 
-fn convolve_block(ram: &mut Ram, block: [usize; 3], p: &Conv, n: usize) {
+fn convolve_block(ram: &mut Ram, block: [usize; 3], p: &Conv, (chunk, n): (usize, usize)) {
     let [in_width, in_height, ci, co] = [p.in_width, p.in_height, p.ci, p.co].map(|n| n as usize);
     let (left, top, first) = (block[0] * COLUMNS, block[1] * ROWS, block[2] * n);
-    let mut cells = vec![f32::NAN; (ROWS + 2) * WIDTH * STEP];
-    let mut weights = vec![f32::NAN; 9 * n * STEP];
+    // Products of a row of three weights, halves of a cell and cells of a row in shared memory.
+    let (products, step, width) = match chunk {
+        4 => (1, 4, COLUMNS + 4),
+        _ => (3, STEP, COLUMNS + 2),
+    };
+    let mut cells = vec![f32::NAN; (ROWS + 2) * width * step];
+    let mut weights = vec![f32::NAN; 3 * products * n * STEP];
     let mut sums = vec![[[0.0; 4]; 32]; ROWS * 2 * (n / 8)];
-    for chunk in 0..ci / 16 {
-        for i in 0..(ROWS + 2) * WIDTH * 2 {
-            let (cell, half) = (i / 2, i % 2 * 8);
-            let (x, y) = (left + cell % WIDTH, top + cell / WIDTH);
-            for e in 0..8 {
+    for index in 0..ci / chunk {
+        for cell in 0..(ROWS + 2) * width {
+            let (x, y) = (left + cell % width, top + cell / width);
+            for e in 0..chunk {
                 let inside = x < in_width && y < in_height;
-                let at = (y * in_width + x) * ci + chunk * 16 + half + e;
-                cells[cell * STEP + half + e] = if inside {
+                let at = (y * in_width + x) * ci + index * chunk + e;
+                cells[cell * step + e] = if inside {
                     ram.get::<f16>(p.input, at).to_f32()
                 } else {
                     0.0
                 };
             }
         }
-        for i in 0..9 * n * 2 {
-            let (row, half) = (i / 2, i % 2 * 8);
-            let at = ((chunk * 9 + row / n) * co + first + row % n) * 16 + half;
-            for e in 0..8 {
-                weights[row * STEP + half + e] = ram.get::<f16>(p.weights, at + e).to_f32();
+        for row in 0..3 * products * n {
+            let at = (index * 3 * products + row / n) * co.max(n) + first + row % n;
+            for e in 0..16 {
+                weights[row * STEP + e] = ram.get::<f16>(p.weights, at * 16 + e).to_f32();
             }
         }
-        for (warp, tap) in (0..ROWS).flat_map(|warp| (0..9).map(move |tap| (warp, tap))) {
-            let (ky, kx) = (tap / 3, tap % 3);
+        let taps = (0..ROWS).flat_map(|warp| (0..3 * products).map(move |tap| (warp, tap)));
+        for (warp, tap) in taps {
+            let (ky, kx) = (tap / products, tap % products);
             let a = [0, 1].map(|m| {
                 std::array::from_fn(|lane| {
                     let (group, pair) = (lane / 4, lane % 4 * 2);
-                    let at = ((warp + ky) * WIDTH + 16 * m + kx + group) * STEP + pair;
-                    [at, at + 8 * STEP, at + 8, at + 8 * STEP + 8].map(|at| pair_at(&cells, at))
+                    let at = ((warp + ky) * width + 16 * m + kx + group) * step + pair;
+                    [at, at + 8 * step, at + 8, at + 8 * step + 8].map(|at| pair_at(&cells, at))
                 })
             });
             for tile in 0..n / 8 {
                 let b = std::array::from_fn(|lane| {
                     let (group, pair) = (lane / 4, lane % 4 * 2);
-                    let at = ((3 * ky + kx) * n + 8 * tile + group) * STEP + pair;
+                    let at = (tap * n + 8 * tile + group) * STEP + pair;
                     [at, at + 8].map(|at| pair_at(&weights, at))
                 });
                 for (m, a) in a.iter().enumerate() {
@@ -365,6 +467,9 @@ fn store(
                 continue;
             }
             let channel = first + 8 * tile + pair + i % 2;
+            if channel >= co {
+                continue;
+            }
             let mut value = sums[lane][i] + ram.get::<f32>(p.bias, channel);
             value = if value > 0.0 { value } else { value * p.slope };
             if p.skip != 0 {

@@ -7,7 +7,7 @@ use half::f16;
 use super::{Context, Runner};
 use crate::{
     Error, Result,
-    cuda::DevicePlanes,
+    cuda::{DevicePlanes, HostAllocator},
     engine::{
         Capabilities, Engine, Observer, Options, Precision, Times, larger_scale,
         lite::{Models, condition, cpu, dials_differ, frame_mismatch},
@@ -171,6 +171,10 @@ impl Engine for CudaEngine {
         if let Some(runner) = self.runner() {
             runner.flush();
         }
+    }
+
+    fn host_allocator(&self) -> Option<HostAllocator> {
+        Some(HostAllocator::new(self.context.driver()))
     }
 
     fn device_memory(&self) -> usize {

@@ -15,6 +15,7 @@ mod plan;
 mod program;
 #[cfg(any(test, feature = "emulator"))]
 pub mod stages;
+mod tiles;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,7 +33,7 @@ use crate::{
     Error, Result,
     cuda::{
         DevicePlanes, ExternalContext,
-        driver::{self, Driver, Event, Fault, Function, Graph, Stream},
+        driver::{self, Driver, Event, Fault, Function, Graph, HostRows, Rows, Stream},
         owned::{Memory, Owned, Pinned},
     },
     engine::Times,
@@ -90,10 +91,8 @@ pub(crate) fn kernels((major, minor): Capability) -> &'static [u8] {
 /// A device with the kernels loaded.
 pub struct Context {
     driver: Arc<dyn Driver>,
-    unpack: Function,
-    /// Convolutions that compute 16, 32 and 64 channels at once.
-    convs: [Function; 3],
-    pack: Function,
+    /// Kernels in the order of [`Kernel::ALL`].
+    functions: Vec<Function>,
     /// Owner of the functions.
     _module: Owned<driver::Module>,
 }
@@ -183,17 +182,10 @@ impl Context {
             loaded = Owned::module(&driver, binary);
         }
         let module = loaded?;
-        let function = |kernel: Kernel| driver.function(*module, kernel.name());
-        let convs = [
-            function(Kernel::Conv(16))?,
-            function(Kernel::Conv(32))?,
-            function(Kernel::Conv(64))?,
-        ];
-        let (unpack, pack) = (function(Kernel::Unpack)?, function(Kernel::Pack)?);
+        let functions = Kernel::ALL.map(|kernel| driver.function(*module, kernel.name()));
+        let functions: Result<_, Fault> = functions.into_iter().collect();
         Ok(Arc::new(Self {
-            unpack,
-            convs,
-            pack,
+            functions: functions?,
             _module: module,
             driver,
         }))
@@ -226,6 +218,8 @@ pub struct Runner {
     flights: Vec<Flight>,
     /// Frames stay on the device until they are received.
     resident: bool,
+    /// The last frame was received in pinned memory, so the next is not downloaded earlier.
+    receives_pinned: bool,
     upload: Owned<Stream>,
     compute: Owned<Stream>,
     download: Owned<Stream>,
@@ -235,6 +229,16 @@ pub struct Runner {
     /// Feature maps.
     maps: [Memory; 3],
     context: Arc<Context>,
+}
+
+/// Location of a frame that is submitted.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    /// The flight's input.
+    Staged,
+    /// Pinned memory of the caller.
+    Pinned(&'a [HostRows]),
+    Device(DevicePlanes<'a>),
 }
 
 /// Buffers and events of one frame in flight.
@@ -324,6 +328,7 @@ impl Runner {
             idle: (0..depth).collect(),
             flights: flights?,
             resident: false,
+            receives_pinned: false,
             upload: Owned::stream(driver)?,
             compute: Owned::stream(driver)?,
             download: Owned::stream(driver)?,
@@ -419,12 +424,14 @@ impl Runner {
         if !self.busy.is_empty() {
             return Err(Error::InFlight("frames are still in flight".into()));
         }
+        self.receives_pinned = self.pinned_rows(dst).is_some();
         self.submit(src, strength)?;
         self.receive(dst)?;
         Ok(())
     }
 
-    /// Submits a frame. Its samples are copied before this returns.
+    /// Submits a frame. Its samples are copied before this returns: to the device if they are in
+    /// pinned memory of the device, otherwise to memory of the runner.
     ///
     /// # Errors
     /// [`Error::Frame`] if it is not of the kind and size prepared for, [`Error::InFlight`] if the
@@ -434,8 +441,17 @@ impl Runner {
         let index = self.begin(src.info())?;
         let input = &mut self.flights[index].input;
         self.plan.fill_strength(strength, input.bytes_mut());
-        self.plan.fill_input(src, input.bytes_mut());
-        self.flush_on_failure(|runner| runner.start(index, None))
+        let planes = src.planes().iter().map(|plane| (plane.data, plane.stride));
+        let Some(rows) = self.plan.input.host_rows(&self.context.driver, planes) else {
+            self.plan.fill_input(src, input.bytes_mut());
+            return self.flush_on_failure(|runner| runner.start(index, Input::Staged));
+        };
+        self.flush_on_failure(|runner| {
+            runner.start(index, Input::Pinned(&rows))?;
+            // The caller may change the frame when this returns.
+            let uploaded = *runner.flights[index].uploaded;
+            runner.context.driver.synchronize_event(uploaded)
+        })
     }
 
     /// As [`Self::submit`], for a frame in device memory.
@@ -458,7 +474,7 @@ impl Runner {
         let index = self.begin(src)?;
         let input = &mut self.flights[index].input;
         self.plan.fill_strength(strength, input.bytes_mut());
-        self.flush_on_failure(|runner| runner.start(index, Some(planes)))
+        self.flush_on_failure(|runner| runner.start(index, Input::Device(planes)))
     }
 
     /// Moves the next idle flight to the busy ones, for a frame `src`. Returns its index.
@@ -487,27 +503,36 @@ impl Runner {
         })
     }
 
-    /// Enqueues upload, computation and, unless resident, download of a flight. The frame is in
-    /// `planes` on the device, or else in the flight's input.
-    fn start(&mut self, index: usize, planes: Option<DevicePlanes>) -> Result<(), Fault> {
-        if planes.is_some() {
+    /// Enqueues upload, computation and, unless it waits for [`Self::receive`], download of a
+    /// flight.
+    fn start(&mut self, index: usize, planes: Input) -> Result<(), Fault> {
+        if matches!(planes, Input::Device(_)) {
             self.wait_for_external(index, *self.upload)?;
         }
         let (driver, flight) = (&self.context.driver, &self.flights[index]);
         let (upload, compute) = (*self.upload, *self.compute);
         let input = &flight.input;
         let bytes = match planes {
-            None => input.len(),
-            Some(_) => self.plan.input.start(),
+            Input::Staged => input.len(),
+            Input::Pinned(_) | Input::Device(_) => self.plan.input.start(),
         };
         driver.record(*flight.begun, upload)?;
         // SAFETY: both sides are as long as the plan's input, and nothing else uses the buffers of
         // a frame in flight.
         unsafe { driver.upload(*flight.device_input, input.as_ptr(), bytes, upload)? };
         let own = self.plan.input.rows(*flight.device_input);
-        for ((to, row, rows), &from) in own.zip(planes.unwrap_or_default()) {
-            // SAFETY: both sides hold the planes of such a frame.
-            unsafe { driver.copy(to, from, row, rows, upload)? };
+        for (plane, (to, row, rows)) in own.enumerate() {
+            // SAFETY: both sides hold the planes of such a frame. The caller of this function waits
+            // for copies from pinned memory, or for those of a failed device.
+            unsafe {
+                match planes {
+                    Input::Staged => {}
+                    Input::Pinned(from) => {
+                        driver.upload_rows(to, from[plane], row, rows, upload)?
+                    }
+                    Input::Device(from) => driver.copy(to, from[plane], row, rows, upload)?,
+                }
+            }
         }
         driver.record(*flight.uploaded, upload)?;
         driver.wait(compute, *flight.uploaded)?;
@@ -517,7 +542,7 @@ impl Runner {
         }
         driver.record(*flight.computed, compute)?;
         self.flights[index].downloads = false;
-        if self.resident {
+        if self.resident || self.receives_pinned {
             Ok(())
         } else {
             self.start_download(index)
@@ -549,7 +574,8 @@ impl Runner {
         driver.record(*flight.done, stream)
     }
 
-    /// Waits for the oldest frame in flight and copies it to `dst`.
+    /// Waits for the oldest frame in flight and copies it to `dst`: straight from the device if
+    /// `dst` is in pinned memory of the device, except for the first frames.
     ///
     /// # Errors
     /// [`Error::Frame`] if `dst` is not of the kind and size prepared for, [`Error::InFlight`] if
@@ -557,6 +583,24 @@ impl Runner {
     /// no frame is in flight any more.
     pub fn receive(&mut self, dst: &mut FrameMut) -> Result<Times> {
         let index = self.oldest(dst.info())?;
+        let pinned = self.pinned_rows(dst);
+        self.receives_pinned = pinned.is_some();
+        if let Some(rows) = pinned
+            && !self.flights[index].downloads
+        {
+            let times = self.flush_on_failure(|runner| {
+                let computed = *runner.flights[index].computed;
+                // A device that does not complete its work has no copy to `dst` in progress.
+                runner.context.driver.synchronize_event(computed)?;
+                runner.copy_out(index, |driver, plane, (from, row, count), stream| {
+                    // SAFETY: both sides hold the planes of such a frame, and `dst` is borrowed
+                    // until the copies are complete.
+                    unsafe { driver.download_rows(rows[plane], from, row, count, stream) }
+                })
+            })?;
+            self.release();
+            return Ok(times);
+        }
         let times = self.flush_on_failure(|runner| {
             runner.start_download(index)?;
             runner.wait(index)
@@ -584,21 +628,42 @@ impl Runner {
         }
         let index = self.oldest(dst)?;
         let times = self.flush_on_failure(|runner| {
-            let (driver, flight) = (&runner.context.driver, &runner.flights[index]);
-            let stream = *runner.download;
-            runner.wait_for_external(index, stream)?;
-            driver.wait(stream, *flight.computed)?;
-            driver.record(*flight.downloading, stream)?;
-            let own = runner.plan.output.rows(*flight.device_output);
-            for ((from, row, rows), &to) in own.zip(planes) {
+            runner.wait_for_external(index, *runner.download)?;
+            runner.copy_out(index, |driver, plane, (from, row, rows), stream| {
                 // SAFETY: both sides hold the planes of such a frame.
-                unsafe { driver.copy(to, from, row, rows, stream)? };
-            }
-            driver.record(*flight.done, stream)?;
-            runner.wait(index)
+                unsafe { driver.copy(planes[plane], from, row, rows, stream) }
+            })
         })?;
         self.release();
         Ok(times)
+    }
+
+    /// Calls `copy` for each plane of a flight's output, with its rows, their bytes and their
+    /// number, and waits for the copies. Returns the times of the flight.
+    fn copy_out(
+        &self,
+        index: usize,
+        copy: impl Fn(&dyn Driver, usize, (Rows, usize, usize), Stream) -> Result<(), Fault>,
+    ) -> Result<Times, Fault> {
+        let (driver, flight, stream) =
+            (&*self.context.driver, &self.flights[index], *self.download);
+        driver.wait(stream, *flight.computed)?;
+        driver.record(*flight.downloading, stream)?;
+        let own = self.plan.output.rows(*flight.device_output);
+        for (plane, rows) in own.enumerate() {
+            copy(driver, plane, rows, stream)?;
+        }
+        driver.record(*flight.done, stream)?;
+        self.wait(index)
+    }
+
+    /// Returns the rows of a frame if all are in pinned memory of the device.
+    fn pinned_rows(&self, dst: &FrameMut) -> Option<Vec<HostRows>> {
+        let planes = dst
+            .planes()
+            .iter()
+            .map(|plane| (&*plane.data, plane.stride));
+        self.plan.output.host_rows(&self.context.driver, planes)
     }
 
     /// Returns the index of the oldest frame in flight, to be received as a frame `dst`.

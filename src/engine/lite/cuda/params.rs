@@ -2,7 +2,7 @@
 
 use crate::ops::cuda::Params;
 
-/// Value of [`Component::slot`] if no plane of the latent is added without resampling.
+/// Value of the slots of a source or component beyond those that it has.
 pub const NO_SLOT: u32 = u32::MAX;
 
 /// Value of [`Frame::filler`] if all bytes of a pixel belong to a component.
@@ -27,16 +27,17 @@ pub struct Samples {
     pub bytes: u32,
     pub shift: u32,
     pub mask: u32,
-    pub scale: f32,
-    pub zero: f32,
+    pub groups: u32,
+    pub reciprocal: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Source {
     pub samples: Samples,
-    pub slot: u32,
+    pub slots: [u32; 2],
     pub weight: f32,
+    pub tile: u32,
 }
 
 #[repr(C)]
@@ -48,9 +49,12 @@ pub struct Component {
     pub width: u32,
     pub top: u32,
     pub rows: u32,
-    pub slot: u32,
+    pub slots: [u32; 2],
     pub gains: [f32; 2],
+    pub scale: f32,
     pub last: u32,
+    pub tile: u32,
+    pub unused: u32,
 }
 
 #[repr(C)]
@@ -72,13 +76,14 @@ pub struct Frame {
     pub x_weights: u64,
     pub y_starts: u64,
     pub y_weights: u64,
-    pub mean: u64,
-    pub inverse_std: u64,
+    pub gain: u64,
+    pub bias: u64,
     pub residual_std: u64,
     pub strength: u64,
     pub latent: u64,
     pub residual: u64,
     pub latent_width: u32,
+    pub latent_height: u32,
     pub latent_top: i32,
     pub margin: u32,
     pub residual_width: u32,
@@ -88,10 +93,11 @@ pub struct Frame {
     pub slot_count: u32,
     pub component_count: u32,
     pub source_count: u32,
+    pub tiled_components: u32,
+    pub tiled_sources: u32,
     pub x_taps: u32,
     pub y_taps: u32,
     pub filler: u32,
-    pub unused: u32,
 }
 
 #[repr(C)]
@@ -118,8 +124,8 @@ unsafe impl Params for Conv {}
 // `student.cu` asserts the same sizes.
 const _: () = assert!(
     size_of::<Samples>() == 80
-        && size_of::<Source>() == 88
-        && size_of::<Component>() == 120
-        && size_of::<Frame>() == 1456
+        && size_of::<Source>() == 96
+        && size_of::<Component>() == 136
+        && size_of::<Frame>() == 1600
         && size_of::<Conv>() == 64
 );

@@ -1,12 +1,20 @@
 //! Plan of a model for frames of one size, independent of a device: layout of the memory, constants
 //! and bands.
 
+use std::sync::Arc;
+
 use half::f16;
 
-use super::params::{Component, NO_FILLER, NO_SLOT, Samples, Slot, Source};
+use super::{
+    params::{Component, NO_FILLER, NO_SLOT, Samples, Slot, Source},
+    tiles,
+};
 use crate::{
     Result,
-    cuda::driver::{Address, Rows},
+    cuda::{
+        driver::{Address, Driver, HostRows, Rows},
+        pinned_rows,
+    },
     engine::lite::{chroma, cpu},
     frame::{
         Component::{self as Kind, *},
@@ -21,7 +29,12 @@ use crate::{
 };
 
 /// Channels of a matrix instruction. Channels are padded with zeros to a multiple.
-pub(super) const CHANNELS: usize = 16;
+const CHANNELS: usize = 16;
+/// Channels of the latent of a luma network with cells of 2 x 2 samples. It has no padding:
+/// kernels of their own read and write it.
+pub(super) const FEW: usize = 4;
+/// Minimum number of output channels that weights and biases are padded to.
+const ROWS_OF_WEIGHTS: usize = 8;
 
 /// Minimum number of rows of cells in a band. In smaller bands, the margins dominate the work.
 const MIN_ROWS: usize = 16;
@@ -73,6 +86,19 @@ impl FrameLayout {
         self.planes.len()
     }
 
+    /// Returns the rows of planes, given by their bytes and stride, if all are in pinned memory of
+    /// `driver`.
+    pub fn host_rows<'a>(
+        &self,
+        driver: &Arc<dyn Driver>,
+        planes: impl Iterator<Item = (&'a [u8], usize)>,
+    ) -> Option<Vec<HostRows>> {
+        let planes = self.planes.iter().zip(planes);
+        let planes =
+            planes.map(|(at, (data, stride))| (data.as_ptr(), data.len(), stride, at.row, at.rows));
+        pinned_rows(driver, planes)
+    }
+
     /// Returns the number of bytes before the planes.
     pub fn start(&self) -> usize {
         self.planes.first().map_or(self.bytes, |plane| plane.offset)
@@ -115,10 +141,14 @@ pub(super) struct Table {
 /// allocation of the input or output.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
+    /// Components of the frame. Those that are computed in tiles are first.
     pub components: Vec<Component>,
     /// Vertical (samples of luma per cell, subsampling, rows) of each component.
     row_maps: Vec<(usize, usize, usize)>,
+    /// Components of the latent's planes. Those that are computed in tiles are first.
     pub sources: Vec<Source>,
+    /// Numbers of components and sources that are computed in tiles.
+    pub tiled: (usize, usize),
     pub slots: Vec<Slot>,
     /// Horizontal and vertical table from the latent's chroma to the frame's; `None` if the sizes
     /// are equal.
@@ -129,8 +159,9 @@ pub(super) struct Plan {
     /// Channels of the latent, padding included.
     pub channels: usize,
     pub layers: Vec<Layer>,
-    pub mean: usize,
-    pub inverse_std: usize,
+    /// Factor and offset of each channel from weighted codes to the latent.
+    pub gain: usize,
+    pub bias: usize,
     pub residual_std: usize,
     pub constants: Vec<u8>,
     /// Strength as an f32, followed by the planes.
@@ -148,9 +179,11 @@ impl Plan {
         let (r, kind) = (student.r, student.latent);
         let (input, output) = (FrameLayout::new(src, ALIGN), FrameLayout::new(dst, 0));
         let mut constants = Constants::default();
-        let mut components = Vec::new();
-        let mut row_maps = Vec::new();
-        let mut sources = Vec::new();
+        let mut components: Vec<Part<Component>> = Vec::new();
+        let mut sources: Vec<Part<Source>> = Vec::new();
+        let slots = slots(dst, kind, r);
+        // Weighted codes of black in each plane of the latent.
+        let mut zeros = [0.0; 3];
         let axes = match kind {
             LatentKind::Luma => None,
             LatentKind::Yuv => chroma::axes(dst),
@@ -168,6 +201,7 @@ impl Plan {
             let (horizontal, vertical) = (resampler.horizontal(), resampler.vertical());
             let (from, to) = (input.planes[layout.plane], output.planes[layout.plane]);
             let tables = [constants.table(horizontal), constants.table(vertical)];
+            let quant = Quant::new(dst, layout.component);
             let base = samples(dst, layout, &from, &tables);
             let shares = shares(dst, layout.component, kind);
             let mut component = Component {
@@ -176,9 +210,15 @@ impl Plan {
                 stride: to.stride as u32,
                 width: (to.row / layout.step) as u32,
                 last: horizontal.dst_len() as u32 - 1,
-                slot: NO_SLOT,
+                slots: [NO_SLOT; 2],
+                scale: quant.scale,
                 ..Component::default()
             };
+            let rows = (
+                r,
+                1 << vertical_shift(dst.format, layout.component),
+                vertical.dst_len(),
+            );
             // If the chroma of the latent has another size, its tables interpolate and shrink in
             // one step.
             let mut shrunk = None;
@@ -195,48 +235,76 @@ impl Plan {
                     _ => base,
                 };
                 if weight != 0.0 {
-                    sources.push(Source {
+                    zeros[share.slot] += weight * quant.offset / quant.scale;
+                    let source = Source {
                         samples,
-                        slot,
-                        weight,
-                    });
+                        slots: [slot, NO_SLOT],
+                        weight: weight / quant.scale,
+                        tile: 0,
+                    };
+                    sources.push(Part::new(source, layout, rows));
                 }
                 match share.slot.checked_sub(1) {
                     Some(which) if axes.is_some() => component.gains[which] = share.gain,
-                    _ => component.slot = slot,
+                    _ => component.slots[0] = slot,
                 }
             }
-            components.push(component);
-            row_maps.push((
-                r,
-                1 << vertical_shift(dst.format, layout.component),
-                vertical.dst_len(),
-            ));
+            components.push(Part::new(component, layout, rows));
         }
         let grow = axes.map(|[_, [x, y]]| [constants.table(&x), constants.table(&y)]);
-        let channels = kind.channels(r).next_multiple_of(CHANNELS);
+        let channels = match kind.channels(r) {
+            FEW => FEW,
+            channels => channels.next_multiple_of(CHANNELS),
+        };
         let mut padded = |values: &mut dyn Iterator<Item = f32>| {
             let mut values: Vec<f32> = values.collect();
             values.resize(channels, 0.0);
             constants.push(&values, f32::to_le_bytes)
         };
         let stats = &model.stats;
-        let mean = padded(&mut stats.input_mean.iter().copied());
-        let inverse_std = padded(&mut stats.input_std.iter().map(|std| 1.0 / std));
+        let zero = |channel: usize| {
+            let slot = slots
+                .iter()
+                .rposition(|slot| slot.channel <= channel as u32);
+            zeros[slot.unwrap_or(0)]
+        };
+        let means = stats.input_mean.iter().zip(&stats.input_std).enumerate();
+        let gain = padded(&mut stats.input_std.iter().map(|std| 1.0 / std));
+        let bias = padded(&mut means.map(|(i, (mean, std))| -(mean + zero(i)) / std));
         let residual_std = padded(&mut stats.residual_std.iter().copied());
         let scale = cpu::scale(src, dst);
+        let width = dst.width.div_ceil(r);
+        let layers = layers(model, scale, channels, &mut constants);
+        let starts = |samples: &Samples, len| constants.u32s(samples.x_starts as usize, len);
+        let pairs = |first: &Component, second: Option<&Component>| {
+            let starts = starts(&first.base, first.last as usize + 1);
+            tiles::component(first, second, &slots, &starts)
+        };
+        let (components, tiled_components) = in_tiles(components, pairs, |_| true);
+        let margins = (layers.len() + usize::from(grow.is_some()), width);
+        let pairs = |first: &Source, second: Option<&Source>| {
+            let len = slots[first.slots[0] as usize].width as usize;
+            let starts = starts(&first.samples, len);
+            tiles::source(first, second, &slots, margins, &starts)
+        };
+        let shared = |source: &Source| {
+            let same = |other: &&Part<Source>| other.value.slots == source.slots;
+            sources.iter().filter(same).count() > 1
+        };
+        let (sources, tiled_sources) = in_tiles(sources.clone(), pairs, |source| !shared(source));
         Ok(Self {
-            components,
-            row_maps,
-            sources,
+            row_maps: components.iter().map(|part| part.rows).collect(),
+            components: components.into_iter().map(|part| part.value).collect(),
+            sources: sources.into_iter().map(|part| part.value).collect(),
+            tiled: (tiled_components, tiled_sources),
             grow,
-            slots: slots(dst, kind, r),
-            width: dst.width.div_ceil(r),
+            slots,
+            width,
             height: dst.height.div_ceil(r),
             channels,
-            layers: layers(model, scale, &mut constants),
-            mean,
-            inverse_std,
+            layers,
+            gain,
+            bias,
             residual_std,
             constants: constants.0,
             input,
@@ -324,6 +392,59 @@ impl Plan {
     }
 }
 
+/// A component or source with the plane of the frame and the byte of a pixel that it is in, and the
+/// vertical geometry of the component.
+#[derive(Clone)]
+struct Part<T> {
+    value: T,
+    plane: usize,
+    offset: usize,
+    rows: (usize, usize, usize),
+}
+
+impl<T> Part<T> {
+    fn new(value: T, layout: &ComponentLayout, rows: (usize, usize, usize)) -> Self {
+        Self {
+            value,
+            plane: layout.plane,
+            offset: layout.offset,
+            rows,
+        }
+    }
+}
+
+/// Replaces the parts of each plane by one that is computed in tiles if `tiled` returns one for
+/// them, in the order of their bytes. Returns those first, and their number. Only parts for which
+/// `may` returns `true` are considered.
+fn in_tiles<T: Clone>(
+    parts: Vec<Part<T>>,
+    tiled: impl Fn(&T, Option<&T>) -> Option<T>,
+    may: impl Fn(&T) -> bool,
+) -> (Vec<Part<T>>, usize) {
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for plane in 0..4 {
+        let of_plane = parts.iter().filter(|part| part.plane == plane);
+        let mut of_plane: Vec<_> = of_plane.cloned().collect();
+        of_plane.sort_by_key(|part| part.offset);
+        let value = match &of_plane[..] {
+            all if !all.iter().all(|part| may(&part.value)) => None,
+            [one] => tiled(&one.value, None),
+            [one, other] => tiled(&one.value, Some(&other.value)),
+            _ => None,
+        };
+        match (value, of_plane.first()) {
+            (Some(value), Some(part)) => first.push(Part {
+                value,
+                ..part.clone()
+            }),
+            _ => rest.extend(of_plane),
+        }
+    }
+    let count = first.len();
+    first.extend(rest);
+    (first, count)
+}
+
 fn vertical_shift(format: PixelFormat, component: Kind) -> u32 {
     match component {
         U | V => format.chroma_shift().1,
@@ -353,8 +474,8 @@ fn samples(
         bytes: dst.format.sample_bytes() as u32,
         shift: dst.format.shift(),
         mask: quant.max as u32,
-        scale: quant.scale,
-        zero: quant.offset,
+        groups: 0,
+        reciprocal: 0,
     }
 }
 
@@ -409,16 +530,23 @@ fn slots(dst: &FrameInfo, kind: LatentKind, r: usize) -> Vec<Slot> {
     slots
 }
 
-fn layers(model: &LiteModel, scale: f64, constants: &mut Constants) -> Vec<Layer> {
-    let layer = |layer: &crate::model::Layer| {
+/// Returns the layers of a network whose latent has `channels` channels with padding.
+fn layers(model: &LiteModel, scale: f64, channels: usize, constants: &mut Constants) -> Vec<Layer> {
+    let last = model.layers.len() - 1;
+    let layer = |(index, layer): (usize, &crate::model::Layer)| {
         let spec = &layer.spec;
-        let (ci, co) = (
-            spec.ci.next_multiple_of(CHANNELS),
-            spec.co.next_multiple_of(CHANNELS),
-        );
+        let padded = |n: usize, is_latent| {
+            if is_latent {
+                channels
+            } else {
+                n.next_multiple_of(CHANNELS)
+            }
+        };
+        let (ci, co) = (padded(spec.ci, index == 0), padded(spec.co, index == last));
         let (weight, mut bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
-        bias.resize(co, 0.0);
-        let weights = packed(&weight, (spec.ci, spec.co), (ci, co));
+        let rows = co.max(ROWS_OF_WEIGHTS);
+        bias.resize(rows, 0.0);
+        let weights = packed(&weight, (spec.ci, spec.co), (ci, rows));
         Layer {
             ci,
             co,
@@ -431,22 +559,29 @@ fn layers(model: &LiteModel, scale: f64, constants: &mut Constants) -> Vec<Layer
             bias: constants.push(&bias, f32::to_le_bytes),
         }
     };
-    model.layers.iter().map(layer).collect()
+    model.layers.iter().enumerate().map(layer).collect()
 }
 
-/// Returns weights `[co, ci, 3, 3]` in the kernel's order, `[ci / 16][9][co][16]`, padded with
-/// zeros.
+/// Returns weights `[co, ci, 3, 3]` in the kernel's order, padded with zeros:
+/// `[ci / 16][9][co][16]`, and for [`FEW`] input channels `[3][co][4][4]` with the column before
+/// the input channel.
 pub(super) fn packed(
     weights: &[f32],
     (ci, co): (usize, usize),
     padded: (usize, usize),
 ) -> Vec<f16> {
-    let mut out = vec![f16::ZERO; 9 * padded.0 * padded.1];
+    let few = padded.0 == FEW;
+    let len = if few { 3 * CHANNELS } else { 9 * padded.0 };
+    let mut out = vec![f16::ZERO; len * padded.1];
     for (index, &weight) in weights.iter().enumerate() {
         let (o, i, tap) = (index / (9 * ci), index / 9 % ci, index % 9);
         debug_assert!(o < co);
-        out[((i / CHANNELS * 9 + tap) * padded.1 + o) * CHANNELS + i % CHANNELS] =
-            f16::from_f32(weight);
+        let (row, at) = if few {
+            (tap / 3, tap % 3 * FEW + i)
+        } else {
+            (i / CHANNELS * 9 + tap, i % CHANNELS)
+        };
+        out[(row * padded.1 + o) * CHANNELS + at] = f16::from_f32(weight);
     }
     out
 }
@@ -468,12 +603,33 @@ impl Constants {
         at
     }
 
+    /// Appends the table of an axis. Fewer taps than [`tiles::TAPS`] are padded with zeros if the
+    /// source is long enough.
     fn table(&mut self, axis: &Axis) -> Table {
         let (taps, starts, weights) = axis.table();
-        Table {
-            taps,
-            starts: self.push(starts, u32::to_le_bytes),
-            weights: self.push(weights, f32::to_le_bytes),
+        let padded = match axis.src_len() {
+            0..tiles::TAPS => taps,
+            _ => taps.max(tiles::TAPS),
+        };
+        let last = (axis.src_len() - padded) as u32;
+        let moved: Vec<u32> = starts.iter().map(|&start| start.min(last)).collect();
+        let mut wide = vec![0.0; starts.len() * padded];
+        for (j, weights) in weights.chunks(taps).enumerate() {
+            wide[j * padded + (starts[j] - moved[j]) as usize..][..taps].copy_from_slice(weights);
         }
+        Table {
+            taps: padded,
+            starts: self.push(&moved, u32::to_le_bytes),
+            weights: self.push(&wide, f32::to_le_bytes),
+        }
+    }
+
+    /// Returns `len` numbers of the array at `offset`.
+    fn u32s(&self, offset: usize, len: usize) -> Vec<u32> {
+        let (numbers, _) = self.0[offset..][..4 * len].as_chunks::<4>();
+        numbers
+            .iter()
+            .map(|&bytes| u32::from_le_bytes(bytes))
+            .collect()
     }
 }

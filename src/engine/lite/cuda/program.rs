@@ -3,7 +3,8 @@
 use super::{
     Context,
     params::{Component, Conv, Frame, Samples, Source},
-    plan::Plan,
+    plan::{FEW, Plan},
+    tiles,
 };
 use crate::{
     cuda::driver::{Address, Function, Shape},
@@ -20,33 +21,67 @@ const THREADS: u32 = 32 * ROWS as u32;
 /// Threads of a block of the other kernels.
 const BLOCK: usize = 256;
 
+/// A kernel of `kernels/student.cu`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kernel {
+    UnpackTiles,
     Unpack,
-    /// Convolution that computes 16, 32 or 64 channels at once.
-    Conv(usize),
+    /// Convolutions that compute so many channels at once.
+    Conv8,
+    Conv16,
+    Conv32,
+    Conv64,
+    /// Convolutions of four channels.
+    Conv16Of4,
+    Conv32Of4,
+    PackTiles,
     Pack,
 }
 
 impl Kernel {
-    /// Returns the name in `kernels/student.cu`.
+    /// All kernels, in the order of the enum.
+    pub const ALL: [Self; 10] = [
+        Self::UnpackTiles,
+        Self::Unpack,
+        Self::Conv8,
+        Self::Conv16,
+        Self::Conv32,
+        Self::Conv64,
+        Self::Conv16Of4,
+        Self::Conv32Of4,
+        Self::PackTiles,
+        Self::Pack,
+    ];
+
+    /// Returns the name in the source.
     pub fn name(self) -> &'static str {
         match self {
+            Self::UnpackTiles => "tadsr_unpack_tiles",
             Self::Unpack => "tadsr_unpack",
-            Self::Conv(16) => "tadsr_conv16",
-            Self::Conv(32) => "tadsr_conv32",
-            Self::Conv(_) => "tadsr_conv64",
+            Self::Conv8 => "tadsr_conv8",
+            Self::Conv16 => "tadsr_conv16",
+            Self::Conv32 => "tadsr_conv32",
+            Self::Conv64 => "tadsr_conv64",
+            Self::Conv16Of4 => "tadsr_conv16_of4",
+            Self::Conv32Of4 => "tadsr_conv32_of4",
+            Self::PackTiles => "tadsr_pack_tiles",
             Self::Pack => "tadsr_pack",
         }
     }
 
     pub fn function(self, context: &Context) -> Function {
-        match self {
-            Self::Unpack => context.unpack,
-            Self::Conv(16) => context.convs[0],
-            Self::Conv(32) => context.convs[1],
-            Self::Conv(_) => context.convs[2],
-            Self::Pack => context.pack,
+        context.functions[self as usize]
+    }
+
+    /// Returns the kernel of a layer and the number of channels that it computes at once.
+    fn conv(ci: usize, co: usize) -> (Self, usize) {
+        match (ci, co) {
+            (FEW, co) if co.is_multiple_of(32) => (Self::Conv32Of4, 32),
+            (FEW, _) => (Self::Conv16Of4, 16),
+            (_, FEW) => (Self::Conv8, FEW),
+            (_, co) if co.is_multiple_of(64) => (Self::Conv64, 64),
+            (_, co) if co.is_multiple_of(32) => (Self::Conv32, 32),
+            _ => (Self::Conv16, 16),
         }
     }
 }
@@ -80,11 +115,11 @@ pub(super) fn launches(plan: &Plan, at: &Addresses) -> Vec<Launch> {
         let maps = maps(plan);
         let (first, last) = (maps[0], maps[plan.layers.len()]);
         let frame = frame(plan, at, (top, rows), (at.maps[first], at.maps[last]));
-        launches.push(unpack(plan, &frame, rows));
+        launches.extend(unpack(plan, &frame));
         for layer in 0..plan.layers.len() {
             launches.push(conv(plan, at, &maps, layer, rows));
         }
-        launches.push(pack(&frame));
+        launches.extend(pack(&frame));
     }
     launches
 }
@@ -109,13 +144,14 @@ fn frame(
     let constant = |offset: usize| at.constants.0 + offset as u64;
     let margin = plan.layers.len() + plan.margin();
     let mut frame = Frame {
-        mean: constant(plan.mean),
-        inverse_std: constant(plan.inverse_std),
+        gain: constant(plan.gain),
+        bias: constant(plan.bias),
         residual_std: constant(plan.residual_std),
         strength: at.input.0,
         latent: latent.0,
         residual: residual.0,
         latent_width: plan.stage(0, rows).0 as u32,
+        latent_height: plan.stage(0, rows).1 as u32,
         latent_top: top as i32 - margin as i32,
         margin: margin as u32,
         residual_width: plan.stage(plan.layers.len(), rows).0 as u32,
@@ -125,6 +161,8 @@ fn frame(
         slot_count: plan.slots.len() as u32,
         component_count: plan.components.len() as u32,
         source_count: plan.sources.len() as u32,
+        tiled_components: plan.tiled.0 as u32,
+        tiled_sources: plan.tiled.1 as u32,
         filler: plan.filler,
         ..Frame::default()
     };
@@ -164,17 +202,41 @@ fn frame(
     frame
 }
 
-fn unpack(plan: &Plan, frame: &Frame, rows: usize) -> Launch {
-    let (width, height) = plan.stage(0, rows);
-    let cells = (BLOCK / plan.channels).max(1);
-    Launch {
-        kernel: Kernel::Unpack,
-        shape: shape(
-            [width.div_ceil(cells), height, 1],
-            [plan.channels as u32, cells as u32, 1],
-        ),
-        params: frame.words(),
+fn unpack(plan: &Plan, frame: &Frame) -> Vec<Launch> {
+    let (width, height) = (frame.latent_width as usize, frame.latent_height as usize);
+    let (tiled, general) = plan.sources.split_at(plan.tiled.1);
+    let grids = tiled.iter().map(|source| {
+        let (components, r) = tiles::instance(source.tile);
+        let columns = (width * r).div_ceil(tiles::SAMPLES / components);
+        [columns, (height * r).div_ceil(tiles::ROWS)]
+    });
+    let mut launches = Vec::new();
+    launches.extend(tiles_launch(Kernel::UnpackTiles, grids.collect(), frame));
+    let planes = plan.slots.iter().map(|slot| slot.r * slot.r);
+    let is_padded = plan.channels > planes.sum::<u32>() as usize;
+    if !general.is_empty() || is_padded {
+        let cells = (BLOCK / plan.channels).max(1);
+        launches.push(Launch {
+            kernel: Kernel::Unpack,
+            shape: shape(
+                [width.div_ceil(cells), height, 1],
+                [plan.channels as u32, cells as u32, 1],
+            ),
+            params: frame.words(),
+        });
     }
+    launches
+}
+
+/// Returns the launch that covers these numbers of tiles, if there are any.
+fn tiles_launch(kernel: Kernel, grids: Vec<[usize; 2]>, frame: &Frame) -> Option<Launch> {
+    let columns = grids.iter().map(|grid| grid[0]).max()?;
+    let rows = grids.iter().map(|grid| grid[1]).max()?;
+    Some(Launch {
+        kernel,
+        shape: shape([columns, rows, grids.len()], [BLOCK as u32, 1, 1]),
+        params: frame.words(),
+    })
 }
 
 fn conv(plan: &Plan, at: &Addresses, maps: &[usize], index: usize, rows: usize) -> Launch {
@@ -200,12 +262,9 @@ fn conv(plan: &Plan, at: &Addresses, maps: &[usize], index: usize, rows: usize) 
         params.skip = at.maps[maps[index - 1]].0 + bytes as u64;
         params.skip_width = skip_width as u32;
     }
-    let channels = [64, 32, 16]
-        .into_iter()
-        .find(|&n| layer.co.is_multiple_of(n))
-        .unwrap_or(16);
+    let (kernel, channels) = Kernel::conv(layer.ci, layer.co);
     Launch {
-        kernel: Kernel::Conv(channels),
+        kernel,
         shape: shape(
             [
                 width.div_ceil(COLUMNS),
@@ -218,16 +277,30 @@ fn conv(plan: &Plan, at: &Addresses, maps: &[usize], index: usize, rows: usize) 
     }
 }
 
-fn pack(frame: &Frame) -> Launch {
+fn pack(frame: &Frame) -> Vec<Launch> {
     let components = &frame.components[..frame.component_count as usize];
-    let max = |side: fn(&Component) -> u32| components.iter().map(side).max().unwrap_or(0) as usize;
-    let (width, rows) = (max(|c| c.width), max(|c| c.rows));
-    Launch {
-        kernel: Kernel::Pack,
-        shape: shape(
-            [width.div_ceil(BLOCK), rows, components.len()],
-            [BLOCK as u32, 1, 1],
-        ),
-        params: frame.words(),
+    let (tiled, general) = components.split_at(frame.tiled_components as usize);
+    let grids = tiled.iter().map(|c| {
+        let width = tiles::SAMPLES / tiles::instance(c.tile).0;
+        let columns = (c.width as usize).div_ceil(width);
+        [columns, (c.rows as usize).div_ceil(tiles::ROWS)]
+    });
+    let mut launches = Vec::new();
+    launches.extend(tiles_launch(Kernel::PackTiles, grids.collect(), frame));
+    let max = |side: fn(&Component) -> u32| general.iter().map(side).max().unwrap_or(0) as usize;
+    if !general.is_empty() {
+        launches.push(Launch {
+            kernel: Kernel::Pack,
+            shape: shape(
+                [
+                    max(|c| c.width).div_ceil(BLOCK),
+                    max(|c| c.rows),
+                    general.len(),
+                ],
+                [BLOCK as u32, 1, 1],
+            ),
+            params: frame.words(),
+        });
     }
+    launches
 }

@@ -48,8 +48,8 @@ impl Stage {
 }
 
 impl Runner {
-    /// Upscales `src`, waiting for each kernel, and returns what each wrote, except the last, which
-    /// writes the frame. A frame in bands returns the stages of its first band.
+    /// Upscales `src`, waiting for each kernel, and returns what each wrote, except those that
+    /// write the frame. A frame in bands returns the stages of its first band.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -76,12 +76,17 @@ impl Runner {
         unsafe { driver.upload(*flight.device_input, input.as_ptr(), input.len(), stream)? };
         let rows = self.plan.bands().next().map_or(0, |(_, rows)| rows);
         let mut stages = Vec::new();
-        for launch in launches(&self.plan, &addresses) {
+        let mut launches = launches(&self.plan, &addresses).into_iter().peekable();
+        while let Some(launch) = launches.next() {
             let output = match launch.kernel {
-                Kernel::Unpack => Frame::from_words(&launch.params).latent,
-                Kernel::Conv(_) => Conv::from_words(&launch.params).output,
-                Kernel::Pack => break,
+                Kernel::UnpackTiles | Kernel::Unpack => Frame::from_words(&launch.params).latent,
+                Kernel::PackTiles | Kernel::Pack => break,
+                _ => Conv::from_words(&launch.params).output,
             };
+            // Two kernels may write the latent.
+            let is_whole = launches
+                .peek()
+                .is_none_or(|next| next.kernel != Kernel::Unpack);
             let single = Launch {
                 function: launch.kernel.function(&self.context),
                 shape: launch.shape,
@@ -92,6 +97,10 @@ impl Runner {
             let graph = unsafe { driver.graph(&[single], stream)? };
             let graph = Owned::graph(driver, graph);
             driver.launch_graph(*graph, stream)?;
+            if !is_whole {
+                driver.synchronize(stream)?;
+                continue;
+            }
             let stage = stages.len();
             let (width, height) = self.plan.stage(stage, rows);
             let channels = match stage.checked_sub(1) {

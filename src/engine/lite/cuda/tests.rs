@@ -17,6 +17,9 @@ use crate::{
     ops::cuda::Params,
 };
 
+mod pinned;
+mod tiles;
+
 const PLENTY: usize = 1 << 30;
 
 fn values(len: usize, size: f32, seed: u32) -> Vec<f32> {
@@ -731,9 +734,9 @@ fn stages_show_the_first_kernel_that_is_wrong() {
     let defective = stages(Fake::new(emulated::defective, (8, 0), PLENTY));
     assert_eq!(right.len(), 7);
     let kernels: Vec<_> = right.iter().map(|stage| stage.kernel).collect();
-    assert_eq!(kernels[..2], ["tadsr_unpack", "tadsr_conv16"]);
+    assert_eq!(kernels[..2], ["tadsr_unpack_tiles", "tadsr_conv16_of4"]);
     let (last, latent) = (&right[6], &right[0]);
-    assert_eq!((last.width, last.height, last.channels), (50, 30, 16));
+    assert_eq!((last.width, last.height, last.channels), (50, 30, 4));
     assert_eq!((latent.width, latent.height), (62, 42));
     let first = right
         .iter()

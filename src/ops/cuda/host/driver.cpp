@@ -41,11 +41,12 @@ struct Launch {
 };
 using Graph = std::vector<Launch>;
 
-const Kernel kernels[] = {{"tadsr_unpack", sizeof(student::Frame)},
-                          {"tadsr_conv16", sizeof(student::Conv)},
-                          {"tadsr_conv32", sizeof(student::Conv)},
-                          {"tadsr_conv64", sizeof(student::Conv)},
-                          {"tadsr_pack", sizeof(student::Frame)}};
+const Kernel kernels[] = {
+    {"tadsr_unpack_tiles", sizeof(student::Frame)}, {"tadsr_unpack", sizeof(student::Frame)},
+    {"tadsr_conv8", sizeof(student::Conv)},         {"tadsr_conv16", sizeof(student::Conv)},
+    {"tadsr_conv32", sizeof(student::Conv)},        {"tadsr_conv64", sizeof(student::Conv)},
+    {"tadsr_conv16_of4", sizeof(student::Conv)},    {"tadsr_conv32_of4", sizeof(student::Conv)},
+    {"tadsr_pack_tiles", sizeof(student::Frame)},   {"tadsr_pack", sizeof(student::Frame)}};
 
 // Memory of the device, and the thread's number of pushed contexts. Calls without a context fail.
 thread_local int pushed;
@@ -128,10 +129,13 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
     return std::memcpy(to, (void *)from, bytes), within(SUCCESS);
 }
 int cuMemcpy2DAsync_v2(const Copy2D *copy, void *) {
-    if (copy->from.kind != 2 || copy->to.kind != 2 || copy->row > copy->from.pitch || copy->row > copy->to.pitch) {
+    const auto valid = [&](const Side &side) { return (side.kind == 1 || side.kind == 2) && copy->row <= side.pitch; };
+    if (!valid(copy->from) || !valid(copy->to)) {
         return INVALID_VALUE;
     }
-    const auto at = [](const Side &side, size_t y) { return side.device + (side.y + y) * side.pitch + side.x; };
+    const auto at = [](const Side &side, size_t y) {
+        return (side.kind == 1 ? side.host : side.device) + (side.y + y) * side.pitch + side.x;
+    };
     for (size_t y = 0; y < copy->rows; ++y) {
         std::memcpy(at(copy->to, y), at(copy->from, y), copy->row);
     }

@@ -131,9 +131,12 @@ struct Entry {
         KERNEL(layers, tadsr_attention16_##type, Attention), KERNEL(layers, tadsr_attention32_##type, Attention)
 
 const Entry entries[] = {
-    KERNEL(student, tadsr_unpack, Frame), KERNEL(student, tadsr_conv16, Conv), KERNEL(student, tadsr_conv32, Conv),
-    KERNEL(student, tadsr_conv64, Conv),  KERNEL(student, tadsr_pack, Frame),  LAYERS(f16),
-    LAYERS(bf16),
+    KERNEL(student, tadsr_unpack_tiles, Frame), KERNEL(student, tadsr_unpack, Frame),
+    KERNEL(student, tadsr_conv8, Conv),         KERNEL(student, tadsr_conv16, Conv),
+    KERNEL(student, tadsr_conv32, Conv),        KERNEL(student, tadsr_conv64, Conv),
+    KERNEL(student, tadsr_conv16_of4, Conv),    KERNEL(student, tadsr_conv32_of4, Conv),
+    KERNEL(student, tadsr_pack_tiles, Frame),   KERNEL(student, tadsr_pack, Frame),
+    LAYERS(f16),                                LAYERS(bf16),
 };
 
 } // namespace

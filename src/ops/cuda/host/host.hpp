@@ -26,6 +26,9 @@ struct uint3 {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct float2 {
     float x, y;
 };
@@ -40,6 +43,17 @@ inline int max(int a, int b) { return a > b ? a : b; }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 inline uint32_t __float2uint_rn(float v) { return (uint32_t)std::nearbyint(v); }
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint64_t)a * b >> 32; }
+// Returns the bytes of y and x, of which x has the last ones, that the digits of s choose.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t s) {
+    const uint64_t bytes = (uint64_t)y << 32 | x;
+    uint32_t chosen = 0;
+    for (int i = 0; i < 4; ++i) {
+        chosen |= (uint32_t)(bytes >> 8 * (s >> 4 * i & 7) & 0xff) << 8 * i;
+    }
+    return chosen;
+}
+template <typename T> T __ldg(const T *p) { return *p; }
 inline float __expf(float v) { return std::exp(v); }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 
@@ -70,6 +84,9 @@ inline float __half2float(__half h) {
     const float v = rest >= 0x7c00u ? from_bits(0x7f800000u | (rest & 0x3ffu) << 13) : from_bits(rest << 13) * 0x1p112f;
     return from_bits(sign | to_bits(v));
 }
+
+inline float __uint_as_float(uint32_t bits) { return from_bits(bits); }
+inline uint32_t __float_as_uint(float v) { return to_bits(v); }
 
 inline __half __float2half_rn(float v) {
     const uint32_t bits = to_bits(v), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
