@@ -17,7 +17,7 @@ cargo build --release --locked --bin tadsr-train
 cp "$target/release/tadsr-train" runs/tadsr-train.new
 mv runs/tadsr-train.new runs/tadsr-train
 failed=()
-for name in base-x2 small-x4-more tiny-x4-more base-x4-plain tiny-x2-memory small-x2 tiny-x2; do
+for name in base-x2 base-x4-plain tiny-x4-more small-x4-more tiny-x2-memory small-x2 tiny-x2; do
     begin=()
     model=${name%-plain}
     model=models/${model%-more}.safetensors

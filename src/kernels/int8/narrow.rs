@@ -50,7 +50,7 @@ mod loops {
         super::sums::{Output, Packed, Rows, Sums},
         CHANNELS, PIXEL,
     };
-    use crate::kernels::{simd::Lanes, winograd::TILE};
+    use crate::kernels::simd::Lanes;
 
     /// Vectors of which every four lanes hold the sums of a pixel.
     ///
@@ -76,16 +76,17 @@ mod loops {
             unreachable!("the layer was packed for floats")
         };
         let pixels = D::N / CHANNELS;
-        for y in 0..TILE {
+        for (y, &output) in output.iter().enumerate() {
+            let input = &rows.input[y..y + 3];
             let mut x = 0;
             // SAFETY: by the caller's promise. The columns are a multiple of the pixels of a vector.
             unsafe {
                 while x + T * pixels <= rows.columns {
-                    columns::<D, T>(layer, &rows.input[y..y + 3], x, output[y]);
+                    columns::<D, T>(layer, input, x, output);
                     x += T * pixels;
                 }
                 while x < rows.columns {
-                    columns::<D, 1>(layer, &rows.input[y..y + 3], x, output[y]);
+                    columns::<D, 1>(layer, input, x, output);
                     x += pixels;
                 }
             }
