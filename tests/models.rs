@@ -155,7 +155,7 @@ fn info_names_a_file_that_is_no_model_and_lists_the_valid_names() {
         (estimator, "lite-estimator"),
         (
             "nosuch",
-            "tiny, small, tiny-x2, tiny-x4, small-x2, small-x4",
+            "tiny, small, base, tiny-x2, tiny-x4, small-x2, small-x4, base-x2",
         ),
     ] {
         let output = info(model);

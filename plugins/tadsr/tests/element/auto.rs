@@ -91,6 +91,25 @@ fn new_caps_choose_again_and_equal_caps_do_not() {
 }
 
 #[test]
+fn a_scale_beyond_the_chosen_model_chooses_again() {
+    let mut rig = Rig::with_caps(&[("model", "auto"), ("scale", "2")], SLOW);
+    assert_eq!(active(&rig), "base-x2");
+    rig.element.set_property("scale", 4.0);
+    rig.harness.push_and_pull(blank(&info(SLOW))).unwrap();
+    assert_eq!(
+        (rig.out_info().width(), active(&rig)),
+        (128, "small-x4".into())
+    );
+    rig.element.set_property("scale", 2.0);
+    rig.harness.push_and_pull(blank(&info(SLOW))).unwrap();
+    assert_eq!(
+        (rig.out_info().width(), active(&rig)),
+        (64, "base-x2".into())
+    );
+    assert!(rig.message(gst::MessageType::Warning).is_none());
+}
+
+#[test]
 fn a_stream_without_a_frame_rate_is_taken_for_30_frames_per_second() {
     let variable = SLOW.replace("1/2", "0/1");
     let rig = Rig::with_caps(&[("model", "auto"), ("scale", "2")], &variable);
