@@ -66,7 +66,7 @@ mod loops {
     /// Convolves a band, `T` vectors of pixels at a time.
     ///
     /// # Safety
-    /// As [`super::super::sums::run`]; the layer was packed by [`pack`] for the lanes of `D`.
+    /// As [`super::super::sums::run`]; the layer was packed by [`super::pack`] for the lanes of `D`.
     #[inline(always)]
     pub(in crate::kernels::int8) unsafe fn run<D: PixelSums, const T: usize>(
         layer: &Packed,
