@@ -346,7 +346,8 @@ fn a_pipeline_has_one_context() {
 
 #[test]
 fn auto_shares_the_context_of_a_neighbour_and_creates_none() {
-    let fake = plug();
+    // Without the neighbour, the first device would be used.
+    let (first, fake) = (plug(), plug());
     let cache = tempfile::tempdir().unwrap();
     // SAFETY: no other test of this file reads these variables.
     unsafe {
@@ -372,6 +373,8 @@ fn auto_shares_the_context_of_a_neighbour_and_creates_none() {
             assert!(start.elapsed().as_secs() < 120, "CUDA has not taken over");
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
+        let used = if shares { &fake } else { &first };
+        assert_eq!(element.property::<String>("active-device"), device(used));
         let pads = ["sink", "src"].map(|name| element.static_pad(name).unwrap());
         for pad in pads {
             let caps = pad.query_caps(None);
