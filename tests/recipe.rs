@@ -142,6 +142,88 @@ fn one_command_makes_a_teacher_and_a_student_that_loads() {
     assert_eq!(lines(&again.join("losses.csv")).len(), losses.len());
 }
 
+/// A teacher may start from the result of a model, which its file contains, and teach students with
+/// other statistics of the latent.
+#[test]
+fn a_teacher_starts_from_the_result_of_a_model() {
+    let (dir, recipe) = folder();
+    let model = dir.path().join("begin.safetensors");
+    let tiny = LiteModel::find("tiny-x2").unwrap().remove(0);
+    fs::write(&model, tiny.to_bytes(true).unwrap()).unwrap();
+    let teacher = format!("origin = 'begin.safetensors'\nmuon_rate = 0.01\n{TEACHER}");
+    fs::write(dir.path().join("teacher.toml"), &teacher).unwrap();
+    let out = dir.path().join("run");
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(done && text.contains("origin +"), "{text}");
+    // The file of the model is not needed any more. Another one is not taken silently.
+    fs::remove_file(&model).unwrap();
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(done, "{text}");
+    let other = teacher.replace("begin.safetensors", "small-x2");
+    fs::write(dir.path().join("teacher.toml"), other).unwrap();
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(
+        !done && text.contains("origin 'small-x2' has changed"),
+        "{text}"
+    );
+    let trained = out.join("teacher");
+    let conditioned = RECIPE.replace("[data]", "conditioning = { denoise = true }\n[data]");
+    fs::write(&recipe, conditioned).unwrap();
+    fs::write(dir.path().join("teacher.toml"), &teacher).unwrap();
+    let other = dir.path().join("other");
+    let more = ["--teacher", trained.to_str().unwrap(), "--begin", "tiny-x2"];
+    let (done, text) = run(&recipe, &other, &more);
+    assert!(done, "{text}");
+    let model = LiteModel::read(&other.join("model.safetensors")).unwrap();
+    assert_eq!(model.stats, tiny.stats);
+    assert_ne!(
+        fs::read(other.join("latent.json")).unwrap(),
+        fs::read(trained.join("latent.json")).unwrap()
+    );
+    // The student continues on its latent.
+    let longer = fs::read_to_string(&recipe)
+        .unwrap()
+        .replace("steps = 12", "steps = 13");
+    fs::write(&recipe, longer).unwrap();
+    let (done, text) = run(&recipe, &other, &more[..2]);
+    assert!(done, "{text}");
+    assert_eq!(
+        LiteModel::read(&other.join("model.safetensors"))
+            .unwrap()
+            .stats,
+        tiny.stats
+    );
+}
+
+/// The adversarial term on images needs no teacher.
+#[test]
+fn a_discriminator_on_images_needs_no_teacher() {
+    let (dir, recipe) = folder();
+    let text = RECIPE.replace("teacher = 'teacher.toml'\n", "");
+    let text = text.replace("regression = 0.1\nscore = 0.1\n", "pixels = true\n");
+    fs::write(&recipe, text).unwrap();
+    let out = dir.path().join("run");
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(done, "{text}");
+    let losses = lines(&out.join("losses.csv"));
+    let names: Vec<_> = losses[0].split(',').collect();
+    let at = names.iter().position(|n| *n == "grad_adversarial").unwrap();
+    let gradient =
+        |step: usize| -> f64 { losses[step].split(',').nth(at).unwrap().parse().unwrap() };
+    assert_eq!(gradient(3), 0.0);
+    assert!(gradient(12) > 0.0);
+    let model = LiteModel::read(&out.join("model.safetensors")).unwrap();
+    assert_eq!(
+        model.metadata.training["options"]["distillation"]["pixels"],
+        true
+    );
+    // The other terms do.
+    let text = fs::read_to_string(&recipe).unwrap();
+    fs::write(&recipe, text + "score = 0.1\n").unwrap();
+    let (done, text) = run(&recipe, &dir.path().join("none"), &[]);
+    assert!(!done && text.contains("needs a teacher"), "{text}");
+}
+
 /// With feature maps in bf16, as on CUDA, the losses of all networks and terms are those of f32
 /// within a few percent.
 #[test]

@@ -15,7 +15,7 @@ use crate::{
 /// Channels of a normalisation group, as in the teacher.
 const GROUP: usize = 16;
 const NORM_EPS: f64 = 1e-5;
-const SLOPE: f32 = 0.2;
+pub(super) const SLOPE: f32 = 0.2;
 
 /// Architecture of a discriminator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,10 +44,12 @@ struct Head {
     convs: [Conv; 3],
 }
 
+/// A spectrally normalised convolution.
 #[derive(Clone, Debug)]
-struct Conv {
+pub(super) struct Conv {
     weight: SpectralWeight,
     bias: Tensor,
+    stride: usize,
 }
 
 impl Discriminator {
@@ -94,9 +96,7 @@ impl Discriminator {
     /// If a tensor operation fails.
     pub fn power_iteration(&self) -> Result<()> {
         let convs = self.heads.iter().flat_map(|head| &head.convs);
-        convs
-            .into_iter()
-            .try_for_each(|conv| conv.weight.power_iteration())
+        convs.into_iter().try_for_each(Conv::power_iteration)
     }
 
     /// Returns the discriminator with weights that get no gradient, for the student's loss.
@@ -115,9 +115,9 @@ impl Head {
             time: Linear::new(e, 2 * c, vb.pp("time"))?,
             norm: Norm::new(c, c / GROUP, NORM_EPS, vb.pp("norm"))?,
             convs: [
-                Conv::new([w, c, 3, 3], &vb.pp(0))?,
-                Conv::new([w, w, 3, 3], &vb.pp(1))?,
-                Conv::new([1, w, 1, 1], &vb.pp(2))?,
+                Conv::new([w, c, 3, 3], 1, &vb.pp(0))?,
+                Conv::new([w, w, 3, 3], 1, &vb.pp(1))?,
+                Conv::new([1, w, 1, 1], 1, &vb.pp(2))?,
             ],
         })
     }
@@ -134,32 +134,37 @@ impl Head {
         Self {
             time: self.time.frozen(),
             norm: self.norm.frozen(),
-            convs: self.convs.clone().map(|conv| Conv {
-                weight: conv.weight.frozen(),
-                bias: conv.bias.detach(),
-            }),
+            convs: self.convs.clone().map(Conv::frozen),
         }
     }
 }
 
 impl Conv {
-    fn new(shape: [usize; 4], vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(shape: [usize; 4], stride: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
             weight: SpectralWeight::new(&shape, vb)?,
             bias: vb.get(shape[0], "bias")?,
+            stride,
         })
     }
 
-    fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        let pad = self.weight.dims()[2] / 2;
-        conv2d(
-            x,
-            &self.weight.normalised()?,
-            &self.bias,
-            1,
-            pad,
-            activation,
-        )
+    /// Returns the map, divided by the stride in both directions.
+    pub(super) fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let pad = (self.weight.dims()[2] - 1) / 2;
+        let weight = self.weight.normalised()?;
+        conv2d(x, &weight, &self.bias, self.stride, pad, activation)
+    }
+
+    pub(super) fn power_iteration(&self) -> Result<()> {
+        self.weight.power_iteration()
+    }
+
+    pub(super) fn frozen(self) -> Self {
+        Self {
+            weight: self.weight.frozen(),
+            bias: self.bias.detach(),
+            stride: self.stride,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 
 use crate::{
-    nn::lite::{Discriminator, DiscriminatorConfig, Teacher, TeacherConfig},
+    nn::lite::{Discriminator, DiscriminatorConfig, ImageDiscriminator, Teacher, TeacherConfig},
     train::{
         adversary::FeatureDiscriminator,
         init::{POWER_ITERATIONS, Variables, set_random, sorted},
@@ -48,16 +48,57 @@ pub fn discriminator(
     Ok((made, variables))
 }
 
-impl FeatureDiscriminator for Discriminator {
+/// As [`discriminator`], for a discriminator on images of `width` channels.
+///
+/// # Errors
+/// As [`ImageDiscriminator::new`].
+pub fn image_discriminator(
+    width: usize,
+    seed: u64,
+    device: &Device,
+) -> Result<(ImageDiscriminator, Variables)> {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
+    let made = ImageDiscriminator::new(width, vb)?;
+    let variables = sorted(&vars)?;
+    set_random(&variables, seed, |_| false)?;
+    for _ in 0..POWER_ITERATIONS {
+        made.power_iteration()?;
+    }
+    Ok((made, variables))
+}
+
+/// Discriminator of a student.
+#[derive(Clone)]
+pub enum Judge {
+    /// On the features of a teacher, at the time of each sample.
+    Features(Discriminator),
+    /// On luma images.
+    Images(ImageDiscriminator),
+}
+
+impl FeatureDiscriminator for Judge {
     fn heads(&self, features: &[Tensor], t: &[usize]) -> Result<Vec<Tensor>> {
-        self.forward(features, t)
+        match self {
+            Self::Features(discriminator) => discriminator.forward(features, t),
+            Self::Images(discriminator) => {
+                let logits = features.iter().map(|image| discriminator.forward(image));
+                logits.collect()
+            }
+        }
     }
 
     fn power_iteration(&self) -> Result<()> {
-        Self::power_iteration(self)
+        match self {
+            Self::Features(discriminator) => discriminator.power_iteration(),
+            Self::Images(discriminator) => discriminator.power_iteration(),
+        }
     }
 
     fn frozen(&self) -> Self {
-        Self::frozen(self)
+        match self {
+            Self::Features(discriminator) => Self::Features(discriminator.frozen()),
+            Self::Images(discriminator) => Self::Images(discriminator.frozen()),
+        }
     }
 }

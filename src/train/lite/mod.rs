@@ -7,6 +7,7 @@
 pub mod estimator;
 pub mod init;
 mod initial;
+mod origin;
 pub mod recipe;
 mod run;
 pub mod student;

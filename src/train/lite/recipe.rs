@@ -175,7 +175,7 @@ impl Recipe {
                 ),
             ));
         }
-        if recipe.teacher.is_none() {
+        if recipe.teacher.is_none() && !recipe.student.distillation.pixels {
             recipe.student.distillation = student::Distillation::none();
         }
         recipe.check().map_err(|e| wrong(path, e))?;
@@ -188,10 +188,10 @@ impl Recipe {
         for path in self.paths() {
             *path = folder.join(&path);
         }
-        if let Some(begin) = &mut self.begin {
-            let file = folder.join(&begin);
+        for model in self.models() {
+            let file = folder.join(&model);
             if file.is_file() {
-                *begin = file.to_string_lossy().into_owned();
+                *model = file.to_string_lossy().into_owned();
             }
         }
     }
@@ -205,12 +205,18 @@ impl Recipe {
         for path in self.paths() {
             *path = absolute(path)?;
         }
-        if let Some(begin) = &mut self.begin
-            && Path::new(begin).is_file()
-        {
-            *begin = absolute(Path::new(begin))?.to_string_lossy().into_owned();
+        for model in self.models() {
+            if Path::new(model).is_file() {
+                *model = absolute(Path::new(model))?.to_string_lossy().into_owned();
+            }
         }
         Ok(())
+    }
+
+    /// All names of models, which may be paths.
+    fn models(&mut self) -> impl Iterator<Item = &mut String> {
+        let origin = self.teacher.iter_mut().flat_map(|t| &mut t.origin);
+        self.begin.iter_mut().chain(origin)
     }
 
     /// All folders of the data.

@@ -91,6 +91,7 @@ struct Run<'a> {
     begin: Option<InitialWeights>,
     data: TrainingData,
     latent: Latent,
+    teacher_latent: Latent,
     teacher_folder: PathBuf,
     lpips: Option<Lpips>,
     device: candle_core::Device,
@@ -134,15 +135,17 @@ impl<'a> Run<'a> {
         }
         let lpips = options.lpips.as_deref().map(Lpips::load).transpose()?;
         let data = training_data(recipe, &target, observer, dry)?;
+        let latent = Latent::nominal(
+            student.latent,
+            student.r,
+            train_scales(lowest, recipe.scale),
+        );
         let mut run = Self {
             recipe,
             options,
             observer,
-            latent: Latent::nominal(
-                student.latent,
-                student.r,
-                train_scales(lowest, recipe.scale),
-            ),
+            teacher_latent: latent.clone(),
+            latent,
             target,
             begin,
             data,
@@ -151,8 +154,28 @@ impl<'a> Run<'a> {
             device,
             dtype,
         };
-        run.latent = run.find_latent(dry)?;
+        run.teacher_latent = run.find_latent(dry)?;
+        run.latent = run.students_latent(dry)?;
         Ok(run)
+    }
+
+    /// Returns the latent of the student: that of the model that it begins with, which is then in
+    /// the folder of the run, or that of the teacher.
+    fn students_latent(&self, dry: bool) -> Result<Latent> {
+        let folder = &self.options.folder;
+        let path = folder.join(LATENT);
+        let latent = match &self.begin {
+            Some(begin) => Latent {
+                stats: begin.stats.clone(),
+                ..self.teacher_latent.clone()
+            },
+            None if has_checkpoint(folder) && path.exists() => read_latent(&path)?,
+            None => self.teacher_latent.clone(),
+        };
+        if latent != self.teacher_latent && !dry && self.options.ranks.is_first() {
+            write_latent(&path, &latent)?;
+        }
+        Ok(latent)
     }
 
     /// Returns the latent in the folder of the teacher. Measures it if the folder has none that
@@ -165,9 +188,8 @@ impl<'a> Run<'a> {
         // A latent that nothing was trained with may be of other data, if this run has not just
         // measured it.
         let used = has_checkpoint(folder) || folder.join(TEACHER).exists() || !ranks.is_first();
-        if let (true, Ok(bytes)) = (used, fs::read(&path)) {
-            let found: Latent = serde_json::from_slice(&bytes)
-                .map_err(|e| Error::training(&path, format!("cannot be understood: {e}")))?;
+        if used && path.exists() {
+            let found = read_latent(&path)?;
             let shape = |latent: &Latent| (latent.kind, latent.r, latent.scales);
             if shape(&found) != shape(expected) {
                 let reason = "is for other scales or another kind of student: use another folder";
@@ -188,10 +210,7 @@ impl<'a> Run<'a> {
             }
         };
         if !dry && ranks.is_first() {
-            trainer::create_folder(folder)?;
-            let json = serde_json::to_vec_pretty(&latent);
-            let json = json.map_err(|e| Error::training(&path, e.to_string()))?;
-            write_atomically(&path, &json)?;
+            write_latent(&path, &latent)?;
         }
         Ok(latent)
     }
@@ -209,7 +228,12 @@ impl<'a> Run<'a> {
     }
 
     fn open_teacher(&self, options: &teacher::Options, context: &RunContext) -> Result<TeacherRun> {
-        TeacherRun::new(options.clone(), self.latent.clone(), &self.data, context)
+        TeacherRun::new(
+            options.clone(),
+            self.teacher_latent.clone(),
+            &self.data,
+            context,
+        )
     }
 
     fn open_student(
@@ -237,7 +261,11 @@ impl<'a> Run<'a> {
     fn fingerprint(&self) -> u64 {
         let mut hash = Fnv::default();
         self.data.fingerprint().hash(&mut hash);
-        format!("{:?} {:?}", self.recipe, self.latent).hash(&mut hash);
+        format!(
+            "{:?} {:?} {:?}",
+            self.recipe, self.latent, self.teacher_latent
+        )
+        .hash(&mut hash);
         hash.finish()
     }
 
@@ -265,7 +293,7 @@ impl<'a> Run<'a> {
         let steps = options.steps;
         self.observer.message(&format!("teacher: {steps} steps"));
         let folder = &self.teacher_folder;
-        if TeacherRun::is_done(options, &self.latent, &self.data, folder)? {
+        if TeacherRun::is_done(options, &self.teacher_latent, &self.data, folder)? {
             let path = folder.join(TEACHER);
             self.observer.message(&format!("done: {}", path.display()));
             return Ok(Outcome::Completed);
@@ -345,6 +373,23 @@ impl<'a> Run<'a> {
         let third = measure("distillation", &mut run, options.steps - supervised)?;
         Ok(vec![first, second, third])
     }
+}
+
+/// Reads the latent at `path`.
+fn read_latent(path: &Path) -> Result<Latent> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::training(path, format!("cannot be understood: {e}")))
+}
+
+/// Writes the latent to `path`, in a folder that may not exist yet.
+fn write_latent(path: &Path, latent: &Latent) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        trainer::create_folder(folder)?;
+    }
+    let json = serde_json::to_vec_pretty(latent);
+    let json = json.map_err(|e| Error::training(path, e.to_string()))?;
+    write_atomically(path, &json)
 }
 
 /// Absolute path of a folder that may not exist yet.

@@ -14,17 +14,21 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::{Diffusion, Guided, HeldOut, Latent, TrainingData, bounded, gain, init};
+use super::{
+    Diffusion, Guided, HeldOut, Latent, TrainingData, bounded, gain, init,
+    origin::{Conversion, Origin},
+};
 use crate::{
     Error, Result,
     diffusion::{Schedule, deterministic},
-    nn::lite::{LatentKind, Teacher, TeacherConfig},
+    nn::lite::{Condition, LatentKind, LatentStats, Teacher, TeacherConfig},
     train::{
         checkpoint,
         data::{loader::Loader, pairs::Batch},
+        init::Tensors,
         losses::{Perturbation, Teacher as _, denoising, normals},
         observer::Measurement,
-        optim::{CLIP, Trained, cosine},
+        optim::{CLIP, Parameter, Trained, cosine},
         random::{Fnv, step_seed},
         ranks::Ranks,
         trainer::{RunContext, Training, check_common},
@@ -39,6 +43,10 @@ pub struct Options {
     pub widths: Vec<usize>,
     /// ResBlocks of each level, in each direction.
     pub blocks: usize,
+    /// Model file or bundled model whose result is the origin of the diffusion; `None` for the
+    /// bicubic base.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     pub diffusion: Diffusion,
     pub steps: u64,
     /// Pairs in a batch.
@@ -49,6 +57,9 @@ pub struct Options {
     pub patch: usize,
     /// Peak learning rate, after a warm-up and before a cosine decay.
     pub learning_rate: f64,
+    /// Peak learning rate of the 3x3 kernels between head and tail, which Muon optimises; 0 for
+    /// AdamW, as for all other weights.
+    pub muon_rate: f64,
     /// Decay of the averaged weights.
     pub ema: f64,
     pub seed: u64,
@@ -59,12 +70,14 @@ impl Default for Options {
         Self {
             widths: vec![16, 32, 48],
             blocks: 2,
+            origin: None,
             diffusion: Diffusion::default(),
             steps: 30_000,
             batch: 8,
             accumulate: 1,
             patch: 0,
             learning_rate: 1e-3,
+            muon_rate: 0.0,
             ema: 0.999,
             seed: 1,
         }
@@ -122,6 +135,12 @@ impl Options {
             self.ema,
         );
         checked.map_err(|e| Error::Setting(format!("teacher: {e}")))?;
+        if !(0.0..1.0).contains(&self.muon_rate) {
+            return Err(Error::Setting(format!(
+                "teacher: muon_rate = {}: at least 0, below 1",
+                self.muon_rate
+            )));
+        }
         self.diffusion.schedule().map(|_| ())
     }
 }
@@ -144,10 +163,12 @@ struct State {
 }
 
 impl State {
-    /// Checks that a run with `options`, `latent` and `fingerprint` made the file at `path`.
+    /// Checks that a run with `options`, `latent` and `fingerprint` made the file at `path`, which
+    /// has these `tensors`.
     fn check(
         &self,
         path: &Path,
+        tensors: &Tensors,
         options: &Options,
         latent: &Latent,
         fingerprint: u64,
@@ -156,9 +177,25 @@ impl State {
             let reason = "was made with other data: give it as it was";
             return Err(Error::training(path, reason));
         }
-        // A run that has diverged continues with another learning rate.
+        if let Some(name) = &options.origin
+            && Origin::differs(name, tensors, latent)?
+        {
+            return Err(checkpoint::other_options(
+                path,
+                vec![format!("origin '{name}' has changed")],
+            ));
+        }
+        // A run that has diverged continues with other learning rates. The file contains the
+        // origin, whose path may have changed.
+        let origin = self.options.origin.as_ref();
         let was = Options {
             learning_rate: options.learning_rate,
+            muon_rate: if self.options.muon_rate > 0.0 && options.muon_rate > 0.0 {
+                options.muon_rate
+            } else {
+                self.options.muon_rate
+            },
+            origin: origin.map(|was| options.origin.as_ref().unwrap_or(was).clone()),
             ..self.options.clone()
         };
         if was != *options || self.latent != *latent {
@@ -178,6 +215,17 @@ pub struct FrozenTeacher {
     pub latent: Latent,
     /// Hash of its file; 0 without a file.
     pub fingerprint: u64,
+    origin: Option<Arc<Origin>>,
+    /// From the latent of a student to that of the teacher.
+    conversion: Conversion,
+}
+
+/// A batch in the latent of a teacher.
+pub struct View {
+    /// Latent of the base, or of the origin.
+    pub base: Tensor,
+    /// Residual of the origin over the base.
+    origin: Option<Tensor>,
 }
 
 impl FrozenTeacher {
@@ -191,6 +239,7 @@ impl FrozenTeacher {
         let fingerprint = hash.finish();
         let (tensors, state) = checkpoint::load::<State>(path)?;
         let config = state.options.config(state.latent.kind, state.latent.r)?;
+        let origin = Origin::restored(&tensors, path, &state.latent, device, dtype)?.map(Arc::new);
         let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
         let mut net = Teacher::new(config, vb)?;
         net.set_dtype(dtype);
@@ -198,25 +247,77 @@ impl FrozenTeacher {
             net,
             schedule: state.options.diffusion.schedule()?,
             sampling_steps: state.options.diffusion.sampling_steps,
-            latent: state.latent,
             fingerprint,
+            origin,
+            conversion: Conversion::new(&state.latent.stats, &state.latent.stats, device)?,
+            latent: state.latent,
         })
     }
 
-    /// Samples the residual over `base` with the deterministic sampler, from `noise` of the shape
-    /// of the residual.
+    /// Makes the teacher serve students whose latent has these statistics.
+    ///
+    /// # Errors
+    /// When memory cannot be allocated.
+    pub fn serve(&mut self, stats: &LatentStats, device: &Device) -> Result<()> {
+        self.conversion = Conversion::new(stats, &self.latent.stats, device)?;
+        Ok(())
+    }
+
+    /// Converts the latent of the base of a student's batch.
     ///
     /// # Errors
     /// When a shape does not fit.
-    pub fn sample(&self, base: &Tensor, scale: f64, noise: &Tensor) -> Result<Tensor> {
+    pub fn view(&self, base: &Tensor, at: &Condition) -> Result<View> {
+        let base = self.conversion.base(base)?;
+        Ok(match &self.origin {
+            Some(origin) => {
+                let [residual, base] = origin.predict(&base, at)?;
+                View {
+                    base,
+                    origin: Some(residual),
+                }
+            }
+            None => View { base, origin: None },
+        })
+    }
+
+    /// Converts a student's residual to one over the base of `view`.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn residual(&self, view: &View, residual: &Tensor) -> candle_core::Result<Tensor> {
+        let residual = self.conversion.residual(residual)?;
+        match &view.origin {
+            Some(origin) => residual - origin,
+            None => Ok(residual),
+        }
+    }
+
+    /// Converts in the opposite direction of [`Self::residual`].
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn residual_back(&self, view: &View, residual: &Tensor) -> candle_core::Result<Tensor> {
+        match &view.origin {
+            Some(origin) => self.conversion.residual_back(&(residual + origin)?),
+            None => self.conversion.residual_back(residual),
+        }
+    }
+
+    /// Samples the residual over the base of `view` with the deterministic sampler, from `noise` of
+    /// the shape of the residual.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn sample(&self, view: &View, scale: f64, noise: &Tensor) -> Result<Tensor> {
         let guided = Guided {
             teacher: &self.net,
             schedule: &self.schedule,
-            base,
+            base: &view.base,
             scale,
         };
-        let n = base.dim(0)?;
-        let zero = base.zeros_like()?;
+        let n = noise.dim(0)?;
+        let zero = noise.zeros_like()?;
         let prior = self.schedule.prior(&zero, noise)?;
         let predict = |x: &Tensor, t| guided.predict(x, &vec![t; n]);
         Ok(deterministic(
@@ -237,6 +338,7 @@ pub struct TeacherRun {
     patch: usize,
     schedule: Schedule,
     teacher: Teacher,
+    origin: Option<Arc<Origin>>,
     trained: Trained,
     step: u64,
     /// Halvings of the learning rate after divergence.
@@ -272,14 +374,24 @@ impl TeacherRun {
         let (mut teacher, parameters) = init::teacher(&config, seed, &context.device)?;
         teacher.set_dtype(context.dtype);
         let mut trained = Trained::new(parameters, 0.999, options.ema, CLIP)?;
-        let (mut step, mut halvings) = (0, context.halvings);
-        if let Some((tensors, state)) = saved {
-            state.check(&path, &options, &latent, fingerprint)?;
-            trained.restore(state.step, &tensors)?;
-            step = state.step;
-            halvings += state.halvings;
+        if options.muon_rate > 0.0 {
+            trained = trained.with_muon(is_inner_kernel)?;
         }
-        let spec = latent.pairs(patch, options.batch);
+        let (mut step, mut halvings) = (0, context.halvings);
+        let (device, dtype) = (&context.device, context.dtype);
+        let origin = match (saved, &options.origin) {
+            (Some((tensors, state)), _) => {
+                state.check(&path, &tensors, &options, &latent, fingerprint)?;
+                trained.restore(state.step, &tensors)?;
+                step = state.step;
+                halvings += state.halvings;
+                Origin::restored(&tensors, &path, &latent, device, dtype)?
+            }
+            (None, Some(name)) => Some(Origin::load(name, &latent, device, dtype)?),
+            (None, None) => None,
+        };
+        let mut spec = latent.pairs(patch, options.batch);
+        spec.alike = origin.as_ref().is_some_and(Origin::knows_degradation);
         let held_out = data.validation(&spec, &latent.stats)?;
         let (source, stats) = (data.source.clone(), latent.stats.clone());
         let make = move |seed| spec.batch(&*source, &stats, seed);
@@ -291,6 +403,7 @@ impl TeacherRun {
             latent,
             patch,
             teacher,
+            origin: origin.map(Arc::new),
             trained,
             step,
             held_out,
@@ -319,14 +432,25 @@ impl TeacherRun {
         if dir.join("checkpoint.safetensors").exists() || !path.exists() {
             return Ok(false);
         }
-        let (_, state) = checkpoint::load::<State>(&path)?;
-        state.check(&path, options, latent, data.fingerprint())?;
+        let (tensors, state) = checkpoint::load::<State>(&path)?;
+        state.check(&path, &tensors, options, latent, data.fingerprint())?;
         Ok(state.step >= options.steps)
+    }
+
+    /// Returns the latent of the base, or of the origin, and the residual over it.
+    fn tensors(&self, batch: &Batch, device: &Device) -> Result<[Tensor; 2]> {
+        let Some(origin) = &self.origin else {
+            return self.latent.tensors(batch, self.patch, device);
+        };
+        let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
+        let [predicted, base] = origin.predict(&base, &batch.condition())?;
+        let residual = (residual - predicted)?;
+        Ok([base.to_device(device)?, residual.to_device(device)?])
     }
 
     /// Returns the loss of `teacher`, which is on `device`.
     fn loss(&self, teacher: &Teacher, batch: &Batch, seed: u64, device: &Device) -> Result<Tensor> {
-        let [base, residual] = self.latent.tensors(batch, self.patch, device)?;
+        let [base, residual] = self.tensors(batch, device)?;
         let mut rng = StdRng::seed_from_u64(seed);
         let times = 0..base.dim(0)?;
         let t: Vec<usize> = times
@@ -360,8 +484,10 @@ impl TeacherRun {
             net,
             schedule: self.schedule.clone(),
             sampling_steps: self.options.diffusion.sampling_steps,
-            latent: self.latent.clone(),
             fingerprint: 0,
+            origin: self.origin.clone(),
+            conversion: Conversion::new(&self.latent.stats, &self.latent.stats, &self.device)?,
+            latent: self.latent.clone(),
         })
     }
 
@@ -371,19 +497,19 @@ impl TeacherRun {
         Ok(Teacher::new(config, vb)?)
     }
 
-    /// Measures on held-out images, for each degradation: the loss, and the gain in PSNR over the
-    /// base in dB of the prediction from noise only, which is the mean of all possible images.
+    /// Measures on held-out images, for each degradation.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn measure(&self) -> Result<Vec<(&'static str, f64, f64)>> {
+    pub fn measure(&self) -> Result<Vec<Validation>> {
         let cpu = Device::Cpu;
         let teacher = self.averaged(&cpu)?;
         let measure = |(_, batch): &HeldOut| {
             let loss = self
                 .loss(&teacher, batch, HELD_OUT, &cpu)?
                 .to_scalar::<f32>()?;
-            let [base, residual] = self.latent.tensors(batch, self.patch, &cpu)?;
+            let [_, whole] = self.latent.tensors(batch, self.patch, &cpu)?;
+            let [base, residual] = self.tensors(batch, &cpu)?;
             let mut rng = StdRng::seed_from_u64(HELD_OUT);
             let last = self.schedule.steps() - 1;
             let t = vec![last; base.dim(0)?];
@@ -398,17 +524,41 @@ impl TeacherRun {
                 scale: batch.scale,
             };
             let mean = guided.predict(&x, &t)?;
-            let left = (&residual - mean)?;
-            let gain = gain(&residual, &left, &self.latent.stats)?;
-            Ok([f64::from(loss), gain])
+            let gain = |left: &Tensor| gain(&whole, left, &self.latent.stats);
+            Ok([
+                f64::from(loss),
+                gain(&(&residual - mean)?)?,
+                gain(&residual)?,
+            ])
         };
         let measured = self.ranks.shared_work(&self.held_out, measure)?;
-        let names = self.held_out.iter().map(|(name, _)| *name);
-        Ok(names
-            .zip(measured)
-            .map(|(n, [loss, gain])| (n, loss, gain))
-            .collect())
+        let validation = |((name, _), [loss, gain, origin]): (&HeldOut, [f64; 3])| Validation {
+            name,
+            loss,
+            gain,
+            origin: self.origin.is_some().then_some(origin),
+        };
+        Ok(self.held_out.iter().zip(measured).map(validation).collect())
     }
+}
+
+/// Measurement of a held-out batch.
+#[derive(Clone, Debug)]
+pub struct Validation {
+    /// Name of the degradation.
+    pub name: &'static str,
+    pub loss: f64,
+    /// Gain in PSNR over the bicubic base, in dB, of the prediction from noise only, which is the
+    /// mean of all possible images.
+    pub gain: f64,
+    /// The same of the origin, if it is not the base.
+    pub origin: Option<f64>,
+}
+
+/// Returns `true` for the 3x3 kernels between head and tail.
+fn is_inner_kernel((name, var): &Parameter) -> bool {
+    let outer = name.starts_with("head") || name.starts_with("tail");
+    !outer && matches!(var.dims(), [_, _, 3, 3])
 }
 
 impl Training for TeacherRun {
@@ -438,9 +588,9 @@ impl Training for TeacherRun {
             .sum_gradients(&mut grads, parameters, from_mut(&mut sum))?;
         bounded(&self.dir, self.step, "loss", sum)?;
         let warm_up = (o.steps / 20).clamp(1, 1000);
-        let peak = o.learning_rate * 0.5f64.powi(self.halvings);
-        let rate = cosine(peak, self.step, o.steps, warm_up);
-        let norm = self.trained.step(&grads, rate)?;
+        let factor = cosine(0.5f64.powi(self.halvings), self.step, o.steps, warm_up);
+        let (rate, muon) = (o.learning_rate * factor, o.muon_rate * factor);
+        let norm = self.trained.step_with(&grads, rate, muon)?;
         bounded(&self.dir, self.step, "gradient", norm)?;
         self.step += 1;
         Ok(vec![("loss", sum)])
@@ -460,19 +610,24 @@ impl Training for TeacherRun {
         };
         let path = |name| self.dir.join(name);
         // The teacher comes first: a checkpoint at the last step implies that it exists.
-        let averages = self.trained.averages().into_iter().collect();
+        let mut averages: Vec<_> = self.trained.averages().into_iter().collect();
+        let mut trained = self.trained.state()?;
+        if let Some(origin) = &self.origin {
+            averages.push(origin.state()?);
+            trained.push(origin.state()?);
+        }
         checkpoint::save(&path("teacher.safetensors"), averages, &state)?;
-        checkpoint::save(
-            &path("checkpoint.safetensors"),
-            self.trained.state()?,
-            &state,
-        )
+        checkpoint::save(&path("checkpoint.safetensors"), trained, &state)
     }
 
     fn validate(&self) -> Result<Measurement> {
         let (mut text, mut values) = (Vec::new(), Vec::new());
-        for (name, loss, gain) in self.measure()? {
-            text.push(format!("{name} {loss:.4} ({gain:+.3} dB)"));
+        for v in self.measure()? {
+            let (name, loss, gain) = (v.name, v.loss, v.gain);
+            let origin = v
+                .origin
+                .map_or(String::new(), |o| format!(", origin {o:+.3} dB"));
+            text.push(format!("{name} {loss:.4} ({gain:+.3} dB{origin})"));
             values.push((format!("held out {name}/loss"), loss));
             values.push((format!("held out {name}/gain"), gain));
         }

@@ -87,7 +87,9 @@ impl StudentRun {
             if let Some(teacher) = &self.teacher {
                 let base = base.to_device(&self.device)?;
                 let noise = normals(&base, &mut StdRng::seed_from_u64(NOISE))?;
-                let sample = teacher.sample(&base, batch.scale, &noise)?;
+                let view = teacher.view(&base, &batch.condition())?;
+                let sample = teacher.sample(&view, batch.scale, &noise)?;
+                let sample = teacher.residual_back(&view, &sample)?;
                 columns.push(("teacher", sample.to_device(&Device::Cpu)?));
             }
             columns.push(("truth", residual));

@@ -30,17 +30,16 @@ pub use held_out::Validation;
 pub use options::{Distillation, Options};
 
 use super::{
-    Guided, HeldOut, InitialWeights, Latent, TrainingData, bounded, init, initial::build,
-    teacher::FrozenTeacher,
+    Guided, HeldOut, InitialWeights, Latent, TrainingData, bounded,
+    init::{self, Judge},
+    initial::build,
+    teacher::{FrozenTeacher, View},
 };
 use crate::{
     Error, Result,
     metrics::Lpips,
     model::{Layer, LayerCondition, LiteModel, Metadata},
-    nn::lite::{
-        Condition, Discriminator, DiscriminatorConfig, LayerSpec, Student, StudentConfig,
-        memory::Clips,
-    },
+    nn::lite::{Condition, DiscriminatorConfig, LayerSpec, Student, StudentConfig, memory::Clips},
     train::{
         adversary::{DiscriminatorTrainer, FeaturePair},
         checkpoint,
@@ -133,7 +132,7 @@ pub struct StudentRun {
     teacher: Option<FrozenTeacher>,
     student: Student,
     trained: Trained,
-    adversary: Option<DiscriminatorTrainer<Discriminator>>,
+    adversary: Option<DiscriminatorTrainer<Judge>>,
     /// Running norms of the gradients of the terms; 0 for a term that has not been computed yet.
     norms: [f64; TERMS.len()],
     step: u64,
@@ -159,6 +158,12 @@ struct Prepared {
     /// Motion of the clips, for a network with memory.
     clips: Option<Clips>,
     at: Condition,
+    taught: Option<Taught>,
+}
+
+/// What the terms of a teacher need of a batch.
+struct Taught {
+    view: View,
     zero: Tensor,
     /// Times and noise of score distillation and discriminator, and the noise that the teacher
     /// starts from.
@@ -180,12 +185,15 @@ impl StudentRun {
         options: Options,
         target: Target,
         latent: Latent,
-        teacher: Option<FrozenTeacher>,
+        mut teacher: Option<FrozenTeacher>,
         begin: Option<&InitialWeights>,
         data: &TrainingData,
         context: &RunContext,
     ) -> Result<Self> {
         let patch = check(&options, &target, &latent, teacher.as_ref())?;
+        if let Some(teacher) = &mut teacher {
+            teacher.serve(&latent.stats, &context.device)?;
+        }
         let path = context.folder.join("checkpoint.safetensors");
         let saved = checkpoint::load_if::<State>(&path, context.start)?;
         let mut spec = latent.pairs(patch, options.batch);
@@ -341,73 +349,106 @@ impl StudentRun {
 
     fn prepare(&self, batch: &Batch, index: u64) -> Result<Prepared> {
         let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
-        let d = &self.options.distillation;
         let mut rng = StdRng::seed_from_u64(step_seed(self.options.seed ^ NOISE, index));
         let mut at = self.condition(batch);
         if self.target.student.conditioning.denoise && rng.random_bool(0.5) {
             at.denoise = (at.denoise + BLUR * f64::from(normal(&mut rng))).clamp(0.0, 1.0);
         }
-        let n = base.dim(0)?;
-        let mut noisy = |below: usize| -> Result<_> {
-            let t = (0..n).map(|_| rng.random_range(0..below)).collect();
-            Ok((t, normals(&residual, &mut rng)?))
-        };
-        let zero = base.zeros_like()?;
         let clips = batch.motion.as_ref();
         let clips = clips.map(|motion| motion.tensors(&self.latent.stats, &self.device));
-        let clips = clips.transpose()?;
-        let Some(teacher) = &self.teacher else {
-            // Without a teacher nothing uses noise.
-            let none = (vec![0; n], zero.clone());
-            return Ok(Prepared {
-                score: none.clone(),
-                adversarial: none,
-                prior: zero.clone(),
-                zero,
-                base,
-                residual,
-                clips,
-                at,
-            });
+        let taught = self.teacher.as_ref();
+        let taught =
+            taught.map(|teacher| self.taught(teacher, &base, &batch.condition(), &mut rng));
+        Ok(Prepared {
+            clips: clips.transpose()?,
+            taught: taught.transpose()?,
+            base,
+            residual,
+            at,
+        })
+    }
+
+    /// Prepares the terms of the teacher for the latent of a base, degraded as `at`.
+    fn taught(
+        &self,
+        teacher: &FrozenTeacher,
+        base: &Tensor,
+        at: &Condition,
+        rng: &mut StdRng,
+    ) -> Result<Taught> {
+        let (d, n) = (&self.options.distillation, base.dim(0)?);
+        let mut noisy = |below: usize| -> Result<_> {
+            let t = (0..n).map(|_| rng.random_range(0..below)).collect();
+            Ok((t, normals(base, rng)?))
         };
-        let steps = teacher.schedule.steps();
+        let zero = base.zeros_like()?;
         let score = noisy(d.score_times)?;
         // The last time is pure noise, which tells the discriminator nothing.
         let judge_times = match d.judge_times {
-            0 => steps - 1,
+            0 => teacher.schedule.steps() - 1,
             times => times,
         };
         let mut adversarial = noisy(judge_times)?;
         if !d.time_aware {
             adversarial = (vec![0; n], zero.clone());
         }
-        Ok(Prepared {
+        Ok(Taught {
+            view: teacher.view(base, at)?,
+            zero,
             score,
             adversarial,
             prior: noisy(1)?.1,
-            zero,
-            base,
-            residual,
-            clips,
-            at,
         })
+    }
+
+    /// Returns what the discriminator sees of `residual`, and the time of each sample: the features
+    /// of the teacher, or the images.
+    fn judged(
+        &self,
+        batch: &Prepared,
+        residual: &Tensor,
+    ) -> candle_core::Result<(Vec<Tensor>, Vec<usize>)> {
+        match (&self.teacher, &batch.taught) {
+            (Some(teacher), Some(taught)) if !self.options.distillation.pixels => {
+                let perturbation = taught.perturbation(teacher, &taught.adversarial);
+                let guided = taught.guided(teacher, batch.at.scale);
+                let residual = teacher.residual(&taught.view, residual)?;
+                let features = perturbation.features(&residual, &guided)?;
+                Ok((features, perturbation.t.to_vec()))
+            }
+            _ => Ok((vec![self.luma(&batch.base, residual)?], Vec::new())),
+        }
+    }
+
+    /// Returns the luma images `[n, h, w, 1]` of residuals over `base`, from -1 to 1.
+    fn luma(&self, base: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+        let (r, stats) = (self.latent.r, &self.latent.stats);
+        let of = |values: &[f32]| Tensor::new(values, base.device());
+        let sum = base
+            .broadcast_mul(&of(&stats.input_std)?)?
+            .broadcast_add(&of(&stats.input_mean)?)?
+            .add(&residual.broadcast_mul(&of(&stats.residual_std)?)?)?;
+        let (n, h, w, _) = sum.dims4()?;
+        let cells = sum.narrow(3, 0, r * r)?.reshape((n, h, w, r, r))?;
+        let image = cells.transpose(2, 3)?.reshape((n, h * r, w * r, 1))?;
+        image.affine(2.0, -1.0)
     }
 
     /// Updates the discriminator and returns its loss.
     fn step_discriminator(&mut self, batches: &[Prepared]) -> Result<f64> {
-        let (Some(teacher), Some(adversary)) = (&self.teacher, &mut self.adversary) else {
+        let Some(adversary) = &self.adversary else {
             return Ok(0.0);
         };
         let (loss, grads) = adversary.loss(&*self.ranks, batches.len(), |i| {
             let batch = &batches[i];
-            let (perturbation, guided) = (batch.adversarial(teacher), batch.guided(teacher));
             let fake = batch.forward(&self.student)?.detach();
-            Ok(FeaturePair {
-                real: perturbation.features(&batch.residual, &guided)?,
-                fake: perturbation.features(&fake, &guided)?,
-                t: perturbation.t.to_vec(),
-            })
+            let (real, t) = self.judged(batch, &batch.residual)?;
+            let (fake, _) = self.judged(batch, &fake)?;
+            Ok(FeaturePair { real, fake, t })
         })?;
+        let Some(adversary) = &mut self.adversary else {
+            return Ok(0.0);
+        };
         bounded(&self.dir, self.step, "discriminator's loss", loss)?;
         adversary.update(&grads, self.options.distillation.discriminator_rate)?;
         self.discriminator_steps += 1;
@@ -629,13 +670,15 @@ impl Prepared {
             None => student.forward(&self.base, &self.at),
         }
     }
+}
 
-    fn guided<'a>(&'a self, teacher: &'a FrozenTeacher) -> Guided<'a> {
+impl Taught {
+    fn guided<'a>(&'a self, teacher: &'a FrozenTeacher, scale: f64) -> Guided<'a> {
         Guided {
             teacher: &teacher.net,
             schedule: &teacher.schedule,
-            base: &self.base,
-            scale: self.at.scale,
+            base: &self.view.base,
+            scale,
         }
     }
 
@@ -650,10 +693,6 @@ impl Prepared {
             t,
             noise,
         }
-    }
-
-    fn adversarial<'a>(&'a self, teacher: &'a FrozenTeacher) -> Perturbation<'a> {
-        self.perturbation(teacher, &self.adversarial)
     }
 }
 
@@ -701,8 +740,11 @@ fn check(
     }
     options.check()?;
     if let Some(teacher) = teacher {
-        if teacher.latent != *latent {
-            return wrong("the teacher was trained on another latent: other scales or data".into());
+        let shape = |latent: &Latent| (latent.kind, latent.r, latent.scales);
+        if shape(&teacher.latent) != shape(latent) {
+            return wrong(
+                "the teacher was trained for another kind of latent or other scales".into(),
+            );
         }
         options.distillation.check_times(teacher.schedule.steps())?;
     } else if options.distillation.needs_teacher() {
@@ -715,16 +757,27 @@ fn new_adversary(
     options: &Options,
     teacher: Option<&FrozenTeacher>,
     device: &Device,
-) -> Result<Option<DiscriminatorTrainer<Discriminator>>> {
-    let Some(teacher) = teacher.filter(|_| options.distillation.adversarial > 0.0) else {
+) -> Result<Option<DiscriminatorTrainer<Judge>>> {
+    let d = &options.distillation;
+    if d.adversarial <= 0.0 {
         return Ok(None);
+    }
+    let seed = options.seed ^ DISCRIMINATOR;
+    let made = match teacher {
+        Some(teacher) if !d.pixels => {
+            let config = DiscriminatorConfig {
+                channels: teacher.net.feature_channels(),
+                width: d.width,
+                time_channels: teacher.net.config().widths[0],
+            };
+            let (made, variables) = init::discriminator(&config, seed, device)?;
+            (Judge::Features(made), variables)
+        }
+        _ => {
+            let (made, variables) = init::image_discriminator(d.width, seed, device)?;
+            (Judge::Images(made), variables)
+        }
     };
-    let config = DiscriminatorConfig {
-        channels: teacher.net.feature_channels(),
-        width: options.distillation.width,
-        time_channels: teacher.net.config().widths[0],
-    };
-    let made = init::discriminator(&config, options.seed ^ DISCRIMINATOR, device)?;
     Ok(Some(DiscriminatorTrainer::new(made)?))
 }
 

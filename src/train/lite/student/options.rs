@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{TAUGHT, TERMS};
+use super::TERMS;
 use crate::{
     Error, Result,
     train::{losses::ScoreWeight, trainer::check_common},
@@ -145,6 +145,10 @@ pub struct Distillation {
     pub score_weight: ScoreWeight,
     /// Share of the adversarial term.
     pub adversarial: f64,
+    /// Trains the discriminator on images instead of the features of the teacher. The adversarial
+    /// term then needs no teacher.
+    #[serde(skip_serializing_if = "is_false")]
+    pub pixels: bool,
     /// Perturbs residuals to random noise levels for the discriminator.
     pub time_aware: bool,
     /// Times of the discriminator: 0 to below this; 0 for all but the last.
@@ -162,6 +166,10 @@ fn is_usual_change(share: &f64) -> bool {
     *share == CHANGE
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 impl Default for Distillation {
     fn default() -> Self {
         Self {
@@ -176,6 +184,7 @@ impl Default for Distillation {
             score_times: 3,
             score_weight: ScoreWeight::NoiseLevel,
             adversarial: 0.3,
+            pixels: false,
             time_aware: true,
             judge_times: 2,
             width: 32,
@@ -209,8 +218,9 @@ impl Distillation {
         ]
     }
 
-    pub(super) fn needs_teacher(&self) -> bool {
-        self.shares()[TAUGHT].iter().any(|share| *share > 0.0)
+    pub(in crate::train) fn needs_teacher(&self) -> bool {
+        let adversarial = if self.pixels { 0.0 } else { self.adversarial };
+        self.regression > 0.0 || self.score > 0.0 || adversarial > 0.0
     }
 
     /// Checks the times of score distillation and discriminator for a teacher of `steps` steps.

@@ -5,9 +5,9 @@ use candle_core::{DType, Device, Tensor};
 use super::{CHANGE, Prepared, StudentRun, TERMS};
 use crate::{
     Result,
-    nn::lite::Discriminator,
     train::{
         adversary::{FeatureDiscriminator, mean_of_heads},
+        lite::init::Judge,
         losses::{Term, hinge_generator, regression, score_direction, score_distillation},
     },
 };
@@ -25,7 +25,7 @@ impl StudentRun {
         batch: &Prepared,
         z: &Tensor,
         shares: &[f64; TERMS.len()],
-        discriminator: Option<&Discriminator>,
+        discriminator: Option<&Judge>,
     ) -> Result<[Option<Term>; TERMS.len()]> {
         let d = &self.options.distillation;
         let mut terms = [const { None }; TERMS.len()];
@@ -42,30 +42,30 @@ impl StudentRun {
             let loss = |z: &Tensor| change(z, &batch.residual, &still, clips.frames);
             terms[CHANGE] = Some(Term::at(z, loss)?);
         }
-        let Some(teacher) = &self.teacher else {
-            return Ok(terms);
-        };
-        let guided = batch.guided(teacher);
-        if shares[2] > 0.0 || shares[3] > 0.0 {
-            let goal = teacher.sample(&batch.base, batch.at.scale, &batch.prior)?;
+        if let (Some(teacher), Some(taught)) = (&self.teacher, &batch.taught)
+            && (shares[2] > 0.0 || shares[3] > 0.0)
+        {
+            let goal = teacher.sample(&taught.view, batch.at.scale, &taught.prior)?;
+            let seen = |z: &Tensor| teacher.residual(&taught.view, z);
             if shares[2] > 0.0 && d.low_pass {
                 let means = self.cell_means(z.device())?;
-                let loss = |z: &Tensor| regression(&low(z, &means)?, &low(&goal, &means)?);
+                let loss = |z: &Tensor| regression(&low(&seen(z)?, &means)?, &low(&goal, &means)?);
                 terms[2] = Some(Term::at(z, loss)?);
             } else if shares[2] > 0.0 {
-                terms[2] = Some(Term::at(z, |z| regression(z, &goal))?);
+                terms[2] = Some(Term::at(z, |z| regression(&seen(z)?, &goal))?);
             }
             if shares[3] > 0.0 {
-                let perturbation = batch.perturbation(teacher, &batch.score);
-                let g = score_direction(z, &goal, &perturbation, d.score_weight, &guided)?;
-                terms[3] = Some(Term::at(z, |z| score_distillation(z, &g))?);
+                let perturbation = taught.perturbation(teacher, &taught.score);
+                let guided = taught.guided(teacher, batch.at.scale);
+                let weight = d.score_weight;
+                let g = score_direction(&seen(z)?, &goal, &perturbation, weight, &guided)?;
+                terms[3] = Some(Term::at(z, |z| score_distillation(&seen(z)?, &g))?);
             }
         }
         if let Some(discriminator) = discriminator {
-            let perturbation = batch.adversarial(teacher);
             let loss = |z: &Tensor| {
-                let features = perturbation.features(z, &guided)?;
-                let heads = discriminator.heads(&features, perturbation.t)?;
+                let (features, t) = self.judged(batch, z)?;
+                let heads = discriminator.heads(&features, &t)?;
                 mean_of_heads(heads.iter().map(hinge_generator))
             };
             terms[4] = Some(Term::at(z, loss)?);
