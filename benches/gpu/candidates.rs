@@ -66,9 +66,11 @@ const CANDIDATES: [Candidate; 4] = [
 /// sizes, and strips longer than the rows in shared memory.
 const SMALL: [[usize; 3]; 5] = [[1, 1, 2], [67, 1, 2], [1, 9, 4], [131, 7, 4], [261, 23, 16]];
 
-/// Cells of 2x2 samples of 1920x1080 and 3840x2160. The former has more blocks than a device runs
-/// at once, with few rows, and long strips.
+/// As above: more blocks than a device runs at once, and long strips.
 const LARGE: [[usize; 3]; 2] = [[960, 540, 4], [960, 540, 128]];
+
+/// Width and height of maps whose time is measured: frames of 1920x1080 and 3840x2160 in cells of
+/// 2x2 samples.
 const TIMED: [[usize; 2]; 2] = [[960, 540], [1920, 1080]];
 
 fn pair(low: usize, high: u32) -> u64 {
@@ -261,9 +263,9 @@ impl<'a> Case<'a> {
         self.output.write(&vec![f16::NAN; wanted.len()])?;
         self.run(launch)?;
         let found = self.output.read()?;
-        // Both kernels add f32 in different orders, by which sums of a few units differ by less than
-        // 2^-13, and round to f16, whose adjacent values differ by up to 2^-10 of the value. The
-        // input of a second layer may be rounded differently for a few of its values.
+        // The order of additions in f32 changes sums of a few units by less than 2^-13. Such sums
+        // may be rounded to adjacent values of f16, which differ by up to 2^-10 of the value. A few
+        // values of the input of a second layer may be rounded differently.
         let sums = if self.candidate.layers > 1 { -9 } else { -13 };
         let far = |a: f16, b: f16| {
             let (a, b) = (a.to_f32(), b.to_f32());
@@ -287,7 +289,8 @@ impl<'a> Case<'a> {
         };
         let (cell, channel) = (at / self.candidate.channels, at % self.candidate.channels);
         println!(
-            "{size}: {count} of {} values differ, first at column {}, row {}, channel {channel}: {} instead of {}",
+            "{size}: {count} of {} values differ, first at column {}, row {}, channel {channel}: \
+             {} instead of {}",
             wanted.len(),
             cell % self.width,
             cell / self.width,
@@ -375,7 +378,8 @@ pub fn print(context: &Context, image: &[u8], is_timed: bool) -> Result<bool> {
             let usual = rig.launches(case.current(current), LAUNCHES * layers)? / LAUNCHES as f64;
             let rate = |ms: f64| operations / ms / 1e9;
             println!(
-                "| {name} | {layers} | {width}x{height} | {rows} | {time:.4} | {:.1} | {used} | {usual:.4} | {:.1} |",
+                "| {name} | {layers} | {width}x{height} | {rows} | {time:.4} | {:.1} | {used} \
+                 | {usual:.4} | {:.1} |",
                 rate(time),
                 rate(usual)
             );

@@ -113,8 +113,8 @@ fn candidates_for_kernels_compute_a_layer() {
                     [grid, block].map(|n| n.map(|n| n as u32));
                 // SAFETY: the structure is that of the kernel, whose arrays have these sizes.
                 unsafe { host::launch(name, [grid_x, grid_y, 1], [block_x, block_y, 1], &params) };
-                // Sums are added in another order, and rounded to adjacent values at most. So are the
-                // inputs of a second layer.
+                // The order of additions differs, so values may be rounded to adjacent ones of f16,
+                // also those between two layers.
                 let second = (layers as f32 - 1.0) * 2f32.powi(-10);
                 for (at, (a, b)) in halves(&out).into_iter().zip(&wanted).enumerate() {
                     let (a, b) = (a.to_f32(), b.to_f32());
