@@ -210,13 +210,14 @@ with open("docs/cuda-kernels.md", "w") as out:
         kernel, bits, components, r, chip, *counts = map(str, row)
         out.write(f"| {kernel} | {bits} | {components} | {r} | sm_{chip} | {' | '.join(counts)} |\n")
     out.write("\n## Candidates\n\n"
-              "`benches/gpu/candidates.cu` has kernels that may replace some of these. The product does not use\n"
-              "them: `benches/gpu.sh` checks and times them first. `row16` and `row32` compute a layer of 16 or\n"
-              "32 channels and read each row once, `fused16` two layers of 16 channels, `group64` a layer of 64\n"
-              "channels with the warpgroup instructions of compute capability 9.0. Instructions are counted in\n"
-              "the machine code, outside and inside of loops. The loop of `group64` computes two rows, those of\n"
-              "the others three. Products and loads of matrices are those in loops. Bytes are those of shared\n"
-              "memory and of stores and loads of spilled registers.\n\n"
+              "`benches/gpu/candidates.cu` has kernels that may replace some of these. `row16` and `row32`\n"
+              "compute a layer of 16 or 32 channels and read each row once, `fused16` two layers of 16 channels,\n"
+              "and `group64` a layer of 64 channels with wgmma (compute capability 9.0). None is in the product\n"
+              "or has run on a GPU: `benches/gpu.sh` checks and times them. Tests execute their source on the\n"
+              "CPU and emulate wgmma by its specification, except for its fences.\n\n"
+              "Instructions are counted in the machine code, outside and inside of loops, and of the latter\n"
+              "products (mma or wgmma) and loads of matrices. The main loop of `group64` computes two rows,\n"
+              "that of the others three. Spilled are the bytes of stores and loads of spilled registers.\n\n"
               "| kernel | chip | registers | shared memory | spilled | outside | inside | products | loads |\n"
               "|---|---|---|---|---|---|---|---|---|\n")
     for name, chip, registers, shared, _, stores, loads, *counts in sorted(

@@ -316,15 +316,20 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group64(const __grid
     const int left = blockIdx.x * GROUP_COLUMNS, top = blockIdx.y * p.rows;
     const int count = min((int)p.rows, (int)p.height - top);
     const auto copy = [&](int row) {
-        const int slot = row % GROUP_SLOTS, y = top - 1 + row;
-        for (int i = threadIdx.x; i < GROUP_CELLS * C / 8; i += GROUP_THREADS) {
-            const int cell = i / (C / 8), part = i % (C / 8), x = left - 1 + cell;
-            const bool inside = (uint32_t)x < p.width && (uint32_t)y < p.height;
-            const __half *from = p.input + (inside ? ((size_t)y * p.width + x) * C + part * 8 : 0);
-            __half *to = ring + part * PLANE + (slot * GROUP_CELLS + cell) * 8;
-            copy_async(to, from, inside);
-            if (slot == 0) {
-                copy_async(to + GROUP_SLOTS * GROUP_CELLS * 8, from, inside);
+        constexpr int PIECES = C / 8;
+        const int slot = row % GROUP_SLOTS, first = threadIdx.x / PIECES, plane = threadIdx.x % PIECES;
+        const int x = left - 1 + first, y = top - 1 + row;
+        const __half *from = p.input + ((long long)y * p.width + x) * C + plane * 8;
+        __half *to = ring + plane * PLANE + (slot * GROUP_CELLS + first) * 8;
+#pragma unroll
+        for (int cell = 0; cell < GROUP_CELLS; cell += GROUP_THREADS / PIECES) {
+            if (first + cell < GROUP_CELLS) {
+                const bool inside = (uint32_t)y < p.height && (uint32_t)(x + cell) < p.width;
+                const __half *piece = inside ? from + cell * C : p.input;
+                copy_async(to + cell * 8, piece, inside);
+                if (slot == 0) {
+                    copy_async(to + (GROUP_SLOTS * GROUP_CELLS + cell) * 8, piece, inside);
+                }
             }
         }
     };
@@ -332,6 +337,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group64(const __grid
         copy(row);
     }
     commit_copies();
+    __half *const to = p.output + ((size_t)top * p.width + left) * C + 16 * warp + 2 * pair;
     uint32_t weights[TAPS * CHUNKS][4];
     float bias[2];
 #pragma unroll
@@ -377,10 +383,8 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group64(const __grid
             const uint32_t low = activated(d[0], d[1], p.slope), high = activated(d[2], d[3], p.slope);
             const uint2 channels = {transposed(low), transposed(high)};
             const int cell = 8 * i + group, below = cell >= GROUP_CELLS, column = cell - below * GROUP_CELLS;
-            const int x = left + column, y = top + row + below;
-            if (column < GROUP_COLUMNS && x < (int)p.width && y < (int)p.height) {
-                __half *to = p.output + ((size_t)y * p.width + x) * C + 16 * warp + 2 * pair;
-                *reinterpret_cast<uint2 *>(to) = channels;
+            if (column < GROUP_COLUMNS && left + column < (int)p.width && row + below < count) {
+                *reinterpret_cast<uint2 *>(to + ((size_t)(row + below) * p.width + column) * C) = channels;
             }
         }
     }
