@@ -45,10 +45,23 @@ __device__ inline Tile advanced(Tile tile, uint32_t bytes) { return tile + (byte
 // Makes writes to shared memory visible to wgmma.
 __device__ inline void fence_tiles() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Keeps the compiler from moving accesses to the sums of products.
+__device__ inline void pin(float (&sums)[52]) {
+#pragma unroll
+    for (int i = 0; i < 52; ++i) {
+        asm volatile("" : "+f"(sums[i])::"memory");
+    }
+}
 
-__device__ inline void end_products() {
+__device__ inline void begin_products(float (&sums)[52]) {
+    pin(sums);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// Waits for the products.
+__device__ inline void end_products(float (&sums)[52]) {
     asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+    pin(sums);
 }
 
 // d += a b for a warpgroup: a is 64 x 16, 16 rows a warp in fragments as those of mma, b 16 x 104.
@@ -365,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group64(const __grid
         for (int i = 0; i < GROUP_CELLS; ++i) {
             sums[i] = bias[i / 2 % 2];
         }
-        begin_products();
+        begin_products(sums);
 #pragma unroll
         for (int ky = 0; ky < 3; ++ky) {
             const int slot = (row + ky) % GROUP_SLOTS;
@@ -376,7 +389,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group64(const __grid
                 group_product(sums, weights[chunk * TAPS + 3 * ky + kx], advanced(tile, chunk * 4 * PLANE + kx * 16));
             }
         }
-        end_products();
+        end_products(sums);
 #pragma unroll
         for (int i = 0; i < GROUP_CELLS / 4; ++i) {
             const float *d = sums + 4 * i;

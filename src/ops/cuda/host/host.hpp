@@ -299,8 +299,8 @@ inline Tile advanced(Tile tile, uint32_t bytes) { return tile_at(tile.at + bytes
 
 // Products are made at once, so missing fences are not detected.
 inline void fence_tiles() {}
-inline void begin_products() {}
-inline void end_products() {}
+template <int SUMS> void begin_products(float (&)[SUMS]) {}
+template <int SUMS> void end_products(float (&)[SUMS]) {}
 
 // wgmma with `a` in registers. Each warp has 16 rows of it, in fragments of m16n8k16, and reads all of `b`.
 template <int SUMS> void group_product(float (&d)[SUMS], const uint32_t (&a)[4], const Tile &b) {
