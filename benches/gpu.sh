@@ -42,7 +42,7 @@ if [[ -n ${CUDA_HOME-} ]] || command -v nvcc >/dev/null; then
 else
     say "no nvcc here: ResShift models and training are left out"
 fi
-scripts/kernels.sh benches/gpu/ceilings.cu "$folder" ptx 90a
+for source in ceilings candidates; do scripts/kernels.sh "benches/gpu/$source.cu" "$folder" ptx 90a; done
 mkdir "$folder/peers"
 cp benches/peers/*.py "$folder/peers"
 [[ -z ${DATA-} ]] || cp -rL "$DATA" "$folder/data"
@@ -126,6 +126,7 @@ if step short 60 ./gpu --short; then
     step speed 90 ./gpu --speed
     optional ncu kernels 60 ncu --clock-control none --csv --metrics "$metrics" ./gpu --frames 2
     step ceilings 40 ./gpu --ceilings .
+    step candidates 60 ./gpu --candidates . --times
     torch eager 60 python3 peers/gpu.py --ways eager,graph
     step compare 120 ./gpu --compare
     step streams 45 ./gpu --streams

@@ -90,7 +90,7 @@ def resources(log, chip):
 
 
 def instructions(image):
-    """Numbers of instructions outside and inside of the loop of each kernel in machine code."""
+    """The instructions outside and inside of loops of each kernel in machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(image)
         cubin.flush()
@@ -107,8 +107,8 @@ def instructions(image):
             target = labels.get((re.search(r"BRA.*?(\.L_x_\d+)", text) or [None, None])[1], at)
             looped |= set(range(target, at + 1)) if target < at else set()
         # The end is padded, after a branch to itself.
-        count = sum(not text.startswith("NOP") for text in code) - 1
-        yield re.match(r"\w+", section)[0], count - len(looped), len(looped)
+        once = [text for at, text in enumerate(code) if at not in looped and not text.startswith("NOP")][:-1]
+        yield re.match(r"\w+", section)[0], once, [code[at] for at in sorted(looped)]
 
 
 # Instances of the kernels in tiles: type of the words, components, side of a cell.
@@ -129,8 +129,19 @@ def tiles(chip):
         if name in names:
             kernel, words, components, r = names[name]
             # A tile of 256 x 16 samples has so many groups of eight source samples in a row.
-            per_sample = [once / 16 + looped * groups / 256 for groups in (18, 10)]
+            per_sample = [len(once) / 16 + len(looped) * groups / 256 for groups in (18, 10)]
             yield kernel, 8 if words == "uint8_t" else 16, components, r, chip, *map(round, per_sample)
+
+
+def candidates(chip):
+    """Registers, bytes and instructions of the candidates for kernels."""
+    image, log = compiled(pathlib.Path("benches/gpu/candidates.cu"), chip)
+    rows = {kernel: row for kernel, *row in resources(log, chip)}
+    for name, once, looped in instructions(image):
+        # Without predicates.
+        names = [re.sub(r"^@!?\w+\s+", "", text) for text in looped]
+        products, loads = (sum(n.startswith(kind) for n in names) for kind in (("HMMA", "HGMMA"), "LDSM"))
+        yield name, *rows[name], len(once), len(looped), products, loads
 
 
 def fnv(*contents):
@@ -198,4 +209,19 @@ with open("docs/cuda-kernels.md", "w") as out:
     for row in sorted(row for chip in (75, 86, 90) for row in tiles(chip)):
         kernel, bits, components, r, chip, *counts = map(str, row)
         out.write(f"| {kernel} | {bits} | {components} | {r} | sm_{chip} | {' | '.join(counts)} |\n")
+    out.write("\n## Candidates\n\n"
+              "`benches/gpu/candidates.cu` has kernels that may replace some of these. `row16` and `row32`\n"
+              "compute a layer of 16 or 32 channels and read each row once, `fused16` two layers of 16 channels,\n"
+              "and `group64` a layer of 64 channels with wgmma (compute capability 9.0). None is in the product\n"
+              "or has run on a GPU: `benches/gpu.sh` checks and times them. Tests execute their source on the\n"
+              "CPU and emulate wgmma by its specification, except for its fences.\n\n"
+              "Instructions are counted in the machine code, outside and inside of loops, and of the latter\n"
+              "products (mma or wgmma) and loads of matrices. The main loop of `group64` computes two rows,\n"
+              "that of the others three. Spilled are the bytes of stores and loads of spilled registers.\n\n"
+              "| kernel | chip | registers | shared memory | spilled | outside | inside | products | loads |\n"
+              "|---|---|---|---|---|---|---|---|---|\n")
+    for name, chip, registers, shared, _, stores, loads, *counts in sorted(
+            row for chip in ("80", "86", "89", "90a") for row in candidates(chip) if row[0] != "direct"):
+        out.write(f"| {name} | sm_{chip} | {registers} | {shared} | {stores} + {loads} | "
+                  f"{' | '.join(map(str, counts))} |\n")
 PYTHON

@@ -5,8 +5,8 @@
 # Usage: scripts/test-gpu-folder.sh
 #
 # Checks that the programs need no newer C library than that of Ubuntu 22.04, that the step with
-# small frames passes, and that a device that computes wrong results leads to the steps that find
-# the kernel.
+# small frames passes, that a device that computes wrong results leads to the steps that find the
+# kernel, and that candidates for kernels are compared with their reference.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 [[ $(id -u) -eq 0 ]] || fail "debootstrap and chroot need root"
@@ -55,4 +55,14 @@ run 'short bisect memcheck racecheck' TADSR_DRIVER_DEFECTIVE=1 && fail "wrong re
 expect 'short: failed' 'bisect: failed' 'memcheck: left out' 'racecheck: left out'
 grep -q 'kernel 1, tadsr_conv16_of4: .* values differ, first at column' "$system/out/bisect.txt" ||
     fail "the wrong kernel was not found"
+
+# Without times, which take hours there.
+candidates() { chroot "$system" env "$@" /gpu/gpu --candidates /gpu >"$system/candidates.txt"; }
+candidates || fail "a candidate is wrong: $(cat "$system/candidates.txt")"
+for line in 'row16, 261x23: a difference' 'row32, 261x23: a difference' 'fused16, 261x23: a difference' \
+    'group64: not on this device'; do
+    grep -q "^$line" "$system/candidates.txt" || fail "candidates lack: $line"
+done
+candidates TADSR_DRIVER_DEFECTIVE=1 && fail "a wrong kernel passes"
+grep -q '^tadsr_conv16, .* values differ, first at column' "$system/candidates.txt" || fail "a wrong kernel was not found"
 say "The folder works on a bare system."

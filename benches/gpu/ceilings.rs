@@ -18,12 +18,18 @@ const LAUNCHES: usize = 200;
 const THREADS: u32 = 256;
 
 /// Device with two streams and timing. Memory and handles are released with the process.
-struct Rig {
-    driver: Arc<dyn Driver>,
+pub struct Rig {
+    pub driver: Arc<dyn Driver>,
     streams: [Stream; 2],
 }
 
 impl Rig {
+    pub fn new(context: &Context) -> Result<Self> {
+        let driver = context.driver().clone();
+        let streams = [driver.stream()?, driver.stream()?];
+        Ok(Self { driver, streams })
+    }
+
     /// Returns the lowest of several times of `work` in milliseconds.
     fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let [begin, end] = [self.driver.event()?, self.driver.event()?];
@@ -39,7 +45,7 @@ impl Rig {
     }
 
     /// Returns the lowest time of `count` consecutive launches of a kernel in a graph.
-    fn launches(&self, launch: Launch, count: usize) -> Result<f64> {
+    pub fn launches(&self, launch: Launch, count: usize) -> Result<f64> {
         let launches = vec![launch; count];
         // SAFETY: the arrays of the launches are never freed.
         let graph = unsafe { self.driver.graph(&launches, self.streams[0])? };
@@ -49,9 +55,7 @@ impl Rig {
 
 /// Prints the limits. `image` has the kernels of `ceilings.cu`.
 pub fn print(context: &Context, image: &[u8]) -> Result<()> {
-    let driver = context.driver().clone();
-    let streams = [driver.stream()?, driver.stream()?];
-    let rig = Rig { driver, streams };
+    let rig = Rig::new(context)?;
     let driver = &rig.driver;
     let [to, from] = [driver.alloc(COPIED)?, driver.alloc(COPIED)?];
     println!("| limit | |\n|---|---|");

@@ -11,8 +11,11 @@
 //! - `--frames N`: upscales N frames with each network, for a profiler
 //! - `--bisect`: each kernel compared with its emulation
 //! - `--ceilings FOLDER`: limits of the device, by the kernels in `FOLDER/ceilings.*`
+//! - `--candidates FOLDER`: the kernels in `FOLDER/candidates.*` compared with a reference
+//! - `--times`: those kernels also at the sizes of frames, with times
 //! - `--ptx`: the driver compiles the kernels
 
+mod candidates;
 mod ceilings;
 #[path = "../support/students.rs"]
 mod students;
@@ -581,6 +584,17 @@ fn many_streams(context: &Arc<Context>) -> Result<()> {
     Ok(())
 }
 
+/// Returns the kernels in `FOLDER/NAME.*`.
+fn image(context: &Context, folder: &str, name: &str) -> Result<Vec<u8>> {
+    // wgmma is in machine code for this capability alone.
+    let kind = match context.driver().info().capability {
+        (9, 0) => "sm_90a.cubin",
+        _ => "ptx",
+    };
+    let path = std::path::Path::new(folder).join(format!("{name}.{kind}"));
+    Ok(std::fs::read(path)?)
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let asked = |name: &str| args.iter().any(|arg| arg == name);
@@ -621,13 +635,14 @@ fn main() -> Result<()> {
     }
     if let Some(at) = args.iter().position(|arg| arg == "--ceilings") {
         let folder = args.get(at + 1).ok_or("--ceilings needs a folder")?;
-        // wgmma is in machine code for this capability alone.
-        let file = match context.driver().info().capability {
-            (9, 0) => "ceilings.sm_90a.cubin",
-            _ => "ceilings.ptx",
-        };
-        let image = std::fs::read(std::path::Path::new(folder).join(file))?;
-        ceilings::print(&context, &image)?;
+        ceilings::print(&context, &image(&context, folder, "ceilings")?)?;
+    }
+    if let Some(at) = args.iter().position(|arg| arg == "--candidates") {
+        let folder = args.get(at + 1).ok_or("--candidates needs a folder")?;
+        let image = image(&context, folder, "candidates")?;
+        if !candidates::print(&context, &image, asked("--times"))? {
+            return Err("a kernel differs from the reference".into());
+        }
     }
     if all || asked("--speed") {
         speeds(&context)?;

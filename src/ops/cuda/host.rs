@@ -97,6 +97,7 @@ fn compiled(source: &str) -> PathBuf {
         "ops/cuda/host",
         "ops/cuda/kernels",
         "engine/lite/cuda/kernels",
+        "../benches/gpu",
     ] {
         let entries = fs::read_dir(root.join(folder)).expect("the kernels' sources");
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();

@@ -3,14 +3,14 @@
 use half::f16;
 
 use super::{
-    Runner,
+    Context, Runner,
     params::{Conv, Frame},
     program::{Addresses, Kernel, launches},
 };
 use crate::{
     Result,
     cuda::{
-        driver::{Address, Fault, Launch},
+        driver::{Address, Fault, Function, Launch},
         owned::{Owned, Pinned},
     },
     frame::FrameRef,
@@ -44,6 +44,16 @@ impl Stage {
         let (channel, cell) = (at % self.channels, at / self.channels);
         let place = [cell % self.width, cell / self.width, channel];
         Some((place, 1 + wrong.count()))
+    }
+}
+
+impl Context {
+    /// Returns the kernel of this name in the source.
+    pub fn kernel(&self, name: &str) -> Option<Function> {
+        let kernel = Kernel::ALL
+            .into_iter()
+            .find(|kernel| kernel.name() == name)?;
+        Some(kernel.function(self))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     ops::cuda::Params,
 };
 
+mod candidates;
 mod pinned;
 mod tiles;
 

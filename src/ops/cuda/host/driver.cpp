@@ -46,7 +46,9 @@ const Kernel kernels[] = {
     {"tadsr_conv8", sizeof(student::Conv)},         {"tadsr_conv16", sizeof(student::Conv)},
     {"tadsr_conv32", sizeof(student::Conv)},        {"tadsr_conv64", sizeof(student::Conv)},
     {"tadsr_conv16_of4", sizeof(student::Conv)},    {"tadsr_conv32_of4", sizeof(student::Conv)},
-    {"tadsr_pack_tiles", sizeof(student::Frame)},   {"tadsr_pack", sizeof(student::Frame)}};
+    {"tadsr_pack_tiles", sizeof(student::Frame)},   {"tadsr_pack", sizeof(student::Frame)},
+    {"direct", sizeof(candidates::Layer)},          {"row16", sizeof(candidates::Layer)},
+    {"row32", sizeof(candidates::Layer)},           {"fused16", sizeof(candidates::Layer)}};
 
 // Memory of the device, and the thread's number of pushed contexts. Calls without a context fail.
 thread_local int pushed;

@@ -17,6 +17,10 @@ namespace layers {
 #include "../kernels/layers.cu"
 }
 
+namespace candidates {
+#include "../../../../benches/gpu/candidates.cu"
+}
+
 uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
@@ -137,6 +141,9 @@ const Entry entries[] = {
     KERNEL(student, tadsr_conv16_of4, Conv),    KERNEL(student, tadsr_conv32_of4, Conv),
     KERNEL(student, tadsr_pack_tiles, Frame),   KERNEL(student, tadsr_pack, Frame),
     LAYERS(f16),                                LAYERS(bf16),
+    KERNEL(candidates, direct, Layer),          KERNEL(candidates, row16, Layer),
+    KERNEL(candidates, row32, Layer),           KERNEL(candidates, fused16, Layer),
+    KERNEL(candidates, group64, Layer),
 };
 
 } // namespace

@@ -194,6 +194,21 @@ template <bool TRANSPOSED> void load(void *const lanes[32]) {
     }
 }
 
+struct Transposition {
+    uint32_t pair;
+    uint32_t result;
+};
+
+inline void transpose(void *const lanes[32]) {
+    for (int lane = 0; lane < 32; ++lane) {
+        auto &mine = *(Transposition *)lanes[lane];
+        // Element `row` of row `column` is in half `row` % 2 of lane 4 `column` + `row` / 2.
+        const int row = lane / 4, column = lane % 4 * 2, from = 4 * column + row / 2;
+        const auto half = [&](int lane) { return ((const Transposition *)lanes[lane])->pair >> row % 2 * 16 & 0xffff; };
+        mine.result = half(from + 4) << 16 | half(from);
+    }
+}
+
 struct Shuffle {
     float value;
     int mask;
@@ -255,5 +270,49 @@ template <int N> void wait_copies() {
             c.copy ? std::memcpy(c.to, c.from, 16) : std::memset(c.to, 0, 16);
         }
         copies.pop_front();
+    }
+}
+
+// ---- Instructions of candidates.cu ----
+
+inline uint32_t transposed(uint32_t pair) {
+    host::Transposition transposition{pair, 0};
+    host::together(&transposition, host::transpose);
+    return transposition.result;
+}
+
+// Matrix in blocks of 8 x 8 halves, and the bytes from one block to the next.
+struct Tile {
+    const char *at;
+    uint32_t along_k, along_n;
+};
+
+inline Tile tile_at(const void *at, uint32_t along_k, uint32_t along_n) {
+    // The hardware requires it.
+    if ((uintptr_t)at % 16 || along_k % 16 || along_n % 16) {
+        __builtin_trap();
+    }
+    return {(const char *)at, along_k, along_n};
+}
+
+inline Tile advanced(Tile tile, uint32_t bytes) { return tile_at(tile.at + bytes, tile.along_k, tile.along_n); }
+
+// Products are made at once, so missing fences are not detected.
+inline void fence_tiles() {}
+template <int SUMS> void begin_products(float (&)[SUMS]) {}
+template <int SUMS> void end_products(float (&)[SUMS]) {}
+
+// wgmma with `a` in registers. Each warp has 16 rows of it, in fragments of m16n8k16, and reads all of `b`.
+template <int SUMS> void group_product(float (&d)[SUMS], const uint32_t (&a)[4], const Tile &b) {
+    const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+    for (int n = 0; n < SUMS / 4; ++n) {
+        const auto halves = [&](int k) {
+            uint32_t bits;
+            std::memcpy(&bits, b.at + n * b.along_n + k / 8 * b.along_k + row * 16 + k % 8 * 2, 4);
+            return bits;
+        };
+        float sums[4] = {d[4 * n], d[4 * n + 1], d[4 * n + 2], d[4 * n + 3]};
+        mma<__half>(sums, a, halves(pair), halves(pair + 8));
+        std::memcpy(d + 4 * n, sums, sizeof sums);
     }
 }
