@@ -22,6 +22,7 @@ LOSSES = [0.1, 0.2, 0.4]
 UNPERTURBED = "time_aware = false"
 ROWS = {
     "discriminator on images": "pixels = true",
+    "on images, with regression": "pixels = true\nregression = 0.3",
     "discriminator on features": UNPERTURBED,
     "two lowest noise levels": "judge_times = 2",
     "all noise levels": "judge_times = 0",
@@ -33,6 +34,8 @@ ROWS = {
 
 
 def recipe(args, terms, teacher):
+    # Both discriminators then have about as many multiplications.
+    width = 32 if "pixels" in terms else 64
     return f"""name = "ablation"
 size = "{args.size}"
 scale = 4.0
@@ -51,7 +54,7 @@ muon_rate = 0.0
 
 [student.distillation]
 after = 0.0
-width = 64
+width = {width}
 {terms}
 """
 
@@ -66,7 +69,7 @@ def train(args, name, terms, teacher):
     command = [args.tool, "run", path, "--data", *args.data, "--out", out, "--begin", args.begin]
     command += ["--threads", str(args.threads), "--save-every", "1000000"]
     options = ""
-    if "pixels" not in terms:
+    if terms != ROWS["discriminator on images"]:
         options = "[teacher]\n" + section((teacher.parent / "recipe.toml").read_text(), "teacher")
         command += ["--teacher", teacher]
     path.write_text(recipe(args, terms, options))
@@ -124,7 +127,7 @@ def main():
     parser.add_argument("--size", default="small", help="its size")
     parser.add_argument("--teacher", type=Path, action="append", required=True)
     parser.add_argument("--lpips", required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tool", default=ROOT / "target/release/tadsr-train")
     parser.add_argument("--out", type=Path, required=True)

@@ -17,9 +17,9 @@ cargo build --release --locked --bin tadsr-train
 cp "$target/release/tadsr-train" runs/tadsr-train.new
 mv runs/tadsr-train.new runs/tadsr-train
 failed=()
-for name in base-x2 base-x4-plain tiny-x2-memory small-x2 tiny-x2; do
+for name in base-x2 tiny-x2-memory small-x2 tiny-x2; do
     begin=()
-    model=models/${name%-plain}.safetensors
+    model=models/$name.safetensors
     [[ -e runs/$name/checkpoint.safetensors || ! -e $model ]] || begin=(--begin "$model")
     taskset -c "$(($(nproc) - 1))" runs/tadsr-train run "models/recipes/$name.toml" --data "${data[@]}" \
         --out "runs/$name" "${begin[@]}" --threads 1 --save-every 2000 && continue

@@ -13,6 +13,7 @@
 
 mod held_out;
 mod options;
+mod prepared;
 mod terms;
 
 use std::{
@@ -23,32 +24,33 @@ use std::{
 
 use candle_core::{DType, Device, Tensor, backprop::GradStore};
 use candle_nn::{VarBuilder, VarMap};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
 pub use held_out::Validation;
 pub use options::{Distillation, Options};
+use prepared::Prepared;
 
 use super::{
-    Guided, HeldOut, InitialWeights, Latent, TrainingData, bounded,
+    HeldOut, InitialWeights, Latent, TrainingData, bounded,
     init::{self, Judge},
     initial::build,
-    teacher::{FrozenTeacher, View},
+    teacher::FrozenTeacher,
 };
 use crate::{
     Error, Result,
     metrics::Lpips,
     model::{Layer, LayerCondition, LiteModel, Metadata},
-    nn::lite::{Condition, DiscriminatorConfig, LayerSpec, Student, StudentConfig, memory::Clips},
+    nn::lite::{Condition, DiscriminatorConfig, LayerSpec, Student, StudentConfig},
     train::{
         adversary::{DiscriminatorTrainer, FeaturePair},
         checkpoint,
         data::{loader::Loader, pairs::Batch},
         init::{Tensors, sorted},
-        losses::{Perturbation, Term, norm, normals, stand_in},
+        losses::{Term, norm, stand_in},
         observer::Measurement,
         optim::{CLIP, Parameter, Trained, cosine},
-        random::{normal, step_seed},
+        random::normal,
         ranks::Ranks,
         report::SampleRow,
         trainer::{RunContext, Training},
@@ -77,11 +79,6 @@ const GRADIENTS: [&str; TERMS.len()] = [
 const TAUGHT: Range<usize> = 2..5;
 const ADVERSARIAL: usize = 4;
 const CHANGE: usize = 5;
-
-/// Standard deviation of the error in the dial `denoise` in half of the batches. Users and
-/// estimators do not set it exactly, and the error fills the gaps between the degradations in the
-/// data.
-const BLUR: f64 = 0.1;
 
 /// One of this many batches contains a flat pair.
 const GREY: u64 = 4;
@@ -149,27 +146,6 @@ pub struct StudentRun {
     device: Device,
     ranks: Arc<dyn Ranks>,
     dir: PathBuf,
-}
-
-/// A batch with all random numbers that a step needs.
-struct Prepared {
-    base: Tensor,
-    residual: Tensor,
-    /// Motion of the clips, for a network with memory.
-    clips: Option<Clips>,
-    at: Condition,
-    taught: Option<Taught>,
-}
-
-/// What the terms of a teacher need of a batch.
-struct Taught {
-    view: View,
-    zero: Tensor,
-    /// Times and noise of score distillation and discriminator, and the noise that the teacher
-    /// starts from.
-    score: (Vec<usize>, Tensor),
-    adversarial: (Vec<usize>, Tensor),
-    prior: Tensor,
 }
 
 impl StudentRun {
@@ -345,93 +321,6 @@ impl StudentRun {
             detail: f64::from(u8::from(self.is_detail())),
             ..batch.condition()
         }
-    }
-
-    fn prepare(&self, batch: &Batch, index: u64) -> Result<Prepared> {
-        let [base, residual] = self.latent.tensors(batch, self.patch, &self.device)?;
-        let mut rng = StdRng::seed_from_u64(step_seed(self.options.seed ^ NOISE, index));
-        let mut at = self.condition(batch);
-        if self.target.student.conditioning.denoise && rng.random_bool(0.5) {
-            at.denoise = (at.denoise + BLUR * f64::from(normal(&mut rng))).clamp(0.0, 1.0);
-        }
-        let clips = batch.motion.as_ref();
-        let clips = clips.map(|motion| motion.tensors(&self.latent.stats, &self.device));
-        let taught = self.teacher.as_ref();
-        let taught =
-            taught.map(|teacher| self.taught(teacher, &base, &batch.condition(), &mut rng));
-        Ok(Prepared {
-            clips: clips.transpose()?,
-            taught: taught.transpose()?,
-            base,
-            residual,
-            at,
-        })
-    }
-
-    /// Prepares the terms of the teacher for the latent of a base, degraded as `at`.
-    fn taught(
-        &self,
-        teacher: &FrozenTeacher,
-        base: &Tensor,
-        at: &Condition,
-        rng: &mut StdRng,
-    ) -> Result<Taught> {
-        let (d, n) = (&self.options.distillation, base.dim(0)?);
-        let mut noisy = |below: usize| -> Result<_> {
-            let t = (0..n).map(|_| rng.random_range(0..below)).collect();
-            Ok((t, normals(base, rng)?))
-        };
-        let zero = base.zeros_like()?;
-        let score = noisy(d.score_times)?;
-        // The last time is pure noise, which tells the discriminator nothing.
-        let judge_times = match d.judge_times {
-            0 => teacher.schedule.steps() - 1,
-            times => times,
-        };
-        let mut adversarial = noisy(judge_times)?;
-        if !d.time_aware {
-            adversarial = (vec![0; n], zero.clone());
-        }
-        Ok(Taught {
-            view: teacher.view(base, at)?,
-            zero,
-            score,
-            adversarial,
-            prior: noisy(1)?.1,
-        })
-    }
-
-    /// Returns what the discriminator sees of `residual`, and the time of each sample: the features
-    /// of the teacher, or the images.
-    fn judged(
-        &self,
-        batch: &Prepared,
-        residual: &Tensor,
-    ) -> candle_core::Result<(Vec<Tensor>, Vec<usize>)> {
-        match (&self.teacher, &batch.taught) {
-            (Some(teacher), Some(taught)) if !self.options.distillation.pixels => {
-                let perturbation = taught.perturbation(teacher, &taught.adversarial);
-                let guided = taught.guided(teacher, batch.at.scale);
-                let residual = teacher.residual(&taught.view, residual)?;
-                let features = perturbation.features(&residual, &guided)?;
-                Ok((features, perturbation.t.to_vec()))
-            }
-            _ => Ok((vec![self.luma(&batch.base, residual)?], Vec::new())),
-        }
-    }
-
-    /// Returns the luma images `[n, h, w, 1]` of residuals over `base`, from -1 to 1.
-    fn luma(&self, base: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        let (r, stats) = (self.latent.r, &self.latent.stats);
-        let of = |values: &[f32]| Tensor::new(values, base.device());
-        let sum = base
-            .broadcast_mul(&of(&stats.input_std)?)?
-            .broadcast_add(&of(&stats.input_mean)?)?
-            .add(&residual.broadcast_mul(&of(&stats.residual_std)?)?)?;
-        let (n, h, w, _) = sum.dims4()?;
-        let cells = sum.narrow(3, 0, r * r)?.reshape((n, h, w, r, r))?;
-        let image = cells.transpose(2, 3)?.reshape((n, h * r, w * r, 1))?;
-        image.affine(2.0, -1.0)
     }
 
     /// Updates the discriminator and returns its loss.
@@ -659,40 +548,6 @@ impl Training for StudentRun {
 
     fn samples(&self) -> Result<Vec<SampleRow>> {
         self.held_out_samples()
-    }
-}
-
-impl Prepared {
-    /// Returns the result of `student`.
-    fn forward(&self, student: &Student) -> candle_core::Result<Tensor> {
-        match &self.clips {
-            Some(clips) => student.forward_clips(&self.base, &self.at, clips),
-            None => student.forward(&self.base, &self.at),
-        }
-    }
-}
-
-impl Taught {
-    fn guided<'a>(&'a self, teacher: &'a FrozenTeacher, scale: f64) -> Guided<'a> {
-        Guided {
-            teacher: &teacher.net,
-            schedule: &teacher.schedule,
-            base: &self.view.base,
-            scale,
-        }
-    }
-
-    fn perturbation<'a>(
-        &'a self,
-        teacher: &'a FrozenTeacher,
-        (t, noise): &'a (Vec<usize>, Tensor),
-    ) -> Perturbation<'a> {
-        Perturbation {
-            schedule: &teacher.schedule,
-            zy: &self.zero,
-            t,
-            noise,
-        }
     }
 }
 

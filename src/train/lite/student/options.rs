@@ -118,7 +118,7 @@ impl Options {
 }
 
 /// Terms of distillation. Their gradients are balanced: each is scaled to its share of the norm of
-/// the first term's gradient. The defaults are the best of the ablation in `docs/recipes.md`.
+/// the first term's gradient. The ablation in `docs/recipes.md` compares them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Distillation {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{CHANGE, Prepared, StudentRun, TERMS};
+use super::{CHANGE, StudentRun, TERMS, prepared::Prepared};
 use crate::{
     Result,
     train::{
