@@ -172,7 +172,8 @@ impl<'a> Run<'a> {
             None if has_checkpoint(folder) && path.exists() => read_latent(&path)?,
             None => self.teacher_latent.clone(),
         };
-        if latent != self.teacher_latent && !dry && self.options.ranks.is_first() {
+        let outdated = latent != self.teacher_latent || path.exists();
+        if outdated && !dry && self.options.ranks.is_first() {
             write_latent(&path, &latent)?;
         }
         Ok(latent)
