@@ -36,7 +36,7 @@ pub fn discriminator(
     config: &DiscriminatorConfig,
     seed: u64,
     device: &Device,
-) -> Result<(Discriminator, Variables)> {
+) -> Result<(Judge, Variables)> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = Discriminator::new(config.clone(), vb)?;
@@ -45,18 +45,14 @@ pub fn discriminator(
     for _ in 0..POWER_ITERATIONS {
         made.power_iteration()?;
     }
-    Ok((made, variables))
+    Ok((Judge::Features(made), variables))
 }
 
 /// As [`discriminator`], for a discriminator on images of `width` channels.
 ///
 /// # Errors
 /// As [`ImageDiscriminator::new`].
-pub fn image_discriminator(
-    width: usize,
-    seed: u64,
-    device: &Device,
-) -> Result<(ImageDiscriminator, Variables)> {
+pub fn image_discriminator(width: usize, seed: u64, device: &Device) -> Result<(Judge, Variables)> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
     let made = ImageDiscriminator::new(width, vb)?;
@@ -65,7 +61,7 @@ pub fn image_discriminator(
     for _ in 0..POWER_ITERATIONS {
         made.power_iteration()?;
     }
-    Ok((made, variables))
+    Ok((Judge::Images(made), variables))
 }
 
 /// Discriminator of a student.

@@ -625,13 +625,9 @@ fn new_adversary(
                 width: d.width,
                 time_channels: teacher.net.config().widths[0],
             };
-            let (made, variables) = init::discriminator(&config, seed, device)?;
-            (Judge::Features(made), variables)
+            init::discriminator(&config, seed, device)?
         }
-        _ => {
-            let (made, variables) = init::image_discriminator(d.width, seed, device)?;
-            (Judge::Images(made), variables)
-        }
+        _ => init::image_discriminator(d.width, seed, device)?,
     };
     Ok(Some(DiscriminatorTrainer::new(made)?))
 }
