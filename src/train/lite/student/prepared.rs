@@ -33,7 +33,7 @@ pub(super) struct Prepared {
     pub(super) taught: Option<Taught>,
 }
 
-/// What the terms of a teacher need of a batch.
+/// Parts of a batch for the terms of a teacher.
 pub(super) struct Taught {
     pub(super) view: View,
     pub(super) zero: Tensor,
