@@ -85,13 +85,14 @@ fn a_written_model_is_read_back() {
     }
 }
 
-/// Returns the model with dials in all layers.
-fn conditioned() -> LiteModel {
+/// Returns the model with dials in all layers, with kernels of `detail_rank`.
+fn conditioned(detail_rank: usize) -> LiteModel {
     let mut model = model();
     let student = StudentConfig {
         conditioning: Conditioning {
             denoise: true,
             detail: true,
+            detail_rank,
         },
         ..model.metadata.student
     };
@@ -108,10 +109,20 @@ fn conditioned() -> LiteModel {
 
 #[test]
 fn a_model_with_dials_is_read_back_and_folds_to_the_same_network() {
-    let model = conditioned();
+    for detail_rank in [0, 3] {
+        check_folding(&conditioned(detail_rank));
+    }
+    let error = reason(&with_metadata(|meta| {
+        meta["format_version"] = 2.into();
+        meta["student"]["conditioning"] = serde_json::json!({ "detail": true, "detail_rank": 65 });
+    }));
+    assert!(error.contains("detail_rank 65: 0 to 64"), "{error}");
+}
+
+fn check_folding(model: &LiteModel) {
     assert_eq!((model.metadata.format_version, FORMAT_VERSION), (2, 1));
     let bytes = model.to_bytes(false).unwrap();
-    assert_eq!(LiteModel::parse(&bytes, Path::new("x")).unwrap(), model);
+    assert_eq!(&LiteModel::parse(&bytes, Path::new("x")).unwrap(), model);
     let at = Condition {
         scale: 1.5,
         denoise: 0.3,
@@ -132,7 +143,7 @@ fn a_model_with_dials_is_read_back_and_folds_to_the_same_network() {
     folded.metadata.student.conditioning = Conditioning::default();
     let z: Vec<f32> = values(4 * 4 * 4, 9).iter().map(|v| 0.1 * v).collect();
     let z = Tensor::from_vec(z, (1, 4, 4, 4), &candle_core::Device::Cpu).unwrap();
-    let [a, b] = [&model, &folded].map(|m| {
+    let [a, b] = [model, &folded].map(|m| {
         let y = m.student().unwrap().forward(&z, &at).unwrap();
         y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     });
@@ -145,7 +156,12 @@ fn a_model_with_dials_is_read_back_and_folds_to_the_same_network() {
 
 #[test]
 fn a_model_with_memory_is_read_back_and_computes_the_first_frame_without_it() {
-    let mut model = conditioned();
+    for detail_rank in [0, 3] {
+        check_memory(conditioned(detail_rank));
+    }
+}
+
+fn check_memory(mut model: LiteModel) {
     let student = StudentConfig {
         memory: 3,
         ..model.metadata.student

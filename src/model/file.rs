@@ -4,6 +4,7 @@
 //! checked. The error names the invalid one.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     convert::Infallible,
     io::{Cursor, Read, Seek},
@@ -66,8 +67,8 @@ pub struct LayerCondition {
     pub shift: Vec<f32>,
     /// Empty if the kernel has no factor that depends on the input.
     pub gain: Vec<f32>,
-    /// Empty if the kernel has no full dependence on the input.
-    pub kernels: Vec<f32>,
+    /// The kernels that are added, or their two factors. Empty if there are none.
+    pub kernels: Vec<Vec<f32>>,
 }
 
 impl LayerCondition {
@@ -84,15 +85,13 @@ impl LayerCondition {
             Some((name, shape)) => take(name, shape)?,
             None => Vec::new(),
         };
-        let kernels = match &spec.kernels {
-            Some((name, shape)) => take(name, shape)?,
-            None => Vec::new(),
-        };
+        let kernels = spec.kernels.iter();
+        let kernels = kernels.map(|(name, shape)| take(name, shape));
         Ok(Self {
+            kernels: kernels.collect::<std::result::Result<_, _>>()?,
             spec,
             shift,
             gain,
-            kernels,
         })
     }
 
@@ -109,10 +108,29 @@ impl LayerCondition {
     fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
         let spec = &self.spec;
         let gain = spec.gain.is_some().then_some(&self.gain);
-        let kernels = spec.kernels.is_some().then_some(&self.kernels);
-        let values = [Some(&self.shift), gain, kernels].into_iter().flatten();
+        let values = iter::once(&self.shift).chain(gain).chain(&self.kernels);
         let named = spec.tensors().zip(values);
         named.map(|((name, shape), values)| (name, shape, values.as_slice()))
+    }
+
+    /// Returns the kernels `[n, co, ci, 3, 3]` that are added to one of `inputs` values for each
+    /// output. Factors are multiplied out.
+    fn added(&self, inputs: usize) -> Cow<'_, [f32]> {
+        match self.kernels.as_slice() {
+            [] => Cow::Borrowed(&[]),
+            [up, down] => {
+                let mut product = vec![0.0; self.spec.shift.1[0] * inputs];
+                let rank = self.spec.kernels[0].1[1];
+                let rows = product.chunks_exact_mut(inputs).zip(up.chunks_exact(rank));
+                for (to, factors) in rows {
+                    for (row, factor) in down.chunks_exact(inputs).zip(factors) {
+                        to.iter_mut().zip(row).for_each(|(to, v)| *to += factor * v);
+                    }
+                }
+                Cow::Owned(product)
+            }
+            [all, ..] => Cow::Borrowed(all),
+        }
     }
 }
 
@@ -146,7 +164,8 @@ impl Layer {
             let features = condition.spec.input.features(at, r);
             add(&mut bias, &condition.shift, &features);
             add(&mut factors, &condition.gain, &features);
-            let parts = condition.kernels.chunks_exact(kernel.len().max(1));
+            let added = condition.added(9 * self.spec.ci);
+            let parts = added.chunks_exact(kernel.len().max(1));
             for (part, f) in parts.zip(&features) {
                 kernel.iter_mut().zip(part).for_each(|(k, p)| *k += f * p);
             }
@@ -167,7 +186,8 @@ impl Layer {
         };
         narrow(&mut self.weight);
         for condition in &mut self.conditions {
-            narrow(&mut condition.kernels);
+            // The kernels, or the second factor.
+            condition.kernels.last_mut().map(narrow);
         }
         self.respecify(self.spec.co, ci);
     }
@@ -183,9 +203,9 @@ impl Layer {
         for condition in &mut self.conditions {
             share(&mut condition.shift, outputs);
             share(&mut condition.gain, outputs);
-            let all = condition.kernels.chunks_exact(outputs * 9 * self.spec.ci);
-            let kept = all.flat_map(|kernels| &kernels[..co * 9 * self.spec.ci]);
-            condition.kernels = kept.copied().collect();
+            // The kernels, of one feature, or the first factor.
+            let kernels = condition.kernels.first_mut();
+            kernels.into_iter().for_each(|k| share(k, outputs));
         }
         self.respecify(co, self.spec.ci);
     }
@@ -198,8 +218,9 @@ impl Layer {
             if let Some((_, shape)) = &mut spec.gain {
                 shape[0] = co;
             }
-            if let Some((_, shape)) = &mut spec.kernels {
-                (shape[1], shape[2]) = (co, ci);
+            match spec.kernels.as_mut_slice() {
+                [(_, up), (_, down)] => (up[0], down[1]) = (co, ci),
+                all => all.iter_mut().for_each(|(_, s)| (s[1], s[2]) = (co, ci)),
             }
         }
     }
@@ -227,7 +248,7 @@ impl Layer {
             let spec = &condition.spec;
             all.push(&mut condition.shift);
             all.extend(spec.gain.is_some().then_some(&mut condition.gain));
-            all.extend(spec.kernels.is_some().then_some(&mut condition.kernels));
+            all.extend(&mut condition.kernels);
         }
         all
     }

@@ -5,6 +5,7 @@
 //! layer, so that conditioning costs time only when a dial changes. Gain and shift are feature-wise
 //! linear modulation (Perez et al., arXiv 1709.07871). Only `detail` has kernels `W_k`, the
 //! difference between two trained networks: for `denoise` they were no better than gain and shift.
+//! They can be products of two factors, in a model whose file would be too large with full ones.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,13 @@ pub struct Conditioning {
     pub denoise: bool,
     /// Invented detail, from faithful to generative.
     pub detail: bool,
+    /// Rank of the kernels of `detail`, 1 to 64; 0 for full kernels.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub detail_rank: usize,
+}
+
+pub(super) fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// A number that weights depend on.
@@ -126,6 +134,7 @@ mod tests {
         let all = Conditioning {
             denoise: true,
             detail: true,
+            detail_rank: 0,
         };
         assert_eq!(all.inputs().count(), 3);
         assert_eq!(Conditioning::default().inputs().count(), 1);

@@ -1,13 +1,13 @@
 //! One-step students of 3x3 convolutions and leaky ReLUs.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, iter};
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    condition::{Condition, Conditioning, Input},
+    condition::{Condition, Conditioning, Input, is_zero},
     latent::LatentKind,
     memory::Clips,
 };
@@ -18,6 +18,9 @@ pub const LEAKY_SLOPE: f32 = 0.1;
 
 /// Maximum number of channels of the state of a network with memory.
 const MAX_MEMORY: usize = 64;
+
+/// Maximum rank of the kernels of a dial.
+const MAX_RANK: usize = 64;
 
 /// Connection of the layers between head and tail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,10 +52,6 @@ pub struct StudentConfig {
     /// [`super::memory`]; 0 for a network without memory.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub memory: usize,
-}
-
-fn is_zero(n: &usize) -> bool {
-    *n == 0
 }
 
 /// Activation of a layer.
@@ -93,8 +92,9 @@ pub struct ConditionSpec {
     pub shift: (String, [usize; 2]),
     /// `[co, n]`, relative change of the kernel of an output channel.
     pub gain: Option<(String, [usize; 2])>,
-    /// `[n, co, ci, 3, 3]`, added to the kernel, for [`Input::Detail`] only.
-    pub kernels: Option<(String, [usize; 5])>,
+    /// `[n, co, ci, 3, 3]`, added to the kernel, or its factors `[co, rank]` and `[rank, ci, 3,
+    /// 3]`. For [`Input::Detail`] only, else empty.
+    pub kernels: Vec<(String, Vec<usize>)>,
 }
 
 impl ConditionSpec {
@@ -105,9 +105,9 @@ impl ConditionSpec {
             .gain
             .as_ref()
             .map(|(name, shape)| (name.as_str(), &shape[..]));
-        let kernels = self.kernels.as_ref();
+        let kernels = self.kernels.iter();
         let kernels = kernels.map(|(name, shape)| (name.as_str(), &shape[..]));
-        [Some(shift), gain, kernels].into_iter().flatten()
+        iter::once(shift).chain(gain).chain(kernels)
     }
 }
 
@@ -117,7 +117,17 @@ impl LayerSpec {
         let spec = |input: Input| {
             let (name, n) = (format!("{}.{}", self.name, input.name()), input.count());
             let full = !conditioning.is_none();
-            let kernels = [n, self.co, self.ci, 3, 3];
+            let rank = conditioning.detail_rank;
+            let kernels = match (input, rank) {
+                (Input::Detail, 0) => {
+                    vec![(format!("{name}.kernels"), vec![n, self.co, self.ci, 3, 3])]
+                }
+                (Input::Detail, _) => vec![
+                    (format!("{name}.up"), vec![self.co, rank]),
+                    (format!("{name}.down"), vec![rank, self.ci, 3, 3]),
+                ],
+                _ => Vec::new(),
+            };
             ConditionSpec {
                 input,
                 shift: match input {
@@ -125,7 +135,7 @@ impl LayerSpec {
                     _ => (format!("{name}.shift"), [self.co, n]),
                 },
                 gain: full.then(|| (format!("{name}.gain"), [self.co, n])),
-                kernels: (input == Input::Detail).then(|| (format!("{name}.kernels"), kernels)),
+                kernels,
             }
         };
         conditioning.inputs().map(spec).collect()
@@ -203,6 +213,16 @@ impl StudentConfig {
         }
         if self.memory > 0 && (self.latent != LatentKind::Luma || !self.r.is_multiple_of(2)) {
             return Err("memory: for a luma latent and even r".into());
+        }
+        let Conditioning {
+            detail,
+            detail_rank,
+            ..
+        } = self.conditioning;
+        if detail_rank > if detail { MAX_RANK } else { 0 } {
+            return Err(format!(
+                "detail_rank {detail_rank}: 0 to {MAX_RANK}, and 0 without the dial detail"
+            ));
         }
         Ok(())
     }
@@ -301,7 +321,7 @@ struct LayerCondition {
     spec: ConditionSpec,
     shift: Tensor,
     gain: Option<Tensor>,
-    kernels: Option<Tensor>,
+    kernels: Vec<Tensor>,
 }
 
 impl Layer {
@@ -321,11 +341,13 @@ impl Layer {
                     None => (gain + 1.0)?,
                 });
             }
-            if let Some(kernels) = &condition.kernels {
-                let flat = kernels.reshape((features.elem_count(), ()))?;
-                let sum = features.reshape((1, ()))?.matmul(&flat)?;
-                kernel = (&kernel + sum.reshape(kernel.shape())?)?;
-            }
+            let added = match condition.kernels.as_slice() {
+                [all] => all.reshape((features.elem_count(), ()))?,
+                [up, down] => multiply(up, down)?.reshape((1, ()))?,
+                _ => continue,
+            };
+            let sum = features.reshape((1, ()))?.matmul(&added)?;
+            kernel = (&kernel + sum.reshape(kernel.shape())?)?;
         }
         if let Some(factor) = factor {
             kernel = kernel.broadcast_mul(&factor.reshape(((), 1, 1, 1))?)?;
@@ -350,13 +372,16 @@ impl Weight {
     fn fold(&self) -> Result<Tensor> {
         match self {
             Self::Plain(weight) => Ok(weight.clone()),
-            Self::Expanded { squeeze, expand } => {
-                let (width, ci, kh, kw) = expand.dims4()?;
-                let flat = squeeze.matmul(&expand.reshape((width, ci * kh * kw))?)?;
-                flat.reshape((squeeze.dim(0)?, ci, kh, kw))
-            }
+            Self::Expanded { squeeze, expand } => multiply(squeeze, expand),
         }
     }
+}
+
+/// Returns the product `[co, ci, 3, 3]` of `[co, width]` and `[width, ci, 3, 3]`.
+fn multiply(squeeze: &Tensor, expand: &Tensor) -> Result<Tensor> {
+    let (width, ci, kh, kw) = expand.dims4()?;
+    let flat = squeeze.matmul(&expand.reshape((width, ci * kh * kw))?)?;
+    flat.reshape((squeeze.dim(0)?, ci, kh, kw))
 }
 
 /// A student as a differentiable network.
@@ -397,8 +422,8 @@ impl Student {
             tensors.insert(format!("{name}.weight"), layer.weight.fold()?);
             tensors.insert(format!("{name}.bias"), layer.bias.clone());
             for c in &layer.conditions {
-                let values = [Some(&c.shift), c.gain.as_ref(), c.kernels.as_ref()];
-                let named = c.spec.tensors().zip(values.into_iter().flatten());
+                let values = iter::once(&c.shift).chain(&c.gain).chain(&c.kernels);
+                let named = c.spec.tensors().zip(values);
                 tensors.extend(named.map(|((name, _), t)| (name.to_string(), t.clone())));
             }
         }
@@ -408,7 +433,7 @@ impl Student {
     fn build(config: StudentConfig, width: Option<usize>, vb: VarBuilder) -> Result<Self> {
         let condition = |spec: ConditionSpec| -> Result<LayerCondition> {
             let gain = spec.gain.as_ref();
-            let kernels = spec.kernels.as_ref();
+            let kernels = spec.kernels.iter();
             Ok(LayerCondition {
                 shift: vb.get(spec.shift.1.as_slice(), &spec.shift.0)?,
                 gain: gain
@@ -416,7 +441,7 @@ impl Student {
                     .transpose()?,
                 kernels: kernels
                     .map(|(name, shape)| vb.get(shape.as_slice(), name))
-                    .transpose()?,
+                    .collect::<Result<_>>()?,
                 spec,
             })
         };
@@ -597,9 +622,13 @@ mod tests {
 
     #[test]
     fn a_folded_network_computes_the_same_as_the_expanded_one() {
-        let conditioning = Conditioning {
-            denoise: true,
-            detail: true,
+        let with_rank = |detail_rank| StudentConfig {
+            conditioning: Conditioning {
+                denoise: true,
+                detail: true,
+                detail_rank,
+            },
+            ..StudentConfig::tiny(2)
         };
         let at = Condition {
             scale: 1.7,
@@ -609,10 +638,8 @@ mod tests {
         for config in [
             StudentConfig::tiny(2),
             StudentConfig::chroma(),
-            StudentConfig {
-                conditioning,
-                ..StudentConfig::tiny(2)
-            },
+            with_rank(0),
+            with_rank(3),
         ] {
             let vars = VarMap::new();
             let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);

@@ -78,6 +78,11 @@ impl InitialWeights {
         if self.student.memory > 0 && student.memory == 0 {
             found.push("it has memory, the run has none".into());
         }
+        let (has, wanted) = (self.student.conditioning, student.conditioning);
+        if has.detail && wanted.detail && has.detail_rank != wanted.detail_rank {
+            let [has, wanted] = [has, wanted].map(|c| c.detail_rank);
+            found.push(format!("it has detail_rank {has}, the run {wanted}"));
+        }
         if !found.is_empty() {
             let (name, found) = (&self.name, found.join("; "));
             return Err(Error::Setting(format!(
@@ -146,7 +151,12 @@ impl InitialWeights {
             parameters.insert(bias, value);
             for c in layer.conditions(&student.conditioning) {
                 for (name, shape) in c.tensors() {
-                    parameters.insert(name.to_string(), self.tensor(name, shape)?);
+                    let value = if name.ends_with(".down") && !self.tensors.contains_key(name) {
+                        random(shape, (1.0 / (9 * layer.ci) as f32).sqrt(), &mut rng)?
+                    } else {
+                        self.tensor(name, shape)?
+                    };
+                    parameters.insert(name.to_string(), value);
                 }
             }
         }
@@ -164,8 +174,7 @@ impl InitialWeights {
         }
         let shape = [layer.co - known, layer.ci, 3, 3];
         let deviation = NEW_OUTPUTS * (2.0 / (9 * layer.ci) as f32).sqrt();
-        let random = (0..shape.iter().product()).map(|_| deviation * normal(rng));
-        let random = Tensor::from_vec(random.collect(), &shape[..], &Device::Cpu)?;
+        let random = random(&shape, deviation, rng)?;
         Ok(Tensor::cat(&[kernel.narrow(0, 0, known)?, random], 0)?)
     }
 
@@ -183,6 +192,12 @@ impl InitialWeights {
         }
         Ok(tensor.reshape(shape)?)
     }
+}
+
+/// Returns random values of a normal distribution.
+fn random(shape: &[usize], deviation: f32, rng: &mut StdRng) -> Result<Tensor> {
+    let values = (0..shape.iter().product()).map(|_| deviation * normal(rng));
+    Ok(Tensor::from_vec(values.collect(), shape, &Device::Cpu)?)
 }
 
 /// Size of the random weights of new outputs, in that of new kernels.
@@ -220,9 +235,7 @@ fn product(kernel: &Tensor, width: usize, rng: &mut StdRng) -> Result<[Tensor; 2
     }
     let squeeze = rows.iter().flatten().map(|&v| v as f32).collect();
     let squeeze = Tensor::from_vec::<_, f32>(squeeze, (co, width), &Device::Cpu)?;
-    let deviation = (2.0 / inputs as f32).sqrt();
-    let random = (0..width * inputs).map(|_| deviation * normal(rng));
-    let random = Tensor::from_vec(random.collect(), (width, inputs), &Device::Cpu)?;
+    let random = random(&[width, inputs], (2.0 / inputs as f32).sqrt(), rng)?;
     // S (S^T (W - S R) + R) = W for orthonormal rows.
     let missing = (kernel.reshape((co, inputs))? - squeeze.matmul(&random)?)?;
     let expand = (random + squeeze.t()?.matmul(&missing)?)?;
@@ -257,16 +270,23 @@ mod tests {
         let at = Condition {
             scale: 3.0,
             denoise: 0.4,
-            detail: 0.0,
+            detail: 0.7,
         };
         let forward = |student: Student| student.forward(&z, &at).unwrap();
         let want = forward(plain.student().unwrap());
-        for (expand, denoise) in [(0, false), (32, false), (64, true)] {
+        let dials = |denoise, detail, detail_rank| Conditioning {
+            denoise,
+            detail,
+            detail_rank,
+        };
+        for (expand, conditioning) in [
+            (0, Conditioning::default()),
+            (32, Conditioning::default()),
+            (64, dials(true, true, 0)),
+            (64, dials(true, true, 5)),
+        ] {
             let student = StudentConfig {
-                conditioning: Conditioning {
-                    denoise,
-                    ..Conditioning::default()
-                },
+                conditioning,
                 ..begin.student
             };
             let parameters = begin.parameters(&student, expand, 3).unwrap();
