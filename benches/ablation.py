@@ -6,8 +6,8 @@
 Each row trains the dial `detail` of the faithful model MODEL, which has none, for the same number
 of steps with the same data and seed, and measures it at values of the dial from 0 to 1. LPIPS at a
 given loss of PSNR-Y is interpolated between these measurements. `--teacher` is the folder of a
-trained teacher (`RUN/teacher`). Each `--teacher` after the first repeats the row of the
-discriminator on features. Rows that are in the folder of the output are not trained again.
+trained teacher (`RUN/teacher`). Each `--teacher` after the first repeats a few rows. Rows that are
+in the folder of the output are not trained again.
 """
 
 import argparse
@@ -29,8 +29,14 @@ ROWS = {
     "with regression": f"{UNPERTURBED}\nregression = 0.3",
     "with score distillation": f"{UNPERTURBED}\nscore = 0.3",
     "with both, two lowest levels": "judge_times = 2\nregression = 0.3\nscore = 0.3",
+    "features of the teacher": f"{UNPERTURBED}\nadversarial = 0.0\nfeatures = 0.6",
+    "features and pattern": f"{UNPERTURBED}\nadversarial = 0.0\nfeatures = 0.6\npattern = 0.3",
+    "features, pattern and discriminator": f"{UNPERTURBED}\nfeatures = 0.6\npattern = 0.3",
     "regression and score alone": "adversarial = 0.0\nregression = 0.3\nscore = 0.3",
 }
+
+# Rows of each further teacher.
+REPEATED = ["features and pattern", "features, pattern and discriminator"]
 
 
 def recipe(args, terms, teacher):
@@ -132,10 +138,9 @@ def main():
     parser.add_argument("--tool", default=ROOT / "target/release/tadsr-train")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    first = "discriminator on features"
     rows = [(name, terms, args.teacher[0]) for name, terms in ROWS.items()]
     for number, teacher in enumerate(args.teacher[1:], 2):
-        rows.append((f"{first}, teacher {number}", ROWS[first], teacher))
+        rows += [(f"{name}, teacher {number}", ROWS[name], teacher) for name in REPEATED]
     conditions = ("clean", "jpeg60")
     header = "".join(f" {condition} {loss} |" for condition in conditions for loss in LOSSES)
     table = [f"| LPIPS at a loss in dB of |{header} at 1, clean | at 1, jpeg60 |"]

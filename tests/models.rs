@@ -144,6 +144,34 @@ fn info_describes_a_model_file_and_each_model_of_a_group() {
     assert!(group.contains("small-x2") && group.contains("small-x4"));
 }
 
+/// `tadsr-train info tiny | head -1` ends without an error, and a full disk is one.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_closed_or_full_standard_output_does_not_panic() {
+    let run = |output: std::process::Stdio| {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("tadsr-train"));
+        command.args(["info", "tiny"]).stdout(output);
+        let result = command
+            .stderr(std::process::Stdio::piped())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&result.stderr).into_owned();
+        (result.status.code(), said)
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(run(writer.into()), (Some(0), String::new()));
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let (status, said) = run(full.into());
+    assert!(
+        status == Some(1) && said.contains("standard output: No space"),
+        "{said}"
+    );
+}
+
 #[test]
 fn info_names_a_file_that_is_no_model_and_lists_the_valid_names() {
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +183,7 @@ fn info_names_a_file_that_is_no_model_and_lists_the_valid_names() {
         (estimator, "lite-estimator"),
         (
             "nosuch",
-            "tiny, small, base, tiny-x2, tiny-x4, small-x2, small-x4, base-x2",
+            "tiny, small, base, tiny-x2, tiny-x4, small-x2, small-x4, base-x2, base-x4",
         ),
     ] {
         let output = info(model);

@@ -219,9 +219,33 @@ fn a_discriminator_on_images_needs_no_teacher() {
     );
     // The other terms do.
     let text = fs::read_to_string(&recipe).unwrap();
-    fs::write(&recipe, text + "score = 0.1\n").unwrap();
-    let (done, text) = run(&recipe, &dir.path().join("none"), &[]);
-    assert!(!done && text.contains("needs a teacher"), "{text}");
+    fs::write(&recipe, text.clone() + "score = 0.1\n").unwrap();
+    let (done, said) = run(&recipe, &dir.path().join("none"), &[]);
+    assert!(!done && said.contains("needs a teacher"), "{said}");
+    fs::write(&recipe, text + "features = 0.1\n").unwrap();
+    let (done, said) = run(&recipe, &dir.path().join("none"), &[]);
+    assert!(!done && said.contains("not with pixels"), "{said}");
+}
+
+#[test]
+fn the_features_of_the_teacher_and_the_pattern_of_cells_need_no_discriminator() {
+    let (dir, recipe) = folder();
+    let terms = "adversarial = 0.0\nfeatures = 0.6\npattern = 0.3\n";
+    let text = RECIPE.replace("regression = 0.1\nscore = 0.1\n", terms);
+    fs::write(&recipe, text).unwrap();
+    let out = dir.path().join("run");
+    let (done, text) = run(&recipe, &out, &["--threads", "1"]);
+    assert!(done, "{text}");
+    let losses = lines(&out.join("losses.csv"));
+    let names: Vec<_> = losses[0].split(',').collect();
+    assert!(!names.contains(&"discriminator"), "{names:?}");
+    let column = |step: usize, name: &str| -> f64 {
+        let at = names.iter().position(|n| *n == name).unwrap();
+        losses[step].split(',').nth(at).unwrap().parse().unwrap()
+    };
+    // Features begin with the other terms of the teacher, the pattern with the first step.
+    assert_eq!(column(3, "grad_features"), 0.0);
+    assert!(column(3, "grad_pattern") > 0.0 && column(12, "grad_features") > 0.0);
 }
 
 /// With feature maps in bf16, as on CUDA, the losses of all networks and terms are those of f32

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares our engine with ONNX Runtime and OpenVINO on identical networks and the same cores.
 
-    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--level avx2] [--json OUT]
+    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--level L] [--json OUT]
 
 Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs both runtimes into it
 once. `tadsr-train export --onnx` writes every network. First each runtime must agree with our
@@ -10,7 +10,7 @@ time counts, because the noise of a machine only adds time.
 
 Both peers also run the networks quantised to int8: ONNX Runtime by its static quantisation with one
 scale per channel of the weights (QDQ), OpenVINO by NNCF. --level holds our engine and OpenVINO to an
-instruction set. ONNX Runtime cannot be held.
+instruction set: AVX2, or what every x86-64 has, for OpenVINO SSE4.1. ONNX Runtime cannot be held.
 
 Our time is that of a whole frame, from planes to planes. The time of the peers is that of the bare
 network between tensors in memory, without interpolation, whitening and conversion to pixels. ONNX
@@ -28,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
 WORK = ROOT / "target" / "peers-engine"
+# OpenVINO's name of each level of TADSR_CPU.
+ONEDNN = {"avx2": "AVX2", "portable": "SSE41"}
 
 COMMON = r"""
 import json, sys, time
@@ -207,7 +209,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads of every side (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side (default 3)")
     parser.add_argument("--time", type=float, default=1.0, help="seconds for each measurement (default 1)")
-    parser.add_argument("--level", choices=["avx2"], help="instruction set (default: the best of the machine)")
+    parser.add_argument("--level", choices=ONEDNN, help="instruction set (default: the best of the machine)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
     exe = python()
@@ -218,7 +220,7 @@ def main():
     threads, seconds = str(args.threads), str(args.time)
     environment = dict(os.environ, OMP_NUM_THREADS=threads)
     if args.level:
-        environment |= {"TADSR_CPU": args.level, "ONEDNN_MAX_CPU_ISA": args.level.upper()}
+        environment |= {"TADSR_CPU": args.level, "ONEDNN_MAX_CPU_ISA": ONEDNN[args.level]}
     listed = json.dumps([{"name": c["name"], "shape": c["latent"]} | {k: c[k] for k in ("onnx", "ort_int8", "ov_int8")}
                          for c in cases])
     times, versions, ours = {}, {}, {}

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import engine
 
-MODELS = ["tiny-x2@2", "small-x2@2", "base-x2@2", "tiny-x4@4", "small-x4@4"]
+MODELS = ["tiny-x2@2", "small-x2@2", "base-x2@2", "tiny-x4@4", "small-x4@4", "base-x4@4"]
 
 MEASURE = engine.COMMON + r"""
 import logging

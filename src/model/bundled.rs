@@ -50,6 +50,10 @@ pub static BUNDLED: &[Bundled] = &[
         name: "base-x2",
         bytes: include_bytes!("../../models/base-x2.safetensors"),
     },
+    Bundled {
+        name: "base-x4",
+        bytes: include_bytes!("../../models/base-x4.safetensors"),
+    },
 ];
 
 /// Former names of models and groups, and the present ones.

@@ -1,9 +1,6 @@
 //! Events of a command for other programs: JSON objects on standard output, one per line.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -86,9 +83,9 @@ pub struct Video<'a> {
 impl Event<'_> {
     /// Prints the event as a line on standard output.
     pub fn print(&self) {
-        // Text and numbers always have JSON. A closed standard output cannot be reported there.
+        // Text and numbers always have JSON.
         if let Ok(line) = serde_json::to_string(self) {
-            let _ = writeln!(io::stdout().lock(), "{line}");
+            println!("{line}");
         }
     }
 }

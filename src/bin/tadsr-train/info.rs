@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<()> {
         Model::Lite(models) => {
             for (i, model) in models.iter().enumerate() {
                 if i > 0 {
-                    println!();
+                    println!("");
                 }
                 lite(model, &size);
             }

@@ -1,5 +1,12 @@
 //! Command line of the training tool: one file for each subcommand.
 
+/// Prints a line as the macro of the standard library, but does not panic if that fails.
+macro_rules! println {
+    ($($line:tt)*) => {
+        crate::output::print(format_args!("{}\n", format_args!($($line)*)))
+    };
+}
+
 mod blend;
 mod data;
 mod data_args;
@@ -14,6 +21,7 @@ mod info;
 mod manual;
 mod meter;
 mod models;
+mod output;
 #[cfg(feature = "video")]
 mod probe;
 mod quantize;
@@ -85,7 +93,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
 }
 
 fn main() -> ExitCode {
-    match execute(Cli::parse().command) {
+    let result = execute(Cli::parse().command).and_then(|()| output::check());
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // The exit status of programs that Ctrl-C ends.
         Err(error) if error.is::<stop::Stopped>() => {

@@ -98,7 +98,7 @@ fn a_scale_beyond_the_chosen_model_chooses_again() {
     rig.harness.push_and_pull(blank(&info(SLOW))).unwrap();
     assert_eq!(
         (rig.out_info().width(), active(&rig)),
-        (128, "small-x4".into())
+        (128, "base-x4".into())
     );
     rig.element.set_property("scale", 2.0);
     rig.harness.push_and_pull(blank(&info(SLOW))).unwrap();

@@ -274,9 +274,13 @@ impl Picture {
             _ => png::ColorType::Rgb,
         };
         let mut file = Vec::new();
+        let colors = color_chunks(&info);
         let mut encoder = png::Encoder::with_info(&mut file, info)?;
         encoder.set_compression(png::Compression::Fast);
         let mut writer = encoder.write_header()?;
+        for (name, content) in colors {
+            writer.write_chunk(name, &content)?;
+        }
         writer.write_image_data(samples)?;
         writer.finish()?;
         Ok(file)
@@ -310,6 +314,39 @@ fn png_metadata(bytes: &[u8]) -> Result<png::Info<'static>> {
     metadata.compressed_latin1_text = info.compressed_latin1_text.clone();
     metadata.utf8_text = info.utf8_text.clone();
     Ok(metadata)
+}
+
+/// Returns the chunks of colours and high dynamic range that the encoder does not write.
+fn color_chunks(info: &png::Info) -> Vec<(png::chunk::ChunkType, Vec<u8>)> {
+    let mut chunks = Vec::new();
+    if let Some(code) = info.coding_independent_code_points {
+        let content = vec![
+            code.color_primaries,
+            code.transfer_function,
+            code.matrix_coefficients,
+            u8::from(code.is_video_full_range_image),
+        ];
+        chunks.push((png::chunk::cICP, content));
+    }
+    if let Some(display) = info.mastering_display_color_volume {
+        let c = display.chromaticities;
+        let points = [c.red, c.green, c.blue, c.white];
+        let points = points.iter().flat_map(|(x, y)| [x, y]);
+        // In units of 0.00002, those of the structure are 0.00001.
+        let points = points.flat_map(|v| ((v.into_scaled() / 2) as u16).to_be_bytes());
+        let luminances = [display.max_luminance, display.min_luminance];
+        let content = points.chain(luminances.into_iter().flat_map(u32::to_be_bytes));
+        chunks.push((png::chunk::mDCV, content.collect()));
+    }
+    if let Some(light) = info.content_light_level {
+        let levels = [
+            light.max_content_light_level,
+            light.max_frame_average_light_level,
+        ];
+        let content = levels.into_iter().flat_map(u32::to_be_bytes);
+        chunks.push((png::chunk::cLLI, content.collect()));
+    }
+    chunks
 }
 
 /// Refuses an animated WebP file, of which only the first picture would be kept.
@@ -491,6 +528,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn colours_of_high_dynamic_range_survive_a_png() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let mut info = png::Info::default();
+        info.coding_independent_code_points = Some(png::CodingIndependentCodePoints {
+            color_primaries: 9,
+            transfer_function: 16,
+            matrix_coefficients: 0,
+            is_video_full_range_image: true,
+        });
+        let scaled = |x, y| (png::ScaledFloat::new(x), png::ScaledFloat::new(y));
+        info.mastering_display_color_volume = Some(png::MasteringDisplayColorVolume {
+            chromaticities: png::SourceChromaticities {
+                white: scaled(0.3127, 0.329),
+                red: scaled(0.708, 0.292),
+                green: scaled(0.17, 0.797),
+                blue: scaled(0.131, 0.046),
+            },
+            max_luminance: 10_000_000,
+            min_luminance: 50,
+        });
+        info.content_light_level = Some(png::ContentLightLevelInfo {
+            max_content_light_level: 10_000_000,
+            max_frame_average_light_level: 4_000_000,
+        });
+        let picture = Picture::new(DynamicImage::new_rgb16(5, 3), info, true).unwrap();
+        picture.write(&path, 95).unwrap();
+        let back = Picture::read(&path, true).unwrap();
+        let colors = |m: &png::Info| {
+            (
+                m.coding_independent_code_points,
+                m.mastering_display_color_volume,
+                m.content_light_level,
+            )
+        };
+        assert!(colors(&picture.metadata).0.is_some());
+        assert_eq!(colors(&back.metadata), colors(&picture.metadata));
     }
 
     #[test]

@@ -58,13 +58,15 @@ use crate::{
 };
 
 /// Names of the terms of the loss in logs.
-pub const TERMS: [&str; 6] = [
+pub const TERMS: [&str; 8] = [
     "real",
     "consistency",
     "regression",
     "score",
     "adversarial",
     "change",
+    "features",
+    "pattern",
 ];
 const GRADIENTS: [&str; TERMS.len()] = [
     "grad_real",
@@ -73,12 +75,17 @@ const GRADIENTS: [&str; TERMS.len()] = [
     "grad_score",
     "grad_adversarial",
     "grad_change",
+    "grad_features",
+    "grad_pattern",
 ];
 
-/// Indices in [`TERMS`]: terms that need a teacher, two of them, and the term of clips.
+/// Indices in [`TERMS`]: terms that need a teacher, one of them, the term of clips, another one
+/// that needs a teacher, and the last.
 const TAUGHT: Range<usize> = 2..5;
 const ADVERSARIAL: usize = 4;
 const CHANGE: usize = 5;
+const FEATURES: usize = 6;
+const PATTERN: usize = 7;
 
 /// One of this many batches contains a flat pair.
 const GREY: u64 = 4;
@@ -294,6 +301,7 @@ impl StudentRun {
         let after = self.step as f64 - begin;
         if after < 0.0 {
             shares[TAUGHT].fill(0.0);
+            shares[FEATURES] = 0.0;
         } else {
             let ramp = (d.ramp * self.planned as f64).max(1.0);
             shares[ADVERSARIAL] *= ((after + 1.0) / ramp).min(1.0);

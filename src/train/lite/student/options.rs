@@ -143,6 +143,14 @@ pub struct Distillation {
     /// Times of score distillation: 0 to below this.
     pub score_times: usize,
     pub score_weight: ScoreWeight,
+    /// Share of the difference between the features of the teacher's encoder for the result and
+    /// for the truth, as the discriminator on features sees them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub features: f64,
+    /// Share of the Charbonnier loss between the means of each channel of the latent over squares
+    /// of 4x4 cells, which a pattern that repeats in each cell changes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pattern: f64,
     /// Share of the adversarial term.
     pub adversarial: f64,
     /// Trains the discriminator on images instead of the features of the teacher. The adversarial
@@ -166,6 +174,10 @@ fn is_usual_change(share: &f64) -> bool {
     *share == CHANGE
 }
 
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -183,6 +195,8 @@ impl Default for Distillation {
             score: 0.0,
             score_times: 3,
             score_weight: ScoreWeight::NoiseLevel,
+            features: 0.0,
+            pattern: 0.0,
             adversarial: 0.3,
             pixels: false,
             time_aware: true,
@@ -215,12 +229,14 @@ impl Distillation {
             self.score,
             self.adversarial,
             self.change,
+            self.features,
+            self.pattern,
         ]
     }
 
     pub(in crate::train) fn needs_teacher(&self) -> bool {
         let adversarial = if self.pixels { 0.0 } else { self.adversarial };
-        self.regression > 0.0 || self.score > 0.0 || adversarial > 0.0
+        self.regression > 0.0 || self.score > 0.0 || self.features > 0.0 || adversarial > 0.0
     }
 
     /// Checks the times of score distillation and discriminator for a teacher of `steps` steps.
@@ -251,6 +267,9 @@ impl Distillation {
         }
         if self.real + self.consistency <= 0.0 {
             return wrong("real and consistency are both 0: the truth must have a share".into());
+        }
+        if self.features > 0.0 && self.pixels {
+            return wrong("features are those of the teacher: not with pixels = true".into());
         }
         if self.score_times == 0 || self.width == 0 || self.width > 1024 {
             return wrong("score_times and width (up to 1024) must be at least 1".into());

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{CHANGE, StudentRun, TERMS, prepared::Prepared};
+use super::{CHANGE, FEATURES, PATTERN, StudentRun, TERMS, prepared::Prepared};
 use crate::{
     Result,
     train::{
@@ -14,6 +14,9 @@ use crate::{
 
 /// Scale of the Charbonnier loss `sqrt(d^2 + eps^2)`, in standard deviations of the residual.
 const CHARBONNIER_EPS: f64 = 0.02;
+
+/// Side of the squares of [`pattern`], in cells.
+const SQUARE: usize = 4;
 
 /// Change of the truth below which a sample counts as still.
 const STILL: f32 = 0.03;
@@ -36,6 +39,10 @@ impl StudentRun {
             let means = self.cell_means(z.device())?;
             let loss = |z: &Tensor| charbonnier(&low(z, &means)?, &low(&batch.residual, &means)?);
             terms[1] = Some(Term::at(z, loss)?);
+        }
+        if shares[PATTERN] > 0.0 {
+            let loss = |z: &Tensor| charbonnier(&pattern(z)?, &pattern(&batch.residual)?);
+            terms[PATTERN] = Some(Term::at(z, loss)?);
         }
         if let (Some(clips), true) = (&batch.clips, shares[CHANGE] > 0.0) {
             let still = self.still(batch, clips.frames)?;
@@ -69,6 +76,11 @@ impl StudentRun {
                 mean_of_heads(heads.iter().map(hinge_generator))
             };
             terms[4] = Some(Term::at(z, loss)?);
+        }
+        if shares[FEATURES] > 0.0 {
+            let (goal, _) = self.judged(batch, &batch.residual)?;
+            let loss = |z: &Tensor| features(&self.judged(batch, z)?.0, &goal);
+            terms[FEATURES] = Some(Term::at(z, loss)?);
         }
         Ok(terms)
     }
@@ -122,7 +134,73 @@ fn change(z: &Tensor, goal: &Tensor, still: &Tensor, frames: usize) -> candle_co
     (squares.sqrt()? * still)?.mean_all()
 }
 
+/// Returns the means of each channel of `[n, h, w, c]` over squares of [`SQUARE`] cells: what is
+/// alike in all cells of a square.
+fn pattern(z: &Tensor) -> candle_core::Result<Tensor> {
+    let (n, h, w, c) = z.dims4()?;
+    let side = SQUARE.min(h).min(w);
+    let (rows, columns) = (h / side, w / side);
+    let whole = z.narrow(1, 0, rows * side)?.narrow(2, 0, columns * side)?;
+    let squares = whole
+        .reshape((n * rows, side, columns, side * c))?
+        .mean(1)?;
+    squares.reshape((n * rows, columns, side, c))?.mean(2)
+}
+
+/// Returns the mean absolute difference of feature maps from those of the truth, each relative to
+/// the mean absolute value of the latter.
+fn features(found: &[Tensor], truth: &[Tensor]) -> candle_core::Result<Tensor> {
+    let relative = |(found, truth): (&Tensor, &Tensor)| {
+        let size = truth.abs()?.mean_all()?;
+        (found - truth)?.abs()?.mean_all()? / size
+    };
+    let maps = found.iter().zip(truth).map(relative);
+    let maps = maps.collect::<candle_core::Result<Vec<_>>>()?;
+    Tensor::stack(&maps, 0)?.mean_all()
+}
+
 /// Multiplies a residual `[n, h, w, c]` by `means` `[c, planes]`. Returns `[n h w, planes]`.
 fn low(z: &Tensor, means: &Tensor) -> candle_core::Result<Tensor> {
     z.flatten_to(2)?.matmul(means)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(t: &Tensor) -> f32 {
+        t.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn only_what_repeats_in_the_cells_of_a_square_is_a_pattern() {
+        let (h, w, c) = (9, 8, 4);
+        let of = |f: &dyn Fn(usize, usize, usize) -> f32| {
+            let at = |i: usize| f(i / c / w, i / c % w, i % c);
+            let values = (0..h * w * c).map(at).collect();
+            Tensor::from_vec::<_, f32>(values, (1, h, w, c), &Device::Cpu).unwrap()
+        };
+        let dots = of(&|_, _, k| if k == 1 { 3.0 } else { 0.0 });
+        let found = pattern(&dots).unwrap();
+        assert_eq!(found.dims(), [2, 2, 4]);
+        assert_eq!(
+            found.get(1).unwrap().to_vec2::<f32>().unwrap()[1],
+            [0.0, 3.0, 0.0, 0.0]
+        );
+        // Alternates from cell to cell.
+        let texture = of(&|y, x, k| if (y + x + k) % 2 == 0 { 3.0 } else { -3.0 });
+        let found = pattern(&texture).unwrap().abs().unwrap();
+        assert_eq!(value(&found.max_all().unwrap()), 0.0);
+        let loss = |z: &Tensor| value(&charbonnier(&pattern(z).unwrap(), &found).unwrap());
+        assert!(loss(&dots) > 0.7 && loss(&texture) < 0.03);
+    }
+
+    #[test]
+    fn the_difference_of_features_is_relative_to_the_size_of_each_map() {
+        let map = |v: &[f32]| Tensor::new(v, &Device::Cpu).unwrap();
+        let truth = [map(&[1.0, -3.0]), map(&[100.0, 300.0, 200.0])];
+        let found = [map(&[1.0, -1.0]), map(&[100.0, 300.0, 500.0])];
+        assert_eq!(value(&features(&truth, &truth).unwrap()), 0.0);
+        assert_eq!(value(&features(&found, &truth).unwrap()), 0.5);
+    }
 }
