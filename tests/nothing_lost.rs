@@ -203,6 +203,18 @@ fn audio_that_the_container_does_not_take_is_re_encoded_and_said() {
 }
 
 #[test]
+fn channels_that_the_encoder_lacks_are_said() {
+    let clips = Clips::new();
+    let sound = "-f lavfi -i anullsrc=r=48000:cl=7.1:d=2 -c:v libx264 -c:a flac";
+    let from = clips.make("in.mkv", &format!("{VIDEO} {sound}"));
+    let told = complete(&from, &clips.path("out.mp4"));
+    // Another encoder may have 8 channels.
+    let is_said = told.iter().any(|line| line.contains("8 channels become 6"));
+    let is_needed = told.iter().any(|line| line.contains("by avenc_aac"));
+    assert!(is_said || !is_needed, "{told:?}");
+}
+
+#[test]
 fn an_edit_list_that_begins_between_key_frames_shows_all_its_frames() {
     let clips = Clips::new();
     let whole = format!("{VIDEO} {TONE} -c:v libx264 -g 24 -c:a aac");
