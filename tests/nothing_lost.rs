@@ -215,6 +215,16 @@ fn channels_that_the_encoder_lacks_are_said() {
 }
 
 #[test]
+fn re_encoded_audio_of_low_rates_is_complete() {
+    let clips = Clips::new();
+    for rate in [8000, 11_025] {
+        let args = format!("{VIDEO} {TONE} -c:v libx264 -c:a adpcm_ima_wav -ar {rate}");
+        let from = clips.make(&format!("{rate}.avi"), &args);
+        complete(&from, &clips.path(&format!("{rate}.mp4")));
+    }
+}
+
+#[test]
 fn an_edit_list_that_begins_between_key_frames_shows_all_its_frames() {
     let clips = Clips::new();
     let whole = format!("{VIDEO} {TONE} -c:v libx264 -g 24 -c:a aac");

@@ -11,7 +11,7 @@ use std::{
 use super::{
     Container, Options, Reader, StreamInfo, TimedFrame, Writer,
     survey::Survey,
-    verify::{AUDIO, Expected, differences},
+    verify::{Expected, differences, tolerance},
     writer::Input,
 };
 use crate::{Error, Result, frame::Frame};
@@ -191,7 +191,7 @@ pub(super) fn conclude(
         let start = Duration::from(track.first.unwrap_or_default());
         let start = start.saturating_sub(survey.origin());
         let length = encoded.map_or(track.duration(), Into::into);
-        if length + AUDIO < track.duration() {
+        if length + tolerance(track) < track.duration() {
             lost.push(format!(
                 "audio stream {} lasts {:.3} s, {:.3} s of it could be decoded",
                 n + 1,
