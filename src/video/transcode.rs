@@ -11,7 +11,7 @@ use std::{
 use super::{
     Container, Options, Reader, StreamInfo, TimedFrame, Writer,
     survey::Survey,
-    verify::{Expected, differences, tolerance},
+    verify::{Expected, differences, left_out, tolerance},
     writer::Input,
 };
 use crate::{Error, Result, frame::Frame};
@@ -205,7 +205,9 @@ pub(super) fn conclude(
     expected.subtitles = subtitles
         .map(|(cues, first, last)| (cues, first.into(), last.into()))
         .collect();
-    lost.extend(differences(partial, &expected)?);
+    let written = Survey::of(partial)?;
+    done.warnings.extend(left_out(survey, &written));
+    lost.extend(differences(&expected, &written));
     if !lost.is_empty() {
         done.end = End::Incomplete(lost);
     }
