@@ -14,6 +14,7 @@ use gst_app::AppSrc;
 use super::{
     Container, Part,
     bus::{Bus, Failure, Heard, codec_name, discard, drop_after, link, make, parse_file, refuse},
+    subtitles::language_tags,
     survey::{Kind, Survey, Track},
 };
 
@@ -194,6 +195,9 @@ impl Shared {
             PadProbeReturn::Ok
         });
         lock(&self.queues).push(queue);
+        if let Some(tags) = language_tags(container, &track.tags) {
+            state_language(&pad, tags);
+        }
         drop_after(&pad, cut);
         Ok(())
     }
@@ -246,6 +250,22 @@ impl Shared {
             }
         }
     }
+}
+
+/// Passes `tags` to the muxer of `pad` before the first packet.
+fn state_language(pad: &gst::Pad, tags: gst::TagList) {
+    pad.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+        let Some(PadProbeData::Event(event)) = &info.data else {
+            return PadProbeReturn::Ok;
+        };
+        if event.type_() != gst::EventType::Segment {
+            return PadProbeReturn::Ok;
+        }
+        // A refused event leaves the language of the container.
+        let peer = pad.peer();
+        let _ = peer.map(|peer| peer.push_event(gst::event::Tag::new(tags.clone())));
+        PadProbeReturn::Remove
+    });
 }
 
 /// Drops the packets of `queue` that are outside of `part`. The times of all others count from its

@@ -116,6 +116,8 @@ impl Subtitles {
             if track.tags.n_tags() > 0 {
                 events.push(gst::event::Tag::new(track.tags.clone()));
             }
+            let language = language_tags(container, &track.tags);
+            events.extend(language.map(gst::event::Tag::new));
             all.streams.push(Stream {
                 source,
                 events,
@@ -148,6 +150,19 @@ impl Subtitles {
             .map(|s| (s.cues.len(), s.span.0, s.span.1))
             .collect()
     }
+}
+
+/// Returns tags for a stream of unknown language with the `tags`, if `container` would otherwise
+/// mean English.
+pub(super) fn language_tags(container: Container, tags: &gst::TagList) -> Option<gst::TagList> {
+    let is_matroska = matches!(container, Container::Matroska | Container::WebM);
+    if !is_matroska || tags.get::<gst::tags::LanguageCode>().is_some() {
+        return None;
+    }
+    let mut unknown = gst::TagList::new();
+    let tags = unknown.get_mut()?;
+    tags.add::<gst::tags::LanguageCode>(&"und", gst::TagMergeMode::Replace);
+    Some(unknown)
 }
 
 /// Returns a subtitle without text for the time from zero to `end`.
