@@ -432,6 +432,7 @@ fn report_other_streams(survey: &Survey, options: &Options) {
             "the stereo mode ({views}) is left out: the frames keep both views"
         ));
     }
+    survey.hidden.iter().for_each(|line| options.tell(line));
 }
 
 /// Passes the metadata of the source file to the muxer: title, artist, chapters. Returns the
