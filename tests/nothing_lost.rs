@@ -203,6 +203,57 @@ fn audio_that_the_container_does_not_take_is_re_encoded_and_said() {
 }
 
 #[test]
+fn channels_that_the_encoder_lacks_are_said() {
+    let clips = Clips::new();
+    let sound = "-f lavfi -i anullsrc=r=48000:cl=7.1:d=2 -c:v libx264 -c:a flac";
+    let from = clips.make("in.mkv", &format!("{VIDEO} {sound}"));
+    let told = complete(&from, &clips.path("out.mp4"));
+    // Another encoder may have 8 channels.
+    let is_said = told.iter().any(|line| line.contains("8 channels become 6"));
+    let is_needed = told.iter().any(|line| line.contains("by avenc_aac"));
+    assert!(is_said || !is_needed, "{told:?}");
+}
+
+#[test]
+fn an_unknown_language_does_not_become_english() {
+    let clips = Clips::new();
+    let from = clips.make("in.mp4", &format!("{VIDEO} {TONE} -c:v libx264 -c:a aac"));
+    let to = clips.path("out.mkv");
+    complete(&from, &to);
+    let tags = ["-select_streams", "a", "-show_entries", "stream_tags"];
+    assert!(!ffprobe(&to, &tags).contains("eng"));
+}
+
+#[test]
+fn re_encoded_audio_of_low_rates_is_complete() {
+    let clips = Clips::new();
+    for rate in [8000, 11_025] {
+        let args = format!("{VIDEO} {TONE} -c:v libx264 -c:a adpcm_ima_wav -ar {rate}");
+        let from = clips.make(&format!("{rate}.avi"), &args);
+        complete(&from, &clips.path(&format!("{rate}.mp4")));
+    }
+}
+
+#[test]
+fn frames_of_two_views_keep_their_shape() {
+    let clips = Clips::new();
+    let shape = "stream=sample_aspect_ratio";
+    for (name, args) in [
+        ("in.mp4", "-x264-params frame-packing=3"),
+        ("in.mkv", "-metadata:s:v:0 stereo_mode=left_right"),
+        ("on.mkv", "-metadata:s:v:0 stereo_mode=top_bottom"),
+    ] {
+        let from = clips.make(name, &format!("{VIDEO} -c:v libx264 {args}"));
+        for extension in ["mp4", "mkv"] {
+            let to = clips.path(&format!("{name}.{extension}"));
+            let told = complete(&from, &to);
+            assert_eq!(field(&to, shape), field(&from, shape), "{to:?}");
+            assert!(told.iter().any(|line| line.contains("stereo")), "{told:?}");
+        }
+    }
+}
+
+#[test]
 fn an_edit_list_that_begins_between_key_frames_shows_all_its_frames() {
     let clips = Clips::new();
     let whole = format!("{VIDEO} {TONE} -c:v libx264 -g 24 -c:a aac");
@@ -303,6 +354,10 @@ fn what_the_output_cannot_hold_is_said() {
     )
     .unwrap();
     let args = format!("{VIDEO} -i chapters.txt -map 0:v -map_metadata 1 -c:v libx264");
+    let from = clips.make("tags.mov", &format!("{args} -timecode 01:00:00:00"));
+    let told = complete(&from, &clips.path("mov.mp4")).join("\n");
+    let said = told.contains("chapters are left out") && told.contains("timecode");
+    assert!(said, "{told}");
     let from = clips.make("tags.mkv", &args);
     for name in ["tags-out.mkv", "tags-out.mp4"] {
         let to = clips.path(name);
@@ -362,6 +417,30 @@ fn subtitles(path: &Path, stream: usize) -> String {
         .unwrap();
     assert!(output.status.success(), "{path:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().replace('\r', "")
+}
+
+#[test]
+fn overlapping_subtitles_lose_no_text() {
+    let clips = Clips::new();
+    let cue = |n, times, text| format!("{n}\n{times}\n{text}\n\n");
+    let cues = [
+        cue(1, "00:00:00,200 --> 00:00:01,800", "Sign"),
+        cue(2, "00:00:00,600 --> 00:00:01,000", "One"),
+        cue(3, "00:00:00,600 --> 00:00:01,100", "Two"),
+    ];
+    std::fs::write(clips.path("s.srt"), cues.concat()).unwrap();
+    let from = clips.make("in.mkv", &format!("{VIDEO} -i s.srt -c:v libx264 -c:s ass"));
+    for name in ["out.mp4", "out.mov"] {
+        let to = clips.path(name);
+        let told = complete(&from, &to);
+        assert!(told.iter().any(|line| line.contains("overlap")), "{told:?}");
+        let text = subtitles(&to, 0);
+        let one = text.split_once("00:00:00,200 --> 00:00:00,600\n");
+        let (_, rest) = one.unwrap_or_else(|| panic!("{text}"));
+        let two = rest.split_once("00:00:00,600 --> 00:00:01,100\n");
+        let (sign, both) = two.unwrap_or_else(|| panic!("{text}"));
+        assert!(sign.contains("Sign") && both.contains("One\nTwo"), "{text}");
+    }
 }
 
 const SUBRIP: &str = "1\n00:00:00,200 --> 00:00:00,700\nYou & <i>me</i>\n\n\

@@ -14,6 +14,7 @@ use gst_app::AppSrc;
 use super::{
     Container, Part,
     bus::{Bus, Failure, Heard, codec_name, discard, drop_after, link, make, parse_file, refuse},
+    subtitles::language_tags,
     survey::{Kind, Survey, Track},
 };
 
@@ -173,7 +174,7 @@ impl Shared {
         cut: &Arc<AtomicU64>,
     ) -> Result<(), String> {
         let name = codec_name(&track.caps);
-        let route = route(container, track)
+        let (route, change) = route(container, track)
             .map_err(|reason| format!("its {name} audio cannot be kept: {reason}"))?;
         let pad = mux.request_pad_simple("audio_%u");
         let pad = pad.ok_or("the container does not support audio")?;
@@ -181,7 +182,7 @@ impl Shared {
         let chain = Chain::add(pipeline, route, container, &queue, &pad)?;
         lock(&self.elements).extend(chain.elements);
         lock(&self.notes).push(match &chain.encoder {
-            Some(encoder) => format!("{name} re-encoded by {encoder}"),
+            Some(encoder) => format!("{name} re-encoded by {encoder}{change}"),
             None => format!("{name} copied"),
         });
         lock(&self.encoded).push(chain.encoded);
@@ -194,6 +195,9 @@ impl Shared {
             PadProbeReturn::Ok
         });
         lock(&self.queues).push(queue);
+        if let Some(tags) = language_tags(container, &track.tags) {
+            state_language(&pad, tags);
+        }
         drop_after(&pad, cut);
         Ok(())
     }
@@ -246,6 +250,21 @@ impl Shared {
             }
         }
     }
+}
+
+/// Passes `tags` to the muxer of `pad` before the first packet.
+fn state_language(pad: &gst::Pad, tags: gst::TagList) {
+    pad.add_probe(PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+        let Some(PadProbeData::Event(event)) = &info.data else {
+            return PadProbeReturn::Ok;
+        };
+        if event.type_() != gst::EventType::Segment {
+            return PadProbeReturn::Ok;
+        }
+        // A refused event leaves the language of the container.
+        pad.send_event(gst::event::Tag::new(tags.clone()));
+        PadProbeReturn::Remove
+    });
 }
 
 /// Drops the packets of `queue` that are outside of `part`. The times of all others count from its
@@ -354,6 +373,22 @@ impl Chain {
     }
 }
 
+/// Returns words about the channels if the encoder at the end of the running elements `chain` has
+/// another number of them than the decoder; otherwise nothing.
+fn channel_change(chain: &[gst::Element]) -> String {
+    let channels = |element: &gst::Element| {
+        let caps = element.static_pad("sink")?.current_caps()?;
+        caps.structure(0)?.get::<i32>("channels").ok()
+    };
+    let [.., convert, _, encoder] = chain else {
+        return String::new();
+    };
+    match (channels(convert), channels(encoder)) {
+        (Some(from), Some(to)) if from != to => format!(", {from} channels become {to}"),
+        _ => String::new(),
+    }
+}
+
 /// Returns the samples that the encoder `name` puts before the first one of its input and that its
 /// packets do not state, and the number of samples that it keeps back at the end.
 fn delay(name: &str) -> (u64, u64) {
@@ -442,8 +477,9 @@ fn silence(pad: &gst::Pad, samples: u64, time: ClockTime) -> Option<gst::Buffer>
     Some(buffer)
 }
 
-/// Tests with the first packets of a stream how `container` accepts it.
-fn route(container: Container, track: &Track) -> Result<Route, String> {
+/// Tests with the first packets of a stream how `container` accepts it. Returns the method, and
+/// words about the channels if their number changes.
+fn route(container: Container, track: &Track) -> Result<(Route, String), String> {
     let mux = make(container.muxer())?;
     let pad = mux.request_pad_simple("audio_%u");
     let pad = pad.ok_or("the container does not support audio")?;
@@ -451,15 +487,16 @@ fn route(container: Container, track: &Track) -> Result<Route, String> {
     let mut reason = String::new();
     for route in copy.into_iter().chain([Route::Encode]) {
         match trial(container, track, route) {
-            Ok(()) => return Ok(route),
+            Ok(change) => return Ok((route, change)),
             Err(failed) => reason = failed,
         }
     }
     Err(reason)
 }
 
-/// Sends the first packets of `track` through `route` into a muxer.
-fn trial(container: Container, track: &Track, route: Route) -> Result<(), String> {
+/// Sends the first packets of `track` through `route` into a muxer. Returns words about the
+/// channels if their number changes.
+fn trial(container: Container, track: &Track, route: Route) -> Result<String, String> {
     let pipeline = gst::Pipeline::new();
     let source = AppSrc::builder()
         .caps(&track.caps)
@@ -470,7 +507,7 @@ fn trial(container: Container, track: &Track, route: Route) -> Result<(), String
     let pad = pad.ok_or("the container does not support audio")?;
     link(&pipeline, &[source.clone().upcast()])?;
     link(&pipeline, &[mux, sink])?;
-    Chain::add(&pipeline, route, container, &queue, &pad)?;
+    let chain = Chain::add(&pipeline, route, container, &queue, &pad)?;
     source.link(&queue).map_err(|e| e.to_string())?;
     let taken = Arc::new(AtomicUsize::new(0));
     let counter = taken.clone();
@@ -489,9 +526,13 @@ fn trial(container: Container, track: &Track, route: Route) -> Result<(), String
     }
     let _ = source.end_of_stream();
     let heard = bus.wait(TRIAL);
+    let change = match &chain.encoder {
+        Some(_) => channel_change(&chain.elements),
+        None => String::new(),
+    };
     let _ = pipeline.set_state(gst::State::Null);
     match heard {
-        Some(Heard::End) if taken.load(Ordering::SeqCst) > 0 => Ok(()),
+        Some(Heard::End) if taken.load(Ordering::SeqCst) > 0 => Ok(change),
         Some(Heard::Failure(failure)) => Err(failure.reason),
         _ => Err("the container accepts none of its packets".into()),
     }

@@ -216,9 +216,35 @@ pub(super) const CONTAINER_COLOURS: &str = "container-colorimetry";
 /// Name of the caps field that is true for VP8 and VP9 with alpha that is not decoded.
 pub(super) const CONTAINER_ALPHA: &str = "container-alpha";
 
+/// Name of the caps field that is true if the container, and not the bit stream, states that the
+/// frames show two views.
+const CONTAINER_VIEWS: &str = "container-views";
+
 /// First version of GStreamer whose decoders of VP8 and VP9 with alpha are not used. Those of
 /// 1.26.2 lose the last frame, those of 1.22 do not.
 const LOSES_ALPHA: (u32, u32) = (1, 24);
+
+/// Hides from the decoder after `pad` that the frames show two views, if the bit stream states it.
+/// The decoder would guess another shape of the pixels, while players show both views as one
+/// picture.
+pub(super) fn hide_views(pad: &gst::Pad) {
+    pad.add_probe(PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+        if let Some(PadProbeData::Event(event)) = &info.data
+            && let gst::EventView::Caps(caps) = event.view()
+            && let Some(structure) = caps.caps().structure(0)
+            && structure.has_field("multiview-mode")
+            && !structure.has_field(CONTAINER_VIEWS)
+        {
+            let mut structure = structure.to_owned();
+            // A parser would add the fields again if there were none.
+            structure.set("multiview-mode", "mono");
+            structure.remove_field("multiview-flags");
+            let caps = gst::Caps::builder_full().structure(structure).build();
+            info.data = Some(PadProbeData::Event(gst::event::Caps::new(&caps)));
+        }
+        PadProbeReturn::Ok
+    });
+}
 
 /// Renames fields in the caps from a demuxer: the colorimetry of H.264 and H.265, because parsers
 /// and decoders would prefer it to that of the bit stream, and some containers do not state the
@@ -235,22 +261,29 @@ fn hide_fields(info: &mut gst::PadProbeInfo) -> PadProbeReturn {
     };
     let (major, minor, ..) = gst::version();
     let mut structure = structure.to_owned();
+    let has_views = structure.has_field("multiview-mode");
+    if has_views {
+        structure.set(CONTAINER_VIEWS, true);
+    }
     match structure.name().as_str() {
         "video/x-h264" | "video/x-h265" => {
-            let Ok(colours) = structure.get::<String>("colorimetry") else {
-                return PadProbeReturn::Ok;
-            };
-            structure.set(CONTAINER_COLOURS, colours);
-            structure.remove_field("colorimetry");
-        }
-        "video/x-vp8" | "video/x-vp9" if (major, minor) >= LOSES_ALPHA => {
-            if structure.get("codec-alpha") != Ok(true) {
+            if let Ok(colours) = structure.get::<String>("colorimetry") {
+                structure.set(CONTAINER_COLOURS, colours);
+                structure.remove_field("colorimetry");
+            } else if !has_views {
                 return PadProbeReturn::Ok;
             }
-            structure.set(CONTAINER_ALPHA, true);
-            // Without the field the decoders with alpha would match.
-            structure.set("codec-alpha", false);
         }
+        "video/x-vp8" | "video/x-vp9" if (major, minor) >= LOSES_ALPHA => {
+            if structure.get("codec-alpha") == Ok(true) {
+                structure.set(CONTAINER_ALPHA, true);
+                // Without the field the decoders with alpha would match.
+                structure.set("codec-alpha", false);
+            } else if !has_views {
+                return PadProbeReturn::Ok;
+            }
+        }
+        _ if has_views => {}
         _ => return PadProbeReturn::Ok,
     }
     let caps = gst::Caps::builder_full().structure(structure).build();

@@ -17,6 +17,10 @@ use gst::{ClockTime, PadProbeData, PadProbeReturn, PadProbeType, prelude::*};
 /// Maximum size of an index in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 
+/// Line about chapters from [`hidden`].
+pub(super) const CHAPTERS: &str =
+    "its chapters are left out: GStreamer does not read those of MP4 and QuickTime";
+
 /// Part of a track that is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edit {
@@ -45,31 +49,8 @@ impl Edits {
     }
 
     fn try_read(path: &Path) -> Option<Self> {
-        let mut file = File::open(path).ok()?;
-        let end = file.metadata().ok()?.len();
-        let mut at = 0;
-        while at + 8 <= end {
-            let mut head = [0; 16];
-            file.seek(SeekFrom::Start(at)).ok()?;
-            let read = file.read(&mut head).ok()?;
-            let size = u64::from(u32::from_be_bytes(head[..4].try_into().ok()?));
-            let (size, header) = match size {
-                0 => (end - at, 8),
-                1 if read == 16 => (u64::from_be_bytes(head[8..].try_into().ok()?), 16),
-                size => (size, 8),
-            };
-            if &head[4..8] == b"moov" {
-                if size > MAX_INDEX || size < header {
-                    return None;
-                }
-                file.seek(SeekFrom::Start(at + header)).ok()?;
-                let mut index = vec![0; usize::try_from(size - header).ok()?];
-                file.read_exact(&mut index).ok()?;
-                return Self::parse(&index, at + header);
-            }
-            at = at.checked_add(size.max(8))?;
-        }
-        None
+        let (index, offset) = read_index(path)?;
+        Self::parse(&index, offset)
     }
 
     /// Parses the content of a `moov` box at `offset` in its file.
@@ -174,6 +155,57 @@ impl Edits {
         let track: u32 = start.stream_id().rsplit('/').next()?.parse().ok()?;
         self.list.iter().find(|edit| edit.track == track).copied()
     }
+}
+
+/// Returns the content of the `moov` box of an MP4 or QuickTime file, and its offset in the file.
+fn read_index(path: &Path) -> Option<(Vec<u8>, u64)> {
+    let mut file = File::open(path).ok()?;
+    let end = file.metadata().ok()?.len();
+    let mut at = 0;
+    while at + 8 <= end {
+        let mut head = [0; 16];
+        file.seek(SeekFrom::Start(at)).ok()?;
+        let read = file.read(&mut head).ok()?;
+        let size = u64::from(u32::from_be_bytes(head[..4].try_into().ok()?));
+        let (size, header) = match size {
+            0 => (end - at, 8),
+            1 if read == 16 => (u64::from_be_bytes(head[8..].try_into().ok()?), 16),
+            size => (size, 8),
+        };
+        if &head[4..8] == b"moov" {
+            if size > MAX_INDEX || size < header {
+                return None;
+            }
+            file.seek(SeekFrom::Start(at + header)).ok()?;
+            let mut index = vec![0; usize::try_from(size - header).ok()?];
+            file.read_exact(&mut index).ok()?;
+            return Some((index, at + header));
+        }
+        at = at.checked_add(size.max(8))?;
+    }
+    None
+}
+
+/// Returns a line for each thing in the MP4 or QuickTime file `path` that GStreamer does not read:
+/// chapters and a timecode.
+pub(super) fn hidden(path: &Path) -> Vec<&'static str> {
+    let index = read_index(path).map_or_else(Vec::new, |(index, _)| index);
+    let tracks = || boxes(&index).filter(|(name, _)| name == b"trak");
+    let has_list = find(&index, b"udta").is_some_and(|data| find(data, b"chpl").is_some());
+    let refers =
+        |track| find(track, b"tref").is_some_and(|references| find(references, b"chap").is_some());
+    let is_timecode = |track| {
+        let handler = find(track, b"mdia").and_then(|media| find(media, b"hdlr"));
+        handler.and_then(|handler| handler.get(8..12)) == Some(b"tmcd")
+    };
+    let mut found = Vec::new();
+    if has_list || tracks().any(|(_, track)| refers(track)) {
+        found.push(CHAPTERS);
+    }
+    if tracks().any(|(_, track)| is_timecode(track)) {
+        found.push("its timecode track is left out");
+    }
+    found
 }
 
 /// Reads an edit list of one part. The part may start later than the film.

@@ -17,8 +17,8 @@ use gst_app::AppSink;
 use super::{
     PROBE, Part, StreamInfo, TimedFrame,
     bus::{
-        Bus, Demux, Failure, append, codec_name, discard, is_idle, make, missing_plugins,
-        parse_file, refuse, start,
+        Bus, Demux, Failure, append, codec_name, discard, hide_views, is_idle, make,
+        missing_plugins, parse_file, refuse, start,
     },
     orientation::Turn,
     survey::{Kind, Survey, Track},
@@ -585,6 +585,7 @@ fn decode(
             refuse(&pipeline, &reason);
         }
     });
+    hide_views(pad);
     append(pipeline, pad, &[decoder], None)
 }
 

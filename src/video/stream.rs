@@ -76,6 +76,8 @@ impl StreamInfo {
         let mut caps = caps.clone();
         if let Some(structure) = caps.make_mut().structure_mut(0) {
             structure.remove_field("colorimetry");
+            // Matroska's muxer would give the pixels another shape for frames of two views.
+            structure.remove_fields(["multiview-mode", "multiview-flags"]);
         }
         let usual = VideoInfo::from_caps(&caps)
             .map_err(|_| format!("'{caps}' is not raw video in memory"))?;

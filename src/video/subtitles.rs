@@ -11,6 +11,9 @@ use super::{
     survey::{Cue, Kind, Survey, Track},
 };
 
+/// Texts that begin within this time are shown as one.
+const SAME_TIME: ClockTime = ClockTime::from_mseconds(10);
+
 /// Conversion of the text of a cue; `None` if nothing of it is shown.
 type Convert = fn(&str) -> Option<String>;
 
@@ -72,6 +75,12 @@ impl Subtitles {
             });
             let cues = track.cues.iter();
             let cues: Vec<_> = cues.filter_map(|cue| route.buffer(cue, origin)).collect();
+            let is_mp4 = matches!(container, Container::Mp4 | Container::QuickTime);
+            let (cues, overlaps) = if is_mp4 {
+                one_by_one(cues)
+            } else {
+                (cues, false)
+            };
             let times = || cues.iter().filter_map(|cue| cue.pts());
             let Some(span) = times().min().zip(times().max()) else {
                 let place = if survey.part.is_some() {
@@ -83,6 +92,12 @@ impl Subtitles {
                     .push(format!("{name} are left out: nothing is shown in {place}"));
                 continue;
             };
+            if overlaps {
+                all.notes.push(format!(
+                    "{name}: overlapping texts are shortened or joined, because this container \
+                     shows one at a time"
+                ));
+            }
             if let Some(becomes) = route.becomes {
                 all.notes.push(format!("{name} become {becomes}"));
             }
@@ -101,7 +116,8 @@ impl Subtitles {
             if track.tags.n_tags() > 0 {
                 events.push(gst::event::Tag::new(track.tags.clone()));
             }
-            let is_mp4 = matches!(container, Container::Mp4 | Container::QuickTime);
+            let language = language_tags(container, &track.tags);
+            events.extend(language.map(gst::event::Tag::new));
             all.streams.push(Stream {
                 source,
                 events,
@@ -136,6 +152,19 @@ impl Subtitles {
     }
 }
 
+/// Returns tags for a stream of unknown language with the `tags`, if `container` would otherwise
+/// mean English.
+pub(super) fn language_tags(container: Container, tags: &gst::TagList) -> Option<gst::TagList> {
+    let is_matroska = matches!(container, Container::Matroska | Container::WebM);
+    if !is_matroska || tags.get::<gst::tags::LanguageCode>().is_some() {
+        return None;
+    }
+    let mut unknown = gst::TagList::new();
+    let tags = unknown.get_mut()?;
+    tags.add::<gst::tags::LanguageCode>(&"und", gst::TagMergeMode::Replace);
+    Some(unknown)
+}
+
 /// Returns a subtitle without text for the time from zero to `end`.
 fn empty(end: ClockTime) -> gst::Buffer {
     let mut buffer = gst::Buffer::new();
@@ -144,6 +173,42 @@ fn empty(end: ClockTime) -> gst::Buffer {
         buffer.set_duration(end);
     }
     buffer
+}
+
+/// Ends each text of `cues` when the next one begins, and joins those that begin at the same time.
+/// Returns true if that changes a text.
+fn one_by_one(mut cues: Vec<gst::Buffer>) -> (Vec<gst::Buffer>, bool) {
+    cues.sort_by_key(|cue| cue.pts());
+    let mut single: Vec<gst::Buffer> = Vec::new();
+    let mut changed = false;
+    for cue in cues {
+        if let Some(last) = single.last_mut()
+            && let Some((from, to)) = last.pts().zip(cue.pts())
+        {
+            if to < from + SAME_TIME {
+                *last = joined(last, &cue).unwrap_or_else(|| last.clone());
+                changed = true;
+                continue;
+            }
+            if last.duration().is_some_and(|duration| from + duration > to) {
+                last.make_mut().set_duration(to - from);
+                changed = true;
+            }
+        }
+        single.push(cue);
+    }
+    (single, changed)
+}
+
+/// Returns both texts, one below the other, from the start of `first` to the end of the longer one.
+fn joined(first: &gst::Buffer, second: &gst::Buffer) -> Option<gst::Buffer> {
+    let (a, b) = (first.map_readable().ok()?, second.map_readable().ok()?);
+    let text = [a.trim_ascii_end(), b.trim_ascii_end()].join(&b'\n');
+    let mut buffer = gst::Buffer::from_slice(text);
+    let buffer_mut = buffer.get_mut()?;
+    buffer_mut.set_pts(first.pts());
+    buffer_mut.set_duration(first.duration().max(second.duration()));
+    Some(buffer)
 }
 
 impl Route {

@@ -13,7 +13,7 @@ use super::bus::{
     parse_file, refuse, start,
 };
 use super::{
-    edits::Edits,
+    edits::{CHAPTERS, Edits, hidden},
     orientation::{Syntax, Turn},
     part::Part,
 };
@@ -409,6 +409,8 @@ pub(super) struct Survey {
     /// Title, artist and other tags of the whole file.
     pub tags: gst::TagList,
     pub chapters: Option<gst::Toc>,
+    /// A line for each thing in an MP4 file that is not a stream here: see [`hidden`].
+    pub hidden: Vec<&'static str>,
     /// Names of plugins that GStreamer lacks for some of the streams.
     pub missing: Vec<String>,
     /// Demuxing method with which all streams have times.
@@ -425,7 +427,11 @@ impl Survey {
     /// [`Error::Video`] if GStreamer cannot demux the file.
     pub fn of(path: &Path) -> Result<Self> {
         super::init()?;
-        let survey = Self::demuxed(path, Demux::Plain)?;
+        let mut survey = Self::demuxed(path, Demux::Plain)?;
+        survey.hidden = hidden(path);
+        if survey.chapters.is_some() {
+            survey.hidden.retain(|line| *line != CHAPTERS);
+        }
         let is_untimed = |track: &Track| track.untimed > track.packets / 2;
         if survey.is_transport && survey.tracks.iter().any(is_untimed) {
             let survey = Self::demuxed(path, Demux::TimedTransport(ClockTime::ZERO))?;
@@ -443,7 +449,8 @@ impl Survey {
             edit.is_some_and(|edit| edit.at + edit.length > end + EDIT_TOLERANCE)
         };
         if survey.tracks.iter().any(is_short) {
-            let edited = Self::demuxed(path, Demux::Edited(Arc::new(edits)))?;
+            let mut edited = Self::demuxed(path, Demux::Edited(Arc::new(edits)))?;
+            edited.hidden.clone_from(&survey.hidden);
             // A file that is cut off ends early in any case.
             if edited.packets() > survey.packets() {
                 return Ok(edited);

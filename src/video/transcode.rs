@@ -11,7 +11,7 @@ use std::{
 use super::{
     Container, Options, Reader, StreamInfo, TimedFrame, Writer,
     survey::Survey,
-    verify::{AUDIO, Expected, differences},
+    verify::{Expected, differences, left_out, tolerance},
     writer::Input,
 };
 use crate::{Error, Result, frame::Frame};
@@ -191,7 +191,7 @@ pub(super) fn conclude(
         let start = Duration::from(track.first.unwrap_or_default());
         let start = start.saturating_sub(survey.origin());
         let length = encoded.map_or(track.duration(), Into::into);
-        if length + AUDIO < track.duration() {
+        if length + tolerance(track) < track.duration() {
             lost.push(format!(
                 "audio stream {} lasts {:.3} s, {:.3} s of it could be decoded",
                 n + 1,
@@ -205,7 +205,9 @@ pub(super) fn conclude(
     expected.subtitles = subtitles
         .map(|(cues, first, last)| (cues, first.into(), last.into()))
         .collect();
-    lost.extend(differences(partial, &expected)?);
+    let written = Survey::of(partial)?;
+    done.warnings.extend(left_out(survey, &written));
+    lost.extend(differences(&expected, &written));
     if !lost.is_empty() {
         done.end = End::Incomplete(lost);
     }

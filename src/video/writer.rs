@@ -424,6 +424,15 @@ fn report_other_streams(survey: &Survey, options: &Options) {
     for (name, track) in videos.chain(others) {
         options.tell(&format!("{name} ({}) is left out", codec_name(&track.caps)));
     }
+    let track = main.and_then(|main| survey.tracks(Kind::Video).nth(main));
+    let video = track.and_then(|track| track.caps.structure(0));
+    let views = video.and_then(|video| video.get::<String>("multiview-mode").ok());
+    if let Some(views) = views.filter(|views| views != "mono") {
+        options.tell(&format!(
+            "the stereo mode ({views}) is left out: the frames keep both views"
+        ));
+    }
+    survey.hidden.iter().for_each(|line| options.tell(line));
 }
 
 /// Passes the metadata of the source file to the muxer: title, artist, chapters. Returns the
