@@ -21,6 +21,7 @@
 
 mod audio;
 mod bus;
+mod cut;
 mod edits;
 mod encoder;
 mod matroska;

@@ -20,6 +20,7 @@ use super::{
         Bus, Demux, Failure, append, codec_name, discard, hide_views, is_idle, make,
         missing_plugins, parse_file, refuse, start,
     },
+    cut::missing,
     orientation::Turn,
     survey::{Kind, Survey, Track},
 };
@@ -390,7 +391,12 @@ impl Reader {
         let stated = self.stated.min(self.part.end);
         let ends = self.survey.tracks.iter().filter_map(|track| track.end);
         let read = ends.max().map_or(self.end, Duration::from).max(self.end);
-        if read + MISSING < stated {
+        let is_read = read < self.part.end;
+        if let Some(bytes) = missing(self.path()).filter(|_| is_read) {
+            self.warn(format!(
+                "the file is cut off: {bytes} bytes are missing at its end"
+            ));
+        } else if read + MISSING < stated {
             self.warn(format!(
                 "the file ends at {:.1} s instead of {:.1} s: it may be cut off",
                 read.as_secs_f64(),

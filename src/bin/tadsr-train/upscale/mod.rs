@@ -448,6 +448,12 @@ fn upscale_picture(
             input.display()
         ));
     }
+    if large.loses_texts(output) {
+        meter.log(&format!(
+            "'{}' loses its title, comments or other texts: JPEG does not support them",
+            input.display()
+        ));
+    }
     large.write(output, args.quality.unwrap_or(95))?;
     let info = large.frame.info();
     Ok((info.width, info.height))

@@ -34,6 +34,9 @@ pub struct Picture {
     has_alpha: bool,
 }
 
+/// Keyword of the text of a PNG file with XMP metadata.
+const XMP: &str = "XML:com.adobe.xmp";
+
 /// Formats that are read.
 const READ: [ImageFormat; 4] = [
     ImageFormat::Png,
@@ -118,6 +121,13 @@ impl Picture {
             let _ = Orientation::remove_from_exif_chunk(&mut exif);
             Cow::Owned(exif)
         });
+        if format != ImageFormat::Png
+            && let Some(xmp) = decoder.xmp_metadata().unwrap_or_default()
+            && let Ok(text) = String::from_utf8(xmp)
+        {
+            let chunk = png::text_metadata::ITXtChunk::new(XMP, upright(text));
+            metadata.utf8_text.push(chunk);
+        }
         if let ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16 = decoder.original_color_type()
         {
             // The decoded picture is RGB, but the profile describes CMYK.
@@ -181,6 +191,14 @@ impl Picture {
     /// Returns true if the picture has alpha that a file named `path` cannot contain.
     pub fn loses_alpha(&self, path: &Path) -> bool {
         is_jpeg_name(path) && self.has_alpha
+    }
+
+    /// Returns true if texts of the picture cannot be kept in a file named `path`.
+    pub fn loses_texts(&self, path: &Path) -> bool {
+        let texts = &self.metadata;
+        let other = texts.utf8_text.iter().any(|text| text.keyword != XMP);
+        let latin = texts.uncompressed_latin1_text.len() + texts.compressed_latin1_text.len();
+        is_jpeg_name(path) && (other || latin > 0)
     }
 
     /// Returns true if a file named `path` cannot describe the picture's colours.
@@ -251,7 +269,16 @@ impl Picture {
             encoder.set_pixel_density(jfif_density(density));
         }
         encoder.write_image(samples, width, height, color)?;
+        if let Some(xmp) = self.xmp() {
+            insert_xmp(&mut file, &xmp);
+        }
         Ok(file)
+    }
+
+    /// Returns the XMP metadata, which PNG keeps as a text.
+    fn xmp(&self) -> Option<String> {
+        let mut texts = self.metadata.utf8_text.iter();
+        texts.find(|text| text.keyword == XMP)?.get_text().ok()
     }
 
     fn png(
@@ -314,6 +341,34 @@ fn png_metadata(bytes: &[u8]) -> Result<png::Info<'static>> {
     metadata.compressed_latin1_text = info.compressed_latin1_text.clone();
     metadata.utf8_text = info.utf8_text.clone();
     Ok(metadata)
+}
+
+/// Returns XMP metadata of a picture that was rotated upright.
+fn upright(mut xmp: String) -> String {
+    for turned in '2'..='8' {
+        for (before, after) in [("tiff:Orientation=\"", "\""), ("<tiff:Orientation>", "<")] {
+            let stated = format!("{before}{turned}{after}");
+            xmp = xmp.replace(&stated, &format!("{before}1{after}"));
+        }
+    }
+    xmp
+}
+
+/// Inserts XMP metadata into a JPEG file after its first segment. Metadata that is too long for a
+/// segment is left out.
+fn insert_xmp(jpeg: &mut Vec<u8>, xmp: &str) {
+    const MARKER: [u8; 2] = [0xFF, 0xE1];
+    const NAME: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
+    let Ok(length) = u16::try_from(2 + NAME.len() + xmp.len()) else {
+        return;
+    };
+    // A JFIF header comes first.
+    let at = match jpeg.get(2..6) {
+        Some(&[0xFF, 0xE0, high, low]) => 4 + usize::from(u16::from_be_bytes([high, low])),
+        _ => 2,
+    };
+    let segment = [&MARKER[..], &length.to_be_bytes(), NAME, xmp.as_bytes()].concat();
+    jpeg.splice(at..at, segment);
 }
 
 /// Returns the chunks of colours and high dynamic range that the encoder does not write.
@@ -513,12 +568,16 @@ mod tests {
             );
             let samples = picture.frame.plane_mut(0).iter_mut().enumerate();
             samples.for_each(|(i, s)| *s = 3 * i as u8);
+            let xmp = "<x tiff:Orientation=\"1\" title=\"T\u{fc}r\"/>";
+            let chunk = png::text_metadata::ITXtChunk::new(XMP, xmp);
+            picture.metadata.utf8_text.push(chunk);
             for name in ["a.png", "a.jpg"] {
                 let path = dir.path().join(name);
                 picture.write(&path, 95).unwrap();
                 let back = Picture::read(&path, false).unwrap();
                 let (was, is) = (&picture.metadata, &back.metadata);
                 assert_eq!(is.icc_profile, was.icc_profile, "{format:?} {name}");
+                assert_eq!(back.xmp().as_deref(), Some(xmp), "{format:?} {name}");
                 let density = |m: &png::Info| m.pixel_dims.map(|d| (d.xppu, d.yppu));
                 assert_eq!(density(is), density(was), "{format:?} {name}");
                 if name == "a.png" {
@@ -528,6 +587,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_orientation_of_xmp_is_that_of_the_rotated_picture() {
+        let text =
+            |n| format!("<a tiff:Orientation=\"{n}\"><tiff:Orientation>{n}</tiff:Orientation>");
+        assert_eq!(upright(text(6)), text(1));
+        assert_eq!(upright(text(1)), text(1));
     }
 
     #[test]
