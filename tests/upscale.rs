@@ -398,8 +398,10 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
     scene(16, 16).save(folder.path("b.png")).unwrap();
     fs::create_dir(folder.path("in")).unwrap();
     folder.clip("v.mp4", 5);
+    fs::write(folder.path("empty.png"), "").unwrap();
     for (args, reason) in [
-        (&["a.png", "b.png"][..], "'b.png' exists; --overwrite"),
+        (&["empty.png", "c.png"][..], "'empty.png' is empty"),
+        (&["a.png", "b.png"], "'b.png' exists; --overwrite"),
         (&["a.png", "a.png", "--overwrite"], "is the input"),
         (&["a.png", "c.bmp"], ".png, .jpg or .jpeg"),
         (&["nowhere.png", "c.png"], "nowhere.png"),
@@ -413,7 +415,7 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
         ),
         (&["in", "out"], "no picture"),
         (&["in", "b.png"], "exists and is none"),
-        (&["v.mp4", "c.png"], "is no picture"),
+        (&["v.mp4", "c.png"], "is no PNG, JPEG, WebP or TIFF picture"),
         (&["v.mp4", "c.avi"], ".mkv or .webm"),
         (&["v.mp4", "no/c.mp4"], "there is no folder 'no'"),
         (
@@ -426,7 +428,7 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
         let said = folder.fails(args);
         assert!(said.contains(reason), "{args:?}: {said}");
     }
-    assert_eq!(folder.files("."), ["a.png", "b.png", "v.mp4"]);
+    assert_eq!(folder.files("."), ["a.png", "b.png", "empty.png", "v.mp4"]);
     folder.succeeds(&["a.png", "b.png", "--overwrite"]);
     assert_eq!(size(&folder.path("b.png")), (32, 32));
 }

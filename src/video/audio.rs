@@ -38,6 +38,8 @@ enum Route {
 pub(super) struct Audio {
     parse: gst::Element,
     shared: Arc<Shared>,
+    /// Marks of the track of each stream.
+    pub marks: Vec<Vec<u8>>,
 }
 
 /// State that GStreamer's threads and the writer share.
@@ -110,7 +112,11 @@ impl Audio {
                 refuse(&pipeline, &format!("its audio cannot be kept: {reason}"));
             }
         });
-        Ok(Self { parse, shared })
+        Ok(Self {
+            parse,
+            shared,
+            marks: survey.audio().map(|track| track.marks.clone()).collect(),
+        })
     }
 
     /// Returns the result for each stream, such as `AAC copied`.
@@ -198,6 +204,9 @@ impl Shared {
         if let Some(tags) = language_tags(container, &track.tags) {
             state_language(&pad, tags);
         }
+        if chain.encoder.is_none() {
+            keep_partly_shown(&pad);
+        }
         drop_after(&pad, cut);
         Ok(())
     }
@@ -250,6 +259,30 @@ impl Shared {
             }
         }
     }
+}
+
+/// Moves the start of a packet that begins before the segment at `pad` and ends in it to the start
+/// of the segment. The muxer would drop the packet.
+fn keep_partly_shown(pad: &gst::Pad) {
+    pad.add_probe(PadProbeType::BUFFER, |pad, info| {
+        let segment = pad.sticky_event::<gst::event::Segment>(0);
+        let start = segment.and_then(|event| {
+            let segment = event.segment().downcast_ref::<ClockTime>()?;
+            segment.start()
+        });
+        if let Some(PadProbeData::Buffer(buffer)) = &mut info.data
+            && let (Some(start), Some(time)) = (start, buffer.pts())
+            && let Some(duration) = buffer.duration()
+            && time < start
+            && start < time + duration
+        {
+            let buffer = buffer.make_mut();
+            buffer.set_pts(start);
+            buffer.set_dts(buffer.dts().map(|_| start));
+            buffer.set_duration(time + duration - start);
+        }
+        PadProbeReturn::Ok
+    });
 }
 
 /// Passes `tags` to the muxer of `pad` before the first packet.
@@ -646,7 +679,11 @@ mod tests {
         let seconds = length.nseconds() as f64 / 1e9;
         assert!((seconds - 2.0).abs() < 1e-3, "{encoder}: {seconds} s");
         if container == Container::Matroska {
-            matroska::complete(&path, &[], &[Some(delay)]).unwrap();
+            let tracks = matroska::Tracks {
+                delays: vec![Some(delay)],
+                ..Default::default()
+            };
+            matroska::complete(&path, &[], &tracks).unwrap();
         } else {
             let delayed = (!delay.is_zero()).then_some(Delayed { delay, length });
             hide_delays(&path, &[delayed]).unwrap();

@@ -1,5 +1,5 @@
 //! Completion of Matroska files that GStreamer has written: it quotes tags of several words, and
-//! writes no attachments.
+//! writes neither attachments nor what tracks are marked as.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,8 +20,14 @@ const VOID: u32 = 0xEC;
 const DOC_TYPE_VERSION: u32 = 0x4287;
 const TRACKS: u32 = 0x1654_AE6B;
 const TRACK_ENTRY: u32 = 0xAE;
+const TRACK_NUMBER: u32 = 0xD7;
 const TRACK_TYPE: u32 = 0x83;
 const AUDIO: &[u8] = &[2];
+const SUBTITLES: &[u8] = &[17];
+const FLAG_DEFAULT: u32 = 0x88;
+/// Flags of a track: played by default, forced, for the hearing impaired, for the visually
+/// impaired, with descriptions, in the original language, commentary.
+const MARKS: [u32; 7] = [FLAG_DEFAULT, 0x55AA, 0x55AB, 0x55AC, 0x55AD, 0x55AE, 0x55AF];
 const VIDEO_SETTINGS: u32 = 0xE0;
 const AUDIO_SETTINGS: u32 = 0xE1;
 const CODEC_DELAY: u32 = 0x56AA;
@@ -86,16 +92,62 @@ impl Attachment {
     }
 }
 
-/// Removes the quotes from the tags of the file `path`, and appends `attachments`. States the
-/// `delays` of all audio streams by their encoders, in order.
+/// What the muxer does not write of the tracks, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Tracks {
+    /// Delay of each audio stream by its encoder.
+    pub delays: Vec<Option<ClockTime>>,
+    /// [`marks`] of each audio stream.
+    pub audio: Vec<Vec<u8>>,
+    /// [`marks`] of each stream of subtitles.
+    pub subtitles: Vec<Vec<u8>>,
+}
+
+impl Tracks {
+    fn is_written(&self) -> bool {
+        let mut marks = self.audio.iter().chain(&self.subtitles);
+        let mut delays = self.delays.iter().flatten();
+        marks.all(Vec::is_empty) && delays.all(|delay| delay.is_zero())
+    }
+}
+
+/// Returns for each track of the file `path` its number and the elements that mark it, if it is a
+/// Matroska file.
+pub(super) fn marks(path: &Path) -> Vec<(u32, Vec<u8>)> {
+    let content = || -> io::Result<Option<Vec<u8>>> {
+        let mut file = File::open(path)?;
+        let Some(first) = header(&mut file, 0)?.filter(|e| e.id == EBML) else {
+            return Ok(None);
+        };
+        let segment = header(&mut file, first.end())?;
+        let Some(segment) = segment.filter(|e| e.id == SEGMENT) else {
+            return Ok(None);
+        };
+        let tracks = find_tracks(&mut file, &segment)?;
+        let tracks = tracks.filter(|tracks| tracks.size < MAX_TAGS);
+        tracks.map(|tracks| read(&mut file, &tracks)).transpose()
+    };
+    let content = content().ok().flatten().unwrap_or_default();
+    let entries = elements(&content).filter(|(id, _)| *id == TRACK_ENTRY);
+    let marks = entries.filter_map(|(_, entry)| {
+        let number = elements(entry).find(|(id, _)| *id == TRACK_NUMBER)?.1;
+        let marks = elements(entry).filter(|(id, value)| {
+            let is_set = value.iter().any(|byte| *byte != 0);
+            // By default a track is played by default, and is nothing else.
+            MARKS.contains(id) && is_set != (*id == FLAG_DEFAULT)
+        });
+        let marks = marks.flat_map(|(id, value)| element(id, value)).collect();
+        Some((u32::try_from(integer(number)).ok()?, marks))
+    });
+    marks.collect()
+}
+
+/// Removes the quotes from the tags of the file `path`, and appends `attachments`. Completes the
+/// descriptions of its `tracks`.
 ///
 /// # Errors
 /// If the file cannot be written, or is built in another way than by GStreamer.
-pub(super) fn complete(
-    path: &Path,
-    attachments: &[Attachment],
-    delays: &[Option<ClockTime>],
-) -> io::Result<()> {
+pub(super) fn complete(path: &Path, attachments: &[Attachment], tracks: &Tracks) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let end = file.metadata()?.len();
     let other = || io::Error::other("the file is built in an unknown way");
@@ -108,8 +160,8 @@ pub(super) fn complete(
     let index = header(&mut file, segment.content())?;
     let index = index.filter(|e| is_whole && e.id == SEEK_HEAD);
     let index = index.ok_or_else(other)?;
-    if delays.iter().flatten().any(|delay| !delay.is_zero()) {
-        state_delays(&mut file, &first, &segment, delays)?.ok_or_else(other)?;
+    if !tracks.is_written() {
+        describe(&mut file, &first, &segment, tracks)?.ok_or_else(other)?;
     }
     let mut entries = seek_entries(&read(&mut file, &index)?);
     let tags = entries
@@ -144,35 +196,42 @@ pub(super) fn complete(
     file.sync_data()
 }
 
-/// Writes the delays into the descriptions of the tracks, which have free space in their sizes.
-/// Returns `None` if they have not.
-fn state_delays(
-    file: &mut File,
-    first: &Place,
-    segment: &Place,
-    delays: &[Option<ClockTime>],
-) -> io::Result<Option<()>> {
+/// Returns the place of the descriptions of the tracks.
+fn find_tracks(file: &mut File, segment: &Place) -> io::Result<Option<Place>> {
     let mut at = segment.content();
-    let tracks = loop {
+    loop {
         match header(file, at)? {
-            Some(place) if place.id == TRACKS => break place,
+            Some(place) if place.id == TRACKS => return Ok(Some(place)),
             Some(place) if place.id != CLUSTER => at = place.end(),
             _ => return Ok(None),
         }
+    }
+}
+
+/// Completes the descriptions of the `tracks`, which have free space in their sizes. Returns `None`
+/// if they have not.
+fn describe(
+    file: &mut File,
+    first: &Place,
+    segment: &Place,
+    tracks: &Tracks,
+) -> io::Result<Option<()>> {
+    let Some(place) = find_tracks(file, segment)? else {
+        return Ok(None);
     };
-    let content = read(file, &tracks)?;
-    let entries = delayed_tracks(&content, delays);
+    let content = read(file, &place)?;
+    let entries = described(&content, tracks);
     // A single byte cannot be filled.
     let mut sizes = [2, 3].into_iter().filter_map(|width| {
         let entries = entries
             .iter()
             .flat_map(|(id, entry)| sized_element(*id, entry, width));
-        filled(entries.collect(), tracks.size)
+        filled(entries.collect(), place.size)
     });
     let Some(written) = sizes.next() else {
         return Ok(None);
     };
-    file.seek(SeekFrom::Start(tracks.content()))?;
+    file.seek(SeekFrom::Start(place.content()))?;
     file.write_all(&written)?;
     // The delay belongs to version 4 of the format.
     let head = read(file, first)?;
@@ -187,24 +246,32 @@ fn state_delays(
     Ok(Some(()))
 }
 
-/// Returns the elements of `tracks` in less space, with the delays of audio tracks.
-fn delayed_tracks(tracks: &[u8], delays: &[Option<ClockTime>]) -> Vec<(u32, Vec<u8>)> {
-    let mut delays = delays.iter();
+/// Returns the elements of `content` in less space, with what is to be written of the `tracks`.
+fn described(content: &[u8], tracks: &Tracks) -> Vec<(u32, Vec<u8>)> {
+    let (mut delays, mut audio) = (tracks.delays.iter(), tracks.audio.iter());
+    let mut subtitles = tracks.subtitles.iter();
     let short = |(id, entry): (u32, &[u8])| {
         if id != TRACK_ENTRY {
             return (id, entry.to_vec());
         }
+        let is = |kind| elements(entry).any(|part| part == (TRACK_TYPE, kind));
+        let has = |id| elements(entry).any(|(found, _)| found == id);
+        let (mut delay, mut marks) = (None, None);
+        if is(AUDIO) {
+            (delay, marks) = (delays.next(), audio.next());
+        } else if is(SUBTITLES) {
+            marks = subtitles.next();
+        }
         // Of the elements in a track only those of two identifiers are long in GStreamer's files.
-        let parts = elements(entry).map(|(id, part)| match id {
+        let parts = elements(entry).filter(|(id, _)| marks.is_none() || !MARKS.contains(id));
+        let parts = parts.map(|(id, part)| match id {
             VIDEO_SETTINGS | AUDIO_SETTINGS => sized_element(id, part, 2),
             _ => element(id, part),
         });
         let mut short: Vec<u8> = parts.flatten().collect();
-        let is_audio = elements(entry).any(|part| part == (TRACK_TYPE, AUDIO));
-        let is_stated = elements(entry).any(|(id, _)| id == CODEC_DELAY);
-        if is_audio
-            && let Some(Some(delay)) = delays.next()
-            && !is_stated
+        short.extend(marks.into_iter().flatten());
+        if let Some(Some(delay)) = delay
+            && !has(CODEC_DELAY)
         {
             let bytes = delay.nseconds().to_be_bytes();
             let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(7);
@@ -212,7 +279,7 @@ fn delayed_tracks(tracks: &[u8], delays: &[Option<ClockTime>]) -> Vec<(u32, Vec<
         }
         (id, short)
     };
-    elements(tracks).map(short).collect()
+    elements(content).map(short).collect()
 }
 
 /// Place of an element in a file.
@@ -256,17 +323,17 @@ fn read(file: &mut File, place: &Place) -> io::Result<Vec<u8>> {
 /// Returns identifier, length of the header, and size of the element at the start of `bytes`.
 fn parse_header(bytes: &[u8]) -> Option<(u32, usize, u64)> {
     let length = |byte: &u8| byte.leading_zeros() as usize + 1;
-    let number = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-    };
     let id = bytes.get(..length(bytes.first()?))?;
     let rest = &bytes[id.len()..];
     let size = rest.get(..length(rest.first()?))?;
     let mask = u64::MAX >> (64 - 7 * size.len().min(8));
-    let id_number = u32::try_from(number(id)).ok()?;
-    Some((id_number, id.len() + size.len(), number(size) & mask))
+    let id_number = u32::try_from(integer(id)).ok()?;
+    Some((id_number, id.len() + size.len(), integer(size) & mask))
+}
+
+fn integer(bytes: &[u8]) -> u64 {
+    let join = |sum, byte: &u8| sum << 8 | u64::from(*byte);
+    bytes.iter().fold(0, join)
 }
 
 /// Returns the elements in `data` with their content, up to the first incomplete one.
@@ -326,16 +393,11 @@ fn long_size(size: u64) -> [u8; 8] {
 
 /// Returns identifiers and positions in the content of a seek head.
 fn seek_entries(index: &[u8]) -> Vec<(u32, u64)> {
-    let number = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-    };
     let entries = elements(index).filter(|(id, _)| *id == SEEK);
     let entries = entries.filter_map(|(_, entry)| {
         let field = |id| elements(entry).find(|(found, _)| *found == id);
-        let id = u32::try_from(number(field(SEEK_ID)?.1)).ok()?;
-        Some((id, number(field(SEEK_POSITION)?.1)))
+        let id = u32::try_from(integer(field(SEEK_ID)?.1)).ok()?;
+        Some((id, integer(field(SEEK_POSITION)?.1)))
     });
     // Clusters have no fixed place in the index.
     entries.filter(|(id, _)| *id != CLUSTER).collect()

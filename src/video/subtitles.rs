@@ -42,6 +42,8 @@ struct Stream {
     cues: Vec<gst::Buffer>,
     /// Start of the first cue and of the last.
     span: (ClockTime, ClockTime),
+    /// Marks of the track.
+    marks: Vec<u8>,
 }
 
 impl Subtitles {
@@ -124,6 +126,7 @@ impl Subtitles {
                 filler: (is_mp4 && !span.0.is_zero()).then(|| empty(span.0)),
                 cues,
                 span,
+                marks: track.marks.clone(),
             });
         }
         Ok(all)
@@ -141,6 +144,11 @@ impl Subtitles {
             }
             let _ = stream.source.end_of_stream();
         }
+    }
+
+    /// Returns for each stream the marks of its track.
+    pub fn marks(&self) -> Vec<Vec<u8>> {
+        self.streams.iter().map(|s| s.marks.clone()).collect()
     }
 
     /// Returns for each stream the number of cues, and the start of the first and of the last.

@@ -14,6 +14,7 @@ use super::bus::{
 };
 use super::{
     edits::{CHAPTERS, Edits, hidden},
+    matroska,
     orientation::{Syntax, Turn},
     part::Part,
 };
@@ -121,6 +122,8 @@ pub(super) struct Track {
     pub turns: Vec<(ClockTime, Turn)>,
     /// Title, language and other tags of the stream.
     pub tags: gst::TagList,
+    /// Elements of a Matroska file that mark the stream: see [`matroska::marks`].
+    pub marks: Vec<u8>,
 }
 
 impl Track {
@@ -188,7 +191,11 @@ impl Track {
 
     fn new(caps: gst::Caps, start: Option<&gst::event::StreamStart<gst::Event>>) -> Self {
         let flags = start.map_or(gst::StreamFlags::empty(), |event| event.stream_flags());
-        let id = start.and_then(|event| event.stream_id().rsplit('/').next()?.parse().ok());
+        // Behind the number Matroska's streams have an identifier.
+        let id = start.and_then(|event| {
+            let last = event.stream_id().rsplit('/').next()?;
+            last.split(':').next()?.parse().ok()
+        });
         Self {
             kind: Kind::of(&caps),
             id,
@@ -210,6 +217,7 @@ impl Track {
             events: Vec::new(),
             turns: Vec::new(),
             tags: gst::TagList::new(),
+            marks: Vec::new(),
         }
     }
 
@@ -427,6 +435,18 @@ impl Survey {
     /// [`Error::Video`] if GStreamer cannot demux the file.
     pub fn of(path: &Path) -> Result<Self> {
         super::init()?;
+        let mut survey = Self::timed(path)?;
+        for (id, marks) in matroska::marks(path) {
+            let mut tracks = survey.tracks.iter_mut();
+            if let Some(track) = tracks.find(|track| track.id == Some(id)) {
+                track.marks = marks;
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Demuxes `path` to its end, by the method with which all streams have times.
+    fn timed(path: &Path) -> Result<Self> {
         let mut survey = Self::demuxed(path, Demux::Plain)?;
         survey.hidden = hidden(path);
         if survey.chapters.is_some() {

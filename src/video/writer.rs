@@ -212,7 +212,7 @@ impl Writer {
         let (mut audio, mut subtitles, mut attachments) = (None, None, Vec::new());
         if let Some((from, survey)) = source {
             attachments = describe(&mux, container, survey, options);
-            report_other_streams(survey, options);
+            report_other_streams(survey, container, options);
             let added = Subtitles::add(&pipeline, &mux, survey, container, &cut).map_err(failed)?;
             added.notes.iter().for_each(|line| options.tell(line));
             subtitles = Some(added);
@@ -349,7 +349,13 @@ impl Writer {
         let encoded = audio.map_or_else(Vec::new, Audio::encoded);
         let completed = match self.container {
             Container::Matroska | Container::WebM => {
-                matroska::complete(&self.path, &self.attachments, &delays)
+                let subtitles = self.subtitles.as_ref();
+                let tracks = matroska::Tracks {
+                    delays,
+                    audio: audio.map_or_else(Vec::new, |audio| audio.marks.clone()),
+                    subtitles: subtitles.map_or_else(Vec::new, Subtitles::marks),
+                };
+                matroska::complete(&self.path, &self.attachments, &tracks)
             }
             Container::Mp4 | Container::QuickTime => {
                 let delays = delays.iter().zip(&encoded).map(|(delay, length)| {
@@ -412,8 +418,9 @@ impl Drop for Writer {
     }
 }
 
-/// Reports the streams that are neither the video nor audio or subtitles.
-fn report_other_streams(survey: &Survey, options: &Options) {
+/// Reports the streams that are neither the video nor audio or subtitles, and what the container
+/// does not support of the others.
+fn report_other_streams(survey: &Survey, container: Container, options: &Options) {
     let main = survey.main_video();
     let videos = survey.tracks(Kind::Video).enumerate();
     let others = videos.filter(|(index, _)| Some(*index) != main);
@@ -423,6 +430,18 @@ fn report_other_streams(survey: &Survey, options: &Options) {
         .map(|track| ("a stream".into(), track));
     for (name, track) in videos.chain(others) {
         options.tell(&format!("{name} ({}) is left out", codec_name(&track.caps)));
+    }
+    let is_matroska = matches!(container, Container::Matroska | Container::WebM);
+    // A mark of the only audio stream changes nothing.
+    let is_marked = |kind, least| {
+        let mut tracks = survey.tracks(kind);
+        tracks.any(|track| !track.marks.is_empty()) && survey.tracks(kind).count() >= least
+    };
+    if !is_matroska && (is_marked(Kind::Audio, 2) || is_marked(Kind::Subtitles, 1)) {
+        options.tell(
+            "the marks of its streams (default, forced, commentary and the like) are left out: \
+             this container does not support them",
+        );
     }
     let track = main.and_then(|main| survey.tracks(Kind::Video).nth(main));
     let video = track.and_then(|track| track.caps.structure(0));

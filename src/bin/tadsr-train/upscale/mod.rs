@@ -7,6 +7,7 @@ mod part;
 mod picture;
 mod settings;
 mod size;
+mod tiff;
 #[cfg(feature = "video")]
 mod video;
 
@@ -132,6 +133,7 @@ impl Kind {
         let mut start = Vec::new();
         let file = fs::File::open(path).with_context(cannot)?;
         file.take(16).read_to_end(&mut start).with_context(cannot)?;
+        ensure!(!start.is_empty(), "'{}' is empty", path.display());
         ensure!(
             !start.starts_with(b"GIF8"),
             "'{}' is a GIF: convert it to a video or a PNG first, for example with \
@@ -343,7 +345,11 @@ impl Args {
                 output.display()
             ),
             _ if picture::has_picture_name(&output) => {
-                bail!("'{}' is no picture", self.input.display())
+                bail!(
+                    "'{}' is no PNG, JPEG, WebP or TIFF picture, so that it cannot become '{}'",
+                    self.input.display(),
+                    output.display()
+                )
             }
             _ => {}
         }

@@ -23,6 +23,8 @@ use tadsr::{
     },
 };
 
+use super::tiff;
+
 /// A picture in memory.
 pub struct Picture {
     /// GRAY8, RGB or RGBA; GRAY16 or RGBA64 with 16 bits a sample.
@@ -101,7 +103,7 @@ impl Picture {
                 "the file ends in the middle of the picture"
             ),
             ImageFormat::WebP => check_webp(&bytes)?,
-            ImageFormat::Tiff => check_tiff(&bytes)?,
+            ImageFormat::Tiff => tiff::check(&bytes)?,
             _ => {}
         }
         let reader = ImageReader::with_format(Cursor::new(&bytes), format);
@@ -111,8 +113,10 @@ impl Picture {
             ImageFormat::Png => png_metadata(&bytes)?,
             _ => png::Info::default(),
         };
-        if format == ImageFormat::Jpeg {
-            metadata.pixel_dims = jpeg_density(&bytes);
+        match format {
+            ImageFormat::Jpeg => metadata.pixel_dims = jpeg_density(&bytes),
+            ImageFormat::Tiff => metadata.pixel_dims = tiff::density(&bytes),
+            _ => {}
         }
         metadata.icc_profile = decoder.icc_profile().unwrap_or_default().map(Cow::Owned);
         let orientation = decoder.orientation()?;
@@ -198,7 +202,8 @@ impl Picture {
         let texts = &self.metadata;
         let other = texts.utf8_text.iter().any(|text| text.keyword != XMP);
         let latin = texts.uncompressed_latin1_text.len() + texts.compressed_latin1_text.len();
-        is_jpeg_name(path) && (other || latin > 0)
+        let long = self.xmp().is_some_and(|xmp| xmp_length(&xmp).is_none());
+        is_jpeg_name(path) && (other || long || latin > 0)
     }
 
     /// Returns true if a file named `path` cannot describe the picture's colours.
@@ -354,12 +359,19 @@ fn upright(mut xmp: String) -> String {
     xmp
 }
 
+/// Start of a segment with XMP metadata.
+const XMP_SEGMENT: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
+
+/// Returns the length of the segment of a JPEG file with `xmp`; `None` if it is too long for one.
+fn xmp_length(xmp: &str) -> Option<u16> {
+    u16::try_from(2 + XMP_SEGMENT.len() + xmp.len()).ok()
+}
+
 /// Inserts XMP metadata into a JPEG file after its first segment. Metadata that is too long for a
 /// segment is left out.
 fn insert_xmp(jpeg: &mut Vec<u8>, xmp: &str) {
     const MARKER: [u8; 2] = [0xFF, 0xE1];
-    const NAME: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
-    let Ok(length) = u16::try_from(2 + NAME.len() + xmp.len()) else {
+    let Some(length) = xmp_length(xmp) else {
         return;
     };
     // A JFIF header comes first.
@@ -367,7 +379,8 @@ fn insert_xmp(jpeg: &mut Vec<u8>, xmp: &str) {
         Some(&[0xFF, 0xE0, high, low]) => 4 + usize::from(u16::from_be_bytes([high, low])),
         _ => 2,
     };
-    let segment = [&MARKER[..], &length.to_be_bytes(), NAME, xmp.as_bytes()].concat();
+    let length = length.to_be_bytes();
+    let segment = [&MARKER[..], &length, XMP_SEGMENT, xmp.as_bytes()].concat();
     jpeg.splice(at..at, segment);
 }
 
@@ -424,60 +437,6 @@ fn check_webp(bytes: &[u8]) -> Result<()> {
          example with 'magick in.webp -coalesce out-%04d.png'"
     );
     Ok(())
-}
-
-/// Refuses a TIFF file of several pictures, of which only the first would be kept, and one that
-/// begins with a preview.
-fn check_tiff(bytes: &[u8]) -> Result<()> {
-    let previews = tiff_previews(bytes);
-    let pictures = previews.iter().filter(|is_preview| !**is_preview).count();
-    ensure!(
-        previews.first() != Some(&true),
-        "the first picture of the file is a preview, as in raw photos: convert it to a PNG first"
-    );
-    ensure!(
-        pictures < 2,
-        "a file of {pictures} pictures: split it first, for example with \
-         'magick in.tif out-%04d.png'"
-    );
-    Ok(())
-}
-
-/// Returns for each picture of a TIFF file whether it is a preview of another.
-fn tiff_previews(bytes: &[u8]) -> Vec<bool> {
-    const MAX_PICTURES: usize = 10_000;
-    const NEW_SUBFILE_TYPE: usize = 254;
-    let is_big_endian = bytes.starts_with(b"MM");
-    let number = |at: usize, size: usize| {
-        let field = bytes.get(at..at.checked_add(size)?)?;
-        let join = |sum, byte: &u8| sum << 8 | usize::from(*byte);
-        Some(if is_big_endian {
-            field.iter().fold(0, join)
-        } else {
-            field.iter().rev().fold(0, join)
-        })
-    };
-    // Bytes of an offset, of the number of entries, and of an entry, which ends with its value.
-    let is_big = number(2, 2) == Some(43);
-    let (offset, count, size) = if is_big { (8, 8, 20) } else { (4, 2, 12) };
-    let entry = |at: usize, i: usize| {
-        at.saturating_add(count)
-            .saturating_add(i.saturating_mul(size))
-    };
-    let mut previews = Vec::new();
-    let mut at = number(if is_big { 8 } else { 4 }, offset).unwrap_or(0);
-    while let (1.., Some(entries)) = (at, number(at, count)) {
-        let entries = entries.min(bytes.len() / size);
-        let kind = (0..entries).find(|i| number(entry(at, *i), 2) == Some(NEW_SUBFILE_TYPE));
-        let kind = kind.and_then(|i| number(entry(at, i) + size - offset, 4));
-        previews.push(kind.unwrap_or(0) & 1 == 1);
-        at = number(entry(at, entries), offset).unwrap_or(0);
-        if previews.len() == MAX_PICTURES {
-            // The list may be a circle.
-            break;
-        }
-    }
-    previews
 }
 
 /// Returns the density of pixels that are wider by a factor.

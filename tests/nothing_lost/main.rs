@@ -2,8 +2,10 @@
 //! makes the inputs, and ffprobe measures the outputs.
 #![cfg(feature = "video")]
 
-#[path = "support/ffprobe.rs"]
+mod audio;
+#[path = "../support/ffprobe.rs"]
 mod ffprobe;
+mod subtitles;
 
 use std::{
     path::{Path, PathBuf},
@@ -167,70 +169,6 @@ fn streams_that_begin_late_are_kept_in_sync() {
         let offset = |path: &Path| times(path, "a")[0] - times(path, "v")[0];
         assert!((offset(&from) - offset(&to)).abs() < 0.03, "{name}");
         assert!(times(&to, "a").len().abs_diff(audio.len()) <= 2, "{name}");
-    }
-}
-
-#[test]
-fn audio_that_the_container_does_not_take_is_re_encoded_and_said() {
-    let clips = Clips::new();
-    for (name, codec, to) in [
-        ("eac3.mkv", "-c:a eac3", "eac3.mp4"),
-        ("latm.ts", "-c:a aac -mpegts_flags latm", "latm.mp4"),
-        ("adpcm.avi", "-c:a adpcm_ima_wav -ar 44100", "adpcm.mp4"),
-        ("pcm.mov", "-c:a pcm_s16be", "pcm.webm"),
-    ] {
-        let from = clips.make(name, &format!("{VIDEO} {TONE} -c:v libx264 {codec}"));
-        let to = clips.path(to);
-        let told = complete(&from, &to);
-        // GStreamer 1.28 takes E-AC-3 in MP4.
-        let is_copied = audio_codec(&to) == audio_codec(&from) && name != "latm.ts";
-        let is_said = told.iter().any(|line| line.contains("re-encoded"));
-        assert!(
-            is_said != is_copied,
-            "{name}: {told:?}, {}",
-            audio_codec(&to)
-        );
-        assert_eq!(times(&to, "v").len(), 50, "{name}");
-        let audio = times(&to, "a");
-        let length = audio[audio.len() - 1] - audio[0];
-        // The parser needs the second configuration of LATM.
-        let shortest = if name == "latm.ts" { 1.6 } else { 1.9 };
-        assert!(
-            (shortest..2.1).contains(&length),
-            "{name}: {length} s of audio"
-        );
-    }
-}
-
-#[test]
-fn channels_that_the_encoder_lacks_are_said() {
-    let clips = Clips::new();
-    let sound = "-f lavfi -i anullsrc=r=48000:cl=7.1:d=2 -c:v libx264 -c:a flac";
-    let from = clips.make("in.mkv", &format!("{VIDEO} {sound}"));
-    let told = complete(&from, &clips.path("out.mp4"));
-    // Another encoder may have 8 channels.
-    let is_said = told.iter().any(|line| line.contains("8 channels become 6"));
-    let is_needed = told.iter().any(|line| line.contains("by avenc_aac"));
-    assert!(is_said || !is_needed, "{told:?}");
-}
-
-#[test]
-fn an_unknown_language_does_not_become_english() {
-    let clips = Clips::new();
-    let from = clips.make("in.mp4", &format!("{VIDEO} {TONE} -c:v libx264 -c:a aac"));
-    let to = clips.path("out.mkv");
-    complete(&from, &to);
-    let tags = ["-select_streams", "a", "-show_entries", "stream_tags"];
-    assert!(!ffprobe(&to, &tags).contains("eng"));
-}
-
-#[test]
-fn re_encoded_audio_of_low_rates_is_complete() {
-    let clips = Clips::new();
-    for rate in [8000, 11_025] {
-        let args = format!("{VIDEO} {TONE} -c:v libx264 -c:a adpcm_ima_wav -ar {rate}");
-        let from = clips.make(&format!("{rate}.avi"), &args);
-        complete(&from, &clips.path(&format!("{rate}.mp4")));
     }
 }
 
@@ -407,140 +345,6 @@ fn frames_that_an_encoder_loses_are_an_error_with_both_numbers() {
     assert_eq!(done.path, Some(clips.path("out.partial.mp4")));
 }
 
-/// Returns the subtitles of `path` as SubRip text, with the number of the stream among subtitles.
-fn subtitles(path: &Path, stream: usize) -> String {
-    let output = Command::new("ffmpeg")
-        .args(["-v", "error", "-i"])
-        .arg(path)
-        .args(["-map", &format!("0:s:{stream}"), "-f", "srt", "-"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{path:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap().replace('\r', "")
-}
-
-#[test]
-fn overlapping_subtitles_lose_no_text() {
-    let clips = Clips::new();
-    let cue = |n, times, text| format!("{n}\n{times}\n{text}\n\n");
-    let cues = [
-        cue(1, "00:00:00,200 --> 00:00:01,800", "Sign"),
-        cue(2, "00:00:00,600 --> 00:00:01,000", "One"),
-        cue(3, "00:00:00,600 --> 00:00:01,100", "Two"),
-    ];
-    std::fs::write(clips.path("s.srt"), cues.concat()).unwrap();
-    let from = clips.make("in.mkv", &format!("{VIDEO} -i s.srt -c:v libx264 -c:s ass"));
-    for name in ["out.mp4", "out.mov"] {
-        let to = clips.path(name);
-        let told = complete(&from, &to);
-        assert!(told.iter().any(|line| line.contains("overlap")), "{told:?}");
-        let text = subtitles(&to, 0);
-        let one = text.split_once("00:00:00,200 --> 00:00:00,600\n");
-        let (_, rest) = one.unwrap_or_else(|| panic!("{text}"));
-        let two = rest.split_once("00:00:00,600 --> 00:00:01,100\n");
-        let (sign, both) = two.unwrap_or_else(|| panic!("{text}"));
-        assert!(sign.contains("Sign") && both.contains("One\nTwo"), "{text}");
-    }
-}
-
-const SUBRIP: &str = "1\n00:00:00,200 --> 00:00:00,700\nYou & <i>me</i>\n\n\
-                      2\n00:00:01,000 --> 00:00:01,500\nTwo\nlines\n\n";
-
-#[test]
-fn subtitles_go_into_every_container_that_holds_them() {
-    let clips = Clips::new();
-    std::fs::write(clips.path("s.srt"), SUBRIP).unwrap();
-    let args = |codec: &str| {
-        format!(
-            "{VIDEO} -i s.srt -map 0 -map 1 -map 1 -c:v libx264 -bf 0 -c:s {codec} \
-             -metadata:s:s:0 language=deu -metadata:s:s:1 language=fra"
-        )
-    };
-    for (name, codec) in [
-        ("text.mkv", "srt"),
-        ("ass.mkv", "ass"),
-        ("vtt.mkv", "webvtt"),
-        ("tx3g.mp4", "mov_text"),
-    ] {
-        let from = clips.make(name, &args(codec));
-        for extension in ["mkv", "mp4", "mov"] {
-            let to = clips.path(&format!("{name}.{extension}"));
-            let told = complete(&from, &to);
-            for stream in 0..2 {
-                let text = subtitles(&to, stream);
-                for part in [
-                    "00:00:00,200 --> 00:00:00,700",
-                    "00:00:01,000 --> 00:00:01,500",
-                ] {
-                    assert!(text.contains(part), "{to:?}: {text}");
-                }
-                assert!(
-                    text.contains("You & ") && text.contains("me"),
-                    "{to:?}: {text}"
-                );
-                assert!(text.contains("Two\nlines"), "{to:?}: {text}");
-            }
-            let entries = "stream_tags=language";
-            let languages = ffprobe(&to, &["-select_streams", "s", "-show_entries", entries]);
-            let languages = languages.replace("de\n", "ger\n").replace("deu", "ger");
-            let languages = languages.replace("fr\n", "fre\n").replace("fra", "fre");
-            assert_eq!(languages.trim(), "ger\nfre", "{to:?}");
-            let style_kept = subtitles(&to, 0).contains("<i>me</i>");
-            let said = told.iter().any(|line| line.contains("subtitles 1"));
-            assert!(style_kept || said || name == "tx3g.mp4", "{to:?}: {told:?}");
-        }
-        let told = complete(&from, &clips.path(&format!("{name}.webm")));
-        let said = |n| {
-            told.iter()
-                .any(|line| line.contains(n) && line.contains("left out"))
-        };
-        assert!(said("subtitles 1") && said("subtitles 2"), "{told:?}");
-    }
-}
-
-#[test]
-fn styled_subtitles_keep_their_style_and_fonts_in_matroska() {
-    let clips = Clips::new();
-    std::fs::write(clips.path("s.srt"), SUBRIP).unwrap();
-    std::fs::write(clips.path("font.ttf"), [7; 3000]).unwrap();
-    let from = clips.make(
-        "in.mkv",
-        &format!(
-            "{VIDEO} -i s.srt -map 0 -map 1 -c:v libx264 -c:s ass -attach font.ttf \
-             -metadata:s:t mimetype=font/ttf"
-        ),
-    );
-    let hashes = |path: &Path, entries: &str| {
-        let args = ["-show_data_hash", "md5", "-select_streams", "s"];
-        ffprobe(path, &[&args[..], &["-show_entries", entries]].concat())
-    };
-    let to = clips.path("out.mkv");
-    complete(&from, &to);
-    for entries in [
-        "packet=pts_time,duration_time,data_hash",
-        "stream=codec_name,extradata_hash",
-    ] {
-        assert_eq!(hashes(&from, entries), hashes(&to, entries));
-    }
-    let fonts = |path: &Path| {
-        let entries = "stream=extradata_hash:stream_tags=filename,mimetype";
-        let args = [
-            "-show_data_hash",
-            "md5",
-            "-select_streams",
-            "t",
-            "-show_entries",
-            entries,
-        ];
-        ffprobe(path, &args)
-    };
-    assert!(fonts(&from).contains("font.ttf"), "{}", fonts(&from));
-    assert_eq!(fonts(&from), fonts(&to));
-    let told = complete(&from, &clips.path("out.mp4"));
-    let said = |text| told.iter().any(|line| line.contains(text));
-    assert!(said("font.ttf") && said("subtitles 1 (ASS)"), "{told:?}");
-}
-
 #[test]
 fn texts_of_several_words_are_written_as_they_are() {
     let clips = Clips::new();
@@ -578,82 +382,6 @@ fn texts_of_several_words_are_written_as_they_are() {
                 &["-select_streams", "t", "-show_entries", "stream_tags"],
             );
             assert!(fonts.contains("note.txt"), "{fonts}");
-        }
-    }
-}
-
-/// Writes a mono WAV file of 2 s with two clicks. Returns their times.
-fn write_clicks(path: &Path, rate: u32) -> [f64; 2] {
-    let clicks = [0.1, 1.0];
-    let mut samples = vec![0_i16; 2 * rate as usize];
-    for time in clicks {
-        let start = (time * f64::from(rate)) as usize;
-        for (i, sample) in samples[start..start + 24].iter_mut().enumerate() {
-            *sample = if i % 8 < 4 { 20_000 } else { -20_000 };
-        }
-    }
-    let bytes = 2 * samples.len() as u32;
-    let mut file = b"RIFF".to_vec();
-    file.extend((36 + bytes).to_le_bytes());
-    file.extend(b"WAVEfmt ");
-    file.extend(16_u32.to_le_bytes());
-    file.extend([1_u16, 1].map(u16::to_le_bytes).concat());
-    file.extend([rate, 2 * rate].map(u32::to_le_bytes).concat());
-    file.extend([2_u16, 16].map(u16::to_le_bytes).concat());
-    file.extend(b"data");
-    file.extend(bytes.to_le_bytes());
-    file.extend(samples.iter().flat_map(|v| v.to_le_bytes()));
-    std::fs::write(path, file).unwrap();
-    clicks
-}
-
-#[test]
-fn re_encoded_audio_is_in_sync_to_5_ms_and_whole() {
-    let clips = Clips::new();
-    for (rate, start) in [(48_000, 0.0), (44_100, 0.0), (48_000, 0.5)] {
-        let clicks = write_clicks(&clips.path("c.wav"), rate);
-        let name = format!("in{rate}-{start}.mov");
-        let args = format!("{VIDEO} -itsoffset {start} -i c.wav -c:v libx264 -bf 0 -c:a pcm_u8");
-        let from = clips.make(&name, &args);
-        for extension in ["mp4", "mov", "mkv", "webm"] {
-            let to = clips.path(&format!("{name}.{extension}"));
-            let told = complete(&from, &to);
-            let is_copied = !told.iter().any(|line| line.contains("re-encoded"));
-            // GStreamer's muxer gives the first packet of Opus that begins late another offset than
-            // the rest, by which ffmpeg places the whole stream.
-            if is_copied || (extension == "webm" && start > 0.0) {
-                continue;
-            }
-            let output = Command::new("ffmpeg")
-                .args(["-v", "error", "-copyts", "-i"])
-                .arg(&to)
-                .args([
-                    "-map",
-                    "0:a",
-                    "-af",
-                    "aresample=48000:async=1:first_pts=0",
-                    "-ac",
-                    "1",
-                ])
-                .args(["-f", "s16le", "-"])
-                .output()
-                .unwrap();
-            let samples = output.stdout.as_chunks::<2>().0.iter();
-            let samples: Vec<i16> = samples.map(|v| i16::from_le_bytes(*v)).collect();
-            let seconds = samples.len() as f64 / 48_000.0;
-            assert!((seconds - start - 2.0).abs() < 0.03, "{to:?}: {seconds} s");
-            for time in clicks {
-                let near = ((start + time - 0.09) * 48_000.0) as usize;
-                let near = &samples[near..near + 8640];
-                let peak = near.iter().map(|v| v.unsigned_abs()).max().unwrap();
-                let click = near
-                    .iter()
-                    .position(|v| v.unsigned_abs() > peak / 2)
-                    .unwrap();
-                let late = click as f64 / 48_000.0 - 0.09;
-                assert!(peak > 2000, "{to:?}: no click at {time} s");
-                assert!(late.abs() < 0.005, "{to:?}: {late} s late");
-            }
         }
     }
 }
