@@ -80,7 +80,7 @@ struct Case {
     to: (usize, usize),
 }
 
-fn cases() -> [Case; 6] {
+fn cases() -> [Case; 7] {
     let case = |name, student, from, to| Case {
         name,
         student,
@@ -93,6 +93,7 @@ fn cases() -> [Case; 6] {
         case("tiny x4", StudentConfig::tiny(4), (320, 180), (1280, 720)),
         case("small x2", StudentConfig::small(2), (640, 360), (1280, 720)),
         case("small x4", StudentConfig::small(4), (320, 180), (1280, 720)),
+        case("base x2", StudentConfig::base(2), (640, 360), (1280, 720)),
         case("base x4", StudentConfig::base(4), (320, 180), (1280, 720)),
     ]
 }

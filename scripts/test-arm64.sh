@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Runs unit tests of the library on emulated AArch64 processors: one with all features of the
-# emulator, one with NEON only, and one on which TADSR_CPU=portable forbids NEON. Needs root, and
-# Rust to fetch the crates. The compiler and the emulator are those of Debian sid, in a chroot below
-# target/.
+# emulator, one with NEON only, one with dot products as well, and one on which TADSR_CPU=portable selects the portable kernels in
+# whole networks (tests of kernels run every variant in any case). Needs root, and Rust to fetch the
+# crates. The compiler and the emulator are those of Debian sid, in a chroot below target/.
 #
 # Usage: scripts/test-arm64.sh [FILTER..]     (parts of the names of tests)
 #
-# The default are all tests of kernels and the fast ones of engines. Those of whole frames take more
-# than ten minutes each in the emulator: scripts/test-arm64.sh engine::lite::cpu::tests
+# The default are all tests of kernels and frames, and the fast ones of engines. Those of whole
+# frames take more than ten minutes each in the emulator:
+# scripts/test-arm64.sh engine::lite::cpu::tests
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-[[ $# -gt 0 ]] || set -- kernels:: engine::lite::cpu::memory engine::lite::cpu::program
+[[ $# -gt 0 ]] || set -- kernels:: frame:: upscaler:: engine::noise engine::resshift \
+    engine::lite::cpu::{memory,program,wavefront}
 filter=("$@")
 [[ $(id -u) -eq 0 ]] || fail "debootstrap, chroot and mount need root"
 install_packages debootstrap
@@ -65,7 +67,7 @@ inside cargo clippy "${tests[@]}" --tests -- -D warnings
 cat >"$target/arm64/features.rs" <<'END'
 fn main() {
     use std::arch::is_aarch64_feature_detected as has;
-    println!("neon {} dotprod {} bf16 {}", has!("neon"), has!("dotprod"), has!("bf16"));
+    println!("neon {} dotprod {} i8mm {} bf16 {}", has!("neon"), has!("dotprod"), has!("i8mm"), has!("bf16"));
 }
 END
 inside rustc --target "$machine" -C linker=aarch64-linux-gnu-gcc -o /mnt/features /mnt/features.rs
@@ -81,7 +83,8 @@ check() {
         cargo test "${tests[@]}" -- "${filter[@]}"
 }
 
-check max 'neon true dotprod true bf16 true'
-check cortex-a53 'neon true dotprod false bf16 false'
-check max 'neon true dotprod true bf16 true' TADSR_CPU=portable
+check max 'neon true dotprod true i8mm true bf16 true'
+check cortex-a53 'neon true dotprod false i8mm false bf16 false'
+check neoverse-n1 'neon true dotprod true i8mm false bf16 false'
+check max 'neon true dotprod true i8mm true bf16 true' TADSR_CPU=portable
 say "" "The tests passed on every emulated processor."

@@ -82,13 +82,24 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     tests=(cargo test --locked --workspace --no-fail-fast)
 fi
+# The tests of the element also fail on warnings of GLib, and if an element, a buffer or a pool is
+# alive at the end of a test's process.
+element_tests() {
+    local leaks=$target/leaks
+    rm -rf "$leaks"
+    mkdir -p "$leaks"
+    G_DEBUG=fatal-warnings GST_TRACERS=leaks GST_DEBUG=GST_TRACER:7 GST_DEBUG_NO_COLOR=1 GST_DEBUG_FILE=$leaks/%p.log \
+        "${tests[@]}" -E 'package(gst-plugin-tadsr)' 2>&1 || return
+    [[ $(grep -l 'object-alive' "$leaks"/*.log | wc -l) -gt 100 ]] || fail "the tests of the element wrote no logs to $leaks"
+    ! grep -hE 'object-alive, type-name=\(string\)(GstTadsr|GstBuffer|GstMemory|GstVideoBufferPool)' "$leaks"/*.log
+}
 say "" "== tests: ${tests[*]}"
 if [[ ${tests[1]} == nextest ]]; then
     "${tests[@]}" -E 'not package(gst-plugin-tadsr)' 2>&1 || failed+=(tests)
-    # The tests of the element also fail on warnings of GLib.
-    check element-tests env G_DEBUG=fatal-warnings "${tests[@]}" -E 'package(gst-plugin-tadsr)'
+    check element-tests element_tests
 else
-    "${tests[@]}" 2>&1 || failed+=(tests)
+    "${tests[@]}" --exclude gst-plugin-tadsr 2>&1 || failed+=(tests)
+    check element-tests env G_DEBUG=fatal-warnings cargo test --locked --no-fail-fast -p gst-plugin-tadsr
 fi
 
 # Tests that compare with reference values, which are too large for the repository.

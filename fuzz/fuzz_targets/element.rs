@@ -1,12 +1,12 @@
 //! Sequences of caps, buffers, events, queries, properties and states at the element. It must not
-//! panic or raise a critical warning, and each frame that it returns must fit its caps and follow
-//! the one before.
+//! panic or raise a critical warning. Each frame that it accepts must be returned or counted as
+//! dropped, fit the caps and follow the one before.
 #![no_main]
 
 use std::sync::Once;
 
 use arbitrary::Arbitrary;
-use gst::prelude::*;
+use gst::{glib, prelude::*};
 use gst_check::Harness;
 use gst_video::VideoInfo;
 use libfuzzer_sys::fuzz_target;
@@ -44,6 +44,11 @@ enum Op {
     Eos,
     StreamStart,
     Discontinuity,
+    Seek {
+        rate: i8,
+        start: u8,
+        flush: bool,
+    },
     Reconfigure,
     Qos {
         late: i32,
@@ -68,9 +73,9 @@ const MODELS: [&str; 5] = ["tiny", "tiny-x2", "tiny-x4", "auto", "no such model"
 fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
-        // SAFETY: no other thread runs yet.
-        unsafe { std::env::set_var("G_DEBUG", "fatal-criticals") };
         gst::init().unwrap();
+        // GLib has read G_DEBUG before `main`.
+        glib::log_set_always_fatal(glib::LogLevels::LEVEL_ERROR | glib::LogLevels::LEVEL_CRITICAL);
         gsttadsr::plugin_register_static().unwrap();
     });
 }
@@ -82,6 +87,8 @@ struct Rig {
     info: Option<VideoInfo>,
     /// Frames pushed and pulled.
     frames: [u64; 2],
+    /// Frames since the start that the element has accepted, and that it has returned.
+    since_start: [u64; 2],
     next: gst::ClockTime,
     last: Option<gst::ClockTime>,
 }
@@ -103,6 +110,7 @@ impl Rig {
             bus,
             info: None,
             frames: [0; 2],
+            since_start: [0; 2],
             next: gst::ClockTime::ZERO,
             last: None,
         }
@@ -116,13 +124,27 @@ impl Rig {
         b.set_flags(flags);
         self.next += gst::ClockTime::from_mseconds(40);
         self.frames[0] += 1;
-        let _ = self.harness.push(buffer);
+        if self.harness.push(buffer) == Ok(gst::FlowSuccess::Ok) {
+            self.since_start[0] += 1;
+        }
         self.pull();
+    }
+
+    /// Checks that each accepted frame came out or was counted as dropped.
+    fn check_complete(&self) {
+        let stats = self.element.property::<gst::Structure>("stats");
+        let dropped = stats.get::<u64>("dropped").unwrap();
+        let [accepted, returned] = self.since_start;
+        assert!(
+            returned + dropped >= accepted,
+            "{accepted} accepted, {returned} returned, {dropped} dropped"
+        );
     }
 
     fn pull(&mut self) {
         while let Some(buffer) = self.harness.try_pull() {
             self.frames[1] += 1;
+            self.since_start[1] += 1;
             assert!(
                 self.frames[1] <= self.frames[0],
                 "more frames than there were"
@@ -235,6 +257,27 @@ impl Rig {
             Op::Eos => self.event(gst::event::Eos::new()),
             Op::StreamStart => self.event(gst::event::StreamStart::new("another")),
             Op::Discontinuity => self.push(self.frame_size(), gst::BufferFlags::DISCONT),
+            Op::Seek { rate, start, flush } => {
+                let rate = if rate == 0 {
+                    1.0
+                } else {
+                    f64::from(rate) / 16.0
+                };
+                let flags = if flush {
+                    gst::SeekFlags::FLUSH
+                } else {
+                    gst::SeekFlags::empty()
+                };
+                let event = gst::event::Seek::new(
+                    rate,
+                    flags,
+                    gst::SeekType::Set,
+                    gst::ClockTime::from_mseconds(start.into()),
+                    gst::SeekType::None,
+                    gst::ClockTime::NONE,
+                );
+                self.harness.push_upstream_event(event);
+            }
             Op::Reconfigure => {
                 self.harness
                     .push_upstream_event(gst::event::Reconfigure::new());
@@ -252,6 +295,8 @@ impl Rig {
             }
             Op::Latency => drop(self.harness.query_latency()),
             Op::Restart => {
+                self.check_complete();
+                self.since_start = [0; 2];
                 self.element.set_state(gst::State::Ready).unwrap();
                 self.element.set_state(gst::State::Playing).unwrap();
                 self.last = None;
@@ -277,7 +322,7 @@ impl Rig {
         while let Some(message) = self.bus.pop() {
             if let gst::MessageView::Error(error) = message.view() {
                 let text = error.to_string();
-                assert!(!text.contains("panick"), "{text}");
+                assert!(!text.to_lowercase().contains("panicked"), "{text}");
             }
         }
     }
@@ -287,4 +332,5 @@ fuzz_target!(|ops: Vec<Op>| {
     init();
     let mut rig = Rig::new();
     ops.into_iter().take(40).for_each(|op| rig.apply(op));
+    rig.check_complete();
 });

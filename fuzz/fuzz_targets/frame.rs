@@ -1,17 +1,25 @@
-//! Frames of any format, size and stride through the engine. Strides, borders and the number of
-//! threads must not change a bit, and planes that are too short must be refused.
+//! Frames of any format, size and stride through the engine. The result must be that of the formulas,
+//! strides, borders and the number of threads must not change a bit, and planes that are too short
+//! must be refused.
 #![no_main]
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use tadsr::{
     Device, Precision, Upscaler,
-    engine::Temporal,
+    engine::{Temporal, lite::cpu::reference::Reference},
     frame::{
         ChromaSite, Colorimetry, Frame, FrameInfo, FrameMut, FrameRef, Matrix, PixelFormat, Plane,
         PlaneMut, Range,
     },
+    model::LiteModel,
 };
+
+/// A network with memory.
+const MEMORY: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../models/tiny-x2-memory.safetensors"
+);
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -23,9 +31,10 @@ struct Input {
     site: [bool; 2],
     to: [u8; 2],
     precision: u8,
-    temporal: bool,
+    temporal: u8,
     threads: u8,
     strength: u8,
+    dials: [u8; 2],
     padding: u8,
     missing: u16,
     samples: Vec<u8>,
@@ -88,6 +97,31 @@ fn info(input: &Input, width: usize, height: usize) -> FrameInfo {
     }
 }
 
+/// Checks that `result` is what the formulas make of `frame`, up to rounding.
+fn compare(frame: &Frame, result: &Frame, dials: [f64; 2], strength: f32) {
+    let infos = [*frame.info(), *result.info()];
+    let ratio = |side: fn(&FrameInfo) -> usize| side(&infos[1]) as f64 / side(&infos[0]) as f64;
+    let scale = (ratio(|info| info.width) * ratio(|info| info.height)).sqrt();
+    let name = if scale > 2.0 { "tiny-x4" } else { "tiny-x2" };
+    let model = LiteModel::find(name).unwrap().remove(0);
+    let planes = Reference::new(&model, infos, dials, strength).upscale(&frame.as_ref());
+    let mut want = Frame::new(infos[1]).unwrap();
+    for (component, plane) in &planes {
+        want.as_mut().write(*component, plane).unwrap();
+    }
+    for (component, plane) in &planes {
+        let read = |frame: &Frame| {
+            let mut samples = vec![0.0; plane.len()];
+            frame.as_ref().read(*component, &mut samples).unwrap();
+            samples
+        };
+        let (got, want) = (read(result), read(&want));
+        let differences = got.iter().zip(&want).map(|(a, b)| 255.0 * (a - b).abs());
+        let largest = differences.fold(0.0, f32::max);
+        assert!(largest <= 1.2, "{component:?}: error of {largest} codes");
+    }
+}
+
 fuzz_target!(|input: Input| {
     let (width, height) = (
         usize::from(input.width % 64),
@@ -109,7 +143,18 @@ fuzz_target!(|input: Input| {
         plane.for_each(|v| *v = *samples.next().unwrap_or(&0));
     }
 
-    let mut upscaler = Upscaler::load("tiny", Device::Cpu).unwrap();
+    let temporal = [Temporal::Off, Temporal::Filter, Temporal::Memory];
+    let temporal = temporal[usize::from(input.temporal) % 3];
+    let name = match temporal {
+        Temporal::Memory => MEMORY,
+        _ => "tiny",
+    };
+    let mut upscaler = Upscaler::load(name, Device::Cpu).unwrap();
+    upscaler.set_temporal(temporal).unwrap();
+    let [denoise, detail] = input.dials.map(|dial| f32::from(dial) / 255.0);
+    upscaler.set_denoise(Some(denoise)).unwrap();
+    // The network with memory lacks this dial.
+    let _ = upscaler.set_detail(detail);
     let precisions = [
         Precision::F32,
         Precision::Bf16,
@@ -121,13 +166,6 @@ fuzz_target!(|input: Input| {
         .unwrap();
     upscaler
         .set_strength(f32::from(input.strength) / 255.0)
-        .unwrap();
-    upscaler
-        .set_temporal(if input.temporal {
-            Temporal::Filter
-        } else {
-            Temporal::Off
-        })
         .unwrap();
 
     let padding = usize::from(input.padding);
@@ -166,6 +204,10 @@ fuzz_target!(|input: Input| {
     assert_eq!(result.is_ok(), again.is_ok());
     if result.is_err() {
         return;
+    }
+    if input.precision % 4 == 0 && temporal == Temporal::Off {
+        let dials = [denoise.into(), detail.into()];
+        compare(&frame, &tight, dials, f32::from(input.strength) / 255.0);
     }
     for (p, plane) in wide.planes.iter().enumerate() {
         let (row, _) = to.format.plane_size(p, to.width, to.height);

@@ -1,4 +1,4 @@
-//! Text of recipes and degradation recipes, and the values of settings.
+//! Text of recipes and degradation recipes, the values of settings, and models with settings.
 #![no_main]
 
 use std::{fs, sync::LazyLock};
@@ -7,7 +7,11 @@ use libfuzzer_sys::fuzz_target;
 use tadsr::{
     Device,
     engine::{Precision, Temporal},
-    train::{Recipe, degradation::Degradation, eval::Condition},
+    train::{
+        Recipe,
+        degradation::Degradation,
+        eval::{Condition, Method},
+    },
 };
 use tempfile::NamedTempFile;
 
@@ -18,6 +22,7 @@ fuzz_target!(|text: &str| {
     let _ = text.parse::<Precision>();
     let _ = text.parse::<Temporal>();
     let _ = text.parse::<Condition>();
+    let _ = Method::model(&format!("tiny@{text}"), Device::Cpu);
     if let Ok(degradation) = Degradation::from_toml(text) {
         let again = Degradation::from_toml(&degradation.to_toml()).unwrap();
         assert_eq!(again, degradation);

@@ -203,20 +203,34 @@ impl<'a> FrameMut<'a> {
     }
 }
 
+/// Allocates `len` values, such as zeros.
+///
+/// # Errors
+/// [`Error::Memory`] if there is not enough memory.
+pub(crate) fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(len).map_err(|_| {
+        let mib = (len.saturating_mul(size_of::<T>()) >> 20) + 1;
+        Error::Memory(format!("no {mib} MiB of memory for frames of this size"))
+    })?;
+    zeros.resize(len, T::default());
+    Ok(zeros)
+}
+
 impl Frame {
     /// Makes a frame of zero bytes.
     ///
     /// # Errors
-    /// [`Error::Frame`] if a side is out of range.
+    /// [`Error::Frame`] if a side is out of range, [`Error::Memory`] if there is not enough memory.
     pub fn new(info: FrameInfo) -> Result<Self> {
         info.check_sides()?;
         let planes = (0..info.format.planes()).map(|p| {
             let (row, rows) = info.format.plane_size(p, info.width, info.height);
-            vec![0; row * rows]
+            zeros(row * rows)
         });
         Ok(Self {
             info,
-            planes: planes.collect(),
+            planes: planes.collect::<Result<_>>()?,
         })
     }
 

@@ -24,14 +24,16 @@ pub enum Feature {
     Neon,
     /// AArch64: dot products of 8-bit integers, with [`Self::Neon`].
     NeonDot,
+    /// AArch64: dot products of unsigned and signed 8-bit integers, with [`Self::NeonDot`].
+    NeonI8mm,
     /// AArch64: bfloat16, with [`Self::Neon`].
     NeonBf16,
 }
 
 use Feature::*;
 
-const ALL: [Feature; 8] = [
-    Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonBf16,
+const ALL: [Feature; 9] = [
+    Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonI8mm, NeonBf16,
 ];
 
 /// Values of [`VARIABLE`], highest first: name, feature that it needs, features that it allows.
@@ -42,14 +44,14 @@ const LEVELS: [(&str, Option<Feature>, &[Feature]); 4] = [
         &[Avx2, Avx512, Avx512Bf16, Avx512Vnni, AvxVnni],
     ),
     ("avx2", Some(Avx2), &[Avx2]),
-    ("neon", Some(Neon), &[Neon, NeonDot, NeonBf16]),
+    ("neon", Some(Neon), &[Neon, NeonDot, NeonI8mm, NeonBf16]),
     ("portable", None, &[]),
 ];
 
 /// The features that kernels may use. A feature in it is one that this machine has: values come
 /// from detection and are lowered only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Cpu(u8);
+pub struct Cpu(u16);
 
 impl Cpu {
     /// No features: portable code only.
@@ -97,7 +99,7 @@ impl Cpu {
 
     /// Returns `true` if kernels may use `feature`.
     pub fn has(self, feature: Feature) -> bool {
-        self.0 & 1 << feature as u8 != 0
+        self.0 & 1 << feature as u16 != 0
     }
 
     /// Returns the name of the highest level.
@@ -113,7 +115,7 @@ impl Cpu {
     }
 
     fn of(features: &[Feature]) -> Self {
-        Self(features.iter().fold(0, |set, f| set | 1 << *f as u8))
+        Self(features.iter().fold(0, |set, f| set | 1 << *f as u16))
     }
 }
 
@@ -170,6 +172,9 @@ fn detect() -> Vec<Feature> {
     found.push(Neon);
     if has!("dotprod") {
         found.push(NeonDot);
+        if has!("i8mm") {
+            found.push(NeonI8mm);
+        }
     }
     if has!("bf16") {
         found.push(NeonBf16);
@@ -205,14 +210,14 @@ macro_rules! proofs {
     };
 }
 
-proofs!(Avx2 Avx512 Avx512Bf16 Avx512Vnni AvxVnni Neon NeonDot NeonBf16);
+proofs!(Avx2 Avx512 Avx512Bf16 Avx512Vnni AvxVnni Neon NeonDot NeonI8mm NeonBf16);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Every set that a machine may have.
-    fn machines() -> [Cpu; 8] {
+    fn machines() -> [Cpu; 9] {
         [
             Cpu::PORTABLE,
             Cpu::of(&[Avx2]),
@@ -222,6 +227,7 @@ mod tests {
             Cpu::of(&[Neon]),
             Cpu::of(&[Neon, NeonDot]),
             Cpu::of(&[Neon, NeonDot, NeonBf16]),
+            Cpu::of(&[Neon, NeonDot, NeonI8mm, NeonBf16]),
         ]
     }
 

@@ -92,7 +92,17 @@ fn execute(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// Makes a write beyond the limit on the size of files an error, instead of the end of the process.
+fn outlive_file_limit() {
+    #[cfg(unix)]
+    // SAFETY: no handler is installed.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 fn main() -> ExitCode {
+    outlive_file_limit();
     let result = execute(Cli::parse().command).and_then(|()| output::check());
     match result {
         Ok(()) => ExitCode::SUCCESS,

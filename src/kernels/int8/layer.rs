@@ -195,6 +195,8 @@ fn kernel(variant: Variant, is_narrow: bool) -> BandKernel {
         #[cfg(target_arch = "x86_64")]
         (Variant::Avx2(_), _) => x86::run_avx2,
         #[cfg(target_arch = "aarch64")]
+        (Variant::NeonI8mm(_), _) => neon::run_i8mm,
+        #[cfg(target_arch = "aarch64")]
         (Variant::NeonDot(_), _) => neon::run_dot,
         #[cfg(target_arch = "aarch64")]
         (Variant::Neon(_), _) => neon::run_neon,

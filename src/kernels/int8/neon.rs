@@ -1,7 +1,7 @@
 //! Integer sums of NEON, with and without its dot products.
 //!
-//! Both multiply signed integers. Codes are therefore moved to -128 to 127, and the sums begin with
-//! 128 times the weights ([`Packed::start`]).
+//! Except for those of i8mm they multiply signed integers. Codes are therefore moved to -128 to 127,
+//! and the sums begin with 128 times the weights ([`Packed::start`]).
 
 use std::arch::{aarch64::*, asm};
 
@@ -12,11 +12,19 @@ use super::{
 use crate::kernels::simd::{F32x8, Registers};
 
 /// # Safety
+/// As [`run`]; the CPU has NEON and its dot products of unsigned and signed integers.
+#[target_feature(enable = "neon,i8mm")]
+pub unsafe fn run_i8mm(layer: &Packed, rows: &Rows) {
+    // SAFETY: by the caller's promise.
+    unsafe { run::<Sums8<MIXED_DOT>, 8, 4, 0>(layer, rows) }
+}
+
+/// # Safety
 /// As [`run`]; the CPU has NEON and its dot products.
 #[target_feature(enable = "neon,dotprod")]
 pub unsafe fn run_dot(layer: &Packed, rows: &Rows) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<Sums8<true>, 8, 4, 0>(layer, rows) }
+    unsafe { run::<Sums8<SIGNED_DOT>, 8, 4, 0>(layer, rows) }
 }
 
 /// # Safety
@@ -24,15 +32,21 @@ pub unsafe fn run_dot(layer: &Packed, rows: &Rows) {
 #[target_feature(enable = "neon")]
 pub unsafe fn run_neon(layer: &Packed, rows: &Rows) {
     // SAFETY: by the caller's promise.
-    unsafe { run::<Sums8<false>, 8, 4, 0>(layer, rows) }
+    unsafe { run::<Sums8<PRODUCTS>, 8, 4, 0>(layer, rows) }
 }
 
-/// Eight sums. With `DOT` a register of weights has four channels of four outputs, otherwise two
-/// channels of all outputs.
-#[derive(Clone, Copy)]
-struct Sums8<const DOT: bool>([int32x4_t; 2]);
+/// Ways to multiply: single products, dot products of signed integers, and dot products of unsigned
+/// and signed ones.
+const PRODUCTS: u8 = 0;
+const SIGNED_DOT: u8 = 1;
+const MIXED_DOT: u8 = 2;
 
-impl<const DOT: bool> Sums for Sums8<DOT> {
+/// Eight sums. For dot products a register of weights has four channels of four outputs, otherwise
+/// two channels of all outputs.
+#[derive(Clone, Copy)]
+struct Sums8<const WAY: u8>([int32x4_t; 2]);
+
+impl<const WAY: u8> Sums for Sums8<WAY> {
     const N: usize = 8;
     const WEIGHTS: usize = 8 * GROUP;
     type Inputs = [int8x16_t; 2];
@@ -49,8 +63,11 @@ impl<const DOT: bool> Sums for Sums8<DOT> {
         // SAFETY: by the caller's promise.
         unsafe {
             let codes = vdupq_n_u32(p.cast::<u32>().read_unaligned());
+            if WAY == MIXED_DOT {
+                return [vreinterpretq_s8_u32(codes); 2];
+            }
             let moved = vreinterpretq_s16_u32(veorq_u32(codes, vdupq_n_u32(0x8080_8080)));
-            if DOT {
+            if WAY == SIGNED_DOT {
                 return [vreinterpretq_s8_s16(moved); 2];
             }
             let (even, odd) = (vtrn1q_s16(moved, moved), vtrn2q_s16(moved, moved));
@@ -67,8 +84,10 @@ impl<const DOT: bool> Sums for Sums8<DOT> {
         let [a, b] = self.0;
         // SAFETY: by the caller's promise.
         unsafe {
-            if DOT {
-                return Self([sdot(a, x[0], w[0]), sdot(b, x[1], w[1])]);
+            match WAY {
+                MIXED_DOT => return Self([usdot(a, x[0], w[0]), usdot(b, x[1], w[1])]),
+                SIGNED_DOT => return Self([sdot(a, x[0], w[0]), sdot(b, x[1], w[1])]),
+                _ => {}
             }
             // Two products of at most 128 times 127 fit in 16 bits.
             let low = vmull_s8(vget_low_s8(x[0]), vget_low_s8(w[0]));
@@ -113,6 +132,23 @@ unsafe fn sdot(mut sum: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
     unsafe {
         asm!(
             "sdot {sum:v}.4s, {x:v}.16b, {w:v}.16b",
+            sum = inlateout(vreg) sum, x = in(vreg) x, w = in(vreg) w,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// As [`sdot`], with unsigned bytes in `x`.
+///
+/// # Safety
+/// The CPU has i8mm.
+#[inline(always)]
+unsafe fn usdot(mut sum: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!(
+            "usdot {sum:v}.4s, {x:v}.16b, {w:v}.16b",
             sum = inlateout(vreg) sum, x = in(vreg) x, w = in(vreg) w,
             options(pure, nomem, nostack, preserves_flags),
         );

@@ -5,7 +5,7 @@ use std::fmt;
 use super::sizes::GROUP;
 use crate::kernels::cpu::{
     Cpu,
-    proof::{Avx2, Avx512Vnni, AvxVnni, Neon, NeonDot},
+    proof::{Avx2, Avx512Vnni, AvxVnni, Neon, NeonDot, NeonI8mm},
 };
 
 /// A variant of the kernel that the CPU can run: a value proves it.
@@ -18,6 +18,8 @@ pub enum Variant {
     AvxVnni(AvxVnni),
     /// Multiplies 16-bit integers.
     Avx2(Avx2),
+    /// Multiplies unsigned codes by signed weights.
+    NeonI8mm(NeonI8mm),
     NeonDot(NeonDot),
     /// Multiplies 8-bit integers and adds 16-bit ones.
     Neon(Neon),
@@ -34,6 +36,7 @@ impl Variant {
             vnni.map(Self::Avx512VnniShort),
             AvxVnni::new(cpu).map(Self::AvxVnni),
             Avx2::new(cpu).map(Self::Avx2),
+            NeonI8mm::new(cpu).map(Self::NeonI8mm),
             NeonDot::new(cpu).map(Self::NeonDot),
             Neon::new(cpu).map(Self::Neon),
             Some(Self::Portable),
@@ -62,6 +65,7 @@ impl Variant {
             Self::Avx512VnniShort(_) => "avx512-vnni-256",
             Self::AvxVnni(_) => "avx-vnni",
             Self::Avx2(_) => "avx2",
+            Self::NeonI8mm(_) => "neon-i8mm",
             Self::NeonDot(_) => "neon-dotprod",
             Self::Neon(_) => "neon",
             Self::Portable => "portable",

@@ -6,9 +6,12 @@
 
 pub mod binding;
 
-use std::{path::Path, sync::Once};
+use std::{
+    path::Path,
+    sync::{Mutex, Once},
+};
 
-use gst::prelude::*;
+use gst::{glib, prelude::*};
 use gst_check::Harness;
 use gst_video::{VideoFrameExt, VideoInfo};
 use tadsr::{
@@ -22,7 +25,26 @@ pub fn init() {
     INIT.call_once(|| {
         gst::init().unwrap();
         gsttadsr::plugin_register_static().unwrap();
+        #[cfg(unix)]
+        if !gst::active_tracers().is_empty() {
+            // SAFETY: the function has the type of a handler and stays loaded.
+            unsafe { libc::atexit(log_live_objects) };
+        }
     });
+}
+
+/// Buses that [`element`] has made. Their messages keep the elements alive, which keep the buses.
+static BUSES: Mutex<Vec<glib::WeakRef<gst::Bus>>> = Mutex::new(Vec::new());
+
+/// Writes the objects that are alive at the end of the process to the log of the tracer.
+#[cfg(unix)]
+extern "C" fn log_live_objects() {
+    for bus in BUSES.lock().unwrap().iter().filter_map(|bus| bus.upgrade()) {
+        bus.set_flushing(true);
+    }
+    for tracer in gst::active_tracers() {
+        tracer.emit_by_name::<()>("log-live-objects", &[]);
+    }
 }
 
 /// An element in a test harness, and its bus.
@@ -47,6 +69,7 @@ pub fn element(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus) {
     let element = builder.build().unwrap();
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));
+    BUSES.lock().unwrap().push(bus.downgrade());
     (element, bus)
 }
 

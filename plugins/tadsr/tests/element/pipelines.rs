@@ -240,6 +240,7 @@ fn no_object_is_leaked_by_a_pipeline() {
         .env("GST_TRACERS", "leaks")
         .env("GST_DEBUG", "GST_TRACER:7")
         .env("GST_DEBUG_NO_COLOR", "1")
+        .env_remove("GST_DEBUG_FILE")
         .output()
         .unwrap();
     let log = String::from_utf8_lossy(&child.stderr);

@@ -8,10 +8,9 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::network::zeros;
 use crate::{
     Result,
-    frame::{FrameInfo, FrameRef, Luma, resample::Resampler},
+    frame::{FrameInfo, FrameRef, Luma, resample::Resampler, zeros},
     kernels::{
         simd::Isa,
         temporal::{changes, mix, shares},

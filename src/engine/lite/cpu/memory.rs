@@ -6,10 +6,10 @@
 
 use std::{marker::PhantomData, ops::Range};
 
-use super::{history::read_luma, network::zeros};
+use super::history::read_luma;
 use crate::{
     Result,
-    frame::{FrameInfo, FrameRef, resample::Resampler},
+    frame::{FrameInfo, FrameRef, resample::Resampler, zeros},
     kernels::{motion::BLOCK, shuffle::unshuffle, simd::Isa},
     model::LiteModel,
     nn::lite::{

@@ -14,6 +14,8 @@ mod network;
 mod plane_plan;
 mod precision;
 mod program;
+#[cfg(any(test, fuzzing))]
+pub mod reference;
 mod row_plan;
 #[cfg(test)]
 mod tests;
@@ -25,14 +27,14 @@ pub use engine::CpuEngine;
 use grid_io::GridIo;
 use history::{Filter, History};
 use memory::{Memory, Recall};
-use network::{Network, zeros};
+use network::Network;
 use plane_plan::PlanePlan;
 use row_plan::RowPlan;
 
 use super::frame_mismatch;
 use crate::{
     Precision, Result,
-    frame::{FrameInfo, FrameMut, FrameRef},
+    frame::{FrameInfo, FrameMut, FrameRef, zeros},
     model::LiteModel,
     nn::lite::latent::Grid,
 };

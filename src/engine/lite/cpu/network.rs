@@ -12,7 +12,8 @@ use super::{
     wavefront::Wavefront,
 };
 use crate::{
-    Error, Result,
+    Result,
+    frame::zeros,
     kernels::{
         Line,
         cpu::Cpu,
@@ -26,20 +27,6 @@ use crate::{
 
 /// Minimum width of a block of columns in tiles. A narrower one is not worth a thread.
 const MIN_TILES: usize = 4;
-
-/// Allocates `len` values, such as zeros.
-///
-/// # Errors
-/// [`Error::Memory`] if there is not enough memory.
-pub(super) fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(len).map_err(|_| {
-        let mib = (len.saturating_mul(size_of::<T>()) >> 20) + 1;
-        Error::Memory(format!("no {mib} MiB of memory for frames of this size"))
-    })?;
-    zeros.resize(len, T::default());
-    Ok(zeros)
-}
 
 /// Input and output of a network, row by row. Blocks of columns run in parallel, each from top to
 /// bottom.
@@ -117,8 +104,8 @@ impl Network {
     /// Prepares `model` for frames of `width` x `height` cells at `scale`.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the feature maps do not fit in memory, [`Error::Setting`] for int8
-    /// without calibration.
+    /// [`crate::Error::Memory`] if the feature maps do not fit in memory, [`crate::Error::Setting`]
+    /// for int8 without calibration.
     pub fn new(
         model: &LiteModel,
         scale: f64,

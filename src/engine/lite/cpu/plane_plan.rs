@@ -3,12 +3,7 @@
 //! The network sees RGB frames as luma and chroma. The residual of luma is added to R, G and B
 //! alike, that of chroma by the inverse matrix.
 
-use super::{
-    Past, Precision,
-    grid_io::GridIo,
-    history::Filter,
-    network::{Network, zeros},
-};
+use super::{Past, Precision, grid_io::GridIo, history::Filter, network::Network};
 use crate::{
     Result,
     engine::lite::chroma,
@@ -16,6 +11,7 @@ use crate::{
         Component::{self, *},
         FrameInfo, FrameMut, FrameRef,
         resample::{Axis, Kernel, Resampler},
+        zeros,
     },
     model::LiteModel,
     nn::lite::{

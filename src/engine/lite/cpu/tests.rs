@@ -1,19 +1,23 @@
 //! Comparison of networks and whole frames with plain formulas, one layer and one plane at a time.
 
-use super::{Patches, Runner, calibrate, grid_io::GridIo, history::LIMIT, network::Network, scale};
+use super::{
+    Patches, Runner, calibrate,
+    grid_io::GridIo,
+    history::LIMIT,
+    network::Network,
+    reference::{Bases, Reference, inside, luma, network},
+    scale,
+};
 use crate::{
     Precision,
     frame::{
         Component::{self, *},
         FrameInfo, FrameMut, FrameRef, PixelFormat, Plane, PlaneMut, Range,
-        resample::{Kernel, Resampler},
     },
-    kernels::conv::{Activation, ConvShape, reference},
     model::{Calibration, Layer, LiteModel, Metadata},
     nn::lite::{
-        Activated, Architecture, Condition, LEAKY_SLOPE, LatentKind, LatentStats, Role,
-        StudentConfig,
-        latent::{Grid, chroma_slot, grid_resampler, luma_slot, shuffle_add, unshuffle},
+        Architecture, Condition, LatentKind, LatentStats, StudentConfig,
+        latent::{Grid, grid_resampler},
     },
 };
 use proptest::{prelude::*, sample::select};
@@ -45,49 +49,6 @@ pub(super) fn model(student: StudentConfig, seed: u32) -> LiteModel {
         layers: layers.collect(),
         calibration: None,
     }
-}
-
-/// Computes one layer after the other on the whole grid by the formula.
-fn by_the_formula(model: &LiteModel, scale: f64, z: &[f32], grid: Grid) -> Vec<f32> {
-    let (mut x, mut skip) = (z.to_vec(), Vec::new());
-    for layer in &model.layers {
-        let spec = &layer.spec;
-        let shape = ConvShape {
-            n: 1,
-            h: grid.height,
-            w: grid.width,
-            ci: spec.ci,
-            co: spec.co,
-            kh: 3,
-            kw: 3,
-            stride: 1,
-            pad: 1,
-        };
-        let activation = match spec.activated {
-            Activated::Leaky => Activation::LeakyRelu(LEAKY_SLOPE),
-            Activated::No => Activation::None,
-        };
-        let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
-        let mut y = reference(&shape, &x, &weight, Some(&bias), activation);
-        match spec.role {
-            Role::Chain => {}
-            Role::PairFirst => skip.clone_from(&x),
-            Role::PairSecond => y.iter_mut().zip(&skip).for_each(|(y, x)| *y += x),
-        }
-        x = y;
-    }
-    x
-}
-
-/// Returns `values` on `grid` without the margin.
-fn inside(values: &[f32], grid: Grid) -> Vec<f32> {
-    let row = grid.width * grid.channels;
-    let margin = grid.margin * grid.channels;
-    let rows = values.chunks_exact(row).skip(grid.margin);
-    let rows = rows.take(grid.height - 2 * grid.margin);
-    rows.flat_map(|r| &r[margin..row - margin])
-        .copied()
-        .collect()
 }
 
 prop_compose! {
@@ -143,7 +104,7 @@ proptest! {
         let latents = [2, 3].map(|n| values(patch.len(), 1.0, seed ^ n)).concat();
         let patches = Patches { at: Condition::at(1.5), grid: patch, inputs: latents };
         model.calibration = Some(calibrate(&model, &[patches]));
-        let want = inside(&by_the_formula(&model, 1.5, &z, grid), grid);
+        let want = inside(&network(&model, &Condition::at(1.5), &z, grid), grid);
         let size = rms(want.iter().copied());
         // The transform magnifies the rounding to 16 and 8 bits, most of all where few products are
         // summed and few values averaged. An error in the code is as large as the values.
@@ -250,9 +211,6 @@ impl Memory {
     }
 }
 
-/// Planes with their components.
-type Bases = Vec<(Component, Vec<f32>)>;
-
 /// A frame, a model and a larger size, all random.
 #[derive(Clone, Debug)]
 struct Case {
@@ -295,10 +253,11 @@ impl Case {
     fn model(&self) -> LiteModel {
         let mut model = model(self.student, self.seed);
         // Wide enough for the receptive field of all layers.
-        let (grid, _, latents) = self.latent(&model, &self.frame(), 2 * model.layers.len());
-        let scale = scale(&self.src, &self.dst());
+        let reference = self.reference(&model, 1.0);
+        let margin = 2 * model.layers.len();
+        let (grid, _, latents) = reference.latent(&self.frame().as_ref(self.src), margin);
         let patches = Patches {
-            at: Condition::at(scale),
+            at: Condition::at(scale(&self.src, &self.dst())),
             grid,
             inputs: latents,
         };
@@ -340,83 +299,19 @@ impl Case {
         out
     }
 
-    /// Returns every component enlarged by bicubic interpolation.
-    fn bases(&self, frame: &Memory) -> Bases {
-        let (w, h) = self.size;
-        let base = |c: Component| {
-            let resampler = Resampler::for_component(&self.src, c, w, h, Kernel::Bicubic, false);
-            let (cw, ch) = self.src.format.component_size(c, w, h);
-            let mut plane = vec![0.0; cw * ch];
-            resampler.unwrap().run(&frame.read(self.src, c), &mut plane);
-            (c, plane)
-        };
-        let components = self.src.format.components().iter();
-        components.map(|layout| base(layout.component)).collect()
+    fn reference<'a>(&self, model: &'a LiteModel, strength: f32) -> Reference<'a> {
+        Reference::new(model, [self.src, self.dst()], [0.0; 2], strength)
     }
 
-    /// Returns the latent with a margin, and the bases.
-    fn latent(&self, model: &LiteModel, frame: &Memory, margin: usize) -> (Grid, Bases, Vec<f32>) {
-        let (r, (w, h), bases) = (self.student.r, self.size, self.bases(frame));
-        let of = |c: Component| bases.iter().find(|b| b.0 == c).map(|b| &b.1);
-        let grid = Grid::new(self.student.latent, r, w, h).with_margin(margin);
-        let (mean, std) = (&model.stats.input_mean, &model.stats.input_std);
-        let mut z = vec![0.0; grid.len()];
-        let mut put =
-            |plane: &[f32], width, slot| unshuffle(plane, width, slot, grid, mean, std, &mut z);
-        put(&self.luma(&bases), w, luma_slot(r));
-        if self.student.latent == LatentKind::Yuv {
-            let neutral = vec![0.0; w.div_ceil(2) * h.div_ceil(2)];
-            for (which, c) in [U, V].into_iter().enumerate() {
-                put(
-                    of(c).unwrap_or(&neutral),
-                    w.div_ceil(2),
-                    chroma_slot(r, which),
-                );
-            }
-        }
-        (grid, bases, z)
-    }
-
-    /// Returns the luma of some planes.
     fn luma(&self, planes: &Bases) -> Vec<f32> {
-        let of = |c: Component| planes.iter().find(|p| p.0 == c).map(|p| &p.1);
-        match (of(Y), of(R), of(G), of(B)) {
-            (None, Some(red), Some(green), Some(blue)) => {
-                let (kr, kg, kb) = self.src.colorimetry.matrix.luma_weights();
-                let mix = |i: usize| kr * red[i] + kg * green[i] + kb * blue[i];
-                (0..red.len()).map(mix).collect()
-            }
-            (luma, ..) => luma.unwrap().clone(),
-        }
+        luma(&self.src, planes)
     }
 
     /// Returns the planes of the result before they are rounded.
     fn by_the_formulas(&self, frame: &Memory) -> Bases {
-        let (model, dst) = (self.model(), self.dst());
-        let (grid, bases, z) = self.latent(&model, frame, model.layers.len());
-        let residual = by_the_formula(&model, scale(&self.src, &dst), &z, grid);
-        let residual = inside(&residual, grid);
-        let (r, cells) = (self.student.r, grid.with_margin(0));
-        let gain: Vec<f32> = model
-            .stats
-            .residual_std
-            .iter()
-            .map(|s| s * self.strength)
-            .collect();
-        let sum = |(c, mut plane): (Component, Vec<f32>)| {
-            let slot = match (c, self.student.latent) {
-                (A, _) | (U | V, LatentKind::Luma) => None,
-                (U, _) => Some(chroma_slot(r, 0)),
-                (V, _) => Some(chroma_slot(r, 1)),
-                (Y | R | G | B, _) => Some(luma_slot(r)),
-            };
-            if let Some(slot) = slot {
-                let width = dst.format.component_size(c, dst.width, dst.height).0;
-                shuffle_add(&residual, slot, cells, &gain, &mut plane, width);
-            }
-            (c, plane)
-        };
-        bases.into_iter().map(sum).collect()
+        let model = self.model();
+        let reference = self.reference(&model, self.strength);
+        reference.upscale(&frame.as_ref(self.src))
     }
 
     /// Checks that the samples differ by no more than the precision explains.
