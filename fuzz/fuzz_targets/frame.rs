@@ -21,6 +21,9 @@ const MEMORY: &str = concat!(
     "/../models/tiny-x2-memory.safetensors"
 );
 
+/// Pixels of the largest result that is compared with the formulas.
+const MAX_COMPARED: usize = 2048;
+
 #[derive(Arbitrary, Debug)]
 struct Input {
     format: u8,
@@ -101,7 +104,7 @@ fn info(input: &Input, width: usize, height: usize) -> FrameInfo {
 fn compare(frame: &Frame, result: &Frame, dials: [f64; 2], strength: f32) {
     let infos = [*frame.info(), *result.info()];
     let ratio = |side: fn(&FrameInfo) -> usize| side(&infos[1]) as f64 / side(&infos[0]) as f64;
-    let scale = (ratio(|info| info.width) * ratio(|info| info.height)).sqrt();
+    let scale = ratio(|info| info.width).max(ratio(|info| info.height));
     let name = if scale > 2.0 { "tiny-x4" } else { "tiny-x2" };
     let model = LiteModel::find(name).unwrap().remove(0);
     let planes = Reference::new(&model, infos, dials, strength).upscale(&frame.as_ref());
@@ -118,7 +121,10 @@ fn compare(frame: &Frame, result: &Frame, dials: [f64; 2], strength: f32) {
         let (got, want) = (read(result), read(&want));
         let differences = got.iter().zip(&want).map(|(a, b)| 255.0 * (a - b).abs());
         let largest = differences.fold(0.0, f32::max);
-        assert!(largest <= 1.2, "{component:?}: error of {largest} codes");
+        assert!(
+            largest <= 1.2,
+            "{component:?}: error of {largest} codes, {infos:?}, dials {dials:?}, strength {strength}"
+        );
     }
 }
 
@@ -161,9 +167,8 @@ fuzz_target!(|input: Input| {
         Precision::Int8,
         Precision::Auto,
     ];
-    upscaler
-        .set_precision(precisions[usize::from(input.precision) % 4])
-        .unwrap();
+    // The network with memory is not calibrated for int8.
+    let _ = upscaler.set_precision(precisions[usize::from(input.precision) % 4]);
     upscaler
         .set_strength(f32::from(input.strength) / 255.0)
         .unwrap();
@@ -205,7 +210,9 @@ fuzz_target!(|input: Input| {
     if result.is_err() {
         return;
     }
-    if input.precision % 4 == 0 && temporal == Temporal::Off {
+    // The formulas are slow.
+    let is_small = to.width * to.height <= MAX_COMPARED;
+    if input.precision % 4 == 0 && temporal == Temporal::Off && is_small {
         let dials = [denoise.into(), detail.into()];
         compare(&frame, &tight, dials, f32::from(input.strength) / 255.0);
     }
