@@ -100,8 +100,9 @@ pub fn ruled_out() -> Option<String> {
 }
 
 impl<T: Send + 'static> Trial<T> {
-    /// Tries the devices in the order of their numbers, until one passes. Takes seconds, at most a
-    /// minute. Trials of one process run one after the other.
+    /// Tries the devices in the order of their numbers, until one passes. Takes seconds. A trial
+    /// without a result after a minute counts as hung. Trials of one process run one after the
+    /// other.
     pub fn run(self) -> Verdict<T> {
         match ruled_out() {
             Some(reason) => Verdict::Stay(reason),
