@@ -28,7 +28,10 @@ use std::{
 
 use tadsr::{
     Precision,
-    cuda::driver::{Address, Rows, Stream},
+    cuda::{
+        HostMemory,
+        driver::{Address, Rows, Stream},
+    },
     engine::{
         Times,
         lite::{
@@ -36,7 +39,7 @@ use tadsr::{
             cuda::{Context, Runner, emulated},
         },
     },
-    frame::{Frame, FrameInfo, PixelFormat},
+    frame::{Frame, FrameInfo, FrameMut, FrameRef, PixelFormat, Plane, PlaneMut},
     nn::lite::StudentConfig,
 };
 
@@ -53,14 +56,15 @@ fn most(format: PixelFormat) -> u32 {
 }
 
 /// Duration of a speed measurement.
-const TIME: Duration = Duration::from_secs(2);
+const TIME: Duration = Duration::from_millis(1500);
 
 /// Networks with the factor by which frames are enlarged to measure their speed, those of the
 /// default models first.
-fn networks() -> [(&'static str, StudentConfig, usize); 5] {
+fn networks() -> [(&'static str, StudentConfig, usize); 6] {
     [
         ("tiny r 2", StudentConfig::tiny(2), 2),
         ("small r 2", StudentConfig::small(2), 2),
+        ("base r 2", StudentConfig::base(2), 2),
         ("tiny r 4", StudentConfig::tiny(4), 4),
         ("small r 4", StudentConfig::small(4), 4),
         ("base r 4", StudentConfig::base(4), 4),
@@ -182,10 +186,79 @@ impl Drop for OnDevice {
     }
 }
 
+/// A frame in pinned memory.
+struct PinnedFrame {
+    info: FrameInfo,
+    memory: HostMemory,
+}
+
+impl PinnedFrame {
+    fn new(context: &Context, info: FrameInfo) -> Result<Self> {
+        let bytes = Self::sizes(&info).map(|(row, rows)| row * rows).sum();
+        let memory = context.host_allocator().allocate(bytes)?;
+        Ok(Self { info, memory })
+    }
+
+    /// Returns the bytes per row and the number of rows of each plane.
+    fn sizes(info: &FrameInfo) -> impl Iterator<Item = (usize, usize)> {
+        let FrameInfo {
+            format,
+            width,
+            height,
+            ..
+        } = *info;
+        (0..format.planes()).map(move |plane| format.plane_size(plane, width, height))
+    }
+
+    fn as_ref(&self) -> FrameRef<'_> {
+        let mut rest = self.memory.as_ref();
+        let planes = Self::sizes(&self.info).map(|(stride, rows)| Plane {
+            data: rest
+                .split_off(..stride * rows)
+                .expect("the memory of the frame"),
+            stride,
+        });
+        FrameRef::new(self.info, planes.collect()).expect("planes of the frame")
+    }
+
+    fn as_mut(&mut self) -> FrameMut<'_> {
+        let mut rest = self.memory.as_mut();
+        let planes = Self::sizes(&self.info).map(|(stride, rows)| PlaneMut {
+            data: rest
+                .split_off_mut(..stride * rows)
+                .expect("the memory of the frame"),
+            stride,
+        });
+        FrameMut::new(self.info, planes.collect()).expect("planes of the frame")
+    }
+
+    /// Copies the samples of `frame`, which is of the same kind and size.
+    fn write(&mut self, frame: &Frame) {
+        for (to, from) in self
+            .as_mut()
+            .planes_mut()
+            .iter_mut()
+            .zip(frame.as_ref().planes())
+        {
+            to.data.copy_from_slice(from.data);
+        }
+    }
+
+    fn read(&self) -> Result<Frame> {
+        let mut frame = Frame::new(self.info)?;
+        for (plane, from) in self.as_ref().planes().iter().enumerate() {
+            frame.plane_mut(plane).copy_from_slice(from.data);
+        }
+        Ok(frame)
+    }
+}
+
 /// Memory of the frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Host,
+    /// Memory of the host that the device accesses directly.
+    Pinned,
     Device,
 }
 
@@ -206,12 +279,20 @@ fn run(
     });
     let inputs: Vec<OnDevice> = inputs.collect::<Result<_>>()?;
     let output = OnDevice::new(context, &dst)?;
+    let (mut pinned_input, mut pinned_output) = (
+        PinnedFrame::new(context, src)?,
+        PinnedFrame::new(context, dst)?,
+    );
     engine.set_resident(to == Place::Device);
     let mut results = Vec::new();
     let mut receive = |engine: &mut Runner| -> Result<()> {
         let mut out = Frame::new(dst)?;
         match to {
             Place::Host => drop(engine.receive(&mut out.as_mut())?),
+            Place::Pinned => {
+                engine.receive(&mut pinned_output.as_mut())?;
+                out = pinned_output.read()?;
+            }
             Place::Device => {
                 // SAFETY: the planes were allocated for such a frame and are not used elsewhere.
                 unsafe { engine.receive_device(&dst, &output.planes)? };
@@ -227,6 +308,11 @@ fn run(
         }
         match from {
             Place::Host => engine.submit(&frame.as_ref(), strength)?,
+            Place::Pinned => {
+                // It has been uploaded when this returns.
+                pinned_input.write(frame);
+                engine.submit(&pinned_input.as_ref(), strength)?;
+            }
             // SAFETY: as above; the inputs live until all frames are received.
             Place::Device => unsafe { engine.submit_device(&src, &input.planes, strength)? },
         }
@@ -268,10 +354,11 @@ fn compare(context: &Arc<Context>, short: bool) -> Result<bool> {
                 let frames: Vec<Frame> = frames.collect::<Result<_>>()?;
                 let mut reference = cpu::Runner::new(&model, src, dst, Precision::F32)?;
                 let mut engine = Runner::new(context, &model, src, dst, 3)?;
-                let (host, device) = (Place::Host, Place::Device);
+                let (host, pinned, device) = (Place::Host, Place::Pinned, Place::Device);
                 let places = [
                     [host, host],
                     [device, device],
+                    [pinned, pinned],
                     [host, device],
                     [device, host],
                 ];
@@ -434,6 +521,11 @@ fn speed(
     let mut out = Frame::new(to)?;
     let (input, output) = (OnDevice::new(context, &from)?, OnDevice::new(context, &to)?);
     input.write(&src)?;
+    let (mut pinned_input, mut pinned_output) = (
+        PinnedFrame::new(context, from)?,
+        PinnedFrame::new(context, to)?,
+    );
+    pinned_input.write(&src);
     let (mut times, mut latencies) = ([vec![], vec![], vec![]], Vec::new());
     let mut submitted = VecDeque::new();
     let (mut start, mut warm) = (Instant::now(), false);
@@ -450,6 +542,7 @@ fn speed(
                 download,
             } = match place {
                 Place::Host => engine.receive(&mut out.as_mut())?,
+                Place::Pinned => engine.receive(&mut pinned_output.as_mut())?,
                 // SAFETY: the planes were allocated for such a frame and are not used elsewhere.
                 Place::Device => unsafe { engine.receive_device(&to, &output.planes)? },
             };
@@ -462,6 +555,7 @@ fn speed(
         submitted.push_back(Instant::now());
         match place {
             Place::Host => engine.submit(&src.as_ref(), 1.0)?,
+            Place::Pinned => engine.submit(&pinned_input.as_ref(), 1.0)?,
             // SAFETY: as above.
             Place::Device => unsafe { engine.submit_device(&from, &input.planes, 1.0)? },
         }
@@ -531,11 +625,11 @@ fn streams(context: &Arc<Context>, student: StudentConfig, streams: usize) -> Re
 /// Prints the speed of each network.
 fn speeds(context: &Arc<Context>) -> Result<()> {
     println!(
-        "\nNV12 to 3840x2160; frames in memory of the host or of the device. Milliseconds are \
-         medians by the device's clock. Latency is the median from submission to completion. \
-         TFLOP/s are those of the convolutions during the computation. Frames in host memory are \
-         copied by the thread that submits and receives them; only frames/s and latency include \
-         this.\n"
+        "\nNV12 to 3840x2160; frames in ordinary or pinned memory of the host, or in memory of the \
+         device. Milliseconds are medians by the device's clock. Latency is the median from \
+         submission to completion. TFLOP/s are those of the convolutions during the computation. \
+         Frames in ordinary memory are copied by the thread that submits and receives them; only \
+         frames/s and latency include this.\n"
     );
     println!(
         "| network | scale | frames in | in flight | frames/s | latency | upload | computation \
@@ -545,6 +639,7 @@ fn speeds(context: &Arc<Context>) -> Result<()> {
         let operations = operations(&student, &uhd(scale).1);
         for (place, depth) in [
             (Place::Host, 2),
+            (Place::Pinned, 2),
             (Place::Device, 2),
             (Place::Host, 1),
             (Place::Device, 1),

@@ -48,6 +48,7 @@ def residual(latent, channels, depth):
 STUDENTS = [
     ("tiny r 2", lambda: plain(4, 16, 4), 4, 2),
     ("small r 2", lambda: plain(4, 32, 8), 4, 2),
+    ("base r 2", lambda: residual(4, 64, 5), 4, 2),
     ("tiny r 4", lambda: plain(16, 32, 4), 16, 4),
     ("small r 4", lambda: plain(16, 48, 7), 16, 4),
     ("base r 4", lambda: residual(16, 64, 5), 16, 4),

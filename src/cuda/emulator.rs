@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -111,6 +112,7 @@ struct State {
     names: Vec<String>,
     log: Vec<String>,
     fail: Option<(&'static str, usize, i32)>,
+    block: Option<(&'static str, Duration)>,
     /// Work does not end.
     hangs: bool,
     abandoned: bool,
@@ -254,6 +256,7 @@ impl Fake {
             names: Vec::new(),
             log: Vec::new(),
             fail: None,
+            block: None,
             hangs: false,
             abandoned: false,
             guests: false,
@@ -262,6 +265,13 @@ impl Fake {
             info,
             state: Mutex::new(state),
         })
+    }
+
+    /// Sets the number of multiprocessors of a device that is not in use yet.
+    pub fn with_multiprocessors(mut self: Arc<Self>, count: usize) -> Arc<Self> {
+        let fake = Arc::get_mut(&mut self).expect("a device in use");
+        fake.info.multiprocessors = count;
+        self
     }
 
     /// Replaces the real device of this number in this process.
@@ -290,6 +300,11 @@ impl Fake {
     /// Makes the call `call` fail with `code` after `after` successes.
     pub fn fail(&self, call: &'static str, after: usize, code: i32) {
         self.lock().fail = Some((call, after, code));
+    }
+
+    /// Makes the next call `call` block for `time`.
+    pub fn block(&self, call: &'static str, time: Duration) {
+        self.lock().block = Some((call, time));
     }
 
     /// Makes all work from now on never end.
@@ -325,6 +340,10 @@ impl Fake {
     }
 
     fn call(&self, call: &'static str) -> Result<MutexGuard<'_, State>> {
+        let blocked = self.lock().block.take_if(|(name, _)| *name == call);
+        if let Some((_, time)) = blocked {
+            thread::sleep(time);
+        }
         let mut state = self.lock();
         state.log.push(call.into());
         if state.abandoned {

@@ -54,17 +54,15 @@ impl Record {
         Some(contents.state)
     }
 
-    /// Returns a reason not to start a trial: one has not come to an end.
-    pub fn obstacle(&self) -> Option<String> {
-        let Some(State::Trying { pid }) = self.read() else {
-            return None;
-        };
+    /// Returns a reason not to start a trial while the stored state is [`State::Trying`] of the
+    /// process `pid`.
+    pub fn obstacle(&self, pid: u32) -> String {
         let path = self.path.display();
-        Some(if is_alive(pid) {
+        if is_alive(pid) {
             format!("another trial is in progress (process {pid}, '{path}')")
         } else {
             format!("an earlier trial crashed or hung; delete '{path}' to repeat it")
-        })
+        }
     }
 
     /// Stores that a trial begins, before the device is touched.
@@ -89,10 +87,13 @@ impl Record {
         });
     }
 
-    /// Removes the stored state.
-    pub fn remove(&self) {
-        // A state that stays prevents further trials, which is safe.
-        let _ = fs::remove_file(&self.path);
+    /// Stores a previous state again; `None` removes the state.
+    pub fn restore(&self, state: Option<State>) {
+        match state {
+            Some(state) => self.end(state),
+            // A state that stays prevents further trials, which is safe.
+            None => drop(fs::remove_file(&self.path)),
+        }
     }
 
     fn end(&self, state: State) {
@@ -122,7 +123,15 @@ impl Record {
     }
 }
 
-/// Returns `true` if the process may still be running.
+impl State {
+    /// Returns `true` if another process is in the trial.
+    pub fn in_progress(&self) -> bool {
+        matches!(self, Self::Trying { pid } if is_alive(*pid))
+    }
+}
+
+/// Returns `true` if another process `pid` is running. The trials of one process run one after the
+/// other, so a record of this process is that of an earlier one with the same number.
 fn is_alive(pid: u32) -> bool {
-    pid == process::id() || Path::new("/proc").join(pid.to_string()).exists()
+    pid != process::id() && Path::new("/proc").join(pid.to_string()).exists()
 }

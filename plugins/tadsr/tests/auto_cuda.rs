@@ -7,8 +7,7 @@ mod common;
 use std::{
     env, fs,
     ops::Range,
-    path::Path,
-    process::Command,
+    process::{Command, Output},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -28,9 +27,11 @@ use tempfile::TempDir;
 const SIZE: (u32, u32) = (24, 18);
 /// `CUDA_ERROR_LAUNCH_FAILED`, after which the device is lost.
 const LOST: i32 = 719;
-/// Ratios of the times per frame that an emulated device always and never reaches.
+/// Ratios of the times per frame that an emulated device always and never reaches, and no ratio,
+/// which leaves the default of 1.3.
 const ALWAYS: &str = "0";
 const NEVER: &str = "1e9";
+const DEFAULT: &str = "";
 
 /// Devices and a cache folder of one test. Tests run one after the other, because devices and
 /// environment are those of the process.
@@ -49,6 +50,8 @@ impl Machine {
         set("XDG_CACHE_HOME", cache.path().to_str().unwrap());
         set("TADSR_CUDA_SPEEDUP", speedup);
         set("TADSR_CUDA", "1");
+        // An emulated device is slow.
+        set("TADSR_CUDA_LIMIT", "300");
         let devices = (0..devices).map(|_| emulated::device((8, 0), 1 << 30));
         let devices: Vec<_> = devices.collect();
         devices.iter().for_each(|fake| fake.plug());
@@ -59,16 +62,32 @@ impl Machine {
         }
     }
 
-    /// Returns the stored verdicts, without that about the driver.
+    /// Returns the stored verdicts.
     fn verdicts(&self) -> Vec<String> {
         let folder = fs::read_dir(self.cache.path().join("tadsr/cuda"));
         let files = folder
             .into_iter()
             .flatten()
             .map(|entry| entry.unwrap().path());
+        // A file may disappear meanwhile.
         files
-            .map(|path| fs::read_to_string(path).unwrap())
+            .filter_map(|path| fs::read_to_string(path).ok())
             .collect()
+    }
+
+    /// Waits until a trial tries the first device.
+    fn wait_for_trial(&self) {
+        let tries = |text: &String| text.contains("trying") && text.contains("model");
+        wait("no trial", || self.verdicts().iter().any(tries));
+    }
+}
+
+/// Waits until `done` returns true.
+fn wait(otherwise: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{otherwise}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -94,17 +113,15 @@ fn device(rig: &Rig) -> String {
     rig.element.property("active-device")
 }
 
+fn stored_reason(rig: &Rig) -> Option<String> {
+    let stats: gst::Structure = rig.element.property("stats");
+    stats.get("cuda").ok()
+}
+
 /// Returns the reason for the device in use, once there is one.
 fn reason(rig: &Rig) -> String {
-    let start = Instant::now();
-    loop {
-        let stats: gst::Structure = rig.element.property("stats");
-        if let Ok(reason) = stats.get::<String>("cuda") {
-            return reason;
-        }
-        assert!(start.elapsed() < Duration::from_secs(120), "no verdict");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait("no verdict", || stored_reason(rig).is_some());
+    stored_reason(rig).unwrap()
 }
 
 /// Asserts that `out` are all frames from the first on, as the CPU upscales them.
@@ -165,13 +182,162 @@ fn a_device_that_is_right_and_fast_takes_over_between_two_frames() {
 fn a_slow_device_is_not_used_and_not_tried_again() {
     let machine = Machine::new(1, NEVER);
     let first = rig(&[]);
-    assert!(reason(&first).contains("not 1000000000 times as fast"));
+    assert!(reason(&first).contains("at least 1000000000 is needed"));
     assert_eq!(device(&first), "cpu");
     drop(first);
     machine.devices[0].log();
     let second = rig(&[]);
-    assert!(reason(&second).contains("not 1000000000 times as fast"));
+    assert!(reason(&second).contains("at least 1000000000 is needed"));
     assert_eq!(machine.devices[0].log(), Vec::<String>::new());
+}
+
+#[test]
+fn a_device_slower_than_the_cpu_is_not_used_by_default() {
+    let machine = Machine::new(1, DEFAULT);
+    let rig = rig(&[]);
+    let reason = reason(&rig);
+    assert_eq!(device(&rig), "cpu", "{reason}");
+    // With the times swapped, the ratio would be above 1.3.
+    let (before, after) = reason.split_once(" times as fast: ").expect(&reason);
+    assert_eq!(after, "at least 1.3 is needed");
+    let ratio: f64 = before.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(ratio < 1.0, "{reason}");
+    let (_, stored) = reason.split_once("): ").unwrap();
+    assert!(machine.verdicts()[0].contains(stored));
+}
+
+#[test]
+fn a_device_that_blocks_for_longer_than_the_limit_is_not_used() {
+    let machine = Machine::new(1, ALWAYS);
+    set("TADSR_CUDA_LIMIT", "2");
+    let fake = &machine.devices[0];
+    fake.block("launch_graph", Duration::from_secs(5));
+    let mut rig = rig(&[]);
+    push(&mut rig, 0..2);
+    assert_eq!(reason(&rig), "the trial had no result after 2 s");
+    assert!(fake.alive() > 0, "the device still blocks");
+    assert_eq!(device(&rig), "cpu");
+    push(&mut rig, 2..4);
+    let out = pulled(&mut rig);
+    assert_eq!(out.len(), 4);
+    assert_frames(&rig, &out);
+    let stored = machine.verdicts();
+    assert!(
+        stored.len() == 1 && stored[0].contains("no result after 2 s"),
+        "{stored:?}"
+    );
+    wait("no late answer", || fake.alive() == 0);
+    assert_eq!(machine.verdicts(), stored, "the late answer counts");
+    assert_eq!(device(&rig), "cpu");
+}
+
+#[test]
+fn a_reload_during_a_trial_starts_one_for_the_new_model() {
+    let machine = Machine::new(1, ALWAYS);
+    machine.devices[0].block("launch_graph", Duration::from_secs(2));
+    let rig = rig(&[("model", "tiny-x4")]);
+    machine.wait_for_trial();
+    rig.element.set_property("model", "tiny-x2");
+    wait("CUDA has not taken over", || {
+        device(&rig).starts_with("cuda")
+    });
+    assert_eq!(rig.element.property::<String>("active-model"), "tiny-x2");
+    let stored = machine.verdicts();
+    assert!(
+        stored.len() == 1 && stored[0].contains("model tiny-x2,"),
+        "{stored:?}"
+    );
+}
+
+#[test]
+fn new_caps_during_a_trial_start_one_for_the_new_size() {
+    let machine = Machine::new(1, ALWAYS);
+    machine.devices[0].block("launch_graph", Duration::from_secs(2));
+    let mut rig = rig(&[]);
+    machine.wait_for_trial();
+    rig.harness.set_src_caps_str(&raw("I420", 32, 18));
+    wait("CUDA has not taken over", || {
+        device(&rig).starts_with("cuda")
+    });
+    let stored = machine.verdicts();
+    assert!(
+        stored.len() == 1 && stored[0].contains("32x18 to 64x36"),
+        "{stored:?}"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn new_caps_repeat_a_trial_without_a_verdict() {
+    let machine = Machine::new(1, ALWAYS);
+    set("TADSR_CUDA_LIMIT", "1");
+    let folder = machine.cache.path().join("tadsr/cuda");
+    fs::create_dir_all(&folder).unwrap();
+    // The first process of the system is always there.
+    let other = r#"{"what": "the driver", "state": "trying", "pid": 1}"#;
+    fs::write(folder.join("driver.json"), other).unwrap();
+    let mut rig = rig(&[]);
+    assert!(
+        reason(&rig).contains("in progress (process 1,"),
+        "{}",
+        reason(&rig)
+    );
+    assert_eq!(device(&rig), "cpu");
+    fs::remove_file(folder.join("driver.json")).unwrap();
+    set("TADSR_CUDA_LIMIT", "300");
+    rig.harness.set_src_caps_str(&raw("I420", 32, 18));
+    wait("CUDA has not taken over", || {
+        device(&rig).starts_with("cuda")
+    });
+}
+
+#[test]
+fn every_outcome_is_one_line_of_the_log() {
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let lines = || std::mem::take(&mut *LINES.lock().unwrap());
+    init();
+    gst::log::set_threshold_for_name("tadsrupscale", gst::DebugLevel::Info);
+    gst::log::add_log_function(|_, level, _, _, _, _, message| {
+        let text = message.get().map(|text| text.to_string());
+        let outcome = |text: &String| {
+            text.starts_with("Staying on the CPU") || text.starts_with("Swapping to cuda:")
+        };
+        if level == gst::DebugLevel::Info {
+            LINES.lock().unwrap().extend(text.filter(outcome));
+        }
+    });
+    for (speedup, allowed, word) in [
+        (ALWAYS, "1", "Swapping to cuda:"),
+        (NEVER, "1", "Staying on the CPU: "),
+        (ALWAYS, "0", "Staying on the CPU: "),
+    ] {
+        let machine = Machine::new(1, speedup);
+        set("TADSR_CUDA", allowed);
+        lines();
+        let mut rig = rig(&[]);
+        let reason = reason(&rig);
+        let found = lines();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].starts_with(word) && found[0].ends_with(&reason),
+            "{found:?}"
+        );
+        if word.starts_with("Swapping") {
+            machine.devices[0].fail("synchronize_event", 0, LOST);
+            push(&mut rig, 0..4);
+            let found = lines();
+            assert!(
+                found.len() == 1 && found[0].contains("the CUDA device was lost"),
+                "{found:?}"
+            );
+        }
+    }
+    let _machine = Machine::new(0, ALWAYS);
+    if tadsr::trial::ruled_out().is_some() {
+        let rig = rig(&[]);
+        assert_eq!(lines(), ["Staying on the CPU: there is no NVIDIA driver"]);
+        assert_eq!(reason(&rig), "there is no NVIDIA driver");
+    }
 }
 
 #[test]
@@ -254,40 +420,61 @@ fn the_latency_that_may_come_is_announced_from_the_start() {
 #[test]
 fn a_stop_in_the_trial_leaves_no_verdict() {
     let machine = Machine::new(1, ALWAYS);
+    // Longer than a stop waits.
+    machine.devices[0].block("launch_graph", Duration::from_secs(6));
     let rig = rig(&[]);
+    machine.wait_for_trial();
     rig.element.set_state(gst::State::Null).unwrap();
-    // The check of an emulated device may take longer than a stop waits.
-    let start = Instant::now();
-    while !machine.verdicts().is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(120));
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    assert!(machine.devices[0].alive() > 0, "the device still blocks");
+    // The program may end here.
+    assert_eq!(machine.verdicts(), Vec::<String>::new());
     drop(rig);
     let again = self::rig(&[]);
     reason(&again);
     assert!(device(&again).starts_with("cuda"));
+    assert_eq!(machine.verdicts().len(), 1);
+}
+
+/// Runs [`one_trial_in_this_process`] in a child process.
+fn child(cache: &TempDir, mode: &str) -> Output {
+    Command::new(env::current_exe().unwrap())
+        .args(["--exact", "one_trial_in_this_process", "--ignored"])
+        .env("TADSR_TEST_TRIAL", mode)
+        .env("XDG_CACHE_HOME", cache.path())
+        .output()
+        .unwrap()
 }
 
 #[test]
 fn a_crash_in_the_trial_keeps_later_programs_from_the_device() {
-    let cache = tempfile::tempdir().unwrap();
-    let run = |mode: &str| {
-        Command::new(env::current_exe().unwrap())
-            .args(["--exact", "one_trial_in_this_process", "--ignored"])
-            .env("TADSR_TEST_TRIAL", mode)
-            .env("XDG_CACHE_HOME", cache.path())
-            .output()
-            .unwrap()
-    };
-    let crash = run("crash");
-    assert!(!crash.status.success(), "the child crashes");
-    let left = fs::read_dir(cache.path().join("tadsr/cuda")).unwrap();
-    let left: Vec<_> = left
-        .map(|e| fs::read_to_string(e.unwrap().path()).unwrap())
-        .collect();
-    assert!(left.len() == 1 && left[0].contains("trying"), "{left:?}");
-    let after = run("after");
-    assert!(after.status.success(), "{after:?}");
+    // Also in the check after a good verdict.
+    for passed_before in [false, true] {
+        let cache = tempfile::tempdir().unwrap();
+        let stored = || -> Vec<String> {
+            let files = fs::read_dir(cache.path().join("tadsr/cuda")).unwrap();
+            files
+                .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+                .collect()
+        };
+        if passed_before {
+            let good = child(&cache, "good");
+            assert!(good.status.success(), "{good:?}");
+            assert!(
+                stored().len() == 1 && stored()[0].contains("fast"),
+                "{:?}",
+                stored()
+            );
+        }
+        let crash = child(&cache, "crash");
+        assert!(!crash.status.success(), "the child crashes");
+        assert!(
+            stored().len() == 1 && stored()[0].contains("trying"),
+            "{:?}",
+            stored()
+        );
+        let after = child(&cache, "after");
+        assert!(after.status.success(), "{after:?}");
+    }
 }
 
 /// Runs in a child process, which may crash.
@@ -305,7 +492,12 @@ fn one_trial_in_this_process() {
         machine.devices[0].set_kernels(crash);
     }
     let rig = rig(&[]);
-    assert!(reason(&rig).contains("crashed or hung"), "{}", reason(&rig));
-    assert!(reason(&rig).contains(Path::new(&cache).to_str().unwrap()));
-    assert_eq!(device(&rig), "cpu");
+    let reason = reason(&rig);
+    if mode == "good" {
+        assert!(device(&rig).starts_with("cuda"), "{reason}");
+    } else {
+        assert!(reason.contains("crashed or hung"), "{reason}");
+        assert!(reason.contains(&cache), "{reason}");
+        assert_eq!(device(&rig), "cpu");
+    }
 }

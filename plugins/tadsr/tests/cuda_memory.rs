@@ -144,7 +144,8 @@ fn out_is_resident(rig: &Rig) -> bool {
 
 #[test]
 fn frames_stay_in_device_memory() {
-    for format in ["NV12", "I420", "RGBA"] {
+    // Y42B comes from nvjpegdec.
+    for format in ["NV12", "I420", "Y42B", "RGBA"] {
         let fake = plug();
         let properties = [("device", device(&fake)), ("scale", "2".into())];
         let properties = properties.each_ref().map(|(k, v)| (*k, v.as_str()));

@@ -40,10 +40,11 @@ pub(super) const FEATURE: &str = "memory:CUDAMemory";
 const CONTEXT: &str = "gst.cuda.context";
 
 /// Formats that both GstCuda and this element support.
-pub(super) const FORMATS: [gst_video::VideoFormat; 10] = [
+pub(super) const FORMATS: [gst_video::VideoFormat; 11] = [
     gst_video::VideoFormat::Nv12,
     gst_video::VideoFormat::I420,
     gst_video::VideoFormat::Yv12,
+    gst_video::VideoFormat::Y42b,
     gst_video::VideoFormat::Y444,
     gst_video::VideoFormat::P01010le,
     gst_video::VideoFormat::I42010le,

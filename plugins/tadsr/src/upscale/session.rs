@@ -444,7 +444,7 @@ impl Session {
             }
             let model = result?;
             state.share = Some(Share::new());
-            self.prepare_trial(&mut state);
+            self.prepare_trial(element, &mut state);
             install(state, model);
             return Ok(());
         }
@@ -513,6 +513,8 @@ impl Session {
                     gst::ResourceError::OpenRead,
                     ("{err}; keeping the current model")
                 );
+                // A trial that has ended during the reload does not count.
+                self.begin_trial(element);
             }
         }
     }
@@ -604,7 +606,7 @@ impl Session {
                 return Err(post_failure(element, &err));
             }
             _ if !model.on_cpu()
-                && (self.device_failed(&err) || settings.fallback == Fallback::Cpu) =>
+                && (self.device_failed(element, &err) || settings.fallback == Fallback::Cpu) =>
             {
                 let upscaler = self.load(&settings, &model.loaded, Device::Cpu);
                 let replace = |upscaler| LoadedModel {

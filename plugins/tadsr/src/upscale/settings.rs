@@ -508,9 +508,10 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                     "Statistics since the start: frames upscaled (frames), frames dropped because \
                      they were late (dropped), frames per second from the first to the latest \
                      (fps), milliseconds per frame in the element: mean (mean-ms) and 99th \
-                     percentile of the latest 1000 (p99-ms). On a CUDA device also the mean \
-                     milliseconds per stage by its clock (upload-ms, compute-ms, download-ms) and \
-                     the device memory in bytes (device-memory)",
+                     percentile of the latest 1000 (p99-ms). With device=auto also the reason to \
+                     use a CUDA device or not (cuda). On a CUDA device also the mean milliseconds \
+                     per stage by its clock (upload-ms, compute-ms, download-ms) and the device \
+                     memory in bytes (device-memory)",
                 )
                 .read_only()
                 .build(),

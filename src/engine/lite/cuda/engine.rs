@@ -174,7 +174,7 @@ impl Engine for CudaEngine {
     }
 
     fn host_allocator(&self) -> Option<HostAllocator> {
-        Some(HostAllocator::new(self.context.driver()))
+        Some(self.context.host_allocator())
     }
 
     fn device_memory(&self) -> usize {

@@ -32,7 +32,7 @@ use crate::cuda::emulator;
 use crate::{
     Error, Result,
     cuda::{
-        DevicePlanes, ExternalContext,
+        DevicePlanes, ExternalContext, HostAllocator,
         driver::{self, Driver, Event, Fault, Function, Graph, HostRows, Rows, Stream},
         owned::{Memory, Owned, Pinned},
     },
@@ -205,6 +205,11 @@ impl Context {
     /// Returns the driver of the device.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
+    }
+
+    /// Returns an allocator of memory that the device accesses directly.
+    pub fn host_allocator(&self) -> HostAllocator {
+        HostAllocator::new(&self.driver)
     }
 }
 

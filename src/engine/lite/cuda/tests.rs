@@ -8,7 +8,7 @@ use crate::{
     Precision,
     cuda::{
         driver::{Address, Rows, Shape},
-        emulator::{Fake, Ram},
+        emulator::{Fake, Kernels, Ram},
     },
     engine::{Engine, Options, lite::cpu},
     frame::{Component, Frame, PixelFormat},
@@ -508,6 +508,70 @@ fn a_device_with_changing_results_is_refused() {
     LAST.store(CALLS.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     let error = context(&fake).check(&small()).unwrap_err();
     assert!(error.to_string().contains("two results"), "{error}");
+}
+
+/// Runs a kernel, and damages the second byte of the planes that `has` is true for.
+fn damage(
+    ram: &mut Ram,
+    name: &str,
+    shape: Shape,
+    params: &[u64],
+    has: impl Fn(&params::Component) -> bool,
+) {
+    emulated::kernels(ram, name, shape, params);
+    if name.starts_with("tadsr_pack") {
+        let frame = params::Frame::from_words(params);
+        let components = &frame.components[..frame.component_count as usize];
+        for component in components.iter().filter(|component| has(component)) {
+            ram.bytes(component.dst, 2)[1] ^= 0x80;
+        }
+    }
+}
+
+/// Returns `true` for a plane of both chroma components.
+fn is_pair(component: &params::Component) -> bool {
+    component.slots[1] != params::NO_SLOT
+}
+
+/// Number of blocks of more than one wave on a device of eight multiprocessors.
+const WAVE: u32 = 64;
+
+#[test]
+fn a_device_with_a_single_kind_of_defect_is_refused() {
+    fn words(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+        damage(ram, name, shape, params, |c| c.base.bytes == 2);
+    }
+    fn pairs(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+        damage(ram, name, shape, params, |c| {
+            c.base.bytes == 1 && is_pair(c)
+        });
+    }
+    /// Does not compute the last block of a grid that the device does not run at once.
+    fn second_wave(ram: &mut Ram, name: &str, shape: Shape, params: &[u64]) {
+        if !name.starts_with("tadsr_conv") || shape.grid.iter().product::<u32>() <= WAVE {
+            return emulated::kernels(ram, name, shape, params);
+        }
+        let conv = params::Conv::from_words(params);
+        let cells = (conv.in_width - 2) * (conv.in_height - 2);
+        let last = conv.output + u64::from((cells - 1) * conv.co * 2);
+        let before = ram.bytes(last, 2 * conv.co as usize).to_vec();
+        emulated::kernels(ram, name, shape, params);
+        ram.bytes(last, before.len()).copy_from_slice(&before);
+    }
+    for (kernels, place) in [
+        (words as Kernels, "P010_10LE frame of 71x19"),
+        (pairs, "NV12 frame of 71x19"),
+        (second_wave, "I420 frame"),
+    ] {
+        let fake = emulated::device((8, 0), PLENTY).with_multiprocessors(8);
+        fake.set_kernels(kernels);
+        let error = context(&fake).check(&small()).unwrap_err().to_string();
+        assert!(
+            error.contains("wrongly") && error.contains(place),
+            "{error}"
+        );
+        assert!(!error.contains("I420 frame of 71x19"), "{error}");
+    }
 }
 
 #[test]

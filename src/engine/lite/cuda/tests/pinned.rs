@@ -6,10 +6,6 @@ use crate::{
     frame::{Plane, PlaneMut},
 };
 
-fn allocator(context: &Arc<Context>) -> HostAllocator {
-    HostAllocator::new(context.driver())
-}
-
 /// Returns pinned memory with a copy of `frame`, and the layout of its planes.
 fn pinned(allocator: &HostAllocator, frame: &Frame) -> (HostMemory, Vec<[usize; 4]>) {
     let (bytes, planes) = spread(frame.info());
@@ -53,7 +49,7 @@ fn count(log: &[String], call: &str) -> usize {
 fn frames_in_pinned_memory_are_copied_once() {
     let fake = emulated::device((8, 0), PLENTY);
     let context = context(&fake);
-    let allocator = allocator(&context);
+    let allocator = context.host_allocator();
     for format in PixelFormat::ALL {
         let src = frame(format, 13, 7, 7);
         let dst = src.info().with_size(27, 14);
@@ -102,7 +98,7 @@ fn pinned_and_other_frames_alternate_without_a_difference() {
             .run(&frames[n].as_ref(), &mut want.as_mut(), 1.0)
             .unwrap();
         // Memory of another device is copied as any other.
-        let allocator = allocator(if n % 4 == 2 { &other } else { &context });
+        let allocator = (if n % 4 == 2 { &other } else { &context }).host_allocator();
         let (mut output, to) = pinned(&allocator, &Frame::new(dst).unwrap());
         let mut got = Frame::new(dst).unwrap();
         if n.is_multiple_of(3) {
@@ -126,7 +122,7 @@ fn pinned_and_other_frames_alternate_without_a_difference() {
         if n % 2 == 0 {
             runner.submit(&frame.as_ref(), 1.0).unwrap();
         } else {
-            let (mut input, from) = pinned(&allocator(&context), frame);
+            let (mut input, from) = pinned(&context.host_allocator(), frame);
             let view = as_ref(&src, input.as_ref(), &from);
             runner.submit(&view, 1.0).unwrap();
             // The samples have been copied.
@@ -145,7 +141,7 @@ fn pinned_memory_outlives_its_device() {
     for lost in [false, true] {
         let fake = emulated::device((8, 0), PLENTY);
         let context = context(&fake);
-        let allocator = allocator(&context);
+        let allocator = context.host_allocator();
         let mut runner = Runner::new(&context, &small(), *src.info(), dst, 2).unwrap();
         let (mut output, to) = pinned(&allocator, &Frame::new(dst).unwrap());
         let mut out = as_mut(&dst, output.as_mut(), &to);
@@ -178,7 +174,7 @@ fn failures_of_copies_from_pinned_memory_are_reported() {
             let fake = emulated::device((8, 0), PLENTY);
             let context = context(&fake);
             let mut runner = Runner::new(&context, &small(), *src.info(), dst, 2).unwrap();
-            let allocator = allocator(&context);
+            let allocator = context.host_allocator();
             let (input, from) = pinned(&allocator, &src);
             let (mut output, to) = pinned(&allocator, &Frame::new(dst).unwrap());
             fake.fail(call, after, 719);
