@@ -177,13 +177,16 @@ fn networks_of_all_widths_compute_as_the_cpu() {
     fake.set_kernels(emulated::checked);
     let context = context(&fake);
     let cases = [
-        (Architecture::Residual, 4, 64, 2),
-        (Architecture::Plain, 4, 48, 3),
-        (Architecture::Residual, 2, 5, 2),
-        (Architecture::Plain, 6, 33, 0),
+        (Architecture::Residual, LatentKind::Yuv, 4, 64, 2),
+        (Architecture::Plain, LatentKind::Yuv, 4, 48, 3),
+        (Architecture::Residual, LatentKind::Yuv, 2, 5, 2),
+        (Architecture::Plain, LatentKind::Yuv, 6, 33, 0),
+        // Those of the bundled models at scale 2, whose latent has four channels.
+        (Architecture::Plain, LatentKind::Luma, 2, 32, 2),
+        (Architecture::Residual, LatentKind::Luma, 2, 64, 2),
     ];
-    for (architecture, r, channels, depth) in cases {
-        let model = model(architecture, LatentKind::Yuv, r, channels, depth);
+    for (architecture, latent, r, channels, depth) in cases {
+        let model = model(architecture, latent, r, channels, depth);
         let src = frame(PixelFormat::Nv12, 35, 11, 3);
         let dst = src.info().with_size(140, 43);
         let mut runner = Runner::new(&context, &model, *src.info(), dst, 1).unwrap();
@@ -192,7 +195,7 @@ fn networks_of_all_widths_compute_as_the_cpu() {
         let error = difference(&got, &by_cpu(&model, &src, dst, 1.0));
         assert!(
             error <= 1,
-            "{architecture:?} r {r}, {channels} channels: {error}"
+            "{architecture:?} {latent:?} r {r}, {channels} channels: {error}"
         );
     }
 }
