@@ -45,7 +45,10 @@ fn watch(pad: &gst::Pad) -> Arc<Mutex<Seen>> {
 /// element, or the error.
 fn run(description: &str) -> Result<(Seen, Seen), String> {
     init();
-    let pipeline = gst::parse::launch(description).map_err(|err| err.to_string())?;
+    // Otherwise an error would leak the elements.
+    let fatal = gst::ParseFlags::FATAL_ERRORS;
+    let pipeline = gst::parse::launch_full(description, None, fatal);
+    let pipeline = pipeline.map_err(|err| err.to_string())?;
     let pipeline = pipeline.downcast::<gst::Pipeline>().unwrap();
     let up = pipeline.by_name("up").unwrap();
     let before = watch(&up.static_pad("sink").unwrap());

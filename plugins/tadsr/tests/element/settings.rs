@@ -255,6 +255,8 @@ fn statistics_are_posted_at_intervals() {
     };
     push(2);
     assert!(bus.pop_filtered(&[gst::MessageType::Element]).is_none());
+    // Its messages keep the element alive.
+    bus.set_flushing(true);
 }
 
 #[test]
@@ -310,6 +312,8 @@ fn presets_set_their_values() {
     }
     assert_eq!(names, ["live", "archive", "animation", "low-light"]);
     assert!(values > 15);
-    let launch = gst::parse::launch("tadsrupscale @preset=none");
+    // Otherwise an error would leak the element.
+    let fatal = gst::ParseFlags::FATAL_ERRORS;
+    let launch = gst::parse::launch_full("tadsrupscale @preset=none", None, fatal);
     assert!(launch.is_err(), "an unknown preset");
 }
