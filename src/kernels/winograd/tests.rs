@@ -87,8 +87,9 @@ proptest! {
                 error += f64::from((got - want) * (got - want));
                 norm += f64::from(want * want);
             }
+            // With few outputs the rounding to bf16 hardly averages. A wrong product is an error of 1.
             prop_assert!(
-                error.sqrt() <= 0.05 * norm.sqrt(),
+                error.sqrt() <= 0.1 * norm.sqrt(),
                 "{variant:?}: squared error {error} of {norm}"
             );
             prop_assert!(
