@@ -210,9 +210,9 @@ fuzz_target!(|input: Input| {
     if result.is_err() {
         return;
     }
-    // The formulas are slow.
-    let is_small = to.width * to.height <= MAX_COMPARED;
-    if input.precision % 4 == 0 && temporal == Temporal::Off && is_small {
+    // The formulas are slow, and do not replace the colours of transparent pixels.
+    let is_compared = to.width * to.height <= MAX_COMPARED && !to.format.has_alpha();
+    if input.precision % 4 == 0 && temporal == Temporal::Off && is_compared {
         let dials = [denoise.into(), detail.into()];
         compare(&frame, &tight, dials, f32::from(input.strength) / 255.0);
     }
