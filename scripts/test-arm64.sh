@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs unit tests of the library on emulated AArch64 processors: one with all features of the
-# emulator, one with NEON only, one with dot products as well, and one on which TADSR_CPU=portable selects the portable kernels in
-# whole networks (tests of kernels run every variant in any case). Needs root, and Rust to fetch the
-# crates. The compiler and the emulator are those of Debian sid, in a chroot below target/.
+# emulator, one with NEON only, one with dot products as well, and one on which TADSR_CPU=portable
+# selects the portable kernels in whole networks (tests of kernels run every variant in any case).
+# Needs root, and Rust to fetch the crates. The compiler and the emulator are those of Debian sid,
+# in a chroot below target/.
 #
 # Usage: scripts/test-arm64.sh [FILTER..]     (parts of the names of tests)
 #

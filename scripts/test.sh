@@ -82,8 +82,8 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     tests=(cargo test --locked --workspace --no-fail-fast)
 fi
-# The tests of the element also fail on warnings of GLib, and if an element, a pad or a buffer is alive
-# at the end of a test's process. Buffers that a lost CUDA device may still access are kept.
+# The tests of the element also fail on warnings of GLib, and if an element, a pad or a buffer is
+# alive at the end of a test's process. Buffers that a lost CUDA device may still access are kept.
 element_tests() {
     local leaks=$target/leaks log kinds leaked=0
     rm -rf "$leaks"

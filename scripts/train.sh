@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains models one after another, on one core, in runs/: first the models at detail 0, each from its
-# file in models/, then their dials, with one teacher for each side of a cell. A second run of this
-# script continues from the checkpoints.
+# Trains models one after another, on one core, in runs/: the models for scales up to 2 at detail 0,
+# each from its file in models/, and then a dial detail for each, with one teacher. A second run of
+# this script continues from the checkpoints.
 #
 # Usage: scripts/train.sh FOLDER..     (folders with photos and videos)
 set -euo pipefail
@@ -18,8 +18,8 @@ cargo build --release --locked --bin tadsr-train
 cp "$target/release/tadsr-train" runs/tadsr-train.new
 mv runs/tadsr-train.new runs/tadsr-train
 failed=()
-# train NAME BEGIN [OPTION..]: trains a recipe. The model BEGIN is used if there is one and the run is
-# new.
+# train NAME BEGIN [OPTION..]: trains a recipe. The model BEGIN is used if there is one and the run
+# is new.
 train() {
     local name=$1 begin=()
     [[ -e runs/$name/checkpoint.safetensors || ! -e $2 ]] || begin=(--begin "$2")
@@ -31,10 +31,7 @@ train() {
 }
 for name in base-x2 small-x2 tiny-x2; do train "$name-plain" "models/$name.safetensors"; done
 train tiny-x2-memory models/tiny-x2-memory.safetensors
-for name in tiny-x2 small-x2 base-x2 tiny-x4 small-x4 base-x4; do
-    begin=runs/$name-plain/model.safetensors
-    [[ -e $begin ]] || begin=models/$name.safetensors
-    teacher=runs/teacher-${name#*-}
-    train "$name" "$begin" --teacher "$teacher"
+for name in tiny-x2 small-x2 base-x2; do
+    train "$name" "runs/$name-plain/model.safetensors" --teacher runs/teacher-x2
 done
 [[ ${#failed[@]} -eq 0 ]] || fail "failed: ${failed[*]}; if a recipe has changed, remove the folder of its old run"

@@ -1,6 +1,6 @@
-//! Frames of any format, size and stride through the engine. The result must be that of the formulas,
-//! strides, borders and the number of threads must not change a bit, and planes that are too short
-//! must be refused.
+//! Frames of any format, size and stride through the engine. The result must be that of the
+//! formulas. Strides, borders and the number of threads must not change a bit, and planes that are
+//! too short must be refused.
 #![no_main]
 
 use arbitrary::Arbitrary;

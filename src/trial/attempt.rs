@@ -21,7 +21,7 @@ struct Progress {
     step: Mutex<Step>,
 }
 
-/// What the records say.
+/// State of the records.
 #[derive(Default)]
 enum Step {
     /// Nothing is being tried.

@@ -92,7 +92,7 @@ impl Attachment {
     }
 }
 
-/// What the muxer does not write of the tracks, in their order.
+/// Properties of the tracks that the muxer does not write, in the order of the tracks.
 #[derive(Debug, Default)]
 pub(super) struct Tracks {
     /// Delay of each audio stream by its encoder.

@@ -1,7 +1,7 @@
 //! Integer sums of NEON, with and without its dot products.
 //!
-//! Except for those of i8mm they multiply signed integers. Codes are therefore moved to -128 to 127,
-//! and the sums begin with 128 times the weights ([`Packed::start`]).
+//! Except for those of i8mm they multiply signed integers. Codes are therefore moved to -128 to
+//! 127, and the sums begin with 128 times the weights ([`Packed::start`]).
 
 use std::arch::{aarch64::*, asm};
 

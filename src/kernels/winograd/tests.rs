@@ -87,7 +87,8 @@ proptest! {
                 error += f64::from((got - want) * (got - want));
                 norm += f64::from(want * want);
             }
-            // With few outputs the rounding to bf16 hardly averages. A wrong product is an error of 1.
+            // With few outputs the rounding to bf16 hardly averages. A wrong product is an error of
+            // the size of the values.
             prop_assert!(
                 error.sqrt() <= 0.1 * norm.sqrt(),
                 "{variant:?}: squared error {error} of {norm}"

@@ -42,7 +42,7 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-/// What a trial is for.
+/// Model and frames of a trial.
 #[derive(Clone, PartialEq)]
 struct Subject {
     model: String,
