@@ -30,6 +30,8 @@ pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
+#[cfg(test)]
+mod testing;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod trial;

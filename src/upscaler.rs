@@ -182,18 +182,21 @@ impl Upscaler {
     }
 
     /// Sets the amount of detail that the network may invent, 0 (faithful to the input) to 1
-    /// (generative), by default 0.5. Values outside of the range are clamped. The value takes
-    /// effect as that of [`Self::set_denoise`].
+    /// (generative). `None`, the default, is 0.5 at scales above 2, otherwise 0. Values outside of
+    /// the range are clamped. The value takes effect as that of [`Self::set_denoise`].
     ///
     /// # Errors
     /// [`Error::Setting`] if the model lacks the setting.
-    pub fn set_detail(&mut self, detail: f32) -> Result<()> {
-        let detail = if detail.is_nan() {
-            Options::default().detail
-        } else {
-            detail.clamp(0.0, 1.0)
-        };
+    pub fn set_detail(&mut self, detail: Option<f32>) -> Result<()> {
+        let detail = detail.filter(|d| !d.is_nan()).map(|d| d.clamp(0.0, 1.0));
         self.set(|options| options.detail = detail)
+    }
+
+    /// Returns the amount of detail that the network may invent, 0 to 1, in frames that grow by
+    /// `scale`; `None` if the model lacks the setting.
+    pub fn active_detail(&self, scale: f64) -> Option<f32> {
+        let has = self.capabilities().has(Setting::Detail);
+        has.then(|| self.engine.options().detail(scale))
     }
 
     /// Sets the use of previous frames, by default [`Temporal::Auto`]. Call [`Self::reset`] before

@@ -86,21 +86,34 @@ fn dialled_model(dir: &tempfile::TempDir) -> PathBuf {
 fn dials_take_effect_with_the_next_frame_and_have_no_later_effect() {
     let dir = tempfile::tempdir().unwrap();
     let path = dialled_model(&dir);
-    for format in [PixelFormat::I420, PixelFormat::Rgb] {
+    // An automatic detail is 0 at scales up to 2.
+    for (format, scale, detail) in [
+        (PixelFormat::I420, 2.0, 0.0),
+        (PixelFormat::I420, 2.5, 0.5),
+        (PixelFormat::Rgb, 2.0, 0.0),
+        (PixelFormat::Rgb, 4.0, 0.5),
+    ] {
         let frame = image(FrameInfo::new(format, 20, 9));
-        let fresh = |denoise, detail| {
+        let at_scale = || {
             let mut upscaler = load(&path);
+            upscaler.set_scale(scale).unwrap();
+            upscaler
+        };
+        let fresh = |denoise, detail| {
+            let mut upscaler = at_scale();
             upscaler.set_denoise(denoise).unwrap();
-            upscaler.set_detail(detail).unwrap();
+            upscaler.set_detail(Some(detail)).unwrap();
             bytes(&upscaler.upscale(&frame).unwrap())
         };
-        let mut upscaler = load(&path);
+        let mut upscaler = at_scale();
+        assert_eq!(upscaler.active_detail(scale), Some(detail));
         let automatic = bytes(&upscaler.upscale(&frame).unwrap());
-        assert_eq!(automatic, fresh(Some(0.4), 0.5));
+        assert_eq!(automatic, fresh(Some(0.4), detail));
         let mut seen = vec![automatic.clone()];
         for (denoise, detail) in [(Some(0.0), 0.0), (Some(0.9), 0.0), (Some(0.9), 1.0)] {
             upscaler.set_denoise(denoise).unwrap();
-            upscaler.set_detail(detail).unwrap();
+            upscaler.set_detail(Some(detail)).unwrap();
+            assert_eq!(upscaler.active_detail(scale), Some(detail));
             let changed = bytes(&upscaler.upscale(&frame).unwrap());
             assert_eq!(changed, fresh(denoise, detail), "{denoise:?} {detail}");
             assert!(
@@ -110,12 +123,12 @@ fn dials_take_effect_with_the_next_frame_and_have_no_later_effect() {
             seen.push(changed);
         }
         upscaler.set_denoise(None).unwrap();
-        upscaler.set_detail(f32::NAN).unwrap();
+        upscaler.set_detail(Some(f32::NAN)).unwrap();
         assert_eq!(bytes(&upscaler.upscale(&frame).unwrap()), automatic);
         upscaler.set_denoise(Some(7.0)).unwrap();
         assert_eq!(
             bytes(&upscaler.upscale(&frame).unwrap()),
-            fresh(Some(1.0), 0.5)
+            fresh(Some(1.0), detail)
         );
     }
 }
@@ -227,7 +240,11 @@ fn bundled_models_keep_the_level_of_grey_at_any_dial() {
         upscaler.set_precision(Precision::F32).unwrap();
         upscaler.set_scale(upscaler.max_scale()).unwrap();
         let has_detail = upscaler.require(Setting::Detail).is_ok();
-        let details: &[f32] = if has_detail { &[0.0, 0.5, 1.0] } else { &[0.5] };
+        let details: &[_] = if has_detail {
+            &[Some(0.0), Some(0.5), Some(1.0)]
+        } else {
+            &[None]
+        };
         for &detail in details {
             upscaler.set_detail(detail).unwrap();
             for denoise in [0.0, 0.4, 0.7, 0.8, 0.9] {

@@ -160,7 +160,7 @@ fuzz_target!(|input: Input| {
     let [denoise, detail] = input.dials.map(|dial| f32::from(dial) / 255.0);
     upscaler.set_denoise(Some(denoise)).unwrap();
     // The network with memory lacks this dial.
-    let _ = upscaler.set_detail(detail);
+    let _ = upscaler.set_detail(Some(detail));
     let precisions = [
         Precision::F32,
         Precision::Bf16,

@@ -4,7 +4,7 @@
 
 mod automatic;
 pub mod lite;
-mod noise;
+pub(crate) mod noise;
 mod options;
 mod precision;
 pub mod resshift;

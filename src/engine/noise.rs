@@ -90,7 +90,7 @@ impl NoiseField {
 
 /// Returns the output of SplitMix64 for the state after `x` (Steele, Lea and Flood, "Fast
 /// splittable pseudorandom number generators", 2014).
-fn mix(x: u64) -> u64 {
+pub(crate) fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -99,7 +99,7 @@ fn mix(x: u64) -> u64 {
 
 /// Converts uniform bits to a standard normal value (Box and Muller, 1958). The upper half gives
 /// the radius, the lower one the angle.
-fn normal(bits: u64) -> f32 {
+pub(crate) fn normal(bits: u64) -> f32 {
     let unit = |half: u64| (half as f64 + 0.5) / f64::from(1u32 << 31) / 2.0;
     let (radius, angle) = (unit(bits >> 32), unit(bits & 0xffff_ffff));
     ((-2.0 * radius.ln()).sqrt() * (TAU * angle).cos()) as f32

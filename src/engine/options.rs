@@ -15,8 +15,9 @@ pub struct Options {
     pub denoise: Option<f32>,
     /// Value of an automatic `denoise`, 0 to 1.
     pub automatic_denoise: f32,
-    /// Detail that the network may invent, 0 (faithful to the input) to 1 (generative).
-    pub detail: f32,
+    /// Detail that the network may invent, 0 (faithful to the input) to 1 (generative); `None` is
+    /// automatic.
+    pub detail: Option<f32>,
     /// Use of previous frames.
     pub temporal: Temporal,
     /// Numeric precision of inference.
@@ -49,9 +50,14 @@ pub struct Options {
 /// JPEG of quality 60, `tiny-x2` loses at most 0.31 dB to the best position of the dial.
 pub(crate) const AUTOMATIC_DENOISE: f32 = 0.4;
 
-/// Default of `detail`. On images, clean and JPEG of quality 60, `tiny-x4` at 0.5 has half of the
-/// gain in LPIPS that it has at 1, for 0.02 and 0.08 dB of PSNR-Y instead of 0.14 and 0.26.
-const DETAIL: f32 = 0.5;
+/// Value of an automatic `detail` at scales above [`FAITHFUL_SCALE`]. On images, clean and JPEG of
+/// quality 60, `tiny-x4` at 0.5 has half of the gain in LPIPS that it has at 1, for 0.02 and 0.08 dB
+/// of PSNR-Y instead of 0.14 and 0.26.
+const AUTOMATIC_DETAIL: f32 = 0.5;
+
+/// Largest scale with an automatic `detail` of 0. Up to it the input holds most of the detail, and
+/// on clean video more detail costs PSNR-Y without a gain in LPIPS (docs/recipes.md).
+const FAITHFUL_SCALE: f64 = 2.0;
 
 impl Default for Options {
     fn default() -> Self {
@@ -59,7 +65,7 @@ impl Default for Options {
             strength: 1.0,
             denoise: None,
             automatic_denoise: AUTOMATIC_DENOISE,
-            detail: DETAIL,
+            detail: None,
             temporal: Temporal::Auto,
             precision: Precision::Auto,
             queue_depth: 2,
@@ -79,6 +85,16 @@ impl Options {
     /// Returns the position of the dial `denoise`.
     pub fn denoise(&self) -> f32 {
         self.denoise.unwrap_or(self.automatic_denoise)
+    }
+
+    /// Returns the position of the dial `detail` for frames that grow by `scale`.
+    pub fn detail(&self, scale: f64) -> f32 {
+        let automatic = if scale > FAITHFUL_SCALE {
+            AUTOMATIC_DETAIL
+        } else {
+            0.0
+        };
+        self.detail.unwrap_or(automatic)
     }
 }
 

@@ -55,11 +55,11 @@ impl CustomOp2 for Add {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use crate::testing::variable;
 
     #[test]
     fn values_and_gradients_are_candles() {
-        let var = || Var::randn(0f32, 1.0, (3, 1000, 7), &Device::Cpu).unwrap();
+        let var = || variable(0.0, 1.0, (3, 1000, 7));
         let (a, b, weights) = (var(), var(), var());
         let [got, want] = [
             add(&a, &b).unwrap(),

@@ -189,10 +189,11 @@ impl CustomOp2 for Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use crate::testing::variable;
+    use candle_core::Var;
 
     fn random(shape: impl Into<Shape>) -> Var {
-        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        variable(0.0, 1.0, shape)
     }
 
     fn assert_close(a: &Tensor, b: &Tensor, what: &str) {

@@ -207,13 +207,14 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     use super::*;
     use crate::ops;
+    use crate::testing::{normal, variable};
 
     fn random(shape: &[usize]) -> Var {
-        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        variable(0.0, 1.0, shape)
     }
 
     /// Asserts that two results and their gradients with respect to `vars` are equal.
@@ -226,7 +227,7 @@ mod tests {
             }
         };
         close(got, want);
-        let weights = Tensor::randn(0f32, 1.0, got.shape(), &Device::Cpu).unwrap();
+        let weights = normal(0.0, 1.0, got.shape());
         let [got, want] = [got, want].map(|y| {
             let loss = (y * &weights).unwrap().sum_all().unwrap();
             loss.backward().unwrap()
@@ -280,7 +281,7 @@ mod tests {
         let (x, w) = (random(&[2, 8, 8, 48]), random(&[32, 48, 3, 3]));
         let (b, scale) = (random(&[32]), random(&[48]));
         let table = random(&[2, 16, 16]);
-        let weights = Tensor::randn(0f32, 1.0, (2, 8, 8, 48), &Device::Cpu).unwrap();
+        let weights = normal(0.0, 1.0, (2, 8, 8, 48));
         let all = |dtype: DType| -> Result<(Vec<Tensor>, Vec<Tensor>)> {
             let x = x.to_dtype(dtype)?;
             let conv = ops::conv2d(&x, &w, &b, 1, 1, Activation::LeakyRelu(0.2))?;

@@ -216,10 +216,11 @@ pub(super) fn with_slice<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::variable;
     use candle_core::{Device, Var};
 
     fn random(shape: impl Into<Shape>) -> Var {
-        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        variable(0.0, 1.0, shape)
     }
 
     /// Computes candle's convolution on the same layout.

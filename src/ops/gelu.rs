@@ -43,12 +43,13 @@ impl CustomOp1 for Gelu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{normal, variable};
     use candle_core::{Device, Var};
 
     #[test]
     fn values_and_gradients_are_candles() {
-        let x = Var::randn(0f32, 3.0, (3, 1000, 7), &Device::Cpu).unwrap();
-        let weights = Tensor::randn(0f32, 1.0, (3, 1000, 7), &Device::Cpu).unwrap();
+        let x = variable(0.0, 3.0, (3, 1000, 7));
+        let weights = normal(0.0, 1.0, (3, 1000, 7));
         let both = [gelu(&x).unwrap(), x.gelu_erf().unwrap()].map(|y| {
             let loss = (&y * &weights).unwrap().sum_all().unwrap();
             let grads = loss.backward().unwrap();

@@ -144,7 +144,8 @@ impl CustomOp3 for GroupNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use crate::testing::variable;
+    use candle_core::Var;
 
     /// Computes the definition by candle's operators.
     fn composite(x: &Tensor, groups: usize, w: &Tensor, b: &Tensor, silu: bool) -> Result<Tensor> {
@@ -163,7 +164,7 @@ mod tests {
     }
 
     fn random(shape: impl Into<Shape>) -> Var {
-        Var::randn(0.3f32, 1.0, shape, &Device::Cpu).unwrap()
+        variable(0.3, 1.0, shape)
     }
 
     fn assert_close(a: &Tensor, b: &Tensor, what: &str) {

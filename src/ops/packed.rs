@@ -208,10 +208,11 @@ fn pack(weight: &Tensor, bias: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> Form) 
 mod tests {
     use super::*;
     use crate::ops::{conv2d, upsample2x};
+    use crate::testing::normal;
     use candle_core::{Shape, Var};
 
     fn random(shape: impl Into<Shape>) -> Tensor {
-        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        normal(0.0, 1.0, shape)
     }
 
     fn assert_close(a: &Tensor, b: &Tensor, what: &str) {

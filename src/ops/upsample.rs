@@ -144,14 +144,15 @@ impl CustomOp1 for Upsample2x {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{normal, variable};
     use candle_core::{Device, Var};
 
     #[test]
     fn values_and_gradients_are_those_of_the_definition() {
         for shape in [(1, 1, 1, 1), (2, 3, 5, 7), (3, 4, 2, 64)] {
-            let x = Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
+            let x = variable(0.0, 1.0, shape);
             let (n, h, w, c) = shape;
-            let weights = Tensor::randn(0f32, 1.0, (n, 2 * h, 2 * w, c), &Device::Cpu).unwrap();
+            let weights = normal(0.0, 1.0, (n, 2 * h, 2 * w, c));
             let composite = x
                 .reshape((n, h, 1, w, 1, c))
                 .and_then(|x| x.broadcast_as((n, h, 2, w, 2, c)))
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn the_convolution_of_it_is_that_of_the_two() {
         for (n, h, w, ci, co) in [(1, 1, 1, 1, 1), (2, 5, 3, 7, 20), (1, 4, 9, 33, 5)] {
-            let var = |s: &[usize]| Var::randn(0f32, 1.0, s, &Device::Cpu).unwrap();
+            let var = |s: &[usize]| variable(0.0, 1.0, s);
             let (x, weight, bias) = (var(&[n, h, w, ci]), var(&[co, ci, 3, 3]), var(&[co]));
             let weights = var(&[n, 2 * h, 2 * w, co]);
             let one = upsample2x_conv2d(&x, &weight, &bias).unwrap();

@@ -149,6 +149,7 @@ impl<D: FeatureDiscriminator> DiscriminatorTrainer<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::normal;
     use crate::{
         nn::resshift::DiscriminatorConfig,
         train::{ranks::Alone, resshift::init},
@@ -164,10 +165,10 @@ mod tests {
         let slope = Tensor::arange(0f32, 6.0, &Device::Cpu).unwrap();
         let slope = slope.reshape((1, 1, 6, 1)).unwrap();
         let batch = |_| {
-            let noise = || Tensor::randn(0f32, 1.0, (2, 6, 6, 32), &Device::Cpu);
+            let noise = || normal(0.0, 1.0, (2, 6, 6, 32));
             Ok(FeaturePair {
-                real: vec![noise()?.broadcast_add(&slope)?],
-                fake: vec![noise()?.broadcast_sub(&slope)?],
+                real: vec![noise().broadcast_add(&slope)?],
+                fake: vec![noise().broadcast_sub(&slope)?],
                 t: vec![3, 5],
             })
         };

@@ -214,7 +214,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::nn::resshift::DiffusionConfig;
+    use crate::{nn::resshift::DiffusionConfig, testing::normal};
 
     fn schedule() -> Schedule {
         let config = DiffusionConfig {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn random() -> Tensor {
-        Tensor::randn(0f32, 1.0, (2, 3, 4, 5), &Device::Cpu).unwrap()
+        normal(0.0, 1.0, (2, 3, 4, 5))
     }
 
     fn values(t: &Tensor) -> Vec<f32> {

@@ -424,6 +424,7 @@ pub fn cosine(peak: f64, step: u64, steps: u64, warm_up: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::normal;
     use candle_core::{Device, Tensor};
 
     #[test]
@@ -491,7 +492,7 @@ mod tests {
     }
 
     fn random(rows: usize, columns: usize) -> (Tensor, Vec<Vec<f64>>) {
-        let t = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+        let t = normal(0.0, 1.0, (rows, columns));
         let values = t.to_vec2::<f32>().unwrap();
         let wide = |row: Vec<f32>| row.into_iter().map(f64::from).collect();
         (t, values.into_iter().map(wide).collect())

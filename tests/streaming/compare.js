@@ -130,9 +130,11 @@ async function main() {
   console.log("a dial changes the picture");
 
   const denoise = page.getByLabel("Denoise", {exact: true});
-  assert(await page.getByLabel("automatic").isChecked());
+  const automatic = [page.getByLabel("Automatic denoise"), page.getByLabel("Automatic detail")];
+  for (const box of automatic) assert(await box.isChecked());
   await press(denoise, "End");
-  assert(!await page.getByLabel("automatic").isChecked());
+  assert(!await automatic[0].isChecked());
+  assert(await automatic[1].isChecked());
   const state = () => page.evaluate(async () => (await fetch("state")).json());
   while ((await state()).stats.denoise != 1) await page.waitForTimeout(200);
   console.log("denoise is in force");

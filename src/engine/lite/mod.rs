@@ -12,7 +12,7 @@ fn condition(options: &Options, scale: f64) -> Condition {
     Condition {
         scale,
         denoise: options.denoise().into(),
-        detail: options.detail.into(),
+        detail: options.detail(scale).into(),
     }
 }
 

@@ -175,6 +175,7 @@ mod tests {
 
     use super::*;
     use crate::nn::layers::is_parameter;
+    use crate::testing::normal;
 
     fn config() -> DiscriminatorConfig {
         DiscriminatorConfig {
@@ -185,7 +186,7 @@ mod tests {
     }
 
     fn map(h: usize, w: usize, c: usize) -> Tensor {
-        Tensor::randn(0f32, 1.0, (2, h, w, c), &Device::Cpu).unwrap()
+        normal(0.0, 1.0, (2, h, w, c))
     }
 
     /// Returns a discriminator with random weights, and its variables.
@@ -194,7 +195,7 @@ mod tests {
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
         let discriminator = Discriminator::new(config(), vb).unwrap();
         for var in vars.all_vars() {
-            let value = Tensor::randn(0f32, 1.0, var.shape(), &Device::Cpu).unwrap();
+            let value = normal(0.0, 1.0, var.shape());
             var.set(&value).unwrap();
         }
         discriminator.power_iteration().unwrap();

@@ -70,6 +70,7 @@ mod tests {
 
     use super::*;
     use crate::nn::layers::is_parameter;
+    use crate::testing::normal;
 
     #[test]
     fn a_logit_belongs_to_a_patch_and_gradients_reach_all_parameters() {
@@ -77,11 +78,11 @@ mod tests {
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
         let network = ImageDiscriminator::new(8, vb).unwrap();
         for var in vars.all_vars() {
-            let value = Tensor::randn(0f32, 1.0, var.shape(), &Device::Cpu).unwrap();
+            let value = normal(0.0, 1.0, var.shape());
             var.set(&value).unwrap();
         }
         network.power_iteration().unwrap();
-        let image = Tensor::randn(0f32, 0.5, (2, 96, 64, 1), &Device::Cpu).unwrap();
+        let image = normal(0.0, 0.5, (2, 96, 64, 1));
         let logits = network.forward(&image).unwrap();
         assert_eq!(logits.dims(), [2, 12, 8, 1]);
         // The left half of the image does not reach the logits at its right edge.

@@ -608,6 +608,7 @@ impl Student {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::normal;
     use candle_core::Device;
     use candle_nn::VarMap;
 
@@ -645,13 +646,12 @@ mod tests {
             let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
             let wide = Student::expanded(config, 40, vb).unwrap();
             for var in vars.all_vars() {
-                var.set(&Tensor::randn(0f32, 0.1, var.shape(), &Device::Cpu).unwrap())
-                    .unwrap();
+                var.set(&normal(0.0, 0.1, var.shape())).unwrap();
             }
             let vb = VarBuilder::from_tensors(wide.folded().unwrap(), DType::F32, &Device::Cpu);
             let folded = Student::new(config, vb).unwrap();
             let z = (1, 6, 7, config.latent.channels(config.r));
-            let z = Tensor::randn(0f32, 1.0, z, &Device::Cpu).unwrap();
+            let z = normal(0.0, 1.0, z);
             let [a, b] = [&wide, &folded].map(|s| {
                 s.forward(&z, &at)
                     .unwrap()

@@ -328,11 +328,12 @@ fn norm(channels: usize, vb: VarBuilder) -> Result<Norm> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{normal, variable};
     use candle_core::Var;
     use candle_nn::VarMap;
 
     fn random(shape: impl Into<candle_core::Shape>) -> Var {
-        Var::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        variable(0.0, 1.0, shape)
     }
 
     fn teacher(config: TeacherConfig) -> (Teacher, VarMap) {
@@ -342,8 +343,7 @@ mod tests {
         for var in vars.all_vars() {
             let fan: usize = var.dims().iter().skip(1).product();
             let std = (1.0 / fan.max(1) as f32).sqrt();
-            var.set(&Tensor::randn(0f32, std, var.shape(), &Device::Cpu).unwrap())
-                .unwrap();
+            var.set(&normal(0.0, std, var.shape())).unwrap();
         }
         (teacher, vars)
     }

@@ -260,9 +260,10 @@ mod tests {
 
     use super::*;
     use crate::nn::layers::is_parameter;
+    use crate::testing::normal;
 
     fn random(shape: impl Into<Shape>) -> Tensor {
-        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+        normal(0.0, 1.0, shape)
     }
 
     /// Returns a discriminator of one map of 32 channels with random weights, and its variables.

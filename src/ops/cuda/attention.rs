@@ -96,10 +96,11 @@ mod tests {
         composed,
         cuda::{assert_close, device, emulated},
     };
+    use crate::testing::normal;
 
     #[test]
     fn it_is_that_of_f32() {
-        let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &device()).unwrap();
+        let random = |shape: &[usize]| normal(0.0, 1.0, shape).to_device(&device()).unwrap();
         for (size, window, heads, d, shift) in [
             ([2, 16, 24], [8, 8], 2, 32, 0),
             ([1, 16, 16], [8, 8], 3, 32, 4),

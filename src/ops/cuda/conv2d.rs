@@ -425,9 +425,11 @@ mod tests {
         composed,
         cuda::{assert_close, device, emulated},
     };
+    use crate::testing::normal;
 
     fn random(shape: &[usize]) -> Var {
-        Var::randn(0f32, 1.0, shape, &device()).unwrap()
+        let values = normal(0.0, 1.0, shape).to_device(&device());
+        Var::from_tensor(&values.unwrap()).unwrap()
     }
 
     /// Compares each kernel's source on the CPU with the composed operator in f32.
@@ -471,7 +473,7 @@ mod tests {
                 let want =
                     composed::conv2d(&grown, &full(&weight), &b, stride, pad, activation).unwrap();
                 assert_close(&got, &want, limit, &what);
-                let pull = rounded(&Tensor::randn(0f32, 1.0, got.shape(), &device()).unwrap());
+                let pull = rounded(&normal(0.0, 1.0, got.shape()).to_device(&device()).unwrap());
                 let got = (got * &pull)
                     .unwrap()
                     .sum_all()

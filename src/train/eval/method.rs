@@ -180,7 +180,7 @@ fn set(upscaler: &mut Upscaler, setting: &str) -> Result<()> {
     }
     match key {
         "denoise" => upscaler.set_denoise(Some(value)),
-        "detail" => upscaler.set_detail(value),
+        "detail" => upscaler.set_detail(Some(value)),
         "strength" => upscaler.set_strength(value),
         _ => Err(wrong()),
     }

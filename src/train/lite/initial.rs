@@ -258,6 +258,7 @@ pub(super) fn build(
 mod tests {
     use super::*;
     use crate::nn::lite::{Condition, Conditioning};
+    use crate::testing::normal;
 
     #[test]
     fn expanded_kernels_are_those_of_the_model_and_dials_that_it_lacks_do_nothing() {
@@ -266,7 +267,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), plain.to_bytes(false).unwrap()).unwrap();
         let begin = InitialWeights::of_model(file.path().to_str().unwrap()).unwrap();
-        let z = Tensor::randn(0f32, 1.0, (1, 12, 12, 16), &Device::Cpu).unwrap();
+        let z = normal(0.0, 1.0, (1, 12, 12, 16));
         let at = Condition {
             scale: 3.0,
             denoise: 0.4,

@@ -298,7 +298,7 @@ mod tests {
     use candle_nn::VarBuilder;
 
     use super::{losses::Teacher as _, *};
-    use crate::{nn::lite::TeacherConfig, train::losses::Perturbation};
+    use crate::{nn::lite::TeacherConfig, testing::normal, train::losses::Perturbation};
 
     /// With a network that returns zero, the prediction is the best linear guess, whose error is
     /// known.
@@ -308,7 +308,7 @@ mod tests {
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
         let teacher = Teacher::new(config, vb).unwrap();
         let schedule = Diffusion::default().schedule().unwrap();
-        let random = || Tensor::randn(0f32, 1.0, (4, 64, 64, 4), &Device::Cpu).unwrap();
+        let random = || normal(0.0, 1.0, (4, 64, 64, 4));
         let (residual, noise, base) = (random(), random(), random());
         let guided = Guided {
             teacher: &teacher,

@@ -185,7 +185,7 @@ fn quotients(a: &[f32], b: &[f32], device: &Device) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::lite::LatentKind;
+    use crate::{nn::lite::LatentKind, testing::normal};
 
     fn values(t: &Tensor) -> Vec<f32> {
         t.flatten_all().unwrap().to_vec1().unwrap()
@@ -213,7 +213,7 @@ mod tests {
             residual_std: own.residual_std.iter().map(|v| v * 0.7).collect(),
         };
         let load = |latent: &Latent| Origin::load("tiny", latent, &device, DType::F32).unwrap();
-        let base = Tensor::randn(0f32, 1.0, (2, 6, 5, 16), &device).unwrap();
+        let base = normal(0.0, 1.0, (2, 6, 5, 16)).to_device(&device).unwrap();
         let at = Condition {
             denoise: 0.3,
             detail: 1.0,

@@ -88,6 +88,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::testing::normal;
 
     fn mean_square(t: &Tensor) -> f32 {
         let mean = t.sqr().unwrap().mean_all().unwrap();
@@ -131,7 +132,7 @@ mod tests {
     fn a_new_discriminator_returns_the_same_for_all_features() {
         let config = DiscriminatorConfig::new(vec![32, 64], 8);
         let (d, variables) = discriminator(&config, 3, &Device::Cpu).unwrap();
-        let map = |c, std| Tensor::randn(0f32, std, (1, 4, 4, c), &Device::Cpu).unwrap();
+        let map = |c, std| normal(0.0, std, (1, 4, 4, c));
         let judge = |std| d.forward(&[map(32, std), map(64, std)], &[2]).unwrap();
         let apart = (judge(1.0) - judge(5.0)).unwrap();
         assert_eq!(mean_square(&apart), 0.0);

@@ -537,7 +537,9 @@ impl Session {
         if matches!(state.current, Current::Busy) {
             state.status.stats.device_memory = model.upscaler.device_memory() as u64;
             state.status.stats.denoise = model.upscaler.active_denoise();
-            let precision = model.upscaler.active_precision(state.scale());
+            let scale = state.scale();
+            state.status.stats.detail = model.upscaler.active_detail(scale);
+            let precision = model.upscaler.active_precision(scale);
             state.status.precision = Some(precision.to_string());
             state.current = Current::Ready(model);
         }

@@ -32,7 +32,7 @@ pub(super) struct Settings {
     pub strength: f64,
     /// Degradation of the input, 0 to 1; negative is automatic.
     pub denoise: f64,
-    /// 0 (faithful) to 1 (generative).
+    /// 0 (faithful) to 1 (generative); negative is automatic.
     pub detail: f64,
     /// Use of previous frames.
     pub temporal: Temporal,
@@ -268,16 +268,18 @@ pub(super) static PROPERTIES: LazyLock<Vec<Property>> = LazyLock::new(|| {
                 .nick("Detail")
                 .blurb(
                     "Detail that the network may invent: 0 (faithful to the input) to 1 \
-                     (generative). For models that have this dial",
+                     (generative); -1 is 0.5 at scales above 2, otherwise 0. For models that have \
+                     this dial",
                 )
-                .minimum(0.0)
+                .minimum(-1.0)
                 .maximum(1.0)
-                .default_value(0.5)
+                .default_value(-1.0)
                 .mutable_playing()
                 .controllable()
                 .build(),
             Change::Live(Setting::Detail, |s, upscaler| {
-                upscaler.set_detail(s.detail as f32)
+                let detail = (s.detail >= 0.0).then_some(s.detail as f32);
+                upscaler.set_detail(detail)
             }),
             |s| &mut s.detail,
         ),

@@ -75,6 +75,8 @@ pub(super) struct Stats {
     pub device_memory: u64,
     /// Position of the dial `denoise`, if the model has it.
     pub denoise: Option<f32>,
+    /// Position of the dial `detail`, if the model has it.
+    pub detail: Option<f32>,
     /// Reason to use a CUDA device or not, under `device=auto`.
     pub cuda: Option<String>,
     /// Level of the model in use, if the stream is governed: 0 is the requested model.
@@ -116,8 +118,10 @@ impl Stats {
             .field("fps", ratio(self.frames.saturating_sub(1) as f64, seconds))
             .field("mean-ms", ratio(self.total, self.frames as f64))
             .field("p99-ms", self.percentile_99());
-        if let Some(denoise) = self.denoise {
-            stats = stats.field("denoise", f64::from(denoise));
+        for (name, dial) in [("denoise", self.denoise), ("detail", self.detail)] {
+            if let Some(position) = dial {
+                stats = stats.field(name, f64::from(position));
+            }
         }
         if let Some(reason) = &self.cuda {
             stats = stats.field("cuda", reason);

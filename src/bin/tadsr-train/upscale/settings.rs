@@ -54,7 +54,8 @@ pub struct Settings {
     /// [default: automatic]
     #[arg(long, value_parser = fraction)]
     denoise: Option<f32>,
-    /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0.5]
+    /// Invented detail, 0 (faithful) to 1 (generative), for models with this dial [default: 0.5 at
+    /// scales above 2, otherwise 0]
     #[arg(long, value_parser = fraction)]
     detail: Option<f32>,
     /// Use of previous frames of a video: auto, off, filter (mixes in the previous result where the
@@ -148,7 +149,7 @@ impl Settings {
             upscaler.set_denoise(Some(denoise))?;
         }
         if let Some(detail) = self.detail {
-            upscaler.set_detail(detail)?;
+            upscaler.set_detail(Some(detail))?;
         }
         if let Some(scale) = self.scale {
             upscaler.set_scale(scale)?;

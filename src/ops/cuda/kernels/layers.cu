@@ -358,20 +358,29 @@ template <typename T, int N, int ROWS> __device__ inline void wgrad(const Weight
 
 constexpr int NORM_THREADS = 256, MOST_CHANNELS = 8 * NORM_THREADS;
 
+// Returns the value that moments of a group are relative to. Without it, the squares of values far
+// from 0 would hide a small deviation.
+template <typename T> __device__ inline float first_of_group(const Norm &p, uint32_t sample, uint32_t group) {
+    return number(((const T *)p.x)[(size_t)sample * p.pixels * p.c + group * (p.c / p.groups)]);
+}
+
 // A block sums a chunk of a sample's pixels. A thread sums 8 channels of a subset of the pixels.
 template <typename T> __device__ inline void add_up(const Norm &p) {
     __shared__ float sums[2][MOST_CHANNELS];
     const uint32_t vectors = p.c / 8, rows = NORM_THREADS / vectors;
     const uint32_t vector = threadIdx.x % vectors, row = threadIdx.x / vectors, sample = blockIdx.y;
-    const uint32_t step = (p.pixels + p.chunks - 1) / p.chunks;
+    const uint32_t step = (p.pixels + p.chunks - 1) / p.chunks, each = p.c / p.groups;
     const uint32_t begin = blockIdx.x * step, end = min(begin + step, p.pixels);
     if (row < rows) {
-        float sum[8] = {}, squares[8] = {};
+        float sum[8] = {}, squares[8] = {}, first[8];
+        for (int i = 0; i < 8; ++i) {
+            first[i] = first_of_group<T>(p, sample, (8 * vector + i) / each);
+        }
         for (uint32_t pixel = begin + row; pixel < end; pixel += rows) {
             const Eight<T> x = ((const Eight<T> *)p.x)[((size_t)sample * p.pixels + pixel) * vectors + vector];
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const float v = number(x.values[i]);
+                const float v = number(x.values[i]) - first[i];
                 sum[i] += v;
                 squares[i] += v * v;
             }
@@ -383,7 +392,6 @@ template <typename T> __device__ inline void add_up(const Norm &p) {
         }
     }
     __syncthreads();
-    const uint32_t each = p.c / p.groups;
     for (uint32_t i = threadIdx.x; i < 2 * p.groups; i += NORM_THREADS) {
         float sum = 0.0f;
         for (uint32_t r = 0; r < rows; ++r) {
@@ -407,7 +415,7 @@ template <typename T> __device__ inline void normalise(const Norm &p) {
             squares += part[1];
         }
         const float count = (float)p.pixels * (float)each, mean = sum / count;
-        means[threadIdx.x] = mean;
+        means[threadIdx.x] = first_of_group<T>(p, sample, threadIdx.x) + mean;
         factors[threadIdx.x] = rsqrtf(fmaxf(squares / count - mean * mean, 0.0f) + p.eps);
     }
     __syncthreads();
