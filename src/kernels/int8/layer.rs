@@ -276,7 +276,9 @@ fn pack(packed: &Packed, codes: &[i8], ci: usize, variant: Variant) -> Vec<u8> {
     let part = variant.channels();
     let mut first = 0;
     for width in packed.blocks.iter().map(|vectors| vectors * lanes) {
-        for (k, g) in (0..9).flat_map(|k| (0..packed.groups).map(move |g| (k, g))) {
+        let row =
+            |y: usize| (0..packed.groups).flat_map(move |g| (0..3).map(move |x| (3 * y + x, g)));
+        for (k, g) in (0..3).flat_map(row) {
             for vector in (first..first + width).step_by(lanes) {
                 let inputs = (g * GROUP..(g + 1) * GROUP).step_by(part);
                 let outputs = inputs.flat_map(|i| (0..lanes).map(move |o| (i, vector + o)));

@@ -13,8 +13,8 @@ pub(super) struct Packed {
     pub groups: usize,
     /// Vectors in each block of output channels.
     pub blocks: Vec<usize>,
-    /// Weights by block, kernel position, group: for each output channel of the block those of the
-    /// channels of a group, as i8 or, where 16-bit integers are multiplied, as i16.
+    /// Weights by block, row of the kernel, group, column: for each output channel of the block those
+    /// of the channels of a group, as i8 or, where 16-bit integers are multiplied, as i16.
     pub weights: AlignedCopy<u8>,
     /// Number that the sum of each output channel begins with, padded: 128 times the weights if the
     /// variant subtracts 128 from the codes of inputs, else 0.
@@ -170,22 +170,30 @@ unsafe fn sums<D: Sums, const T: usize, const V: usize, const STEP: usize>(
         }
         let mut sums = [start; T];
         for row in &rows.input[at.y..at.y + 3] {
-            for x in at.x..at.x + 3 {
-                let pixel = row.add(x * step);
-                for group in 0..layer.groups {
-                    let mut w = [D::weights(weights); V];
-                    for (v, w) in w.iter_mut().enumerate().skip(1) {
-                        *w = D::weights(weights.add(v * D::WEIGHTS));
-                    }
-                    weights = weights.add(V * D::WEIGHTS);
-                    let pixel = pixel.add(group * GROUP);
-                    for (t, sums) in sums.iter_mut().enumerate() {
-                        let x = D::inputs(pixel.add(t * step));
-                        for v in 0..V {
-                            sums[v] = sums[v].dot(x, w[v]);
-                        }
-                    }
+            let pixel = row.add(at.x * step);
+            for group in 0..layer.groups {
+                let pixel = pixel.add(group * GROUP);
+                let mut w = [[D::weights(weights); V]; 3];
+                for (i, w) in w.as_flattened_mut().iter_mut().enumerate().skip(1) {
+                    *w = D::weights(weights.add(i * D::WEIGHTS));
                 }
+                weights = weights.add(3 * V * D::WEIGHTS);
+                // A pixel is loaded once for the three columns that it contributes to. The compiler
+                // does not unroll such a loop, and the sums would be in memory.
+                macro_rules! pixels {
+                    ($($t:literal)*) => { $(if $t < T + 2 {
+                        let x = D::inputs(pixel.add($t * step));
+                        for (k, w) in w.iter().enumerate() {
+                            if $t >= k && $t < T + k {
+                                let sums = &mut sums[$t - k];
+                                for v in 0..V {
+                                    sums[v] = sums[v].dot(x, w[v]);
+                                }
+                            }
+                        }
+                    })* };
+                }
+                pixels!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17);
             }
         }
         sums
