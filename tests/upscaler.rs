@@ -262,7 +262,7 @@ fn bundled_models_keep_the_level_of_grey_at_any_dial() {
                     let name = bundled.name;
                     assert!(
                         worst <= 3,
-                        "{name}, denoise {denoise}, detail {detail}: {level} moves by {worst}"
+                        "{name}, denoise {denoise}, detail {detail:?}: {level} moves by {worst}"
                     );
                 }
             }
