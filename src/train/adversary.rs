@@ -149,9 +149,9 @@ impl<D: FeatureDiscriminator> DiscriminatorTrainer<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::normal;
     use crate::{
         nn::resshift::DiscriminatorConfig,
+        testing::normal,
         train::{ranks::Alone, resshift::init},
     };
 
