@@ -225,7 +225,7 @@ fn machine(threads: usize, time: Duration) -> (f64, f64) {
     (operations / flop / 1e9, (12 * len) as f64 / bytes / 1e9)
 }
 
-/// Peak rate of independent chains of fused multiply-adds.
+/// Peak rate of independent chains of multiply-adds, fused where the instruction set can.
 mod peak {
     /// Number of vector chains: more than the latency times the number of units.
     const CHAINS: usize = 12;
@@ -239,7 +239,7 @@ mod peak {
 
         use tadsr::kernels::simd::Isa;
 
-        /// Operations of a run, with either width. The wider one needs half as many instructions.
+        /// Operations of a run, with each width. Narrower ones need more instructions.
         pub const OPERATIONS: usize = super::CHAINS * 16 * 2;
 
         /// Performs `runs` runs. Returns the sum of the results.
@@ -248,7 +248,7 @@ mod peak {
                 // SAFETY: the value proves that the CPU has the features, here and below.
                 Isa::Avx512(_) => unsafe { avx512(runs) },
                 Isa::Avx2(_) => unsafe { avx2(runs) },
-                _ => f32::NAN,
+                _ => sse(runs),
             }
         }
 
@@ -282,6 +282,21 @@ mod peak {
             x.iter()
                 .map(|&x| _mm_cvtss_f32(_mm256_castps256_ps128(x)))
                 .sum()
+        }
+
+        /// What every x86-64 has: multiplications and additions one after the other.
+        fn sse(runs: usize) -> f32 {
+            // SAFETY: the target has SSE.
+            unsafe {
+                let (a, b) = (_mm_set1_ps(std::hint::black_box(0.999)), _mm_set1_ps(0.001));
+                let mut x = [b; super::CHAINS];
+                for _ in 0..4 * runs {
+                    for x in &mut x {
+                        *x = _mm_add_ps(_mm_mul_ps(*x, a), b);
+                    }
+                }
+                x.iter().map(|&x| _mm_cvtss_f32(x)).sum()
+            }
         }
     }
 
@@ -377,7 +392,12 @@ fn main() -> tadsr::Result<()> {
     }
     let wanted =
         |case: &Case| option("--case").is_none_or(|name| case.name().contains(name.as_str()));
-    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let precisions = [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int16,
+        Precision::Int8,
+    ];
     let cases = cases().into_iter().filter(wanted);
     for (case, precision) in cases.flat_map(|c| precisions.map(move |p| (c, p))) {
         let name = precision.to_string();

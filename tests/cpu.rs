@@ -43,7 +43,7 @@ fn every_level_gives_the_image_that_the_precision_promises() {
     let folder = folder();
     // An empty value is not a level: all features of the machine are used.
     let best = |precision| upscale(folder.path(), "", precision).unwrap();
-    let [f32, bf16, int8] = ["f32", "bf16", "int8"].map(best);
+    let [f32, bf16, int16, int8] = ["f32", "bf16", "int16", "int8"].map(best);
     for level in ["avx512", "avx2", "neon", "portable"] {
         if Cpu::detected().lowered(level).is_err() {
             continue;
@@ -53,6 +53,7 @@ fn every_level_gives_the_image_that_the_precision_promises() {
         assert!(max <= 1 && mean < 0.01, "{level}, f32: {max}, {mean}");
         let (max, mean) = difference(&at("bf16"), &bf16);
         assert!(max <= 4 && mean < 0.1, "{level}, bf16: {max}, {mean}");
+        assert!(at("int16") == int16, "{level}, int16");
         assert!(at("int8") == int8, "{level}, int8");
     }
 }

@@ -1,4 +1,4 @@
-//! `tadsr-train quantize` adds calibration for int8 to a model and keeps everything else, and
+//! `tadsr-train quantize` adds calibration to a model and keeps everything else, and
 //! `models` and `info` describe models.
 #![cfg(feature = "train")]
 
@@ -53,13 +53,13 @@ fn a_model_is_calibrated_and_otherwise_stays() {
         ranges.iter().map(Vec::len).collect::<Vec<_>>(),
         [4, 16, 16, 16, 16, 16]
     );
-    // PSNR that it prints for f32, bf16 and int8.
+    // PSNR that it prints for each precision.
     let said = String::from_utf8(output.stdout).unwrap();
     let decibels = |name: &str| -> f64 {
         let line = said.lines().find(|l| l.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
-    for name in ["bf16", "int8"] {
+    for name in ["bf16", "int16", "int8"] {
         assert!((decibels("f32") - decibels(name)).abs() < 0.1, "{said}");
     }
 }
@@ -135,7 +135,7 @@ fn info_describes_a_model_file_and_each_model_of_a_group() {
         "luma",
         "denoise, detail",
         "plain, r 4, 32 channels, depth 4",
-        "for int8",
+        "for int16 and int8",
         &size,
         "training.options.batch = 8",
     ] {

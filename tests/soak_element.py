@@ -35,7 +35,7 @@ SETTINGS = {
     "denoise": [-1.0, -1.0, 0.0, 0.3, 1.0],
     "detail": [0.0, 0.5, 1.0],
     "temporal": ["auto", "off", "filter", "memory"],
-    "precision": ["auto", "f32", "bf16", "int8"],
+    "precision": ["auto", "f32", "bf16", "int16", "int8"],
     "overload": ["auto", "drop", "adapt"],
     "threads": [0, 1, 2, 3],
     "stats-interval": [0, 50, 1000],

@@ -136,7 +136,12 @@ fn dials_take_effect_with_the_next_frame_and_have_no_later_effect() {
 #[test]
 fn a_dial_takes_effect_in_every_precision() {
     let frame = image(FrameInfo::new(PixelFormat::I420, 40, 30));
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+    for precision in [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int16,
+        Precision::Int8,
+    ] {
         let open = |denoise| {
             let mut upscaler = load("tiny".as_ref());
             upscaler.set_precision(precision).unwrap();
@@ -208,6 +213,7 @@ fn flat_areas_keep_their_level() {
         Precision::Auto,
         Precision::F32,
         Precision::Bf16,
+        Precision::Int16,
         Precision::Int8,
     ] {
         let mut upscaler = Upscaler::load("", Device::Cpu).unwrap();
@@ -299,7 +305,12 @@ fn precisions_are_resolved_or_refused_and_differ_little() {
     // Calibration for int8 covers all positions of a dial, so its steps are wider.
     for model in ["tiny-x2", "small-x2"] {
         let exact = luma(model, Precision::F32);
-        for precision in [Precision::Auto, Precision::Bf16, Precision::Int8] {
+        for precision in [
+            Precision::Auto,
+            Precision::Bf16,
+            Precision::Int16,
+            Precision::Int8,
+        ] {
             let pairs = luma(model, precision).into_iter().zip(exact.iter());
             let squares: f32 = pairs.map(|(a, b)| (a - b) * (a - b)).sum();
             let error = 255.0 * (squares / exact.len() as f32).sqrt();
@@ -658,7 +669,12 @@ fn capabilities_are_those_of_the_model() {
         .into_iter()
         .chain(dials);
     assert_eq!(lite.settings, settings.collect::<Vec<_>>());
-    let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+    let precisions = [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int16,
+        Precision::Int8,
+    ];
     assert_eq!(lite.precisions, precisions);
     assert!(!lite.pipelined && lite.history);
 

@@ -1,20 +1,23 @@
 #!/usr/bin/env python3
 """Compares our engine with ONNX Runtime and OpenVINO on identical networks and the same cores.
 
-    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--level L] [--json OUT]
+    benches/peers/engine.py [--threads N] [--rounds N] [--time SECONDS] [--level L] [--torch]
+        [--json OUT]
 
 Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs both runtimes into it
-once. `tadsr-train export --onnx` writes every network. First each runtime must agree with our
+once, with --torch also PyTorch, a download of several gigabytes. `tadsr-train export --onnx` writes every network. First each runtime must agree with our
 engine's example to 1e-4 of the largest value. Then all run in turn for some rounds. Each side's best
 time counts, because the noise of a machine only adds time.
 
 Both peers also run the networks quantised to int8: ONNX Runtime by its static quantisation with one
-scale per channel of the weights (QDQ), OpenVINO by NNCF. --level holds our engine and OpenVINO to an
-instruction set: AVX2, or what every x86-64 has, for OpenVINO SSE4.1. ONNX Runtime cannot be held.
+scale per channel of the weights (QDQ), OpenVINO by NNCF. --level holds our engine, OpenVINO and
+PyTorch to an instruction set: AVX2, or what every x86-64 has, for OpenVINO SSE4.1. ONNX Runtime
+cannot be held.
 
 Our time is that of a whole frame, from planes to planes. The time of the peers is that of the bare
 network between tensors in memory, without interpolation, whitening and conversion to pixels. ONNX
-Runtime runs with its defaults. For OpenVINO the faster of the latency and throughput hints counts.
+Runtime runs with its defaults. For OpenVINO the faster of the latency and throughput hints counts,
+for PyTorch the faster of its memory formats.
 """
 
 import argparse
@@ -28,8 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("TADSR_PEERS", ROOT / "target" / "peers"))
 WORK = ROOT / "target" / "peers-engine"
-# OpenVINO's name of each level of TADSR_CPU.
-ONEDNN = {"avx2": "AVX2", "portable": "SSE41"}
+# Names of each level of TADSR_CPU: of oneDNN, which OpenVINO and PyTorch use, and of PyTorch.
+LEVELS = {"avx2": ("AVX2", "avx2"), "portable": ("SSE41", "default")}
 
 COMMON = r"""
 import json, sys, time
@@ -160,14 +163,61 @@ print(json.dumps({"version": openvino.__version__, "rows": rows}))
 """
 
 
-def python():
+TORCH = COMMON + r"""
+import onnx, torch
+from onnx import numpy_helper
+threads, seconds = int(sys.argv[1]), float(sys.argv[2])
+torch.set_num_threads(threads)
+
+class Network(torch.nn.Module):
+    def __init__(self, path):
+        super().__init__()
+        self.graph = onnx.load(path).graph
+        self.weights = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in self.graph.initializer}
+
+    def forward(self, x):
+        values = {self.graph.input[0].name: x} | self.weights
+        for node in self.graph.node:
+            inputs = [values[name] for name in node.input]
+            if node.op_type == "Conv":
+                y = torch.nn.functional.conv2d(*inputs, padding=1)
+            elif node.op_type == "LeakyRelu":
+                y = torch.nn.functional.leaky_relu(*inputs, node.attribute[0].f)
+            elif node.op_type == "Add":
+                y = inputs[0] + inputs[1]
+            else:
+                assert node.op_type == "Identity", node.op_type
+                y = inputs[0]
+            values[node.output[0]] = y
+        return values[self.graph.output[0].name]
+
+rows = {}
+for case in json.loads(sys.argv[3]):
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal(case["shape"]).astype(np.float32))
+    want = ort_session(case["onnx"], 1).run(None, {"latent": x.numpy()})[0]
+    ms = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network, x = Network(case["onnx"]), x.to(memory_format=layout)
+        for name, weight in network.weights.items():
+            if weight.dim() == 4:
+                network.weights[name] = weight.to(memory_format=layout)
+        with torch.inference_mode():
+            error = np.abs(network(x).numpy() - want).max() / np.abs(want).max()
+            assert error < 1e-4, f"PyTorch, {case['onnx']}: differs by {error:.1e} of the largest value"
+            ms.append(best(lambda: network(x), seconds))
+    rows[case["name"]] = {"f32": min(ms)}
+print(json.dumps({"version": torch.__version__, "rows": rows}))
+"""
+
+
+def python(torch):
     """Returns the Python of the virtual environment, and creates it if necessary."""
     exe = ENVIRONMENT / "bin" / "python"
     if not exe.exists():
         venv.create(ENVIRONMENT, with_pip=True)
-    if subprocess.run([exe, "-c", "import nncf, numpy, onnx, onnxruntime, openvino"], capture_output=True).returncode != 0:
-        print("installing ONNX Runtime and OpenVINO ...", file=sys.stderr)
-        packages = ["numpy", "onnx", "onnxruntime", "openvino", "nncf"]
+    packages = ["numpy", "onnx", "onnxruntime", "openvino", "nncf"] + ["torch"] * torch
+    if subprocess.run([exe, "-c", f"import {', '.join(packages)}"], capture_output=True).returncode != 0:
+        print(f"installing {', '.join(packages)} ...", file=sys.stderr)
         subprocess.run([exe, "-m", "pip", "install", "--quiet", *packages], check=True)
     return exe
 
@@ -209,10 +259,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads of every side (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side (default 3)")
     parser.add_argument("--time", type=float, default=1.0, help="seconds for each measurement (default 1)")
-    parser.add_argument("--level", choices=ONEDNN, help="instruction set (default: the best of the machine)")
+    parser.add_argument("--level", choices=LEVELS, help="instruction set (default: the best of the machine)")
+    parser.add_argument("--torch", action="store_true", help="also measure PyTorch")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
-    exe = python()
+    exe = python(args.torch)
     WORK.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cargo", "build", "--quiet", "--release", "-p", "tadsr", "--bin", "tadsr-train"], cwd=ROOT, check=True)
     cases = bench("--models", str(WORK))["cases"]
@@ -220,10 +271,12 @@ def main():
     threads, seconds = str(args.threads), str(args.time)
     environment = dict(os.environ, OMP_NUM_THREADS=threads)
     if args.level:
-        environment |= {"TADSR_CPU": args.level, "ONEDNN_MAX_CPU_ISA": ONEDNN[args.level]}
+        onednn, aten = LEVELS[args.level]
+        environment |= {"TADSR_CPU": args.level, "ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": aten}
     listed = json.dumps([{"name": c["name"], "shape": c["latent"]} | {k: c[k] for k in ("onnx", "ort_int8", "ov_int8")}
                          for c in cases])
     times, versions, ours = {}, {}, {}
+    peers = [("ONNX Runtime", ORT), ("OpenVINO", OV)] + [("PyTorch", TORCH)] * args.torch
 
     def note(name, who, ms):
         row = times.setdefault(name, {})
@@ -234,7 +287,7 @@ def main():
         ours = bench("--json", "--threads", threads, "--time", seconds, env=environment)
         for row in ours["rows"]:
             note(row["name"], f"ours {row['precision']}", row["ms"])
-        for who, script in (("ONNX Runtime", ORT), ("OpenVINO", OV)):
+        for who, script in peers:
             peer = output([exe, "-c", script, threads, seconds, listed], env=environment)
             versions[who] = peer["version"]
             for name, row in peer["rows"].items():

@@ -313,7 +313,7 @@ impl Rig {
                 .set_property("denoise", (f64::from(n) / 127.0).max(-1.0)),
             Op::Detail(n) => self.element.set_property("detail", f64::from(n) / 255.0),
             Op::Temporal(n) => self.set("temporal", &["auto", "off", "filter", "memory"], n),
-            Op::Precision(n) => self.set("precision", &["auto", "f32", "bf16", "int8", "f16"], n),
+            Op::Precision(n) => self.set("precision", &["auto", "f32", "bf16", "int16", "int8", "f16"], n),
             Op::Fallback(n) => self.set("fallback", &["error", "cpu", "passthrough", "bicubic"], n),
             Op::Overload(n) => self.set("overload", &["auto", "drop", "adapt"], n),
             Op::Threads(n) => self.element.set_property("threads", u32::from(n % 4)),

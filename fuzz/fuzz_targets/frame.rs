@@ -164,11 +164,12 @@ fuzz_target!(|input: Input| {
     let precisions = [
         Precision::F32,
         Precision::Bf16,
+        Precision::Int16,
         Precision::Int8,
         Precision::Auto,
     ];
-    // The network with memory is not calibrated for int8.
-    let _ = upscaler.set_precision(precisions[usize::from(input.precision) % 4]);
+    // The network with memory is not calibrated for integers.
+    let _ = upscaler.set_precision(precisions[usize::from(input.precision) % precisions.len()]);
     upscaler
         .set_strength(f32::from(input.strength) / 255.0)
         .unwrap();

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod conv;
 pub mod cpu;
 pub mod elementwise;
+pub mod int16;
 pub mod int8;
 mod math;
 mod matmul;

@@ -1,21 +1,22 @@
 //! All kernels, with every variant that a CPU can run and with their plain references, on small
 //! problems. Tests compare the variants with the references, benchmarks time them.
 
+mod bands;
+
 use std::fmt;
 
 use super::{
     attention::{self, AttentionShape},
     conv::{self, Activation, ConvShape, PackedConv, PackedUpConv},
     cpu::Cpu,
-    elementwise,
-    int8::{self, Coding, Ends, Int8, IntBand, IntOutput},
+    elementwise, int8, int16,
     motion::{Field, MotionFrame},
     norm::{self, Affine, NormShape},
     resample::{self, LANES, WINDOW},
     shuffle,
     simd::Isa,
     temporal, upsample,
-    winograd::{self, Band, TILE, Winograd, images},
+    winograd::{self, images},
 };
 
 /// A kernel at work on a problem; returns the result.
@@ -185,16 +186,23 @@ pub fn all(cpu: &Cpu) -> Vec<Entry> {
                 kernel: "Winograd, band",
                 variant: variant.name(),
                 tolerance: if variant.is_bf16() { 0.1 } else { 2e-5 },
-                prepare: Box::new(move || winograd_band(variant)),
-                reference: band_reference,
+                prepare: Box::new(move || bands::winograd(variant)),
+                reference: bands::reference,
             }),
     );
     all.extend(int8::Variant::all(cpu).into_iter().map(|variant| Entry {
         kernel: "int8, band",
         variant: variant.name().into(),
         tolerance: 0.0,
-        prepare: Box::new(move || int8_band(variant)),
-        reference: int8_reference,
+        prepare: Box::new(move || bands::int8(variant)),
+        reference: bands::int8_reference,
+    }));
+    all.extend(int16::Variant::all(cpu).into_iter().map(|variant| Entry {
+        kernel: "int16, band",
+        variant: variant.name().into(),
+        tolerance: 1e-2,
+        prepare: Box::new(move || bands::int16(variant)),
+        reference: bands::int16_reference,
     }));
     all
 }
@@ -323,111 +331,6 @@ fn winograd_grad_weight(isa: Isa) -> Work {
         let mut gw = vec![f32::NAN; len];
         images::grad_weight(&CONV, &x, &g, isa, &mut gw);
         gw
-    })
-}
-
-/// Shape of a band: an image of six rows without padding.
-const BAND: ConvShape = ConvShape {
-    n: 1,
-    h: TILE + 2,
-    w: TILE * TILES + 2,
-    pad: 0,
-    ..CONV
-};
-
-const TILES: usize = 23;
-
-fn band_input() -> Vec<f32> {
-    values(BAND.h * BAND.w * BAND.ci, 5)
-}
-
-fn band_reference() -> Vec<f32> {
-    let (x, w, bias) = (band_input(), conv_weights(), conv_bias());
-    conv::reference(&BAND, &x, &w, Some(&bias), Activation::LeakyRelu(SLOPE))
-}
-
-/// Returns rows of pixels of `channels` as rows of pixels of `step` values.
-fn pad<T: Copy + Default>(rows: &[T], channels: usize, step: usize) -> Vec<T> {
-    let mut padded = Vec::with_capacity(rows.len() / channels * step);
-    for pixel in rows.chunks_exact(channels) {
-        padded.extend_from_slice(pixel);
-        padded.resize(padded.len() + step - channels, T::default());
-    }
-    padded
-}
-
-fn winograd_band(variant: winograd::Variant) -> Work {
-    let channels = [CONV.co, CONV.ci];
-    let layer = Winograd::new(channels, &conv_weights(), &conv_bias(), SLOPE, variant);
-    let step = layer.input_step();
-    let x = pad(&band_input(), CONV.ci, step);
-    let row = TILE * TILES * CONV.co;
-    let mut scratch = Vec::new();
-    Box::new(move || {
-        let mut y = vec![f32::NAN; TILE * row];
-        let mut rows = y.chunks_exact_mut(row);
-        let band = Band {
-            input: std::array::from_fn(|y| &x[y * BAND.w * step..][..BAND.w * step]),
-            skip: None,
-            output: std::array::from_fn(|_| rows.next().unwrap_or_default()),
-            out_step: CONV.co,
-            tiles: TILES,
-        };
-        layer.run(band, &mut scratch);
-        y
-    })
-}
-
-fn codings() -> [Coding; 2] {
-    [
-        Coding::new(&[[-1.0, 1.0, 0.0]; CONV.ci]),
-        Coding::new(&[[-12.0, 14.0, 0.5]; CONV.co]),
-    ]
-}
-
-fn band_codes() -> Vec<u8> {
-    let code = |v: f32| (128.0 + 127.0 * v) as u8;
-    band_input().into_iter().map(code).collect()
-}
-
-fn int8_layer(codings: &[Coding; 2], variant: int8::Variant) -> Int8 {
-    let [input, output] = codings;
-    let ends = Ends {
-        input,
-        output: Some(output),
-        skip: None,
-        first: false,
-    };
-    let (weights, bias) = (conv_weights(), conv_bias());
-    Int8::new([CONV.co, CONV.ci], &weights, &bias, SLOPE, ends, variant)
-}
-
-fn int8_reference() -> Vec<f32> {
-    let layer = int8_layer(&codings(), int8::Variant::Portable);
-    let codes = layer.reference(&conv_weights(), &codings()[0], &band_codes(), BAND.w, None);
-    let round = |v: f32| v.round_ties_even().clamp(0.0, 255.0);
-    codes.into_iter().map(round).collect()
-}
-
-fn int8_band(variant: int8::Variant) -> Work {
-    let layer = int8_layer(&codings(), variant);
-    let step = layer.input_step();
-    let x = pad(&band_codes(), CONV.ci, step);
-    let row = TILE * TILES * layer.output_step();
-    Box::new(move || {
-        let mut y = vec![0; TILE * row];
-        let mut rows = y.chunks_exact_mut(row);
-        layer.run(IntBand {
-            input: std::array::from_fn(|y| &x[y * BAND.w * step..][..BAND.w * step]),
-            skip: None,
-            output: IntOutput::Codes(std::array::from_fn(|_| rows.next().unwrap_or_default())),
-            tiles: TILES,
-        });
-        let pixels = y.chunks_exact(layer.output_step());
-        pixels
-            .flat_map(|p| &p[..CONV.co])
-            .map(|&code| f32::from(code))
-            .collect()
     })
 }
 
@@ -722,7 +625,7 @@ fn encode_reference() -> Vec<f32> {
 }
 
 fn encode(isa: Isa) -> Work {
-    let coding = Coding::new(&[RANGE; R * R]);
+    let coding = int8::Coding::new(&[RANGE; R * R]);
     let [_, _, _, cells] = cells();
     Box::new(move || {
         let mut codes = vec![0; cells.len()];

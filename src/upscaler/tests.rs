@@ -114,7 +114,12 @@ fn a_device_that_computes_wrongly_is_not_used() {
 fn unsupported_precisions_and_calls_are_errors() {
     let fake = emulated::device((8, 0), 1 << 30);
     let mut cuda = Upscaler::load("tiny", plug(&fake)).unwrap();
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+    for precision in [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int16,
+        Precision::Int8,
+    ] {
         let error = cuda.set_precision(precision).unwrap_err().to_string();
         assert!(
             error.contains("f16") && error.contains("device=cpu"),

@@ -9,7 +9,7 @@ use tadsr::{model::LiteModel, train::checkpoint::write_atomically};
 ///
 /// A model that was trained with a discriminator is sharper than the model that it began with, and
 /// has a lower PSNR and less temporal stability. A model in between compromises. The bias of the
-/// last layer is set so that flat areas keep their level. The calibration for int8 is removed; run
+/// last layer is set so that flat areas keep their level. The calibration is removed; run
 /// `tadsr-train quantize` on the result.
 #[derive(clap::Args)]
 #[command(after_help = "\

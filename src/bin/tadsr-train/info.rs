@@ -79,7 +79,7 @@ fn lite(model: &LiteModel, size: &str) {
     row(
         "calibration",
         if model.calibration.is_some() {
-            "present, for int8"
+            "present, for int16 and int8"
         } else {
             "none; `tadsr-train quantize` adds it"
         },

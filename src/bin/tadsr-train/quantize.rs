@@ -1,4 +1,4 @@
-//! `tadsr-train quantize`: calibrates a model for int8 inference.
+//! `tadsr-train quantize`: calibrates a model for inference in integers.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -20,12 +20,12 @@ use tadsr::{
 
 use crate::{stop::Stop, training::Console};
 
-/// Calibrate a model on photos for int8 inference.
+/// Calibrate a model on photos for inference in int16 and int8.
 ///
 /// Measures the ranges of values in the network on patches of the photos, degraded by the preset
 /// `stills`, and writes them into a model file. The weights stay as they are. A network with memory
 /// sees clips of a camera that moves over photos. Prints the PSNR in dB of the precisions f32,
-/// bf16 and int8 on held-out photos, one of 20, without memory.
+/// bf16, int16 and int8 on held-out photos, one of 20, without memory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -99,7 +99,12 @@ pub fn run(args: Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?
         .concat();
     model.calibration = Some(calibrate(&model, &patches));
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+    for precision in [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int16,
+        Precision::Int8,
+    ] {
         let decibels = decibels(&model, &spec, &measured, precision)?;
         println!("{:5} {decibels:.3} dB", precision.to_string());
     }

@@ -31,6 +31,6 @@ mod weights;
 mod x86;
 
 pub use layer::{Band, Winograd};
-pub(super) use sizes::MAX_TILES;
 pub use sizes::TILE;
+pub(super) use sizes::{G, MAX_TILES};
 pub use variant::Variant;

@@ -16,7 +16,7 @@ pub(super) const POINTS: usize = SIDE * SIDE;
 pub(super) const FEW: usize = 4;
 
 /// Transform G of the kernel (6x3).
-pub(super) const G: [[f64; 3]; SIDE] = [
+pub(in crate::kernels) const G: [[f64; 3]; SIDE] = [
     [1.0 / 4.0, 0.0, 0.0],
     [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
     [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],

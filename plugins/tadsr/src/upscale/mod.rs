@@ -33,10 +33,10 @@
  * do not change: the output caps state the colorimetry and chroma-site of the input, because
  * GStreamer's defaults depend on the frame size.
  *
- * On processors with AVX-512 VNNI or AVX-512 BF16 the bundled models run in 8-bit integers or
- * 16-bit floats, which is faster and costs less than 0.02 dB; #tadsrupscale:precision overrides
- * this. The result is deterministic on one machine. Other processors may differ in the last bits,
- * unless the precision is `int8` on both.
+ * On processors with AVX-512 VNNI, AVX-512 BF16 or AVX2 the bundled models run in 8-bit integers,
+ * 16-bit floats or 16-bit integers, which is faster and costs less than 0.02 dB;
+ * #tadsrupscale:precision overrides this. The result is deterministic on one machine. Other processors may differ in the last bits,
+ * unless the precision is `int16` or `int8` on both.
  *
  * Video that keeps its size passes through, unless the model restores video at a scale of 1.
  *
@@ -136,6 +136,11 @@ pub enum Precision {
         nick = "f16"
     )]
     F16 = 4,
+    #[enum_value(
+        name = "INT16: products of 16-bit integers, for calibrated models",
+        nick = "int16"
+    )]
+    Int16 = 5,
 }
 
 /// Use of previous frames in `tadsrupscale`.

@@ -528,6 +528,7 @@ impl From<Precision> for tadsr::Precision {
             Precision::Auto => Self::Auto,
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
+            Precision::Int16 => Self::Int16,
             Precision::Int8 => Self::Int8,
             Precision::F16 => Self::F16,
         }

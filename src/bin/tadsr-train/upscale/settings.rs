@@ -63,9 +63,9 @@ pub struct Settings {
     /// the CPU
     #[arg(long, default_value = "auto", value_parser = Temporal::from_str)]
     temporal: Temporal,
-    /// Numeric precision: auto (the fastest that the processor supports), f32 or bf16; int8 for
-    /// calibrated models; f16 on a CUDA device. ResShift models: f32 on the CPU; f16, bf16 or f32
-    /// on CUDA
+    /// Numeric precision: auto (the fastest that the processor supports), f32 or bf16; int16 or
+    /// int8 for calibrated models; f16 on a CUDA device. ResShift models: f32 on the CPU; f16, bf16
+    /// or f32 on CUDA
     #[arg(long, default_value = "auto", value_parser = Precision::from_str)]
     precision: Precision,
     /// Steps of the sampler: 1 for a distilled model, or as many as a teacher was trained with

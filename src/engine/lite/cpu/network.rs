@@ -17,12 +17,13 @@ use crate::{
     kernels::{
         Line,
         cpu::Cpu,
-        int8::{self, Coding, Ends as Codings, Int8, IntBand, IntOutput},
+        int8::{self, Int8, IntBand, IntOutput},
+        int16::{self, Int16, WordBand, WordOutput},
         simd::Isa,
         winograd::{self, Band, TILE, Winograd},
     },
     model::{self, Calibration, LiteModel},
-    nn::lite::{Activated, Condition, LEAKY_SLOPE, Role},
+    nn::lite::{Activated, Condition, LEAKY_SLOPE, LayerSpec, Role},
 };
 
 /// Minimum width of a block of columns in tiles. A narrower one is not worth a thread.
@@ -68,6 +69,14 @@ enum Layer {
     Floats(Winograd),
     /// Feature maps of u8 codes.
     Codes(Int8),
+    /// Feature maps of i16 codes.
+    Words(Int16),
+}
+
+/// Coding of the latent, if the layers compute in integers.
+enum Coding {
+    Codes(int8::Coding),
+    Words(int16::Coding),
 }
 
 /// Row buffers, one after the other.
@@ -105,7 +114,7 @@ impl Network {
     ///
     /// # Errors
     /// [`crate::Error::Memory`] if the feature maps do not fit in memory, [`crate::Error::Setting`]
-    /// for int8 without calibration.
+    /// for integers without calibration.
     pub fn new(
         model: &LiteModel,
         scale: f64,
@@ -121,6 +130,9 @@ impl Network {
                 [head.input_step(), head.output_step()].map(|n| n * size_of::<f32>())
             }
             Layer::Codes(head) => [head.input_step(), head.output_step()],
+            Layer::Words(head) => {
+                [head.input_step(), head.output_step()].map(|n| n * size_of::<i16>())
+            }
         };
         let roles: Vec<Role> = model.layers.iter().map(|l| l.spec.role).collect();
         let program = Program::new(&roles, height, 1);
@@ -237,8 +249,12 @@ impl Network {
 fn layers(model: &LiteModel, scale: f64, precision: Precision) -> (Vec<Layer>, Option<Coding>) {
     match (precision, &model.calibration) {
         (Precision::Int8, Some(calibration)) => {
-            let (layers, coding) = integers(model, scale, calibration);
-            (layers, Some(coding))
+            let (layers, coding) = codes(model, scale, calibration);
+            (layers, Some(Coding::Codes(coding)))
+        }
+        (Precision::Int16, Some(calibration)) => {
+            let (layers, coding) = words(model, scale, calibration);
+            (layers, Some(Coding::Words(coding)))
         }
         (Precision::Bf16, _) => (
             floats(model, scale, winograd::Variant::bf16(&Cpu::get())),
@@ -253,32 +269,79 @@ fn layers(model: &LiteModel, scale: f64, precision: Precision) -> (Vec<Layer>, O
 
 /// Returns the layers for feature maps of floats.
 fn floats(model: &LiteModel, scale: f64, variant: winograd::Variant) -> Vec<Layer> {
-    let layer = |layer: &model::Layer| {
-        let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
-        let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
-        Layer::Floats(Winograd::new(channels, &weight, &bias, slope, variant))
+    let layer = |_, spec: &LayerSpec, weight: &[f32], bias: &[f32], slope: f32| {
+        Layer::Floats(Winograd::new(
+            [spec.co, spec.ci],
+            weight,
+            bias,
+            slope,
+            variant,
+        ))
     };
-    model.layers.iter().map(layer).collect()
+    folded(model, scale, layer)
 }
 
-/// Returns the layers for feature maps of codes, and the coding of the latent.
-fn integers(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<Layer>, Coding) {
-    // Codings of the latent and of the output of each layer but the last.
-    let codings: Vec<Coding> = calibration.ranges.iter().map(|r| Coding::new(r)).collect();
-    let layer = |(i, layer): (usize, &model::Layer)| {
-        let (weight, bias) = layer.fold(&Condition::at(scale), model.metadata.student.r);
-        let (channels, slope) = ([layer.spec.co, layer.spec.ci], slope(layer));
-        let ends = Codings {
+/// Returns the layers for feature maps of u8 codes, and the coding of the latent.
+fn codes(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<Layer>, int8::Coding) {
+    let variant = int8::Variant::of(&Cpu::get());
+    let codings = codings(calibration, int8::Coding::new);
+    let layer = |i: usize, spec: &LayerSpec, weight: &[f32], bias: &[f32], slope: f32| {
+        let ends = int8::Ends {
             input: &codings[i],
             output: codings.get(i + 1),
-            skip: (layer.spec.role == Role::PairSecond).then(|| &codings[i - 1]),
+            skip: (spec.role == Role::PairSecond).then(|| &codings[i - 1]),
             first: i == 0,
         };
-        let variant = int8::Variant::of(&Cpu::get());
-        Layer::Codes(Int8::new(channels, &weight, &bias, slope, ends, variant))
+        Layer::Codes(Int8::new(
+            [spec.co, spec.ci],
+            weight,
+            bias,
+            slope,
+            ends,
+            variant,
+        ))
     };
-    let layers = model.layers.iter().enumerate().map(layer).collect();
-    (layers, codings[0].clone())
+    (folded(model, scale, layer), codings[0].clone())
+}
+
+/// Returns the layers for feature maps of i16 codes, and the coding of the latent.
+fn words(model: &LiteModel, scale: f64, calibration: &Calibration) -> (Vec<Layer>, int16::Coding) {
+    let variant = int16::Variant::of(&Cpu::get());
+    let codings = codings(calibration, int16::Coding::new);
+    let layer = |i: usize, spec: &LayerSpec, weight: &[f32], bias: &[f32], slope: f32| {
+        let ends = int16::Ends {
+            input: &codings[i],
+            output: codings.get(i + 1),
+            skip: (spec.role == Role::PairSecond).then(|| &codings[i - 1]),
+        };
+        Layer::Words(Int16::new(
+            [spec.co, spec.ci],
+            weight,
+            bias,
+            slope,
+            ends,
+            variant,
+        ))
+    };
+    (folded(model, scale, layer), codings[0].clone())
+}
+
+/// Returns the codings of the latent and of the output of each layer but the last.
+fn codings<C>(calibration: &Calibration, coding: impl Fn(&[[f32; 3]]) -> C) -> Vec<C> {
+    calibration.ranges.iter().map(|r| coding(r)).collect()
+}
+
+/// Calls `layer` for each layer with its index, weights, bias and slope.
+fn folded(
+    model: &LiteModel,
+    scale: f64,
+    layer: impl Fn(usize, &LayerSpec, &[f32], &[f32], f32) -> Layer,
+) -> Vec<Layer> {
+    let fold = |(i, l): (usize, &model::Layer)| {
+        let (weight, bias) = l.fold(&Condition::at(scale), model.metadata.student.r);
+        layer(i, &l.spec, &weight, &bias, slope(l))
+    };
+    model.layers.iter().enumerate().map(fold).collect()
 }
 
 /// Returns the slope below 0 of a layer's activation.
@@ -344,6 +407,19 @@ impl Pass<'_> {
                     },
                     tiles,
                 }),
+                Layer::Words(layer) => {
+                    let band = WordBand {
+                        input: self.input(op, &x),
+                        skip: self.skip(op, &x),
+                        output: if last {
+                            WordOutput::Values(op.output.map(|_| residual()))
+                        } else {
+                            WordOutput::Codes(self.output(op, &x))
+                        },
+                        tiles,
+                    };
+                    layer.run(band, &mut scratch.winograd);
+                }
             }
         }
         if !last {
@@ -375,7 +451,14 @@ impl Pass<'_> {
                         let row = self.cells_mut(0, buffer, x.clone());
                         io.latent(block, y, x.clone(), row, step / size_of::<f32>());
                     }
-                    Some(coding) => {
+                    Some(Coding::Codes(coding)) => {
+                        scratch.latent.resize(x.len() * step, 0.0);
+                        io.latent(block, y, x.clone(), &mut scratch.latent, step);
+                        let codes = self.cells_mut(0, buffer, x.clone());
+                        coding.encode(&scratch.latent, codes, Isa::best());
+                    }
+                    Some(Coding::Words(coding)) => {
+                        let step = step / size_of::<i16>();
                         scratch.latent.resize(x.len() * step, 0.0);
                         io.latent(block, y, x.clone(), &mut scratch.latent, step);
                         let codes = self.cells_mut(0, buffer, x.clone());
@@ -485,7 +568,7 @@ impl Pass<'_> {
     }
 }
 
-/// Value of a feature map: f32 or u8.
+/// Value of a feature map: f32, u8 or i16.
 ///
 /// # Safety
 /// Any bits are a value, the alignment is at most that of f32, and the size divides that of a
@@ -495,3 +578,5 @@ unsafe trait Sample {}
 unsafe impl Sample for f32 {}
 // SAFETY: as the trait requires.
 unsafe impl Sample for u8 {}
+// SAFETY: as the trait requires.
+unsafe impl Sample for i16 {}

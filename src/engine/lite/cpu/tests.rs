@@ -106,11 +106,12 @@ proptest! {
         model.calibration = Some(calibrate(&model, &[patches]));
         let want = inside(&network(&model, &Condition::at(1.5), &z, grid), grid);
         let size = rms(want.iter().copied());
-        // The transform magnifies the rounding to 16 and 8 bits, most of all where few products are
+        // The transform magnifies the rounding of bf16, most of all where few products are
         // summed and few values averaged. An error in the code is as large as the values.
         let limits = [
             (Precision::F32, 1e-5),
             (Precision::Bf16, 0.15),
+            (Precision::Int16, 0.15),
             (Precision::Int8, 0.15),
         ];
         for (precision, error) in limits {
@@ -131,7 +132,12 @@ proptest! {
     #[test]
     fn a_frame_is_upscaled_as_by_the_formulas_on_any_number_of_threads(case in frames()) {
         let want = case.written(&case.by_the_formulas(&case.frame()));
-        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        for precision in [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Int16,
+        Precision::Int8,
+    ] {
             let one = case.run(1, precision);
             let many = case.run(case.threads, precision);
             prop_assert!(one == many, "threads change the result in {precision}");
@@ -145,7 +151,7 @@ proptest! {
         case in frames(), share in 0.1f32..0.9,
     ) {
         let want = case.written(&case.filtered_by_the_formulas(share));
-        for precision in [Precision::F32, Precision::Int8] {
+        for precision in [Precision::F32, Precision::Int16, Precision::Int8] {
             let one = case.run_filtered(1, precision, share);
             let many = case.run_filtered(case.threads, precision, share);
             prop_assert!(one == many, "threads change the result in {precision}");
@@ -331,6 +337,7 @@ impl Case {
             let error = 255.0 * rms(pairs.iter().map(|(a, b)| a - b));
             let (allowed, mean) = match precision {
                 Precision::F32 => (1.2, 0.35),
+                Precision::Int16 => (4.0, 0.5),
                 _ => (14.0, 1.6),
             };
             prop_assert!(
@@ -472,15 +479,21 @@ fn planes_are_mixed_with_those_of_the_previous_frame() {
 }
 
 #[test]
-fn without_calibration_int8_is_refused_and_auto_uses_floats() {
+fn without_calibration_integers_are_refused_and_auto_uses_floats() {
     let mut model = model(StudentConfig::tiny(2), 1);
-    assert_ne!(Precision::Auto.resolve(&model).unwrap(), Precision::Int8);
-    let reason = Precision::Int8.resolve(&model).unwrap_err().to_string();
-    assert!(reason.contains("tadsr-train quantize"), "{reason}");
+    let integers = [Precision::Int16, Precision::Int8];
+    assert!(!integers.contains(&Precision::Auto.resolve(&model).unwrap()));
+    for precision in integers {
+        let reason = precision.resolve(&model).unwrap_err().to_string();
+        let named = reason.contains(&format!("not calibrated for {precision}"));
+        assert!(named && reason.contains("tadsr-train quantize"), "{reason}");
+    }
     let ranges = std::iter::repeat_n(vec![[-1.0, 1.0, 0.0]; 16], model.layers.len());
     model.calibration = Some(Calibration {
         ranges: ranges.collect(),
     });
-    assert_eq!(Precision::Int8.resolve(&model).unwrap(), Precision::Int8);
+    for precision in integers {
+        assert_eq!(precision.resolve(&model).unwrap(), precision);
+    }
     assert_ne!(Precision::Auto.resolve(&model).unwrap(), Precision::Auto);
 }
