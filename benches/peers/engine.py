@@ -261,7 +261,7 @@ def main():
     parser.add_argument("--time", type=float, default=1.0, help="seconds for each measurement (default 1)")
     parser.add_argument("--level", choices=LEVELS, help="instruction set (default: the best of the machine)")
     parser.add_argument("--torch", action="store_true", help="also measure PyTorch")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--json", type=Path, help="also write the numbers here, after each round")
     args = parser.parse_args()
     exe = python(args.torch)
     WORK.mkdir(parents=True, exist_ok=True)
@@ -293,6 +293,9 @@ def main():
             for name, row in peer["rows"].items():
                 for precision, ms in row.items():
                     note(name, f"{who} {precision}", ms)
+        if args.json:
+            report = {"threads": args.threads, "rounds": turn + 1, "versions": versions, "ms": times}
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
 
     print(f"{threads} thread(s) of {ours['gflops'] / args.threads:.0f} GFLOP/s each; "
           + ", ".join(f"{k} {v}" for k, v in versions.items()))
@@ -306,8 +309,6 @@ def main():
         for who in (c for c in row if c.startswith("ours")):
             ratios = ", ".join(f"{c} {row[c] / row[who]:.2f}" for c in row if not c.startswith("ours"))
             print(f"  {name}, {who}: {ratios}")
-    if args.json:
-        args.json.write_text(json.dumps({"threads": args.threads, "versions": versions, "ms": times}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
