@@ -284,7 +284,7 @@ mod peak {
                 .sum()
         }
 
-        /// What every x86-64 has: multiplications and additions one after the other.
+        /// Multiplies and adds in two instructions, which every x86-64 has.
         fn sse(runs: usize) -> f32 {
             // SAFETY: the target has SSE.
             unsafe {

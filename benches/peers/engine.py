@@ -5,9 +5,10 @@
         [--json OUT]
 
 Makes a virtual environment under target/peers (or $TADSR_PEERS) and installs both runtimes into it
-once, with --torch also PyTorch, a download of several gigabytes. `tadsr-train export --onnx` writes every network. First each runtime must agree with our
-engine's example to 1e-4 of the largest value. Then all run in turn for some rounds. Each side's best
-time counts, because the noise of a machine only adds time.
+once, with --torch also PyTorch, a download of several gigabytes. `tadsr-train export --onnx` writes
+every network. First each runtime must agree with our engine's example to 1e-4 of the largest value.
+Then all run in turn for some rounds. Each side's best time counts, because the noise of a machine
+only adds time.
 
 Both peers also run the networks quantised to int8: ONNX Runtime by its static quantisation with one
 scale per channel of the weights (QDQ), OpenVINO by NNCF. --level holds our engine, OpenVINO and

@@ -100,7 +100,7 @@ pub(super) trait Sums: Copy {
     unsafe fn floats(p: *const i32) -> Self::Floats;
     /// Loads codes.
     unsafe fn codes(p: *const i16) -> Self::Floats;
-    /// Rounds to the nearest code, ties to even, and stores the codes, `SUMS` for each vector.
+    /// Rounds to the nearest code, ties to even, and stores the codes.
     unsafe fn store_codes(values: Self::Floats, p: *mut i16);
     /// `a * b + c`, rounded once.
     #[inline(always)]

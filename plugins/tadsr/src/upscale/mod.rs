@@ -35,8 +35,8 @@
  *
  * On processors with AVX-512 VNNI, AVX-512 BF16 or AVX2 the bundled models run in 8-bit integers,
  * 16-bit floats or 16-bit integers, which is faster and costs less than 0.02 dB;
- * #tadsrupscale:precision overrides this. The result is deterministic on one machine. Other processors may differ in the last bits,
- * unless the precision is `int16` or `int8` on both.
+ * #tadsrupscale:precision overrides this. The result is deterministic on one machine. Other
+ * processors may differ in the last bits, unless the precision is `int16` or `int8` on both.
  *
  * Video that keeps its size passes through, unless the model restores video at a scale of 1.
  *

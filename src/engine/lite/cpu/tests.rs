@@ -132,12 +132,7 @@ proptest! {
     #[test]
     fn a_frame_is_upscaled_as_by_the_formulas_on_any_number_of_threads(case in frames()) {
         let want = case.written(&case.by_the_formulas(&case.frame()));
-        for precision in [
-        Precision::F32,
-        Precision::Bf16,
-        Precision::Int16,
-        Precision::Int8,
-    ] {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int16, Precision::Int8] {
             let one = case.run(1, precision);
             let many = case.run(case.threads, precision);
             prop_assert!(one == many, "threads change the result in {precision}");
