@@ -208,7 +208,7 @@ pub fn all(cpu: &Cpu) -> Vec<Entry> {
 }
 
 /// Returns values from -1 to 1 without pattern.
-fn values(len: usize, seed: u32) -> Vec<f32> {
+pub(super) fn values(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::kernels::{
     conv::blocks,
+    int8::{IntBand, IntOutput},
     memory::{AlignedCopy, aligned},
     winograd::{self, MAX_TILES, TILE},
 };
@@ -32,26 +33,6 @@ pub struct Int16 {
     packed: Packed,
     /// The output is codes, not floats.
     codes: bool,
-}
-
-/// Rows of a band: slices that begin at its first tile.
-pub struct WordBand<'a> {
-    /// Input rows from one above the band to one below, from one column left of it:
-    /// `TILE * tiles + 2` pixels of [`Int16::input_step`] codes.
-    pub input: [&'a [i16]; SIDE],
-    /// Rows that are added to codes, pixels of [`Int16::output_step`] codes.
-    pub skip: Option<[&'a [i16]; TILE]>,
-    pub output: WordOutput<'a>,
-    /// Tiles in the band.
-    pub tiles: usize,
-}
-
-/// Output of the `TILE * tiles` columns of a band.
-pub enum WordOutput<'a> {
-    /// Codes, [`Int16::output_step`] in a pixel.
-    Codes([&'a mut [i16]; TILE]),
-    /// Floats, as many in a pixel as the layer has output channels.
-    Values([&'a mut [f32]; TILE]),
 }
 
 impl Int16 {
@@ -124,9 +105,10 @@ impl Int16 {
     /// Convolves a band. `scratch` is reused from call to call.
     ///
     /// # Panics
-    /// If a row is too short, or the layer was made for the other kind of output.
-    pub fn run(&self, band: WordBand, scratch: &mut Vec<f32>) {
-        let codes = matches!(band.output, WordOutput::Codes(_));
+    /// If a row is too short, the layer was made for the other kind of output, or rows are added to
+    /// floats.
+    pub fn run(&self, band: IntBand<i16>, scratch: &mut Vec<f32>) {
+        let codes = matches!(band.output, IntOutput::Codes(_));
         assert!(codes == self.codes, "the other kind of output");
         assert!(band.tiles <= MAX_TILES, "{} tiles", band.tiles);
         let columns = TILE * band.tiles;
@@ -140,14 +122,14 @@ impl Int16 {
             assert!(long(skip, codes), "rows to add");
         }
         let output = match band.output {
-            WordOutput::Codes(rows) => {
+            IntOutput::Codes(rows) => {
                 assert!(rows.iter().all(|r| r.len() >= codes), "output rows");
                 Output::Codes {
                     output: rows.map(<[i16]>::as_mut_ptr),
                     skip: band.skip.map(|rows| rows.map(<[i16]>::as_ptr)),
                 }
             }
-            WordOutput::Values(rows) => {
+            IntOutput::Values(rows) => {
                 let len = columns * self.packed.co;
                 assert!(band.skip.is_none(), "rows that are added to floats");
                 assert!(rows.iter().all(|r| r.len() >= len), "output rows");

@@ -21,5 +21,5 @@ mod variant;
 mod x86;
 
 pub use coding::Coding;
-pub use layer::{Ends, Int16, WordBand, WordOutput};
+pub use layer::{Ends, Int16};
 pub use variant::Variant;

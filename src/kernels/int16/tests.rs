@@ -5,19 +5,12 @@ use super::{
 use crate::kernels::{
     conv::{Activation, ConvShape, reference},
     cpu::Cpu,
+    int8::{IntBand, IntOutput},
+    registry::values,
     simd::Isa,
     winograd::TILE,
 };
 use proptest::prelude::*;
-
-fn values(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2654435761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 /// Codes of pixels of `channels`, with padding of zeros. If `extreme`, only the largest and the
 /// smallest.
@@ -107,19 +100,19 @@ impl Case {
         let layer = self.layer(true, variant);
         // One more than the row has, to see that it is left alone.
         let mut rows = vec![vec![777; TILE * self.tiles * layer.output_step() + 1]; TILE];
-        self.run(&layer, WordOutput::Codes(all_mut(&mut rows)));
+        self.run(&layer, IntOutput::Codes(all_mut(&mut rows)));
         rows
     }
 
     fn values(&self, variant: Variant) -> Vec<Vec<f32>> {
         let layer = self.layer(false, variant);
         let mut rows = vec![vec![77.0; TILE * self.tiles * self.co + 1]; TILE];
-        self.run(&layer, WordOutput::Values(all_mut(&mut rows)));
+        self.run(&layer, IntOutput::Values(all_mut(&mut rows)));
         rows
     }
 
-    fn run(&self, layer: &Int16, output: WordOutput) {
-        let band = WordBand {
+    fn run(&self, layer: &Int16, output: IntOutput<i16>) {
+        let band = IntBand {
             input: all(&self.x),
             skip: self.skip.as_ref().map(|s| all(&s.1)),
             output,

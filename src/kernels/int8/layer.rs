@@ -38,22 +38,22 @@ pub struct Int8 {
     codes: bool,
 }
 
-/// Rows of a band: slices that begin at its first tile.
-pub struct IntBand<'a> {
+/// Rows of a band of codes `T`: slices that begin at its first tile.
+pub struct IntBand<'a, T> {
     /// Input rows from one above the band to one below, from one column left of it:
-    /// `TILE * tiles + 2` pixels.
-    pub input: [&'a [u8]; READ],
-    /// Rows that are added to the output, pixels of [`Int8::output_step`] bytes.
-    pub skip: Option<[&'a [u8]; TILE]>,
-    pub output: IntOutput<'a>,
+    /// `TILE * tiles + 2` pixels of the layer's `input_step` codes.
+    pub input: [&'a [T]; READ],
+    /// Rows that are added to the output, pixels of the layer's `output_step` codes.
+    pub skip: Option<[&'a [T]; TILE]>,
+    pub output: IntOutput<'a, T>,
     /// Tiles in the band.
     pub tiles: usize,
 }
 
 /// Output of the `TILE * tiles` columns of a band.
-pub enum IntOutput<'a> {
-    /// Codes, [`Int8::output_step`] bytes in a pixel.
-    Codes([&'a mut [u8]; TILE]),
+pub enum IntOutput<'a, T> {
+    /// Codes, the layer's `output_step` in a pixel.
+    Codes([&'a mut [T]; TILE]),
     /// Floats, as many in a pixel as the layer has output channels.
     Values([&'a mut [f32]; TILE]),
 }
@@ -137,7 +137,7 @@ impl Int8 {
     ///
     /// # Panics
     /// If a row is too short, or the layer was made for the other kind of output.
-    pub fn run(&self, band: IntBand) {
+    pub fn run(&self, band: IntBand<u8>) {
         let codes = matches!(band.output, IntOutput::Codes(_));
         assert!(codes == self.codes, "the other kind of output");
         assert!(band.tiles <= MAX_TILES, "{} tiles", band.tiles);

@@ -105,7 +105,7 @@ impl Case {
         rows
     }
 
-    fn run(&self, layer: &Int8, output: IntOutput) {
+    fn run(&self, layer: &Int8, output: IntOutput<u8>) {
         layer.run(IntBand {
             input: all(&self.x),
             skip: self.skip.as_ref().map(|s| all(&s.1)),

@@ -4,7 +4,7 @@ use super::{CONV, SLOPE, Work, conv_bias, conv_weights, values};
 use crate::kernels::{
     conv::{self, Activation, ConvShape},
     int8::{self, Coding, Ends, Int8, IntBand, IntOutput},
-    int16::{self, Int16, WordBand, WordOutput},
+    int16::{self, Int16},
     winograd::{self, Band, TILE, Winograd},
 };
 
@@ -140,9 +140,9 @@ pub fn int16(variant: int16::Variant) -> Work {
     Box::new(move || {
         let mut y = vec![f32::NAN; TILE * row];
         let mut rows = y.chunks_exact_mut(row);
-        let band = WordBand {
+        let band = IntBand {
             input: std::array::from_fn(|y| &x[y * BAND.w * step..][..BAND.w * step]),
-            output: WordOutput::Values(std::array::from_fn(|_| rows.next().unwrap_or_default())),
+            output: IntOutput::Values(std::array::from_fn(|_| rows.next().unwrap_or_default())),
             skip: None,
             tiles: TILES,
         };

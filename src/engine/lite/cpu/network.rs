@@ -18,7 +18,7 @@ use crate::{
         Line,
         cpu::Cpu,
         int8::{self, Int8, IntBand, IntOutput},
-        int16::{self, Int16, WordBand, WordOutput},
+        int16::{self, Int16},
         simd::Isa,
         winograd::{self, Band, TILE, Winograd},
     },
@@ -397,28 +397,13 @@ impl Pass<'_> {
                     };
                     layer.run(band, &mut scratch.winograd);
                 }
-                Layer::Codes(layer) => layer.run(IntBand {
-                    input: self.input(op, &x),
-                    skip: self.skip(op, &x),
-                    output: if last {
-                        IntOutput::Values(op.output.map(|_| residual()))
-                    } else {
-                        IntOutput::Codes(self.output(op, &x))
-                    },
-                    tiles,
-                }),
+                Layer::Codes(layer) => {
+                    let values = last.then(|| op.output.map(|_| residual()));
+                    layer.run(self.band(op, &x, values));
+                }
                 Layer::Words(layer) => {
-                    let band = WordBand {
-                        input: self.input(op, &x),
-                        skip: self.skip(op, &x),
-                        output: if last {
-                            WordOutput::Values(op.output.map(|_| residual()))
-                        } else {
-                            WordOutput::Codes(self.output(op, &x))
-                        },
-                        tiles,
-                    };
-                    layer.run(band, &mut scratch.winograd);
+                    let values = last.then(|| op.output.map(|_| residual()));
+                    layer.run(self.band(op, &x, values), &mut scratch.winograd);
                 }
             }
         }
@@ -441,28 +426,27 @@ impl Pass<'_> {
         io: &impl NetworkIo,
         scratch: &mut Scratch,
     ) {
-        let step = self.rows[0].1;
         for (y, &buffer) in (op.y..).zip(&op.output) {
+            let read = |row: &mut [f32], step| io.latent(block, y, x.clone(), row, step);
             // SAFETY: only this block writes these columns, and nothing reads them during this
             // step.
             unsafe {
                 match &self.network.coding {
                     None => {
                         let row = self.cells_mut(0, buffer, x.clone());
-                        io.latent(block, y, x.clone(), row, step / size_of::<f32>());
+                        read(row, self.rows[0].1 / size_of::<f32>());
                     }
                     Some(Coding::Codes(coding)) => {
-                        scratch.latent.resize(x.len() * step, 0.0);
-                        io.latent(block, y, x.clone(), &mut scratch.latent, step);
-                        let codes = self.cells_mut(0, buffer, x.clone());
-                        coding.encode(&scratch.latent, codes, Isa::best());
+                        let codes = self.cells_mut::<u8>(0, buffer, x.clone());
+                        let values = &mut scratch.latent;
+                        read_into(values, codes.len(), x.len(), read);
+                        coding.encode(values, codes, Isa::best());
                     }
                     Some(Coding::Words(coding)) => {
-                        let step = step / size_of::<i16>();
-                        scratch.latent.resize(x.len() * step, 0.0);
-                        io.latent(block, y, x.clone(), &mut scratch.latent, step);
-                        let codes = self.cells_mut(0, buffer, x.clone());
-                        coding.encode(&scratch.latent, codes, Isa::best());
+                        let codes = self.cells_mut::<i16>(0, buffer, x.clone());
+                        let values = &mut scratch.latent;
+                        read_into(values, codes.len(), x.len(), read);
+                        coding.encode(values, codes, Isa::best());
                     }
                 }
             }
@@ -482,6 +466,31 @@ impl Pass<'_> {
             if block + 2 == self.network.bounds.len() {
                 // SAFETY: this column belongs to the last block.
                 unsafe { self.cells_mut::<u8>(op.stage, buffer, x.end..x.end + 1) }.fill(0);
+            }
+        }
+    }
+
+    /// Returns the band of codes of an operation. `values` are the rows of its result if it is that
+    /// of the last layer.
+    ///
+    /// # Safety
+    /// As [`Self::cells`] and [`Self::cells_mut`].
+    unsafe fn band<'a, T: Sample>(
+        &'a self,
+        op: &Op,
+        x: &Range<isize>,
+        values: Option<[&'a mut [f32]; TILE]>,
+    ) -> IntBand<'a, T> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            IntBand {
+                input: self.input(op, x),
+                skip: self.skip(op, x),
+                output: match values {
+                    Some(values) => IntOutput::Values(values),
+                    None => IntOutput::Codes(self.output(op, x)),
+                },
+                tiles: x.len() / TILE,
             }
         }
     }
@@ -566,6 +575,17 @@ impl Pass<'_> {
         // SAFETY: the range is inside of the allocation, as just checked.
         (unsafe { rows.add(usize::from(buffer) * row + first) }, len)
     }
+}
+
+/// Fills `values` with `len` values of `cells` cells that `read` writes, given their distance.
+fn read_into(
+    values: &mut Vec<f32>,
+    len: usize,
+    cells: usize,
+    read: impl FnOnce(&mut [f32], usize),
+) {
+    values.resize(len, 0.0);
+    read(values, len / cells.max(1));
 }
 
 /// Value of a feature map: f32, u8 or i16.
