@@ -254,7 +254,8 @@ unsafe fn input_transform<W: Words, const PAIR: usize>(
     }
 }
 
-/// Returns two rows of `B^T d`, those of `PAIR`, in the column that begins at code `at` of each row.
+/// Returns two rows of `B^T d`, those of `PAIR`, in the column that begins at code `at` of each
+/// row.
 ///
 /// # Safety
 /// The column lies in the rows; the instruction set of `W` is enabled.
@@ -442,8 +443,8 @@ unsafe fn column<L: Lanes>(half: &[[L; TILE]; SIDE], x: usize) -> [L; TILE] {
 /// Writes tiles of codes. Adds the rows `skip` if `SKIP`.
 ///
 /// # Safety
-/// There are `POINTS` sums for each tile (pointer, sums from one to the next, which is also the step
-/// of codes); the tiles lie in the rows; the instruction set of `S` is enabled.
+/// There are `POINTS` sums for each tile (pointer, sums from one to the next, which is also the
+/// step of codes); the tiles lie in the rows; the instruction set of `S` is enabled.
 #[inline(always)]
 unsafe fn codes<S: Sums, const SKIP: bool>(
     layer: &Packed,

@@ -1,4 +1,5 @@
-//! 3x3 convolution of bands of rows by Winograd's F(4x4, 3x3) in 16-bit integers, summed in 32 bits.
+//! 3x3 convolution of bands of rows by Winograd's F(4x4, 3x3) in 16-bit integers, summed in 32
+//! bits.
 //!
 //! The values of a channel are codes from -255 to 255 (see [`Coding`]). The transform of the inputs
 //! is exact: its largest value is 100 times the largest code, and fits in 16 bits. The transformed

@@ -190,8 +190,8 @@ proptest! {
         }
     }
 
-    /// The rounding of the weights changes a sum by less than 0.3 % of its largest value. Codes of -4
-    /// to 5 have steps of 0.018.
+    /// The rounding of the weights changes a sum by less than 0.3 % of its largest value. Codes of
+    /// -4 to 5 have steps of 0.018.
     #[test]
     fn results_are_close_to_those_of_floats(case in cases()) {
         let variant = Variant::of(&Cpu::detected());

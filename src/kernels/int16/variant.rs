@@ -24,8 +24,8 @@ impl Variant {
         Avx2::new(cpu).map_or(Self::Portable, Self::Avx2)
     }
 
-    /// Returns `true` if measurements show that inference in it is faster on `cpu` than in f32. With
-    /// AVX-512, vectors of f32 are twice as long as those of this kernel.
+    /// Returns `true` if measurements show that inference in it is faster on `cpu` than in f32.
+    /// With AVX-512, vectors of f32 are twice as long as those of this kernel.
     pub fn is_fast(self, cpu: &Cpu) -> bool {
         matches!(self, Self::Avx2(_)) && !cpu.has(Feature::Avx512)
     }
